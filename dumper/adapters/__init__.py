@@ -1,0 +1,121 @@
+"""Framework knowledge, one small adapter per framework, found through what the process has already imported.
+
+A framework that is not imported costs a dictionary look-up: its adapter is not even loaded. The recorder uses
+two functions, ``describe_process`` and ``read_batch``; neither raises because of a framework.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+from dumper.adapters.protocol import Adapter, Parallel, PendingLayout, Process
+from dumper.layout import TokenLayout
+
+__all__ = [
+    "Adapter",
+    "Parallel",
+    "PendingLayout",
+    "Process",
+    "describe_process",
+    "loaded_adapters",
+    "read_batch",
+    "register",
+]
+
+_log = logging.getLogger("tensortap")
+
+_KNOWN: tuple[tuple[str, str, str], ...] = (
+    # The framework's own module, the adapter's module, the adapter's class. Engines come before what they build on.
+    ("torch", "dumper.adapters.torch_distributed", "TorchDistributedAdapter"),
+)
+
+_loaded: dict[str, Adapter | None] = {}
+_registered: list[Adapter] = []
+
+
+def register(adapter: Adapter) -> None:
+    """Add an adapter for a framework that tensortap does not know; it is asked before all others."""
+    _registered.insert(0, adapter)
+
+
+def loaded_adapters() -> tuple[Adapter, ...]:
+    """Adapters of the frameworks that this process has imported, the most specific first."""
+    found = list(_registered)
+    for framework, module, class_name in _KNOWN:
+        if framework not in sys.modules:
+            continue
+        if module not in _loaded:
+            _loaded[module] = _load(module, class_name)
+        adapter = _loaded[module]
+        if adapter is not None:
+            found.append(adapter)
+    return tuple(found)
+
+
+def _load(module: str, class_name: str) -> Adapter | None:
+    try:
+        adapter: Adapter = getattr(importlib.import_module(module), class_name)()
+    except Exception as error:
+        _log.warning("tensortap: the adapter %s cannot be used: %s: %s", module, type(error).__name__, error)
+        return None
+    return adapter
+
+
+def describe_process() -> Process:
+    """Rank, world size, parallel layout and versions as the imported frameworks tell them.
+
+    Axes of several adapters are joined; the more specific adapter wins. Rank 0 of 1 when no framework has
+    initialised a process group.
+    """
+    rank, world_size, framework = 0, 1, None
+    parallel: Parallel = {}
+    versions: dict[str, str] = {}
+    for adapter in loaded_adapters():
+        try:
+            place = adapter.rank()
+            axes = adapter.parallel()
+            adapter_versions = adapter.versions()
+        except Exception as error:
+            _warn(adapter, "the parallel layout", error)
+            continue
+        if place is not None and framework is None:
+            rank, world_size = place
+            framework = adapter.name
+        parallel = {**axes, **parallel}
+        versions = {**adapter_versions, **versions}
+    return Process(
+        rank=rank, world_size=world_size, parallel=parallel, versions=versions, framework=framework
+    )
+
+
+def read_batch(batch: object) -> TokenLayout | PendingLayout | None:
+    """The token layout of an engine's batch object, None when no adapter understands it (said once)."""
+    if isinstance(batch, TokenLayout):
+        return batch
+    for adapter in loaded_adapters():
+        try:
+            if adapter.accepts(batch):
+                return adapter.read_batch(batch)
+        except Exception as error:
+            _warn(adapter, f"a {type(batch).__name__}", error)
+            return None
+    _warn_once(
+        f"tensortap: no adapter understands a batch of type {type(batch).__module__}.{type(batch).__qualname__}; "
+        f"the step gets no token layout (give one with step(layout=TokenLayout(...)))"
+    )
+    return None
+
+
+_warned: set[str] = set()
+
+
+def _warn(adapter: Adapter, what: str, error: Exception) -> None:
+    _warn_once(f"tensortap: the {adapter.name} adapter cannot read {what}: {type(error).__name__}: {error}")
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        _log.warning(message)

@@ -1,0 +1,60 @@
+"""What an adapter is: all that tensortap knows of one framework, behind one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dumper.layout import TokenLayout
+
+Parallel = dict[str, tuple[int, int]]
+"""Axis name to ``(rank, size)``: where a process stands in the parallel layout."""
+
+
+@dataclass(frozen=True)
+class PendingLayout:
+    """A token layout whose arrays are still on their way from an accelerator.
+
+    The thread of the model only starts the copies; the thread that writes calls ``wait``.
+    """
+
+    wait: Callable[[], TokenLayout]
+    """Blocks until the copies are done. To be called once, in any thread."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """What the adapters together know about this process."""
+
+    rank: int = 0
+    world_size: int = 1
+    parallel: Parallel = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    """Distribution name to version."""
+    framework: str | None = None
+    """Name of the adapter that knew the rank; None in a process that no framework has initialised."""
+
+
+class Adapter(Protocol):
+    """One framework. Every method is called on the model's thread and may raise; the registry contains that."""
+
+    name: str
+
+    def rank(self) -> tuple[int, int] | None:
+        """``(rank, world size)`` of this process, None while the framework has not initialised it."""
+
+    def parallel(self) -> Parallel:
+        """Axis name to ``(rank, size)``, axes of size 1 included; empty when nothing is known."""
+
+    def versions(self) -> dict[str, str]:
+        """Distribution name to version, of the framework and what decides its numbers."""
+
+    def accepts(self, batch: object) -> bool:
+        """Whether ``read_batch`` understands this object. Cheap; never raises, never touches a tensor."""
+
+    def read_batch(self, batch: object) -> TokenLayout | PendingLayout | None:
+        """The token layout of a pass, None when the batch says nothing about rows.
+
+        Never waits for an accelerator: what lives there comes as a ``PendingLayout``.
+        """
