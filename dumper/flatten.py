@@ -1,0 +1,45 @@
+"""Nested containers as named leaves: what ``dump_dict`` and module hooks record of a dict, tuple or dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MAXIMUM_DEPTH = 16
+"""Deeper nesting is yielded as it is: a container that holds itself must not recurse without end."""
+
+
+def named_leaves(name: str, value: Any, *, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield ``(dotted name, leaf)`` for a value that may be nested.
+
+    Mappings (a Transformers ``ModelOutput`` is one) contribute their keys, dataclasses their fields, lists and
+    tuples their indices (named tuples their field names); None is left out, since an absent optional output is
+    no value. Anything else, a tensor above all, is a leaf under the name it has got so far.
+    """
+    if value is None:
+        return
+    children = None if depth >= MAXIMUM_DEPTH else _children(value)
+    if children is None:
+        yield name, value
+        return
+    for key, child in children:
+        yield from named_leaves(f"{name}.{key}", child, depth=depth + 1)
+
+
+def _children(value: Any) -> list[tuple[str, Any]] | None:
+    """The named parts of a container, None for a leaf."""
+    if isinstance(value, Mapping):
+        return [(str(key), child) for key, child in value.items()]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, list | tuple) and any(_may_hold_tensors(child) for child in value):
+        return [(str(index), child) for index, child in enumerate(value)]
+    return None
+
+
+def _may_hold_tensors(value: Any) -> bool:
+    """Whether a list is worth splitting: a list of plain numbers or strings is one value."""
+    return not isinstance(value, bool | int | float | complex | str | bytes | type(None))
