@@ -52,7 +52,9 @@ class ContextParallelRows:
     axis: str
     rank: int
     size: int
-    ordering: Literal["zigzag", "natural"]
+    ordering: Literal["zigzag", "natural", "interleave"]
+    """``zigzag``: per sequence two of ``2 x size`` blocks, the r-th and the r-th from the end; ``natural``: one
+    block per rank; ``interleave``: row i of the pass is on rank ``i % size``."""
     local: bool
     """True when the rows of the layout are this rank's own part; False when they are the whole pass, before
     the split."""

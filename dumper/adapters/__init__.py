@@ -27,7 +27,8 @@ __all__ = [
 _log = logging.getLogger("tensortap")
 
 _KNOWN: tuple[tuple[str, str, str], ...] = (
-    # The framework's own module, the adapter's module, the adapter's class. Engines come before what they build on.
+    # The framework's own module, the adapter's module, its class. Engines come before what they build on.
+    ("sglang.srt", "dumper.adapters.sglang", "SGLangAdapter"),
     ("torch", "dumper.adapters.torch_distributed", "TorchDistributedAdapter"),
 )
 
@@ -85,9 +86,7 @@ def describe_process() -> Process:
             framework = adapter.name
         parallel = {**axes, **parallel}
         versions = {**adapter_versions, **versions}
-    return Process(
-        rank=rank, world_size=world_size, parallel=parallel, versions=versions, framework=framework
-    )
+    return Process(rank=rank, world_size=world_size, parallel=parallel, versions=versions, framework=framework)
 
 
 def read_batch(batch: object) -> TokenLayout | PendingLayout | None:
@@ -102,7 +101,7 @@ def read_batch(batch: object) -> TokenLayout | PendingLayout | None:
             _warn(adapter, f"a {type(batch).__name__}", error)
             return None
     _warn_once(
-        f"tensortap: no adapter understands a batch of type {type(batch).__module__}.{type(batch).__qualname__}; "
+        f"tensortap: no adapter understands a {type(batch).__module__}.{type(batch).__qualname__} as a batch; "
         f"the step gets no token layout (give one with step(layout=TokenLayout(...)))"
     )
     return None

@@ -37,7 +37,7 @@ class Process:
 
 
 class Adapter(Protocol):
-    """One framework. Every method is called on the model's thread and may raise; the registry contains that."""
+    """One framework. Every method is called on the model's thread; what one raises, the registry contains."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""Plain torch.distributed: the rank of the default process group, and the axes of a registered device mesh."""
+"""Plain torch.distributed: the rank of the default process group, and the axes of a device mesh."""
 
 from __future__ import annotations
 
