@@ -19,6 +19,7 @@ __all__ = [
     "PendingLayout",
     "Process",
     "describe_process",
+    "is_settled",
     "loaded_adapters",
     "read_batch",
     "register",
@@ -31,6 +32,8 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
     ("sglang.srt", "dumper.adapters.sglang", "SGLangAdapter"),
     ("torch", "dumper.adapters.torch_distributed", "TorchDistributedAdapter"),
 )
+
+_ENGINES = frozenset({"sglang", "vllm", "megatron"})
 
 _loaded: dict[str, Adapter | None] = {}
 _registered: list[Adapter] = []
@@ -87,6 +90,15 @@ def describe_process() -> Process:
         parallel = {**axes, **parallel}
         versions = {**adapter_versions, **versions}
     return Process(rank=rank, world_size=world_size, parallel=parallel, versions=versions, framework=framework)
+
+
+def is_settled(process: Process) -> bool:
+    """Whether the rank is final: told by the engine of the process where it has one, and not by torch alone.
+
+    While an engine starts, torch already has ranks that the engine counts differently.
+    """
+    engines = [adapter.name for adapter in loaded_adapters() if adapter.name in _ENGINES]
+    return process.framework is not None and (not engines or process.framework in engines)
 
 
 def read_batch(batch: object) -> TokenLayout | PendingLayout | None:

@@ -1,0 +1,147 @@
+"""``python -m dumper ctl RUN …``: look at and change what a running process records."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dumper.control.changes import Changes, describe
+from dumper.control.controller import Agreed, ControlError, Rank, change, living, read_ranks
+
+_DESCRIPTION = """Change what a running process records, at the same step on every rank.
+Works through files in the run directory: no port is opened, and the ranks may run on several machines."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0: done. 1: nothing was changed, with the reason. 2: the command line is wrong."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.action == "status":
+            return _status(arguments.run, as_json=arguments.json)
+        changes = _changes(arguments)
+        agreed = change(arguments.run, changes, timeout=arguments.timeout, report=_note)
+    except ValueError as error:
+        print(f"dumper ctl: {error}", file=sys.stderr)
+        return 2
+    except (ControlError, OSError) as error:
+        print(f"dumper ctl: {error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps(asdict(agreed)))
+    else:
+        print(_said(changes, agreed))
+    return _wait(arguments.run, agreed, arguments.wait) if arguments.wait else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dumper ctl", description=_DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run directory, TENSORTAP_DIR/TENSORTAP_RUN")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument("--timeout", type=float, default=30.0, help="seconds to wait for the ranks (default 30)")
+    parser.add_argument(
+        "--wait", type=float, default=0.0, metavar="SECONDS", help="wait so long until every rank has made the change"
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("status", help="what each rank records, and where it stands")
+    actions.add_parser("on", help="record")
+    actions.add_parser("off", help="stop recording")
+    actions.add_parser("reset", help="back to the settings that the processes started with")
+    filters = actions.add_parser("filter", help="record only what this expression over name and tags lets through")
+    filters.add_argument("value", metavar="EXPR", help="for example 'layer_id in [0, 1]'; 'all' for everything")
+    level = actions.add_parser("level", help="record full values, samples, statistics or fingerprints")
+    level.add_argument("value", metavar="LEVEL", help="full, sample, stats or hash, or rules as in TENSORTAP_LEVEL")
+    steps = actions.add_parser("steps", help="record the next N steps, or the steps of a rule, and be on")
+    steps.add_argument("value", metavar="N|RULE", help="5; or 10-20, 'every 10', 'all', as in TENSORTAP_STEPS")
+    return parser
+
+
+def _changes(arguments: argparse.Namespace) -> Changes:
+    action: str = arguments.action
+    if action in ("on", "off"):
+        return {"enable": action == "on"}
+    if action == "reset":
+        return {"reset": True}
+    value: str = arguments.value.strip()
+    if action == "filter":
+        return {"filter": None if value == "all" else value}
+    if action == "level":
+        return {"level": value}
+    if value.isdigit() and int(value) == 0:
+        raise ValueError("steps 0 records nothing; to record nothing say off")
+    return {"enable": True, "steps": f"next {value}" if value.isdigit() else value}
+
+
+def _said(changes: Changes, agreed: Agreed) -> str:
+    steps = sorted(set(agreed.effective.values()))
+    where = f"step {steps[0]}" if len(steps) == 1 else f"steps {', '.join(map(str, steps))} (by replica)"
+    count = len(agreed.ranks)
+    return f"{describe(changes)}: from {where} on, on {'the one rank' if count == 1 else f'all {count} ranks'}"
+
+
+def _wait(run: Path, agreed: Agreed, seconds: float) -> int:
+    """Until every rank has made the change; 1 when some have not in time (it stays agreed)."""
+    deadline = time.monotonic() + seconds
+    while True:
+        late = [rank.rank for rank in living(read_ranks(run)) if rank.applied < agreed.generation]
+        if not late:
+            return 0
+        if time.monotonic() > deadline:
+            print(
+                f"dumper ctl: agreed, but not reached yet by rank {', '.join(map(str, late))}:"
+                " no pass has been made since; it holds from the next one",
+                file=sys.stderr,
+            )
+            return 1
+        time.sleep(0.05)
+
+
+def _status(run: Path, as_json: bool) -> int:
+    if not run.is_dir():
+        print(f"dumper ctl: {run}: no such run directory", file=sys.stderr)
+        return 1
+    ranks = read_ranks(run)
+    alive = {rank.rank for rank in living(ranks)}
+    if as_json:
+        print(json.dumps([{**asdict(rank), "alive": rank.rank in alive} for rank in ranks]))
+    elif not ranks:
+        print(f"{run}: no process can be controlled through this run")
+    else:
+        _print_table(ranks, alive)
+    return 0 if ranks else 1
+
+
+def _print_table(ranks: list[Rank], alive: set[int]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("rank", "process", "step", "steps/s", "recording", "last change", "settings"):
+        table.add_column(heading, justify="right" if heading in ("rank", "step", "steps/s") else "left")
+    for rank in ranks:
+        settings: dict[str, Any] = dict(rank.state.get("settings", {}))
+        recording = "on" if settings.pop("enable", False) else "off"
+        table.add_row(
+            str(rank.rank),
+            f"{rank.pid} on {rank.host}",
+            "none yet" if rank.step < 0 else str(rank.step),
+            str(rank.state["steps_per_second"]),
+            recording if rank.rank in alive else "ended",
+            "none" if rank.applied_at is None else f"{rank.applied} at step {rank.applied_at}",
+            ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, "", "all")),
+        )
+    Console().print(table)
+
+
+def _note(line: str) -> None:
+    print(f"dumper ctl: {line}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

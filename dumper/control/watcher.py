@@ -1,0 +1,140 @@
+"""The thread of a rank that watches the control folder, so that the model's thread never touches a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dumper.control import files
+from dumper.control.participant import Participant, Place, Target
+
+_log = logging.getLogger("tensortap")
+
+_IDLE_SECONDS = 0.1
+_BUSY_SECONDS = 0.01
+_HEARTBEAT_SECONDS = 1.0
+
+
+class Control:
+    """Control of one process while it runs: what the recorder holds.
+
+    Until the process has a place among the ranks, nothing is written and no command is answered.
+    """
+
+    def __init__(self, run: Path, target: Target, find_place: Callable[[], Place | None]) -> None:
+        self.pid = os.getpid()
+        self._folder = run / files.FOLDER
+        self._target = target
+        self._find_place = find_place
+        self._participant: Participant | None = None
+        self._step = -1
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._heartbeat_due = 0.0
+        self._rate = _Rate()
+        self._complained = False
+        self._thread = threading.Thread(target=self._watch, name="tensortap-control", daemon=True)
+        self._thread.start()
+
+    def at_step(self, step: int) -> None:
+        """Step ``step`` begins; agreed changes take effect here. Never raises."""
+        self._step = step
+        participant = self._participant
+        if participant is not None:
+            participant.at_step(step)
+
+    def set_place(self, place: Place) -> None:
+        """The process is this rank. Later calls change nothing."""
+        with self._lock:
+            if self._participant is not None:
+                return
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                participant = Participant(self._folder, place, self._target, first_step=self._step)
+            except OSError as error:
+                self._complain(error)
+                return
+            self._participant = participant
+        # A step that began on the model's thread meanwhile must not be missed.
+        while participant.step < self._step:
+            participant.step = self._step
+
+    def close(self) -> None:
+        """Stop watching; the rank's file says that it has ended. Never raises."""
+        self._stop.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout=1.0)
+        if self._participant is not None and self.pid == os.getpid():
+            self._beat(self._participant, ended=True)
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            busy = False
+            try:
+                busy = self._watch_once()
+            except Exception as error:
+                self._complain(error)
+            self._stop.wait(_BUSY_SECONDS if busy else _IDLE_SECONDS)
+
+    def _watch_once(self) -> bool:
+        participant = self._participant
+        if participant is None:
+            place = self._find_place()
+            if place is not None:
+                self.set_place(place)
+            return False
+        busy = participant.poll()
+        if time.monotonic() >= self._heartbeat_due:
+            self._beat(participant)
+        return busy
+
+    def _beat(self, participant: Participant, ended: bool = False) -> None:
+        """Publish where the rank is."""
+        self._heartbeat_due = time.monotonic() + _HEARTBEAT_SECONDS
+        place = participant.place
+        content = {
+            "rank": place.rank,
+            "world_size": place.world_size,
+            "group": place.group,
+            "host": socket.gethostname(),
+            "pid": self.pid,
+            "step": participant.step,
+            "steps_per_second": self._rate.at(participant.step),
+            "applied": participant.applied,
+            "applied_at": participant.applied_at,
+            "ended": ended,
+            "time": time.time(),
+            "state": self._target.state(),
+        }
+        try:
+            files.write(files.rank_file(self._folder, place.rank), content)
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        if not self._complained:
+            self._complained = True
+            _log.warning(
+                "tensortap: recording cannot be controlled through %s: %s: %s",
+                self._folder,
+                type(error).__name__,
+                error,
+            )
+
+
+class _Rate:
+    """Steps per second since it was last asked."""
+
+    def __init__(self) -> None:
+        self._step, self._time = -1, time.monotonic()
+
+    def at(self, step: int) -> float:
+        now = time.monotonic()
+        rate = (step - self._step) / max(now - self._time, 1e-3)
+        self._step, self._time = step, now
+        return round(rate, 1)
