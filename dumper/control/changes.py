@@ -37,10 +37,10 @@ def check(changes: Mapping[str, Any]) -> Changes:
 
 def _check_with_recorder(changes: Mapping[str, Any]) -> None:
     """Filters and levels are the recorder's own languages; it checks them as it does those of ``configure``."""
-    from dumper.settings import check_setting
-
     for key in ("filter", "level"):
         if changes.get(key):
+            from dumper.settings import check_setting
+
             check_setting(key, changes[key])
 
 
