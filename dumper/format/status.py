@@ -1,0 +1,98 @@
+"""The status block of a rank: counts that survive ``kill -9``, a full disk and everything else.
+
+A file of 4096 bytes beside the rank's stream, one msgpack array ``["status", version, count..., padding]`` in which
+every count is a 64-bit unsigned integer at a fixed offset. It is written in full when the rank starts and mapped from
+then on, so that updating a count needs no room on the disk and no system call, and outlives the process.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from pathlib import Path
+
+STATUS_BYTES = 4096
+COUNTS = (
+    "submitted",
+    "written",
+    "lost_full_memory",
+    "lost_encoding",
+    "lost_writing",
+    "lost_claimed",
+    "outside_steps",
+    "failed_taps",
+    "steps",
+    "closed",
+)
+"""``submitted``: handed over by the model; ``written``: handed to the operating system; ``lost_…``: why not;
+``closed``: 1 after an orderly end. submitted - written - lost is what a killed process still held in memory."""
+_VERSION = 1
+_KIND = b"\xa6status"
+_PREFIX = struct.Struct(f">BH{len(_KIND)}sB")
+_FIELD = struct.Struct(">BQ")
+
+
+def _fresh() -> bytes:
+    fields = b"".join(_FIELD.pack(0xCF, 0) for _ in COUNTS)
+    head = _PREFIX.pack(0xDC, len(COUNTS) + 3, _KIND, _VERSION) + fields
+    padding = STATUS_BYTES - len(head) - 3
+    return head + struct.pack(">BH", 0xC5, padding) + bytes(padding)
+
+
+def _offset(name: str) -> int:
+    return _PREFIX.size + COUNTS.index(name) * _FIELD.size + 1
+
+
+class StatusBlock:
+    """The counts of this process; in memory alone when ``path`` is None or cannot be written."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Raises OSError when the file cannot be made."""
+        self._values = dict.fromkeys(COUNTS, 0)
+        self._map: mmap.mmap | None = None
+        if path is not None:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            try:
+                os.write(descriptor, _fresh())
+                self._map = mmap.mmap(descriptor, STATUS_BYTES)
+            finally:
+                os.close(descriptor)
+
+    def __getitem__(self, name: str) -> int:
+        return self._values[name]
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Count."""
+        self.set(name, self._values[name] + amount)
+
+    def set(self, name: str, value: int) -> None:
+        """Set a count."""
+        self._values[name] = value
+        if self._map is not None:
+            struct.pack_into(">Q", self._map, _offset(name), value)
+
+    def adopt(self, earlier: StatusBlock) -> None:
+        """Take over what another block has counted."""
+        for name, value in earlier._values.items():
+            self.add(name, value)
+
+    def release(self) -> None:
+        """Unmap; the counts stay readable here and in the file."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+
+
+def read_status(data: bytes) -> dict[str, int] | None:
+    """The counts of a status file, None when the bytes are none. Counts of later versions that are unknown are
+    ignored."""
+    if len(data) < _PREFIX.size or data[3 : 3 + len(_KIND)] != _KIND or data[0] != 0xDC:
+        return None
+    fields = min(struct.unpack_from(">H", data, 1)[0] - 3, len(COUNTS))
+    counts = dict.fromkeys(COUNTS, 0)
+    for name in COUNTS[: max(fields, 0)]:
+        if _offset(name) + 8 > len(data):
+            return None
+        counts[name] = struct.unpack_from(">Q", data, _offset(name))[0]
+    return counts
