@@ -80,13 +80,6 @@ def _parse(text: str) -> Evaluate:
         raise FilterError(f"the filter {text[:60]!r}… is nested too deep") from error
 
 
-def _number(value: Any) -> Any:
-    """Operands of arithmetic: Python's ``%`` on texts is formatting, which can ask for any amount of memory."""
-    if not isinstance(value, int | float):
-        raise TypeError(f"no number: {value!r}")
-    return value
-
-
 class _Compiler:
     def __init__(self, text: str) -> None:
         self._text = text

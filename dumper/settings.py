@@ -1,0 +1,190 @@
+"""What can be set: every field is a keyword of ``dumper.configure`` and, in capitals, a ``TENSORTAP_`` variable."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dumper.control.steps import StepRule
+from dumper.filters import Filter
+from dumper.levels import LevelRules
+
+PREFIX = "TENSORTAP_"
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?)?B?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message names it and says what it may be."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one process; immutable, so that the model's thread may read them without a lock."""
+
+    enable: bool = False
+    dir: str = "./tensortap-runs"
+    run: str = "run"
+    """The run directory is ``dir/run``."""
+    filter: str | None = None
+    """Which records are wanted (``dumper/filters.py``); None: all."""
+    level: str | None = None
+    """How much is kept of them (``dumper/levels.py``); None: ``full``."""
+    steps: str | None = None
+    """Which steps are recorded (``dumper/control/steps.py``); None: all."""
+    on_nan: int | None = None
+    """Write nothing until a value holds NaN or infinity, then begin with this many steps before it."""
+    outside_steps: str = "count"
+    """What becomes of records outside a step in a process whose steps are explicit: ``count`` or ``record``."""
+    memory_budget: int = 1 << 30
+    """Bytes of values on their way to the file."""
+    when_full: str = "wait"
+    """What happens at the end of the budget: the model waits (``wait``) or the record is counted as lost (``drop``)."""
+    compression: str | None = None
+    """``zstd``, or None."""
+    segment_size: int = 4 << 30
+    """Bytes; a file that has grown beyond it is followed by another."""
+    control: bool | None = None
+    """Whether the process can be controlled while it runs; None: when recording is enabled at the start."""
+    http_port: int | None = None
+    """Port of the HTTP control endpoint on the loopback interface; None: no endpoint."""
+    http_token: str | None = None
+
+    @property
+    def run_path(self) -> Path:
+        return Path(self.dir) / self.run
+
+    def changed(self, **changes: Any) -> Settings:
+        """These settings with some values replaced; texts are read as in the environment.
+
+        Raises SettingsError for an unknown key (with the nearest) or a value that does not fit.
+        """
+        return dataclasses.replace(self, **{key: checked(key, value) for key, value in changes.items()})
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> tuple[Settings, list[SettingsError]]:
+        """The settings that the environment asks for, and what was wrong with the others of its variables.
+
+        Variables that belong to other parts of tensortap are left alone.
+        """
+        settings, errors = cls(), []
+        for key in _READERS:
+            text = environment.get(PREFIX + key.upper())
+            if text is None:
+                continue
+            try:
+                settings = settings.changed(**{key: text})
+            except SettingsError as error:
+                errors.append(SettingsError(f"{PREFIX}{key.upper()}: {error}"))
+        return settings, errors
+
+
+def checked(key: str, value: Any) -> Any:
+    """The value of a setting in its own type. Raises SettingsError."""
+    if key not in _READERS:
+        near = difflib.get_close_matches(key, _READERS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_READERS)}"
+        raise SettingsError(f"unknown setting {key!r}; {hint}")
+    try:
+        return _READERS[key](value)
+    except ValueError as error:
+        raise SettingsError(f"setting {key}: {error}") from None
+
+
+def check_setting(key: str, value: Any) -> None:
+    """Raises SettingsError when a setting cannot have this value."""
+    checked(key, value)
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in ("1", "true", "yes", "on"):
+        return True
+    if text in ("0", "false", "no", "off", ""):
+        return False
+    raise ValueError(f"{value!r} is neither true nor false; write 1 or 0")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise ValueError(f"{value!r} is no text")
+    return str(os.fspath(value))
+
+
+def _number(value: Any) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is no whole number") from None
+    if number < 0:
+        raise ValueError(f"{number} is negative")
+    return number
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    found = _SIZE.fullmatch(str(value).strip())
+    size = 0
+    if found:
+        unit = (found["unit"] or "").lower()
+        size = int(float(found["number"]) * (1024 if not unit or unit.endswith("i") else 1000) ** _POWERS[unit[:1]])
+    if size <= 0:
+        raise ValueError(f"{value!r} is no size; write bytes, or 512MiB, or 4GB")
+    return size
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+        return str(value)
+
+    return read
+
+
+def _optional(read: Callable[[Any], Any], *, nothing: tuple[str, ...] = ("", "none")) -> Callable[[Any], Any]:
+    def read_optional(value: Any) -> Any:
+        if value is None or (isinstance(value, str) and value.strip().lower() in nothing):
+            return None
+        return read(value)
+
+    return read_optional
+
+
+def _parsed(parse: Callable[[str], object]) -> Callable[[Any], str]:
+    """A setting that is kept as text once it is known to parse."""
+
+    def read(value: Any) -> str:
+        text = _text(value)
+        parse(text)
+        return text
+
+    return read
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "enable": _boolean,
+    "dir": _text,
+    "run": _text,
+    "filter": _optional(_parsed(Filter)),
+    "level": _optional(_parsed(LevelRules.parse)),
+    "steps": _optional(_parsed(StepRule.parse)),
+    "on_nan": _optional(_number),
+    "outside_steps": _one_of("count", "record"),
+    "memory_budget": _size,
+    "when_full": _one_of("wait", "drop"),
+    "compression": _optional(_one_of("zstd")),
+    "segment_size": _size,
+    "control": _optional(_boolean),
+    "http_port": _optional(_number),
+    "http_token": _optional(_text),
+}
