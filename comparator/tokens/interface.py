@@ -121,9 +121,34 @@ class TokenAligner(Protocol):
     """Made once per pair of runs; plans are cached inside, keyed by their arguments."""
 
     def classify(self, query: RowsQuery) -> RowsClass:
-        """Say what the rows of a tensor are."""
+        """Say what the rows of a tensor are, by one step alone. Raises PairError as ``classify_steps`` does."""
+        ...
+
+    def classify_steps(
+        self,
+        side: Side,
+        rows: Mapping[int | None, tuple[tuple[int, int], ...]],
+        split_axes: tuple[str, ...] = (),
+        data_parallel_axis: str | None = None,
+    ) -> Mapping[int | None, RowsClass]:
+        """Say what the rows of one tensor are in each step, by all its steps together.
+
+        ``rows`` maps a step to ``(rank, rows)`` of every rank that recorded the tensor. Raises PairError, with a
+        hint, when the rows can be read in several ways that name different tokens.
+        """
         ...
 
     def plan(self, baseline: tuple[TokenPart, ...], target: tuple[TokenPart, ...]) -> TokenPlan:
         """Join the parts of both sides. In ``per_step`` mode both sides hold the parts of one step."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class SideLayouts:
+    """What the token stage may know about one side."""
+
+    source: LayoutSource
+    parallel: Mapping[int, Mapping[str, tuple[int, int]]]
+    """Per rank its coordinates: axis to ``(rank, size)``."""
+    steps: tuple[int, ...]
+    """The steps that are compared, in order (after ``--start-step`` and ``--end-step``)."""

@@ -1,0 +1,62 @@
+"""The tokens of the parts that unsharding leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.tokens.interface import TokenPart
+from comparator.tokens.places import Places
+from comparator.tokens.rows import PassRows, RowMeaning, RowTokens
+
+
+@dataclass(frozen=True, eq=False)
+class PartTokens:
+    """A part, where its rows lie among all rows of the side, and their tokens."""
+
+    part: TokenPart
+    offset: int
+    tokens: RowTokens | None
+    """None when the layouts do not say which tokens these rows are."""
+
+    @property
+    def indices(self) -> npt.NDArray[np.int64]:
+        return np.arange(self.offset, self.offset + self.part.rows, dtype=np.int64)
+
+
+def tokens_of_parts(places: Places, rows: PassRows, parts: tuple[TokenPart, ...]) -> list[PartTokens]:
+    """The tokens of every part, in the order in which the parts were given."""
+    found = []
+    offset = 0
+    for part in parts:
+        found.append(PartTokens(part, offset, _tokens_of(places, rows, part)))
+        offset += part.rows
+    return found
+
+
+def in_order_of_steps(parts: list[PartTokens]) -> list[PartTokens]:
+    return sorted(parts, key=lambda found: -1 if found.part.step is None else found.part.step)
+
+
+def _tokens_of(places: Places, rows: PassRows, part: TokenPart) -> RowTokens | None:
+    if part.step is None or part.hold == "unknown":
+        return None
+    axes = {axis for axis, _ in part.coordinates}
+    for meaning in rows.meanings:
+        if meaning.hold != part.hold or not _suits(places, meaning, axes):
+            continue
+        if meaning.count(part.step, part.rank) == part.rows:
+            tokens = meaning.tokens(part.step, part.rank)
+            if tokens is not None and len(tokens) == part.rows:
+                return tokens
+    return None
+
+
+def _suits(places: Places, meaning: RowMeaning, axes: set[str]) -> bool:
+    """Whether a part with these token axes can have this meaning: context-parallel parts are parts."""
+    if meaning.hold == "gathered":
+        return True
+    context = {*places.context_axes, *places.split_context_axes}
+    return meaning.splits_context == bool(axes & context) if context else True

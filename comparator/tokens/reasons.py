@@ -1,0 +1,31 @@
+"""Why a token is on one side only."""
+
+from __future__ import annotations
+
+from typing import Final
+
+NOT_RECORDED: Final = "not recorded in {side}"
+"""Both sides computed the token, but this tensor has it on one side only."""
+
+MISSING_ROWS: Final = "{side} has fewer tokens in this step"
+"""Steps are compared one by one, and the same step holds more tokens on one side."""
+
+CACHED_PREFIX: Final = "cached prefix in {side}"
+ENDED_EARLIER: Final = "sequence ended earlier in {side}"
+OTHER_STEPS: Final = "computed in steps of {side} that are not compared"
+NOT_COMPUTED: Final = "not computed in {side}"
+PARTED: Final = "after the token ids part"
+DRAFTED: Final = "drafted and not confirmed"
+NO_SEQUENCE: Final = "no such sequence in {side}"
+NO_LAYOUT: Final = "token layout of a rank is missing"
+CUT: Final = "cut to the shorter side ({side})"
+
+_COUNTED = (NOT_RECORDED, MISSING_ROWS)
+
+
+def counts_against(reason: str) -> bool:
+    """Whether tokens with this reason were computed on both sides, so that not comparing them is a gap.
+
+    The share of compared tokens is ``matched / (matched + the number of such tokens)``.
+    """
+    return any(reason == counted.format(side=side) for counted in _COUNTED for side in ("baseline", "target"))
