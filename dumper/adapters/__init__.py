@@ -18,6 +18,7 @@ __all__ = [
     "Parallel",
     "PendingLayout",
     "Process",
+    "complete_at_start",
     "describe_process",
     "is_settled",
     "loaded_adapters",
@@ -30,6 +31,7 @@ _log = logging.getLogger("tensortap")
 _KNOWN: tuple[tuple[str, str, str], ...] = (
     # The framework's own module, the adapter's module, its class. Engines come before what they build on.
     ("sglang.srt", "dumper.adapters.sglang", "SGLangAdapter"),
+    ("transformers", "dumper.adapters.transformers", "TransformersAdapter"),
     ("torch", "dumper.adapters.torch_distributed", "TorchDistributedAdapter"),
 )
 
@@ -90,6 +92,12 @@ def describe_process() -> Process:
         parallel = {**axes, **parallel}
         versions = {**adapter_versions, **versions}
     return Process(rank=rank, world_size=world_size, parallel=parallel, versions=versions, framework=framework)
+
+
+def complete_at_start(batch: object) -> bool:
+    """Whether the batch should be read when the step begins, and not later: nothing will be padded any more, and
+    what the pass does (fill a cache) would blur it."""
+    return any(adapter.complete_at_start for adapter in loaded_adapters() if adapter.accepts(batch))
 
 
 def is_settled(process: Process) -> bool:

@@ -40,6 +40,8 @@ class Adapter(Protocol):
     """One framework. Every method is called on the model's thread; what one raises, the registry contains."""
 
     name: str
+    complete_at_start: bool
+    """Whether batches are to be read when the step begins; otherwise with its first record, or at its end."""
 
     def rank(self) -> tuple[int, int] | None:
         """``(rank, world size)`` of this process, None while the framework has not initialised it."""

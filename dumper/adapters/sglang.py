@@ -26,6 +26,7 @@ class SGLangAdapter:
     """Ranks, axes and batches of an SGLang scheduler process."""
 
     name = "sglang"
+    complete_at_start = False
 
     def __init__(self) -> None:
         self._slot_names = SlotNames()

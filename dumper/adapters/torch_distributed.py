@@ -14,6 +14,7 @@ class TorchDistributedAdapter:
     """Any process that has imported torch. Reads no batch: plain torch has no batch object of its own."""
 
     name = "torch.distributed"
+    complete_at_start = False
 
     def __init__(self) -> None:
         self._mesh: Any = None

@@ -1,0 +1,165 @@
+"""The keyword arguments of a Transformers model as a token layout."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dumper.adapters.transformers import TransformersAdapter
+from dumper.layout import TokenLayout
+
+
+def cache(length: int) -> Any:
+    class Cache(SimpleNamespace):
+        def get_seq_length(self) -> int:
+            return int(self.length)
+
+        __hash__ = object.__hash__
+
+    return Cache(length=length)
+
+
+def read(adapter: TransformersAdapter | None = None, **arguments: Any) -> TokenLayout:
+    adapter = adapter or TransformersAdapter()
+    assert adapter.accepts(arguments)
+    layout = adapter.read_batch(arguments)
+    assert isinstance(layout, TokenLayout)
+    return layout
+
+
+def rows(layout: TokenLayout) -> list[tuple[int, int] | None]:
+    """Per row its sequence index and position, None for padding."""
+    sequence, position = layout.row_identities()
+    return [(int(s), int(p)) if s >= 0 else None for s, p in zip(sequence, position, strict=True)]
+
+
+def test_a_batch_without_padding() -> None:
+    layout = read(input_ids=torch.tensor([[1, 2, 3]]))
+    assert layout.forward_mode == "prefill"
+    assert layout.batch_shape == (1, 3)
+    assert rows(layout) == [(0, 0), (0, 1), (0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ([[0, 1, 1], [1, 1, 1]], [None, (0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]),
+        ([[1, 1, 0], [1, 1, 1]], [(0, 0), (0, 1), None, (1, 0), (1, 1), (1, 2)]),
+        ([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], [(0, 0), (0, 1), None, (1, 0), (1, 1), (1, 2)]),
+    ],
+    ids=["left", "right", "static cache"],
+)
+def test_padding_has_no_identity(mask: list[list[int]], expected: list[Any]) -> None:
+    layout = read(input_ids=torch.ones(2, 3, dtype=torch.int64), attention_mask=torch.tensor(mask))
+    assert rows(layout) == expected
+    assert layout.real_rows == 5
+    assert [(span.start, span.count) for span in layout.sequences] == [(0, 2), (0, 3)]
+
+
+def test_decoding_after_left_padding() -> None:
+    layout = read(
+        input_ids=torch.tensor([[7], [8]]),
+        attention_mask=torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]),
+        past_key_values=cache(3),
+    )
+    assert layout.forward_mode == "decode"
+    assert rows(layout) == [(0, 2), (1, 3)]
+
+
+def test_a_mask_of_this_pass_alone_counts_on_from_the_cache() -> None:
+    layout = read(input_ids=torch.tensor([[7, 8]]), attention_mask=torch.tensor([[1, 1]]), past_key_values=cache(3))
+    assert rows(layout) == [(0, 3), (0, 4)]
+
+
+def test_a_mask_per_query_is_left_aside() -> None:
+    layout = read(input_ids=torch.tensor([[7]]), attention_mask=torch.zeros(1, 1, 1, 9), past_key_values=cache(4))
+    assert rows(layout) == [(0, 4)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"position_ids": torch.tensor([[0, 1, 2, 0, 1]])},
+        {"cu_seq_lens_q": torch.tensor([0, 3, 5], dtype=torch.int32)},
+    ],
+    ids=["position ids", "cumulative lengths"],
+)
+def test_packed_sequences(arguments: dict[str, Any]) -> None:
+    layout = read(input_ids=torch.tensor([[1, 2, 3, 4, 5]]), **arguments)
+    assert rows(layout) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert [span.id for span in layout.sequences] == ["0-0", "0-1"]
+
+
+def test_sequences_keep_their_names_while_one_cache_fills() -> None:
+    adapter, first, second = TransformersAdapter(), cache(0), cache(0)
+    ids = {"input_ids": torch.tensor([[1]])}
+
+    def name(**arguments: Any) -> str:
+        return read(adapter, **ids, **arguments).sequences[0].id
+
+    assert name(past_key_values=first) == "0-0"
+    assert name(past_key_values=second) == "1-0"  # two models that decode in turn, as in assisted decoding
+    first.length, second.length = 1, 1
+    assert name(past_key_values=first) == "0-0"
+    assert name(past_key_values=second) == "1-0"
+    assert name() == "2-0"
+    first.length = 0
+    assert name(past_key_values=first) == "3-0"  # emptied and used again
+
+
+def test_a_training_batch_and_embeddings() -> None:
+    layout = read(inputs_embeds=torch.zeros(2, 3, 8), labels=torch.zeros(2, 3))
+    assert layout.forward_mode == "train"
+    assert layout.token_ids is None
+    assert layout.rows == 6
+
+
+def test_a_mask_that_is_too_narrow_is_refused() -> None:
+    with pytest.raises(ValueError, match="attention mask of 2 columns for 3 tokens"):
+        read(input_ids=torch.ones(1, 3, dtype=torch.int64), attention_mask=torch.ones(1, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("padding", ["left", "right", "none"])
+def test_generation_of_a_real_model(padding: str) -> None:
+    """Every row of every pass of ``generate`` is the token that its identity says."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=16, intermediate_size=32, pad_token_id=257, eos_token_id=None,
+    )  # fmt: skip
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    prompts = [[5, 6, 7, 8], [9, 10, 11, 12]] if padding == "none" else [[5, 6], [9, 10, 11, 12]]
+    width = max(map(len, prompts))
+    fill = [[257] * (width - len(prompt)) for prompt in prompts]
+    padded = [pad + p if padding == "left" else p + pad for p, pad in zip(prompts, fill, strict=True)]
+    input_ids = torch.tensor(padded)
+    mask = (input_ids != 257).long()
+
+    adapter, layouts = TransformersAdapter(), []
+    forward = model.forward
+
+    def recorded(*arguments: Any, **keywords: Any) -> Any:
+        layouts.append(read(adapter, **keywords))
+        return forward(*arguments, **keywords)
+
+    model.forward = recorded
+    output = model.generate(input_ids, attention_mask=mask, max_new_tokens=5, do_sample=False)
+    tokens = [[*prompt, *row[width:].tolist()] for prompt, row in zip(prompts, output, strict=True)]
+    assert [layout.forward_mode for layout in layouts] == ["prefill"] + ["decode"] * 4
+    assert {span.id for layout in layouts for span in layout.sequences} == {"0-0", "0-1"}
+    seen: set[tuple[int, int]] = set()
+    for layout in layouts:
+        sequence, position = layout.row_identities()
+        assert layout.token_ids is not None
+        for row in np.flatnonzero(sequence >= 0):
+            identity = int(sequence[row]), int(position[row])
+            assert layout.token_ids[row] == tokens[identity[0]][identity[1]]
+            assert identity not in seen
+            seen.add(identity)
+    assert len(seen) == sum(len(sequence) - 1 for sequence in tokens)  # the last token is never an input
