@@ -1,0 +1,37 @@
+"""Settings of the whole suite."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+import tests.support.sglang_cpu.sitecustomize  # noqa: F401  Transformers imports the torchvision that it mends
+
+E2E = Path(__file__).parent / "e2e"
+
+# No test depends on how fast the machine is. In CI every run tries the same examples.
+hypothesis.settings.register_profile("tensortap", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+hypothesis.settings.load_profile("tensortap")
+
+
+def pytest_configure() -> None:
+    # SIGTERM ends the session as Ctrl-C does, so that fixtures stop the servers that they started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if E2E in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test must not record because the developer's shell says so."""
+    for name in list(os.environ):
+        if name.startswith("TENSORTAP_"):
+            monkeypatch.delenv(name)

@@ -1,0 +1,38 @@
+"""Real servers are slow to start: what one recorded serves every test of the session."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.layouts import LAYOUTS, record
+
+Recordings = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Recordings:
+    """``recordings("tp2")`` is the run directory of that layout, recorded when it is first asked for."""
+    folder = tmp_path_factory.mktemp("recordings")
+    done: dict[str, Path] = {}
+
+    def recorded(name: str) -> Path:
+        if name not in done:
+            record(LAYOUTS[name], folder / name)
+            done[name] = folder / name
+        return done[name]
+
+    return recorded
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """A copy of a run directory that a test may damage."""
+
+    def copy(run: Path) -> Path:
+        return shutil.copytree(run, tmp_path / f"copy-of-{run.name}")
+
+    return copy

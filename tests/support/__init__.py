@@ -1,0 +1,1 @@
+"""What tests and the demo share: small models, real servers, synthetic runs."""

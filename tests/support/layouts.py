@@ -1,0 +1,51 @@
+"""Recordings of one request by real SGLang servers, one per parallel layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.models import ModelName
+from tests.support.paths import CONFIGS
+from tests.support.servers import Generated, Recording, sglang_server
+
+PROMPT = (84, 104, 101, 32, 99)
+"""Five tokens: the case in which data-parallel attention leaves one rank without any."""
+NEW_TOKENS = 6
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model and how it is spread over ranks."""
+
+    name: str
+    model: ModelName
+    flags: tuple[str, ...]
+
+    @property
+    def configs(self) -> tuple[Path, ...]:
+        return CONFIGS / "sglang" / "forward.yaml", CONFIGS / "sglang" / f"{self.model}.yaml"
+
+
+DATA_PARALLEL_ATTENTION = ("--tp", "2", "--dp", "2", "--enable-dp-attention")
+LAYOUTS = {
+    layout.name: layout
+    for layout in (
+        Layout("tp1", "qwen3_moe", ("--tp", "1")),
+        Layout("tp2", "qwen3_moe", ("--tp", "2")),
+        Layout("tp4", "qwen3_moe", ("--tp", "4")),
+        Layout("dp2", "qwen3_moe", DATA_PARALLEL_ATTENTION),
+        Layout("dense-tp1", "qwen3", ("--tp", "1")),
+        Layout("dense-tp2", "qwen3", ("--tp", "2")),
+    )
+}
+
+
+def record(layout: Layout, run: Path, *, faults: tuple[Path, ...] = ()) -> Generated:
+    """Serves ``PROMPT`` once under the layout and records it to ``run``.
+
+    ``faults`` are further patch configs, applied after those of the model. Raises ServerError.
+    """
+    recording = Recording((*layout.configs, *faults), run)
+    with sglang_server(layout.model, layout.flags, log=run.with_suffix(".log"), recording=recording) as server:
+        return server.generate(PROMPT, new_tokens=NEW_TOKENS)

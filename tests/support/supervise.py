@@ -1,0 +1,88 @@
+"""Runs a command and, when it is told to or left alone, ends it with everything that it started.
+
+``python tests/support/supervise.py GRACE_SECONDS COMMAND…`` ends when the command ends, or as soon as its own standard
+input closes: the process that started it closes that on purpose, and the kernel closes it when that process dies of
+whatever cause. So nothing outlives a test session, not even a killed one.
+
+Only processes that descend from this one are touched. As a subreaper (``prctl(2)``) it adopts descendants whose
+own parent has gone, so it knows all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+PR_SET_CHILD_SUBREAPER = 36
+"""From ``linux/prctl.h``."""
+
+
+def main(arguments: list[str]) -> int:
+    grace = float(arguments[0])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # The closing of standard input is the one way to end this. Unlike SIG_IGN, a handler is not inherited.
+        signal.signal(number, lambda *_: None)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    child = subprocess.Popen(arguments[1:], stdin=subprocess.DEVNULL)
+    while child.poll() is None:
+        readable, _, _ = select.select([sys.stdin], [], [], 0.1)
+        if readable and not os.read(sys.stdin.fileno(), 1024):
+            break
+    end_descendants(grace)
+    return child.wait()
+
+
+def end_descendants(grace: float) -> None:
+    """SIGTERM to the processes without children, then SIGKILL to whatever is left.
+
+    The ranks of a server are such leaves: they get ``grace`` seconds to finish their recordings, before their
+    launcher learns of it.
+    """
+    leaves = [process for process in psutil.Process().children(recursive=True) if _ends_on_sigterm(process)]
+    for process in leaves:
+        _send(process, signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while any(map(_runs, leaves)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    while remaining := psutil.Process().children(recursive=True):
+        for process in remaining:
+            _send(process, signal.SIGKILL)
+        psutil.wait_procs(remaining, timeout=grace)
+
+
+def _ends_on_sigterm(process: psutil.Process) -> bool:
+    """Whether the process is a leaf and does not ignore SIGTERM, as multiprocessing's resource tracker does."""
+    try:
+        if process.children():
+            return False
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return False
+    ignored = int(status.split("SigIgn:")[1].split()[0], 16)  # bit n - 1 is signal n, see proc_pid_status(5)
+    return not ignored >> (signal.SIGTERM - 1) & 1
+
+
+def _runs(process: psutil.Process) -> bool:
+    """False for a zombie too: its parent may take long to notice."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
