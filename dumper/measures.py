@@ -1,0 +1,94 @@
+"""What the levels below ``full`` keep of a tensor: a few statistics, or a fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+if TYPE_CHECKING:
+    import torch
+
+STATISTICS = ("min", "max", "mean", "abs_mean", "l2", "nan", "inf")
+"""``min`` to ``l2`` are over the finite elements alone (of complex values: over their magnitudes), 0 when there are
+none; ``abs_mean`` is the mean magnitude, ``l2`` the Euclidean norm; ``nan`` and ``inf`` (of either sign) are counts."""
+_COUNTS = frozenset({"nan", "inf"})
+
+
+def device_statistics(value: torch.Tensor) -> torch.Tensor:
+    """The statistics as a float64 tensor of shape ``(len(STATISTICS),)`` on the device of ``value``.
+
+    Nothing here depends on the values on the host's side, so that a device is not waited for.
+    """
+    import torch
+
+    with torch.no_grad():
+        wide = value.detach()
+        if wide.is_complex():
+            wide = wide.to(torch.complex64 if wide.element_size() < 8 else wide.dtype).abs()
+        elif not wide.is_floating_point():
+            wide = wide.to(torch.float64)
+        elif wide.element_size() < 4:
+            wide = wide.to(torch.float32)
+        finite = torch.isfinite(wide)
+        nan, count = torch.isnan(wide).sum(), finite.sum()
+        infinite = wide.numel() - nan - count
+        if wide.numel() == 0:
+            return torch.zeros(len(STATISTICS), dtype=torch.float64, device=wide.device)
+        kept = torch.where(finite, wide, 0)
+        elements = count.clamp(min=1)
+        empty = count == 0
+        largest, smallest = torch.finfo(wide.dtype).max, torch.finfo(wide.dtype).min
+        magnitudes = kept.abs()
+        parts = (
+            torch.where(empty, 0, torch.where(finite, wide, largest).amin()),
+            torch.where(empty, 0, torch.where(finite, wide, smallest).amax()),
+            kept.sum(dtype=torch.float64) / elements,
+            magnitudes.sum(dtype=torch.float64) / elements,
+            torch.linalg.vector_norm(kept, dtype=torch.float64),
+            nan,
+            infinite,
+        )
+        return torch.stack([part.to(torch.float64) for part in parts])
+
+
+def host_statistics(array: npt.NDArray[Any]) -> dict[str, float | int]:
+    """The statistics of a numpy array."""
+    if np.issubdtype(array.dtype, np.complexfloating):
+        wide = np.abs(array.astype(np.complex128))
+    else:
+        wide = array.astype(np.float64)
+    finite = wide[np.isfinite(wide)]
+    nan = int(np.isnan(wide).sum())
+    values = [0.0] * 5
+    if finite.size:
+        magnitudes = np.abs(finite)
+        norm = float(np.linalg.norm(finite))
+        values = [float(finite.min()), float(finite.max()), float(finite.mean()), float(magnitudes.mean()), norm]
+    return named_statistics([*values, nan, wide.size - finite.size - nan])
+
+
+def named_statistics(values: Sequence[float]) -> dict[str, float | int]:
+    """The values of ``device_statistics`` by name."""
+    return {
+        name: int(value) if name in _COUNTS else float(value) for name, value in zip(STATISTICS, values, strict=True)
+    }
+
+
+def is_nonfinite(statistics: Mapping[str, float | int]) -> bool:
+    """Whether the statistics count a NaN or an infinity."""
+    return bool(statistics.get("nan") or statistics.get("inf"))
+
+
+def fingerprint(dtype: str, shape: Sequence[int], data: Any) -> str:
+    """128 bits as 32 hexadecimal digits, equal when dtype, shape and bytes are equal, and else different (short of a
+    collision of XXH3-128, seed 0: about 1 in 10**38 for a pair).
+
+    Hashed are the dtype's name, the shape as in ``[2,3]``, a newline, and the bytes in row-major order.
+    """
+    digest = xxhash.xxh3_128(f"{dtype}[{','.join(map(str, shape))}]\n".encode())
+    digest.update(data)
+    return digest.hexdigest()
