@@ -1,0 +1,134 @@
+"""The text of one function while it is edited, line by line, each line knowing where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import libcst as cst
+from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
+
+Kind = Literal["source", "replaced", "inserted", "generated"]
+Role = Literal["before", "after", "entry", "preamble"]
+_WRAPPER = "if True:"
+
+
+@dataclass(eq=False)
+class Line:
+    """One line of a function's text, without its line break. Lines are told apart by identity."""
+
+    text: str
+    origin: int
+    """1-based line of the original file that tracebacks show for this line."""
+    kind: Kind = "source"
+    """``source``: the file's own (``replaced``: an edit took its place); ``inserted``: code that a config put
+    in; ``generated``: a tap. Later edits match the first two, never taps."""
+    role: Role | None = None
+    columns_kept: bool = True
+    """Whether columns of this line are still those of the original line."""
+    owner: str = ""
+    """The edit that put the line there, for messages."""
+    returns: list[ReturnHook] = field(default_factory=list)
+    """Code to run at the ``return`` statement that begins on this line, once its value is known."""
+
+
+@dataclass(frozen=True)
+class ReturnHook:
+    """Lines (unindented) that an ``at: return`` edit puts before a return statement."""
+
+    lines: tuple[str, ...]
+    kind: Kind
+    owner: str
+    needs_value: bool
+    """Whether the lines refer to the returned value, which is then computed first, once."""
+
+
+@dataclass(eq=False)
+class FunctionBuffer:
+    """A function's lines, decorators included, at the indentation that they have in the file."""
+
+    lines: list[Line]
+    end_hooks: list[ReturnHook] = field(default_factory=list)
+    """Code to run when the function ends without a return statement."""
+
+    @classmethod
+    def from_source(cls, source_lines: Sequence[str], first: int, last: int) -> FunctionBuffer:
+        """Lines ``first`` to ``last`` (1-based, inclusive) of a file."""
+        return cls([Line(source_lines[number - 1], number) for number in range(first, last + 1)])
+
+    @property
+    def text(self) -> str:
+        """The function as it stands."""
+        return "\n".join(line.text for line in self.lines)
+
+    def view(self, *, inserted: bool = False) -> FunctionView:
+        """Parse the lines that edits may match; with ``inserted`` also code that configs put in."""
+        kinds = ("source", "replaced", "inserted") if inserted else ("source", "replaced")
+        return FunctionView([line for line in self.lines if line.kind in kinds])
+
+    def insert(self, index: int, lines: Sequence[Line]) -> None:
+        """Put lines before the line that is now at ``index``."""
+        self.lines[index:index] = lines
+
+
+class FunctionView:
+    """A parsed snapshot of a buffer. Positions lead back to the buffer's line objects."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self.lines = lines
+        indented = bool(lines) and lines[0].text[:1].isspace()
+        self._shift = 1 if indented else 0
+        source = "\n".join([_WRAPPER] * self._shift + [line.text for line in lines]) + "\n"
+        module = cst.parse_module(source)
+        wrapper = MetadataWrapper(module, unsafe_skip_copy=True)
+        self.positions = wrapper.resolve(PositionProvider)
+        self.module = module
+
+    def range(self, node: cst.CSTNode) -> CodeRange:
+        """Where a node is: lines as libcst counts them in this view, columns in characters from 0."""
+        position = self.positions[node]
+        assert isinstance(position, CodeRange)
+        return position
+
+    def line_at(self, number: int) -> Line:
+        """The buffer line for a line number of this view."""
+        return self.lines[number - 1 - self._shift]
+
+    def text_of(self, node: cst.CSTNode) -> str:
+        """Source text of a node as it stands in the function."""
+        position = self.range(node)
+        start, end = position.start, position.end
+        numbers = range(start.line, end.line + 1)
+        texts = [self.line_at(number).text for number in numbers]
+        texts[-1] = texts[-1][: end.column]
+        texts[0] = texts[0][start.column :]
+        return "\n".join(texts)
+
+    def find_function(self, path: Sequence[str], ordinal: int = 0) -> cst.FunctionDef:
+        """The function definition at ``path``, a list of names of functions and classes, outermost first.
+
+        ``ordinal`` chooses among several definitions of one name. Raises KeyError when there is none.
+        """
+        found = list(_definitions(self.module, tuple(path)))
+        if ordinal >= len(found):
+            raise KeyError(".".join(path))
+        return found[ordinal]
+
+
+def _definitions(node: cst.CSTNode, path: tuple[str, ...]) -> list[cst.FunctionDef]:
+    """Definitions in source order; blocks such as ``if`` are looked into, other functions are not."""
+    found: list[cst.FunctionDef] = []
+    for child in node.children:
+        if isinstance(child, (cst.FunctionDef, cst.ClassDef)):
+            if child.name.value != path[0]:
+                continue
+            if len(path) > 1:
+                found.extend(_definitions(child.body, path[1:]))
+            elif isinstance(child, cst.FunctionDef):
+                found.append(child)
+        elif isinstance(child, (cst.BaseCompoundStatement, cst.BaseSuite, cst.Else, cst.Finally)) or isinstance(
+            child, (cst.ExceptHandler, cst.ExceptStarHandler, cst.MatchCase)
+        ):
+            found.extend(_definitions(child, path))
+    return found

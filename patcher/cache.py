@@ -1,0 +1,68 @@
+"""The bytecode of rewritten modules, kept between processes.
+
+A launched process comes through here before it knows whether anything has to be rewritten, so this module
+imports only what Python itself has loaded already.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+from importlib.util import MAGIC_NUMBER, source_hash
+from types import CodeType
+
+_TAG = sys.implementation.cache_tag or "python"
+
+
+def folder() -> str:
+    """``TENSORTAP_CACHE``, or ``tensortap`` in the user's cache folder."""
+    given = os.environ.get("TENSORTAP_CACHE")
+    if given:
+        return given
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "tensortap")
+
+
+def key(module: str, digest: str, file: str, data: bytes) -> str:
+    """File name of a module's bytecode: source, its place, edits and patcher (the digest), Python."""
+    optimize = f".opt{sys.flags.optimize}" if sys.flags.optimize else ""
+    source = source_hash(data).hex() + source_hash(file.encode("utf-8", "surrogateescape")).hex()
+    return f"{module}.{digest}.{source}.{_TAG}{optimize}.bin"
+
+
+def load(name: str) -> CodeType | None:
+    """The code object of that name, or None when there is none that is whole and of this Python."""
+    try:
+        with open(os.path.join(folder(), name), "rb") as file:
+            data = file.read()
+    except OSError:
+        return None
+    header = len(MAGIC_NUMBER) + 8
+    body = data[header:]
+    if data[: len(MAGIC_NUMBER)] != MAGIC_NUMBER or data[len(MAGIC_NUMBER) : header] != source_hash(body):
+        return None
+    try:
+        code = marshal.loads(body)
+    except (EOFError, ValueError, TypeError):
+        return None
+    return code if isinstance(code, CodeType) else None
+
+
+def store(name: str, code: CodeType) -> bool:
+    """Write a code object so that readers see all of it or nothing; False when the folder cannot be written."""
+    body = marshal.dumps(code)
+    target = os.path.join(folder(), name)
+    temporary = f"{target}.{os.getpid()}.{id(code):x}.tmp"
+    try:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(MAGIC_NUMBER + source_hash(body) + body)
+        os.replace(temporary, target)
+    except OSError:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+        return False
+    return True

@@ -1,0 +1,98 @@
+"""The command line: ``check``, ``diff``, ``run``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from patcher.check import Checked, check_configs, diff_text
+from patcher.errors import PatchError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 well, 1 an edit does not land, 2 a usage error."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command: list[str] = []
+    if given[:1] == ["run"] and "--" in given:
+        command = given[given.index("--") + 1 :]
+        given = given[: given.index("--")]
+    parser = _parser()
+    options = parser.parse_args(given)
+    try:
+        if options.action == "check":
+            return _check(options)
+        if options.action == "diff":
+            return _diff(options)
+        return _run(options, command)
+    except PatchError as error:
+        print(f"patcher: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m patcher", description="Put dump calls into a program's own source from a config file."
+    )
+    actions = parser.add_subparsers(dest="action", required=True)
+    check = actions.add_parser("check", help="say where each edit would land, or why not; runs nothing")
+    diff = actions.add_parser("diff", help="print the unified diff of the patched source")
+    run = actions.add_parser("run", help="run a command with the configs active in it and in its children")
+    for action in (check, diff, run):
+        action.add_argument("-c", "--config", action="append", required=True, type=Path, metavar="CONFIG")
+    for action in (check, diff):
+        action.add_argument(
+            "--source",
+            action="append",
+            default=[],
+            type=Path,
+            metavar="PATH",
+            help="look for the target in an unpacked source tree or a wheel first",
+        )
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    run.usage = "python -m patcher run -c CONFIG [-c CONFIG ...] -- COMMAND ..."
+    return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    checked = check_configs(options.config, options.source)
+    if options.json:
+        print(json.dumps(checked.as_dict(), indent=2))
+    else:
+        _print_report(checked)
+    return 0 if checked.ok else 1
+
+
+def _print_report(checked: Checked) -> None:
+    for note in checked.plan.notes:
+        print(f"{'ERROR' if note.error else 'note '}  {note.message}")
+    for module in checked.modules:
+        for landing in module.landings:
+            name = f"{landing.target}#{landing.edit}"
+            if landing.error:
+                print(f"{'note ' if landing.optional else 'ERROR'}  {name}  {landing.error}")
+            else:
+                where = ", ".join(f"{module.file}:{line}" for line in landing.lines)
+                print(f"ok     {name}  {landing.summary}  ->  {where}")
+        for problem in module.problems:
+            print(f"ERROR  {problem}")
+    count = sum(len(module.landings) for module in checked.modules)
+    print(f"{count} edits in {len(checked.modules)} modules, {len(checked.errors)} errors")
+
+
+def _diff(options: argparse.Namespace) -> int:
+    checked = check_configs(options.config, options.source)
+    sys.stdout.write(diff_text(checked))
+    for message in checked.errors:
+        print(f"patcher: {message}", file=sys.stderr)
+    return 0 if checked.ok else 1
+
+
+def _run(options: argparse.Namespace, command: list[str]) -> int:
+    from patcher.launch import launch
+
+    if not command:
+        raise PatchError("run: no command; write it after '--', as in: run -c CONFIG -- python script.py")
+    return launch(options.config, command)

@@ -1,0 +1,411 @@
+"""Applying one edit to one function's buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import libcst as cst
+
+from patcher import diagnostics
+from patcher.buffer import FunctionBuffer, FunctionView, Line, ReturnHook
+from patcher.codegen import (
+    CodeLine,
+    Place,
+    TapTable,
+    config_code,
+    config_expression,
+    tap_lines,
+    uses_capture,
+    wrapped_value,
+)
+from patcher.errors import EditError
+from patcher.isolate import ends_its_line, isolate, needs_isolation
+from patcher.matcher import WRAP_FUNCTION, flatten
+from patcher.model import Code, Dump, Edit
+from patcher.pattern import MATCH_CAPTURE, RETURN_CAPTURE, RETURN_VARIABLE, parse_pattern
+from patcher.reach import falls_through
+from patcher.search import (
+    FunctionIndex,
+    Site,
+    Statement,
+    end_of,
+    find_assignments,
+    find_pattern,
+    find_returns,
+    index_function,
+    narrow,
+    start_of,
+)
+from patcher.splice import replace_range, replace_statements
+
+
+@dataclass(frozen=True)
+class FunctionScope:
+    """One definition of a target function within a buffer."""
+
+    buffer: FunctionBuffer
+    path: tuple[str, ...]
+    """Names from the buffer's own function down to the target."""
+    ordinal: int = 0
+
+    def index(self, *, inserted: bool = False) -> FunctionIndex:
+        """Parse the buffer as it stands and walk the target in it."""
+        view = self.buffer.view(inserted=inserted)
+        return index_function(view, view.find_function(self.path, self.ordinal))
+
+
+def apply_edit(scopes: Sequence[FunctionScope], edit: Edit, target: str, taps: TapTable) -> list[int]:
+    """Apply an edit; returns the original line of every place. Raises EditError when it does not land.
+
+    ``scopes`` are all definitions of the target (two in ``if …: def f … else: def f …``); the edit has to
+    land as if they were one function, except that ``entry`` and ``return`` mean each of them.
+    """
+    if edit.place == "entry":
+        return [_at_entry(scope, edit, target, taps) for scope in scopes]
+    chosen = _chosen_sites(scopes, edit)
+    lines: list[int] = []
+    for scope, count in chosen:
+        lines.extend(_apply_at(scope, edit, target, taps, count))
+    return sorted(lines)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Which of the sites of one scope an edit acts on, by their number in source order."""
+
+    inserted: bool
+    pattern: str | None
+    numbers: tuple[int, ...]
+    end: bool = False
+    """For ``at: return``: the place where the function ends without a return statement."""
+
+
+def _chosen_sites(scopes: Sequence[FunctionScope], edit: Edit) -> list[tuple[FunctionScope, _Choice]]:
+    patterns: Sequence[str | None] = edit.patterns or (None,)
+    for inserted in (False, True):
+        indexes = [scope.index(inserted=inserted) for scope in scopes]
+        for pattern in patterns:
+            per_scope = [_sites(index, edit, pattern) for index in indexes]
+            ends = [_has_open_end(index, edit) for index in indexes]
+            flat = [
+                (scope, number, site)
+                for scope, sites, end in zip(range(len(scopes)), per_scope, ends, strict=True)
+                for number, site in enumerate([*sites, *([None] if end else [])])
+            ]
+            if not flat:
+                continue
+            picked = _pick(flat, edit, indexes)
+            return [
+                (
+                    scope,
+                    _Choice(
+                        inserted,
+                        pattern,
+                        tuple(number for at, number, site in picked if at == position and site is not None),
+                        any(at == position and site is None for at, _, site in picked),
+                    ),
+                )
+                for position, scope in enumerate(scopes)
+            ]
+    raise EditError(diagnostics.no_match(edit, [scope.index() for scope in scopes]))
+
+
+def _pick(
+    flat: list[tuple[int, int, Site | None]], edit: Edit, indexes: Sequence[FunctionIndex]
+) -> list[tuple[int, int, Site | None]]:
+    nth = edit.nth
+    if nth is None and edit.place in ("return", "assign"):
+        nth = "all"
+    if nth == "all":
+        return flat
+    if nth is not None:
+        if abs(nth) > len(flat):
+            raise EditError(
+                f"{edit.origin}: nth: {nth}, but {edit.summary} is found only {diagnostics.times(len(flat))}:\n"
+                + diagnostics.places([(indexes[at], site) for at, _, site in flat if site is not None])
+            )
+        return [flat[nth - 1 if nth > 0 else nth]]
+    if len(flat) == 1:
+        return flat
+    whole = [item for item in flat if item[2] is not None and _is_whole_statement(item[2])]
+    if len(whole) == 1 and edit.action != "wrap":
+        return whole
+    raise EditError(diagnostics.ambiguous(edit, [(indexes[at], site) for at, _, site in flat if site is not None]))
+
+
+def _is_whole_statement(site: Site) -> bool:
+    return (
+        site.expression is not None
+        and getattr(site.first.node, "value", None) is site.expression
+        and (isinstance(site.first.node, cst.Expr))
+    )
+
+
+def _sites(index: FunctionIndex, edit: Edit, pattern: str | None) -> list[Site]:
+    if edit.place == "return":
+        sites = find_returns(index)
+    else:
+        assert pattern is not None
+        try:
+            parsed = parse_pattern(pattern)
+        except EditError as error:
+            raise EditError(f"{edit.origin}: {error}") from None
+        if edit.place == "assign":
+            if parsed.expression is None:
+                raise EditError(f"{edit.origin}: assign: {pattern!r} is not a name or another target")
+            sites = find_assignments(index, parsed.expression)
+        else:
+            sites = find_pattern(index, parsed)
+        if edit.action == "wrap" and parsed.kind != "expression":
+            raise EditError(f"{edit.origin}: wrap needs an expression, {pattern!r} is a statement")
+    if edit.inside:
+        kept: list[Site] = []
+        for outer in edit.inside:
+            kept = narrow(index, sites, parse_pattern(outer))
+            if kept:
+                break
+        sites = kept
+    return sites
+
+
+def _has_open_end(index: FunctionIndex, edit: Edit) -> bool:
+    return edit.place == "return" and not edit.inside and falls_through(index.body)
+
+
+def _apply_at(scope: FunctionScope, edit: Edit, target: str, taps: TapTable, choice: _Choice) -> list[int]:
+    lines: list[int] = []
+    if choice.end:
+        lines.append(_hook_end(scope, edit, target, taps))
+    # From the last place to the first, each on a fresh parse, so that earlier places stay where they were.
+    for number in reversed(choice.numbers):
+        index = scope.index(inserted=choice.inserted)
+        site = _sites(index, edit, choice.pattern)[number]
+        while (crowded := _crowded(edit, site)) is not None:
+            isolate(scope.buffer, index.view, crowded)
+            index = scope.index(inserted=choice.inserted)
+            site = _sites(index, edit, choice.pattern)[number]
+        lines.append(_apply_to_site(scope, index, site, edit, target, taps))
+    return lines
+
+
+def _crowded(edit: Edit, site: Site) -> Statement | None:
+    """A statement of the site that shares its line with others and has to be set apart first."""
+    if edit.action == "wrap" or (site.expression is not None and edit.action == "replace"):
+        candidates = [site.first] if edit.action == "replace" and _is_whole_statement(site) else []
+    elif site.body_start is not None:
+        candidates = [site.body_start.statements[0]]
+    else:
+        candidates = [site.first, site.last]
+    return next((statement for statement in candidates if needs_isolation(statement)), None)
+
+
+def _apply_to_site(
+    scope: FunctionScope, index: FunctionIndex, site: Site, edit: Edit, target: str, taps: TapTable
+) -> int:
+    view = index.view
+    anchor = view.line_at(start_of(view, site.node)[0])
+    place = Place(edit, target, anchor.origin, _captures(view, site, edit), taps)
+    owner = f"{target}#{edit.number}"
+    if edit.place == "return":
+        _hook_return(view, site, edit, place, owner)
+    elif edit.action == "wrap":
+        assert isinstance(edit.content, Dump) and site.expression is not None
+        new = wrapped_value(edit.content, place, view.text_of(site.expression), WRAP_FUNCTION)
+        _check_wrappable(site, edit)
+        replace_range(view, site.expression, new)
+    elif edit.action == "replace":
+        _replace(scope.buffer, index, site, edit, place, owner)
+    elif isinstance(site.expression, cst.NamedExpr) and edit.place == "assign" and isinstance(edit.content, Dump):
+        content = replace(edit.content, value=edit.content.value)
+        new = wrapped_value(content, place, f"({view.text_of(site.expression)})", WRAP_FUNCTION)
+        replace_range(view, site.expression, new)
+    else:
+        _insert(scope.buffer, index, site, edit, place, owner)
+    return anchor.origin
+
+
+def _check_wrappable(site: Site, edit: Edit) -> None:
+    if isinstance(site.expression, (cst.StarredElement, cst.StarredDictElement)):
+        raise EditError(f"{edit.origin}: a starred element has no value of its own that could be wrapped")
+
+
+def _captures(view: FunctionView, site: Site, edit: Edit) -> dict[str, str]:
+    captures = {name: _as_operand(view, node) for name, node in site.bindings.items()}
+    if edit.place == "return":
+        captures[RETURN_CAPTURE] = RETURN_VARIABLE
+    elif site.expression is not None:
+        captures[MATCH_CAPTURE] = _as_operand(view, site.expression)
+    elif site.first is site.last and isinstance(site.first.node, cst.BaseSmallStatement):
+        captures[MATCH_CAPTURE] = view.text_of(site.first.node)
+    return captures
+
+
+_ATOMS = (
+    cst.Name, cst.Attribute, cst.Call, cst.Subscript, cst.List, cst.Dict, cst.Set, cst.ListComp, cst.SetComp,
+    cst.DictComp, cst.SimpleString,
+)  # fmt: skip
+
+
+def _as_operand(view: FunctionView, node: cst.CSTNode) -> str:
+    text = view.text_of(node)
+    return text if isinstance(node, _ATOMS) else f"({text})"
+
+
+def _content_lines(edit: Edit, place: Place, default_value: str | None) -> list[CodeLine]:
+    if isinstance(edit.content, Dump):
+        return tap_lines(edit.content, place, default_value)
+    return config_code(edit.content, place)
+
+
+def _kind(edit: Edit) -> str:
+    return "generated" if isinstance(edit.content, Dump) else "inserted"
+
+
+def _at_entry(scope: FunctionScope, edit: Edit, target: str, taps: TapTable) -> int:
+    index = scope.index()
+    first = index.body.statements[0]
+    if needs_isolation(first):
+        isolate(scope.buffer, index.view, first)
+        index = scope.index()
+    line = entry_line(index)
+    place = Place(edit, target, line.origin, {}, taps)
+    insert_at_entry(scope.buffer, index, _content_lines(edit, place, None), _kind(edit), f"{target}#{edit.number}")
+    return line.origin
+
+
+def entry_line(index: FunctionIndex) -> Line:
+    """The line of the first statement after the docstring (or of the docstring, when it is all there is)."""
+    statements = index.body.statements
+    first = statements[1] if _has_docstring(index) and len(statements) > 1 else statements[0]
+    return index.view.line_at(start_of(index.view, first.node)[0])
+
+
+def insert_at_entry(
+    buffer: FunctionBuffer, index: FunctionIndex, code: Sequence[CodeLine], kind: str, owner: str
+) -> None:
+    """Put code at the start of a function, after its docstring and what earlier edits put there."""
+    view = index.view
+    statements = index.body.statements
+    indent = _indent(view, statements[0])
+    anchor = entry_line(index)
+    if _has_docstring(index) and len(statements) == 1:
+        position = buffer.lines.index(view.line_at(end_of(view, statements[0].node)[0])) + 1
+        while position < len(buffer.lines) and buffer.lines[position].role == "entry":
+            position += 1
+    else:
+        position = buffer.lines.index(anchor)
+        while buffer.lines[position - 1].role in ("before",):
+            position -= 1
+    buffer.insert(position, _lines(code, indent, anchor.origin, kind, "entry", owner))
+
+
+def _has_docstring(index: FunctionIndex) -> bool:
+    first = index.body.statements[0].node
+    return isinstance(first, cst.Expr) and isinstance(first.value, (cst.SimpleString, cst.ConcatenatedString))
+
+
+def _hook_return(view: FunctionView, site: Site, edit: Edit, place: Place, owner: str) -> None:
+    line = view.line_at(start_of(view, site.first.node)[0])
+    line.returns.append(_hook(edit, place, owner))
+
+
+def _hook_end(scope: FunctionScope, edit: Edit, target: str, taps: TapTable) -> int:
+    index = scope.index()
+    if needs_isolation(index.body.statements[-1]):
+        isolate(scope.buffer, index.view, index.body.statements[-1])
+        index = scope.index()
+    last = index.view.line_at(end_of(index.view, index.body.statements[-1].node)[0])
+    place = Place(edit, target, last.origin, {RETURN_CAPTURE: RETURN_VARIABLE}, taps)
+    hook = _hook(edit, place, f"{target}#{edit.number}")
+    indent = _indent(index.view, index.body.statements[0])
+    value = [CodeLine(f"{RETURN_VARIABLE} = None")] if hook.needs_value else []
+    position = _skip_after(scope.buffer, scope.buffer.lines.index(last) + 1)
+    lines = _lines([*value, *hook.lines], indent, last.origin, hook.kind, "after", hook.owner)
+    scope.buffer.insert(position, lines)
+    return last.origin
+
+
+def _hook(edit: Edit, place: Place, owner: str) -> ReturnHook:
+    if edit.action == "replace":
+        raise EditError(f"{edit.origin}: use 'match: return ...' to replace a return statement")
+    default = RETURN_VARIABLE if isinstance(edit.content, Dump) and edit.content.value is None else None
+    lines = tuple(_content_lines(edit, place, default))
+    needs_value = default is not None or uses_capture(edit.content, RETURN_CAPTURE)
+    return ReturnHook(lines, "generated" if isinstance(edit.content, Dump) else "inserted", owner, needs_value)
+
+
+def _insert(buffer: FunctionBuffer, index: FunctionIndex, site: Site, edit: Edit, place: Place, owner: str) -> None:
+    view = index.view
+    default = None
+    if isinstance(edit.content, Dump) and edit.place == "assign":
+        default = _assigned_text(edit)
+    code = _content_lines(edit, place, default)
+    if site.body_start is not None:
+        first = site.body_start.statements[0]
+        line = view.line_at(start_of(view, first.node)[0])
+        position = buffer.lines.index(line)
+        while buffer.lines[position - 1].role == "before":
+            position -= 1
+        buffer.insert(position, _lines(code, _indent(view, first), line.origin, _kind(edit), "entry", owner))
+        return
+    indent = _indent(view, site.first)
+    if edit.action == "before":
+        line = view.line_at(start_of(view, site.first.node)[0])
+        position = buffer.lines.index(line)
+        buffer.insert(position, _lines(code, indent, line.origin, _kind(edit), "before", owner))
+        return
+    if isinstance(site.last.node, (cst.Return, cst.Raise, cst.Break, cst.Continue)):
+        word = type(site.last.node).__name__.lower()
+        raise EditError(
+            f"{edit.origin}: code after '{word}' never runs; say 'before', 'wrap' the expression, or 'at: return'"
+        )
+    line = view.line_at(end_of(view, site.last.node)[0])
+    position = _skip_after(buffer, buffer.lines.index(line) + 1)
+    buffer.insert(position, _lines(code, indent, line.origin, _kind(edit), "after", owner))
+
+
+def _skip_after(buffer: FunctionBuffer, position: int) -> int:
+    """Code after a statement goes after what earlier edits put after it: edits run in their order."""
+    while position < len(buffer.lines) and buffer.lines[position].role == "after":
+        position += 1
+    return position
+
+
+def _assigned_text(edit: Edit) -> str:
+    return edit.patterns[0].strip()
+
+
+def _replace(buffer: FunctionBuffer, index: FunctionIndex, site: Site, edit: Edit, place: Place, owner: str) -> None:
+    assert isinstance(edit.content, Code)
+    view = index.view
+    if site.expression is not None and not _is_whole_statement(site):
+        new = config_expression(edit.content, place)
+        if new is None:
+            raise EditError(
+                f"{edit.content.origin}: the pattern matches an expression within a statement, so an expression "
+                f"has to replace it, not {edit.content.text.strip()!r}"
+            )
+        replace_range(view, site.expression, f"({new})")
+        return
+    code = config_code(edit.content, place) if edit.content.text.strip() else []
+    if not code and len(flatten_block(site)) == site.last.index - site.first.index + 1:
+        code = [CodeLine("pass")]
+    replace_statements(buffer, view, site, code, _indent(view, site.first), owner)
+
+
+def flatten_block(site: Site) -> list[Statement]:
+    """All statements of the block that a site is in."""
+    return site.first.block.statements
+
+
+def _indent(view: FunctionView, statement: Statement) -> str:
+    text = view.line_at(start_of(view, statement.node)[0]).text
+    return text[: len(text) - len(text.lstrip())]
+
+
+def _lines(code: Sequence[CodeLine], indent: str, origin: int, kind: str, role: str, owner: str) -> list[Line]:
+    return [
+        Line(line.at(indent), origin, kind=kind, role=role, columns_kept=False, owner=owner)  # type: ignore[arg-type]
+        for line in code
+    ]

@@ -1,0 +1,102 @@
+"""Launching a command with configs active in it and in every Python process that it starts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import patcher
+from patcher import cache
+from patcher.check import Checked, check_loaded
+from patcher.compiler import compile_module
+from patcher.config import load_config
+from patcher.errors import PatchError
+from patcher.hook import PLAN_VARIABLE, Activation, format_plan
+from patcher.importing import make_activation
+from patcher.modules import ModuleFinder
+
+
+def launch(configs: Sequence[Path], command: Sequence[str]) -> int:
+    """Check every edit, then become the command. Returns only when it refuses or cannot start it."""
+    program = shutil.which(command[0])
+    if program is None:
+        raise PatchError(f"run: {command[0]}: no such command")
+    _refuse_isolated(command)
+    loaded = [load_config(path) for path in configs]
+    checked = check_loaded(loaded, ModuleFinder(path=_search_path(command)))
+    if not checked.ok:
+        for message in checked.errors:
+            print(f"patcher: {message}", file=sys.stderr)
+        print("patcher: the command was not started, because not every edit lands", file=sys.stderr)
+        return 1
+    activation = make_activation(loaded, checked.plan)
+    _fill_cache(checked, activation)
+    environment = environment_for(write_plan(activation), os.environ)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "nt":
+        return subprocess.call([program, *command[1:]], env=environment)
+    os.execve(program, list(command), environment)
+
+
+def environment_for(plan_file: str, environment: os._Environ[str] | dict[str, str]) -> dict[str, str]:
+    """The environment in which Python processes patch by a plan file."""
+    startup = str(Path(patcher.__file__).parent / "startup")
+    earlier = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    path = [startup, *(entry for entry in earlier if entry != startup)]
+    return {**environment, "PYTHONPATH": os.pathsep.join(path), PLAN_VARIABLE: plan_file}
+
+
+def write_plan(activation: Activation) -> str:
+    """Write the plan file, into the cache folder or, where that cannot be written, a temporary one."""
+    text = format_plan(activation)
+    name = hashlib.sha256(text.encode()).hexdigest()[:20] + ".plan"
+    for folder in (os.path.join(cache.folder(), "plans"), None):
+        try:
+            if folder is None:
+                folder = tempfile.mkdtemp(prefix="tensortap-")
+            os.makedirs(folder, exist_ok=True)
+            path = os.path.join(folder, name)
+            handle, temporary = tempfile.mkstemp(dir=folder)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(temporary, path)
+        except OSError:
+            continue
+        return path
+    raise PatchError("neither the cache folder nor a temporary folder can be written")
+
+
+def _fill_cache(checked: Checked, activation: Activation) -> None:
+    """Compile what the check has rewritten, so that no process of the command has to."""
+    for module in checked.modules:
+        source = ModuleFinder().find(module.patch.module)
+        if module.rewritten is None or source is None or source.file != module.file:
+            continue
+        name = cache.key(source.name, activation.digests[source.name], module.file, source.data)
+        if cache.load(name) is None:
+            cache.store(name, compile_module(module.rewritten, module.file))
+
+
+def _search_path(command: Sequence[str]) -> list[str]:
+    """Folders that the command's own modules may be in: a script's folder, the current folder."""
+    scripts = [Path(part) for part in command if part.endswith(".py") and Path(part).is_file()]
+    return list(dict.fromkeys([*(str(script.resolve().parent) for script in scripts), os.getcwd()]))
+
+
+def _refuse_isolated(command: Sequence[str]) -> None:
+    if not Path(command[0]).name.startswith("python"):
+        return
+    for option in command[1:]:
+        if not option.startswith("-") or option.startswith("--") or option in ("-m", "-c"):
+            return
+        if set("IES") & set(option[1:]):
+            raise PatchError(
+                f"run: {command[0]} {option} ignores PYTHONPATH, through which the patcher comes in; leave it out"
+            )

@@ -1,0 +1,142 @@
+"""What is to be done to one module, as plain immutable values: the plan, apart from its execution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from patcher.errors import Origin
+
+Action = Literal["before", "after", "replace", "wrap"]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Python code from a config and where its first line stands there."""
+
+    text: str
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Dump:
+    """The short form of a tap."""
+
+    name: str
+    value: Code | None
+    dims: str | None
+    level: str | None
+    grad: bool
+    tags: tuple[tuple[str, Code], ...]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit of one function."""
+
+    number: int
+    """Counted from 1 over all edits of the function, over all configs, those for other releases included."""
+    origin: Origin
+    place: Literal["match", "entry", "return", "assign"]
+    patterns: tuple[str, ...]
+    action: Action
+    content: Code | Dump
+    nth: int | Literal["all"] | None = None
+    inside: tuple[str, ...] = ()
+    optional: bool = False
+    preamble: str = ""
+    """The preamble of the edit's patch: a name ``dumper`` bound there is not ours."""
+
+    @property
+    def summary(self) -> str:
+        """The place in a few words: ``match 'x = f(...)'``, ``at: return``."""
+        if self.place in ("entry", "return"):
+            return f"at: {self.place}"
+        word = "wrap" if self.action == "wrap" else self.place
+        first = " ".join(self.patterns[0].split())
+        more = f" (or {len(self.patterns) - 1} more)" if len(self.patterns) > 1 else ""
+        return f"{word}: {first if len(first) <= 70 else first[:67] + '...'}{more}"
+
+
+@dataclass(frozen=True)
+class FunctionPatch:
+    """All edits of one function, in the order of the configs."""
+
+    target: str
+    """Dotted name of the definition: module and qualified name."""
+    module: str
+    path: tuple[str, ...]
+    """Names from the module's top level to the function."""
+    preambles: tuple[Code, ...]
+    edits: tuple[Edit, ...]
+
+
+@dataclass(frozen=True)
+class ConfigTexts:
+    """The configs that are active, as they go into the header of a run."""
+
+    paths: tuple[str, ...]
+    texts: tuple[str, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModulePatch:
+    """All edits of one module."""
+
+    module: str
+    functions: tuple[FunctionPatch, ...]
+    configs: ConfigTexts
+
+
+@dataclass
+class Tap:
+    """One entry of ``install_taps``; see docs/architecture.md, contract 1."""
+
+    id: str
+    name: str
+    kind: Literal["dump", "step"]
+    target: str
+    file: str
+    line: int
+    level: str | None = None
+    grad: bool = False
+
+    def as_dict(self) -> dict[str, str | int | bool | None]:
+        """The plain dict that the dumper is given."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "kind": self.kind,
+            "target": self.target,
+            "file": self.file,
+            "line": self.line,
+            "level": self.level,
+            "grad": self.grad,
+        }
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where one edit landed, or why it did not."""
+
+    target: str
+    edit: int
+    summary: str
+    origin: Origin
+    lines: tuple[int, ...] = ()
+    """1-based lines of the original file, one for each place."""
+    error: str | None = None
+    taps: tuple[str, ...] = ()
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A rewritten module."""
+
+    text: str
+    """The source as it reads after the edits, for people and for ``diff``."""
+    taps: tuple[Tap, ...]
+    landings: tuple[Landing, ...]
+    problems: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""A folder for PYTHONPATH: its ``sitecustomize`` activates the patcher in a launched process."""

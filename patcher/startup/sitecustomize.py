@@ -1,0 +1,41 @@
+"""Runs at the start of every Python process of a command launched by ``python -m patcher run``.
+
+It installs the import hook and then runs the ``sitecustomize`` that Python would have run without it.
+"""
+
+import os
+import sys
+
+
+def _activate() -> None:
+    plan = os.environ.get("TENSORTAP_PATCH_PLAN")
+    if not plan:
+        return
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    try:
+        from patcher import hook
+    except ImportError:
+        # A source checkout, or a Python that has no tensortap of its own.
+        sys.path.append(root)
+        from patcher import hook
+    hook.activate_from_file(plan)
+
+
+def _run_next_sitecustomize() -> None:
+    from importlib.machinery import PathFinder
+
+    here = os.path.realpath(os.path.dirname(os.path.abspath(__file__)))
+    path = [entry for entry in sys.path if os.path.realpath(entry or os.curdir) != here]
+    spec = PathFinder.find_spec("sitecustomize", path)
+    if spec is None or spec.loader is None:
+        return
+    module = type(sys)("sitecustomize")
+    module.__spec__ = spec
+    module.__loader__ = spec.loader
+    module.__file__ = spec.origin
+    sys.modules["sitecustomize"] = module
+    spec.loader.exec_module(module)
+
+
+_activate()
+_run_next_sitecustomize()
