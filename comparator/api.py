@@ -1,0 +1,177 @@
+"""The Python API: ``compare`` and ``assert_runs_match``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comparator.errors import ComparatorError
+from comparator.options import Options, parse_override
+from comparator.pipeline import Tally, prepare, run_notes, silent_taps
+from comparator.predicates import ThresholdRule, parse_rules
+from comparator.report.records import Comparison, LogRecord, SummaryRecord, TensorComparison
+from comparator.runs import RunView
+from comparator.tokens.interface import TokenMode
+
+if TYPE_CHECKING:
+    import polars
+
+PathOrRun = str | os.PathLike[str] | RunView
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings of a comparison, in the target's order of execution."""
+
+    findings: tuple[Comparison, ...]
+    summary: SummaryRecord
+    logs: tuple[LogRecord, ...] = ()
+    """Findings about the runs themselves: missing ranks, damaged files, silent taps."""
+
+    def __iter__(self) -> Iterator[Comparison]:
+        return iter(self.findings)
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the runs agree: the command line would exit with 0."""
+        return self.summary.exit_code == 0
+
+    def of(self, category: str) -> tuple[Comparison, ...]:
+        """The findings of one category: passed, failed, skipped or errored."""
+        return tuple(finding for finding in self.findings if finding.category == category)
+
+    @property
+    def first_divergence(self) -> Comparison | None:
+        """The first failed finding in the order of execution; None when nothing failed."""
+        return next((finding for finding in self.findings if finding.category == "failed"), None)
+
+    def to_polars(self) -> polars.DataFrame:
+        """One row per finding: name, tags, step, category and the metrics (null where there are none)."""
+        import polars
+
+        rows = [_row(finding) for finding in self.findings]
+        schema: dict[str, Any] = {
+            "name": polars.String,
+            "tags": polars.String,
+            "step": polars.Int64,
+            "category": polars.String,
+            "rel": polars.Float64,
+            "max_abs": polars.Float64,
+            "mean_abs": polars.Float64,
+            "relative_l2": polars.Float64,
+            "baseline_shape": polars.List(polars.Int64),
+            "target_shape": polars.List(polars.Int64),
+            "reason": polars.String,
+        }
+        return polars.DataFrame(rows, schema=schema)
+
+    def describe(self, limit: int = 20) -> str:
+        """The summary and the findings that are not passed, as text."""
+        from comparator.report.text import finding_line, summary_line
+
+        bad = [finding for finding in self.findings if finding.category in ("failed", "errored")]
+        lines = [summary_line(self.summary), *(finding_line(finding) for finding in bad[:limit])]
+        if len(bad) > limit:
+            lines.append(f"... and {len(bad) - limit} more")
+        return "\n".join(lines)
+
+
+def _row(finding: Comparison) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": finding.name,
+        "tags": " ".join(f"{key}={value}" for key, value in finding.tags.items()),
+        "step": finding.location.step,
+        "category": finding.category,
+    }
+    if isinstance(finding, TensorComparison):
+        row |= {"baseline_shape": finding.baseline.shape, "target_shape": finding.target.shape}
+        if finding.diff is not None:
+            row |= {
+                "rel": finding.diff.rel_diff,
+                "max_abs": finding.diff.max_abs_diff,
+                "mean_abs": finding.diff.mean_abs_diff,
+                "relative_l2": finding.diff.relative_l2,
+            }
+        row["reason"] = "; ".join(note.message for note in finding.errors) or None
+    else:
+        row["reason"] = getattr(finding, "exception_message", None) or getattr(finding, "message", None)
+    return row
+
+
+def compare(
+    baseline: PathOrRun,
+    target: PathOrRun,
+    *,
+    options: Options | None = None,
+    token_aligner: TokenMode | None = None,
+    diff_threshold: float | str | Sequence[str] | None = None,
+    override_dims: Sequence[str] = (),
+    **settings: Any,
+) -> Report:
+    """Compare two recorded runs (paths, or what ``open_run`` returned) and return all findings.
+
+    ``diff_threshold`` is the largest ``rel``, one criterion for all tensors (``"max_abs <= 1e-3"``), or pattern and
+    criterion in turn. ``override_dims`` holds ``NAME:DIMS``. Further ``settings`` are fields of ``Options``. Raises
+    ComparatorError when a run cannot be read or an option makes no sense.
+    """
+    chosen = options or Options()
+    if token_aligner is not None:
+        chosen = replace(chosen, token_aligner=token_aligner)
+    if diff_threshold is not None:
+        chosen = replace(chosen, diff_threshold=_rules(diff_threshold))
+    if override_dims:
+        chosen = replace(chosen, overrides=tuple(parse_override(text, "both") for text in override_dims))
+    try:
+        chosen = replace(chosen, **settings)
+    except TypeError as error:
+        raise ComparatorError(f"unknown setting: {error}") from None
+    left, right = open_side(baseline, "baseline"), open_side(target, "target")
+    prepared = prepare(left, right, chosen)
+    tally = Tally(chosen, silent_taps=(*silent_taps(left), *silent_taps(right)))
+    findings: list[Comparison] = []
+    for finding in prepared.findings():
+        tally.add(finding)
+        findings.append(finding)
+    logs = [run_notes("baseline", left, chosen), run_notes("target", right, chosen)]
+    return Report(tuple(findings), tally.summary(), tuple(log for log in logs if log is not None))
+
+
+def assert_runs_match(baseline: PathOrRun, target: PathOrRun, **settings: Any) -> Report:
+    """Compare two runs as ``compare`` does; AssertionError lists what does not agree."""
+    report = compare(baseline, target, **settings)
+    if not report.passed:
+        raise AssertionError(report.describe())
+    return report
+
+
+def _rules(threshold: float | str | Sequence[str]) -> tuple[ThresholdRule, ...]:
+    if isinstance(threshold, str):
+        return parse_rules([".*", threshold])
+    if isinstance(threshold, int | float):
+        return parse_rules([str(threshold)])
+    return parse_rules(list(threshold))
+
+
+def open_side(source: PathOrRun, label: str) -> RunView:
+    """Open a run; raises ComparatorError that names the path when that is not possible."""
+    if not isinstance(source, str | os.PathLike):
+        return source
+    path = Path(source)
+    if not path.exists():
+        raise ComparatorError(f"{label}: there is no run at {path}")
+    from dumper import open_run
+
+    try:
+        run: RunView = open_run(path)
+    except (OSError, ValueError) as error:
+        raise ComparatorError(f"{label}: cannot read {path}: {error}") from None
+    if not len(run.records):
+        problems = "; ".join(str(problem.message) for problem in run.problems)
+        raise ComparatorError(f"{label}: the run {path} holds no records{': ' + problems if problems else ''}")
+    return run

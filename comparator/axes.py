@@ -1,0 +1,133 @@
+"""Align the dimensions of two whole tensors by their names.
+
+The target's order of dimensions is taken. A dimension that is fused on one side and split on the other is fused on
+both; squeezed dimensions (``1``) go; ``s`` and ``t`` are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.dims import SEQUENCE, TOKEN, Dimension
+from comparator.errors import PairError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class SideAxes:
+    """What to do with one side: transpose, then merge neighbours."""
+
+    names: tuple[str, ...]
+    """Names of the dimensions as they come in, for the report."""
+    drop: tuple[int, ...]
+    """Dimensions of length 1 that go first."""
+    order: tuple[int, ...]
+    """The permutation of what is left."""
+    merge: tuple[int, ...]
+    """How many neighbours, after the permutation, make each dimension of the result."""
+
+    @property
+    def identity(self) -> bool:
+        return not self.drop and self.order == tuple(range(len(self.order))) and all(count == 1 for count in self.merge)
+
+
+@dataclass(frozen=True)
+class AxesPlan:
+    """Both sides brought to the dimensions ``result``."""
+
+    baseline: SideAxes
+    target: SideAxes
+    result: tuple[str, ...]
+
+
+def plan_axes(baseline: Sequence[Dimension], target: Sequence[Dimension]) -> AxesPlan:
+    """Plan the alignment of two lists of named dimensions.
+
+    Raises PairError when the sides name other dimensions, or fuse dimensions in ways that overlap.
+    """
+    groups = _fused_groups([*baseline, *target])
+    left, right = _atoms(baseline), _atoms(target)
+    if set(left) != set(right):
+        raise PairError(
+            f"the dimensions differ: baseline has {_written(baseline)!r}, target has {_written(target)!r}",
+            hint="give dims that name the same dimensions with --override-baseline-dims or --override-target-dims",
+        )
+    result: list[tuple[str, ...]] = []
+    taken: set[str] = set()
+    for dimension in target:
+        if dimension.squeezed:
+            continue
+        names = _normal(dimension.names)
+        if names[0] in taken:
+            continue
+        group = groups.get(names[0], names)
+        result.append(group)
+        taken.update(group)
+    return AxesPlan(
+        _plan_side(baseline, result),
+        _plan_side(target, result),
+        tuple("*".join(group) for group in result),
+    )
+
+
+def align_axes(array: Array, side: SideAxes) -> Array:
+    """Apply one side of a plan; a view where numpy can give one."""
+    if side.drop:
+        array = array.squeeze(axis=side.drop)
+    array = array.transpose(side.order)
+    shape: list[int] = []
+    at = 0
+    for count in side.merge:
+        shape.append(int(np.prod(array.shape[at : at + count], dtype=np.int64)))
+        at += count
+    return array.reshape(shape)
+
+
+def _normal(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(SEQUENCE if name == TOKEN else name for name in names)
+
+
+def _atoms(dimensions: Sequence[Dimension]) -> list[str]:
+    return [name for dimension in dimensions if not dimension.squeezed for name in _normal(dimension.names)]
+
+
+def _written(dimensions: Sequence[Dimension]) -> str:
+    return " ".join(dimension.label for dimension in dimensions)
+
+
+def _fused_groups(dimensions: Sequence[Dimension]) -> Mapping[str, tuple[str, ...]]:
+    """For each name in a fused dimension the whole group."""
+    groups: dict[str, tuple[str, ...]] = {}
+    for dimension in dimensions:
+        if not dimension.fused:
+            continue
+        names = _normal(dimension.names)
+        for name in names:
+            other = groups.setdefault(name, names)
+            if other != names:
+                raise PairError(
+                    f"({'*'.join(other)}) and ({'*'.join(names)}) fuse {name!r} in two ways that do not fit together",
+                    hint="write the fused dimension in the same order on both sides",
+                )
+    return groups
+
+
+def _plan_side(dimensions: Sequence[Dimension], result: Sequence[tuple[str, ...]]) -> SideAxes:
+    drop = tuple(index for index, dimension in enumerate(dimensions) if dimension.squeezed)
+    kept = [_normal(dimension.names) for dimension in dimensions if not dimension.squeezed]
+    order: list[int] = []
+    merge: list[int] = []
+    for group in result:
+        if group in kept:
+            order.append(kept.index(group))
+            merge.append(1)
+        else:
+            order.extend(kept.index((name,)) for name in group)
+            merge.append(len(group))
+    return SideAxes(tuple(dimension.label for dimension in dimensions), drop, tuple(order), tuple(merge))

@@ -1,0 +1,189 @@
+"""``python -m comparator BASELINE TARGET``: compare two recorded runs.
+
+Exit codes: 0 the runs agree, 1 they do not, 2 a usage error or a run that cannot be read. Flags that SGLang's
+comparator has mean the same here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from comparator.api import open_side
+from comparator.errors import ComparatorError
+from comparator.options import Options, load_override_config, parse_override
+from comparator.predicates import parse_rules
+
+PRESETS: dict[str, dict[str, object]] = {
+    "raw": {"grouping_skip_keys": frozenset()},
+    "sglang_dev": {"grouping_skip_keys": frozenset({"rank"})},
+    "sglang_megatron": {"grouping_skip_keys": frozenset({"rank", "step"}), "token_aligner": "concat_steps"},
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="comparator",
+        description="Compare two recorded runs, tensor by tensor, and say where they part.",
+        epilog="exit code: 0 the runs agree, 1 they do not, 2 a usage error or a run that cannot be read",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("baseline", nargs="?", metavar="BASELINE", help="the run that is taken as right")
+    add("target", nargs="?", metavar="TARGET", help="the run that is questioned")
+    add("--baseline-path", metavar="DIR", help="the same as BASELINE")
+    add("--target-path", metavar="DIR", help="the same as TARGET")
+    add("--start-step", type=int, default=0, help="first step to compare (default: 0)")
+    add("--end-step", type=int, default=1_000_000, help="last step to compare")
+    add("--filter", metavar="REGEX", help="compare records whose 'step=…___rank=…___name=…___layer_id=…' matches")
+    add(
+        "--diff-threshold", nargs="*", metavar="REGEX PREDICATE", default=[],
+        help="largest rel, or pairs of name pattern and criterion over rel, max_abs, mean_abs, relative_l2; the "
+        "first whole match wins (default: rel <= 0.001; integers must be equal)",
+    )  # fmt: skip
+    add("--token-aligner", choices=["concat_steps", "smart"],
+        help="join all steps: in order (one request), or on token identity; default: step by step")  # fmt: skip
+    add("--preset", choices=sorted(PRESETS), help="sets of flags; raw compares rank by rank")
+    add("--grouping-skip-keys", nargs="*", metavar="KEY", help="what does not tell tensors apart (default: rank)")
+    add("--output-format", choices=["text", "json"], default="text")
+    add("--verbosity", choices=["minimal", "normal", "verbose"], default="normal")
+    add("--override-dims", action="append", default=[], metavar="NAME:DIMS",
+        help="dims for both sides, for names that the regular expression NAME is found in")  # fmt: skip
+    add("--override-baseline-dims", action="append", default=[], metavar="NAME:DIMS")
+    add("--override-target-dims", action="append", default=[], metavar="NAME:DIMS")
+    add("--override-config", metavar="YAML", help="overrides: [{match, dims, side}]")
+    add("--map", metavar="YAML", help="names and transformations that make two frameworks' tensors comparable")
+    add("--allow-skipped-pattern", default=".*", metavar="REGEX", help="names that may be skipped (default: all)")
+    add("--allow-failed-pattern", metavar="REGEX", help="names that may fail (default: none)")
+    add("--report-path", metavar="FILE",
+        help="JSON lines (default: comparator_report.jsonl in the target; '' for none)")  # fmt: skip
+    add("--explain", metavar="NAME", help="print the plan for the tensors of this name; compare nothing")
+    add("--strict-taps", action="store_true", help="fail when an installed tap never fired")
+    add("--equal-nan", action="store_true", help="NaN equals NaN, and an infinity itself, at the same place")
+    add("--min-matched", type=float, default=1.0, metavar="SHARE",
+        help="smallest share of the tokens that both sides computed to have been compared (default: 1)")  # fmt: skip
+    add("--tokenizer", metavar="PATH", help="accepted for compatibility; not used")
+    add("--viz-bundle-details", action="store_true", help="accepted for compatibility; pictures are not made")
+    add("--viz-output-dir", metavar="DIR", help=argparse.SUPPRESS)
+    add("--visualize-per-token", metavar="FILE", help=argparse.SUPPRESS)
+    return parser
+
+
+def options_from(arguments: argparse.Namespace) -> Options:
+    """The options that a parsed command line stands for; raises ComparatorError for those that make no sense."""
+    settings: dict[str, object] = {}
+    if arguments.preset:
+        settings.update(PRESETS[arguments.preset])
+    if arguments.grouping_skip_keys is not None:
+        settings["grouping_skip_keys"] = frozenset(arguments.grouping_skip_keys)
+    if arguments.token_aligner:
+        settings["token_aligner"] = arguments.token_aligner
+    overrides = [
+        *(parse_override(text, "both") for text in arguments.override_dims),
+        *(parse_override(text, "baseline") for text in arguments.override_baseline_dims),
+        *(parse_override(text, "target") for text in arguments.override_target_dims),
+    ]
+    if arguments.override_config:
+        overrides.extend(load_override_config(Path(arguments.override_config)))
+    return Options(
+        start_step=arguments.start_step,
+        end_step=arguments.end_step,
+        filter=arguments.filter,
+        diff_threshold=parse_rules(arguments.diff_threshold),
+        overrides=tuple(overrides),
+        allow_skipped_pattern=arguments.allow_skipped_pattern,
+        allow_failed_pattern=arguments.allow_failed_pattern,
+        strict_taps=arguments.strict_taps,
+        equal_nan=arguments.equal_nan,
+        min_matched=arguments.min_matched,
+        map_config=Path(arguments.map) if arguments.map else None,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+    except ComparatorError as error:
+        print(f"comparator: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare as the arguments say; raises ComparatorError."""
+    from comparator.pipeline import Tally, prepare, rank_info, run_notes, silent_taps
+    from comparator.report.records import ConfigRecord
+    from comparator.report.sinks import JsonOutput, ReportFile, TextOutput
+
+    baseline_path = _one_path(arguments.baseline_path, arguments.baseline, "baseline")
+    target_path = _one_path(arguments.target_path, arguments.target, "target")
+    options = options_from(arguments)
+    baseline, target = open_side(baseline_path, "baseline"), open_side(target_path, "target")
+    prepared = prepare(baseline, target, options)
+    if arguments.explain:
+        from comparator.explain import explain
+
+        return explain(prepared, arguments.explain)
+    for flag in ("viz_bundle_details", "visualize_per_token"):
+        if getattr(arguments, flag):
+            print(f"comparator: --{flag.replace('_', '-')} is not supported yet and ignored", file=sys.stderr)
+    report_path = _report_path(arguments.report_path, Path(target_path))
+    report = ReportFile(report_path) if report_path is not None else None
+    output: TextOutput | JsonOutput = (
+        JsonOutput() if arguments.output_format == "json" else TextOutput(arguments.verbosity, len(prepared.pairs))
+    )
+    tally = Tally(options, silent_taps=(*silent_taps(baseline), *silent_taps(target)))
+    sinks = [output] if report is None else [output, report]
+    try:
+        with output:
+            opening = [
+                ConfigRecord(config=vars(arguments)),
+                rank_info("baseline", baseline),
+                rank_info("target", target),
+                run_notes("baseline", baseline, options),
+                run_notes("target", target, options),
+            ]
+            for record in opening:
+                for sink in sinks if record is not None else []:
+                    sink.add(record)  # type: ignore[arg-type]
+            for finding in prepared.findings():
+                tally.add(finding)
+                for sink in sinks:
+                    sink.add(finding)
+                output.advance()
+            for sink in sinks:
+                sink.add(tally.summary())
+    finally:
+        if report is not None:
+            report.close()
+    if report_path is not None:
+        print(f"report: {report_path}", file=sys.stderr)
+    return tally.exit_code
+
+
+def _one_path(flag: str | None, positional: str | None, what: str) -> str:
+    if flag and positional:
+        raise ComparatorError(f"the {what} is given twice: {positional!r} and --{what}-path {flag!r}")
+    path = flag or positional
+    if not path:
+        raise ComparatorError(f"no {what}; usage: comparator BASELINE TARGET")
+    return path
+
+
+def _report_path(argument: str | None, target: Path) -> Path | None:
+    if argument is not None:
+        return Path(argument) if argument else None
+    return target / "comparator_report.jsonl" if os.access(target, os.W_OK) else None

@@ -1,0 +1,389 @@
+"""Compare one pair of bundles: plan, align, measure, judge, and put the finding into a record."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.align import Aligned, PairPlan, SideContext, align, plan_pair
+from comparator.dims import parse_dims
+from comparator.errors import ComparatorError, DimsError, PairError
+from comparator.findings import (
+    bundle_info,
+    bundle_side,
+    diff_info,
+    numpy_dtype_name,
+    replica_check,
+    tensor_info,
+    torch_dtype_name,
+)
+from comparator.judge import Verdict, judge, predicate_for, remarks
+from comparator.levels import compare_reduced, reduced_level
+from comparator.match import Bundle, BundlePair, split_steps
+from comparator.measure import Measured, compare_arrays, row_differences, summarize
+from comparator.options import Options
+from comparator.report.records import (
+    Comparison,
+    ErroredComparison,
+    Location,
+    Note,
+    SkippedComparison,
+    TensorComparison,
+    TokenCounts,
+    ValueComparison,
+)
+from comparator.tokens import counts_against
+from comparator.tokens.interface import Side, TokenAligner, TokenPlan
+from comparator.values import first_difference
+
+Array = npt.NDArray[Any]
+_DOWNCAST: Mapping[frozenset[str], str] = {
+    frozenset({"float32", "bfloat16"}): "bfloat16",
+    frozenset({"float32", "float16"}): "float16",
+}
+
+
+@dataclass
+class Session:
+    """Everything that stays the same from pair to pair, and the count of failures shown in detail."""
+
+    options: Options
+    contexts: Mapping[Side, SideContext]
+    aligner: TokenAligner
+    detailed: int = 0
+
+    def take_detail(self) -> bool:
+        """Whether one more failure gets percentiles."""
+        if self.detailed >= self.options.detail_limit >= 0:
+            return False
+        self.detailed += 1
+        return True
+
+    def dims(self, bundle: Bundle, name: str, side: Side) -> str | None:
+        recorded = next((record.dims for record in bundle.records if record.dims), None)
+        return self.options.dims_for(name, recorded, side)
+
+
+def compare_pair(pair: BundlePair, session: Session) -> list[Comparison]:
+    """Compare a pair; several findings when it joins steps that can only be compared one by one."""
+    pairs = [pair]
+    if session.options.joins_steps and pair.step is None and not _has_token_dimension(pair, session):
+        pairs = split_steps(pair)
+    return [_compare_guarded(one, session) for one in pairs]
+
+
+def _has_token_dimension(pair: BundlePair, session: Session) -> bool:
+    for side, bundle in (("baseline", pair.baseline), ("target", pair.target)):
+        if bundle is None:
+            continue
+        if any(record.kind != "tensor" or record.level in ("hash", "stats") for record in bundle.records):
+            return session.options.sglang_rules
+        dims = session.dims(bundle, pair.name, side)  # type: ignore[arg-type]
+        try:
+            if dims is not None and not parse_dims(dims).token_dimensions:
+                return session.options.sglang_rules
+        except DimsError:
+            return True
+    return True
+
+
+def _compare_guarded(pair: BundlePair, session: Session) -> Comparison:
+    """Compare a pair; whatever goes wrong with it becomes an errored finding and the others go on."""
+    try:
+        return _compare(pair, session)
+    except ComparatorError:
+        raise
+    except PairError as error:
+        return _errored(pair, "PairError", str(error), error.hint)
+    except DimsError as error:
+        return _errored(
+            pair, "DimsError", str(error), "--override-dims 'NAME:DIMS' corrects dims without a new recording"
+        )
+    except Exception as error:  # a damaged payload or a fault of ours concerns this pair alone
+        return _errored(pair, type(error).__name__, str(error), "", traceback.format_exc())
+
+
+def _errored(pair: BundlePair, kind: str, message: str, hint: str, trace: str = "") -> ErroredComparison:
+    return ErroredComparison(
+        **_identity(pair),
+        category="errored",
+        exception_type=kind,
+        exception_message=message,
+        traceback_str=trace or hint,
+        hint=hint,
+    )
+
+
+def _identity(pair: BundlePair) -> dict[str, Any]:
+    return {
+        "name": pair.name,
+        "tags": {key: str(value) for key, value in pair.tags},
+        "location": Location(step=pair.step),
+    }
+
+
+def _compare(pair: BundlePair, session: Session) -> Comparison:
+    baseline, target = pair.baseline, pair.target
+    if baseline is None or target is None:
+        return _skipped(pair, session)
+    records = (*baseline.records, *target.records)
+    if any(record.kind != "tensor" for record in records):
+        return _compare_values(pair, baseline, target, session)
+    dims = {
+        "baseline": session.dims(baseline, pair.name, "baseline"),
+        "target": session.dims(target, pair.name, "target"),
+    }
+    level = reduced_level(baseline, target)
+    if level is not None:
+        return compare_reduced(level, pair, baseline, target, session.options, session.contexts)
+    plan = plan_pair(
+        baseline,
+        target,
+        dims,  # type: ignore[arg-type]
+        session.contexts,
+        session.aligner,
+        joined=session.options.joins_steps,
+    )
+    return _compare_tensors(pair, plan, align(plan), session)
+
+
+def _skipped(pair: BundlePair, session: Session) -> SkippedComparison:
+    bundle = pair.target or pair.baseline
+    assert bundle is not None
+    available: Side = "target" if pair.baseline is None else "baseline"
+    missing = "baseline" if pair.baseline is None else "target"
+    tensors = [record for record in bundle.records if record.kind == "tensor" and record.level == "full"]
+    dims = session.dims(bundle, pair.name, available)
+    info = None
+    if tensors:
+        array = tensors[0].array()
+        info = tensor_info(array.shape, torch_dtype_name(tensors[0].dtype), summarize(array))
+    return SkippedComparison(
+        **_identity(pair),
+        category="skipped",
+        reason=f"{missing}_load_failed",
+        message=f"only the {available} has it",
+        available_side=available,
+        available_tensor_info=info,
+        available_bundle_info=bundle_side(bundle, dims, session.contexts[available]) if tensors else None,
+    )
+
+
+def _compare_tensors(pair: BundlePair, plan: PairPlan, aligned: Aligned, session: Session) -> TensorComparison:
+    options = session.options
+    baseline = _without_leading_ones(aligned.baseline, aligned.target.shape)
+    target = aligned.target
+    integers = all(array.dtype.kind in "iub" for array in (baseline, target))
+    predicate = predicate_for(pair.name, options, integers=integers)
+    checks = [replica_check(side, found) for side, found in aligned.replicas]
+    errors = [Note(kind="error", category="axis_alignment", message=message) for message in plan.errors]
+    infos = [Note(kind="info", category="tokens", message=message) for message in plan.notes]
+    errors.extend(_share_errors(plan.tokens, options))
+    common: dict[str, Any] = {
+        **_identity(pair),
+        "unified_shape": list(baseline.shape),
+        "replicated_checks": checks,
+        "raw_bundle_info": bundle_info(pair, plan, session.contexts),
+        "tokens": _token_counts(plan.tokens),
+    }
+    if baseline.shape != target.shape:
+        errors.extend(_shape_hint(baseline, target, plan, options))
+        return TensorComparison(
+            **common,
+            category="failed",
+            baseline=tensor_info(aligned.baseline.shape, numpy_dtype_name(baseline), summarize(baseline)),
+            target=tensor_info(target.shape, numpy_dtype_name(target), summarize(target)),
+            shape_mismatch=True,
+            errors=errors,
+            infos=infos,
+        )
+    measured, verdict = _measure(baseline, target, predicate, session)
+    passed = verdict.passed and not errors and all(check.passed for check in checks)
+    infos.extend(
+        Note(kind="warning", category=category, message=message)
+        for category, message in remarks(measured, verdict.passed)
+    )
+    downcast, downcast_name = _downcast(baseline, target, predicate, options)
+    token_axis = _token_axis(plan)
+    worst = measured.difference.coordinate
+    describe = plan.tokens.describe_row if plan.tokens is not None and token_axis is not None else None
+    return TensorComparison(
+        **common,
+        category="passed" if passed else "failed",
+        baseline=tensor_info(aligned.baseline.shape, numpy_dtype_name(baseline), measured.baseline),
+        target=tensor_info(target.shape, numpy_dtype_name(target), measured.target),
+        shape_mismatch=False,
+        diff=diff_info(
+            measured.difference,
+            verdict,
+            token=describe(worst[token_axis]) if describe and token_axis is not None and worst else None,
+        ),
+        diff_downcast=downcast,
+        downcast_dtype=downcast_name,
+        first_bad_token=None if verdict.passed else _first_bad_token(baseline, target, token_axis, plan.tokens),
+        errors=errors,
+        infos=infos,
+    )
+
+
+def _measure(baseline: Array, target: Array, predicate: str, session: Session) -> tuple[Measured, Verdict]:
+    options = session.options
+    measured = compare_arrays(
+        baseline, target, equal_nonfinite=options.equal_nan, single_precision=options.single_precision
+    )
+    verdict = judge(measured.difference, predicate)
+    if not verdict.passed and session.take_detail():
+        measured = compare_arrays(
+            baseline,
+            target,
+            percentiles=True,
+            equal_nonfinite=options.equal_nan,
+            single_precision=options.single_precision,
+        )
+    return measured, verdict
+
+
+def _downcast(baseline: Array, target: Array, predicate: str, options: Options) -> tuple[Any, str | None]:
+    """The difference once more with both sides in the smaller dtype, where the dtypes are mixed."""
+    name = _DOWNCAST.get(frozenset({baseline.dtype.name, target.dtype.name}))
+    if name is None or baseline.dtype == target.dtype:
+        return None, None
+    dtype = baseline.dtype if baseline.dtype.name == name else target.dtype
+    with np.errstate(all="ignore"):
+        measured = compare_arrays(baseline.astype(dtype), target.astype(dtype), equal_nonfinite=options.equal_nan)
+    return diff_info(measured.difference, judge(measured.difference, predicate)), torch_dtype_name(name)
+
+
+def _without_leading_ones(array: Array, shape: tuple[int, ...]) -> Array:
+    """``array`` without leading dimensions of length 1 when it then has ``shape``."""
+    extra = array.ndim - len(shape)
+    if extra > 0 and array.shape[extra:] == shape and all(length == 1 for length in array.shape[:extra]):
+        return array.reshape(shape)
+    return array
+
+
+def _token_axis(plan: PairPlan) -> int | None:
+    """The dimension of the aligned arrays whose index is the joined row."""
+    side = plan.target
+    if plan.tokens is None or not side.token_dimensions:
+        return None
+    if len(side.token_dimensions) > 1 and not side.merge_rows:
+        return None
+    if plan.axes is None or side.dimensions is None:
+        return min(side.token_dimensions) if side.merge_rows else side.token_dimensions[-1]
+    return plan.axes.result.index("s") if "s" in plan.axes.result else None
+
+
+def _first_bad_token(baseline: Array, target: Array, axis: int | None, tokens: TokenPlan | None) -> str | None:
+    if axis is None or tokens is None or baseline.shape[axis] == 0:
+        return None
+    rows = row_differences(baseline, target, axis)
+    bad = np.flatnonzero(~(rows <= 1e-3))
+    if not bad.size:
+        return None
+    row = int(bad[0])
+    return tokens.describe_row(row) or f"row {row}"
+
+
+def _token_counts(tokens: TokenPlan | None) -> TokenCounts | None:
+    if tokens is None:
+        return None
+    return TokenCounts(
+        matched=tokens.matched,
+        only_baseline=dict(tokens.only_baseline),
+        only_target=dict(tokens.only_target),
+        padding_baseline=tokens.dropped_baseline,
+        padding_target=tokens.dropped_target,
+    )
+
+
+def _share_errors(tokens: TokenPlan | None, options: Options) -> list[Note]:
+    if tokens is None:
+        return []
+    lost = {
+        f"{reason} ({side})": count
+        for side, only in (("baseline", tokens.only_baseline), ("target", tokens.only_target))
+        for reason, count in only.items()
+        if counts_against(reason)
+    }
+    missing = sum(lost.values())
+    if not missing or tokens.matched >= options.min_matched * (tokens.matched + missing):
+        return []
+    listed = ", ".join(f"{count} {reason}" for reason, count in lost.items())
+    message = (
+        f"only {tokens.matched} of {tokens.matched + missing} tokens computed on both sides could be compared: "
+        f"{listed}; --min-matched allows a smaller share"
+    )
+    return [Note(kind="error", category="tokens", message=message)]
+
+
+def _shape_hint(baseline: Array, target: Array, plan: PairPlan, options: Options) -> list[Note]:
+    axis = _token_axis(plan)
+    if (
+        options.token_aligner == "per_step"
+        and axis is not None
+        and axis < min(baseline.ndim, target.ndim)
+        and baseline.shape[axis] != target.shape[axis]
+    ):
+        message = (
+            f"the token dimension has {baseline.shape[axis]} rows in the baseline and {target.shape[axis]} in the "
+            "target; --token-aligner smart joins the runs on token identity, whatever their steps are"
+        )
+        return [Note(kind="error", category="shape", message=message)]
+    return []
+
+
+def _compare_values(pair: BundlePair, baseline: Bundle, target: Bundle, session: Session) -> ValueComparison:
+    left = _values(baseline, "baseline", session)
+    right = _values(target, "target", session)
+    left_value, right_value = left[0], right[0]
+    found: tuple[str, str] | None = None
+    if len(left) == len(right):
+        for one, other in zip(left, right, strict=True):
+            found = first_difference(one, other)
+            if found:
+                left_value, right_value = one, other
+                break
+    else:
+        found = first_difference(left[0], right[0])
+    infos = [] if found is None else [Note(kind="info", category="value", message=f"{found[0] or 'value'}: {found[1]}")]
+    return ValueComparison(
+        **_identity(pair),
+        category="passed" if found is None else "failed",
+        baseline_value=repr(left_value),
+        target_value=repr(right_value),
+        baseline_type=type(left_value).__name__,
+        target_type=type(right_value).__name__,
+        values_equal=found is None,
+        difference_path=None if found is None else found[0],
+        infos=infos,
+    )
+
+
+def _values(bundle: Bundle, side: Literal["baseline", "target"], session: Session) -> list[Any]:
+    """The value of a bundle: one when all ranks agree; raises PairError when ranks of one side do not."""
+    records = sorted(bundle.records, key=lambda one: (one.step or 0, one.rank))
+    values = [record.value if record.kind != "tensor" else record.array() for record in records]
+    if session.options.first_value_only:
+        return values[:1]
+    by_step: dict[int | None, list[tuple[int, Any]]] = {}
+    for record, value in zip(records, values, strict=True):
+        by_step.setdefault(record.step, []).append((record.rank, value))
+    kept: list[Any] = []
+    for ranked in by_step.values():
+        first_rank, first = ranked[0]
+        kept.append(first)
+        for rank, value in ranked[1:]:
+            found = first_difference(first, value)
+            if found:
+                raise PairError(
+                    f"ranks {first_rank} and {rank} of the {side} recorded other values: "
+                    f"{found[0] or 'value'}: {found[1]}",
+                    hint="compare rank by rank with --preset raw",
+                )
+    return kept

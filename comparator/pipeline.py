@@ -1,0 +1,157 @@
+"""Run a whole comparison: one finding after the other, then the summary. Memory holds one pair at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from comparator.align import SideContext
+from comparator.compare import Session, compare_pair
+from comparator.match import BundlePair, match_bundles
+from comparator.options import Options, check_options
+from comparator.report.records import (
+    Category,
+    Comparison,
+    LogRecord,
+    Note,
+    RankInfoRecord,
+    SummaryRecord,
+    TensorComparison,
+)
+from comparator.runs import RunView, parallel_layout
+from comparator.tokens import build_token_aligner
+from comparator.tokens.interface import Side, SideLayouts, TokenAligner
+
+
+@dataclass
+class Tally:
+    """Counts categories and decides the exit code as findings go by."""
+
+    options: Options
+    counts: dict[Category, int] = field(default_factory=lambda: {"passed": 0, "failed": 0, "skipped": 0, "errored": 0})
+    disallowed: bool = False
+    first_divergence: Comparison | None = None
+    silent_taps: tuple[str, ...] = ()
+
+    def add(self, finding: Comparison) -> None:
+        self.counts[finding.category] += 1
+        allowed_failure = self.options.allow_failed_pattern
+        if finding.category == "failed":
+            allowed = allowed_failure is not None and re.fullmatch(allowed_failure, finding.name) is not None
+            if not allowed:
+                self.disallowed = True
+                self.first_divergence = self.first_divergence or finding
+        elif finding.category == "errored" or (
+            finding.category == "skipped" and re.fullmatch(self.options.allow_skipped_pattern, finding.name) is None
+        ):
+            self.disallowed = True
+
+    @property
+    def exit_code(self) -> int:
+        """0 when something was compared and all that counts agrees, else 1."""
+        agrees = self.counts["passed"] > 0 and not self.disallowed
+        return 0 if agrees and not (self.options.strict_taps and self.silent_taps) else 1
+
+    def summary(self) -> SummaryRecord:
+        first = self.first_divergence
+        place = None
+        if first is not None:
+            step = "" if first.location.step is None else f"step {first.location.step}: "
+            place = step + first.label
+            if isinstance(first, TensorComparison) and first.first_bad_token:
+                place += f" at {first.first_bad_token}"
+        notes = []
+        if not sum(self.counts.values()):
+            notes.append(Note(kind="error", category="empty", message="nothing to compare"))
+        elif not self.counts["passed"] and not self.counts["failed"] and not self.counts["errored"]:
+            notes.append(Note(kind="error", category="nothing_in_common", message="the runs have no tensor in common"))
+        return SummaryRecord(
+            total=sum(self.counts.values()),
+            passed=self.counts["passed"],
+            failed=self.counts["failed"],
+            skipped=self.counts["skipped"],
+            errored=self.counts["errored"],
+            exit_code=self.exit_code,
+            first_divergence=place,
+            errors=notes,
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A comparison that is planned as far as the index goes."""
+
+    baseline: RunView
+    target: RunView
+    options: Options
+    pairs: Sequence[BundlePair]
+    session: Session
+
+    def findings(self) -> Iterator[Comparison]:
+        """Compare pair by pair, in the order of execution."""
+        for pair in self.pairs:
+            yield from compare_pair(pair, self.session)
+
+
+def prepare(baseline: RunView, target: RunView, options: Options, aligner: TokenAligner | None = None) -> Prepared:
+    """Match the bundles of two runs and make ready what every pair needs.
+
+    Raises ComparatorError for options that cannot be read.
+    """
+    check_options(options)
+    contexts: dict[Side, SideContext] = {
+        "baseline": SideContext.of("baseline", baseline),
+        "target": SideContext.of("target", target),
+    }
+    if aligner is None:
+        mode = options.token_aligner if options.joins_steps else "per_step"
+        aligner = build_token_aligner(mode, _layouts(baseline, options), _layouts(target, options))
+    pairs = match_bundles(baseline, target, options)
+    return Prepared(baseline, target, options, pairs, Session(options, contexts, aligner))
+
+
+def _layouts(run: RunView, options: Options) -> SideLayouts:
+    steps = tuple(step for step in run.steps if options.start_step <= step <= options.end_step)
+    return SideLayouts(run, parallel_layout(run), steps)
+
+
+def silent_taps(run: RunView) -> list[str]:
+    """Taps that were installed and never fired on any rank, with their place in the source."""
+    fired: dict[str, int] = {}
+    place: dict[str, str] = {}
+    for tap in run.taps:
+        fired[tap.id] = fired.get(tap.id, 0) + int(tap.fired)
+        place[tap.id] = f"{tap.id} ({tap.file}:{tap.line})" if getattr(tap, "file", None) else tap.id
+    return [place[tap] for tap, count in fired.items() if not count]
+
+
+def run_notes(label: Side, run: RunView, options: Options) -> LogRecord | None:
+    """What is wrong with a run as a whole; None when nothing is."""
+    notes = [
+        Note(kind="warning", category=str(problem.kind), message=f"{label}: {problem.message}")
+        for problem in run.problems
+    ]
+    if run.missing_ranks and not any(note.category == "missing_rank" for note in notes):
+        ranks = ", ".join(map(str, run.missing_ranks))
+        notes.append(
+            Note(kind="warning", category="missing_rank", message=f"{label}: no file of rank {ranks} in {run.path}")
+        )
+    kind = "error" if options.strict_taps else "warning"
+    notes.extend(
+        Note(kind=kind, category="silent_tap", message=f"{label}: tap {tap} never fired")  # type: ignore[arg-type]
+        for tap in silent_taps(run)
+    )
+    if not notes:
+        return None
+    errors = [note for note in notes if note.kind == "error"]
+    return LogRecord(errors=errors, infos=[note for note in notes if note.kind != "error"])
+
+
+def rank_info(label: Side, run: RunView) -> RankInfoRecord:
+    """The ranks of a run and where each is on every axis."""
+    rows = [
+        {"rank": rank, **{axis: f"{at}/{size}" for axis, (at, size) in sorted(coordinates.items())}}
+        for rank, coordinates in sorted(parallel_layout(run).items())
+    ]
+    return RankInfoRecord(label=label, rows=rows)

@@ -1,0 +1,234 @@
+"""The records of a report, one JSON object each; ``type`` tells them apart.
+
+The types and the names of their fields are those of SGLang's comparator (see its JSONL report), so that scripts
+written for it keep working; fields of our own come on top: ``category``, ``tags``, ``tokens``, ``plan``, ...
+``comparator/report/schema.json`` is the JSON schema, made from these models.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Category = Literal["passed", "failed", "skipped", "errored"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Note(_Model):
+    """Something to know about one comparison; ``kind`` is error where it makes the comparison fail."""
+
+    kind: Literal["error", "info", "warning"]
+    category: str
+    message: str
+
+
+class Location(_Model):
+    step: int | None = None
+
+
+class TensorStats(_Model):
+    mean: float
+    abs_mean: float
+    std: float
+    min: float
+    max: float
+    percentiles: dict[int, float] = {}
+    nan_count: int = 0
+    inf_count: int = 0
+
+
+class TensorInfo(_Model):
+    shape: list[int]
+    dtype: str
+    stats: TensorStats
+    sample: str | None = None
+
+
+class DiffInfo(_Model):
+    """Metrics of one difference; see ``comparator.measure.Difference``."""
+
+    rel_diff: float
+    max_abs_diff: float
+    mean_abs_diff: float
+    abs_diff_percentiles: dict[int, float] = {}
+    max_diff_coord: list[int]
+    baseline_at_max: float
+    target_at_max: float
+    predicate: str = ""
+    passed: bool
+    per_token_rel_diff: list[float] | None = None
+    relative_l2: float = 0.0
+    scale: float = 1.0
+    differing: int = 0
+    max_diff_token: str | None = None
+
+
+class ReplicatedCheck(_Model):
+    axis: str
+    group_index: int
+    compared_index: int
+    baseline_index: int = 0
+    passed: bool
+    atol: float
+    diff: DiffInfo | None = None
+    side: Literal["baseline", "target"]
+
+
+class BundleFile(_Model):
+    shape: list[int]
+    dtype: str
+    rank: int | None = None
+    parallel_info: dict[str, str] | None = None
+    filename: str | None = None
+    step: int | None = None
+
+
+class BundleSide(_Model):
+    num_files: int
+    files: list[BundleFile]
+    dims: str | None = None
+
+
+class BundleInfo(_Model):
+    """Both sides: x is the baseline, y the target."""
+
+    x: BundleSide | None
+    y: BundleSide | None
+
+
+class TokenCounts(_Model):
+    """How many tokens were compared and what only one side had, by reason."""
+
+    matched: int
+    only_baseline: dict[str, int] = {}
+    only_target: dict[str, int] = {}
+    padding_baseline: int = 0
+    padding_target: int = 0
+
+
+class _Record(_Model):
+    errors: list[Note] = []
+    infos: list[Note] = []
+
+
+class ConfigRecord(_Record):
+    type: Literal["config"] = "config"
+    config: dict[str, Any]
+
+
+class RankInfoRecord(_Record):
+    type: Literal["rank_info"] = "rank_info"
+    label: str
+    rows: list[dict[str, Any]]
+
+
+class InputIdsRecord(_Record):
+    type: Literal["input_ids"] = "input_ids"
+    label: str
+    rows: list[dict[str, Any]]
+
+
+class LogRecord(_Record):
+    """Findings about a whole run: a missing rank, a truncated file, taps that never fired."""
+
+    type: Literal["log"] = "log"
+
+
+class _Comparison(_Record):
+    name: str
+    tags: dict[str, str] = {}
+    location: Location = Location()
+    category: Category
+
+    @property
+    def label(self) -> str:
+        """The tensor for people: ``attn_output layer_id=3``."""
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self.tags.items())])
+
+
+class TensorComparison(_Comparison):
+    type: Literal["comparison_tensor"] = "comparison_tensor"
+    baseline: TensorInfo
+    target: TensorInfo
+    unified_shape: list[int] | None
+    shape_mismatch: bool
+    diff: DiffInfo | None = None
+    diff_downcast: DiffInfo | None = None
+    downcast_dtype: str | None = None
+    replicated_checks: list[ReplicatedCheck] = []
+    raw_bundle_info: BundleInfo | None = None
+    tokens: TokenCounts | None = None
+    level: str = "full"
+    first_bad_token: str | None = None
+    """The first token, in the order of the rows, whose own ``rel`` is beyond the threshold."""
+
+
+class SkippedComparison(_Comparison):
+    type: Literal["comparison_skip"] = "comparison_skip"
+    reason: str
+    message: str = ""
+    available_side: Literal["baseline", "target"] | None = None
+    available_tensor_info: TensorInfo | None = None
+    available_bundle_info: BundleSide | None = None
+
+
+class ValueComparison(_Comparison):
+    type: Literal["comparison_non_tensor"] = "comparison_non_tensor"
+    baseline_value: str
+    target_value: str
+    baseline_type: str
+    target_type: str
+    values_equal: bool
+    difference_path: str | None = None
+    """Where the values first differ, ``['layers'][3]``; empty for the whole value."""
+
+
+class ErroredComparison(_Comparison):
+    type: Literal["comparison_error"] = "comparison_error"
+    exception_type: str
+    exception_message: str
+    traceback_str: str = ""
+    hint: str = ""
+
+
+class SummaryRecord(_Record):
+    type: Literal["summary"] = "summary"
+    total: int
+    passed: int
+    failed: int
+    skipped: int
+    errored: int = 0
+    exit_code: int = 0
+    first_divergence: str | None = None
+
+
+Comparison = TensorComparison | SkippedComparison | ValueComparison | ErroredComparison
+AnyRecord = Annotated[
+    ConfigRecord
+    | RankInfoRecord
+    | InputIdsRecord
+    | LogRecord
+    | TensorComparison
+    | SkippedComparison
+    | ValueComparison
+    | ErroredComparison
+    | SummaryRecord,
+    Field(discriminator="type"),
+]
+
+
+def to_json(record: BaseModel) -> str:
+    """One line of JSON. NaN and infinity, which JSON does not have, become null, as in SGLang's report."""
+    return record.model_dump_json()
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of one line of a report."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(AnyRecord).json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "tensortap report line", **schema}

@@ -1,0 +1,129 @@
+"""Findings as text for people: one line each, and what stands out below it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from comparator.report.records import (
+    Comparison,
+    DiffInfo,
+    ErroredComparison,
+    LogRecord,
+    SkippedComparison,
+    SummaryRecord,
+    TensorComparison,
+    ValueComparison,
+)
+
+Verbosity = Literal["minimal", "normal", "verbose"]
+STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow", "errored": "bold magenta"}
+"""Colours of the categories on a terminal."""
+
+
+def finding_line(finding: Comparison) -> str:
+    """One line: category, step, tensor, and the numbers or the reason."""
+    step = "" if finding.location.step is None else f"step {finding.location.step}  "
+    return f"{finding.category:<8}{step}{finding.label}  {_essence(finding)}".rstrip()
+
+
+def _essence(finding: Comparison) -> str:
+    if isinstance(finding, TensorComparison):
+        if finding.shape_mismatch:
+            return f"shapes differ: {finding.unified_shape} against {finding.target.shape}"
+        tokens = f"  {finding.tokens.matched} tokens" if finding.tokens else ""
+        return (_metrics(finding.diff) if finding.diff else f"at level {finding.level}") + tokens
+    if isinstance(finding, ValueComparison):
+        if finding.values_equal:
+            return f"equal: {_short(finding.baseline_value)}"
+        where = f" at {finding.difference_path}" if finding.difference_path else ""
+        return f"values differ{where}: {_short(finding.baseline_value)} against {_short(finding.target_value)}"
+    if isinstance(finding, SkippedComparison):
+        return finding.message or finding.reason
+    return finding.exception_message
+
+
+def _metrics(diff: DiffInfo) -> str:
+    return f"rel {diff.rel_diff:.3g}  max_abs {diff.max_abs_diff:.3g}  mean_abs {diff.mean_abs_diff:.3g}"
+
+
+def finding_details(finding: Comparison, verbosity: Verbosity) -> list[str]:
+    """Further lines: for failures always (unless minimal), for the rest when verbose."""
+    if verbosity == "minimal":
+        return []
+    lines: list[str] = []
+    if isinstance(finding, TensorComparison):
+        lines.extend(_tensor_details(finding, verbosity))
+    if isinstance(finding, ErroredComparison):
+        lines.extend([f"hint: {finding.hint}"] if finding.hint else [])
+        if finding.traceback_str and finding.traceback_str != finding.hint and verbosity == "verbose":
+            lines.extend(finding.traceback_str.rstrip().splitlines())
+    lines.extend(note.message for note in finding.errors)
+    shown = ("warning",) if verbosity == "normal" and finding.category == "passed" else ("warning", "info")
+    lines.extend(note.message for note in finding.infos if note.kind in shown)
+    return lines
+
+
+def _tensor_details(finding: TensorComparison, verbosity: Verbosity) -> list[str]:
+    lines: list[str] = []
+    diff = finding.diff
+    if diff is not None and (finding.category == "failed" or verbosity == "verbose"):
+        token = f" ({diff.max_diff_token})" if diff.max_diff_token else ""
+        lines.append(
+            f"criterion {diff.predicate}; largest difference at {diff.max_diff_coord}{token}: "
+            f"{diff.baseline_at_max:.6g} against {diff.target_at_max:.6g}; relative L2 error {diff.relative_l2:.3g}; "
+            f"{diff.differing} elements differ"
+        )
+        if diff.abs_diff_percentiles:
+            listed = ", ".join(f"p{at} {value:.3g}" for at, value in diff.abs_diff_percentiles.items())
+            lines.append(f"absolute differences: {listed}")
+    if finding.first_bad_token:
+        lines.append(f"first token beyond the threshold: {finding.first_bad_token}")
+    for check in finding.replicated_checks:
+        if not check.passed:
+            gap = f"differ by {check.diff.max_abs_diff:.3g}" if check.diff else "have other shapes"
+            lines.append(
+                f"{check.side}: replicas over {check.axis} {gap} (replica {check.compared_index} of group "
+                f"{check.group_index}); they should be the same"
+            )
+    if finding.diff_downcast is not None and finding.category == "failed":
+        lines.append(f"as {finding.downcast_dtype}: {_metrics(finding.diff_downcast)}")
+    if verbosity == "verbose":
+        for label, side in (("baseline", finding.baseline), ("target", finding.target)):
+            stats = side.stats
+            lines.append(
+                f"{label} {side.dtype} {side.shape}: mean {stats.mean:.4g} std {stats.std:.4g} "
+                f"min {stats.min:.4g} max {stats.max:.4g}"
+            )
+    lines.extend(_token_details(finding))
+    return lines
+
+
+def _token_details(finding: TensorComparison) -> list[str]:
+    tokens = finding.tokens
+    if tokens is None:
+        return []
+    return [
+        f"only the {side} has " + ", ".join(f"{count} tokens ({reason})" for reason, count in only.items())
+        for side, only in (("baseline", tokens.only_baseline), ("target", tokens.only_target))
+        if only
+    ]
+
+
+def log_lines(log: LogRecord) -> list[str]:
+    """One line per finding about a run."""
+    return [f"{note.kind}: {note.message}" for note in (*log.errors, *log.infos)]
+
+
+def summary_line(summary: SummaryRecord) -> str:
+    """The counts, and where the runs part."""
+    line = (
+        f"{summary.total} compared: {summary.passed} passed, {summary.failed} failed, {summary.skipped} skipped, "
+        f"{summary.errored} errored"
+    )
+    for note in summary.errors:
+        line += f"; {note.message}"
+    return line
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

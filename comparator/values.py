@@ -1,0 +1,88 @@
+"""Compare values that are not tensors, structurally."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def first_difference(left: Any, right: Any) -> tuple[str, str] | None:
+    """Path and wording of the first difference between two values; None when they are equal.
+
+    The path is written as Python would index: ``['layers'][3]``; empty for the whole value. Numbers of different
+    types are equal when their values are (``1`` and ``1.0``), truth values only to truth values, NaN to NaN, lists
+    to tuples with the same elements. Mappings are compared without regard to order.
+    """
+    return _difference(left, right, "")
+
+
+def _difference(left: Any, right: Any, path: str) -> tuple[str, str] | None:
+    if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
+        return _array_difference(left, right, path)
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return _mapping_difference(left, right, path)
+    if _is_sequence(left) and _is_sequence(right):
+        return _sequence_difference(left, right, path)
+    if _equal(left, right):
+        return None
+    return path, f"{_short(left)} against {_short(right)}"
+
+
+def _mapping_difference(left: Mapping[Any, Any], right: Mapping[Any, Any], path: str) -> tuple[str, str] | None:
+    for key in left:
+        if key not in right:
+            return f"{path}[{key!r}]", f"{_short(left[key])} against nothing"
+        found = _difference(left[key], right[key], f"{path}[{key!r}]")
+        if found:
+            return found
+    for key in right:
+        if key not in left:
+            return f"{path}[{key!r}]", f"nothing against {_short(right[key])}"
+    return None
+
+
+def _sequence_difference(left: Sequence[Any], right: Sequence[Any], path: str) -> tuple[str, str] | None:
+    for index, (one, other) in enumerate(zip(left, right, strict=False)):
+        found = _difference(one, other, f"{path}[{index}]")
+        if found:
+            return found
+    if len(left) != len(right):
+        return path, f"{len(left)} elements against {len(right)}"
+    return None
+
+
+def _array_difference(left: Any, right: Any, path: str) -> tuple[str, str] | None:
+    one, other = np.asarray(left), np.asarray(right)
+    if one.shape != other.shape:
+        return path, f"shape {list(one.shape)} against {list(other.shape)}"
+    same = np.asarray(one == other)
+    if one.dtype.kind in "fc" and other.dtype.kind in "fc":
+        same |= np.isnan(one) & np.isnan(other)
+    unequal = np.argwhere(~same)
+    if not len(unequal):
+        return None
+    at = tuple(int(index) for index in unequal[0])
+    return path + "".join(f"[{index}]" for index in at), f"{one[at]} against {other[at]}"
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, bool) != isinstance(right, bool):
+        return False
+    if isinstance(left, float) and isinstance(right, float) and math.isnan(left) and math.isnan(right):
+        return True
+    try:
+        return bool(left == right)
+    except Exception:  # a value of an unknown type may not compare; then it is not known to be equal
+        return False
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

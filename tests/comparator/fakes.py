@@ -1,0 +1,117 @@
+"""Runs in memory, with the interface of what ``open_run`` returns, for tests of single stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dumper.layout import SequenceSpan, TokenLayout
+
+
+@dataclass
+class FakeRecord:
+    name: str
+    data: npt.NDArray[Any] | None
+    rank: int = 0
+    step: int | None = 0
+    dims: str | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    occurrence: int = 0
+    level: str = "full"
+    stream: str = "value"
+    recompute: bool = False
+    value: Any = None
+    statistics: Mapping[str, Any] | None = None
+    fingerprint: str | None = None
+    tap: str | None = None
+    loads: int = 0
+
+    @property
+    def kind(self) -> str:
+        return "value" if self.data is None else "tensor"
+
+    @property
+    def dtype(self) -> str | None:
+        return None if self.data is None else self.data.dtype.name
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return None if self.data is None else self.data.shape
+
+    def array(self) -> npt.NDArray[Any]:
+        assert self.data is not None
+        self.loads += 1
+        return self.data
+
+
+@dataclass
+class FakeHeader:
+    parallel: Mapping[str, tuple[int, int]]
+
+
+@dataclass
+class FakeTap:
+    id: str
+    fired: int
+    file: str = "model.py"
+    line: int = 1
+
+
+@dataclass
+class FakeProblem:
+    kind: str
+    message: str
+
+
+@dataclass
+class FakeRun:
+    records: Sequence[FakeRecord]
+    parallel: Mapping[int, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+    layouts: Mapping[tuple[int, int], TokenLayout] = field(default_factory=dict)
+    missing_ranks: tuple[int, ...] = ()
+    taps: Sequence[FakeTap] = ()
+    problems: Sequence[FakeProblem] = ()
+    path: Path = Path("memory")
+    losses: int = 0
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(sorted(set(self.parallel) | {record.rank for record in self.records}))
+
+    @property
+    def world_size(self) -> int:
+        return len(self.ranks) + len(self.missing_ranks)
+
+    @property
+    def headers(self) -> Mapping[int, FakeHeader]:
+        return {rank: FakeHeader(self.parallel.get(rank, {})) for rank in self.ranks}
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return tuple(sorted({record.step for record in self.records if record.step is not None}))
+
+    def layout(self, step: int, rank: int) -> TokenLayout | None:
+        return self.layouts.get((step, rank))
+
+
+def values(*shape: int, seed: int = 0, dtype: Any = np.float32) -> npt.NDArray[Any]:
+    """Random values of a shape."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def one_request(steps: Sequence[int], rows: Sequence[int] | None = None) -> dict[tuple[int, int], TokenLayout]:
+    """Layouts on rank 0 of one request that computes ``steps[i]`` tokens in step i, in ``rows[i]`` rows."""
+    found: dict[tuple[int, int], TokenLayout] = {}
+    start = 0
+    for step, count in enumerate(steps):
+        total = count if rows is None else rows[step]
+        ids = np.arange(start, start + total, dtype=np.int64)
+        span = SequenceSpan("request", start, count)
+        found[step, 0] = TokenLayout("extend" if step == 0 else "decode", (span,), total, token_ids=ids)
+        start += count
+    return found
