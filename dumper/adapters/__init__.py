@@ -31,6 +31,7 @@ _log = logging.getLogger("tensortap")
 _KNOWN: tuple[tuple[str, str, str], ...] = (
     # The framework's own module, the adapter's module, its class. Engines come before what they build on.
     ("sglang.srt", "dumper.adapters.sglang", "SGLangAdapter"),
+    ("vllm", "dumper.adapters.vllm", "VLLMAdapter"),
     ("transformers", "dumper.adapters.transformers", "TransformersAdapter"),
     ("torch", "dumper.adapters.torch_distributed", "TorchDistributedAdapter"),
 )
