@@ -40,6 +40,11 @@ LAYOUTS = {
     )
 }
 
+FAULTS = {
+    "scaled-attention-output": CONFIGS / "faults" / "qwen3_moe_scaled_attention_output.yaml",
+    "dropped-all-reduce": CONFIGS / "faults" / "qwen3_moe_dropped_all_reduce.yaml",
+}
+
 
 def record(layout: Layout, run: Path, *, faults: tuple[Path, ...] = ()) -> Generated:
     """Serves ``PROMPT`` once under the layout and records it to ``run``.

@@ -209,17 +209,22 @@ def _is_free(port: int) -> bool:
     return True
 
 
+def cores_of_ranks(ranks: int) -> str:
+    """A core for each rank, in the form that SGLang and vLLM both take: ``0|1|0|1``."""
+    cores = os.cpu_count() or 1
+    return "|".join(str(rank % cores) for rank in range(ranks))
+
+
 def _tensor_parallel_size(flags: Sequence[str]) -> int:
     return int(flags[flags.index("--tp") + 1]) if "--tp" in flags else 1
 
 
 def _cpu_environment(ranks: int) -> dict[str, str]:
-    cores = os.cpu_count() or 1
     return {
         **stand_in_environment(),
         "SGLANG_USE_CPU_ENGINE": "1",
-        # One entry per rank; without it SGLang wants a NUMA node for each.
-        "SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(rank % cores) for rank in range(ranks)),
+        # Without it SGLang wants a NUMA node for each rank.
+        "SGLANG_CPU_OMP_THREADS_BIND": cores_of_ranks(ranks),
         # Otherwise the first request at tensor parallelism spends 20 s compiling.
         "TORCHDYNAMO_DISABLE": "1",
         "HF_HUB_OFFLINE": "1",

@@ -1,0 +1,1 @@
+"""The main scenario with real servers: ``python -m demo`` (see README.md)."""

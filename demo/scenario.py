@@ -1,0 +1,88 @@
+"""Which layouts are compared, with which flags, and what has to come out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison of two recorded layouts (see ``tests.support.layouts.LAYOUTS``)."""
+
+    baseline: str
+    target: str
+    flags: tuple[str, ...] = ()
+
+
+FIRST_STEP = ("--token-aligner", "concat_steps", "--end-step", "0", "--allow-failed-pattern", "mlp_output")
+ALL_STEPS = ("--token-aligner", "concat_steps")
+ROWS = (
+    Row("tp1", "tp2"),
+    Row("tp2", "tp4"),
+    Row("tp2", "dp2", FIRST_STEP),
+    Row("tp2", "dp2", ALL_STEPS),
+)
+TAPS = frozenset(
+    {
+        "layer_input",
+        "attn_pre_o_proj",
+        "attn_output",
+        "pre_mlp_residual",
+        "moe_router_logits",
+        "moe_expert_output",
+        "mlp_output",
+    }
+)
+"""Names that every layer of the Qwen3-MoE model records."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the comparator said."""
+
+    exit_code: int
+    records: tuple[dict[str, Any], ...]
+    """The lines of its report."""
+    messages: str
+    """Its standard error."""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        found = [record for record in self.records if record["type"] == "summary"]
+        if not found:
+            raise RuntimeError(f"the comparator ended with {self.exit_code} and no summary:\n{self.messages}")
+        return found[-1]
+
+    @property
+    def comparisons(self) -> list[dict[str, Any]]:
+        return [record for record in self.records if "category" in record]
+
+    def named(self, category: str) -> list[str]:
+        """The tensors of a category in the order of the model's execution, as ``attn_output layer_id=0 step=0``."""
+        return [label(record) for record in self.comparisons if record["category"] == category]
+
+    @property
+    def all_passed(self) -> bool:
+        summary = self.summary
+        return self.exit_code == 0 and summary["passed"] > 0 and summary["passed"] == summary["total"]
+
+
+def label(record: dict[str, Any]) -> str:
+    tags = {key: value for key, value in record["tags"].items() if key != "step"}
+    step = record["location"]["step"]
+    if step is not None:
+        tags["step"] = step
+    return " ".join([record["name"], *(f"{key}={value}" for key, value in tags.items())])
+
+
+def compare(baseline: Path, target: Path, flags: tuple[str, ...] = ()) -> Outcome:
+    """Runs ``python -m comparator`` and reads its report."""
+    command = [sys.executable, "-m", "comparator", str(baseline), str(target), *flags]
+    output = ["--output-format", "json", "--report-path", ""]
+    done = subprocess.run([*command, *output], capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, tuple(map(json.loads, done.stdout.splitlines())), done.stderr)

@@ -1,0 +1,35 @@
+"""The scenario the project exists for: one request, served under different parallel layouts."""
+
+from __future__ import annotations
+
+import pytest
+
+from demo.scenario import ROWS, TAPS, Row, compare
+from dumper import open_run
+from tests.e2e.conftest import Recordings
+from tests.support.layouts import NEW_TOKENS
+
+
+@pytest.mark.parametrize("row", ROWS, ids=["tp1-tp2", "tp2-tp4", "tp2-dp2-first-step", "tp2-dp2-all-steps"])
+def test_every_tap_passes(row: Row, recordings: Recordings) -> None:
+    outcome = compare(recordings(row.baseline), recordings(row.target), row.flags)
+    assert outcome.exit_code == 0, outcome.named("failed") + outcome.named("errored")
+    assert outcome.all_passed, outcome.summary
+    compared = {(record["name"], record["tags"].get("layer_id")) for record in outcome.comparisons}
+    assert {(name, layer) for name in TAPS for layer in ("0", "1")} <= compared
+
+
+def test_dense_model(recordings: Recordings) -> None:
+    outcome = compare(recordings("dense-tp1"), recordings("dense-tp2"))
+    assert outcome.all_passed, outcome.named("failed") + outcome.named("errored")
+
+
+@pytest.mark.parametrize("layout", ["tp1", "tp2", "tp4", "dp2"])
+def test_a_recording_is_whole(layout: str, recordings: Recordings) -> None:
+    run = open_run(recordings(layout))
+    assert not run.problems
+    assert run.losses == 0
+    assert run.steps == tuple(range(NEW_TOKENS)), "one prefill pass, then one decode pass per further token"
+    assert not run.missing_ranks
+    silent = [tap for tap in run.taps if tap.silent]
+    assert not silent

@@ -1,0 +1,85 @@
+"""A real vLLM server, in the virtual environment of its own that ``make venv-vllm`` makes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.support.models import ModelName, tiny_model
+from tests.support.paths import CHECKOUT
+from tests.support.servers import (
+    REQUEST_SECONDS,
+    Generated,
+    Recording,
+    ServerError,
+    cores_of_ranks,
+    free_port,
+    log_tail,
+    supervised,
+    wait_until_ready,
+)
+
+PYTHON = CHECKOUT / ".venv-vllm" / "bin" / "python"
+KV_CACHE_BYTES = 64 * 1024 * 1024
+
+needs_vllm = pytest.mark.skipif(not PYTHON.exists(), reason="there is no .venv-vllm: run `make venv-vllm`")
+
+
+@dataclass(frozen=True)
+class VllmServer:
+    port: int
+    model: Path
+    log: Path
+
+    def generate(self, input_ids: Sequence[int], *, new_tokens: int = 4) -> Generated:
+        """Greedy generation of exactly ``new_tokens`` tokens. Raises ServerError when the server does not answer."""
+        body = {
+            "model": str(self.model),
+            "prompt": list(input_ids),
+            "max_tokens": new_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+        try:
+            response = requests.post(f"http://127.0.0.1:{self.port}/v1/completions", json=body, timeout=REQUEST_SECONDS)
+            response.raise_for_status()
+        except requests.RequestException as error:
+            raise ServerError(f"POST /v1/completions: {error}\n{log_tail(self.log)}") from error
+        output = response.json()["choices"][0]["token_ids"]
+        return Generated(tuple(input_ids), tuple(output), cached_tokens=0)
+
+
+@contextlib.contextmanager
+def vllm_server(
+    model: ModelName, *, tensor_parallel: int = 1, log: Path, recording: Recording | None = None
+) -> Iterator[VllmServer]:
+    """A vLLM server, patched and recording when ``recording`` is given. Raises ServerError when it does not come up."""
+    port = free_port()
+    folder = tiny_model(model)
+    command = [
+        *(recording.command(str(PYTHON)) if recording else ()),
+        *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(folder), "--host", "127.0.0.1", "--port", str(port)),
+        *("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8"),
+        *("--kv-cache-memory-bytes", str(KV_CACHE_BYTES)),
+        *("--tensor-parallel-size", str(tensor_parallel)),
+    ]
+    environment = {
+        "TORCHDYNAMO_DISABLE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        **({"VLLM_CPU_OMP_THREADS_BIND": cores_of_ranks(tensor_parallel)} if tensor_parallel > 1 else {}),
+        **(recording.environment() if recording else {}),
+    }
+    if recording:
+        recording.run.parent.mkdir(parents=True, exist_ok=True)
+    with supervised(command, environment, log) as process:
+        wait_until_ready(f"http://127.0.0.1:{port}/health", process, log)
+        yield VllmServer(port, folder, log)
