@@ -1,1 +1,23 @@
+"""Record tensors and the token layout of every forward pass, per rank, and read such recordings."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dumper.recorder import dumper
+
+if TYPE_CHECKING:
+    from dumper.run import Run, open_run
+
+__all__ = ["Run", "dumper", "open_run"]
+
+_READING = frozenset({"Run", "open_run"})
+
+
+def __getattr__(name: str) -> Any:
+    # Patched processes import this package to write; reading needs more.
+    if name in _READING:
+        from dumper import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -76,7 +76,7 @@ class DeviceCopy:
         """The bytes, in the logical (row-major) order of the tensor; valid until ``release``. Blocks."""
         self._done.synchronize()
         self._source = None
-        return memoryview(self._buffer.numpy())[: self.nbytes]
+        return memoryview(self._buffer.numpy().data)[: self.nbytes]
 
     def release(self) -> None:
         """Hand the host buffer back to the pool."""
@@ -108,7 +108,7 @@ class DeviceCopier:
             with torch.cuda.stream(side):
                 if nbytes:
                     buffer[:nbytes].copy_(clone.reshape(-1).view(torch.uint8), non_blocking=True)
-                done = torch.cuda.Event()
+                done = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 done.record(side)
             clone.record_stream(side)
         return DeviceCopy(nbytes, buffer, done, self._pool, clone)
@@ -117,7 +117,7 @@ class DeviceCopier:
         import torch
 
         if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device=device)
+            self._streams[device] = torch.cuda.Stream(device=device)  # type: ignore[no-untyped-call]
         return self._streams[device]
 
 

@@ -48,25 +48,25 @@ class FilterError(ValueError):
 
 
 class Filter:
-    """A parsed filter. A tag that a record does not have is None; comparing the incomparable is false."""
+    """A parsed filter. A tag that a record does not have is None; comparing the incomparable is false.
+
+    ``names`` are the names that it looks at.
+    """
 
     def __init__(self, text: str) -> None:
         """Raises FilterError."""
         self.text = text
-        self._evaluate = _parse(text)
+        self._evaluate, self.names = _parse(text)
 
     def __call__(self, names: Names) -> bool:
-        """Whether a record with these names (``name`` and the tags) passes."""
-        try:
-            return bool(self._evaluate(names))
-        except (TypeError, AttributeError, ValueError, ZeroDivisionError, MemoryError, OverflowError):
-            return False
+        """Whether a record with these names (``name``, ``rank`` and its tags) passes."""
+        return _true(self._evaluate, names)
 
     def __repr__(self) -> str:
         return f"Filter({self.text!r})"
 
 
-def _parse(text: str) -> Evaluate:
+def _parse(text: str) -> tuple[Evaluate, frozenset[str]]:
     if len(text) > LONGEST_FILTER:
         raise FilterError(f"the filter is {len(text)} characters long; {LONGEST_FILTER} is the most")
     try:
@@ -75,9 +75,12 @@ def _parse(text: str) -> Evaluate:
         message = error.msg if isinstance(error, SyntaxError) else str(error)
         raise FilterError(f"the filter {text!r} is not an expression: {message}") from error
     try:
-        return _Compiler(text).compile(tree.body)
+        evaluate = _Compiler(text).compile(tree.body)
     except RecursionError as error:
         raise FilterError(f"the filter {text[:60]!r}… is nested too deep") from error
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    names = (node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called)
+    return evaluate, frozenset(names)
 
 
 class _Compiler:

@@ -60,6 +60,15 @@ class Settings:
     def run_path(self) -> Path:
         return Path(self.dir) / self.run
 
+    @property
+    def controlled(self) -> bool:
+        """Whether the process takes commands while it runs."""
+        return self.enable if self.control is None else self.control
+
+    def wants_step(self, step: int) -> bool:
+        """Whether step number ``step`` is to be recorded."""
+        return self.steps is None or StepRule.parse(self.steps).wants(step)
+
     def changed(self, **changes: Any) -> Settings:
         """These settings with some values replaced; texts are read as in the environment.
 

@@ -72,6 +72,10 @@ class StatusBlock:
         if self._map is not None:
             struct.pack_into(">Q", self._map, _offset(name), value)
 
+    def counts(self) -> dict[str, int]:
+        """A copy of all counts."""
+        return dict(self._values)
+
     def adopt(self, earlier: StatusBlock) -> None:
         """Take over what another block has counted."""
         for name, value in earlier._values.items():

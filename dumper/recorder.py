@@ -1,0 +1,416 @@
+"""The recorder: what the one ``dumper`` object is. Its methods run on the model's threads and never raise because a
+recording failed."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dumper.taps import Tap
+
+if TYPE_CHECKING:
+    from dumper.attach import Attachment
+    from dumper.capture import CapturedRecord
+    from dumper.control import Control
+    from dumper.layout import TokenLayout
+    from dumper.session import Session
+    from dumper.settings import Settings
+
+logger = logging.getLogger("tensortap")
+
+_TRUE = ("1", "true", "yes", "on")
+
+
+class Recorder:
+    """Records values, steps and token layouts of this process. See ``docs/architecture.md``, contract 2."""
+
+    def __init__(self) -> None:
+        self._settings: Settings | None = None
+        self._session: Session | None = None
+        self._control: Control | None = None
+        self._taps: list[Tap] = []
+        self._installed: list[tuple[str, tuple[Mapping[str, Any], ...], Mapping[str, Any]]] = []
+        self._context = threading.local()
+        self._captures: list[list[CapturedRecord]] = []
+        self._lock = threading.RLock()
+        self._explicit_steps = False
+        self._steps_begun = False
+        self._in_step = True
+        self._step = 0
+        self._step_announced = False
+        self._batch: Any = None
+        self._layout: Any = None
+        self._step_tags: Mapping[str, Any] = {}
+        self._recording = False
+        self._complaints: set[str] = set()
+        self._outside = 0
+        if os.environ.get("TENSORTAP_ENABLE", "").strip().lower() in _TRUE or "TENSORTAP_CONTROL" in os.environ:
+            self._load_settings()
+
+    # Settings
+
+    def configure(self, **settings: Any) -> None:
+        """Change settings (``dumper/settings.py``). Raises SettingsError for one that is unknown or does not fit.
+
+        Settings of where and how the file is written (``dir``, ``run``, ``memory_budget``, …) take effect when the next
+        file begins; call ``close`` first to move a running recording.
+        """
+        with self._lock:
+            self._settings = self._require_settings().changed(**settings)
+            if self._session is not None:
+                self._session.reconfigure(self._settings)
+            self._refresh()
+
+    def apply(self, changes: dict[str, Any]) -> None:
+        """What ``configure`` does, asked for from outside (``dumper/control``)."""
+        self.configure(**changes)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._require_settings()
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for ``python -m dumper ctl RUN status``."""
+        settings = self._require_settings()
+        counts = self._session.counts() if self._session is not None else {}
+        return {
+            "settings": {key: getattr(settings, key) for key in ("enable", "filter", "level", "steps")},
+            "step": self._step,
+            "records": counts.get("written", 0),
+            "losses": sum(count for name, count in counts.items() if name.startswith("lost")),
+            **counts,
+        }
+
+    def _require_settings(self) -> Settings:
+        if self._settings is None:
+            self._load_settings()
+        assert self._settings is not None
+        return self._settings
+
+    def _load_settings(self) -> None:
+        from dumper.settings import Settings
+
+        self._settings, errors = Settings.from_environment()
+        for error in errors:
+            logger.error("tensortap: %s; the setting is ignored", error)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Decide anew whether anything is recorded now, and tell the taps."""
+        settings = self._settings
+        wanted = settings is not None and settings.enable and settings.wants_step(self._step)
+        self._recording = wanted or bool(self._captures)
+        for tap in self._taps:
+            tap.on = self._recording
+
+    # Taps
+
+    def install_taps(
+        self, module: str, taps: tuple[Mapping[str, Any], ...], config: Mapping[str, Any]
+    ) -> tuple[Tap, ...]:
+        """Called by patched modules while they are imported (contract 1)."""
+        installed = tuple(Tap(self, info) for info in taps)
+        with self._lock:
+            self._taps.extend(installed)
+            self._installed.append((module, taps, config))
+            self._explicit_steps = self._explicit_steps or any(tap.kind == "step" for tap in installed)
+            if self._explicit_steps and not self._steps_begun:
+                self._in_step = False
+            if self._session is not None:
+                self._session.add_taps(module, taps, config)
+            if self._settings is not None:
+                self._start_control()
+            self._refresh()
+        return installed
+
+    def tap_failed(self, tap: Tap) -> None:
+        """An expression of a tap raised: say it once for each tap, count it always."""
+        error = sys.exc_info()[1]
+        self._complain(f"tap {tap.id}: {type(error).__name__}: {error}; the tap records nothing here", key=tap.id)
+        with contextlib.suppress(Exception):
+            session = self._open_session()
+            if session is not None:
+                session.status.add("failed_taps")
+
+    # Steps
+
+    def step(self, batch: Any = None, *, layout: TokenLayout | None = None, **tags: Any) -> _Step:
+        """End the step under way and begin the next; the result is a context manager whose exit ends the step.
+
+        ``batch``: the engine's own batch object, read through an adapter; ``layout``: the token layout itself.
+        """
+        with contextlib.suppress(Exception), self._lock:
+            self._begin_step(batch, layout, tags)
+        return _Step(self)
+
+    def _begin_step(self, batch: Any, layout: TokenLayout | None, tags: Mapping[str, Any]) -> None:
+        self._announce_step()
+        if self._steps_begun or self._step_announced:
+            self._step += 1
+        self._steps_begun = True
+        self._in_step = True
+        self._step_announced = False
+        self._batch, self._layout, self._step_tags = batch, layout, tags
+        if self._settings is None:
+            return
+        self._start_control()
+        if self._control is not None:
+            self._control.at_step(self._step)
+        self._refresh()
+        if self._recording and batch is not None and layout is None:
+            from dumper.adapters import complete_at_start
+
+            if complete_at_start(batch):
+                self._announce_step()
+
+    def end_step(self) -> None:
+        """End the step under way. Records that follow are outside any step where steps are explicit."""
+        with contextlib.suppress(Exception), self._lock:
+            self._announce_step()
+            self._batch = self._layout = None
+            if self._explicit_steps:
+                self._in_step = False
+
+    def _announce_step(self) -> None:
+        """Write the step with its token layout, once, when its first record comes or it ends."""
+        if self._step_announced or not self._in_step or not self._recording or self._captures:
+            return
+        if not self._steps_begun and self._batch is None and self._layout is None:
+            return
+        session = self._open_session()
+        if session is None:
+            return
+        self._step_announced = True
+        layout = self._layout
+        if layout is None and self._batch is not None:
+            from dumper.adapters import read_batch
+
+            layout = read_batch(self._batch)
+        self._batch = self._layout = None
+        session.begin_step(self._step, layout, self._step_tags)
+
+    @contextlib.contextmanager
+    def ctx(self, **tags: Any) -> Iterator[None]:
+        """Add tags to every record of this thread inside the block; a record's own tags win."""
+        before = getattr(self._context, "tags", {})
+        self._context.tags = {**before, **tags}
+        try:
+            yield
+        finally:
+            self._context.tags = before
+
+    # Records
+
+    def dump(
+        self,
+        name: str,
+        value: Any,
+        *,
+        dims: str | None = None,
+        level: str | None = None,
+        grad: bool = False,
+        **tags: Any,
+    ) -> None:
+        """Record ``value`` (a tensor, an array, a number, text, a list or map of plain values) as it is now."""
+        if self._recording:
+            self.submit(name, value, dims, tags, level=level, grad=grad)
+
+    def dump_dict(self, name: str, value: Any, *, dims: str | None = None, **tags: Any) -> None:
+        """Record every leaf of a nested dict, dataclass, list or tuple as ``name.key``."""
+        if self._recording:
+            from dumper.flatten import named_leaves
+
+            for leaf_name, leaf in named_leaves(name, value):
+                self.submit(leaf_name, leaf, dims, tags)
+
+    def dump_model(self, model: Any, *, prefix: str = "param", grad: bool = True, **tags: Any) -> None:
+        """Record every parameter of a module as ``prefix.path``, and its gradient where it has one."""
+        if self._recording:
+            for path, parameter in model.named_parameters():
+                name = f"{prefix}.{path}" if prefix else path
+                self.submit(name, parameter, None, tags)
+                if grad and parameter.grad is not None:
+                    self.submit(name, parameter.grad, None, tags, stream="grad")
+
+    def attach(self, model: Any, pattern: str, **options: Any) -> Attachment:
+        """Record inputs and outputs of modules by path (``dumper/attach.py``). Raises ValueError without a match."""
+        from dumper.attach import attach
+
+        return attach(self.dump, model, pattern, **options)
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[list[CapturedRecord]]:
+        """Record into the list that is yielded, in memory, instead of to disk; recording need not be enabled."""
+        records: list[CapturedRecord] = []
+        with self._lock:
+            self._captures.append(records)
+            self._refresh()
+        try:
+            yield records
+        finally:
+            with self._lock:
+                self._captures.remove(records)
+                self._refresh()
+
+    def submit(
+        self,
+        name: str,
+        value: Any,
+        dims: str | None,
+        tags: Mapping[str, Any],
+        *,
+        level: str | None = None,
+        grad: bool = False,
+        tap: str | None = None,
+        stream: str = "value",
+        step: int | None = None,
+    ) -> None:
+        """Record a value. ``step`` is the current one unless given (gradients come with that of their forward pass)."""
+        if not self._recording:
+            return
+        try:
+            self._submit(name, value, dims, tags, level, tap, stream, step)
+            if grad and stream == "value":
+                from dumper.gradients import record_gradient
+
+                record_gradient(
+                    self, name, value, dims, {**getattr(self._context, "tags", {}), **tags}, tap, self._step
+                )
+        except Exception as error:
+            self._complain(f"{name} was not recorded: {error}", key=f"{name}{type(error)}")
+
+    def _submit(
+        self,
+        name: str,
+        value: Any,
+        dims: str | None,
+        tags: Mapping[str, Any],
+        level: str | None,
+        tap: str | None,
+        stream: str,
+        step: int | None,
+    ) -> None:
+        context = getattr(self._context, "tags", None)
+        if context:
+            tags = {**context, **tags}
+        if self._captures:
+            from dumper.capture import captured
+
+            self._captures[-1].append(captured(name, value, dims, tags, stream, self._step if step is None else step))
+            return
+        if step is None:
+            if self._in_step:
+                if not self._step_announced:
+                    with self._lock:
+                        self._announce_step()
+                        self._step_announced = True
+                step = self._step
+            elif self._require_settings().outside_steps != "record":
+                self._count_outside()
+                return
+        session = self._session or self._open_session()
+        if session is not None:
+            session.submit(name, value, dims, tags, level, tap, stream, step)
+
+    def _count_outside(self) -> None:
+        session = self._session or self._open_session()
+        if session is not None:
+            session.status.add("outside_steps")
+
+    # The session: what is open while something is recorded
+
+    def _open_session(self) -> Session | None:
+        if self._session is None:
+            with self._lock:
+                if self._session is None:
+                    from dumper.session import Session
+
+                    self._session = Session(self._require_settings(), self._taps)
+                    for installed in self._installed:
+                        self._session.add_taps(*installed)
+                    self._start_control()
+                    if self._control is not None:
+                        from dumper.control import place_of
+
+                        self._control.set_place(place_of(self._session.process))
+                    _close_at_exit(self)
+        return self._session
+
+    def _start_control(self) -> None:
+        settings = self._settings
+        if self._control is None and settings is not None and settings.controlled:
+            from dumper.control import start
+
+            self._control = start(Path(settings.run_path), self)
+
+    def flush(self) -> None:
+        """Return when all that was dumped is in the file."""
+        session = self._session
+        if session is not None:
+            session.flush()
+
+    def close(self) -> None:
+        """Complete the files. What is dumped afterwards begins anew, which needs another run name."""
+        with self._lock:
+            with contextlib.suppress(Exception):
+                self._announce_step()
+            session, self._session = self._session, None
+            control, self._control = self._control, None
+        if control is not None:
+            control.close()
+        if session is not None:
+            session.close()
+
+    def _forked(self) -> None:
+        """In the child of a fork: the parent's file and threads are not ours."""
+        self._lock = threading.RLock()
+        self._session = self._control = None
+
+    def _complain(self, message: str, *, key: str) -> None:
+        if key not in self._complaints:
+            self._complaints.add(key)
+            logger.error("tensortap: %s. The model runs on; this is said once and counted in the run.", message)
+
+
+class _Step:
+    """Ends its step when a ``with`` block is left; otherwise nothing."""
+
+    __slots__ = ("_recorder",)
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def __enter__(self) -> _Step:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._recorder.end_step()
+
+
+def _close_at_exit(recorder: Recorder) -> None:
+    """Once per process: complete the files at every orderly end, of ``multiprocessing`` children too."""
+    if _registered.get("process") == os.getpid():
+        return
+    _registered["process"] = os.getpid()
+    atexit.register(recorder.close)
+    if "multiprocessing.util" in sys.modules:
+        # Children of multiprocessing leave through os._exit, past atexit.
+        sys.modules["multiprocessing.util"].Finalize(None, recorder.close, exitpriority=10)
+    from dumper.signals import close_on_termination
+
+    close_on_termination(recorder.close)
+
+
+_registered: dict[str, int] = {}
+dumper = Recorder()
+os.register_at_fork(after_in_child=dumper._forked)
+
+__all__ = ["Recorder", "dumper"]

@@ -1,0 +1,405 @@
+"""Reading runs: ``open_run`` and what it returns. Neither torch nor polars is imported before it is asked for."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dumper.format import frames
+from dumper.format.frames import FormatError
+from dumper.format.index import NO_STEP
+from dumper.format.layouts import decode_layout
+from dumper.format.status import read_status
+from dumper.layout import TokenLayout
+from dumper.record import Record
+from dumper.segments import Problem, Segment, open_segment
+
+if TYPE_CHECKING:
+    import polars
+
+__all__ = ["Header", "Problem", "Record", "Records", "Run", "RunError", "TapCoverage", "open_run"]
+
+_RANK_FILE = re.compile(r"rank-(?P<rank>\d+)(?:\.(?P<segment>\d+))?\.msgpack")
+_STATUS_FILE = re.compile(r"rank-(?P<rank>\d+)(?:\.(?P<process>\d+))?\.status")
+_LOSS_WORDS = {
+    "lost_full_memory": "dropped because the memory budget was full",
+    "lost_encoding": "could not be encoded",
+    "lost_writing": "could not be written",
+    "lost_claimed": "of a process that found the rank's file already taken",
+}
+
+
+class RunError(Exception):
+    """A path that is no run; the message says what it is and what to do."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a rank says of itself."""
+
+    rank: int
+    world_size: int
+    parallel: Mapping[str, tuple[int, int]]
+    """Axis name to ``(rank, size)``."""
+    versions: Mapping[str, str]
+    framework: str | None
+    patch_config: Mapping[str, Any] | None
+    """``paths``, ``sha256`` and ``texts`` of the patch configs that were active, None without any."""
+
+
+@dataclass(frozen=True)
+class TapCoverage:
+    """One tap on one rank."""
+
+    id: str
+    name: str
+    rank: int
+    file: str
+    line: int
+    fired: int
+    kind: str = "dump"
+
+    @property
+    def silent(self) -> bool:
+        """Whether it never fired."""
+        return self.fired == 0
+
+
+class Records(Sequence[Record]):
+    """Records by rank and order, made when they are asked for."""
+
+    def __init__(self, ranks: Mapping[int, RankRecords]) -> None:
+        self._parts = [(rank, segment) for rank, part in sorted(ranks.items()) for segment in part.segments]
+        self._starts = np.cumsum([0, *(len(segment.index) for _, segment in self._parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        rank, segment = self._parts[part]
+        return Record(segment, int(index - self._starts[part]), rank)
+
+    def __iter__(self) -> Iterator[Record]:
+        for rank, segment in self._parts:
+            for row in range(len(segment.index)):
+                yield Record(segment, row, rank)
+
+
+@dataclass
+class RankRecords:
+    """The segments of one rank, and what is read from them on demand."""
+
+    rank: int
+    segments: list[Segment]
+    problems: list[Problem] = field(default_factory=list)
+
+    @functools.cached_property
+    def others(self) -> list[tuple[str, dict[str, Any]]]:
+        """Kind and metadata of every frame that is neither record, step nor index."""
+        found = []
+        for segment in self.segments:
+            for offset in segment.index.others.tolist():
+                try:
+                    frame = segment.frame(offset)
+                    found.append((frame.kind, frames.decode_meta(frame.meta)))
+                except FormatError as error:
+                    self.problems.append(Problem("corrupted", f"{segment.path.name}: {error}"))
+        return found
+
+    @functools.cached_property
+    def steps(self) -> dict[int, dict[str, Any]]:
+        """Metadata of the steps."""
+        found: dict[int, dict[str, Any]] = {}
+        for segment in self.segments:
+            for offset in segment.index.steps.tolist():
+                try:
+                    meta = segment.meta(offset)
+                    found[int(meta["step"])] = meta
+                except (FormatError, KeyError, TypeError, ValueError) as error:
+                    self.problems.append(Problem("corrupted", f"{segment.path.name}: a step cannot be read: {error}"))
+        return found
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        return [meta for found, meta in self.others if found == kind]
+
+
+class Run:
+    """A recording: a directory with one stream per rank."""
+
+    def __init__(self, path: Path, ranks: Mapping[int, RankRecords], status: Mapping[int, Mapping[str, int]]) -> None:
+        self.path = path
+        self._ranks = ranks
+        self._status = status
+        self.ranks = tuple(sorted(ranks))
+        self.records: Sequence[Record] = Records(ranks)
+
+    @functools.cached_property
+    def headers(self) -> Mapping[int, Header]:
+        """By rank. A rank whose header is damaged has one that knows the rank alone."""
+        return {rank: _header(part) for rank, part in self._ranks.items()}
+
+    @property
+    def world_size(self) -> int:
+        """The largest world size that a rank knows of, and at least the number of ranks there are."""
+        known = [header.world_size for header in self.headers.values()]
+        return max([*known, *(rank + 1 for rank in self.ranks)], default=0)
+
+    @property
+    def missing_ranks(self) -> tuple[int, ...]:
+        """Ranks without a file."""
+        return tuple(rank for rank in range(self.world_size) if rank not in self._ranks)
+
+    @functools.cached_property
+    def steps(self) -> tuple[int, ...]:
+        """Numbers of all steps that were begun or hold a record."""
+        numbers: set[int] = set()
+        for part in self._ranks.values():
+            numbers.update(part.steps)
+            for segment in part.segments:
+                numbers.update(np.unique(segment.index.columns["step"]).tolist())
+        return tuple(sorted(numbers - {NO_STEP}))
+
+    def layout(self, step: int, rank: int) -> TokenLayout | None:
+        """The token layout of a step on a rank, None when none was recorded. Raises FormatError when it is
+        malformed."""
+        part = self._ranks.get(rank)
+        encoded = part.steps.get(step, {}).get("layout") if part is not None else None
+        if encoded is None:
+            return None
+        try:
+            return decode_layout(encoded)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise FormatError(
+                f"{self.path}: the token layout of step {step}, rank {rank} is malformed: {error}"
+            ) from error
+
+    def select(
+        self, *, name: str | None = None, step: int | None = None, rank: int | None = None, **tags: Any
+    ) -> list[Record]:
+        """The records with this name, step, rank and these tags, in order."""
+        found = []
+        for number, part in sorted(self._ranks.items()):
+            if rank is not None and number != rank:
+                continue
+            for segment in part.segments:
+                found += [Record(segment, row, number) for row in _matching_rows(segment, name, step, tags)]
+        return found
+
+    @functools.cached_property
+    def taps(self) -> Sequence[TapCoverage]:
+        """Every tap that was installed on a rank, and how often it fired there."""
+        return [tap for rank, part in sorted(self._ranks.items()) for tap in _coverage(rank, part)]
+
+    @property
+    def losses(self) -> int:
+        """Values that were handed to the dumper and are not in the run, as far as is known."""
+        return sum(_lost(status) for status in self._status.values())
+
+    @functools.cached_property
+    def problems(self) -> Sequence[Problem]:
+        """Everything about the run that its reader should know before trusting it."""
+        found: list[Problem] = []
+        for rank in self.missing_ranks:
+            there = ", ".join(map(str, self.ranks))
+            found.append(Problem("missing_rank", f"rank {rank} of {self.world_size} has no file (there are: {there})"))
+        for rank, part in sorted(self._ranks.items()):
+            # Reading these may find damage.
+            _ = (part.others, part.steps)
+            for segment in part.segments:
+                found += segment.problems
+            found += part.problems
+            if part.segments and not part.segments[-1].complete:
+                found.append(Problem("unclosed", f"rank {rank} did not end in order; what reached the file is here"))
+        for rank, status in sorted(self._status.items()):
+            found += _status_problems(rank, status)
+        if not len(self.records):
+            found.append(Problem("empty", f"{self.path} holds no records"))
+        return found
+
+    def to_polars(self) -> polars.DataFrame:
+        """The index as a table: one row per record."""
+        import polars
+
+        names = (
+            "rank",
+            "order",
+            "name",
+            "step",
+            "occurrence",
+            "dtype",
+            "shape",
+            "dims",
+            "level",
+            "stream",
+            "tap",
+            "nbytes",
+        )
+        table: dict[str, list[Any]] = {name: [] for name in names}
+        tags: list[dict[str, Any]] = []
+        for record in self.records:
+            for name in names:
+                value = getattr(record, name)
+                table[name].append(list(value) if isinstance(value, tuple) else value)
+            tags.append(dict(record.tags))
+        keys = sorted({key for tag in tags for key in tag})
+        columns = {f"tag.{key}": polars.Series([tag.get(key) for tag in tags], strict=False) for key in keys}
+        return polars.DataFrame(table, strict=False).with_columns(**columns)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run directory, or a directory of SGLang ``.pt`` files. No payload is read.
+
+    Raises RunError when the path is no directory or holds no recording. Damage to files is no error: see
+    ``Run.problems``.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise RunError(
+            f"{path}: {'not a directory' if path.exists() else 'no such directory'}; give the directory of a run"
+        )
+    ranks: dict[int, RankRecords] = {}
+    for _, file in sorted(
+        (_segment_key(file), file) for file in path.glob("rank-*.msgpack") if _RANK_FILE.fullmatch(file.name)
+    ):
+        rank = _segment_key(file)[0]
+        part = ranks.setdefault(rank, RankRecords(rank, []))
+        try:
+            part.segments.append(open_segment(file))
+        except OSError as error:
+            part.problems.append(Problem("unreadable", f"{file.name} cannot be read: {error.strerror}"))
+    if not ranks:
+        return _open_other(path)
+    return Run(path, ranks, _read_statuses(path))
+
+
+def _open_other(path: Path) -> Run:
+    if next(path.rglob("*.pt"), None) is not None:
+        from dumper.convert.sglang import open_sglang_dump
+
+        run: Run = open_sglang_dump(path)
+        return run
+    inner = sorted({file.parent for file in path.glob("*/rank-*.msgpack")})
+    if inner:
+        names = ", ".join(str(folder) for folder in inner[:5])
+        raise RunError(f"{path} is no run but holds some: {names}")
+    content = "is empty" if next(path.iterdir(), None) is None else "holds neither rank-*.msgpack nor .pt files"
+    raise RunError(f"{path} {content}; give the directory of a run (TENSORTAP_DIR/TENSORTAP_RUN)")
+
+
+def _segment_key(file: Path) -> tuple[int, int]:
+    found = _RANK_FILE.fullmatch(file.name)
+    assert found is not None
+    return int(found["rank"]), int(found["segment"] or 0)
+
+
+def _read_statuses(path: Path) -> dict[int, dict[str, int]]:
+    """By rank; the counts of processes that shared a rank are added."""
+    statuses: dict[int, dict[str, int]] = {}
+    for file in sorted(path.glob("rank-*.status")):
+        found = _STATUS_FILE.fullmatch(file.name)
+        try:
+            counts = read_status(file.read_bytes()) if found else None
+        except OSError:
+            counts = None
+        if found is None or counts is None:
+            continue
+        total = statuses.setdefault(int(found["rank"]), dict.fromkeys(counts, 0))
+        for name, count in counts.items():
+            total[name] += count
+    return statuses
+
+
+def _header(part: RankRecords) -> Header:
+    metas = part.of_kind("header")
+    meta = metas[0] if metas else {}
+    configs = part.of_kind("config")
+    parallel = meta.get("parallel", {})
+    return Header(
+        rank=part.rank,
+        world_size=meta.get("world_size", 1),
+        parallel={axis: (place[0], place[1]) for axis, place in parallel.items()},
+        versions=meta.get("versions", {}),
+        framework=meta.get("framework"),
+        patch_config=configs[0] if configs else None,
+    )
+
+
+def _matching_rows(segment: Segment, name: str | None, step: int | None, tags: Mapping[str, Any]) -> list[int]:
+    index = segment.index
+    wanted = [
+        number
+        for number, descriptor in enumerate(index.descriptors)
+        if (name is None or descriptor.get("name") == name)
+        and all(key in descriptor.get("tags", {}) and descriptor["tags"][key] == value for key, value in tags.items())
+    ]
+    mask = np.isin(index.columns["descriptor"], np.array(wanted, dtype="<u4"))
+    if step is not None:
+        mask &= index.columns["step"] == step
+    rows: list[int] = np.flatnonzero(mask).tolist()
+    return rows
+
+
+def _coverage(rank: int, part: RankRecords) -> list[TapCoverage]:
+    """Counted by the process at its end; for one that had no end, the records there are."""
+    counted = part.of_kind("coverage")
+    fired: dict[str, int] = dict(counted[-1].get("fired", {})) if counted else {}
+    if not counted:
+        for segment in part.segments:
+            amounts = np.bincount(segment.index.columns["descriptor"], minlength=len(segment.index.descriptors))
+            for descriptor, amount in zip(segment.index.descriptors, amounts.tolist(), strict=False):
+                if descriptor.get("tap") is not None:
+                    fired[descriptor["tap"]] = fired.get(descriptor["tap"], 0) + amount
+    taps = {tap["id"]: tap for meta in part.of_kind("taps") for tap in meta.get("taps", []) if "id" in tap}
+    return [
+        TapCoverage(
+            id=tap["id"],
+            name=tap.get("name", ""),
+            rank=rank,
+            file=tap.get("file", ""),
+            line=tap.get("line", 0),
+            fired=fired.get(tap["id"], 0) or (len(part.steps) if tap.get("kind") == "step" and not counted else 0),
+            kind=tap.get("kind", "dump"),
+        )
+        for tap in taps.values()
+    ]
+
+
+def _lost(status: Mapping[str, int]) -> int:
+    known = sum(status.get(reason, 0) for reason in _LOSS_WORDS)
+    return known + _still_in_memory(status)
+
+
+def _still_in_memory(status: Mapping[str, int]) -> int:
+    """Values that a process which had no end still held."""
+    if status.get("closed"):
+        return 0
+    done = status.get("written", 0) + sum(status.get(reason, 0) for reason in _LOSS_WORDS)
+    return max(0, status.get("submitted", 0) - done)
+
+
+def _status_problems(rank: int, status: Mapping[str, int]) -> list[Problem]:
+    found = [
+        Problem("lost", f"rank {rank}: {status[reason]} values {words}")
+        for reason, words in _LOSS_WORDS.items()
+        if status.get(reason)
+    ]
+    if left := _still_in_memory(status):
+        found.append(Problem("lost", f"rank {rank}: {left} values were still in memory when the process ended"))
+    if status.get("failed_taps"):
+        found.append(
+            Problem("lost", f"rank {rank}: taps failed {status['failed_taps']} times to evaluate a value or tag")
+        )
+    return found

@@ -1,0 +1,131 @@
+"""One file of a run, mapped: its frames through the index, or through a scan where there is none."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dumper.format import frames
+from dumper.format.frames import FormatError, Frame, TruncatedError
+from dumper.format.index import NO_STEP, Index, IndexColumns, decode_index, from_columns
+
+_DYNAMIC = frozenset({"step", "occurrence", "order"})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something about a run that its reader should know."""
+
+    kind: str
+    """``truncated``, ``corrupted``, ``missing_rank``, ``lost``, ``unclosed``, ``empty``, ``unreadable``."""
+    message: str
+
+
+@dataclass
+class Segment:
+    """One mapped file. ``data`` is read-only."""
+
+    path: Path
+    data: mmap.mmap | bytes
+    index: Index
+    complete: bool
+    """Whether the file ends with its index and footer."""
+    problems: list[Problem] = field(default_factory=list)
+
+    def frame(self, offset: int) -> Frame:
+        """Raises FormatError."""
+        return frames.decode_frame(self.data, offset)
+
+    def meta(self, offset: int) -> dict[str, Any]:
+        """The metadata of the frame at ``offset``. Raises FormatError."""
+        return frames.decode_meta(self.frame(offset).meta)
+
+
+def open_segment(path: Path) -> Segment:
+    """Map a file and find its frames; damage is a problem of the segment, not an error.
+
+    Raises OSError when the file cannot be read.
+    """
+    data: mmap.mmap | bytes
+    with path.open("rb") as file:
+        try:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            data = b""
+    problems: list[Problem] = []
+    index_offset = frames.decode_footer(data, len(data) - frames.FOOTER_BYTES)
+    if index_offset is not None:
+        try:
+            return Segment(path, data, read_index(data, index_offset), complete=True)
+        except FormatError as error:
+            problems.append(Problem("corrupted", f"{path.name}: {error}; the records were found by a scan"))
+    columns, problem = scan(path, data)
+    if problem is not None:
+        problems.append(problem)
+    return Segment(path, data, from_columns(columns), complete=False, problems=problems)
+
+
+def read_index(data: Any, offset: int) -> Index:
+    """The index frame at ``offset``. Raises FormatError."""
+    if offset >= len(data):
+        raise FormatError("the footer points past the end of the file")
+    frame = frames.decode_frame(data, offset)
+    if frame.kind != "index" or len(frame.payloads) != 1:
+        raise FormatError("the footer points to something that is no index")
+    payload = frame.payloads[0]
+    if not frames.payload_is_intact(data, payload):
+        raise FormatError("the index does not match its checksum")
+    return decode_index(bytes(data[payload.offset : payload.offset + payload.length]))
+
+
+def walk(data: Any) -> Iterator[Frame]:
+    """All frames from the start; ends before the footer. Raises FormatError at the first that cannot be read."""
+    offset = 0
+    while offset < len(data):
+        if frames.decode_footer(data, offset) is not None:
+            return
+        frame = frames.decode_frame(data, offset)
+        yield frame
+        offset = frame.end
+
+
+def scan(path: Path, data: Any) -> tuple[IndexColumns, Problem | None]:
+    """Rebuild the index from the frames; the problem says where the readable part ends, if it does not reach the
+    end."""
+    columns = IndexColumns()
+    known: dict[bytes, int] = {}
+    try:
+        for frame in walk(data):
+            _add(columns, known, frame)
+    except TruncatedError as error:
+        return columns, Problem(
+            "truncated", f"{path.name} ends in the middle of a frame ({error}); all before is intact"
+        )
+    except FormatError as error:
+        return columns, Problem("corrupted", f"{path.name}: {error}; what follows cannot be read")
+    return columns, None
+
+
+def _add(columns: IndexColumns, known: dict[bytes, int], frame: Frame) -> None:
+    if frame.kind == "step":
+        columns.steps.append(frame.offset)
+    elif frame.kind != "record":
+        if frame.kind != "index":
+            columns.others.append(frame.offset)
+    else:
+        meta = frames.decode_meta(frame.meta)
+        shared = {key: value for key, value in meta.items() if key not in _DYNAMIC}
+        key = frames.encode_meta(shared)
+        if key not in known:
+            known[key] = len(columns.descriptors)
+            columns.descriptors.append(shared)
+        step, occurrence, order = meta.get("step"), meta.get("occurrence", 0), meta.get("order", 0)
+        if not all(isinstance(number, int) and number >= 0 for number in (occurrence, order)):
+            raise FormatError(f"the record at offset {frame.offset} has no numbers where they should be")
+        first = frame.payloads[0].offset if frame.payloads else 0
+        length = sum(payload.length for payload in frame.payloads)
+        row = (frame.offset, known[key], step if isinstance(step, int) else NO_STEP, occurrence, order, first, length)
+        columns.add(row)
