@@ -6,13 +6,14 @@ that both sides have (``comparator.tokens``), and from there to common dimension
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from comparator.arrays import count_rows, merge_rows, take_rows
 from comparator.axes import AxesPlan, align_axes, plan_axes
 from comparator.dims import TOKEN, Dimension, Dims, parse_dims
 from comparator.errors import DimsError, PairError
@@ -152,7 +153,7 @@ def _plan_side(
             token_dimensions = (0,) if records[0].shape else ()
         steps.append(plan)
         parts.extend(
-            TokenPart(step, part.coordinates, part.rank, _rows(part.shape, token_dimensions), plan.rows.hold)
+            TokenPart(step, part.coordinates, part.rank, count_rows(part.shape, token_dimensions), plan.rows.hold)
             for part in plan.unshard.parts
         )
     dimensions = None if dims is None else dims.dimensions
@@ -210,7 +211,7 @@ def _classify(
     else:
         rows: dict[int | None, tuple[tuple[int, int], ...]] = {}
         for record in sorted(records, key=lambda one: one.rank):
-            entry = (record.rank, _rows(_shape(record), positions))
+            entry = (record.rank, count_rows(_shape(record), positions))
             rows[record.step] = (*rows.get(record.step, ()), entry)
         split_axes = () if dims is None else _split_axes(dims, positions)
         data_parallel_axis = dims.data_parallel_axis if dims else None
@@ -293,24 +294,35 @@ def align(plan: PairPlan) -> Aligned:
 def _execute_side(plan: SidePlan, index: npt.NDArray[np.int64] | None) -> tuple[Array, list[ReplicaDifference]]:
     arrays: list[Array] = []
     replicas: list[ReplicaDifference] = []
+    used = _rows_used(plan, index)
     for step in plan.steps:
         by_rank = {record.rank: record for record in step.records}
-        result = unshard(step.unshard, [by_rank[rank].array() for rank in step.unshard.ranks])
+        result = unshard(
+            step.unshard,
+            [by_rank[rank].array() for rank in step.unshard.ranks],
+            token_dimensions=plan.token_dimensions,
+            rows=[next(used) for _ in step.unshard.parts],
+        )
         replicas.extend(result.replicas)
         arrays.extend(
-            _merge_rows(array, plan.token_dimensions) if plan.merge_rows else array for array in result.arrays
+            merge_rows(array, (plan.token_dimensions[0], plan.token_dimensions[1])) if plan.merge_rows else array
+            for array in result.arrays
         )
     axis = min(plan.token_dimensions, default=0) if plan.merge_rows else (plan.token_dimensions or (0,))[-1]
     joined = arrays[0] if len(arrays) == 1 else _concatenate(arrays, axis, plan)
     return (joined if index is None else take_rows(joined, index, axis)), replicas
 
 
-def _merge_rows(array: Array, positions: tuple[int, ...]) -> Array:
-    """Make batch and sequence one dimension in batch-major order, at the place of the first of them."""
-    batch, sequence = positions
-    at = min(positions)
-    array = np.moveaxis(array, (batch, sequence), (at, at + 1))
-    return array.reshape(*array.shape[:at], array.shape[at] * array.shape[at + 1], *array.shape[at + 2 :])
+def _rows_used(plan: SidePlan, index: npt.NDArray[np.int64] | None) -> Iterator[npt.NDArray[np.int64] | None]:
+    """Per part the rows that are compared; None for all. Padding may hold anything, on every replica."""
+    start = 0
+    for part in plan.parts:
+        if index is None:
+            yield None
+        else:
+            inside = (index >= start) & (index < start + part.rows)
+            yield np.unique(index[inside]) - start
+        start += part.rows
 
 
 def _concatenate(arrays: list[Array], axis: int, plan: SidePlan) -> Array:
@@ -321,22 +333,6 @@ def _concatenate(arrays: list[Array], axis: int, plan: SidePlan) -> Array:
         )
         raise PairError(f"the {plan.side}'s parts have shapes that cannot be joined: {listed}")
     return np.concatenate(arrays, axis=axis)
-
-
-def take_rows(array: Array, index: npt.NDArray[np.int64], axis: int) -> Array:
-    """Rows ``index`` along ``axis``; a view when they are consecutive."""
-    if index.size and index[-1] - index[0] == index.size - 1 and bool((np.diff(index) == 1).all()):
-        where: list[slice] = [slice(None)] * array.ndim
-        where[axis] = slice(int(index[0]), int(index[-1]) + 1)
-        return array[tuple(where)]
-    return np.take(array, index, axis=axis)
-
-
-def _rows(shape: tuple[int, ...], positions: tuple[int, ...]) -> int:
-    rows = 1
-    for position in positions:
-        rows *= shape[position]
-    return rows
 
 
 def _shape(record: RecordView) -> tuple[int, ...]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from comparator.align import SideContext
-from comparator.compare import Session, compare_pair
 from comparator.match import BundlePair, match_bundles
 from comparator.options import Options, check_options
+from comparator.pairs import Session, compare_pair
 from comparator.report.records import (
     Category,
     Comparison,

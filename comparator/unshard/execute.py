@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from comparator.arrays import Array, Rows, count_rows, merge_rows, take_rows
 from comparator.measure import Difference, measure, same_bytes
 from comparator.unshard.plan import Operation, UnshardPlan, zigzag_order
-
-Array = npt.NDArray[Any]
 
 REPLICA_TOLERANCE = 1e-6
 """Largest absolute difference between replicas that still counts as the same (SGLang's comparator uses it)."""
@@ -39,15 +37,42 @@ class Unsharded:
     replicas: tuple[ReplicaDifference, ...]
 
 
-def unshard(plan: UnshardPlan, arrays: Sequence[Array]) -> Unsharded:
-    """Apply the operations of ``plan`` to the arrays of its ranks, given in the order of ``plan.ranks``."""
+def unshard(
+    plan: UnshardPlan,
+    arrays: Sequence[Array],
+    *,
+    token_dimensions: tuple[int, ...] = (),
+    rows: Sequence[Rows | None] | None = None,
+) -> Unsharded:
+    """Apply the operations of ``plan`` to the arrays of its ranks, given in the order of ``plan.ranks``.
+
+    ``rows`` gives per part the rows along ``token_dimensions`` that will be compared (None: all); replicas are
+    checked there only.
+    """
     current = list(arrays)
     replicas: list[ReplicaDifference] = []
-    for operation in plan.operations:
+    owners = _owners(plan)
+    for operation, owner in zip(plan.operations, owners, strict=True):
         if operation.kind == "pick":
-            replicas.extend(_check_replicas(operation, current))
+            used = [None if rows is None else rows[part] for part in owner]
+            totals = [count_rows(plan.parts[part].shape, token_dimensions) for part in owner]
+            replicas.extend(_check_replicas(operation, current, token_dimensions, used, totals))
         current = [_combine(operation, [current[index] for index in group]) for group in operation.groups]
     return Unsharded(tuple(current), tuple(replicas))
+
+
+def _owners(plan: UnshardPlan) -> list[list[int]]:
+    """Per operation and group the part that the group ends in."""
+    after = list(range(len(plan.parts)))
+    found: list[list[int]] = []
+    for operation in reversed(plan.operations):
+        found.append(after)
+        before = [0] * sum(len(group) for group in operation.groups)
+        for number, group in enumerate(operation.groups):
+            for index in group:
+                before[index] = after[number]
+        after = before
+    return found[::-1]
 
 
 def _combine(operation: Operation, members: Sequence[Array]) -> Array:
@@ -117,16 +142,32 @@ def _slice(array: Array, dimension: int, start: int, stop: int) -> Array:
     return array[tuple(index)]
 
 
-def _check_replicas(operation: Operation, arrays: Sequence[Array]) -> list[ReplicaDifference]:
+def _check_replicas(
+    operation: Operation,
+    arrays: Sequence[Array],
+    token_dimensions: tuple[int, ...],
+    used: Sequence[Rows | None],
+    totals: Sequence[int],
+) -> list[ReplicaDifference]:
     found: list[ReplicaDifference] = []
     for number, group in enumerate(operation.groups):
-        first = arrays[group[0]]
-        for index, member in enumerate(group[1:], start=1):
-            other = arrays[member]
-            if other.shape != first.shape:
+        members = [arrays[index] for index in group]
+        rows = used[number]
+        whole = count_rows(members[0].shape, token_dimensions) == totals[number]
+        same_shape = [member.shape == members[0].shape for member in members]
+        if rows is not None and whole and token_dimensions and all(same_shape):
+            members = [_rows_of(member, token_dimensions, rows) for member in members]
+        for index, other in enumerate(members[1:], start=1):
+            if not same_shape[index]:
                 found.append(ReplicaDifference(operation.axis, number, index, False, None))
                 continue
-            difference = measure(first, other)
-            passed = same_bytes(first, other) or difference.max_abs <= REPLICA_TOLERANCE
+            difference = measure(members[0], other)
+            passed = difference.max_abs <= REPLICA_TOLERANCE or same_bytes(members[0], other)
             found.append(ReplicaDifference(operation.axis, number, index, passed, difference))
     return found
+
+
+def _rows_of(array: Array, token_dimensions: tuple[int, ...], rows: Rows) -> Array:
+    if len(token_dimensions) == 1:
+        return take_rows(array, rows, token_dimensions[0])
+    return take_rows(merge_rows(array, (token_dimensions[0], token_dimensions[1])), rows, min(token_dimensions))

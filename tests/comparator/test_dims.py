@@ -78,7 +78,7 @@ def test_too_few_names_and_a_wrong_one() -> None:
 
 
 def test_an_unknown_axis_is_answered_with_the_nearest() -> None:
-    with pytest.raises(DimsError, match="unknown axis 'attn_tpp' .* did you mean attn_tp"):
+    with pytest.raises(DimsError, match=r"unknown axis 'attn_tpp' .* did you mean attn_tp"):
         parse_dims("t h[attn_tpp]").check_axes({"attn_tp", "tp"})
     parse_dims("t h[my_axis]").check_axes({"my_axis"})
     parse_dims("t h[moe_ep]").check_axes(set())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -48,10 +49,8 @@ def test_everything_else_is_refused(text: str) -> None:
 
 @given(st.text(max_size=20))
 def test_any_text_is_refused_or_compiled(text: str) -> None:
-    try:
-        compile_predicate(text)
-    except ComparatorError as error:
-        assert "criterion" in str(error)
+    with contextlib.suppress(ComparatorError):
+        assert callable(compile_predicate(text))
 
 
 def test_nan_meets_no_criterion() -> None:

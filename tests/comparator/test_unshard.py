@@ -91,9 +91,7 @@ def shardings(draw: st.DrawFn) -> Sharding:
         flat = int(np.ravel_multi_index(place, sizes)) if sizes else 0
         coordinates["world"] = (flat, len(order))
         shards.append((coordinates, piece))
-    labels = [
-        name + (f"[{','.join(listed)}]" if listed else "") for name, listed in zip(names, modifiers, strict=True)
-    ]
+    labels = [name + (f"[{','.join(listed)}]" if listed else "") for name, listed in zip(names, modifiers, strict=True)]
     replicated = [f"{axis}:replicated" for axis, role in zip(axes, roles, strict=True) if role == "replicated"]
     return Sharding(tensor, " ".join(labels) + (f" # {' '.join(replicated)}" if replicated else ""), tuple(shards))
 

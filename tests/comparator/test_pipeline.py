@@ -1,0 +1,334 @@
+"""Whole comparisons on runs in memory: categories, exit codes, layouts, and what goes wrong."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import comparator
+from comparator.api import Report
+from comparator.pipeline import prepare
+from comparator.report.records import ErroredComparison, TensorComparison, ValueComparison
+from comparator.tokens.interface import TokenMode
+from tests.comparator.fakes import FakeProblem, FakeRecord, FakeRun, FakeTap, one_request, values
+from tests.support.synthetic_engine import Engine, Request, serve
+from tests.support.synthetic_runs import SyntheticRun, record
+
+TP1 = {0: {"tp": (0, 1)}}
+TP2 = {0: {"tp": (0, 2)}, 1: {"tp": (1, 2)}}
+DIMS = {
+    "own": "t h # tp:replicated",
+    "partial": "t h[tp:partial]",
+    "scattered": "t h # tp:replicated",
+    "gathered": "t h # tp:replicated",
+    "gathered_scattered": "t h # tp:replicated",
+}
+
+
+def run_of(*arrays: Any, dims: str | None = "t h", name: str = "x", **arguments: Any) -> FakeRun:
+    """One record per array, on ranks 0, 1, ..."""
+    return FakeRun([FakeRecord(name, array, rank=rank, dims=dims) for rank, array in enumerate(arrays)], **arguments)
+
+
+def only(report: Report) -> Any:
+    (finding,) = report.findings
+    return finding
+
+
+def from_synthetic(run: SyntheticRun, forms: tuple[str, ...] = tuple(DIMS)) -> FakeRun:
+    """A synthetic run as the comparator reads it, one name per form."""
+    records = [
+        FakeRecord(form, run.tensors[form][step, rank], rank=rank, step=step, dims=DIMS[form])
+        for step in run.steps
+        for form in forms
+        for rank in run.ranks
+    ]
+    return FakeRun(records, run.parallel, run.layouts)
+
+
+REQUEST = [Request("r", (5, 6, 7, 8, 9), (10, 11, 12, 13))]
+
+
+def test_tensor_parallel_runs_agree_step_by_step() -> None:
+    baseline = from_synthetic(record(serve(REQUEST, Engine())))
+    target = from_synthetic(record(serve(REQUEST, Engine(attention_tensor_parallel=2))))
+    report = comparator.compare(baseline, target)
+    assert report.passed, report.describe()
+    assert report.summary.passed == len(DIMS) * len(target.steps)
+
+
+@pytest.mark.parametrize("padding", ["max_len", "sum_len"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["per_step", "concat_steps", "smart"])
+def test_data_parallel_attention_with_an_idle_rank(padding: str, seed: int, mode: TokenMode) -> None:
+    """The scenario of the project: one request; the other rank brings padding or dummy rows."""
+    baseline = from_synthetic(record(serve(REQUEST, Engine(attention_tensor_parallel=2))))
+    engine = Engine(data_parallel=2, attention_tensor_parallel=2, padding=padding, seed=seed)
+    faultless = record(serve(REQUEST, engine))
+    report = comparator.compare(baseline, from_synthetic(faultless), token_aligner=mode)
+    assert report.passed, report.describe()
+    assert report.summary.failed == report.summary.errored == report.summary.skipped == 0
+    served = next(rank for rank in faultless.ranks if faultless.layouts[0, rank].real_rows)
+    shared = faultless.layouts[0, served].data_parallel
+    assert shared is not None
+    first_row = {"own": 0, "partial": 0, "gathered": sum(shared.rows[: shared.rank])}
+    for form, row in first_row.items():
+        faulty = faultless
+        for rank in faultless.ranks if form == "gathered" else [served]:
+            faulty = faulty.with_fault(form, 0, rank, row)
+        report = comparator.compare(baseline, from_synthetic(faulty), token_aligner=mode, diff_threshold="max_abs <= 0")
+        assert {finding.name for finding in report.of("failed")} == {form}, report.describe()
+
+
+def test_a_fault_in_one_replica_fails() -> None:
+    faultless = record(serve(REQUEST, Engine(attention_tensor_parallel=2)))
+    baseline = from_synthetic(record(serve(REQUEST, Engine())), ("own",))
+    report = comparator.compare(baseline, from_synthetic(faultless.with_fault("own", 0, 1, 2), ("own",)))
+    finding = report.first_divergence
+    assert isinstance(finding, TensorComparison)
+    assert finding.diff is not None
+    assert finding.diff.passed
+    assert not finding.replicated_checks[0].passed
+    assert not report.passed
+
+
+def test_several_requests_over_data_parallel_ranks() -> None:
+    requests = [Request(f"r{i}", tuple(range(i * 10, i * 10 + 3 + i)), (90 + i, 95 + i, 97)) for i in range(4)]
+    baseline = from_synthetic(record(serve(requests, Engine(max_running=1))))
+    engine = Engine(data_parallel=2, attention_tensor_parallel=2, chunk=3, mixed=True, seed=3)
+    report = comparator.compare(baseline, from_synthetic(record(serve(requests, engine))), token_aligner="smart")
+    assert report.passed, report.describe()
+    assert {
+        finding.tokens.matched for finding in report if isinstance(finding, TensorComparison) and finding.tokens
+    } == {sum(len(request.tokens) for request in requests)}
+
+
+def test_the_first_difference_is_the_first_in_the_order_of_execution() -> None:
+    tensors = {name: values(3, 4, seed=seed) for seed, name in enumerate("abc")}
+    baseline = FakeRun([FakeRecord(n, x, step=s, dims="t h") for s in range(2) for n, x in tensors.items()])
+    target = FakeRun(
+        [
+            FakeRecord(n, x * (1.5 if (n == "b" and s == 1) or n == "c" else 1), step=s, dims="t h")
+            for s in range(2)
+            for n, x in tensors.items()
+        ]
+    )
+    report = comparator.compare(baseline, target)
+    assert [(f.name, f.location.step) for f in report.of("failed")] == [("c", 0), ("b", 1), ("c", 1)]
+    assert report.first_divergence is report.of("failed")[0]
+    assert report.summary.first_divergence == "step 0: c at row 0"
+    assert report.summary.exit_code == 1
+
+
+def test_failures_that_are_allowed() -> None:
+    baseline = FakeRun([FakeRecord("good", values(2, 2), dims="t h"), FakeRecord("bad", values(2, 2), dims="t h")])
+    target = FakeRun([FakeRecord("good", values(2, 2), dims="t h"), FakeRecord("bad", -values(2, 2), dims="t h")])
+    assert not comparator.compare(baseline, target).passed
+    assert comparator.compare(baseline, target, allow_failed_pattern="ba.").passed
+    assert not comparator.compare(baseline, target, allow_failed_pattern="b").passed
+
+
+def test_tensors_of_one_side_are_skipped() -> None:
+    both = FakeRecord("both", values(2, 2), dims="t h")
+    baseline = FakeRun([both, FakeRecord("left", values(2, 2), dims="t h")])
+    target = FakeRun([both, FakeRecord("right", values(2, 2), dims="t h")])
+    report = comparator.compare(baseline, target)
+    assert report.passed
+    assert {f.name: f.reason for f in report.of("skipped")} == {  # type: ignore[union-attr]
+        "right": "baseline_load_failed",
+        "left": "target_load_failed",
+    }
+    assert not comparator.compare(baseline, target, allow_skipped_pattern="^$").passed
+
+
+def test_nothing_in_common() -> None:
+    report = comparator.compare(run_of(values(2, 2), name="a"), run_of(values(2, 2), name="b"))
+    assert not report.passed
+    assert "no tensor in common" in report.describe()
+
+
+def test_several_ranks_without_dims_are_an_error_with_a_hint() -> None:
+    x = values(2, 2)
+    finding = only(comparator.compare(run_of(x, dims=None), run_of(x, x, dims=None, parallel=TP2)))
+    assert isinstance(finding, ErroredComparison)
+    assert "ranks 0, 1 without dims" in finding.exception_message.replace("on ranks", "ranks")
+    assert "--override-dims" in finding.hint
+    assert not comparator.compare(run_of(x, dims=None), run_of(x, x, dims=None, parallel=TP2)).passed
+    overridden = comparator.compare(
+        run_of(x, dims=None), run_of(x, x, dims=None, parallel=TP2), override_dims=["x:t h # tp:replicated"]
+    )
+    assert overridden.passed
+    raw = comparator.compare(
+        run_of(x, x, dims=None, parallel=TP2), run_of(x, x, dims=None, parallel=TP2), grouping_skip_keys=frozenset()
+    )
+    assert raw.summary.passed == 2
+
+
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [
+        ("t", "name 1 dimension, but the tensor has 2"),
+        ("t t", "'t' more than once"),
+        ("t h[attention]", "unknown axis 'attention'"),
+    ],
+)
+def test_bad_dims_concern_their_tensor_alone(dims: str, message: str) -> None:
+    records = [FakeRecord("x", values(2, 2), dims=dims), FakeRecord("y", values(2, 2), dims="t h")]
+    report = comparator.compare(FakeRun(records, TP1), FakeRun(records, TP1))
+    assert [f.category for f in report] == ["errored", "passed"]
+    assert message in report.findings[0].exception_message  # type: ignore[union-attr]
+    assert not report.passed
+
+
+def test_a_missing_rank_is_named() -> None:
+    x = values(2, 4)
+    target = run_of(x[:, :2], dims="t h[tp]", parallel={0: TP2[0]}, missing_ranks=(1,))
+    report = comparator.compare(run_of(x, dims="t h[tp]", parallel=TP1), target)
+    assert "tp rank 1 (of 2) is missing: the run has no file of rank 1" in report.describe()
+    assert "no file of rank 1" in report.logs[0].infos[0].message
+
+
+def test_problems_of_a_run_are_shown() -> None:
+    target = replace(run_of(values(2, 2)), problems=[FakeProblem("truncated", "rank 0 ends early")])
+    report = comparator.compare(run_of(values(2, 2)), target)
+    assert report.logs[0].infos[0].message == "target: rank 0 ends early"
+
+
+def test_nan_is_never_a_pass() -> None:
+    x = values(2, 2)
+    x[0, 1] = math.nan
+    report = comparator.compare(run_of(x), run_of(x.copy()))
+    assert not report.passed
+    finding = only(report)
+    assert (finding.baseline.stats.nan_count, finding.target.stats.nan_count) == (1, 1)
+    assert any("--equal-nan" in note.message for note in finding.infos)
+    assert comparator.compare(run_of(x), run_of(x.copy()), equal_nan=True).passed
+
+
+def test_integers_must_be_equal() -> None:
+    ids = np.arange(1000, 2000)
+    other = ids.copy()
+    other[3] += 1
+    assert not comparator.compare(run_of(ids, dims="t"), run_of(other, dims="t")).passed
+    assert comparator.compare(run_of(ids, dims="t"), run_of(ids.copy(), dims="t")).passed
+    assert comparator.compare(run_of(ids, dims="t"), run_of(other, dims="t"), diff_threshold="rel <= 1e-3").passed
+
+
+def test_a_passing_scale_is_pointed_out() -> None:
+    x = values(8, 16)
+    report = comparator.compare(run_of(x), run_of(x * np.float32(1.02)))
+    assert report.passed
+    assert any("1.02 times the baseline" in note.message for note in only(report).infos)
+
+
+def test_shapes_that_differ_fail() -> None:
+    finding = only(comparator.compare(run_of(values(2, 3)), run_of(values(2, 4))))
+    assert finding.shape_mismatch
+    assert finding.category == "failed"
+
+
+def test_other_dimension_names_fail_with_the_reason() -> None:
+    x = values(2, 2)
+    finding = only(comparator.compare(run_of(x), run_of(x, dims="t d")))
+    assert finding.category == "failed"
+    assert "the dimensions differ" in finding.errors[0].message
+
+
+@pytest.mark.parametrize(
+    ("left_dims", "right_dims", "move"),
+    [
+        ("b s h", "s b h", lambda x: x.transpose(1, 0, 2)),
+        ("b s h", "t h", lambda x: x.reshape(6, 4)),
+        ("b s (n*d)", "b s n d", lambda x: x.reshape(2, 3, 2, 2)),
+        ("b s (n*d)", "t n d", lambda x: x.reshape(6, 2, 2)),
+        ("b s h", "1 t h", lambda x: x.reshape(1, 6, 4)),
+    ],
+)
+def test_axes_are_aligned(left_dims: str, right_dims: str, move: Any) -> None:
+    x = values(2, 3, 4)
+    left, right = run_of(x, dims=left_dims), run_of(move(x), dims=right_dims)
+    assert comparator.compare(left, right).passed
+    assert comparator.compare(right, left).passed
+    spoiled = x.copy()
+    spoiled[1, 2, 3] += 1
+    assert not comparator.compare(run_of(spoiled, dims=left_dims), right).passed
+
+
+def test_values_are_compared_structurally() -> None:
+    left, right = {"layers": [1, 2, {"a": None}]}, {"layers": [1, 2, {"a": 0}]}
+    baseline = FakeRun([FakeRecord("config", None, value=left), FakeRecord("x", values(2), dims="t")])
+    target = FakeRun([FakeRecord("config", None, value=right), FakeRecord("x", values(2), dims="t")])
+    (finding,) = comparator.compare(baseline, target).of("failed")
+    assert isinstance(finding, ValueComparison)
+    assert finding.difference_path == "['layers'][2]['a']"
+
+
+def test_padding_may_hold_anything() -> None:
+    """Rows of padding differ between replicas and hold NaN; nothing of them is compared."""
+    x = values(5, 4)
+    padded = [np.concatenate([x, np.full((3, 4), fill, np.float32)]) for fill in (math.nan, 7.0)]
+    layouts = one_request([5], rows=[8])
+    target = run_of(*padded, dims="t h # tp:replicated", parallel=TP2)
+    target = replace(target, layouts={**layouts, (0, 1): layouts[0, 0]})
+    report = comparator.compare(run_of(x, layouts=one_request([5]), parallel=TP1), target)
+    assert report.passed, report.describe()
+    assert only(report).tokens.padding_target == 3
+
+
+def test_values_without_tokens_are_compared_step_by_step_when_steps_are_joined() -> None:
+    def run(scale: float) -> FakeRun:
+        records = [
+            FakeRecord(name, array, step=step, dims=dims)
+            for step in range(3)
+            for name, array, dims in (("x", values(2, 3), "t h"), ("norm", values(3) * scale, "h"))
+        ]
+        return FakeRun(records)
+
+    report = comparator.compare(run(1), run(1), token_aligner="concat_steps")
+    assert report.summary.passed == 4
+    assert [f.location.step for f in report if f.name == "norm"] == [0, 1, 2]
+    assert comparator.compare(run(1), run(2), token_aligner="concat_steps").summary.failed == 3
+
+
+def test_silent_taps() -> None:
+    target = replace(run_of(values(2, 2)), taps=[FakeTap("m#1:x", 1), FakeTap("m#2:y", 0)])
+    report = comparator.compare(run_of(values(2, 2)), target)
+    assert report.passed
+    assert "m#2:y (model.py:1) never fired" in report.logs[0].infos[0].message
+    assert not comparator.compare(run_of(values(2, 2)), target, strict_taps=True).passed
+
+
+def test_a_step_range() -> None:
+    records = [FakeRecord("x", values(2, 2) * (1 if step < 2 else 9), step=step, dims="t h") for step in range(4)]
+    baseline = FakeRun([FakeRecord("x", values(2, 2), step=step, dims="t h") for step in range(4)])
+    assert comparator.compare(baseline, FakeRun(records), end_step=1).summary.passed == 2
+    assert comparator.compare(baseline, FakeRun(records), start_step=1).summary.failed == 2
+
+
+def test_a_filter_searches_name_and_tags() -> None:
+    records = [FakeRecord("x", values(2, 2), dims="t h", tags={"layer_id": layer}) for layer in range(3)]
+    report = comparator.compare(FakeRun(records), FakeRun(records), filter="name=x___.*layer_id=1")
+    assert [f.label for f in report] == ["x layer_id=1"]
+
+
+def test_tensors_are_loaded_pair_by_pair() -> None:
+    records = [FakeRecord(f"x{i}", values(2, 2), dims="t h") for i in range(5)]
+    prepared = prepare(FakeRun(records), FakeRun(records), comparator.Options())
+    assert not any(one.loads for one in records)
+    next(prepared.findings())
+    assert [one.loads > 0 for one in records] == [True, False, False, False, False]
+
+
+def test_assert_runs_match_lists_what_failed() -> None:
+    with pytest.raises(AssertionError, match="failed  step 0  x  rel"):
+        comparator.assert_runs_match(run_of(values(2, 2)), run_of(-values(2, 2)))
+
+
+def test_a_table_of_all_findings() -> None:
+    table = comparator.compare(run_of(values(2, 2)), run_of(values(2, 2) * 2)).to_polars()
+    assert table["category"].to_list() == ["failed"]
+    assert table["rel"][0] == pytest.approx(0.2)
