@@ -10,7 +10,7 @@ import libcst as cst
 from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 
 Kind = Literal["source", "replaced", "inserted", "generated"]
-Role = Literal["before", "after", "entry", "preamble"]
+Role = Literal["before", "after", "entry", "end"]
 _WRAPPER = "if True:"
 
 
@@ -27,6 +27,8 @@ class Line:
     role: Role | None = None
     columns_kept: bool = True
     """Whether columns of this line are still those of the original line."""
+    indent: str = ""
+    """Of a line that an edit put in, the indentation of the code that it belongs to."""
     owner: str = ""
     """The edit that put the line there, for messages."""
     returns: list[ReturnHook] = field(default_factory=list)
@@ -34,10 +36,23 @@ class Line:
 
 
 @dataclass(frozen=True)
+class CodeLine:
+    """One line of code to insert."""
+
+    text: str
+    verbatim: bool = False
+    """The line continues a string: it must not be indented."""
+
+    def at(self, indent: str) -> str:
+        """The line at an indentation."""
+        return self.text if self.verbatim or not self.text else indent + self.text
+
+
+@dataclass(frozen=True)
 class ReturnHook:
     """Lines (unindented) that an ``at: return`` edit puts before a return statement."""
 
-    lines: tuple[str, ...]
+    lines: tuple[CodeLine, ...]
     kind: Kind
     owner: str
     needs_value: bool
@@ -49,8 +64,6 @@ class FunctionBuffer:
     """A function's lines, decorators included, at the indentation that they have in the file."""
 
     lines: list[Line]
-    end_hooks: list[ReturnHook] = field(default_factory=list)
-    """Code to run when the function ends without a return statement."""
 
     @classmethod
     def from_source(cls, source_lines: Sequence[str], first: int, last: int) -> FunctionBuffer:
@@ -116,6 +129,17 @@ class FunctionView:
         return found[ordinal]
 
 
+_BLOCKS = (
+    cst.BaseCompoundStatement,
+    cst.BaseSuite,
+    cst.Else,
+    cst.Finally,
+    cst.ExceptHandler,
+    cst.ExceptStarHandler,
+    cst.MatchCase,
+)
+
+
 def _definitions(node: cst.CSTNode, path: tuple[str, ...]) -> list[cst.FunctionDef]:
     """Definitions in source order; blocks such as ``if`` are looked into, other functions are not."""
     found: list[cst.FunctionDef] = []
@@ -127,8 +151,6 @@ def _definitions(node: cst.CSTNode, path: tuple[str, ...]) -> list[cst.FunctionD
                 found.extend(_definitions(child.body, path[1:]))
             elif isinstance(child, cst.FunctionDef):
                 found.append(child)
-        elif isinstance(child, (cst.BaseCompoundStatement, cst.BaseSuite, cst.Else, cst.Finally)) or isinstance(
-            child, (cst.ExceptHandler, cst.ExceptStarHandler, cst.MatchCase)
-        ):
+        elif isinstance(child, _BLOCKS):
             found.extend(_definitions(child, path))
     return found

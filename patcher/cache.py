@@ -60,9 +60,13 @@ def store(name: str, code: CodeType) -> bool:
             file.write(MAGIC_NUMBER + source_hash(body) + body)
         os.replace(temporary, target)
     except OSError:
-        try:
-            os.unlink(temporary)
-        except OSError:
-            pass
+        _remove(temporary)
         return False
     return True
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        return

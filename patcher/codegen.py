@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from patcher.buffer import CodeLine
 from patcher.errors import EditError, Origin
 from patcher.model import Code, Dump, Edit, Tap
 from patcher.pattern import captured_names, substitute
@@ -15,19 +16,6 @@ DUMPER = "__tensortap_dumper__"
 TAPS = "__tensortap_taps__"
 DUMPER_NAME = "dumper"
 """What inserted code calls the dumper, without importing it."""
-
-
-@dataclass(frozen=True)
-class CodeLine:
-    """One line of code to insert."""
-
-    text: str
-    verbatim: bool = False
-    """The line continues a string: it must not be indented."""
-
-    def at(self, indent: str) -> str:
-        """The line at an indentation."""
-        return self.text if self.verbatim or not self.text else indent + self.text
 
 
 class TapTable:
@@ -238,7 +226,8 @@ class _Translator:
             if not (isinstance(node, ast.Expr) and _method(node.value) == "dump"):
                 continue
             call = node.value
-            assert isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+            assert isinstance(call, ast.Call)
+            assert isinstance(call.func, ast.Attribute)
             name = call.func.value
             assert isinstance(name, ast.Name)
             tap = f"{TAPS}[{self._dump_tap(call)}]"

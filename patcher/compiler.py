@@ -9,17 +9,43 @@ from __future__ import annotations
 import ast
 import copy
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from patcher.buffer import Line
+from patcher.code_key import CodeKey
 from patcher.matcher import WRAP_FUNCTION
 from patcher.rewrite import RewrittenFunction, RewrittenModule
 
 
-def compile_module(module: RewrittenModule, filename: str) -> types.CodeType:
-    """Code object of the module, as if compiled from ``filename``."""
-    return compile(module_tree(module), filename, "exec", dont_inherit=True)
+def compile_module(
+    module: RewrittenModule, filename: str, captured: Mapping[CodeKey, Sequence[str]] | None = None
+) -> types.CodeType:
+    """Code object of the module, as if compiled from ``filename``.
+
+    ``captured`` names, per function, variables of enclosing functions that it has to go on capturing although
+    its new code may not use them, because the closure of a live function cannot change.
+    """
+    tree = module_tree(module)
+    if captured and any(captured.values()):
+        tree = copy.deepcopy(tree)
+        _keep_captured(tree, captured)
+    return compile(tree, filename, "exec", dont_inherit=True)
+
+
+def _keep_captured(tree: ast.Module, captured: Mapping[CodeKey, Sequence[str]]) -> None:
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        names = captured.get(CodeKey(node.name, first), ())
+        if names:
+            # Never executed and not even compiled; the names count as used all the same.
+            use = ast.If(ast.Constant(0), [ast.Expr(ast.Name(name, ast.Load())) for name in names], [])
+            last = node.body[-1]
+            for part in ast.walk(use):
+                ast.copy_location(part, last)
+            node.body.append(use)
 
 
 def module_tree(module: RewrittenModule) -> ast.Module:
@@ -68,13 +94,13 @@ def _function_tree(function: RewrittenFunction, source_lines: Sequence[str]) -> 
     if indented:
         node = node.body[0]
     shift = 2 if indented else 1
-    for part in ast.walk(node):
-        if hasattr(part, "lineno"):
-            _place(
-                part,
-                _original(function.lines[part.lineno - shift], part.col_offset, source_lines, end=False),
-                _original(function.lines[part.end_lineno - shift], part.end_col_offset, source_lines, end=True),
-            )
+    parts: list[Any] = [part for part in ast.walk(node) if hasattr(part, "lineno")]
+    for part in parts:
+        _place(
+            part,
+            _original(function.lines[part.lineno - shift], part.col_offset, source_lines, end=False),
+            _original(function.lines[part.end_lineno - shift], part.end_col_offset, source_lines, end=True),
+        )
     inlined: ast.stmt = _InlineWraps().visit(node)
     return inlined
 

@@ -50,6 +50,15 @@ def iter_functions(body: Sequence[ast.stmt], prefix: tuple[str, ...] = ()) -> It
             yield from iter_functions(node.body, (*prefix, node.name))
 
 
+def functions_within(unit: FunctionNode) -> list[FunctionNode]:
+    """All functions defined inside a function, at any depth."""
+    return [
+        node
+        for node in ast.walk(unit)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node is not unit
+    ]
+
+
 def find_class(body: Sequence[ast.stmt], path: Sequence[str]) -> ast.ClassDef | None:
     """The class at ``path``, the last one if there are several."""
     for node in reversed(list(statements_in(body))):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import libcst as cst
 
-from patcher import diagnostics
-from patcher.buffer import FunctionBuffer, FunctionView, Line, ReturnHook
+from patcher.buffer import CodeLine, FunctionBuffer, FunctionView, Kind, Line, ReturnHook, Role
+from patcher.choose import Choice, FunctionScope, choose, is_whole_statement, sites_of
 from patcher.codegen import (
-    CodeLine,
     Place,
     TapTable,
     config_code,
@@ -20,39 +18,18 @@ from patcher.codegen import (
     wrapped_value,
 )
 from patcher.errors import EditError
-from patcher.isolate import ends_its_line, isolate, needs_isolation
-from patcher.matcher import WRAP_FUNCTION, flatten
+from patcher.isolate import isolate, needs_isolation
+from patcher.matcher import WRAP_FUNCTION
 from patcher.model import Code, Dump, Edit
-from patcher.pattern import MATCH_CAPTURE, RETURN_CAPTURE, RETURN_VARIABLE, parse_pattern
-from patcher.reach import falls_through
+from patcher.pattern import MATCH_CAPTURE, RETURN_CAPTURE, RETURN_VARIABLE
 from patcher.search import (
     FunctionIndex,
     Site,
     Statement,
     end_of,
-    find_assignments,
-    find_pattern,
-    find_returns,
-    index_function,
-    narrow,
     start_of,
 )
 from patcher.splice import replace_range, replace_statements
-
-
-@dataclass(frozen=True)
-class FunctionScope:
-    """One definition of a target function within a buffer."""
-
-    buffer: FunctionBuffer
-    path: tuple[str, ...]
-    """Names from the buffer's own function down to the target."""
-    ordinal: int = 0
-
-    def index(self, *, inserted: bool = False) -> FunctionIndex:
-        """Parse the buffer as it stands and walk the target in it."""
-        view = self.buffer.view(inserted=inserted)
-        return index_function(view, view.find_function(self.path, self.ordinal))
 
 
 def apply_edit(scopes: Sequence[FunctionScope], edit: Edit, target: str, taps: TapTable) -> list[int]:
@@ -63,128 +40,25 @@ def apply_edit(scopes: Sequence[FunctionScope], edit: Edit, target: str, taps: T
     """
     if edit.place == "entry":
         return [_at_entry(scope, edit, target, taps) for scope in scopes]
-    chosen = _chosen_sites(scopes, edit)
+    chosen = choose(scopes, edit)
     lines: list[int] = []
     for scope, count in chosen:
         lines.extend(_apply_at(scope, edit, target, taps, count))
     return sorted(lines)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """Which of the sites of one scope an edit acts on, by their number in source order."""
-
-    inserted: bool
-    pattern: str | None
-    numbers: tuple[int, ...]
-    end: bool = False
-    """For ``at: return``: the place where the function ends without a return statement."""
-
-
-def _chosen_sites(scopes: Sequence[FunctionScope], edit: Edit) -> list[tuple[FunctionScope, _Choice]]:
-    patterns: Sequence[str | None] = edit.patterns or (None,)
-    for inserted in (False, True):
-        indexes = [scope.index(inserted=inserted) for scope in scopes]
-        for pattern in patterns:
-            per_scope = [_sites(index, edit, pattern) for index in indexes]
-            ends = [_has_open_end(index, edit) for index in indexes]
-            flat = [
-                (scope, number, site)
-                for scope, sites, end in zip(range(len(scopes)), per_scope, ends, strict=True)
-                for number, site in enumerate([*sites, *([None] if end else [])])
-            ]
-            if not flat:
-                continue
-            picked = _pick(flat, edit, indexes)
-            return [
-                (
-                    scope,
-                    _Choice(
-                        inserted,
-                        pattern,
-                        tuple(number for at, number, site in picked if at == position and site is not None),
-                        any(at == position and site is None for at, _, site in picked),
-                    ),
-                )
-                for position, scope in enumerate(scopes)
-            ]
-    raise EditError(diagnostics.no_match(edit, [scope.index() for scope in scopes]))
-
-
-def _pick(
-    flat: list[tuple[int, int, Site | None]], edit: Edit, indexes: Sequence[FunctionIndex]
-) -> list[tuple[int, int, Site | None]]:
-    nth = edit.nth
-    if nth is None and edit.place in ("return", "assign"):
-        nth = "all"
-    if nth == "all":
-        return flat
-    if nth is not None:
-        if abs(nth) > len(flat):
-            raise EditError(
-                f"{edit.origin}: nth: {nth}, but {edit.summary} is found only {diagnostics.times(len(flat))}:\n"
-                + diagnostics.places([(indexes[at], site) for at, _, site in flat if site is not None])
-            )
-        return [flat[nth - 1 if nth > 0 else nth]]
-    if len(flat) == 1:
-        return flat
-    whole = [item for item in flat if item[2] is not None and _is_whole_statement(item[2])]
-    if len(whole) == 1 and edit.action != "wrap":
-        return whole
-    raise EditError(diagnostics.ambiguous(edit, [(indexes[at], site) for at, _, site in flat if site is not None]))
-
-
-def _is_whole_statement(site: Site) -> bool:
-    return (
-        site.expression is not None
-        and getattr(site.first.node, "value", None) is site.expression
-        and (isinstance(site.first.node, cst.Expr))
-    )
-
-
-def _sites(index: FunctionIndex, edit: Edit, pattern: str | None) -> list[Site]:
-    if edit.place == "return":
-        sites = find_returns(index)
-    else:
-        assert pattern is not None
-        try:
-            parsed = parse_pattern(pattern)
-        except EditError as error:
-            raise EditError(f"{edit.origin}: {error}") from None
-        if edit.place == "assign":
-            if parsed.expression is None:
-                raise EditError(f"{edit.origin}: assign: {pattern!r} is not a name or another target")
-            sites = find_assignments(index, parsed.expression)
-        else:
-            sites = find_pattern(index, parsed)
-        if edit.action == "wrap" and parsed.kind != "expression":
-            raise EditError(f"{edit.origin}: wrap needs an expression, {pattern!r} is a statement")
-    if edit.inside:
-        kept: list[Site] = []
-        for outer in edit.inside:
-            kept = narrow(index, sites, parse_pattern(outer))
-            if kept:
-                break
-        sites = kept
-    return sites
-
-
-def _has_open_end(index: FunctionIndex, edit: Edit) -> bool:
-    return edit.place == "return" and not edit.inside and falls_through(index.body)
-
-
-def _apply_at(scope: FunctionScope, edit: Edit, target: str, taps: TapTable, choice: _Choice) -> list[int]:
+def _apply_at(scope: FunctionScope, edit: Edit, target: str, taps: TapTable, choice: Choice) -> list[int]:
     lines: list[int] = []
     if choice.end:
         lines.append(_hook_end(scope, edit, target, taps))
     # From the last place to the first, each on a fresh parse, so that earlier places stay where they were.
     for number in reversed(choice.numbers):
         index = scope.index(inserted=choice.inserted)
-        site = _sites(index, edit, choice.pattern)[number]
+        site = sites_of(index, edit, choice.pattern)[number]
         while (crowded := _crowded(edit, site)) is not None:
             isolate(scope.buffer, index.view, crowded)
             index = scope.index(inserted=choice.inserted)
-            site = _sites(index, edit, choice.pattern)[number]
+            site = sites_of(index, edit, choice.pattern)[number]
         lines.append(_apply_to_site(scope, index, site, edit, target, taps))
     return lines
 
@@ -192,7 +66,7 @@ def _apply_at(scope: FunctionScope, edit: Edit, target: str, taps: TapTable, cho
 def _crowded(edit: Edit, site: Site) -> Statement | None:
     """A statement of the site that shares its line with others and has to be set apart first."""
     if edit.action == "wrap" or (site.expression is not None and edit.action == "replace"):
-        candidates = [site.first] if edit.action == "replace" and _is_whole_statement(site) else []
+        candidates = [site.first] if edit.action == "replace" and is_whole_statement(site) else []
     elif site.body_start is not None:
         candidates = [site.body_start.statements[0]]
     else:
@@ -210,24 +84,18 @@ def _apply_to_site(
     if edit.place == "return":
         _hook_return(view, site, edit, place, owner)
     elif edit.action == "wrap":
-        assert isinstance(edit.content, Dump) and site.expression is not None
+        assert isinstance(edit.content, Dump)
+        assert site.expression is not None
         new = wrapped_value(edit.content, place, view.text_of(site.expression), WRAP_FUNCTION)
-        _check_wrappable(site, edit)
         replace_range(view, site.expression, new)
     elif edit.action == "replace":
         _replace(scope.buffer, index, site, edit, place, owner)
     elif isinstance(site.expression, cst.NamedExpr) and edit.place == "assign" and isinstance(edit.content, Dump):
-        content = replace(edit.content, value=edit.content.value)
-        new = wrapped_value(content, place, f"({view.text_of(site.expression)})", WRAP_FUNCTION)
+        new = wrapped_value(edit.content, place, f"({view.text_of(site.expression)})", WRAP_FUNCTION)
         replace_range(view, site.expression, new)
     else:
         _insert(scope.buffer, index, site, edit, place, owner)
     return anchor.origin
-
-
-def _check_wrappable(site: Site, edit: Edit) -> None:
-    if isinstance(site.expression, (cst.StarredElement, cst.StarredDictElement)):
-        raise EditError(f"{edit.origin}: a starred element has no value of its own that could be wrapped")
 
 
 def _captures(view: FunctionView, site: Site, edit: Edit) -> dict[str, str]:
@@ -258,7 +126,7 @@ def _content_lines(edit: Edit, place: Place, default_value: str | None) -> list[
     return config_code(edit.content, place)
 
 
-def _kind(edit: Edit) -> str:
+def _kind(edit: Edit) -> Kind:
     return "generated" if isinstance(edit.content, Dump) else "inserted"
 
 
@@ -282,7 +150,7 @@ def entry_line(index: FunctionIndex) -> Line:
 
 
 def insert_at_entry(
-    buffer: FunctionBuffer, index: FunctionIndex, code: Sequence[CodeLine], kind: str, owner: str
+    buffer: FunctionBuffer, index: FunctionIndex, code: Sequence[CodeLine], kind: Kind, owner: str
 ) -> None:
     """Put code at the start of a function, after its docstring and what earlier edits put there."""
     view = index.view
@@ -295,7 +163,7 @@ def insert_at_entry(
             position += 1
     else:
         position = buffer.lines.index(anchor)
-        while buffer.lines[position - 1].role in ("before",):
+        while buffer.lines[position - 1].role == "before":
             position -= 1
     buffer.insert(position, _lines(code, indent, anchor.origin, kind, "entry", owner))
 
@@ -320,8 +188,10 @@ def _hook_end(scope: FunctionScope, edit: Edit, target: str, taps: TapTable) -> 
     hook = _hook(edit, place, f"{target}#{edit.number}")
     indent = _indent(index.view, index.body.statements[0])
     value = [CodeLine(f"{RETURN_VARIABLE} = None")] if hook.needs_value else []
-    position = _skip_after(scope.buffer, scope.buffer.lines.index(last) + 1)
-    lines = _lines([*value, *hook.lines], indent, last.origin, hook.kind, "after", hook.owner)
+    position = _skip_after(scope.buffer, scope.buffer.lines.index(last) + 1, indent)
+    while position < len(scope.buffer.lines) and scope.buffer.lines[position].role == "end":
+        position += 1
+    lines = _lines([*value, *hook.lines], indent, last.origin, hook.kind, "end", hook.owner)
     scope.buffer.insert(position, lines)
     return last.origin
 
@@ -361,13 +231,19 @@ def _insert(buffer: FunctionBuffer, index: FunctionIndex, site: Site, edit: Edit
             f"{edit.origin}: code after '{word}' never runs; say 'before', 'wrap' the expression, or 'at: return'"
         )
     line = view.line_at(end_of(view, site.last.node)[0])
-    position = _skip_after(buffer, buffer.lines.index(line) + 1)
+    position = _skip_after(buffer, buffer.lines.index(line) + 1, indent)
     buffer.insert(position, _lines(code, indent, line.origin, _kind(edit), "after", owner))
 
 
-def _skip_after(buffer: FunctionBuffer, position: int) -> int:
-    """Code after a statement goes after what earlier edits put after it: edits run in their order."""
-    while position < len(buffer.lines) and buffer.lines[position].role == "after":
+def _skip_after(buffer: FunctionBuffer, position: int, indent: str) -> int:
+    """Code after a statement goes after what earlier edits put after it: edits run in their order.
+
+    What was put after an enclosing statement is less indented and stays behind.
+    """
+    while position < len(buffer.lines):
+        line = buffer.lines[position]
+        if line.role != "after" or len(line.indent) < len(indent):
+            break
         position += 1
     return position
 
@@ -379,7 +255,7 @@ def _assigned_text(edit: Edit) -> str:
 def _replace(buffer: FunctionBuffer, index: FunctionIndex, site: Site, edit: Edit, place: Place, owner: str) -> None:
     assert isinstance(edit.content, Code)
     view = index.view
-    if site.expression is not None and not _is_whole_statement(site):
+    if site.expression is not None and not is_whole_statement(site):
         new = config_expression(edit.content, place)
         if new is None:
             raise EditError(
@@ -389,14 +265,9 @@ def _replace(buffer: FunctionBuffer, index: FunctionIndex, site: Site, edit: Edi
         replace_range(view, site.expression, f"({new})")
         return
     code = config_code(edit.content, place) if edit.content.text.strip() else []
-    if not code and len(flatten_block(site)) == site.last.index - site.first.index + 1:
+    if not code and len(site.first.block.statements) == site.last.index - site.first.index + 1:
         code = [CodeLine("pass")]
     replace_statements(buffer, view, site, code, _indent(view, site.first), owner)
-
-
-def flatten_block(site: Site) -> list[Statement]:
-    """All statements of the block that a site is in."""
-    return site.first.block.statements
 
 
 def _indent(view: FunctionView, statement: Statement) -> str:
@@ -404,8 +275,5 @@ def _indent(view: FunctionView, statement: Statement) -> str:
     return text[: len(text) - len(text.lstrip())]
 
 
-def _lines(code: Sequence[CodeLine], indent: str, origin: int, kind: str, role: str, owner: str) -> list[Line]:
-    return [
-        Line(line.at(indent), origin, kind=kind, role=role, columns_kept=False, owner=owner)  # type: ignore[arg-type]
-        for line in code
-    ]
+def _lines(code: Sequence[CodeLine], indent: str, origin: int, kind: Kind, role: Role, owner: str) -> list[Line]:
+    return [Line(line.at(indent), origin, kind, role, columns_kept=False, owner=owner, indent=indent) for line in code]

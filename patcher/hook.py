@@ -136,7 +136,7 @@ def activate(activation: Activation) -> PatchingFinder | None:
                 "import it later, or use patcher.apply(CONFIG)"
             )
     finder = PatchingFinder(activation)
-    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, finder)
     return finder
 
 

@@ -22,20 +22,12 @@ def isolate(buffer: FunctionBuffer, view: FunctionView, statement: Statement) ->
     assert isinstance(holder, (cst.SimpleStatementLine, cst.SimpleStatementSuite))
     first_number, first_column = start_of(view, holder.body[0])
     last_number = view.range(holder.body[-1]).end.line
-    suite = isinstance(holder, cst.SimpleStatementSuite)
     first_line = view.line_at(first_number)
-    head_line = (
-        view.line_at(start_of(view, statement.block.owner.node)[0])
-        if (suite and statement.block.owner is not None)
-        else first_line
-    )
-    margin = _margin(head_line.text)
+    indent = _margin(first_line.text)
     lines: list[Line] = []
-    if suite:
-        indent = _margin(_header_line(view, first_number).text) + "    "
+    if isinstance(holder, cst.SimpleStatementSuite):
+        indent += "    "
         lines.append(_like(first_line, first_line.text[:first_column].rstrip(), kept=True))
-    else:
-        indent = margin
     for node in holder.body:
         number = view.range(node).start.line
         texts = view.text_of(node).split("\n")
@@ -49,15 +41,6 @@ def isolate(buffer: FunctionBuffer, view: FunctionView, statement: Statement) ->
         for hook in line.returns:
             _line_of_return(lines).returns.append(hook)
     buffer.insert(position, lines)
-
-
-def ends_its_line(statement: Statement) -> bool:
-    """Whether nothing but a comment follows the statement on its last line."""
-    return not needs_isolation(statement)
-
-
-def _header_line(view: FunctionView, number: int) -> Line:
-    return view.line_at(number)
 
 
 def _margin(text: str) -> str:

@@ -57,20 +57,25 @@ def write_plan(activation: Activation) -> str:
     """Write the plan file, into the cache folder or, where that cannot be written, a temporary one."""
     text = format_plan(activation)
     name = hashlib.sha256(text.encode()).hexdigest()[:20] + ".plan"
-    for folder in (os.path.join(cache.folder(), "plans"), None):
+    for make_folder in (_plan_folder, lambda: tempfile.mkdtemp(prefix="tensortap-")):
         try:
-            if folder is None:
-                folder = tempfile.mkdtemp(prefix="tensortap-")
-            os.makedirs(folder, exist_ok=True)
+            folder = make_folder()
             path = os.path.join(folder, name)
             handle, temporary = tempfile.mkstemp(dir=folder)
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
+            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except OSError:
             continue
         return path
     raise PatchError("neither the cache folder nor a temporary folder can be written")
+
+
+def _plan_folder() -> str:
+    folder = os.path.join(cache.folder(), "plans")
+    os.makedirs(folder, exist_ok=True)
+    return folder
 
 
 def _fill_cache(checked: Checked, activation: Activation) -> None:

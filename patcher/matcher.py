@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import libcst as cst
@@ -22,18 +22,39 @@ Statement = cst.BaseSmallStatement | cst.BaseCompoundStatement
 WRAP_FUNCTION = "__tensortap_wrap__"
 
 _FORMATTING = frozenset(
-    "lpar rpar lbracket rbracket lbrace rbrace comma semicolon leading_lines header footer trailing_whitespace "
-    "lines_after_decorators equal dot colon first_colon second_colon indent lines_after_type_params "
-    "star_etc_comma posonly_ind".split()
+    [
+        "lpar",
+        "rpar",
+        "lbracket",
+        "rbracket",
+        "lbrace",
+        "rbrace",
+        "comma",
+        "semicolon",
+        "leading_lines",
+        "header",
+        "footer",
+        "trailing_whitespace",
+        "lines_after_decorators",
+        "equal",
+        "dot",
+        "colon",
+        "first_colon",
+        "second_colon",
+        "indent",
+        "lines_after_type_params",
+        "star_etc_comma",
+        "posonly_ind",
+    ]
 )
 _SUITES = (cst.IndentedBlock, cst.SimpleStatementSuite)
 _SEQUENCE_ITEMS = (cst.Element, cst.SubscriptElement, cst.StarredElement)
 
 
-@lru_cache(maxsize=None)
+@cache
 def relevant_fields(node_type: type[cst.CSTNode]) -> tuple[str, ...]:
     """The fields of a node type that carry meaning, in source order."""
-    names = node_type.__dataclass_fields__
+    names: dict[str, Any] = node_type.__dataclass_fields__
     return tuple(name for name in names if name not in _FORMATTING and not name.startswith("whitespace"))
 
 
@@ -76,33 +97,36 @@ def match(pattern: Any, node: Any, bound: Bindings) -> Iterator[Bindings]:
 
 def _match_any(pattern: Any, node: Any, bound: Bindings, *, literal: bool) -> Iterator[Bindings]:
     node = _see_through(node)
-    if not literal:
-        if isinstance(pattern, cst.Name) and pattern.value.startswith(CAPTURE_PREFIX):
-            yield from _capture(pattern.value[len(CAPTURE_PREFIX) :], node, bound)
-            return
-        if isinstance(pattern, cst.Ellipsis) and isinstance(node, cst.BaseExpression):
-            yield bound
-            return
     if isinstance(pattern, (list, tuple)):
         if isinstance(node, (list, tuple)):
             yield from _match_sequence(pattern, node, bound, literal)
-        return
-    if not isinstance(pattern, cst.CSTNode):
+    elif not isinstance(pattern, cst.CSTNode):
         if pattern == node:
             yield bound
-        return
+    elif not literal and (name := _capture_name(pattern)):
+        yield from _capture(name, node, bound)
+    elif not literal and isinstance(pattern, cst.Ellipsis) and isinstance(node, cst.BaseExpression):
+        yield bound
+    else:
+        yield from _match_node(pattern, node, bound, literal)
+
+
+def _match_node(pattern: cst.CSTNode, node: Any, bound: Bindings, literal: bool) -> Iterator[Bindings]:
     if isinstance(pattern, _SUITES) and isinstance(node, _SUITES):
         yield from _match_block(flatten(pattern), flatten(node), bound, literal)
-        return
-    if not literal and isinstance(pattern, cst.Assign) and isinstance(node, cst.AnnAssign):
+    elif not literal and isinstance(pattern, cst.Assign) and isinstance(node, cst.AnnAssign):
         yield from _match_annotated(pattern, node, bound)
-        return
-    if isinstance(pattern, _LITERALS) and isinstance(node, _LITERALS):
+    elif isinstance(pattern, _LITERALS) and isinstance(node, _LITERALS):
         if _literal_value(pattern) == _literal_value(node):
             yield bound
-        return
-    if type(pattern) is type(node):
+    elif type(pattern) is type(node):
         yield from _match_fields(pattern, node, bound, literal)
+
+
+def _capture_name(pattern: cst.CSTNode) -> str:
+    if isinstance(pattern, cst.Name) and pattern.value.startswith(CAPTURE_PREFIX):
+        return pattern.value[len(CAPTURE_PREFIX) :]
+    return ""
 
 
 def _match_fields(pattern: cst.CSTNode, node: Any, bound: Bindings, literal: bool) -> Iterator[Bindings]:

@@ -28,8 +28,8 @@ class Plan:
     """All modules to rewrite, and what was found out on the way."""
 
     modules: tuple[ModulePatch, ...]
-    notes: tuple[Note, ...] = ()
-    configs: ConfigTexts = ConfigTexts((), (), "")
+    notes: tuple[Note, ...]
+    configs: ConfigTexts
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def _action(spec: EditSpec, config: LoadedConfig, where: tuple[str | int, ...]) 
         assert spec.dump is not None
         return "after", _dump(spec.dump, config, (*where, "dump"))
     name, value = next(iter(given.items()))
-    action: Action = _SYNONYMS.get(name, name)  # type: ignore[assignment,arg-type]
+    action: Action = _SYNONYMS.get(name, name)  # type: ignore[arg-type]
     if isinstance(value, DumpSpec):
         return action, _dump(value, config, (*where, name))
     if value is True or action == "wrap":

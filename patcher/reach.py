@@ -72,8 +72,9 @@ def _suites(node: cst.CSTNode) -> list[cst.BaseSuite]:
     for child in node.children:
         if isinstance(child, cst.BaseSuite):
             found.append(child)
-        elif isinstance(child, (cst.If, cst.Else, cst.Finally, cst.ExceptHandler, cst.ExceptStarHandler)):
-            found.extend(_suites(child))
-        elif isinstance(child, cst.MatchCase):
+        elif isinstance(child, _PARTS):
             found.extend(_suites(child))
     return found
+
+
+_PARTS = (cst.If, cst.Else, cst.Finally, cst.ExceptHandler, cst.ExceptStarHandler, cst.MatchCase)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import libcst as cst
 
-from patcher.buffer import FunctionBuffer, FunctionView, Line
-from patcher.codegen import DUMPER, TAPS, CodeLine, Place, TapTable, config_code
-from patcher.definitions import find_definitions
-from patcher.edits import FunctionScope, apply_edit, insert_at_entry
+from patcher.buffer import CodeLine, FunctionBuffer, FunctionView, Line
+from patcher.choose import FunctionScope
+from patcher.codegen import DUMPER, TAPS, Place, TapTable, config_code
+from patcher.definitions import find_definitions, functions_within
+from patcher.edits import apply_edit, insert_at_entry
 from patcher.errors import EditError, PatchError, TargetError
 from patcher.isolate import isolate, needs_isolation
 from patcher.matcher import WRAP_FUNCTION
@@ -31,6 +32,8 @@ class RewrittenFunction:
     last: int
     """1-based lines of the original, decorators included, both inclusive."""
     lines: tuple[Line, ...]
+    nested: tuple[tuple[int, str], ...] = ()
+    """First line and name of each function within it that holds an edit or a function that does."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class _Session:
     taps: TapTable
     units: dict[int, tuple[ast.FunctionDef | ast.AsyncFunctionDef, FunctionBuffer]] = field(default_factory=dict)
 
+    nested: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+
     def buffer(self, unit: ast.FunctionDef | ast.AsyncFunctionDef) -> FunctionBuffer:
         if id(unit) not in self.units:
             first, last = function_lines(unit)
@@ -98,7 +103,9 @@ def rewrite_module(source: str, patch: ModulePatch, file: str) -> RewrittenModul
         owner, message = _compile_error(buffer)
         if message:
             landings = [_failed(landing, owner, message) for landing in landings]
-        functions.append(RewrittenFunction(unit, *function_lines(unit), tuple(buffer.lines)))
+        first, last = function_lines(unit)
+        nested = tuple(session.nested.get(id(unit), ()))
+        functions.append(RewrittenFunction(unit, first, last, tuple(buffer.lines), nested))
     text = "\n".join(line.text for function in functions for line in function.lines)
     return RewrittenModule(
         source,
@@ -122,6 +129,10 @@ def _rewrite_function(session: _Session, patch: FunctionPatch) -> list[Landing]:
     definitions = find_definitions(session.tree, patch.path)
     if not definitions:
         raise TargetError(f"{patch.target}: no such function in the module that is being imported")
+    for found in definitions:
+        session.nested.setdefault(id(found.unit), []).extend(
+            (function_lines(node)[0], node.name) for node in functions_within(found.unit)
+        )
     scopes = [FunctionScope(session.buffer(found.unit), found.inner, found.ordinal) for found in definitions]
     landings: list[Landing] = []
     for scope in scopes:
@@ -139,23 +150,17 @@ def _land(scopes: Sequence[FunctionScope], edit: Edit, target: str, taps: TapTab
         lines = apply_edit(scopes, edit, target, taps)
     except PatchError as error:
         del taps.taps[before:]
-        return _with(landing, error=str(error))
+        return replace(landing, error=str(error))
     except cst.ParserSyntaxError as error:
         raise TargetError(f"{target}: libcst cannot parse the function: {error.message}") from None
     names = tuple(tap.id for tap in taps.taps[before:])
-    return _with(landing, lines=tuple(dict.fromkeys(lines)), taps=names)
-
-
-def _with(landing: Landing, **changes: object) -> Landing:
-    from dataclasses import replace
-
-    return replace(landing, **changes)  # type: ignore[arg-type]
+    return replace(landing, lines=tuple(dict.fromkeys(lines)), taps=names)
 
 
 def _failed(landing: Landing, owner: str, message: str) -> Landing:
     if f"{landing.target}#{landing.edit}" != owner:
         return landing
-    return _with(landing, error=f"{landing.origin}: the code of the edit does not compile there: {message}")
+    return replace(landing, error=f"{landing.origin}: the code of the edit does not compile there: {message}")
 
 
 def _insert_preamble(scope: FunctionScope, preamble: Code, patch: FunctionPatch, taps: TapTable) -> None:

@@ -10,8 +10,8 @@ import libcst as cst
 
 from patcher.buffer import FunctionView
 from patcher.matcher import (
-    Bindings,
     WRAP_FUNCTION,
+    Bindings,
     flatten,
     match,
     match_expression,
@@ -227,7 +227,7 @@ class _Walker:
                 self._inside(node, statement, own_scope)
         return block
 
-    def _inside(self, node: Any, statement: Statement, own_scope: bool) -> None:
+    def _inside(self, node: cst.CSTNode, statement: Statement, own_scope: bool) -> None:
         nested = own_scope and not isinstance(node, (cst.FunctionDef, cst.ClassDef))
         for name in relevant_fields(type(node)):
             value = getattr(node, name)

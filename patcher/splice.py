@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import libcst as cst
 
-from patcher.buffer import FunctionBuffer, FunctionView, Line
-from patcher.codegen import CodeLine
+from patcher.buffer import CodeLine, FunctionBuffer, FunctionView, Line
 from patcher.errors import EditError
 from patcher.search import Site, end_of, start_of
 
@@ -44,6 +43,9 @@ def replace_statements(
     first_line = view.line_at(start_of(view, site.first.node)[0])
     last_line = view.line_at(end_of(view, site.last.node)[0])
     first, last = buffer.lines.index(first_line), buffer.lines.index(last_line)
+    # What earlier edits put at the end of its body is deeper than the statement, and goes with it.
+    while last + 1 < len(buffer.lines) and len(buffer.lines[last + 1].indent) > len(indent):
+        last += 1
     old = buffer.lines[first : last + 1]
     lost = next((line for line in old if line.kind == "generated" or line.returns), None)
     if lost is not None:
