@@ -32,6 +32,7 @@ _KNOWN: tuple[tuple[str, str, str], ...] = (
     # The framework's own module, the adapter's module, its class. Engines come before what they build on.
     ("sglang.srt", "dumper.adapters.sglang", "SGLangAdapter"),
     ("vllm", "dumper.adapters.vllm", "VLLMAdapter"),
+    ("megatron.core", "dumper.adapters.megatron", "MegatronAdapter"),
     ("transformers", "dumper.adapters.transformers", "TransformersAdapter"),
     ("torch", "dumper.adapters.torch_distributed", "TorchDistributedAdapter"),
 )

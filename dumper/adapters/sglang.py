@@ -8,12 +8,12 @@ of real sequences.
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from dumper.adapters import sglang_parallel
+from dumper.adapters.asking import installed_versions
 from dumper.adapters.host_copy import HostCopies
 from dumper.adapters.protocol import Parallel, PendingLayout
 from dumper.adapters.sglang_rows import GatherFacts, PassFacts, SlotNames, build_layout
@@ -44,13 +44,7 @@ class SGLangAdapter:
         return sglang_parallel.parallel_axes() if sglang_parallel.initialised() else {}
 
     def versions(self) -> dict[str, str]:
-        found = {}
-        for distribution in _DISTRIBUTIONS:
-            try:
-                found[distribution] = importlib.metadata.version(distribution)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return found
+        return installed_versions(*_DISTRIBUTIONS)
 
     def accepts(self, batch: object) -> bool:
         return all(hasattr(batch, name) for name in ("forward_mode", "req_pool_indices", "positions", "seq_lens"))

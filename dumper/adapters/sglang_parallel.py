@@ -8,9 +8,9 @@ process has not imported are not imported here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
+from dumper.adapters.asking import quietly
 from dumper.adapters.protocol import Parallel
 
 _STATE = "sglang.srt.distributed.parallel_state"
@@ -103,7 +103,7 @@ def _replica_of_process_title() -> int | None:
 
 def _context() -> Any:
     module = sys.modules.get("sglang.srt.runtime_context")
-    return None if module is None else _quietly(module.get_parallel)
+    return None if module is None else quietly(module.get_parallel)
 
 
 def _from_context(context: Any, axis: str) -> tuple[int, int] | None:
@@ -114,7 +114,7 @@ def _from_context(context: Any, axis: str) -> tuple[int, int] | None:
 
 
 def _attribute(source: Any, name: str) -> Any:
-    return None if source is None else _quietly(lambda: getattr(source, name))
+    return None if source is None else quietly(lambda: getattr(source, name))
 
 
 def _from_functions(module_name: str, rank_name: str, size_name: str) -> tuple[int, int] | None:
@@ -122,7 +122,7 @@ def _from_functions(module_name: str, rank_name: str, size_name: str) -> tuple[i
     rank, size = getattr(module, rank_name, None), getattr(module, size_name, None)
     if rank is None or size is None:
         return None
-    place: tuple[int, int] | None = _quietly(lambda: (int(rank()), int(size())))
+    place: tuple[int, int] | None = quietly(lambda: (int(rank()), int(size())))
     return place
 
 
@@ -134,15 +134,7 @@ def _server_setting(name: str) -> Any:
     ):
         getter = getattr(sys.modules.get(module_name), function, None)
         if getter is not None:
-            arguments = _quietly(getter)
+            arguments = quietly(getter)
             if getattr(arguments, name, None) is not None:
                 return getattr(arguments, name)
     return None
-
-
-def _quietly(read: Callable[[], Any]) -> Any:
-    """What ``read`` returns, None when this release or this moment has no answer."""
-    try:
-        return read()
-    except Exception:
-        return None

@@ -7,7 +7,6 @@ there are. A token's position counts the tokens of its sequence, padding on eith
 
 from __future__ import annotations
 
-import importlib.metadata
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dumper.adapters.asking import installed_versions
 from dumper.adapters.host_copy import HostCopies
 from dumper.adapters.protocol import Parallel, PendingLayout
 from dumper.layout import PADDING_ROW, SequenceSpan, TokenLayout
@@ -41,13 +41,7 @@ class TransformersAdapter:
         return {}
 
     def versions(self) -> dict[str, str]:
-        found = {}
-        for distribution in ("transformers", "torch", "accelerate"):
-            try:
-                found[distribution] = importlib.metadata.version(distribution)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return found
+        return installed_versions("transformers", "torch", "accelerate")
 
     def accepts(self, batch: object) -> bool:
         return isinstance(batch, Mapping) and ("input_ids" in batch or "inputs_embeds" in batch)

