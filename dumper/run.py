@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -231,32 +231,37 @@ class Run:
 
     def to_polars(self) -> polars.DataFrame:
         """The index as a table: one row per record."""
-        import polars
+        return table_of(self.records)
 
-        names = (
-            "rank",
-            "order",
-            "name",
-            "step",
-            "occurrence",
-            "dtype",
-            "shape",
-            "dims",
-            "level",
-            "stream",
-            "tap",
-            "nbytes",
-        )
-        table: dict[str, list[Any]] = {name: [] for name in names}
-        tags: list[dict[str, Any]] = []
-        for record in self.records:
-            for name in names:
-                value = getattr(record, name)
-                table[name].append(list(value) if isinstance(value, tuple) else value)
-            tags.append(dict(record.tags))
-        keys = sorted({key for tag in tags for key in tag})
-        columns = {f"tag.{key}": polars.Series([tag.get(key) for tag in tags], strict=False) for key in keys}
-        return polars.DataFrame(table, strict=False).with_columns(**columns)
+
+def table_of(records: Iterable[Any]) -> polars.DataFrame:
+    """What the index says of records as a table, one row per record; tags as columns ``tag.KEY``."""
+    import polars
+
+    names = (
+        "rank",
+        "order",
+        "name",
+        "step",
+        "occurrence",
+        "dtype",
+        "shape",
+        "dims",
+        "level",
+        "stream",
+        "tap",
+        "nbytes",
+    )
+    table: dict[str, list[Any]] = {name: [] for name in names}
+    tags: list[dict[str, Any]] = []
+    for record in records:
+        for name in names:
+            value = getattr(record, name)
+            table[name].append(list(value) if isinstance(value, tuple) else value)
+        tags.append(dict(record.tags))
+    keys = sorted({key for tag in tags for key in tag})
+    columns = {f"tag.{key}": polars.Series([tag.get(key) for tag in tags], strict=False) for key in keys}
+    return polars.DataFrame(table, strict=False).with_columns(**columns)
 
 
 def open_run(path: str | Path) -> Run:
@@ -289,8 +294,7 @@ def _open_other(path: Path) -> Run:
     if next(path.rglob("*.pt"), None) is not None:
         from dumper.convert.sglang import open_sglang_dump
 
-        run: Run = open_sglang_dump(path)
-        return run
+        return cast("Run", open_sglang_dump(path))
     inner = sorted({file.parent for file in path.glob("*/rank-*.msgpack")})
     if inner:
         names = ", ".join(str(folder) for folder in inner[:5])
