@@ -17,6 +17,7 @@ from comparator.arrays import count_rows, merge_rows, take_rows
 from comparator.axes import AxesPlan, align_axes, plan_axes
 from comparator.dims import TOKEN, Dimension, Dims, parse_dims
 from comparator.errors import DimsError, PairError
+from comparator.load import load_array
 from comparator.match import Bundle
 from comparator.runs import RecordView, RunView, parallel_layout
 from comparator.tokens.interface import RowsClass, Side, TokenAligner, TokenPart, TokenPlan
@@ -299,7 +300,7 @@ def _execute_side(plan: SidePlan, index: npt.NDArray[np.int64] | None) -> tuple[
         by_rank = {record.rank: record for record in step.records}
         result = unshard(
             step.unshard,
-            [by_rank[rank].array() for rank in step.unshard.ranks],
+            [load_array(by_rank[rank]) for rank in step.unshard.ranks],
             token_dimensions=plan.token_dimensions,
             rows=[next(used) for _ in step.unshard.parts],
         )

@@ -163,14 +163,12 @@ def open_side(source: PathOrRun, label: str) -> RunView:
     if not isinstance(source, str | os.PathLike):
         return source
     path = Path(source)
-    if not path.exists():
-        raise ComparatorError(f"{label}: there is no run at {path}")
-    from dumper import open_run
+    from dumper.run import RunError, open_run
 
     try:
         run: RunView = open_run(path)
-    except (OSError, ValueError) as error:
-        raise ComparatorError(f"{label}: cannot read {path}: {error}") from None
+    except (OSError, ValueError, RunError) as error:
+        raise ComparatorError(f"{label}: {error}") from None
     if not len(run.records):
         problems = "; ".join(str(problem.message) for problem in run.problems)
         raise ComparatorError(f"{label}: the run {path} holds no records{': ' + problems if problems else ''}")

@@ -50,7 +50,9 @@ def tensor_info(shape: tuple[int, ...], dtype: str, statistics: Statistics) -> T
     return TensorInfo(shape=list(shape), dtype=dtype, stats=stats)
 
 
-def diff_info(difference: Difference, verdict: Verdict, *, token: str | None = None) -> DiffInfo:
+def diff_info(
+    difference: Difference, verdict: Verdict, *, token: str | None = None, max_token_rel: float | None = None
+) -> DiffInfo:
     """Metrics and verdict of one difference."""
     return DiffInfo(
         rel_diff=difference.rel,
@@ -66,6 +68,7 @@ def diff_info(difference: Difference, verdict: Verdict, *, token: str | None = N
         scale=difference.scale,
         differing=difference.differing,
         max_diff_token=token,
+        max_token_rel=max_token_rel,
     )
 
 

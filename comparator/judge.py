@@ -13,6 +13,8 @@ from comparator.predicates import DEFAULT_PREDICATE, EXACT_PREDICATE, find_rule,
 SCALE_NOTICEABLE = 5e-3
 """A factor this far from 1 that explains most of a difference is no rounding error."""
 SCALE_EXPLAINS = 0.5
+TOKEN_NOTICEABLE = 0.01
+"""``rel`` of one token (a tenth of its norm) that is worth a remark although the whole tensor passes."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,11 @@ def predicate_for(name: str, options: Options, *, integers: bool) -> str:
     return EXACT_PREDICATE if integers and options.exact_integers else DEFAULT_PREDICATE
 
 
-def judge(difference: Difference, predicate: str) -> Verdict:
-    """Apply a criterion. A NaN among the metrics meets none, whatever it says."""
+def judge(difference: Difference, predicate: str, max_token_rel: float | None = None) -> Verdict:
+    """Apply a criterion. A NaN among the metrics meets none, whatever it says.
+
+    ``max_token_rel`` is the largest ``rel`` of a single token; None where tokens cannot be told apart.
+    """
     metrics = {
         "rel": difference.rel,
         "max_abs": difference.max_abs,
@@ -49,12 +54,13 @@ def judge(difference: Difference, predicate: str) -> Verdict:
         "relative_l2": difference.relative_l2,
         "differing": float(difference.differing),
         "elements": float(difference.elements),
+        "max_token_rel": difference.rel if max_token_rel is None else max_token_rel,
     }
     defined = not any(math.isnan(metrics[name]) for name in ("rel", "max_abs", "mean_abs"))
     return Verdict(defined and satisfied(predicate, metrics), predicate)
 
 
-def remarks(measured: Measured, passed: bool) -> list[tuple[str, str]]:
+def remarks(measured: Measured, passed: bool, max_token_rel: float | None = None) -> list[tuple[str, str]]:
     """What a reader should know beyond the metrics: pairs of a category and a sentence."""
     found: list[tuple[str, str]] = []
     difference = measured.difference
@@ -81,6 +87,14 @@ def remarks(measured: Measured, passed: bool) -> list[tuple[str, str]]:
                 "scaled",
                 f"target is {difference.scale:.4g} times the baseline: that factor explains "
                 f"{difference.scale_explains:.0%} of the difference, which rounding would not",
+            )
+        )
+    if passed and max_token_rel is not None and max_token_rel > TOKEN_NOTICEABLE:
+        found.append(
+            (
+                "token",
+                f"one token alone differs by rel {max_token_rel:.3g}, which the others hide; "
+                "--diff-threshold 'REGEX' 'max_token_rel <= 0.001' judges every token by itself",
             )
         )
     return found

@@ -10,11 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from comparator.align import SideContext
 from comparator.dims import parse_dims
 from comparator.errors import PairError
 from comparator.findings import diff_info, tensor_info, torch_dtype_name
 from comparator.judge import Verdict, judge, predicate_for
+from comparator.load import load_array
 from comparator.match import Bundle, BundlePair
 from comparator.measure import Difference, Statistics, summarize
 from comparator.options import Options
@@ -33,7 +36,7 @@ def reduced_level(baseline: Bundle, target: Bundle) -> str | None:
         return None
     if levels == {"sample"}:
         return "sample"
-    if levels == {"hash"}:
+    if "hash" in levels and levels <= {"hash", "full"}:
         return "hash"
     if levels <= {"stats", "full"}:
         return "stats"
@@ -48,7 +51,7 @@ def compare_reduced(
     options: Options,
     contexts: Mapping[Side, SideContext],
 ) -> TensorComparison:
-    """Compare a pair at a level below ``full``; raises PairError when the records do not allow it."""
+    """Compare a pair at level ``hash`` or ``stats``; raises PairError when the records do not allow it."""
     if level == "hash":
         return _compare_hashes(pair, baseline, target, contexts)
     return _compare_statistics(pair, baseline, target, options, contexts)
@@ -62,7 +65,7 @@ def _compare_hashes(
         contexts["baseline"].world.get(rank, {}) == contexts["target"].world.get(rank, {}) for _, rank in left
     )
     if same_layout:
-        unequal = [place for place in left if left[place].fingerprint != right[place].fingerprint]
+        unequal = [place for place in left if _fingerprint(left[place]) != _fingerprint(right[place])]
         note = f"fingerprints differ on rank {', '.join(str(rank) for _, rank in unequal)}" if unequal else ""
     else:
         note = _compare_replicated_hashes(baseline, target)
@@ -79,7 +82,7 @@ def _compare_hashes(
 
 def _compare_replicated_hashes(baseline: Bundle, target: Bundle) -> str:
     shapes = {record.shape for record in (*baseline.records, *target.records)}
-    prints = [{record.fingerprint for record in bundle.records} for bundle in (baseline, target)]
+    prints = [{_fingerprint(record) for record in bundle.records} for bundle in (baseline, target)]
     if len(shapes) > 1 or len(prints[0]) > 1 or len(prints[1]) > 1:
         raise PairError(
             "fingerprints cannot be put together from shards: the runs have other parallel layouts, and the ranks "
@@ -87,6 +90,16 @@ def _compare_replicated_hashes(baseline: Bundle, target: Bundle) -> str:
             hint=_HINT,
         )
     return "" if prints[0] == prints[1] else "the fingerprints differ"
+
+
+def _fingerprint(record: RecordView) -> str | None:
+    """The recorded fingerprint, or that of a whole tensor."""
+    if record.level == "hash":
+        return record.fingerprint
+    from dumper.measures import fingerprint
+
+    array = np.ascontiguousarray(load_array(record))
+    return fingerprint(record.dtype or "", array.shape, array.reshape(-1).view(np.uint8).data)
 
 
 def _by_place(bundle: Bundle) -> dict[tuple[int | None, int], RecordView]:
@@ -199,7 +212,7 @@ def _merge(members: Sequence[tuple[Statistics, tuple[int, ...]]]) -> Statistics:
 
 def _statistics(record: RecordView) -> Statistics:
     if record.level == "full":
-        return summarize(record.array())
+        return summarize(load_array(record))
     kept: Mapping[str, Any] = record.statistics or {}
     elements = math.prod(record.shape or ())
     mean, norm = float(kept.get("mean", 0.0)), float(kept.get("l2", 0.0))

@@ -24,6 +24,7 @@ from comparator.findings import (
 )
 from comparator.judge import Verdict, judge, predicate_for, remarks
 from comparator.levels import compare_reduced, reduced_level
+from comparator.load import load_array
 from comparator.match import Bundle, BundlePair, split_steps
 from comparator.measure import Measured, compare_arrays, row_differences, summarize
 from comparator.options import Options
@@ -37,11 +38,14 @@ from comparator.report.records import (
     TokenCounts,
     ValueComparison,
 )
+from comparator.samples import RowByRow, sampled
 from comparator.tokens import counts_against
 from comparator.tokens.interface import Side, TokenAligner, TokenPlan
 from comparator.values import first_difference
 
 Array = npt.NDArray[Any]
+TOKEN_THRESHOLD = 1e-3
+"""``rel`` from which a token counts as the first one that differs."""
 _DOWNCAST: Mapping[frozenset[str], str] = {
     frozenset({"float32", "bfloat16"}): "bfloat16",
     frozenset({"float32", "float16"}): "float16",
@@ -81,7 +85,7 @@ def _has_token_dimension(pair: BundlePair, session: Session) -> bool:
     for side, bundle in (("baseline", pair.baseline), ("target", pair.target)):
         if bundle is None:
             continue
-        if any(record.kind != "tensor" or record.level in ("hash", "stats") for record in bundle.records):
+        if any(record.kind != "tensor" or record.level != "full" for record in bundle.records):
             return session.options.sglang_rules
         dims = session.dims(bundle, pair.name, side)  # type: ignore[arg-type]
         try:
@@ -139,14 +143,18 @@ def _compare(pair: BundlePair, session: Session) -> Comparison:
         "target": session.dims(target, pair.name, "target"),
     }
     level = reduced_level(baseline, target)
-    if level is not None:
+    aligner = session.aligner
+    if level == "sample":
+        baseline, target = sampled(baseline, target)
+        aligner = RowByRow()
+    elif level is not None:
         return compare_reduced(level, pair, baseline, target, session.options, session.contexts)
     plan = plan_pair(
         baseline,
         target,
         dims,  # type: ignore[arg-type]
         session.contexts,
-        session.aligner,
+        aligner,
         joined=session.options.joins_steps,
     )
     return _compare_tensors(pair, plan, align(plan), session)
@@ -161,7 +169,7 @@ def _skipped(pair: BundlePair, session: Session) -> SkippedComparison:
     dims = session.dims(bundle, pair.name, available)
     info = None
     if tensors:
-        array = tensors[0].array()
+        array = load_array(tensors[0])
         info = tensor_info(array.shape, torch_dtype_name(tensors[0].dtype), summarize(array))
     return SkippedComparison(
         **_identity(pair),
@@ -202,11 +210,12 @@ def _compare_tensors(pair: BundlePair, plan: PairPlan, aligned: Aligned, session
             errors=errors,
             infos=infos,
         )
-    measured, verdict = _measure(baseline, target, predicate, session)
+    measured, verdict, rows = _measure(baseline, target, predicate, _token_axis(plan), session)
+    max_token_rel = None if rows is None else float(rows.max())
     passed = verdict.passed and not errors and all(check.passed for check in checks)
     infos.extend(
         Note(kind="warning", category=category, message=message)
-        for category, message in remarks(measured, verdict.passed)
+        for category, message in remarks(measured, verdict.passed, max_token_rel)
     )
     downcast, downcast_name = _downcast(baseline, target, predicate, options)
     token_axis = _token_axis(plan)
@@ -222,21 +231,28 @@ def _compare_tensors(pair: BundlePair, plan: PairPlan, aligned: Aligned, session
             measured.difference,
             verdict,
             token=describe(worst[token_axis]) if describe and token_axis is not None and worst else None,
+            max_token_rel=max_token_rel,
         ),
         diff_downcast=downcast,
         downcast_dtype=downcast_name,
-        first_bad_token=None if verdict.passed else _first_bad_token(baseline, target, token_axis, plan.tokens),
+        first_bad_token=None if verdict.passed else _first_bad_token(rows, plan.tokens),
         errors=errors,
         infos=infos,
     )
 
 
-def _measure(baseline: Array, target: Array, predicate: str, session: Session) -> tuple[Measured, Verdict]:
+def _measure(
+    baseline: Array, target: Array, predicate: str, token_axis: int | None, session: Session
+) -> tuple[Measured, Verdict, npt.NDArray[np.float64] | None]:
+    """Metrics, verdict, and ``rel`` per token where there is a difference and tokens can be told apart."""
     options = session.options
     measured = compare_arrays(
         baseline, target, equal_nonfinite=options.equal_nan, single_precision=options.single_precision
     )
-    verdict = judge(measured.difference, predicate)
+    rows = None
+    if token_axis is not None and measured.difference.max_abs != 0 and baseline.shape[token_axis]:
+        rows = row_differences(baseline, target, token_axis)
+    verdict = judge(measured.difference, predicate, None if rows is None else float(rows.max()))
     if not verdict.passed and session.take_detail():
         measured = compare_arrays(
             baseline,
@@ -245,7 +261,7 @@ def _measure(baseline: Array, target: Array, predicate: str, session: Session) -
             equal_nonfinite=options.equal_nan,
             single_precision=options.single_precision,
         )
-    return measured, verdict
+    return measured, verdict, rows
 
 
 def _downcast(baseline: Array, target: Array, predicate: str, options: Options) -> tuple[Any, str | None]:
@@ -279,11 +295,10 @@ def _token_axis(plan: PairPlan) -> int | None:
     return plan.axes.result.index("s") if "s" in plan.axes.result else None
 
 
-def _first_bad_token(baseline: Array, target: Array, axis: int | None, tokens: TokenPlan | None) -> str | None:
-    if axis is None or tokens is None or baseline.shape[axis] == 0:
+def _first_bad_token(rows: npt.NDArray[np.float64] | None, tokens: TokenPlan | None) -> str | None:
+    if rows is None or tokens is None:
         return None
-    rows = row_differences(baseline, target, axis)
-    bad = np.flatnonzero(~(rows <= 1e-3))
+    bad = np.flatnonzero(~(rows <= TOKEN_THRESHOLD))
     if not bad.size:
         return None
     row = int(bad[0])
@@ -368,7 +383,7 @@ def _compare_values(pair: BundlePair, baseline: Bundle, target: Bundle, session:
 def _values(bundle: Bundle, side: Literal["baseline", "target"], session: Session) -> list[Any]:
     """The value of a bundle: one when all ranks agree; raises PairError when ranks of one side do not."""
     records = sorted(bundle.records, key=lambda one: (one.step or 0, one.rank))
-    values = [record.value if record.kind != "tensor" else record.array() for record in records]
+    values = [record.value if record.kind != "tensor" else load_array(record) for record in records]
     if session.options.first_value_only:
         return values[:1]
     by_step: dict[int | None, list[tuple[int, Any]]] = {}

@@ -11,8 +11,9 @@ from functools import lru_cache
 
 from comparator.errors import ComparatorError
 
-METRICS = ("rel", "max_abs", "mean_abs", "relative_l2", "differing", "elements")
-"""Names that a criterion may use; ``comparator.measure.Difference`` says what they are."""
+METRICS = ("rel", "max_abs", "mean_abs", "relative_l2", "differing", "elements", "max_token_rel")
+"""Names that a criterion may use; ``comparator.measure.Difference`` says what they are. ``max_token_rel`` is the
+largest ``rel`` of a single token (``rel`` itself where tokens cannot be told apart)."""
 DEFAULT_PREDICATE = "rel <= 0.001"
 EXACT_PREDICATE = "max_abs <= 0"
 

@@ -65,6 +65,8 @@ class DiffInfo(_Model):
     scale: float = 1.0
     differing: int = 0
     max_diff_token: str | None = None
+    max_token_rel: float | None = None
+    """The largest ``rel`` of a single token, where tokens can be told apart."""
 
 
 class ReplicatedCheck(_Model):
