@@ -15,13 +15,13 @@ from dumper.control.watcher import Control
 __all__ = ["Control", "Place", "Target", "place_of", "start"]
 
 
-def start(run: Path, target: Target) -> Control:
+def start(run: Path, target: Target, http_port: int | None = None, http_token: str | None = None) -> Control:
     """Begin to watch the run's control folder in a thread of its own. Never raises.
 
     The rank is published as soon as a framework knows it, so that a server that has not made a pass yet can be
-    controlled; a process without a framework gets its place from ``set_place`` at its first step.
+    controlled; a process without a framework, at its first step. Rank 0 serves ``http_port``, when that is given.
     """
-    return Control(run, target, _find_place)
+    return Control(run, target, _find_place, http_port, http_token)
 
 
 def place_of(process: Process) -> Place:
@@ -30,6 +30,6 @@ def place_of(process: Process) -> Place:
     return Place(process.rank, process.world_size, str(replica))
 
 
-def _find_place() -> Place | None:
+def _find_place(steps: bool) -> Place | None:
     process = describe_process()
-    return place_of(process) if is_settled(process) else None
+    return place_of(process) if steps or is_settled(process) else None

@@ -9,9 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dumper.control import files
 from dumper.control.participant import Participant, Place, Target
+
+if TYPE_CHECKING:
+    from dumper.control.http import ControlServer
 
 _log = logging.getLogger("tensortap")
 
@@ -26,13 +30,26 @@ class Control:
     Until the process has a place among the ranks, nothing is written and no command is answered.
     """
 
-    def __init__(self, run: Path, target: Target, find_place: Callable[[], Place | None]) -> None:
+    def __init__(
+        self,
+        run: Path,
+        target: Target,
+        find_place: Callable[[bool], Place | None],
+        http_port: int | None = None,
+        http_token: str | None = None,
+    ) -> None:
+        """``find_place`` is asked until it knows; with True once the process makes steps, and must know then."""
         self.pid = os.getpid()
+        self._run = run
         self._folder = run / files.FOLDER
+        self._http_port = http_port
+        self._http_token = http_token
+        self._server: ControlServer | None = None
         self._target = target
         self._find_place = find_place
         self._participant: Participant | None = None
         self._step = -1
+        self._asked = False
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._heartbeat_due = 0.0
@@ -44,9 +61,20 @@ class Control:
     def at_step(self, step: int) -> None:
         """Step ``step`` begins; agreed changes take effect here. Never raises."""
         self._step = step
-        participant = self._participant
+        participant = self._participant or self._participant_at_first_step()
         if participant is not None:
             participant.at_step(step)
+
+    def _participant_at_first_step(self) -> Participant | None:
+        if not self._asked:
+            self._asked = True
+            try:
+                place = self._find_place(True)
+                if place is not None:
+                    self.set_place(place)
+            except Exception as error:
+                self._complain(error)
+        return self._participant
 
     def set_place(self, place: Place) -> None:
         """The process is this rank. Later calls change nothing."""
@@ -63,10 +91,16 @@ class Control:
         # A step that began on the model's thread meanwhile must not be missed.
         while participant.step < self._step:
             participant.step = self._step
+        if self._http_port is not None and place.rank == 0:
+            from dumper.control.http import serve
+
+            self._server = serve(self._run, self._http_port, self._http_token)
 
     def close(self) -> None:
         """Stop watching; the rank's file says that it has ended. Never raises."""
         self._stop.set()
+        if self._server is not None:
+            self._server.close()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout=1.0)
         if self._participant is not None and self.pid == os.getpid():
@@ -84,7 +118,7 @@ class Control:
     def _watch_once(self) -> bool:
         participant = self._participant
         if participant is None:
-            place = self._find_place()
+            place = self._find_place(False)
             if place is not None:
                 self.set_place(place)
             return False

@@ -45,17 +45,18 @@ class Recorder:
 def run_rank(rank: int, run: Path, barrier: Barrier, running: Event, stop: Event, results: Connection) -> None:
     """A rank of an engine: passes run in step with the other ranks' while ``running`` is set."""
     recorder = Recorder()
-    control = Control(run, recorder, lambda: Place(rank, RANKS))
+    control = Control(run, recorder, lambda steps: Place(rank, RANKS))
     step = -1
-    while not stop.is_set():
+    while True:
         running.wait(0.01)
-        # All ranks decide together whether there is a pass: the last to arrive has seen the same events.
-        go = running.is_set() and not stop.is_set()
-        votes[rank] = go
+        # All ranks decide together whether there is a pass and whether this is the end.
+        votes[rank] = STOP if stop.is_set() else int(running.is_set())
         barrier.wait()
-        go = all(votes[:])
+        voted = votes[:]
         barrier.wait()
-        if go:
+        if STOP in voted:
+            break
+        if all(voted):
             step += 1
             recorder.step = step
             control.at_step(step)
@@ -65,6 +66,7 @@ def run_rank(rank: int, run: Path, barrier: Barrier, running: Event, stop: Event
 
 
 votes: Any = None
+STOP = 2
 
 
 def start_rank(votes_of_all: Any, *arguments: Any) -> None:
@@ -241,7 +243,7 @@ def test_a_port_in_use_is_said_and_not_raised(tmp_path: Path, caplog: pytest.Log
 def test_missing_and_killed_ranks_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rank 0 of 2 is here, rank 1 never came; then rank 1 comes and is killed."""
     recorder = Recorder()
-    control = Control(tmp_path, recorder, lambda: Place(0, 2))
+    control = Control(tmp_path, recorder, lambda steps: Place(0, 2))
     deadline = time.monotonic() + 10
     while not read_ranks(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -261,7 +263,7 @@ def test_missing_and_killed_ranks_are_named(tmp_path: Path, capsys: pytest.Captu
 
 
 def rank_that_is_killed(run: Path) -> None:
-    Control(run, Recorder(), lambda: Place(1, 2))
+    Control(run, Recorder(), lambda steps: Place(1, 2))
     while len(read_ranks(run)) < 2:
         time.sleep(0.02)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -271,7 +273,7 @@ def test_a_rank_that_does_not_answer_is_named_and_nothing_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorder = Recorder()
-    control = Control(tmp_path, recorder, lambda: Place(0, 1))
+    control = Control(tmp_path, recorder, lambda steps: Place(0, 1))
     deadline = time.monotonic() + 10
     while not read_ranks(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.02)
