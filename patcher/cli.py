@@ -1,15 +1,19 @@
-"""The command line: ``check``, ``diff``, ``run``."""
+"""The command line: ``check``, ``diff``, ``run``, ``list``, ``suggest``, ``schema``."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from patcher.check import Checked, check_configs, diff_text
 from patcher.errors import PatchError
+from patcher.modules import ModuleFinder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,11 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(given)
     try:
-        if options.action == "check":
-            return _check(options)
-        if options.action == "diff":
-            return _diff(options)
-        return _run(options, command)
+        if options.action == "run":
+            return _run(options, command)
+        return _ACTIONS[options.action](options)
     except PatchError as error:
         print(f"patcher: {error}", file=sys.stderr)
         return 2
@@ -42,7 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     run = actions.add_parser("run", help="run a command with the configs active in it and in its children")
     for action in (check, diff, run):
         action.add_argument("-c", "--config", action="append", required=True, type=Path, metavar="CONFIG")
-    for action in (check, diff):
+    places = actions.add_parser("list", help="list the places of a function, class or module that can be tapped")
+    suggest = actions.add_parser("suggest", help="write a config for a class or a model file")
+    for action in (places, suggest):
+        action.add_argument("target", metavar="TARGET", help="a dotted name, or the path of a Python file")
+    for action in (check, diff, places, suggest):
         action.add_argument(
             "--source",
             action="append",
@@ -51,13 +57,15 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PATH",
             help="look for the target in an unpacked source tree or a wheel first",
         )
-    check.add_argument("--json", action="store_true", help="print one JSON object")
+    for action in (check, places):
+        action.add_argument("--json", action="store_true", help="print JSON")
+    actions.add_parser("schema", help="print the JSON schema of the config format")
     run.usage = "python -m patcher run -c CONFIG [-c CONFIG ...] -- COMMAND ..."
     return parser
 
 
 def _check(options: argparse.Namespace) -> int:
-    checked = check_configs(options.config, options.source)
+    checked = check_configs(options.config, options.source, [os.getcwd()])
     if options.json:
         print(json.dumps(checked.as_dict(), indent=2))
     else:
@@ -83,11 +91,48 @@ def _print_report(checked: Checked) -> None:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    checked = check_configs(options.config, options.source)
+    checked = check_configs(options.config, options.source, [os.getcwd()])
     sys.stdout.write(diff_text(checked))
     for message in checked.errors:
         print(f"patcher: {message}", file=sys.stderr)
     return 0 if checked.ok else 1
+
+
+def _list(options: argparse.Namespace) -> int:
+    from patcher.places import function_index, tap_places
+    from patcher.suggest import functions_of
+
+    finder = ModuleFinder(options.source, [os.getcwd()])
+    found: list[dict[str, Any]] = []
+    for resolved in functions_of(options.target, finder):
+        module = finder.find(resolved.module)
+        assert module is not None
+        places = tap_places(function_index(module, resolved.path))
+        found.append({"target": resolved.name, "file": module.file, "places": [asdict(place) for place in places]})
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for function in found:
+        print(f"{function['target']}  ({function['file']})")
+        for place in function["places"]:
+            values = f"   {', '.join(place['values'])}" if place["values"] else ""
+            times = f"   ({place['count']} places)" if place["count"] > 1 else ""
+            print(f"  {place['line']:>6}  {place['kind']:<10}  {place['form']}: {place['pattern']}{times}{values}")
+    return 0
+
+
+def _suggest(options: argparse.Namespace) -> int:
+    from patcher.suggest import suggest_config
+
+    sys.stdout.write(suggest_config(options.target, ModuleFinder(options.source, [os.getcwd()])))
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from patcher.schema import config_schema
+
+    print(json.dumps(config_schema(), indent=2))
+    return 0
 
 
 def _run(options: argparse.Namespace, command: list[str]) -> int:
@@ -96,3 +141,6 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
     if not command:
         raise PatchError("run: no command; write it after '--', as in: run -c CONFIG -- python script.py")
     return launch(options.config, command)
+
+
+_ACTIONS = {"check": _check, "diff": _diff, "list": _list, "suggest": _suggest, "schema": _schema}

@@ -149,6 +149,11 @@ def _merge(orders: list[list[Found]]) -> list[Found]:
     return merged
 
 
+def find_class_named(module: ModuleFile, path: tuple[str, ...], finder: ModuleFinder) -> Found | None:
+    """The class that a name means in a module, followed through imports."""
+    return _find_class(module, path, finder, 0)
+
+
 def _class_of(module: ModuleFile, base: ast.expr, finder: ModuleFinder) -> Found | None:
     if isinstance(base, ast.Subscript):
         base = base.value
