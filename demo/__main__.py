@@ -20,12 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from demo.scenario import ROWS, Outcome, Row, compare
-from tests.support.layouts import FAULTS, LAYOUTS, Layout, record
+from tests.support.layouts import LAYOUTS, record
 from tests.support.models import tiny_model
 from tests.support.servers import ServerError
 
-FAULT = "scaled-attention-output"
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+FAULTY = "tp2-scaled"
+WIDTH = 120
+console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def main() -> int:
@@ -52,18 +53,17 @@ def run(out: Path) -> int:
     for name in names:
         layout = LAYOUTS[name]
         timed(f"record {name:<6} {shlex.join(layout.flags)}", partial(record, layout, out / layout.name))
-    faulty = Layout(f"tp2-{FAULT}", "qwen3_moe", LAYOUTS["tp2"].flags)
     timed(
-        "record tp2 again, one layer's attention output scaled by 1.5 on one rank",
-        lambda: record(faulty, out / faulty.name, faults=(FAULTS[FAULT],)),
+        "record tp2 again, with layer 1's attention output scaled by 1.5 on one rank",
+        partial(record, LAYOUTS[FAULTY], out / FAULTY),
     )
 
     outcomes = [(row, compare(out / row.baseline, out / row.target, row.flags)) for row in ROWS]
-    fault = compare(out / "tp2", out / faulty.name)
+    fault = compare(out / "tp2", out / FAULTY)
     for outcome in (*(outcome for _, outcome in outcomes), fault):
         if outcome.messages:
             console.print(outcome.messages, style="yellow", markup=False)
-    show_fault(out / "tp2", out / faulty.name, fault)
+    show_fault(out / "tp2", out / FAULTY, fault)
     show_table(outcomes)
     well = all(as_expected(row, outcome) for row, outcome in outcomes) and found(fault)
     console.print("[bold green]All as expected.[/bold green]" if well else "[bold red]Not as expected.[/bold red]")

@@ -21,10 +21,13 @@ class Layout:
     name: str
     model: ModelName
     flags: tuple[str, ...]
+    fault: str | None = None
+    """A config of ``configs/faults`` that is patched in as well."""
 
     @property
     def configs(self) -> tuple[Path, ...]:
-        return CONFIGS / "sglang" / "forward.yaml", CONFIGS / "sglang" / f"{self.model}.yaml"
+        taps = (CONFIGS / "sglang" / "forward.yaml", CONFIGS / "sglang" / f"{self.model}.yaml")
+        return taps if self.fault is None else (*taps, CONFIGS / "faults" / f"{self.fault}.yaml")
 
 
 DATA_PARALLEL_ATTENTION = ("--tp", "2", "--dp", "2", "--enable-dp-attention")
@@ -35,22 +38,15 @@ LAYOUTS = {
         Layout("tp2", "qwen3_moe", ("--tp", "2")),
         Layout("tp4", "qwen3_moe", ("--tp", "4")),
         Layout("dp2", "qwen3_moe", DATA_PARALLEL_ATTENTION),
+        Layout("tp2-scaled", "qwen3_moe", ("--tp", "2"), fault="qwen3_moe_scaled_attention_output"),
+        Layout("tp2-dropped", "qwen3_moe", ("--tp", "2"), fault="qwen3_moe_dropped_all_reduce"),
         Layout("dense-tp1", "qwen3", ("--tp", "1")),
         Layout("dense-tp2", "qwen3", ("--tp", "2")),
     )
 }
 
-FAULTS = {
-    "scaled-attention-output": CONFIGS / "faults" / "qwen3_moe_scaled_attention_output.yaml",
-    "dropped-all-reduce": CONFIGS / "faults" / "qwen3_moe_dropped_all_reduce.yaml",
-}
-
-
-def record(layout: Layout, run: Path, *, faults: tuple[Path, ...] = ()) -> Generated:
-    """Serves ``PROMPT`` once under the layout and records it to ``run``.
-
-    ``faults`` are further patch configs, applied after those of the model. Raises ServerError.
-    """
-    recording = Recording((*layout.configs, *faults), run)
+def record(layout: Layout, run: Path) -> Generated:
+    """Serves ``PROMPT`` once under the layout and records it to ``run``. Raises ServerError."""
+    recording = Recording(layout.configs, run)
     with sglang_server(layout.model, layout.flags, log=run.with_suffix(".log"), recording=recording) as server:
         return server.generate(PROMPT, new_tokens=NEW_TOKENS)

@@ -1,8 +1,9 @@
 """Tiny, randomly initialised models that SGLang, vLLM and Transformers all serve on a CPU.
 
-About 140,000 parameters each and a byte-level tokenizer of 258 tokens; nothing is downloaded. Heads and experts
-divide by four, so that they run on up to four tensor-parallel ranks (the two key-value heads are replicated then);
-the head size of 32 is the smallest that vLLM takes on a CPU.
+Less than a million parameters each and a byte-level tokenizer of 258 tokens; nothing is downloaded. Heads and sizes are such
+that up to four tensor-parallel ranks each get a part of them: SGLang on a CPU pads what it cannot split with zeros
+(key-value heads, and intermediate sizes to multiples of 32 a rank), and ranks that hold zeros would test nothing.
+The head size of 32 is the smallest that vLLM takes on a CPU.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _SHAPE: dict[str, Any] = {
     "vocab_size": 320,
     "hidden_size": 64,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
     "head_dim": 32,
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
@@ -39,7 +40,7 @@ _SHAPE: dict[str, Any] = {
     "intermediate_size": 128,
 }
 _EXPERTS: dict[str, Any] = {
-    "moe_intermediate_size": 32,
+    "moe_intermediate_size": 128,
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "norm_topk_prob": True,
