@@ -79,10 +79,7 @@ def match_expression(pattern: Pattern, node: cst.CSTNode) -> Bindings | None:
 
 def match_statements(pattern: Pattern, block: Sequence[Statement], start: int) -> tuple[int, Bindings] | None:
     """Match consecutive statements of a block from index ``start``; returns the end index and the bindings."""
-    if pattern.header:
-        found = next(_match_header(pattern.statements[0], block[start], {}), None)
-        return None if found is None else (start + 1, found)
-    return next(_match_run(pattern.statements, block, start, {}), None)
+    return next(_match_run(pattern.statements, block, start, {}, header=pattern.header), None)
 
 
 def same_code(first: cst.CSTNode, second: cst.CSTNode) -> bool:
@@ -105,8 +102,9 @@ def _match_any(pattern: Any, node: Any, bound: Bindings, *, literal: bool) -> It
             yield bound
     elif not literal and (name := _capture_name(pattern)):
         yield from _capture(name, node, bound)
-    elif not literal and isinstance(pattern, cst.Ellipsis) and isinstance(node, cst.BaseExpression):
-        yield bound
+    elif not literal and _is_any(pattern):
+        if isinstance(node, cst.BaseExpression):
+            yield bound
     else:
         yield from _match_node(pattern, node, bound, literal)
 
@@ -139,7 +137,7 @@ def _match_fields(pattern: cst.CSTNode, node: Any, bound: Bindings, literal: boo
             yield from _match_subscript(pattern, node, found, literal)
         return
     if isinstance(pattern, cst.Parameters) and not literal and _any_parameters(pattern):
-        yield bound
+        yield from _match_open_parameters(pattern, node, bound)
         return
     names = [
         name
@@ -289,19 +287,24 @@ def _match_block(
 
 
 def _match_run(
-    patterns: Sequence[Statement], block: Sequence[Statement], start: int, bound: Bindings
+    patterns: Sequence[Statement], block: Sequence[Statement], start: int, bound: Bindings, *, header: bool = False
 ) -> Iterator[tuple[int, Bindings]]:
-    """Match statements from ``start`` on; ``...`` takes as few statements as possible first."""
+    """Match statements from ``start`` on; ``...`` takes as few statements as possible first.
+
+    With ``header``, of the last pattern only the first line counts.
+    """
     if not patterns:
         yield start, bound
         return
+    rest = patterns[1:]
     if _is_dots(patterns[0]):
         for end in range(start, len(block) + 1):
-            yield from _match_run(patterns[1:], block, end, bound)
+            yield from _match_run(rest, block, end, bound, header=header)
         return
     if start < len(block):
-        for found in match(patterns[0], block[start], bound):
-            yield from _match_run(patterns[1:], block, start + 1, found)
+        match_one = _match_header if header and not rest else match
+        for found in match_one(patterns[0], block[start], bound):
+            yield from _match_run(rest, block, start + 1, found, header=header)
 
 
 def _is_dots(node: Any) -> bool:
@@ -311,19 +314,36 @@ def _is_dots(node: Any) -> bool:
         node = getattr(node, "value", None) or getattr(node, "slice", None)
     if isinstance(node, cst.Index):
         node = node.value
-    return isinstance(node, cst.Ellipsis)
+    return _is_any(node)
+
+
+def _is_any(node: Any) -> bool:
+    return isinstance(node, cst.Name) and node.value == ANY
 
 
 def _is_any_argument(argument: cst.Arg) -> bool:
     value = argument.value
     if argument.keyword is not None:
         return False
-    return isinstance(value, cst.Ellipsis) or (isinstance(value, cst.Name) and value.value == ANY)
+    return _is_any(value)
 
 
 def _any_parameters(parameters: cst.Parameters) -> bool:
-    star = parameters.star_arg
-    return isinstance(star, cst.Param) and star.name.value == ANY and not parameters.params
+    return isinstance(parameters.star_arg, cst.Param) and parameters.star_arg.name.value == ANY
+
+
+def _match_open_parameters(pattern: cst.Parameters, node: cst.Parameters, bound: Bindings) -> Iterator[Bindings]:
+    """The first parameters in order, those after ``...`` anywhere behind them."""
+    first = [*pattern.posonly_params, *pattern.params]
+    given = [*node.posonly_params, *node.params, *node.kwonly_params]
+    for found in _match_sequence(first, given[: len(first)], bound, literal=False):
+        pairs: list[tuple[Any, Any]] = []
+        for wanted in pattern.kwonly_params:
+            same = [parameter for parameter in given[len(first) :] if parameter.name.value == wanted.name.value]
+            if not same:
+                return
+            pairs.append((wanted, same[0]))
+        yield from _match_in_turn(pairs, found, False)
 
 
 def _only_dots(body: cst.BaseSuite) -> bool:

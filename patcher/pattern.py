@@ -1,8 +1,8 @@
 """Patterns: Python with ``...`` (any arguments, any statements) and ``$NAME`` (captures an expression).
 
-A pattern is turned into ordinary Python that libcst can parse: ``$NAME`` becomes a reserved identifier, and
-``...`` among the arguments of a call or the parameters of a function becomes a reserved starred name, because
-Python itself allows a literal ``...`` in fewer places than a pattern does.
+A pattern is turned into ordinary Python that libcst can parse: ``$NAME`` and ``...`` become reserved names, the
+latter with a star among the arguments of a call or the parameters of a function. Python itself allows a literal
+``...`` in fewer places than a pattern does.
 """
 
 from __future__ import annotations
@@ -50,15 +50,17 @@ def parse_pattern(text: str) -> Pattern:
     if not stripped:
         raise EditError("the pattern is empty")
     source = to_python(stripped)
-    if source.strip("() ") in ("...", ""):
+    if source.strip("() ") == ANY:
         raise EditError(f"the pattern {stripped!r} would match everything")
     expression = _parse_expression(source)
     if expression is not None:
         return Pattern(stripped, "expression", expression=expression)
     statements = _parse_statements(source)
     header = False
+    if statements is None and (completed := _completed(stripped)) != stripped:
+        return parse_pattern(completed)
     if statements is None and source.rstrip().endswith(":"):
-        statements = _parse_statements(source.rstrip() + " ...")
+        statements = _parse_statements(source.rstrip() + " pass")
         header = statements is not None
     if not statements:
         raise EditError(_not_python(stripped, source))
@@ -82,12 +84,11 @@ def to_python(text: str) -> str:
             out[index] = f"{CAPTURE_PREFIX}{match.group('capture')}"
         elif kind == "dots":
             in_call = bool(calls) and calls[-1] and before[1] in ("(", ",") and after in (",", ")")
-            if in_call or (before[1] == "lambda" and after == ":"):
-                out[index] = f"*{ANY}"
+            starred = in_call or (before[1] == "lambda" and after == ":")
+            if before[1] != "from":  # a relative import
+                out[index] = f"*{ANY}" if starred else ANY
         elif token in "([{":
-            callee = before[0] in ("string", "capture") or before[1] in (")", "]", "}")
-            callee = callee or (before[0] == "name" and not _is_keyword(before[1]))
-            calls.append(token == "(" and callee)
+            calls.append(token == "(" and _is_callee(before[0], before[1]))
         elif token in ")]}" and calls:
             calls.pop()
     return "".join(out)
@@ -115,6 +116,33 @@ def substitute(text: str, captures: dict[str, str]) -> str:
         return captures[name]
 
     return _TOKEN.sub(value, text)
+
+
+def _completed(text: str) -> str:
+    """A pattern that ends within brackets, as the first line of a wrapped call does, with any further contents."""
+    ends: list[str] = []
+    before: tuple[str, str] = ("other", "")
+    for match in _TOKEN.finditer(text):
+        kind, token = match.lastgroup or "other", match.group()
+        if kind in ("space", "comment"):
+            continue
+        if token in ("(", "[", "{"):
+            grouping = token == "(" and not _is_callee(*before)
+            ends.append(("" if grouping else ", ...") + {"(": ")", "[": "]", "{": "}"}[token])
+        elif token in (")", "]", "}") and ends:
+            ends.pop()
+        before = (kind, token)
+    if not ends:
+        return text
+    inner = "..." if before[1] in ("(", "[", "{", ",") else ", ..."
+    return f"{text}\n{inner}{ends[-1][-1]}{''.join(reversed(ends[:-1]))}"
+
+
+def _is_callee(kind: str, token: str) -> bool:
+    """Whether brackets after this token are those of a call."""
+    if kind == "name":
+        return not _is_keyword(token)
+    return kind in ("string", "capture") or token in (")", "]", "}")
 
 
 def _is_keyword(name: str) -> bool:
