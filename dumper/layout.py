@@ -107,9 +107,10 @@ class TokenLayout:
             raise ValueError(f"the sequences hold {self.real_rows} tokens, but the pass has {self.rows} rows")
         sequence = np.full(self.rows, PADDING_ROW, dtype=np.int32)
         position = np.zeros(self.rows, dtype=np.int64)
-        row = 0
-        for index, span in enumerate(self.sequences):
-            sequence[row : row + span.count] = index
-            position[row : row + span.count] = np.arange(span.start, span.start + span.count)
-            row += span.count
+        counts = np.array([span.count for span in self.sequences], dtype=np.int64)
+        starts = np.array([span.start for span in self.sequences], dtype=np.int64)
+        real = int(counts.sum())
+        sequence[:real] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        # A row's position is its number in the pass, moved by where its sequence starts in both.
+        position[:real] = np.arange(real) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
         return sequence, position

@@ -27,6 +27,8 @@ class Episode:
 
     start: int
     first_mode: str
+    padded_batch: bool = False
+    """Whether it begins in a padded batch: those neither chunk nor retract."""
     end: int = 0
     prefill_end: int = 0
     """End of the prefill, before the first decode pass."""
@@ -38,8 +40,8 @@ class Episode:
     last_mode: str = ""
 
     @classmethod
-    def begin(cls, span: SequenceSpan, mode: str) -> Episode:
-        episode = cls(start=span.start, first_mode=mode)
+    def begin(cls, span: SequenceSpan, mode: str, *, padded_batch: bool = False) -> Episode:
+        episode = cls(start=span.start, first_mode=mode, padded_batch=padded_batch)
         episode.add(span, mode)
         return episode
 
@@ -107,9 +109,10 @@ def same_sequence(sequence: Sequence, episode: Episode, tokens: npt.NDArray[np.i
 
     A retracted request is prefilled again with all its tokens, its outputs included, so that its prefill ends
     where the sequence stood (give or take the token sampled last). A request that reuses the id has other tokens,
-    or, with the same prompt, a prefill that ends before the first one's outputs.
+    or, with the same prompt, a prefill that ends before the first one's outputs. Padded batches are not retracted,
+    and their ids are row numbers: what starts at position 0 is another request.
     """
-    if episode.first_mode == TRAIN_MODE:
+    if episode.first_mode == TRAIN_MODE or (episode.padded_batch and episode.start == 0):
         return False
     if episode.start > sequence.end or episode.first_mode in _DECODE_MODES:
         return True

@@ -73,7 +73,7 @@ class Places:
     def context_axes(self) -> tuple[str, ...]:
         """Axes whose ranks hold other rows of the same sequences by their own layouts."""
         named = [
-            layout.context_parallel.axis
+            how.axis
             for layout in self._sampled()
             if (how := layout.context_parallel) is not None and how.local and how.size > 1
         ]

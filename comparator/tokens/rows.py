@@ -15,6 +15,8 @@ from dumper.layout import PADDING_ROW, DataParallelRows, TokenLayout
 UNKNOWN_ROW = -2
 """The sequence of a row that holds a token of a rank whose layout is missing."""
 
+_KEPT_PASSES = 8192
+
 NO_TOKEN_ID = -1
 """The token id of a row whose id was not recorded."""
 
@@ -88,6 +90,7 @@ class PassRows:
 
     def __init__(self, places: Places) -> None:
         self._places = places
+        self._own: dict[tuple[int, int], RowTokens | None] = {}
         own, gathered = "own", "gathered"
         local = places.local_context
         self.meanings: tuple[RowMeaning, ...] = (
@@ -109,6 +112,15 @@ class PassRows:
         return None if layout is None else layout.rows
 
     def own(self, step: int, rank: int) -> RowTokens | None:
+        """The tokens of the rows of the layout itself; None without a layout."""
+        key = (step, rank)
+        if key not in self._own:
+            if len(self._own) >= _KEPT_PASSES:
+                self._own.clear()
+            self._own[key] = self._read_own(step, rank)
+        return self._own[key]
+
+    def _read_own(self, step: int, rank: int) -> RowTokens | None:
         layout = self._places.layout(step, rank)
         if layout is None:
             return None

@@ -88,11 +88,12 @@ class _Builder:
                 pieces = [own for rank in ranks if (own := self._rows.own(step, rank)) is not None]
                 rows = pieces[0] if len(pieces) == 1 else join_rows(pieces)
                 spans = layout.sequences if layout.row_position is None else _spans_of_rows(layout, rows)
-                self._follow(step, source, spans, layout.forward_mode)
+                self._follow(step, source, spans, layout)
                 self._keep_rows(step, source, rows)
         return self._finish()
 
-    def _follow(self, step: int, source: int, spans: tuple[SequenceSpan, ...], mode: str) -> None:
+    def _follow(self, step: int, source: int, spans: tuple[SequenceSpan, ...], layout: TokenLayout) -> None:
+        mode, padded_batch = layout.forward_mode, layout.batch_shape is not None
         numbers = np.empty(len(spans), np.int32)
         repeated: dict[str, int] = {}
         unique = len({span.id for span in spans}) == len(spans)
@@ -107,7 +108,7 @@ class _Builder:
                 self._episodes[number].add(span, mode)
             else:
                 number = self._latest[key] = len(self._episodes)
-                self._episodes.append(Episode.begin(span, mode))
+                self._episodes.append(Episode.begin(span, mode, padded_batch=padded_batch))
                 self._keys.append(key)
             numbers[index] = number
         self._episode_numbers[step, source] = numbers
