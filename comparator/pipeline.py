@@ -97,9 +97,14 @@ class Prepared:
 def prepare(baseline: RunView, target: RunView, options: Options, aligner: TokenAligner | None = None) -> Prepared:
     """Match the bundles of two runs and make ready what every pair needs.
 
-    Raises ComparatorError for options that cannot be read.
+    Raises ComparatorError for options, or a map, that cannot be read.
     """
     check_options(options)
+    if options.map_config is not None:
+        from comparator.mapping import apply_map
+
+        baseline = apply_map(baseline, options.map_config, "baseline")
+        target = apply_map(target, options.map_config, "target")
     contexts: dict[Side, SideContext] = {
         "baseline": SideContext.of("baseline", baseline),
         "target": SideContext.of("target", target),

@@ -2,7 +2,7 @@
 
 The types and the names of their fields are those of SGLang's comparator (see its JSONL report), so that scripts
 written for it keep working; fields of our own come on top: ``category``, ``tags``, ``tokens``, ``plan``, ...
-``comparator/report/schema.json`` is the JSON schema, made from these models.
+``comparator/report/report.schema.json`` is the JSON schema, made from these models.
 """
 
 from __future__ import annotations
@@ -226,11 +226,3 @@ AnyRecord = Annotated[
 def to_json(record: BaseModel) -> str:
     """One line of JSON. NaN and infinity, which JSON does not have, become null, as in SGLang's report."""
     return record.model_dump_json()
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of one line of a report."""
-    from pydantic import TypeAdapter
-
-    schema = TypeAdapter(AnyRecord).json_schema(mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "tensortap report line", **schema}
