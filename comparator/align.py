@@ -17,6 +17,7 @@ from comparator.arrays import count_rows, merge_rows, take_rows
 from comparator.axes import AxesPlan, align_axes, plan_axes
 from comparator.dims import TOKEN, Dimension, Dims, parse_dims
 from comparator.errors import DimsError, PairError
+from comparator.experts import Companions, in_token_order
 from comparator.load import load_array
 from comparator.match import Bundle
 from comparator.runs import RecordView, RunView, parallel_layout
@@ -37,13 +38,15 @@ class SideContext:
     world: Mapping[int, Coordinates]
     axes: frozenset[str]
     """Every axis that a rank of the run recorded."""
+    companions: Companions
     classified: dict[object, Mapping[int | None, RowsClass]] = field(default_factory=dict)
     """What the rows of a name and its tags are, per step; filled as bundles are planned."""
 
     @classmethod
     def of(cls, side: Side, run: RunView) -> SideContext:
         world = parallel_layout(run)
-        return cls(side, run, world, frozenset(axis for coordinates in world.values() for axis in coordinates))
+        axes = frozenset(axis for coordinates in world.values() for axis in coordinates)
+        return cls(side, run, world, axes, Companions(run))
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ def _plan_side(
     dims = None if dims_text is None else parse_dims(dims_text)
     if dims is not None:
         dims.check_axes(context.axes)
+        if dims.row_order is not None:
+            bundle, dims = in_token_order(bundle, dims, context.companions, context.world)
     token_dimensions = () if dims is None else dims.token_dimensions
     classes = _classify(bundle, dims, context, aligner)
     steps: list[StepPlan] = []

@@ -31,6 +31,7 @@ COMMON_AXES: frozenset[str] = frozenset(
 
 Ordering = Literal["natural", "zigzag"]
 
+_ROW_ORDERS: dict[str, Literal["experts", "permutation"]] = {"expert_order": "experts", "permuted": "permutation"}
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _DIMENSION = re.compile(r"(?P<name>[A-Za-z_]\w*|\([^()\[\]]*\)|1)(?:\[(?P<modifiers>[^\[\]]*)\])?")
 
@@ -73,6 +74,17 @@ class Dimension:
 
 
 @dataclass(frozen=True)
+class RowOrder:
+    """Rows of ``t`` that are not in token order; ``comparator.experts`` explains both kinds."""
+
+    kind: Literal["experts", "permutation"]
+    name: str
+    """The tensor that says how the rows lie."""
+    count: int | None = None
+    """Experts in all, or choices of a token."""
+
+
+@dataclass(frozen=True)
 class Dims:
     """A parsed dims string."""
 
@@ -82,6 +94,7 @@ class Dims:
     """Axes over which all ranks hold the same."""
     data_parallel_axis: str | None = None
     """The axis named by ``dp:=AXIS``: each of its ranks holds tokens of its own."""
+    row_order: RowOrder | None = None
 
     @property
     def axes(self) -> frozenset[str]:
@@ -153,12 +166,12 @@ def parse_dims(text: str) -> Dims:
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
         raise DimsError(f"dims {text!r} use the name {', '.join(map(repr, duplicates))} more than once")
-    replicated, data_parallel_axis = _parse_declarations(declarations, text)
+    replicated, data_parallel_axis, row_order = _parse_declarations(declarations, text)
     split = {modifier.axis for dimension in dimensions for modifier in dimension.modifiers}
     both = sorted(replicated & split)
     if both:
         raise DimsError(f"dims {text!r} declare {', '.join(map(repr, both))} both split and replicated")
-    return Dims(text, dimensions, replicated, data_parallel_axis)
+    return Dims(text, dimensions, replicated, data_parallel_axis, row_order)
 
 
 def _split_dimensions(shape: str, text: str) -> list[str]:
@@ -237,21 +250,41 @@ def _parse_modifier(part: str, token: str, text: str) -> Modifier:
     return Modifier(axis, orderings[0] if orderings else "natural", partial == 1)
 
 
-def _parse_declarations(declarations: str, text: str) -> tuple[frozenset[str], str | None]:
+def _parse_declarations(declarations: str, text: str) -> tuple[frozenset[str], str | None, RowOrder | None]:
     replicated: set[str] = set()
     data_parallel_axis: str | None = None
+    row_order: RowOrder | None = None
     for token in declarations.split():
-        if token.startswith("dp:="):
+        key, assigned, value = token.partition(":=")
+        if assigned and key == "dp":
             if data_parallel_axis is not None:
                 raise DimsError(f"dims {text!r} declare dp:= more than once")
-            data_parallel_axis = token[len("dp:=") :]
-            if _NAME.fullmatch(data_parallel_axis) is None:
+            if _NAME.fullmatch(value) is None:
                 raise DimsError(f"cannot read the axis of {token!r} in dims {text!r}")
-            continue
-        axis, _, word = token.partition(":")
-        if word != "replicated" or _NAME.fullmatch(axis) is None:
-            raise DimsError(f"cannot read {token!r} after '#' in dims {text!r}; expected AXIS:replicated or dp:=AXIS")
-        if axis in replicated:
-            raise DimsError(f"dims {text!r} declare {axis}:replicated more than once")
-        replicated.add(axis)
-    return frozenset(replicated), data_parallel_axis
+            data_parallel_axis = value
+        elif assigned and key in _ROW_ORDERS:
+            if row_order is not None:
+                raise DimsError(f"dims {text!r} declare the order of the rows more than once")
+            row_order = _parse_row_order(_ROW_ORDERS[key], value, token, text)
+        else:
+            replicated.add(_parse_replicated(token, replicated, text))
+    return frozenset(replicated), data_parallel_axis, row_order
+
+
+def _parse_replicated(token: str, known: Collection[str], text: str) -> str:
+    axis, _, word = token.partition(":")
+    if word != "replicated" or _NAME.fullmatch(axis) is None:
+        raise DimsError(
+            f"cannot read {token!r} after '#' in dims {text!r}; expected AXIS:replicated, dp:=AXIS, "
+            "expert_order:=NAME or permuted:=NAME"
+        )
+    if axis in known:
+        raise DimsError(f"dims {text!r} declare {axis}:replicated more than once")
+    return axis
+
+
+def _parse_row_order(kind: Literal["experts", "permutation"], value: str, token: str, text: str) -> RowOrder:
+    name, slash, count = value.partition("/")
+    if not name or (slash and not (count.isascii() and count.isdigit() and int(count) > 0)):
+        raise DimsError(f"cannot read {token!r} in dims {text!r}; expected {token.partition(':=')[0]}:=NAME/COUNT")
+    return RowOrder(kind, name, int(count) if slash else None)
