@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from comparator.align import SideContext
@@ -20,6 +20,7 @@ from comparator.report.records import (
     TensorComparison,
 )
 from comparator.runs import RunView, parallel_layout
+from comparator.sglang_compat import adapt, compare_sglang_pair, match_sglang_bundles
 from comparator.tokens import build_token_aligner
 from comparator.tokens.interface import Side, SideLayouts, TokenAligner
 
@@ -87,11 +88,12 @@ class Prepared:
     options: Options
     pairs: Sequence[BundlePair]
     session: Session
+    compare: Callable[[BundlePair, Session], list[Comparison]] = compare_pair
 
     def findings(self) -> Iterator[Comparison]:
         """Compare pair by pair, in the order of execution."""
         for pair in self.pairs:
-            yield from compare_pair(pair, self.session)
+            yield from self.compare(pair, self.session)
 
 
 def prepare(baseline: RunView, target: RunView, options: Options, aligner: TokenAligner | None = None) -> Prepared:
@@ -105,6 +107,7 @@ def prepare(baseline: RunView, target: RunView, options: Options, aligner: Token
 
         baseline = apply_map(baseline, options.map_config, "baseline")
         target = apply_map(target, options.map_config, "target")
+    options = adapt(options, baseline, target)
     contexts: dict[Side, SideContext] = {
         "baseline": SideContext.of("baseline", baseline),
         "target": SideContext.of("target", target),
@@ -112,8 +115,11 @@ def prepare(baseline: RunView, target: RunView, options: Options, aligner: Token
     if aligner is None:
         mode = options.token_aligner if options.joins_steps else "per_step"
         aligner = build_token_aligner(mode, _layouts(baseline, options), _layouts(target, options))
-    pairs = match_bundles(baseline, target, options)
-    return Prepared(baseline, target, options, pairs, Session(options, contexts, aligner))
+    session = Session(options, contexts, aligner)
+    if options.sglang_rules:
+        pairs = match_sglang_bundles(baseline, target, options)
+        return Prepared(baseline, target, options, pairs, session, compare_sglang_pair)
+    return Prepared(baseline, target, options, match_bundles(baseline, target, options), session)
 
 
 def _layouts(run: RunView, options: Options) -> SideLayouts:

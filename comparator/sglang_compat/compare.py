@@ -1,0 +1,378 @@
+"""Compare one pair of bundles of SGLang's dumps by the rules of its own comparator."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.axes import align_axes, plan_axes
+from comparator.dims import SEQUENCE, TOKEN, Dimension
+from comparator.errors import ComparatorError, DimsError, PairError
+from comparator.findings import bundle_side, diff_info, numpy_dtype_name, replica_check, tensor_info, torch_dtype_name
+from comparator.judge import judge, predicate_for, remarks
+from comparator.match import Bundle, BundlePair
+from comparator.measure import PERCENTILE_LIMIT, Measured, summarize
+from comparator.pairs import Session, compare_pair
+from comparator.report.records import (
+    BundleInfo,
+    Comparison,
+    DiffInfo,
+    ErroredComparison,
+    Location,
+    Note,
+    SkippedComparison,
+    TensorComparison,
+    ValueComparison,
+)
+from comparator.sglang_compat.measures import compare_in_single
+from comparator.sglang_compat.sides import (
+    SeveralPartsError,
+    SideFiles,
+    SideTensors,
+    sequence_lengths_by_step,
+    side_files,
+    side_tensors,
+    without_empty_ranks,
+)
+from comparator.tokens.interface import Side
+from comparator.values import first_difference
+from dumper.convert.sglang import SGLangDump
+
+Array = npt.NDArray[Any]
+
+REQUEST_IDS = "rids"
+"""The record of request ids, which differ between any two runs."""
+_HALF = "bfloat16"
+
+
+@dataclass(frozen=True)
+class _Sides:
+    baseline: SideFiles
+    target: SideFiles
+
+    @property
+    def errors(self) -> list[Note]:
+        messages = (*self.baseline.unreadable, *self.target.unreadable)
+        return [Note(kind="error", category="load_failed", message=message) for message in messages]
+
+
+def compare_sglang_pair(pair: BundlePair, session: Session) -> list[Comparison]:
+    """Compare a pair. What SGLang's rules have no answer for is compared by ours."""
+    if pair.name == REQUEST_IDS:
+        return [_skipped(pair, None, "request_ids", "request ids differ between any two runs and are not compared")]
+    if session.options.token_aligner == "smart" or _rows_are_shared(pair, session):
+        return compare_pair(pair, session)
+    try:
+        return [_compare_guarded(pair, session)]
+    except SeveralPartsError:
+        return compare_pair(pair, session)
+
+
+def _compare_guarded(pair: BundlePair, session: Session) -> Comparison:
+    """Compare a pair; whatever goes wrong with it concerns this pair alone."""
+    try:
+        return _compare(pair, session)
+    except (ComparatorError, SeveralPartsError):
+        raise
+    except PairError as error:
+        return _errored(pair, "PairError", str(error), error.hint)
+    except DimsError as error:
+        hint = "--override-dims 'NAME:DIMS' corrects dims without a new recording"
+        return _errored(pair, "DimsError", str(error), hint)
+    except Exception as error:
+        return _errored(pair, type(error).__name__, str(error), "", traceback.format_exc())
+
+
+def _rows_are_shared(pair: BundlePair, session: Session) -> bool:
+    """Whether data-parallel attention ranks share the rows of a pass, so that some of them are no tokens.
+
+    SGLang's comparator takes such rows for tokens; the token layouts tell ours which they are.
+    """
+    if pair.baseline is None or pair.target is None:
+        return False
+    bundles: tuple[tuple[Side, Bundle], ...] = (("baseline", pair.baseline), ("target", pair.target))
+    for side, bundle in bundles:
+        run = session.contexts[side].run
+        if session.dims(bundle, pair.name, side) is None:
+            return False
+        if any(record.kind != "tensor" for record in bundle.records):
+            return False
+        for record in bundle.records:
+            layout = run.layout(record.step, record.rank) if record.step is not None else None
+            if layout is not None and layout.data_parallel is not None and layout.data_parallel.size > 1:
+                return True
+    return False
+
+
+def _compare(pair: BundlePair, session: Session) -> Comparison:
+    options = session.options
+    runs = {side: session.contexts[side].run for side in session.contexts}
+    baseline_run, target_run = runs["baseline"], runs["target"]
+    assert isinstance(baseline_run, SGLangDump)
+    assert isinstance(target_run, SGLangDump)
+    sides = _Sides(
+        side_files("baseline", pair.name, pair.baseline, baseline_run, options),
+        side_files("target", pair.name, pair.target, target_run, options),
+    )
+    if not sides.baseline.records or not sides.target.records:
+        return _one_side(pair, sides, session)
+    sides = _Sides(without_empty_ranks(sides.baseline), without_empty_ranks(sides.target))
+    if not sides.baseline.all_tensors or not sides.target.all_tensors:
+        return _compare_values(pair, sides)
+    lengths = _sequence_lengths(session, baseline_run, target_run)
+    left = side_tensors(pair.name, sides.baseline, options, lengths["baseline"])
+    right = side_tensors(pair.name, sides.target, options, lengths["target"])
+    if not left.by_step or not right.by_step:
+        return _unrelated_ranks(pair, sides, session, left, right)
+    return _compare_tensors(pair, sides, left, right, session)
+
+
+def _sequence_lengths(
+    session: Session, baseline: SGLangDump, target: SGLangDump
+) -> Mapping[Side, Mapping[int, Sequence[int]]]:
+    if session.options.token_aligner == "per_step":
+        return {"baseline": {}, "target": {}}
+    found: dict[Side, Mapping[int, Sequence[int]]] = {}
+    runs: tuple[tuple[Side, SGLangDump], ...] = (("baseline", baseline), ("target", target))
+    for side, run in runs:
+        kept = session.contexts[side].classified
+        if "sequence_lengths" not in kept:
+            kept["sequence_lengths"] = sequence_lengths_by_step(  # type: ignore[assignment]
+                run, session.options, filtered=side == "target"
+            )
+        found[side] = kept["sequence_lengths"]  # type: ignore[assignment]
+    return found
+
+
+def _compare_tensors(
+    pair: BundlePair, sides: _Sides, left: SideTensors, right: SideTensors, session: Session
+) -> Comparison:
+    options = session.options
+    baseline, target = _join_steps(left, right, sides.baseline, concatenate=options.token_aligner == "concat_steps")
+    errors = sides.errors
+    if sides.baseline.dims is not None and sides.target.dims is not None:
+        baseline, target, note = _align(baseline, target, sides)
+        errors.extend([] if note is None else [note])
+    original = baseline
+    baseline = _without_leading_ones(baseline, target.shape)
+    predicate = predicate_for(pair.name, options, integers=False)
+    replicas: list[tuple[Side, Any]] = [("baseline", found) for found in left.replicas]
+    replicas.extend(("target", found) for found in right.replicas)
+    checks = [replica_check(side, found) for side, found in replicas]
+    common: dict[str, Any] = {
+        **_identity(pair),
+        "unified_shape": list(baseline.shape),
+        "shape_mismatch": baseline.shape != target.shape,
+        "replicated_checks": checks,
+        "raw_bundle_info": BundleInfo(
+            x=_side_info(sides.baseline, session), y=_side_info(sides.target, session)
+        ),
+        "errors": errors,
+    }  # fmt: skip
+    if baseline.shape != target.shape:
+        detailed = session.take_detail()
+        return TensorComparison(
+            **common,
+            category="failed",
+            baseline=tensor_info(
+                original.shape, numpy_dtype_name(original), summarize(original, percentiles=_few(original, detailed))
+            ),
+            target=tensor_info(
+                target.shape, numpy_dtype_name(target), summarize(target, percentiles=_few(target, detailed))
+            ),
+        )
+    measured = compare_in_single(baseline, target)
+    verdict = judge(measured.difference, predicate)
+    if not verdict.passed and session.take_detail():
+        measured = compare_in_single(baseline, target, percentiles=True)
+    passed = verdict.passed and not errors and all(check.passed for check in checks)
+    downcast = _downcast(baseline, target, predicate)
+    return TensorComparison(
+        **common,
+        category="passed" if passed else "failed",
+        baseline=tensor_info(original.shape, numpy_dtype_name(original), measured.baseline),
+        target=tensor_info(target.shape, numpy_dtype_name(target), measured.target),
+        diff=diff_info(measured.difference, verdict),
+        diff_downcast=downcast,
+        downcast_dtype=None if downcast is None else torch_dtype_name(_HALF),
+        infos=_remarks(measured, passed=verdict.passed),
+    )
+
+
+def _few(array: Array, detailed: bool) -> bool:
+    return detailed and array.size < PERCENTILE_LIMIT
+
+
+def _remarks(measured: Measured, *, passed: bool) -> list[Note]:
+    return [Note(kind="warning", category=category, message=text) for category, text in remarks(measured, passed)]
+
+
+def _join_steps(
+    left: SideTensors, right: SideTensors, baseline: SideFiles, *, concatenate: bool
+) -> tuple[Array, Array]:
+    """One tensor per side: all steps in order, both cut to the shorter; or the only step."""
+    if not concatenate:
+        if len(left.by_step) != 1 or len(right.by_step) != 1:
+            raise PairError(
+                f"several steps make one tensor here ({len(left.by_step)} in the baseline, {len(right.by_step)} in the "
+                "target), and nothing says how their tokens go together",
+                hint="give --token-aligner, or keep the steps apart: --grouping-skip-keys rank",
+            )
+        return next(iter(left.by_step.values())), next(iter(right.by_step.values()))
+    axis = _token_axis(baseline.dims.dimensions if baseline.dims else ())
+    joined = [
+        np.concatenate([tensors.by_step[step] for step in sorted(tensors.by_step)], axis=axis)
+        for tensors in (left, right)
+    ]
+    rows = min(array.shape[axis] for array in joined)
+    where = (slice(None),) * axis + (slice(0, rows),)
+    return joined[0][where], joined[1][where]
+
+
+def _token_axis(dimensions: Sequence[Dimension]) -> int:
+    """The dimension that counts tokens by the baseline's names; SGLang's comparator takes it on both sides."""
+    names = [dimension.names for dimension in dimensions]
+    for name in (TOKEN, SEQUENCE):
+        if (name,) in names:
+            return names.index((name,))
+    return 0
+
+
+def _align(baseline: Array, target: Array, sides: _Sides) -> tuple[Array, Array, Note | None]:
+    """Both sides with the target's order of dimensions; as they lie, and a note, where the names do not fit."""
+    assert sides.baseline.dims is not None
+    assert sides.target.dims is not None
+    left, right = sides.baseline.dims.dimensions, sides.target.dims.dimensions
+    _check_fused_order(left, right)
+    try:
+        plan = plan_axes(left, right)
+    except PairError as error:
+        return baseline, target, Note(kind="error", category="axis_alignment", message=f"{error}; {error.hint}")
+    return align_axes(baseline, plan.baseline), align_axes(target, plan.target), None
+
+
+def _check_fused_order(left: Sequence[Dimension], right: Sequence[Dimension]) -> None:
+    fused = [dimension.names for dimension in (*left, *right) if dimension.fused]
+    for names in fused:
+        for other in fused:
+            if names != other and set(names) == set(other):
+                raise PairError(
+                    f"({'*'.join(names)}) and ({'*'.join(other)}) fuse the same dimensions in another order",
+                    hint="write the fused dimension in the same order on both sides, as it lies in memory",
+                )
+
+
+def _without_leading_ones(array: Array, shape: tuple[int, ...]) -> Array:
+    extra = array.ndim - len(shape)
+    if extra > 0 and array.shape[extra:] == shape and all(length == 1 for length in array.shape[:extra]):
+        return array.reshape(shape)
+    return array
+
+
+def _downcast(baseline: Array, target: Array, predicate: str) -> DiffInfo | None:
+    """The difference once more with both sides in bfloat16, where one of them is and the other is float32."""
+    if {baseline.dtype.name, target.dtype.name} != {"float32", _HALF}:
+        return None
+    half = baseline.dtype if baseline.dtype.name == _HALF else target.dtype
+    with np.errstate(all="ignore"):
+        found = compare_in_single(baseline.astype(half), target.astype(half)).difference
+    return diff_info(found, judge(found, predicate))
+
+
+def _compare_values(pair: BundlePair, sides: _Sides) -> ValueComparison:
+    left, right = (_value(files) for files in (sides.baseline, sides.target))
+    try:
+        equal = bool(left == right)
+    except ValueError:  # arrays of several elements are neither equal nor not
+        equal = False
+    found = None if equal else first_difference(left, right)
+    note = [] if found is None else [Note(kind="info", category="value", message=f"{found[0] or 'value'}: {found[1]}")]
+    return ValueComparison(
+        **_identity(pair),
+        category="passed" if equal and not sides.errors else "failed",
+        baseline_value=repr(left),
+        target_value=repr(right),
+        baseline_type=type(left).__name__,
+        target_type=type(right).__name__,
+        values_equal=equal,
+        difference_path=None if found is None else found[0],
+        errors=sides.errors,
+        infos=note,
+    )
+
+
+def _value(files: SideFiles) -> Any:
+    first = files.records[0]
+    return first.array() if first.kind == "tensor" else first.value
+
+
+def _one_side(pair: BundlePair, sides: _Sides, session: Session) -> SkippedComparison:
+    missing: Side = "target" if sides.baseline.records else "baseline"
+    files = sides.baseline if sides.baseline.records else sides.target
+    message = "no file of it can be read" if sides.errors else f"only the {files.side} has it"
+    return _skipped(pair, files, f"{missing}_load_failed", message, session=session, errors=sides.errors)
+
+
+def _unrelated_ranks(
+    pair: BundlePair, sides: _Sides, session: Session, left: SideTensors, right: SideTensors
+) -> SkippedComparison:
+    failed, files = ("baseline", sides.target) if not left.by_step else ("target", sides.baseline)
+    ranks = ", ".join(map(str, left.unrelated or right.unrelated))
+    message = f"SGLang's own record of the batch on ranks {ranks}, without dims; token layouts are made from it"
+    return _skipped(pair, files, f"{failed}_load_failed", message, session=session, errors=sides.errors)
+
+
+def _skipped(
+    pair: BundlePair,
+    files: SideFiles | None,
+    reason: str,
+    message: str,
+    *,
+    session: Session | None = None,
+    errors: Sequence[Note] = (),
+) -> SkippedComparison:
+    tensors = [record for record in files.records if record.kind == "tensor"] if files else []
+    described: dict[str, Any] = {}
+    if tensors and files and session:
+        array = tensors[0].array()
+        described = {
+            "available_side": files.side,
+            "available_tensor_info": tensor_info(array.shape, numpy_dtype_name(array), summarize(array)),
+            "available_bundle_info": _side_info(replace(files, records=tuple(tensors)), session),
+        }
+    return SkippedComparison(
+        **_identity(pair),
+        category="failed" if errors else "skipped",
+        reason=reason,
+        message=message,
+        errors=list(errors),
+        **described,
+    )
+
+
+def _side_info(files: SideFiles, session: Session) -> Any:
+    return bundle_side(Bundle(files.records, 0), files.dims_text, session.contexts[files.side])
+
+
+def _errored(pair: BundlePair, kind: str, message: str, hint: str, trace: str = "") -> ErroredComparison:
+    return ErroredComparison(
+        **_identity(pair),
+        category="errored",
+        exception_type=kind,
+        exception_message=message,
+        traceback_str=trace or hint,
+        hint=hint,
+    )
+
+
+def _identity(pair: BundlePair) -> dict[str, Any]:
+    return {
+        "name": pair.name,
+        "tags": {key: str(value) for key, value in pair.tags},
+        "location": Location(step=pair.step),
+    }

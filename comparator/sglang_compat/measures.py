@@ -1,0 +1,61 @@
+"""The metrics as SGLang's comparator rounds them: in float32, sums in torch's order.
+
+``rel`` is there 1 - 2 Σxy / Σ(x² + y²), which cancels; near zero two correct programs agree on it only when they
+round alike. torch is at hand, since the files needed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.measure import Difference, Measured, compare_arrays, to_working
+
+Array = npt.NDArray[Any]
+_SINGLE = np.dtype(np.float32)
+
+
+def compare_in_single(baseline: Array, target: Array, *, percentiles: bool = False) -> Measured:
+    """Measure two arrays of one shape as SGLang's comparator does."""
+    measured = compare_arrays(baseline, target, percentiles=percentiles, single_precision=True)
+    if not baseline.size or baseline.dtype.kind == "c" or target.dtype.kind == "c":
+        return measured
+    import torch
+
+    x, y = (torch.from_numpy(np.asarray(to_working(side, _SINGLE))) for side in (baseline, target))
+    gap = (y - x).abs()
+    wide_x, wide_y = y.double(), x.double()
+    norm = (wide_x * wide_x + wide_y * wide_y).sum()
+    largest = gap.max().item()
+    rel = 0.0 if largest == 0.0 else (1 - 2 * (wide_x * wide_y).sum() / norm).item()
+    return replace(
+        measured, difference=replace(measured.difference, rel=rel, max_abs=largest, mean_abs=gap.mean().item())
+    )
+
+
+def difference_in_single(baseline: Array, target: Array) -> Difference:
+    """The difference alone."""
+    return compare_in_single(baseline, target).difference
+
+
+def sum_partials(members: Sequence[Array]) -> Array:
+    """Add summands in their own dtype, as ``torch.stack(...).sum(0)`` rounds."""
+    import torch
+
+    dtype = members[0].dtype
+    if dtype.name == "bfloat16":
+        total = torch.stack([torch.from_numpy(_bits(member)).view(torch.bfloat16) for member in members]).sum(dim=0)
+        found: Array = total.view(torch.int16).numpy().view(dtype)
+        return found
+    plain: Array = (
+        torch.stack([torch.from_numpy(np.ascontiguousarray(member)) for member in members]).sum(dim=0).numpy()
+    )
+    return plain
+
+
+def _bits(array: Array) -> npt.NDArray[np.int16]:
+    return np.ascontiguousarray(array).view(np.int16)
