@@ -159,10 +159,13 @@ def _best(
 def _prompts_of_other_lengths(
     baseline: SequenceTable, one: int, target: SequenceTable, numbers: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Where a cached prefix hides tokens, prompts whose lengths are known and differ are not the same."""
+    """Where a cached prefix hides tokens, prompts whose lengths are known and differ are not the same.
+
+    A difference of one is none: the last token of a prompt may look like the first that is decoded.
+    """
     hidden = (target.start[numbers] > 0) | (baseline.start[one] > 0)
     both_known = target.decodes[numbers] & baseline.decodes[one]
-    unequal = target.prompt_end[numbers] != baseline.prompt_end[one]
+    unequal = np.abs(target.prompt_end[numbers] - baseline.prompt_end[one]) > 1
     return np.asarray(hidden & both_known & unequal, np.bool_)
 
 

@@ -48,6 +48,8 @@ class Engine:
     """Tokens that speculative decoding verifies in a pass beside the sampled one."""
     idle_dummy_row: bool = True
     """Whether idle ranks bring a row of their own when nobody prefills."""
+    idle_prefill_row: bool = False
+    """Whether they do so while others prefill, too."""
     pad_to: int = 1
     """Rows of a pass are padded to a multiple of this."""
     seed: int = 0
@@ -216,7 +218,7 @@ def _padded(planned: list[tuple[str, list[_Work]]], engine: Engine) -> tuple[Ran
     real = [sum(work.span.count for work in works) for _, works in planned]
     rows = [_rounded(count, engine.pad_to) for count in real]
     prefills = any(mode in {"extend", "mixed"} for mode, _ in planned)
-    if engine.data_parallel > 1 and engine.idle_dummy_row and not prefills:
+    if engine.data_parallel > 1 and (engine.idle_prefill_row if prefills else engine.idle_dummy_row):
         rows = [max(count, 1) for count in rows]
     if engine.data_parallel > 1 and engine.padding == "max_len":
         rows = [max(rows)] * len(rows)

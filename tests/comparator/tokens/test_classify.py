@@ -1,0 +1,152 @@
+"""What the rows of a tensor are, by row counts alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from comparator.errors import PairError
+from comparator.tokens.interface import RowsClass, RowsQuery
+from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
+from tests.comparator.tokens.joining import aligner_of
+from tests.support.synthetic_engine import Engine, Request, serve
+from tests.support.synthetic_runs import ContextParallel, SyntheticRun, record
+
+REQUESTS = [
+    Request("one", (11, 12, 13, 14, 15), (21, 22, 23, 24)),
+    Request("two", (31, 32, 33), (41, 42)),
+    Request("three", (51, 52, 53, 54, 55, 56, 57), (61, 62, 63)),
+]
+
+
+def classes_of(
+    run: SyntheticRun, form: str, split_axes: tuple[str, ...] = (), data_parallel_axis: str | None = None
+) -> set[RowsClass]:
+    aligner = aligner_of(run, run)
+    found = aligner.classify_steps("baseline", run.rows(form), split_axes, data_parallel_axis)
+    return {dataclasses.replace(rows_class, reason="") for rows_class in found.values()}
+
+
+def run_of(**engine: object) -> SyntheticRun:
+    return record(serve(REQUESTS, Engine(**{"data_parallel": 2, "attention_tensor_parallel": 2, "seed": 3, **engine})))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("padding", ["max_len", "sum_len"])
+@pytest.mark.parametrize(
+    ("form", "hold", "token_axes", "scattered"),
+    [
+        ("own", "own", ("attn_dp",), ()),
+        ("partial", "own", ("attn_dp",), ()),
+        ("gathered", "gathered", (), ()),
+        ("scattered", "own", ("attn_dp",), ("attn_tp",)),
+    ],
+)
+def test_forms_under_data_parallel_attention(
+    padding: str, form: str, hold: str, token_axes: tuple[str, ...], scattered: tuple[str, ...]
+) -> None:
+    (found,) = classes_of(run_of(padding=padding), form)
+    assert (found.hold, found.token_axes, found.scattered_over) == (hold, token_axes, scattered)
+
+
+def test_a_scattered_gathered_buffer_back_to_back() -> None:
+    assert classes_of(run_of(padding="sum_len"), "gathered_scattered") == {RowsClass("gathered", (), ("tp",))}
+
+
+def test_without_data_parallelism_rows_are_own_and_parted_by_nothing() -> None:
+    run = record(serve(REQUESTS, Engine(attention_tensor_parallel=4)))
+    assert classes_of(run, "own") == {RowsClass("own")}
+    assert classes_of(run, "scattered") == {RowsClass("own", (), ("attn_tp",))}
+
+
+def test_real_rows_only() -> None:
+    assert classes_of(run_of(padding="max_len", pad_to=8), "real") == {RowsClass("own", ("attn_dp",))}
+
+
+def test_rows_that_fit_nothing_are_unknown_with_a_reason() -> None:
+    run = run_of()
+    odd = {key: np.zeros((1234, 4)) for key in run.tensors["own"]}
+    found = aligner_of(run, run).classify_steps("baseline", dataclasses.replace(run, tensors={"odd": odd}).rows("odd"))
+    assert {rows_class.hold for rows_class in found.values()} == {"unknown"}
+    assert "1234" in found[0].reason
+
+
+def test_without_layouts_rows_are_unknown_and_dims_may_say_who_owns_them() -> None:
+    run = dataclasses.replace(run_of(), layouts={})
+    assert classes_of(run, "own") == {RowsClass("unknown", (), (), "")}
+    assert classes_of(run, "own", data_parallel_axis="attn_dp") == {RowsClass("unknown", ("attn_dp",), (), "")}
+
+
+def ambiguous(counts: tuple[int, int] = (9, 3), *, step: int = 0) -> SyntheticRun:
+    """Recorded on the ranks of data-parallel rank 1 alone, whose rows may be as many as a quarter of the buffer."""
+    parallel = {rank: {"tp": (rank, 4), "attn_dp": (rank // 2, 2), "attn_tp": (rank % 2, 2)} for rank in range(4)}
+    layouts = {
+        (step, rank): TokenLayout(
+            "extend",
+            (SequenceSpan(f"r{rank // 2}", 0, counts[rank // 2]),),
+            counts[rank // 2],
+            np.arange(counts[rank // 2]) + 100 * (rank // 2),
+            data_parallel=DataParallelRows("attn_dp", rank // 2, 2, counts, counts, "sum_len"),
+        )
+        for rank in range(4)
+    }
+    values = {(step, rank): np.zeros((counts[1], 4)) for rank in (2, 3)}
+    return SyntheticRun((step,), (0, 1, 2, 3), parallel, layouts, {"own": values})
+
+
+def test_what_cannot_be_decided_is_an_error_with_a_hint() -> None:
+    run = ambiguous()
+    with pytest.raises(PairError, match="own rows or gathered rows scattered over tp") as caught:
+        classes_of(run, "own")
+    assert "dp:=attn_dp" in caught.value.hint
+    assert "dp:=moe_dp" in caught.value.hint
+
+
+def test_dims_decide_what_row_counts_cannot() -> None:
+    run = ambiguous()
+    assert classes_of(run, "own", data_parallel_axis="attn_dp") == {RowsClass("own", ("attn_dp",))}
+    assert classes_of(run, "own", data_parallel_axis="moe_dp") == {RowsClass("gathered", (), ("tp",))}
+
+
+def test_all_steps_together_decide_what_one_step_leaves_open() -> None:
+    first, second = ambiguous(), ambiguous((2, 4), step=1)
+    run = dataclasses.replace(
+        first,
+        steps=(0, 1),
+        layouts={**first.layouts, **second.layouts},
+        tensors={"own": {**first.tensors["own"], **second.tensors["own"]}},
+    )
+    assert classes_of(run, "own") == {RowsClass("own", ("attn_dp",))}
+    with pytest.raises(PairError):
+        aligner_of(run, run).classify(RowsQuery("baseline", 0, run.rows("own")[0]))
+
+
+@pytest.mark.parametrize("ordering", ["zigzag", "natural", "interleave"])
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("split_axes", [("attn_cp",), ()])
+def test_context_parallel_ranks_are_parts(ordering: str, local: bool, split_axes: tuple[str, ...]) -> None:
+    schedule = serve([REQUESTS[0], REQUESTS[2]], Engine())
+    run = record(schedule, context=ContextParallel(2, ordering, local))
+    assert classes_of(run, "own", split_axes) == {RowsClass("own", ("attn_cp",))}
+
+
+def test_rows_are_read_per_kind_of_pass_when_no_reading_fits_all() -> None:
+    """Gathered in prefill, own in decode."""
+    run = run_of(padding="max_len")
+    prefills = {step for step in run.steps if "extend" in {run.layouts[step, rank].forward_mode for rank in run.ranks}}
+    mixed = {key: run.tensors["gathered" if key[0] in prefills else "own"][key] for key in run.tensors["own"]}
+    run = dataclasses.replace(run, tensors={"mixed": mixed})
+    found = aligner_of(run, run).classify_steps("baseline", run.rows("mixed"))
+    for step, rows_class in found.items():
+        assert rows_class.hold == ("gathered" if step in prefills else "own")
+        assert "passes)" in rows_class.reason
+
+
+def test_axes_are_found_from_layouts_that_differ() -> None:
+    """Ranks of an axis with a name of its own serve different sequences: they are parts."""
+    run = run_of(attention_tensor_parallel=1)
+    parallel = {rank: {"replica_group": (rank, 2)} for rank in run.ranks}
+    layouts = {key: dataclasses.replace(layout, data_parallel=None) for key, layout in run.layouts.items()}
+    renamed = dataclasses.replace(run, parallel=parallel, layouts=layouts)
+    assert classes_of(renamed, "own") == {RowsClass("own", ("replica_group",))}
