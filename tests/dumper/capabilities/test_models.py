@@ -1,0 +1,183 @@
+"""Recording modules, gradients, parameters and nested values, in memory and on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from dumper import open_run
+from dumper.recorder import Recorder
+from dumper.run import Run
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Iterator[Recorder]:
+    recorder = Recorder()
+    recorder.configure(enable=True, dir=str(tmp_path), run="run", control=False)
+    yield recorder
+    recorder.close()
+
+
+def finished(recorder: Recorder) -> Run:
+    path = recorder.settings.run_path
+    recorder.close()
+    run = open_run(path)
+    assert not run.problems
+    return run
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.Linear(4, 4)
+        self.mlp = nn.Linear(4, 4)
+
+    def forward(
+        self, x: torch.Tensor, *, scale: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        y = self.mlp(self.attn(x))
+        return y if scale is None else y * scale, {"twice": 2 * y}
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([Block(), Block()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x, _ = layer(x, scale=torch.ones(4))
+        return x
+
+
+def test_attach_records_outputs_of_matching_modules_alone(recorder: Recorder) -> None:
+    model, x = Model(), torch.randn(3, 4)
+    seen: dict[str, torch.Tensor] = {}
+    for index, layer in enumerate(model.layers):
+        layer.mlp.register_forward_hook(lambda m, a, out, i=index: seen.update({f"layers.{i}.mlp": out.clone()}))
+    attachment = recorder.attach(model, "layers.*.mlp")
+    assert attachment.paths == ("layers.0.mlp", "layers.1.mlp")
+    model(x)
+    attachment.detach()
+    model(x)
+    run = finished(recorder)
+    assert [record.name for record in run.records] == ["layers.0.mlp", "layers.1.mlp"]
+    for record in run.records:
+        assert torch.equal(record.tensor(), seen[record.name])
+
+
+def test_attach_names_nested_outputs_and_keyword_inputs(recorder: Recorder) -> None:
+    with recorder.attach(Model(), "layers.1", inputs=True) as attachment:
+        assert attachment.paths == ("layers.1",)
+    model = Model()
+    with recorder.attach(model, "layers.1", inputs=True):
+        model(torch.randn(3, 4))
+    names = {record.name for record in finished(recorder).records}
+    assert names == {"layers.1.input.0", "layers.1.input.scale", "layers.1.0", "layers.1.1.twice"}
+
+
+def test_attach_says_what_is_near_a_pattern_that_matches_nothing(recorder: Recorder) -> None:
+    with pytest.raises(ValueError, match=r"no module of Model matches 'layer.\*.mlp'; the nearest paths are layers\."):
+        recorder.attach(Model(), "layer.*.mlp")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [("layers.*", 2), ("layers.*.*", 4), ("**.mlp", 2), ("layers.**", 7), ("**", 7), ("layers.1.attn", 1)],
+)
+def test_path_patterns(recorder: Recorder, pattern: str, count: int) -> None:
+    assert len(recorder.attach(Model(), pattern).paths) == count
+
+
+def test_gradients_come_with_the_step_of_their_forward_pass(recorder: Recorder) -> None:
+    weight = torch.tensor([2.0, 3.0], requires_grad=True)
+    losses = []
+    for number in range(2):
+        recorder.step()
+        hidden = weight * (number + 1)
+        recorder.dump("hidden", hidden, dims="h", grad=True, layer_id=7)
+        losses.append((hidden * hidden).sum())
+    # Both backward passes run when step 1 is already under way.
+    for loss in losses:
+        loss.backward()
+    run = finished(recorder)
+    for number in range(2):
+        [gradient] = [
+            record for record in run.select(name="hidden", step=number, layer_id=7) if record.stream == "grad"
+        ]
+        assert gradient.dims == "h"
+        assert torch.equal(gradient.tensor(), 2 * torch.tensor([2.0, 3.0]) * (number + 1))
+
+
+def test_a_value_without_gradient_is_recorded_all_the_same(recorder: Recorder) -> None:
+    recorder.dump("plain", torch.ones(2), grad=True)
+    assert [(record.name, record.stream) for record in finished(recorder).records] == [("plain", "value")]
+
+
+def test_dump_model_records_parameters_and_their_gradients(recorder: Recorder) -> None:
+    model = nn.Linear(3, 2)
+    model(torch.randn(5, 3)).sum().backward()
+    recorder.dump_model(model, prefix="model")
+    run = finished(recorder)
+    found = {(record.name, record.stream): record.tensor() for record in run.records}
+    assert set(found) == {(f"model.{part}", stream) for part in ("weight", "bias") for stream in ("value", "grad")}
+    assert torch.equal(found["model.weight", "value"], model.weight.detach())
+    assert torch.equal(found["model.bias", "grad"], torch.full((2,), 5.0))
+
+
+def test_dump_dict_names_the_leaves(recorder: Recorder) -> None:
+    @dataclass
+    class Output:
+        logits: torch.Tensor
+        cache: list[torch.Tensor]
+        skipped: None = None
+        sizes: tuple[int, ...] = (1, 2)
+
+    recorder.dump_dict("out", {"a": Output(torch.ones(1), [torch.zeros(2)]), "b": 3})
+    run = finished(recorder)
+    assert [record.name for record in run.records] == ["out.a.logits", "out.a.cache.0", "out.a.sizes", "out.b"]
+    assert [record.value for record in run.records if record.kind == "value"] == [[1, 2], 3]
+
+
+def test_a_value_is_recorded_as_it_was_when_it_was_dumped(recorder: Recorder) -> None:
+    for size in (8, 1 << 17):
+        value = torch.arange(size)
+        recorder.dump("value", value, size=size)
+        value.zero_()
+    for record in finished(recorder).records:
+        assert torch.equal(record.tensor(), torch.arange(record.tags["size"]))
+
+
+def test_activation_recomputation_is_marked(recorder: Recorder) -> None:
+    def block(x: torch.Tensor) -> torch.Tensor:
+        y = x.sin()
+        recorder.dump("y", y)
+        return y.exp()
+
+    x = torch.randn(3, requires_grad=True)
+    checkpoint(block, x, use_reentrant=False).sum().backward()
+    first, again = finished(recorder).records
+    assert (first.recompute, again.recompute) == (False, True)
+    assert torch.equal(first.tensor(), again.tensor())
+
+
+def test_capture_records_into_memory_and_nothing_to_disk(tmp_path: Path) -> None:
+    recorder = Recorder()
+    recorder.configure(enable=False, dir=str(tmp_path), run="run", control=False)
+    value = torch.ones(2)
+    with recorder.capture() as records, recorder.ctx(layer_id=1):
+        recorder.dump("x", value, dims="h", other=2)
+        value.zero_()
+    recorder.dump("after", value)
+    assert [(record.name, dict(record.tags), record.dims) for record in records] == [
+        ("x", {"layer_id": 1, "other": 2}, "h")
+    ]
+    assert torch.equal(records[0].value, torch.ones(2))
+    assert list(tmp_path.iterdir()) == []
