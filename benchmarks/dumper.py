@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,11 +85,21 @@ def main() -> int:
 
 def _sglang_dumper(folder: Path) -> Callable[[Path], Any] | None:
     """Makes an SGLang dumper that records into a folder; None when SGLang is not installed."""
-    try:
-        from sglang.srt.debug_utils.dumper import DumperConfig, _Dumper
-    except ImportError as error:
-        print(f"SGLang's dumper is not measured: {error}", file=sys.stderr)
+    found = importlib.util.find_spec("sglang")
+    if found is None or not found.submodule_search_locations:
+        print("SGLang's dumper is not measured: SGLang is not installed", file=sys.stderr)
         return None
+    # Its dumper needs nothing of the rest of SGLang, whose import takes long and wants a GPU's libraries.
+    root = Path(found.submodule_search_locations[0])
+    for name in ("sglang", "sglang.srt", "sglang.srt.managers"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
+        sys.modules[name] = package
+    # Used by its control over HTTP alone.
+    sys.modules["sglang.srt.managers.io_struct"] = types.ModuleType("io_struct")
+    for name in ("sock_recv", "sock_send", "wrap_as_pickle"):
+        setattr(sys.modules["sglang.srt.managers.io_struct"], name, None)
+    from sglang.srt.debug_utils.dumper import DumperConfig, _Dumper
 
     def make(path: Path) -> Any:
         config = DumperConfig(enable=True, dir=str(path), exp_name="run", enable_output_console=False)

@@ -45,7 +45,9 @@ class PinnedPool:
             if self._free[size]:
                 self._pooled_bytes -= size
                 return self._free[size].pop()
-        return torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        # A tensor that is made in inference mode could not be written outside it.
+        with torch.inference_mode(False):
+            return torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
     def give_back(self, buffer: torch.Tensor) -> None:
         """Return a buffer that nobody reads or writes any more."""

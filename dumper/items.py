@@ -15,30 +15,70 @@ from dumper.staging import Staged
 TagsKey = tuple[tuple[str, Any], ...]
 
 
-class Submission:
-    """One value to be written. Not a dataclass: it is made once per record on the model's thread."""
-
-    __slots__ = ("description", "staged", "step")
-
-    def __init__(self, description: Description, staged: Staged, step: int | None) -> None:
-        self.description = description
-        self.staged = staged
-        self.step = step
-
-
-@dataclass(frozen=True, eq=False)
 class Description:
-    """What many records share; made once for each combination and reused."""
+    """What many records share; made once for each combination and reused.
 
-    name: str
-    tags: TagsKey
-    dims: str | None
-    dtype: str | None
-    shape: tuple[int, ...] | None
-    level: Level
-    stream: str
-    tap: str | None
-    recompute: bool
+    A plain class with slots, as the next one: both are touched for every record.
+    """
+
+    __slots__ = ("dims", "dtype", "encoded", "level", "name", "recompute", "shape", "stream", "tags", "tap")
+
+    def __init__(
+        self,
+        name: str,
+        tags: TagsKey,
+        dims: str | None,
+        dtype: str | None,
+        shape: tuple[int, ...] | None,
+        level: Level,
+        stream: str,
+        tap: str | None,
+        recompute: bool,
+    ) -> None:
+        self.name = name
+        self.tags = tags
+        self.dims = dims
+        self.dtype = dtype
+        self.shape = shape
+        self.level = level
+        self.stream = stream
+        self.tap = tap
+        self.recompute = recompute
+        self.encoded: Any = None
+        """Belongs to the writer's thread: what it has worked out for this description."""
+
+    def fields(self) -> dict[str, Any]:
+        """The description as plain values, absent ones left out."""
+        fields: dict[str, Any] = {"name": self.name}
+        if self.tags:
+            fields["tags"] = dict(self.tags)
+        if self.dims is not None:
+            fields["dims"] = self.dims
+        if self.dtype is not None:
+            fields["dtype"] = self.dtype
+            fields["shape"] = list(self.shape or ())
+        if self.level.kind != "full":
+            fields["level"] = str(self.level)
+        if self.stream != "value":
+            fields["stream"] = self.stream
+        if self.tap is not None:
+            fields["tap"] = self.tap
+        if self.recompute:
+            fields["recompute"] = True
+        return fields
+
+
+class Submission:
+    """One value to be written: bytes, or a copy that is still on its way."""
+
+    __slots__ = ("data", "description", "reserved", "step")
+
+    def __init__(self, description: Description, data: bytes | Staged, step: int | None, reserved: int) -> None:
+        self.description = description
+        self.data = data
+        self.step = step
+        self.reserved = reserved
+        """Bytes of the memory budget to give back."""
 
 
 @dataclass(frozen=True)

@@ -77,10 +77,10 @@ class LevelRules:
             rules.append((Level.parse(level), Filter(condition) if separator else None))
         return cls(text, tuple(rules))
 
-    def choose(self, name: str, tags: Mapping[str, Any]) -> Level:
-        """The level of a record of this name and these tags."""
+    def choose(self, names: Mapping[str, Any]) -> Level:
+        """The level of a record with these names (as for a filter)."""
         for level, condition in self.rules:
-            if condition is None or condition({**tags, "name": name}):
+            if condition is None or condition(names):
                 return level
         return FULL
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import msgpack
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +14,7 @@ from dumper.format.frames import FormatError
 from dumper.format.index import NO_STEP
 from dumper.levels import Level
 from dumper.measures import named_statistics
+from dumper.plain import decode_value
 from dumper.segments import Segment
 
 if TYPE_CHECKING:
@@ -196,10 +196,8 @@ class Record:
         if self.dtype is not None:
             raise ValueError(f"{self.name} is a tensor; read .array() or .tensor()")
         try:
-            return msgpack.unpackb(self.payload(), raw=False, strict_map_key=False)
-        except FormatError:
-            raise
-        except Exception as error:
+            return decode_value(self.payload())
+        except ValueError as error:
             raise FormatError(f"{self.source}: {self.name}: the value cannot be read: {error}") from error
 
     @property

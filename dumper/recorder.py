@@ -31,8 +31,9 @@ _TRUE = ("1", "true", "yes", "on")
 class Recorder:
     """Records values, steps and token layouts of this process. See ``docs/architecture.md``, contract 2."""
 
-    def __init__(self) -> None:
-        self._settings: Settings | None = None
+    def __init__(self, settings: Settings | None = None) -> None:
+        """``settings``: None takes them from the environment when they are first needed."""
+        self._settings: Settings | None = settings
         self._session: Session | None = None
         self._control: Control | None = None
         self._taps: list[Tap] = []
@@ -50,8 +51,10 @@ class Recorder:
         self._step_tags: Mapping[str, Any] = {}
         self._recording = False
         self._complaints: set[str] = set()
-        self._outside = 0
-        if os.environ.get("TENSORTAP_ENABLE", "").strip().lower() in _TRUE or "TENSORTAP_CONTROL" in os.environ:
+        self._ended = False
+        if settings is not None:
+            self._refresh()
+        elif os.environ.get("TENSORTAP_ENABLE", "").strip().lower() in _TRUE or "TENSORTAP_CONTROL" in os.environ:
             self._load_settings()
 
     # Settings
@@ -107,7 +110,7 @@ class Recorder:
         """Decide anew whether anything is recorded now, and tell the taps."""
         settings = self._settings
         wanted = settings is not None and settings.enable and settings.wants_step(self._step)
-        self._recording = wanted or bool(self._captures)
+        self._recording = (wanted and not self._ended) or bool(self._captures)
         for tap in self._taps:
             tap.on = self._recording
 
@@ -349,7 +352,7 @@ class Recorder:
         if self._control is None and settings is not None and settings.controlled:
             from dumper.control import start
 
-            self._control = start(Path(settings.run_path), self)
+            self._control = start(Path(settings.run_path), self, settings.http_port, settings.http_token)
 
     def flush(self) -> None:
         """Return when all that was dumped is in the file."""
@@ -368,6 +371,12 @@ class Recorder:
             control.close()
         if session is not None:
             session.close()
+
+    def end(self) -> None:
+        """``close`` for good: the process ends, and what is dumped on the way would begin another file."""
+        self._ended = True
+        self._refresh()
+        self.close()
 
     def _forked(self) -> None:
         """In the child of a fork: the parent's file and threads are not ours."""
@@ -400,13 +409,13 @@ def _close_at_exit(recorder: Recorder) -> None:
     if _registered.get("process") == os.getpid():
         return
     _registered["process"] = os.getpid()
-    atexit.register(recorder.close)
+    atexit.register(recorder.end)
     if "multiprocessing.util" in sys.modules:
         # Children of multiprocessing leave through os._exit, past atexit.
-        sys.modules["multiprocessing.util"].Finalize(None, recorder.close, exitpriority=10)
+        sys.modules["multiprocessing.util"].Finalize(None, recorder.end, exitpriority=10)
     from dumper.signals import close_on_termination
 
-    close_on_termination(recorder.close)
+    close_on_termination(recorder.end)
 
 
 _registered: dict[str, int] = {}

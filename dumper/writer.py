@@ -1,4 +1,4 @@
-"""The writer thread: takes items off a queue, encodes them and appends them to the rank's file."""
+"""The writer thread: takes items off a queue and gives them, in batches, to the encoder of the rank's file."""
 
 from __future__ import annotations
 
@@ -17,129 +17,146 @@ logger = logging.getLogger("tensortap")
 
 IDLE_WAIT = 0.05
 """Seconds after which a sleeping writer looks again, should a wake-up have been missed."""
+NAP = 0.001
+"""Seconds between two batches of small records. While the model records, the writer so takes the interpreter lock a
+few hundred times a second and not for every record, and the model need not wake it; a value is in memory for no longer
+than this, and the time that it takes to write, before the file has it."""
+NAPS = 5
+"""Naps without work before the writer sleeps until it is woken."""
+LARGEST_BATCH = 512
+"""Items per round: memory is given back and the status brought up to date between rounds."""
+LARGEST_BATCH_BYTES = 8 << 20
+"""Bytes per round, so that memory comes back to a model that waits for room."""
 
 
 class Writer:
     """Owns the thread and the memory budget of one process. ``put`` may be called from any thread."""
 
     def __init__(self, settings: Settings, status: StatusBlock, encoder: RankEncoder) -> None:
-        self._settings = settings
         self._status = status
         self._encoder = encoder
+        self._budget = settings.memory_budget
+        self._drops = settings.when_full == "drop"
         self._queue: deque[Item] = deque()
         self._wake = threading.Event()
-        self._idle = True
+        self._asleep = False
         self._room = threading.Condition()
-        self._bytes_queued = 0
-        self._bytes_done = 0
+        self._reserved = 0
         self._thread = threading.Thread(target=self._work, name="tensortap-writer", daemon=True)
         self._thread.start()
 
     def put(self, item: Item) -> None:
         """Hand over; never blocks."""
         self._queue.append(item)
-        if self._idle:
+        if self._asleep:
             self._wake.set()
+
+    def put_now(self, item: Item) -> None:
+        """Hand over something that is not to wait for the end of a nap."""
+        self._queue.append(item)
+        self._wake.set()
 
     def reserve(self, nbytes: int) -> bool:
         """Make room for a value in the memory budget; False when it is to be dropped.
 
         A value larger than the whole budget passes when nothing else is waiting. Waits when the policy says so.
         """
-        if self._bytes_queued - self._bytes_done + nbytes > self._settings.memory_budget and not self._make_room(
-            nbytes
-        ):
-            return False
-        self._bytes_queued += nbytes
-        return True
-
-    def adjust(self, nbytes: int) -> None:
-        """Correct the last reservation: what was staged takes this much more (or less, if negative)."""
-        self._bytes_queued += nbytes
-
-    def _make_room(self, nbytes: int) -> bool:
-        def fits() -> bool:
-            waiting = self._bytes_queued - self._bytes_done
-            return waiting == 0 or waiting + nbytes <= self._settings.memory_budget
-
-        if fits():
-            return True
-        if self._settings.when_full == "drop":
-            return False
         with self._room:
-            while not fits():
+            if self._reserved + nbytes <= self._budget or self._reserved == 0:
+                self._reserved += nbytes
+                return True
+            if self._drops:
+                return False
+            while self._reserved and self._reserved + nbytes > self._budget:
                 if not self._thread.is_alive():
                     return False
                 self._wake.set()
                 self._room.wait(IDLE_WAIT)
-        return True
+            self._reserved += nbytes
+            return True
+
+    def give_back(self, nbytes: int) -> None:
+        """Return what was reserved."""
+        with self._room:
+            self._reserved -= nbytes
+            self._room.notify_all()
 
     @property
     def bytes_waiting(self) -> int:
         """Bytes of values that are not in the file yet."""
-        return self._bytes_queued - self._bytes_done
+        return self._reserved
 
-    def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all that was handed over is in the file; False when that took longer than ``timeout`` seconds."""
+    def flush(self) -> bool:
+        """Wait until all that was handed over is in the file; False when the thread has ended instead."""
         barrier = Barrier(threading.Event())
-        self.put(barrier)
-        while not barrier.reached.wait(IDLE_WAIT if timeout is None else min(timeout, IDLE_WAIT)):
+        self.put_now(barrier)
+        while not barrier.reached.wait(IDLE_WAIT):
             if not self._thread.is_alive():
                 return False
-            if timeout is not None:
-                timeout -= IDLE_WAIT
-                if timeout <= 0:
-                    return False
         return True
 
     def stop(self) -> None:
         """Complete the file and end the thread."""
-        self.put(Stop())
+        self.put_now(Stop())
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _work(self) -> None:
+        naps = 0
         try:
-            while self._serve():
-                pass
-        except Exception:  # the thread must not die silently: what is still queued is lost
-            logger.exception("tensortap: the writer stopped; later records are lost")
+            while True:
+                batch = self._take()
+                if batch:
+                    naps = 0
+                    if not self._serve(batch):
+                        return
+                if not self._queue:
+                    naps = self._rest(naps)
         finally:
             with self._room:
                 self._room.notify_all()
 
-    def _serve(self) -> bool:
-        """One round; False when it was the last."""
-        batch = self._take()
-        if not batch:
-            return True
-        nbytes = sum(item.staged.nbytes for item in batch if isinstance(item, Submission))
+    def _rest(self, naps: int) -> int:
+        """Sleep, until woken when there was nothing to do for a while."""
+        if naps < NAPS:
+            if self._wake.wait(NAP):
+                self._wake.clear()
+            return naps + 1
+        self._asleep = True
+        # Looked at again after the flag is up: who put something before that did not see it.
+        if not self._queue:
+            self._wake.wait(IDLE_WAIT)
+        self._asleep = False
+        self._wake.clear()
+        return naps
+
+    def _serve(self, batch: list[Item]) -> bool:
+        """Write a batch; False when it was the last."""
         try:
             self._encoder.write(batch)
+        except Exception:
+            records = sum(isinstance(item, Submission) for item in batch)
+            logger.exception("tensortap: up to %d values were not written because of an internal error", records)
         finally:
-            with self._room:
-                self._bytes_done += nbytes
-                self._room.notify_all()
+            reserved = sum(item.reserved for item in batch if isinstance(item, Submission))
+            if reserved:
+                self.give_back(reserved)
             for item in batch:
                 if isinstance(item, Barrier):
                     item.reached.set()
         return not any(isinstance(item, Stop) for item in batch)
 
     def _take(self) -> list[Item]:
-        if not self._queue:
-            self._idle = True
-            if not self._queue:
-                self._wake.wait(IDLE_WAIT)
-            self._wake.clear()
-            self._idle = False
+        """The next items; a large value, which is written by itself, ends the batch."""
         batch: list[Item] = []
-        while self._queue and len(batch) < LARGEST_BATCH:
-            batch.append(self._queue.popleft())
+        popleft = self._queue.popleft
+        reserved = 0
+        while self._queue and len(batch) < LARGEST_BATCH and reserved < LARGEST_BATCH_BYTES:
+            item = popleft()
+            batch.append(item)
+            if isinstance(item, Submission):
+                reserved += item.reserved
         return batch
-
-
-LARGEST_BATCH = 256
-"""Items per round: memory is given back and the status brought up to date between rounds."""
 
 
 def status_path(run: Path, rank: int, process: int | None = None) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,30 +32,35 @@ class IndexColumns:
     """The columns of one segment. What many records share (name, tags, shape, …) is stored once, as a descriptor."""
 
     descriptors: list[dict[str, Any]] = field(default_factory=list)
-    columns: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
+    rows: array[int] = field(default_factory=lambda: array("q"))
+    """A number per column, row after row: small, since the records of a long run are many."""
     steps: list[int] = field(default_factory=list)
     """Offsets of the step frames."""
     others: list[int] = field(default_factory=list)
     """Offsets of all other frames (header, taps, status)."""
 
-    def add(self, row: tuple[int, int, int, int, int, int, int]) -> None:
-        """Add a record: the values in the order of the columns."""
-        for values, value in zip(self.columns.values(), row, strict=True):
-            values.append(value)
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self.rows) // len(_COLUMNS)
+
+    def add(self, rows: Iterable[int]) -> None:
+        """Add records: the values in the order of the columns, row after row."""
+        self.rows.extend(rows)
 
     def meta(self) -> dict[str, Any]:
         """Metadata of the index frame."""
-        return {"records": len(self.columns["offset"]), "steps": len(self.steps)}
+        return {"records": len(self), "steps": len(self.steps)}
 
     def encode(self) -> bytes:
         """The payload of the index frame: a msgpack map; columns are little-endian ``bin``."""
+        table = np.array(self.rows, dtype=np.int64).reshape(-1, len(_COLUMNS))
         encoded: dict[str, Any] = {
-            name: np.array(values, dtype=_COLUMNS[name]).tobytes() for name, values in self.columns.items()
+            name: table[:, number].astype(dtype).tobytes() for number, (name, dtype) in enumerate(_COLUMNS.items())
         }
         encoded["descriptors"] = self.descriptors
         encoded["steps"] = np.array(self.steps, dtype="<u8").tobytes()
         encoded["others"] = np.array(self.others, dtype="<u8").tobytes()
-        packed: bytes = msgpack.packb(encoded, use_bin_type=True)
+        packed: bytes = msgpack.packb(encoded, use_bin_type=True, unicode_errors="surrogatepass")
         return packed
 
 
@@ -73,7 +80,7 @@ class Index:
 def decode_index(data: bytes) -> Index:
     """Raises FormatError when the bytes are no index or its columns disagree."""
     try:
-        decoded = msgpack.unpackb(data, raw=False, strict_map_key=False)
+        decoded = msgpack.unpackb(data, raw=False, strict_map_key=False, unicode_errors="surrogatepass")
         columns = {name: np.frombuffer(decoded[name], dtype=dtype) for name, dtype in _COLUMNS.items()}
         index = Index(
             tuple(decoded["descriptors"]),

@@ -7,9 +7,11 @@ then on, so that updating a count needs no room on the disk and no system call, 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
+import threading
 from pathlib import Path
 
 STATUS_BYTES = 4096
@@ -31,6 +33,7 @@ _VERSION = 1
 _KIND = b"\xa6status"
 _PREFIX = struct.Struct(f">BH{len(_KIND)}sB")
 _FIELD = struct.Struct(">BQ")
+_UINT64 = struct.Struct(">Q")
 
 
 def _fresh() -> bytes:
@@ -44,48 +47,67 @@ def _offset(name: str) -> int:
     return _PREFIX.size + COUNTS.index(name) * _FIELD.size + 1
 
 
+_SUBMITTED = _offset("submitted")
+
+
 class StatusBlock:
     """The counts of this process; in memory alone when ``path`` is None or cannot be written."""
 
     def __init__(self, path: Path | None) -> None:
         """Raises OSError when the file cannot be made."""
+        self.path = path
         self._values = dict.fromkeys(COUNTS, 0)
         self._map: mmap.mmap | None = None
-        if path is not None:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-            try:
-                os.write(descriptor, _fresh())
-                self._map = mmap.mmap(descriptor, STATUS_BYTES)
-            finally:
-                os.close(descriptor)
+        self._lock = threading.Lock()
+        self.recreate()
+
+    def recreate(self) -> None:
+        """Make the file, anew when it was deleted, with the counts as they are. Raises OSError."""
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            # Written, not only mapped: a full disk must show here, and not as a signal at the first count.
+            if os.write(descriptor, _fresh()) != STATUS_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            fresh = mmap.mmap(descriptor, STATUS_BYTES)
+        finally:
+            os.close(descriptor)
+        with self._lock:
+            self._map = fresh
+            for name, value in self._values.items():
+                self.set(name, value)
 
     def __getitem__(self, name: str) -> int:
         return self._values[name]
 
     def add(self, name: str, amount: int = 1) -> None:
-        """Count."""
-        self.set(name, self._values[name] + amount)
+        """Count. From any thread."""
+        with self._lock:
+            self.set(name, self._values[name] + amount)
+
+    def submitted(self, number: int) -> None:
+        """The model has handed over its ``number``-th value. On the hot path, hence on its own."""
+        self._values["submitted"] = number
+        mapped = self._map
+        if mapped is not None:
+            _UINT64.pack_into(mapped, _SUBMITTED, number)
 
     def set(self, name: str, value: int) -> None:
         """Set a count."""
         self._values[name] = value
-        if self._map is not None:
-            struct.pack_into(">Q", self._map, _offset(name), value)
+        mapped = self._map
+        if mapped is not None:
+            _UINT64.pack_into(mapped, _offset(name), value)
 
     def counts(self) -> dict[str, int]:
         """A copy of all counts."""
         return dict(self._values)
 
-    def adopt(self, earlier: StatusBlock) -> None:
-        """Take over what another block has counted."""
-        for name, value in earlier._values.items():
-            self.add(name, value)
-
     def release(self) -> None:
-        """Unmap; the counts stay readable here and in the file."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        """Let go of the file; the counts stay readable, here and in it."""
+        self._map = None
 
 
 def read_status(data: bytes) -> dict[str, int] | None:
