@@ -188,22 +188,25 @@ def parse_config(text: str, path: str = "<config>") -> LoadedConfig:
 
 
 def _describe(error: ValidationError, document: YamlDocument) -> list[str]:
-    messages: list[str] = []
-    for problem in error.errors():
+    problems = error.errors()
+    unknown = {problem["loc"][:-1] for problem in problems if problem["type"] == "extra_forbidden"}
+    found: dict[tuple[str | int, ...], list[str]] = {}
+    for problem in problems:
         location = tuple(part for part in problem["loc"] if _in_file(part))
-        messages_at = document.origin(*location)
         key = ".".join(str(part) for part in location)
         if problem["type"] == "extra_forbidden":
             text = f"unknown key '{location[-1]}'{_nearest_key(location)}"
         elif problem["type"] == "missing":
+            if problem["loc"][:-1] in unknown:  # most likely the same key, misspelt
+                continue
             text = f"the key '{problem['loc'][-1]}' is missing"
         else:
             text = problem["msg"].removeprefix("Value error, ")
-            text = f"{key}: {text}" if key else text
-        message = f"{messages_at}: {text}"
-        if message not in messages:
-            messages.append(message)
-    return messages
+            text = text if location in found or not key else f"{key}: {text}"
+        texts = found.setdefault(location, [])
+        if text not in texts:
+            texts.append(text)
+    return [f"{document.origin(*location)}: {'; or '.join(texts)}" for location, texts in found.items()]
 
 
 def _in_file(part: str | int) -> bool:

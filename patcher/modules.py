@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from patcher.archives import Archive, split_archive_path
 from patcher.errors import TargetError
 
 
@@ -90,13 +91,12 @@ class ModuleFinder:
 
     def submodules(self, package: ModuleFile) -> Iterator[str]:
         """Full names of the modules directly in a package."""
-        for info in pkgutil.iter_modules(list(package.locations or ())):
-            yield f"{package.name}.{info.name}"
+        for name in sorted(set(_submodule_names(package.locations or ()))):
+            yield f"{package.name}.{name}"
 
     def top_level(self) -> Iterator[str]:
         """Names of all top-level modules, for messages about names that do not exist."""
-        for info in pkgutil.iter_modules([*self.roots, *self.path] or None):
-            yield info.name
+        yield from _submodule_names([*self.roots, *self.path, *(entry for entry in sys.path if entry)])
 
     def _find(self, name: str) -> ModuleFile | None:
         parent_name, _, _ = name.rpartition(".")
@@ -119,7 +119,7 @@ def source_roots(source: Path) -> list[str]:
     if not source.exists():
         raise TargetError(f"--source {source}: does not exist")
     if source.is_file():
-        if source.suffix not in (".whl", ".zip", ".egg"):
+        if split_archive_path(str(source)) is None:
             raise TargetError(f"--source {source}: neither a folder nor a wheel")
         return [str(source)]
     root = source.resolve()
@@ -132,6 +132,13 @@ def _on_path(name: str, path: Sequence[str]) -> ModuleFile | None:
     """Look along folders and archives, as the import system does but without its need of imported parents."""
     portions: list[str] = []
     for entry in path:
+        archive = split_archive_path(entry)
+        if archive is not None:
+            found = _in_archive(name, *archive)
+            if found is not None and found.file is not None:
+                return found
+            portions += found.locations or () if found is not None else ()
+            continue
         importer: Any = pkgutil.get_importer(entry)
         spec = importer.find_spec(name) if importer is not None else None
         if spec is None:
@@ -140,6 +147,34 @@ def _on_path(name: str, path: Sequence[str]) -> ModuleFile | None:
             return _from_spec(spec)
         portions += spec.submodule_search_locations or []
     return ModuleFile(name, None, tuple(portions), None) if portions else None
+
+
+def _in_archive(name: str, archive: Archive, folder: str) -> ModuleFile | None:
+    last = name.rpartition(".")[2]
+    found = archive.find(folder, last)
+    if found is None:
+        return None
+    file, package = found
+    locations = ("/".join(part for part in (archive.path, folder, last) if part),) if package else None
+    return ModuleFile(name, file, locations, archive)
+
+
+def _submodule_names(locations: Sequence[str]) -> Iterator[str]:
+    folders: list[str] = []
+    for entry in locations:
+        archive = split_archive_path(entry)
+        if archive is None:
+            folders.append(entry)
+        else:
+            yield from archive[0].modules(archive[1])
+    for info in pkgutil.iter_modules(folders):
+        yield info.name
+    # Packages without ``__init__``, which iter_modules leaves out.
+    for entry in folders:
+        path = Path(entry)
+        for child in path.iterdir() if path.is_dir() else ():
+            if child.is_dir() and child.name.isidentifier() and not (child / "__init__.py").exists():
+                yield child.name
 
 
 def _by_import_system(name: str, path: list[str] | None) -> ModuleFile | None:

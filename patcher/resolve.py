@@ -55,9 +55,9 @@ def resolve_target(target: str, finder: ModuleFinder) -> list[ResolvedTarget]:
         raise TargetError(
             f"target {target}: is a module; name a function or method in it, such as " + ", ".join(_examples(module))
         )
-    resolved = _lookup(module, tuple(rest), finder, 0)
+    resolved = None if _has_no_code(module) else _lookup(module, tuple(rest), finder, 0)
     if resolved is None:
-        raise TargetError(_missing(target, module, rest))
+        raise TargetError(_missing(target, module, rest, finder))
     return [ResolvedTarget(resolved[0].name, resolved[1], target)]
 
 
@@ -308,19 +308,26 @@ def _literal_part(part: str) -> str:
 
 
 def _examples(module: ModuleFile) -> list[str]:
-    return [".".join((module.name, *path)) for path in list(iter_functions(module.tree.body))[:3]]
+    return [".".join((module.name, *path)) for path in list(iter_functions(module.tree.body))[:3]] or ["(it has none)"]
 
 
-def _missing(target: str, module: ModuleFile, rest: Sequence[str]) -> str:
-    functions = [".".join(path) for path in iter_functions(module.tree.body)]
+def _has_no_code(module: ModuleFile) -> bool:
+    return module.file is None and module.is_package
+
+
+def _missing(target: str, module: ModuleFile, rest: Sequence[str], finder: ModuleFinder) -> str:
     wanted = ".".join(rest)
-    near = difflib.get_close_matches(wanted, functions, n=3, cutoff=0.4)
-    last = rest[-1]
-    near += [name for name in functions if name.rpartition(".")[2] == last and name not in near][:2]
-    is_class = find_class(module.tree.body, rest) is not None
-    if is_class:
+    functions = [] if _has_no_code(module) else [".".join(path) for path in iter_functions(module.tree.body)]
+    if not _has_no_code(module) and find_class(module.tree.body, rest) is not None:
         methods = [name for name in functions if name.startswith(wanted + ".")]
         return f"target {target}: is a class; name one of its methods: {', '.join(methods[:8]) or 'it has none'}"
-    where = module.file or module.name
+    if module.is_package:
+        submodules = [name.rpartition(".")[2] for name in finder.submodules(module)]
+        near = difflib.get_close_matches(rest[0], submodules, n=3)
+        if near or not functions:
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            return f"target {target}: there is no module {rest[0]!r} in the package {module.name}{hint}"
+    near = difflib.get_close_matches(wanted, functions, n=3, cutoff=0.4)
+    near += [name for name in functions if name.rpartition(".")[2] == rest[-1] and name not in near][:2]
     hint = f"; nearest: {', '.join(near[:3])}" if near else ""
-    return f"target {target}: there is no function {wanted!r} in {where}{hint}"
+    return f"target {target}: there is no function {wanted!r} in {module.file}{hint}"

@@ -10,6 +10,7 @@ import yaml
 from patcher.errors import ConfigError, Origin
 
 Path = tuple[str | int, ...]
+_MAX_VALUES = 100_000
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,6 @@ class YamlDocument:
     data: Any
     lines: dict[Path, int]
     """1-based line per value; for a block scalar (``|``, ``>``) the line of its first content line."""
-    raw: dict[Path, str]
-    """The text of every plain scalar as it was written, before YAML made a number or a boolean of it."""
 
     def origin(self, *path: str | int) -> Origin:
         """Where the value at ``path`` was written, or its nearest enclosing value."""
@@ -35,42 +34,53 @@ class YamlDocument:
 
 def load_yaml(text: str, path: str) -> YamlDocument:
     """Parse ``text``; raises ConfigError with file and line for a syntax error or a key given twice."""
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        lines: dict[Path, int] = {(): 1}
-        raw: dict[Path, str] = {}
-        if node is not None:
-            _collect(node, (), lines, raw, path)
-        data = None if node is None else loader.construct_document(node)
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            lines: dict[Path, int] = {(): 1}
+            if node is not None:
+                _collect(node, (), lines, path, ())
+            data = None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         raise ConfigError(_describe(error, path)) from None
-    finally:
-        loader.dispose()
-    return YamlDocument(path, text, data, lines, raw)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    return YamlDocument(path, text, data, lines)
 
 
-def _collect(node: yaml.Node, where: Path, lines: dict[Path, int], raw: dict[Path, str], path: str) -> None:
-    lines[where] = node.start_mark.line + 1
+def _collect(node: yaml.Node, where: Path, lines: dict[Path, int], path: str, enclosing: tuple[yaml.Node, ...]) -> None:
+    line = node.start_mark.line + 1
+    if any(node is outer for outer in enclosing) or len(lines) > _MAX_VALUES:
+        raise ConfigError(f"{path}:{line}: the value refers to itself, or is far too large for a config")
+    lines[where] = line
+    inside = (*enclosing, node)
     if isinstance(node, yaml.ScalarNode):
         if node.style in ("|", ">"):
             lines[where] += 1
-        raw[where] = node.value
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _collect(item, (*where, index), lines, raw, path)
+            _collect(item, (*where, index), lines, path, inside)
     elif isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            name = str(key.value)
-            line = key.start_mark.line + 1
-            if name in seen:
-                raise ConfigError(
-                    f"{path}:{line}: the key {name!r} is given twice (first in line {seen[name]}); "
-                    "YAML would silently keep only the second"
-                )
-            seen[name] = line
-            _collect(value, (*where, name), lines, raw, path)
+        _collect_mapping(node, where, lines, path, inside)
+
+
+def _collect_mapping(
+    node: yaml.MappingNode, where: Path, lines: dict[Path, int], path: str, inside: tuple[yaml.Node, ...]
+) -> None:
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        name = str(key.value)
+        line = key.start_mark.line + 1
+        if name in seen:
+            raise ConfigError(
+                f"{path}:{line}: the key {name!r} is given twice (first in line {seen[name]}); "
+                "YAML would silently keep only the second"
+            )
+        seen[name] = line
+        _collect(value, (*where, name), lines, path, inside)
 
 
 def _describe(error: yaml.YAMLError, path: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+
 import libcst as cst
 import pytest
 from hypothesis import given
@@ -205,6 +207,13 @@ def test_different_code_does_not_match(first: str, second: str) -> None:
 
 
 def _same(first: str, second: str) -> bool:
-    import ast
-
     return ast.dump(ast.parse(first)) == ast.dump(ast.parse(second))
+
+
+@given(st.text(alphabet="abx$.,()[]{}=:'\"#\\\n 1@*", max_size=25))
+def test_any_text_is_a_pattern_or_refused(text: str) -> None:
+    try:
+        parsed = parse_pattern(text)
+    except EditError:
+        return
+    assert parsed.expression is not None or parsed.statements

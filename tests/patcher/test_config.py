@@ -1,0 +1,272 @@
+"""Reading configs: SGLang's format, and clear messages for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import patcher
+from patcher.config import load_config, parse_config
+from patcher.errors import ConfigError
+from patcher.schema import config_schema
+from tests.patcher.support import block, check, edits_config, errors, rewrite
+
+
+def test_a_config_in_sglangs_format_means_the_same(tmp_path: Path) -> None:
+    source = """
+        class Layer:
+            def forward(self, x):
+                x = self.norm(x)
+                x = self.attn(x)
+                self.log(x)
+                return self.mlp(x)
+    """
+    text = rewrite(
+        tmp_path,
+        source,
+        """
+        patches:
+          - target: mod.Layer.forward
+            preamble: |
+              from sglang.srt.debug_utils.dumper import dumper
+            edits:
+              - match: |
+                  x = self.norm(x)
+                  x = self.attn(x)
+                prepend: |
+                  dumper.dump("input", x)
+              - match: "self.log(x)"
+                replacement: ""
+              - match: "return self.mlp(x)"
+                replacement: |
+                  y = self.mlp(x)
+                  dumper.dump("mlp", y, dims="t h")
+                  return y
+        """,
+    )
+    assert text == block("""
+        class Layer:
+            def forward(self, x):
+                from sglang.srt.debug_utils.dumper import dumper
+                dumper.dump("input", x)
+                x = self.norm(x)
+                x = self.attn(x)
+                y = self.mlp(x)
+                dumper.dump("mlp", y, dims="t h")
+                return y
+    """)
+
+
+def test_the_dumper_needs_no_import_and_shadows_nothing(tmp_path: Path) -> None:
+    source = """
+        dumper = "the target's own"
+        def f(x):
+            return x, dumper
+    """
+    text = rewrite(
+        tmp_path,
+        source,
+        edits_config(
+            """
+            - match: return ...
+              before: |
+                with dumper.ctx(a=1):
+                    dumper.dump("x", x, dims="t")
+                    if x: dumper.dump("y", dumper)
+                dumper.step(x)
+            """
+        ),
+    )
+    assert text == block("""
+        dumper = "the target's own"
+        def f(x):
+            with __tensortap_dumper__.ctx(a=1):
+                if __tensortap_taps__[0].on: __tensortap_taps__[0].dump("x", x, dims="t")
+                if x: __tensortap_taps__[1].on and __tensortap_taps__[1].dump("y", __tensortap_dumper__)
+            __tensortap_dumper__.step(x)
+            return x, dumper
+    """)
+
+
+def test_taps_are_listed_with_their_ids(tmp_path: Path) -> None:
+    config = edits_config(
+        """
+        - {at: entry, dump: {name: a, value: x, level: stats, grad: true}}
+        - {match: return ..., requires: {nowhere: ">=1"}, before: "pass"}
+        - at: return
+          before: |
+            dumper.step(x)
+            dumper.dump(f"b{x}", x)
+        """
+    )
+    checked = check(tmp_path, "def f(x):\n    return x\n", config)
+    (module,) = checked.modules
+    assert module.rewritten is not None
+    file = str(tmp_path / "mod.py")
+    common = {"target": "mod.f", "file": file}
+    assert sorted((tap.as_dict() for tap in module.rewritten.taps), key=lambda tap: str(tap["id"])) == [
+        {"id": "mod.f#1:a", "name": "a", "kind": "dump", "line": 2, "level": "stats", "grad": True, **common},
+        {"id": "mod.f#3:f'b{x}'", "name": "f'b{x}'", "kind": "dump", "line": 2, "level": None, "grad": False, **common},
+        {"id": "mod.f#3:step", "name": "step", "kind": "step", "line": 2, "level": None, "grad": False, **common},
+    ]
+    assert any("nowhere >=1, which is not installed" in note.message for note in checked.plan.notes)
+
+
+def test_prelude_comes_after_docstring_and_future_imports_and_only_if_needed(tmp_path: Path) -> None:
+    source = '"""Doc."""\nfrom __future__ import annotations\nimport os\ndef f(x):\n    return x\n'
+    checked = check(tmp_path, source, edits_config("- {at: entry, dump: {name: a, value: x}}"))
+    assert checked.modules[0].rewritten is not None
+    lines = checked.modules[0].rewritten.text.split("\n")
+    assert lines[2] == "from dumper import dumper as __tensortap_dumper__"
+    assert lines[3].startswith("__tensortap_taps__ = __tensortap_dumper__.install_taps('mod', ({'id': 'mod.f#1:a'")
+    assert lines[4] == "import os"
+    plain = check(tmp_path, source, edits_config("- {at: entry, before: x = x + 1}"))
+    assert plain.modules[0].rewritten is not None
+    assert plain.modules[0].rewritten.prelude == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("patches: [", "taps.yaml:1:11: not valid YAML"),
+        ("patches:\n  - target: a\n\tx: 1", "taps.yaml:3:1: not valid YAML"),
+        ("- 1", "taps.yaml:1: a patch config is a mapping"),
+        ("", "taps.yaml:1: a patch config is a mapping"),
+        ("patchs: []", "taps.yaml:1: unknown key 'patchs'; did you mean 'patches'?"),
+        (
+            "patches:\n- {target: a, edits: []}\n- {target: a, target: b}",
+            "taps.yaml:3: the key 'target' is given twice",
+        ),
+        ("patches:\n- target: a.b\n  edit: []", "taps.yaml:3: unknown key 'edit'; did you mean 'edits'?"),
+        ("patches:\n- edits: []", "taps.yaml:2: the key 'target' is missing"),
+        (edits_config("- {mach: a, before: b}"), "taps.yaml:4: unknown key 'mach'; did you mean 'match'?"),
+        (edits_config("- {match: a, before: b, after: c}"), "taps.yaml:4: patches.0.edits.0: only one of"),
+        (edits_config("- {match: a, prepend: b, dump: {name: x}}"), "only one of 'prepend' and 'dump'"),
+        (edits_config("- {match: a, at: entry, before: b}"), "only one place can be said in one edit"),
+        (edits_config("- {before: b}"), "the edit names no place"),
+        (edits_config("- {match: a}"), "the edit does nothing"),
+        (edits_config("- {match: a, nth: 0, before: b}"), "nth counts from 1"),
+        (edits_config("- {match: a, nth: first, before: b}"), "patches.0.edits.0.nth"),
+        (edits_config("- {match: a, before: true}"), "'before' needs 'dump' beside it"),
+        (edits_config("- {at: exit, before: b}"), "Input should be 'entry' or 'return'"),
+        (edits_config("- {at: entry, dump: {value: x}}"), "the key 'name' is missing"),
+        (edits_config("- {at: entry, dump: {name: x, layer-id: 1}}"), "the tag 'layer-id' is not a Python name"),
+        (
+            edits_config("- {at: entry, dump: {name: x, level: all}}"),
+            "Input should be 'full', 'sample', 'stats' or 'hash'",
+        ),
+    ],
+)
+def test_a_wrong_config_says_where_and_why(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "taps.yaml")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("taps.yaml:")
+    assert "\n" not in str(caught.value) or "YAML" in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"patches: [] # \xe9")
+    with pytest.raises(ConfigError, match=r"latin\.yaml: is not UTF-8 \(byte 14\)"):
+        load_config(tmp_path / "latin.yaml")
+
+
+SOURCE = "def f(x):\n    y = g(x)\n    return y\n"
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        (
+            "- match: y = g(x)\n  after: |\n    a = 1\n    b = = 2\n",
+            "taps.yaml:7: the code of the edit does not compile: invalid syntax: 'b = = 2'",
+        ),
+        ("- match: y = g(x)\n  after: await z\n", "taps.yaml:4: the code of the edit does not compile there: 'await'"),
+        ("- match: y = g(x)\n  after: yield z; return (yield)\n  nth: 2", "found only once"),
+        ("- {match: y = g(x), after: $Z}", "taps.yaml:4: $Z is captured nowhere (captured here: $MATCH)"),
+        ("- {at: entry, dump: {name: y}}", "taps.yaml:4: dump 'y' has no 'value'"),
+        ("- {at: entry, dump: {name: y, value: 'x +'}}", "taps.yaml:4: 'x +' is not a Python expression"),
+        ("- {at: entry, dump: {name: y, value: x, t: a b}}", "taps.yaml:4: 'a b' is not a Python expression"),
+        ("- {match: 'y = = g(x)', after: z}", "taps.yaml:4: the pattern is not Python in its line 1"),
+        ("- {match: g(x), replace: 'a = 1'}", "an expression has to replace it"),
+        ("- {match: y = g(x), wrap: true, dump: {name: z}}", "wrap needs an expression"),
+        (
+            "- {match: y = h(x), after: z}",
+            "match: y = h(x) is found nowhere; nearest:\n  line 2:\n    - y = h(x)\n    + y = g(x)",
+        ),
+        ("- {match: y, after: z, inside: 'while x: ...'}", "is found nowhere inside 'while x: ...'"),
+        ("- {at: return, replace: z}", "use 'match: return ...' to replace a return"),
+        ("- {at: entry, after: dumper.dump()}", "dumper.dump needs a name"),
+        ("- {assign: z, after: q}", "assign: z is found nowhere"),
+        ("- {assign: 'if z: ...', after: q}", "is not a name or another target"),
+    ],
+)
+def test_an_edit_that_does_not_land_says_why(tmp_path: Path, edits: str, message: str) -> None:
+    assert message in errors(tmp_path, SOURCE, edits)
+
+
+def test_a_pattern_found_twice_lists_both_places(tmp_path: Path) -> None:
+    source = "def f(x):\n    y = g(x)\n    # g(x) here\n    z = 'g(x)', g(\n        x)\n"
+    assert errors(tmp_path, source, "- {match: g(x), before: a}") == (
+        "taps.yaml:4: match: g(x) is found twice; narrow it with 'inside', or say which with 'nth: 1', 'nth: -1' or "
+        "'nth: all':\n  1. line 2: g(x)\n  2. line 4: g( x)"
+    )
+
+
+def test_one_failing_edit_does_not_hide_the_others(tmp_path: Path) -> None:
+    checked = check(tmp_path, SOURCE, edits_config("- {match: no(x), after: z}\n- {at: entry, before: z}"))
+    (module,) = checked.modules
+    assert [landing.error is None for landing in module.landings] == [False, True]
+    assert module.landings[1].lines == (2,)
+    optional = check(tmp_path, SOURCE, edits_config("- {match: no(x), after: z, optional: true}"))
+    assert optional.ok
+
+
+def test_requires(tmp_path: Path) -> None:
+    package = tmp_path / "pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("__version__ = '1.5.0'\n")
+    config = "requires: {}\npatches: [{{target: mod.f, edits: [{{at: entry, before: y, requires: {}}}]}}]\n"
+    met = check(tmp_path, SOURCE, config.format('{pkg: ">=1.4,<2"}', '[{pkg: "<1"}, {pkg: "==1.5.*"}]'))
+    assert met.ok
+    assert met.modules
+    other = check(tmp_path, SOURCE, config.format('{pkg: ">=2"}', '{pkg: ">=1"}'))
+    assert other.errors == ("taps.yaml:1: the config is for another release: it needs pkg >=2, this is pkg 1.5.0",)
+    edit = check(tmp_path, SOURCE, config.format('{pkg: ">=1"}', '{pkg: "<1"}'))
+    assert edit.ok
+    assert not edit.modules
+    assert "taps.yaml:2: mod.f#1 left out: it needs pkg <1, this is pkg 1.5.0" in [n.message for n in edit.plan.notes]
+
+
+def test_the_schema_that_ships_is_the_one_of_the_models() -> None:
+    shipped = json.loads((Path(patcher.__file__).parent / "schema.json").read_text())
+    assert shipped == json.loads(json.dumps(config_schema()))
+    validator = jsonschema.Draft202012Validator(shipped)
+    validator.check_schema(shipped)
+    good = edits_config("- {wrap: [a, b], nth: all, dump: {name: x, layer_id: 3, dims: t h}}")
+    assert validator.is_valid(yaml.safe_load(good))
+    assert not validator.is_valid(yaml.safe_load(edits_config("- {mach: a, before: b}")))
+
+
+def test_a_value_that_refers_to_itself() -> None:
+    with pytest.raises(ConfigError, match="refers to itself"):
+        parse_config("patches: &a [*a]")
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_read_or_refused_with_a_message(text: str) -> None:
+    for config in (text, f"patches:\n  - target: {text}\n    edits: [{{match: a, before: b}}]"):
+        message = "taps.yaml"
+        try:
+            parse_config(config, "taps.yaml")
+        except ConfigError as error:
+            message = str(error)
+        assert message.startswith("taps.yaml")
