@@ -55,7 +55,7 @@ class GatherFacts:
     counts: tuple[int, ...] | None
     """Per rank the scheduler's count of tokens (of requests when speculating); None when it is not known.
 
-    Releases before 0.5.14 round these up to a multiple of attn_tp in place, so that only this rank's own
+    Older releases (0.5.13 does) round these up to a multiple of attn_tp in place, so that only this rank's own
     count is exact; each rank's own layout says the truth about that rank.
     """
     padding: Literal["max_len", "sum_len"]

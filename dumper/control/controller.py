@@ -16,7 +16,6 @@ from dumper.control.changes import Changes, check
 
 _STALE_SECONDS = 15.0
 _MARGIN_SECONDS = 0.5
-_LEAST_MARGIN = 2
 _ATTEMPTS = 5
 
 
@@ -204,7 +203,7 @@ def effective_steps(
     """
     effective: dict[str, int] = {}
     for group, step in steps:
-        margin = max(_LEAST_MARGIN, math.ceil(steps_per_second.get(group, 0.0) * margin_seconds))
+        margin = 1 + math.ceil(max(steps_per_second.get(group, 0.0), 0.0) * margin_seconds)
         effective[group] = max(effective.get(group, 0), step + margin)
     return effective
 

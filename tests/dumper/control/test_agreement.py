@@ -221,4 +221,4 @@ def test_next_steps_count_from_where_the_change_takes_effect_and_reset_goes_back
 
 def test_the_margin_follows_the_rate_and_replicas_have_steps_of_their_own() -> None:
     steps = [("0", 1000), ("0", 1003), ("1", 5)]
-    assert effective_steps(steps, {"0": 100.0}, 0.5) == {"0": 1053, "1": 7}
+    assert effective_steps(steps, {"0": 100.0}, 0.5) == {"0": 1054, "1": 6}

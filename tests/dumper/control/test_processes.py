@@ -179,7 +179,7 @@ def test_changes_hold_from_one_step_on_all_ranks(
         {"enable": True},
         {"enable": False, "filter": None, "level": None, "steps": None},
     ]
-    assert applied[0][0][0] == 1  # two steps after "none yet"
+    assert applied[0][0][0] == 0  # the first step of all
     assert applied[0][1][0] == first
     assert living(read_ranks(engine.run)) == []
     assert main([str(engine.run), "off"]) == 1
