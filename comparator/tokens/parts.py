@@ -20,6 +20,8 @@ class PartTokens:
     offset: int
     tokens: RowTokens | None
     """None when the layouts do not say which tokens these rows are."""
+    last_rows: bool = False
+    """Whether there is one row per sequence, that of its last token in the pass."""
 
     @property
     def indices(self) -> npt.NDArray[np.int64]:
@@ -31,7 +33,8 @@ def tokens_of_parts(places: Places, rows: PassRows, parts: tuple[TokenPart, ...]
     found = []
     offset = 0
     for part in parts:
-        found.append(PartTokens(part, offset, _tokens_of(places, rows, part)))
+        tokens, last_rows = _tokens_of(places, rows, part)
+        found.append(PartTokens(part, offset, tokens, last_rows))
         offset += part.rows
     return found
 
@@ -40,9 +43,10 @@ def in_order_of_steps(parts: list[PartTokens]) -> list[PartTokens]:
     return sorted(parts, key=lambda found: -1 if found.part.step is None else found.part.step)
 
 
-def _tokens_of(places: Places, rows: PassRows, part: TokenPart) -> RowTokens | None:
+def _tokens_of(places: Places, rows: PassRows, part: TokenPart) -> tuple[RowTokens | None, bool]:
+    """The tokens, and whether they are only the last ones of their sequences."""
     if part.step is None or part.hold == "unknown":
-        return None
+        return None, False
     axes = {axis for axis, _ in part.coordinates}
     for meaning in rows.meanings:
         if meaning.hold != part.hold or not _suits(places, meaning, axes):
@@ -50,8 +54,8 @@ def _tokens_of(places: Places, rows: PassRows, part: TokenPart) -> RowTokens | N
         if meaning.count(part.step, part.rank) == part.rows:
             tokens = meaning.tokens(part.step, part.rank)
             if tokens is not None and len(tokens) == part.rows:
-                return tokens
-    return None
+                return tokens, meaning.last_rows
+    return None, False
 
 
 def _suits(places: Places, meaning: RowMeaning, axes: set[str]) -> bool:

@@ -7,6 +7,9 @@ from typing import Final
 NOT_RECORDED: Final = "not recorded in {side}"
 """Both sides computed the token, but this tensor has it on one side only."""
 
+LAST_ROWS: Final = "{side} has the last row of each pass only"
+"""One side's tensor has a row per sequence, such as logits, and its passes ended elsewhere."""
+
 MISSING_ROWS: Final = "{side} has fewer tokens in this step"
 """Steps are compared one by one, and the same step holds more tokens on one side."""
 

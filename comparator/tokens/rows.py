@@ -83,6 +83,8 @@ class RowMeaning:
     """The tokens of these rows."""
     splits_context: bool = False
     """True when context-parallel ranks hold different rows."""
+    last_rows: bool = False
+    """True when there is one row per sequence, that of its last token in the pass."""
 
 
 class PassRows:
@@ -101,8 +103,10 @@ class PassRows:
             RowMeaning("own rows, padded", own, self._padded_count, self._own_padded, splits_context=local),
             RowMeaning("own real rows", own, self._real_count, self._own_real, splits_context=local),
             RowMeaning("gathered real rows", gathered, self._gathered_real_count, self._gathered_real),
-            RowMeaning("last row of each own sequence", own, self._last_count, self._own_last, splits_context=local),
-            RowMeaning("last row of each sequence", gathered, self._gathered_last_count, self._gathered_last),
+            RowMeaning("last row of each own sequence", own, self._last_count, self._own_last, local, last_rows=True),
+            RowMeaning(
+                "last row of each sequence", gathered, self._gathered_last_count, self._gathered_last, last_rows=True
+            ),
         )
 
     # Own rows

@@ -31,6 +31,8 @@ class _SideRows:
     unknown: int
     """Rows whose layout is missing."""
     dropped: int
+    last_rows: bool
+    """Whether the tensor has one row per sequence and pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +77,10 @@ def plan_smart(space: SharedSpace, baseline: list[PartTokens], target: list[Part
     before = position < parted[pair] if len(pair) else np.zeros(0, np.bool_)
     joined = np.flatnonzero(here & there & before)
     counts: dict[Side, dict[str, int]] = {}
-    sides: tuple[tuple[Side, _SideRows, npt.NDArray[np.bool_], npt.NDArray[np.bool_]], ...] = (
-        ("baseline", one, here, there),
-        ("target", other, there, here),
-    )
-    for side, rows, have, lacks in sides:
-        only = np.flatnonzero(have & ~(lacks & before))
-        counts[side] = _reasons(space, side, rows, only, pair[only], position[only], before[only])
+    sides: tuple[tuple[Side, _SideRows, _SideRows], ...] = (("baseline", one, other), ("target", other, one))
+    for side, rows, lacking in sides:
+        only = np.flatnonzero((rows.index >= 0) & ~((lacking.index >= 0) & before))
+        counts[side] = _reasons(space, side, rows, lacking, pair[only], position[only], before[only])
     plan = TokenPlan(
         baseline=one.index[joined],
         target=other.index[joined],
@@ -120,14 +119,14 @@ def _rows_in(space: SharedSpace, side: Side, parts: list[PartTokens]) -> _SideRo
         alone += int((current & (pair < 0)).sum())
         used = current & (pair >= 0)
         index[space.offsets[pair[used]] + position[used]] = found.offset + real[used]
-    return _SideRows(index, alone, unknown, dropped)
+    return _SideRows(index, alone, unknown, dropped, any(found.last_rows for found in parts))
 
 
 def _reasons(
     space: SharedSpace,
     side: Side,
     rows: _SideRows,
-    cells: _Integers,
+    lacking: _SideRows,
     pair: _Integers,
     position: _Integers,
     before: npt.NDArray[np.bool_],
@@ -136,7 +135,7 @@ def _reasons(
     other: Side = "target" if side == "baseline" else "baseline"
     table = space.table(other)
     found: dict[str, int] = {}
-    if len(cells):
+    if len(pair):
         numbers = np.array([getattr(pair, other) for pair in space.pairs.pairs], np.int64)[pair]
         drafted = np.minimum(_drafts(space, "baseline")[pair], _drafts(space, "target")[pair])
         inside = position < table.end[numbers]
@@ -148,7 +147,7 @@ def _reasons(
             (position < table.start[numbers], reasons.CACHED_PREFIX),
             (~inside, reasons.ENDED_EARLIER),
             (outside, reasons.OTHER_STEPS),
-            (computed, reasons.NOT_RECORDED),
+            (computed, reasons.LAST_ROWS if lacking.last_rows else reasons.NOT_RECORDED),
         )
         choice = np.select([mask for mask, _ in names], list(range(len(names))), default=len(names))
         words = [*(name for _, name in names), reasons.NOT_COMPUTED]

@@ -6,14 +6,19 @@ form that rows can have. Padding rows hold noise that differs from rank to rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
 
+from dumper.adapters.protocol import Process
 from dumper.layout import PADDING_ROW, ContextParallelRows, TokenLayout
+from dumper.recorder import Recorder
+from dumper.settings import Settings
 from tests.support.synthetic_engine import RankPass, Schedule
 
 WIDTH = 4
@@ -187,10 +192,39 @@ def _last_rows(layout: TokenLayout) -> list[int]:
     return [int(np.flatnonzero(sequence == index)[-1]) for index in np.unique(sequence[sequence >= 0])]
 
 
-def write(run: SyntheticRun, dump: Callable[[int, TokenLayout, int, str, Array], None]) -> None:
-    """Call ``dump(step, layout, rank, form, values)`` for everything that the run recorded, rank by rank."""
+DIMS = {
+    "own": "t h # tp:replicated",
+    "partial": "t h[tp:partial]",
+    "scattered": "t h # tp:replicated",
+    "gathered": "t h # tp:replicated",
+    "gathered_scattered": "t h # tp:replicated",
+    "real": "t h # tp:replicated",
+    "last": "t h # tp:replicated",
+}
+"""One set of dims for every layout. A run with context parallelism says so: ``t[attn_cp:zigzag] h``."""
+
+
+_WHOLE_ROWS = frozenset({"own", "partial", "gathered"})
+"""Forms that keep the shape of a padded batch."""
+
+
+def write(run: SyntheticRun, path: Path, *, dims: Mapping[str, str] | None = None) -> Path:
+    """Write the run with the dumper, a recorder per rank; returns ``path``.
+
+    ``dims`` overrides ``DIMS`` per form. Padded batches are written as ``b s h``.
+    """
     for rank in run.ranks:
-        for step in run.steps:
-            for form, found in run.tensors.items():
-                if (step, rank) in found:
-                    dump(step, run.layouts[step, rank], rank, form, found[step, rank])
+        process = Process(rank, len(run.ranks), run.parallel[rank], versions={}, framework=None)
+        with mock.patch("dumper.session.describe_process", return_value=process):
+            recorder = Recorder(Settings(enable=True, dir=str(path.parent), run=path.name))
+            for step in run.steps:
+                layout = run.layouts[step, rank]
+                recorder.step(layout=layout)
+                for form, found in run.tensors.items():
+                    if (step, rank) in found:
+                        values, form_dims = found[step, rank], {**DIMS, **(dims or {})}[form]
+                        if layout.batch_shape is not None and form in _WHOLE_ROWS:
+                            values, form_dims = values.reshape(layout.batch_shape[0], -1, WIDTH), f"b s{form_dims[1:]}"
+                        recorder.dump(form, values, dims=form_dims)
+            recorder.close()
+    return path

@@ -70,7 +70,7 @@ def pairs(draw: st.DrawFn) -> tuple[list[Request], SyntheticRun, str, SyntheticR
     return requests, baseline, draw(forms_of(baseline)), target, draw(forms_of(target))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(pairs())
 def test_every_layout_of_the_same_requests_joins_equal_values(
     pair: tuple[list[Request], SyntheticRun, str, SyntheticRun, str],
@@ -82,7 +82,7 @@ def test_every_layout_of_the_same_requests_joins_equal_values(
     assert joined.unequal.size == 0
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(pairs(), st.randoms(use_true_random=False))
 def test_a_fault_is_found_at_its_token_and_nowhere_else(
     pair: tuple[list[Request], SyntheticRun, str, SyntheticRun, str], chance: random.Random
