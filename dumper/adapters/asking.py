@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,6 @@ def installed_versions(*distributions: str) -> dict[str, str]:
     """Distribution name to version, of those that are installed."""
     found = {}
     for distribution in distributions:
-        version = quietly(lambda distribution=distribution: importlib.metadata.version(distribution))
-        if version is not None:
-            found[distribution] = str(version)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[distribution] = importlib.metadata.version(distribution)
     return found
