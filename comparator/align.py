@@ -150,8 +150,11 @@ def _plan_side(
     classes = _classify(bundle, dims, context, aligner)
     steps: list[StepPlan] = []
     parts: list[TokenPart] = []
+    by_step: dict[int | None, list[RecordView]] = {}
+    for record in sorted(bundle.records, key=lambda one: one.rank):
+        by_step.setdefault(record.step, []).append(record)
     for step in bundle.steps:
-        records = sorted((record for record in bundle.records if record.step == step), key=lambda one: one.rank)
+        records = by_step[step]
         plan = _plan_step(step, records, dims, context, classes.get(step, _UNKNOWN_ROWS))
         if dims is None and not steps and (
             plan.rows.hold != "unknown" or (joined and not _has_layout(context, step, records))
