@@ -1,0 +1,132 @@
+"""The real recorder in a process of its own: step rules, ``on_nan``, and ``ctl`` while it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dumper import open_run
+from dumper.control.cli import main
+from dumper.control.controller import read_ranks
+
+STEPPING = """
+import sys, time
+import numpy as np
+from dumper import dumper
+value = np.zeros(4, np.float32)
+for step in range(int(sys.argv[1])):
+    with dumper.step():
+        value[0] = np.nan if len(sys.argv) > 2 and step == int(sys.argv[2]) else step
+        dumper.dump("a", value, layer_id=0)
+        dumper.dump("b", value, layer_id=1)
+    if len(sys.argv) > 3:
+        time.sleep(float(sys.argv[3]))
+dumper.close()
+"""
+
+
+def environment(run: Path, **settings: str) -> dict[str, str]:
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("TENSORTAP_")},
+        "TENSORTAP_DIR": str(run.parent),
+        "TENSORTAP_RUN": run.name,
+        **{f"TENSORTAP_{name.upper()}": value for name, value in settings.items()},
+    }
+
+
+def recorded_steps(run: Path, **selection: Any) -> list[int | None]:
+    return [record.step for record in open_run(run).select(**selection)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "nan_at", "steps"),
+    [
+        ({"steps": "3-5"}, None, [3, 4, 5]),
+        pytest.param({"steps": "every 4"}, None, [0, 4, 8], marks=pytest.mark.slow),
+        pytest.param({"steps": "first 2, 9"}, None, [0, 1, 9], marks=pytest.mark.slow),
+        ({"on_nan": "2"}, 6, [4, 5, 6, 7, 8, 9]),
+        pytest.param({"on_nan": "0"}, 0, list(range(10)), marks=pytest.mark.slow),
+    ],
+)
+def test_which_steps_are_recorded(
+    tmp_path: Path, settings: dict[str, str], nan_at: int | None, steps: list[int]
+) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", STEPPING, "10", *([] if nan_at is None else [str(nan_at)])]
+    subprocess.run(command, check=True, env=environment(run, enable="1", control="0", **settings))
+    assert recorded_steps(run, name="a") == steps
+    assert recorded_steps(run, name="b") == steps
+    assert open_run(run).losses == 0
+
+
+@pytest.mark.slow
+def test_without_a_nan_nothing_is_written(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    subprocess.run(
+        [sys.executable, "-c", STEPPING, "10"], check=True, env=environment(run, enable="1", control="0", on_nan="2")
+    )
+    assert list(run.glob("rank-*.msgpack")) == []
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_process_that_records_nothing_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", STEPPING, "1000000", "-1", "0.002"],
+        env=environment(run, enable="0", control="1"),
+    ) as process:
+        try:
+            until(lambda: bool(read_ranks(run)))
+            agreed = []
+            for change in (["on"], ["filter", "layer_id == 1"], ["off"]):
+                assert main([str(run), "--json", "--wait", "60", *change]) == 0
+                agreed.append(json.loads(capsys.readouterr().out)["effective"]["0"])
+            assert main([str(run), "--json", "status"]) == 0
+            (rank,) = json.loads(capsys.readouterr().out)
+            assert rank["alive"]
+            assert rank["state"]["settings"]["enable"] is False
+            assert rank["state"]["settings"]["filter"] == "layer_id == 1"
+            assert main([str(run), "filter", "layer_id =="]) == 2
+            assert "filter" in capsys.readouterr().err
+            assert main([str(run), "level", "loud"]) == 2
+            assert "level" in capsys.readouterr().err
+        finally:
+            process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    on, narrowed, off = agreed
+    assert recorded_steps(run, name="a") == list(range(on, narrowed))
+    assert recorded_steps(run, name="b") == list(range(on, off))
+
+
+@pytest.mark.slow
+def test_control_that_is_switched_off_leaves_no_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", STEPPING, "3"]
+    subprocess.run(command, check=True, env=environment(run, enable="1", control="0"))
+    assert not (run / "control").exists()
+    subprocess.run(command, check=True, env=environment(tmp_path / "off", enable="0"))
+    assert not (tmp_path / "off").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", STEPPING, "3"]
+    subprocess.run(command, check=True, env=environment(run, enable="1"))
+    (rank,) = read_ranks(run)
+    assert (rank.ended, rank.step) == (True, 2)
