@@ -75,7 +75,7 @@ class RankEncoder:
         """Put a small record to those that are written together; write a large one."""
         data: Any = item.data
         description = item.description
-        if not isinstance(data, bytes):
+        if not isinstance(data, bytes | memoryview):
             copy = data
             try:
                 data = copy.wait()
@@ -89,7 +89,7 @@ class RankEncoder:
         if len(data) < LARGE:
             small.append((description, data, item.step))
         else:
-            large = staged.pop() if staged and not isinstance(item.data, bytes) else None
+            large = None if isinstance(item.data, bytes | memoryview) else staged.pop()
             self._flush(small, staged)
             self._append_large(description, data, item.step)
             if large is not None:
@@ -152,8 +152,10 @@ class RankEncoder:
         if not isinstance(item, Submission):
             return [item]
         description, data = item.description, item.data
-        if not isinstance(data, bytes):
-            # What is held must not keep pooled buffers from being used again.
+        # What is held must not keep buffers from being used again.
+        if isinstance(data, memoryview):
+            data = bytes(data)
+        elif not isinstance(data, bytes):
             copy = data
             try:
                 data = bytes(copy.wait())

@@ -10,7 +10,7 @@ from typing import Any
 from dumper.adapters.protocol import PendingLayout, Process
 from dumper.layout import TokenLayout
 from dumper.levels import Level
-from dumper.staging import Staged
+from dumper.staging import Slab, Staged
 
 TagsKey = tuple[tuple[str, Any], ...]
 
@@ -69,16 +69,25 @@ class Description:
 
 
 class Submission:
-    """One value to be written: bytes, or a copy that is still on its way."""
+    """One value to be written: its bytes, or a copy that is still on its way."""
 
-    __slots__ = ("data", "description", "reserved", "step")
+    __slots__ = ("data", "description", "reserved", "slab", "step")
 
-    def __init__(self, description: Description, data: bytes | Staged, step: int | None, reserved: int) -> None:
+    def __init__(
+        self,
+        description: Description,
+        data: bytes | memoryview | Staged,
+        step: int | None,
+        reserved: int,
+        slab: Slab | None = None,
+    ) -> None:
         self.description = description
         self.data = data
         self.step = step
         self.reserved = reserved
         """Bytes of the memory budget to give back."""
+        self.slab = slab
+        """The slab that ``data`` is a part of."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@ recording failed."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import os
@@ -11,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dumper.taps import Tap
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dumper.layout import TokenLayout
     from dumper.session import Session
     from dumper.settings import Settings
+    from dumper.staging import Stager
 
 logger = logging.getLogger("tensortap")
 
@@ -35,10 +36,11 @@ class Recorder:
         """``settings``: None takes them from the environment when they are first needed."""
         self._settings: Settings | None = settings
         self._session: Session | None = None
+        self._stager: Stager | None = None
         self._control: Control | None = None
         self._taps: list[Tap] = []
         self._installed: list[tuple[str, tuple[Mapping[str, Any], ...], Mapping[str, Any]]] = []
-        self._context = threading.local()
+        self._context = _Context()
         self._captures: list[list[CapturedRecord]] = []
         self._lock = threading.RLock()
         self._explicit_steps = False
@@ -139,9 +141,7 @@ class Recorder:
         error = sys.exc_info()[1]
         self._complain(f"tap {tap.id}: {type(error).__name__}: {error}; the tap records nothing here", key=tap.id)
         with contextlib.suppress(Exception):
-            session = self._open_session()
-            if session is not None:
-                session.status.add("failed_taps")
+            self._open_session().status.add("failed_taps")
 
     # Steps
 
@@ -189,8 +189,6 @@ class Recorder:
         if not self._steps_begun and self._batch is None and self._layout is None:
             return
         session = self._open_session()
-        if session is None:
-            return
         self._step_announced = True
         layout = self._layout
         if layout is None and self._batch is not None:
@@ -203,7 +201,7 @@ class Recorder:
     @contextlib.contextmanager
     def ctx(self, **tags: Any) -> Iterator[None]:
         """Add tags to every record of this thread inside the block; a record's own tags win."""
-        before = getattr(self._context, "tags", {})
+        before = self._context.tags
         self._context.tags = {**before, **tags}
         try:
             yield
@@ -280,63 +278,56 @@ class Recorder:
         if not self._recording:
             return
         try:
-            self._submit(name, value, dims, tags, level, tap, stream, step)
+            context = self._context.tags
+            if context:
+                tags = {**context, **tags}
+            if self._captures:
+                self._capture_value(name, value, dims, tags, stream, step)
+            elif step is not None or self._has_step():
+                session = self._session or self._open_session()
+                session.submit(
+                    name, value, dims, tags, level, tap, stream, self._step if step is None and self._in_step else step
+                )
             if grad and stream == "value":
                 from dumper.gradients import record_gradient
 
-                record_gradient(
-                    self, name, value, dims, {**getattr(self._context, "tags", {}), **tags}, tap, self._step
-                )
+                record_gradient(self, name, value, dims, tags, tap, self._step)
         except Exception as error:
             self._complain(f"{name} was not recorded: {error}", key=f"{name}{type(error)}")
 
-    def _submit(
-        self,
-        name: str,
-        value: Any,
-        dims: str | None,
-        tags: Mapping[str, Any],
-        level: str | None,
-        tap: str | None,
-        stream: str,
-        step: int | None,
+    def _has_step(self) -> bool:
+        """Whether a record that comes now is wanted: it belongs to a step, or need not."""
+        if self._in_step:
+            if not self._step_announced:
+                with self._lock:
+                    self._announce_step()
+                    self._step_announced = True
+            return True
+        if self._require_settings().outside_steps == "record":
+            return True
+        self._open_session().status.add("outside_steps")
+        return False
+
+    def _capture_value(
+        self, name: str, value: Any, dims: str | None, tags: Mapping[str, Any], stream: str, step: int | None
     ) -> None:
-        context = getattr(self._context, "tags", None)
-        if context:
-            tags = {**context, **tags}
-        if self._captures:
-            from dumper.capture import captured
+        from dumper.capture import captured
 
-            self._captures[-1].append(captured(name, value, dims, tags, stream, self._step if step is None else step))
-            return
-        if step is None:
-            if self._in_step:
-                if not self._step_announced:
-                    with self._lock:
-                        self._announce_step()
-                        self._step_announced = True
-                step = self._step
-            elif self._require_settings().outside_steps != "record":
-                self._count_outside()
-                return
-        session = self._session or self._open_session()
-        if session is not None:
-            session.submit(name, value, dims, tags, level, tap, stream, step)
-
-    def _count_outside(self) -> None:
-        session = self._session or self._open_session()
-        if session is not None:
-            session.status.add("outside_steps")
+        self._captures[-1].append(captured(name, value, dims, tags, stream, self._step if step is None else step))
 
     # The session: what is open while something is recorded
 
-    def _open_session(self) -> Session | None:
+    def _open_session(self) -> Session:
         if self._session is None:
             with self._lock:
                 if self._session is None:
                     from dumper.session import Session
+                    from dumper.staging import Stager
 
-                    self._session = Session(self._require_settings(), self._taps)
+                    settings = self._require_settings()
+                    # Kept when a run is closed and another begun: its buffers are expensive to make.
+                    self._stager = self._stager or Stager(settings.memory_budget // 4)
+                    self._session = Session(settings, self._taps, self._stager)
                     for installed in self._installed:
                         self._session.add_taps(*installed)
                     self._start_control()
@@ -344,7 +335,10 @@ class Recorder:
                         from dumper.control import place_of
 
                         self._control.set_place(place_of(self._session.process))
-                    _close_at_exit(self)
+                    from dumper.signals import call_at_end
+
+                    call_at_end(self.end)
+        assert self._session is not None
         return self._session
 
     def _start_control(self) -> None:
@@ -381,12 +375,18 @@ class Recorder:
     def _forked(self) -> None:
         """In the child of a fork: the parent's file and threads are not ours."""
         self._lock = threading.RLock()
-        self._session = self._control = None
+        self._session = self._control = self._stager = None
 
     def _complain(self, message: str, *, key: str) -> None:
         if key not in self._complaints:
             self._complaints.add(key)
             logger.error("tensortap: %s. The model runs on; this is said once and counted in the run.", message)
+
+
+class _Context(threading.local):
+    """The tags that ``ctx`` adds on a thread."""
+
+    tags: Mapping[str, Any] = MappingProxyType({})
 
 
 class _Step:
@@ -404,21 +404,6 @@ class _Step:
         self._recorder.end_step()
 
 
-def _close_at_exit(recorder: Recorder) -> None:
-    """Once per process: complete the files at every orderly end, of ``multiprocessing`` children too."""
-    if _registered.get("process") == os.getpid():
-        return
-    _registered["process"] = os.getpid()
-    atexit.register(recorder.end)
-    if "multiprocessing.util" in sys.modules:
-        # Children of multiprocessing leave through os._exit, past atexit.
-        sys.modules["multiprocessing.util"].Finalize(None, recorder.end, exitpriority=10)
-    from dumper.signals import close_on_termination
-
-    close_on_termination(recorder.end)
-
-
-_registered: dict[str, int] = {}
 dumper = Recorder()
 os.register_at_fork(after_in_child=dumper._forked)
 

@@ -19,7 +19,7 @@ from dumper.layout import TokenLayout
 from dumper.levels import FULL, Level, LevelRules
 from dumper.reduced import reduce_value
 from dumper.settings import Settings
-from dumper.staging import SMALL, Stager, copy_bytes
+from dumper.staging import SMALL, Stager, copy_memory
 from dumper.taps import Tap
 from dumper.writer import Writer, current_process, status_path
 
@@ -69,13 +69,14 @@ class Plan:
 class Session:
     """From the first record to ``close``. ``submit`` may be called from any thread."""
 
-    def __init__(self, settings: Settings, taps: Sequence[Tap]) -> None:
+    def __init__(self, settings: Settings, taps: Sequence[Tap], stager: Stager) -> None:
         self._settings = settings
         self._taps = taps
         self.process = describe_process()
         self.status = _open_status(settings, self.process)
-        self._stager = Stager(settings.memory_budget // 4)
-        self._writer = Writer(settings, self.status, RankEncoder(settings, self._status_of, self._coverage))
+        self._stager = stager
+        encoder = RankEncoder(settings, self._status_of, self._coverage)
+        self._writer = Writer(settings, self.status, encoder, stager.pool)
         self._writer.put(Place(self.process))
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._next_number = itertools.count(1).__next__
@@ -151,12 +152,15 @@ class Session:
             return False
         description = plan.describe(dtype, value.shape, self._backward_pass() != -1)
         reserved = nbytes + OVERHEAD_BYTES
-        if self._writer.reserve(reserved):
-            # An empty tensor may have no address.
-            data = copy_bytes(value.data_ptr(), nbytes) if nbytes else b""
-            self._writer.put(Submission(description, data, step, reserved))
-        else:
+        place = self._writer.take_slab(nbytes, reserved)
+        if place is None:
             self.status.add("lost_full_memory")
+            return True
+        slab, offset = place
+        # An empty tensor may have no address.
+        if nbytes:
+            copy_memory(slab.address + offset, value.data_ptr(), nbytes)
+        self._writer.put(Submission(description, slab.view[offset : offset + nbytes], step, reserved, slab))
         return True
 
     def _submit_any(self, plan: Plan, value: Any, step: int | None) -> None:

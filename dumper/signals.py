@@ -1,10 +1,12 @@
-"""SIGTERM ends a Python process at once, past ``atexit``: complete the files first."""
+"""The ways in which a process ends in order, so that its files are completed first."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -13,8 +15,23 @@ LONGEST_CLOSE = 10.0
 """Seconds after which a process that was asked to end does so, whatever the disk is doing."""
 
 
+_registered: dict[str, int] = {}
+
+
+def call_at_end(close: Callable[[], None]) -> None:
+    """Call ``close`` once at the end of this process, be it a ``multiprocessing`` child or ended by SIGTERM."""
+    if _registered.get("process") == os.getpid():
+        return
+    _registered["process"] = os.getpid()
+    atexit.register(close)
+    if "multiprocessing.util" in sys.modules:
+        # Children of multiprocessing leave through os._exit, past atexit.
+        sys.modules["multiprocessing.util"].Finalize(None, close, exitpriority=10)
+    close_on_termination(close)
+
+
 def close_on_termination(close: Callable[[], None]) -> None:
-    """Call ``close`` when SIGTERM comes, then die of it as before.
+    """Call ``close`` when SIGTERM comes, then die of it as before: Python would end at once, past ``atexit``.
 
     Does nothing when the program has a handler of its own (its way out goes through ``atexit``) or outside the main
     thread, where Python cannot set handlers.

@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from dumper.cuda import DeviceCopier
 
 SMALL = 64 << 10
-"""Bytes; up to here a fresh bytes object is cheaper than a pooled buffer."""
+"""Bytes; values up to here share slabs."""
+SLAB_BYTES = 4 << 20
+"""numpy asks for huge pages from this size on."""
 
-copy_bytes = ctypes.string_at
-"""``copy_bytes(address, length)``: the memory there as bytes."""
+copy_memory = ctypes.PYFUNCTYPE(None, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t)(
+    ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
+)
+"""``copy_memory(to, from, length)``, addresses. Keeps the interpreter lock, which takes longer to get back than such a
+copy takes; ``ctypes.memmove`` lets go of it."""
 
 
 class Staged(Protocol):
@@ -51,6 +56,25 @@ class StagedBuffer:
 
     def release(self) -> None:
         self._give_back()
+
+
+class Slab:
+    """A buffer that many small values share; it goes back to its pool when all of them are written."""
+
+    __slots__ = ("address", "buffer", "released", "retired", "taken", "used", "view")
+
+    def __init__(self, buffer: npt.NDArray[np.uint8]) -> None:
+        self.buffer = buffer
+        self.view = buffer.data
+        self.address: int = buffer.ctypes.data
+        self.used = 0
+        """Bytes."""
+        self.taken = 0
+        """Values that were put into it."""
+        self.released = 0
+        """Values that are written."""
+        self.retired = False
+        """Whether no more will be put into it."""
 
 
 class HostPool:
@@ -107,7 +131,7 @@ class Stager:
     """Stages tensors of any device, numpy arrays, and plain values."""
 
     def __init__(self, pool_bytes: int) -> None:
-        self._pool = HostPool(pool_bytes)
+        self.pool = HostPool(pool_bytes)
         self._pool_bytes = pool_bytes
         self._device_copier: DeviceCopier | None = None
 
@@ -131,15 +155,15 @@ class Stager:
         import torch
 
         nbytes = value.numel() * value.element_size()
-        buffer = self._pool.take(nbytes)
+        buffer = self.pool.take(nbytes)
         with torch.no_grad():
             # copy_ brings any strides into row-major order and resolves lazy conjugation and negation.
             torch.from_numpy(buffer).view(value.dtype).view(value.shape).copy_(value)
         if nbytes <= SMALL:
             data = buffer.tobytes()
-            self._pool.give_back(buffer)
+            self.pool.give_back(buffer)
             return data
-        return StagedBuffer(nbytes, buffer.data, lambda: self._pool.give_back(buffer))
+        return StagedBuffer(nbytes, buffer.data, lambda: self.pool.give_back(buffer))
 
     def _copier(self) -> DeviceCopier:
         if self._device_copier is None:

@@ -12,6 +12,7 @@ from dumper.encoder import RankEncoder
 from dumper.format.status import StatusBlock
 from dumper.items import Barrier, Item, Stop, Submission
 from dumper.settings import Settings
+from dumper.staging import SLAB_BYTES, HostPool, Slab
 
 logger = logging.getLogger("tensortap")
 
@@ -32,15 +33,19 @@ LARGEST_BATCH_BYTES = 8 << 20
 class Writer:
     """Owns the thread and the memory budget of one process. ``put`` may be called from any thread."""
 
-    def __init__(self, settings: Settings, status: StatusBlock, encoder: RankEncoder) -> None:
+    def __init__(self, settings: Settings, status: StatusBlock, encoder: RankEncoder, pool: HostPool) -> None:
         self._status = status
         self._encoder = encoder
+        self._pool = pool
+        self._slab = Slab(pool.take(SLAB_BYTES))
         self._budget = settings.memory_budget
         self._drops = settings.when_full == "drop"
         self._queue: deque[Item] = deque()
         self._wake = threading.Event()
         self._asleep = False
-        self._room = threading.Condition()
+        # A plain lock: a condition is entered through Python code, and this happens for every record.
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
         self._reserved = 0
         self._thread = threading.Thread(target=self._work, name="tensortap-writer", daemon=True)
         self._thread.start()
@@ -61,24 +66,66 @@ class Writer:
 
         A value larger than the whole budget passes when nothing else is waiting. Waits when the policy says so.
         """
-        with self._room:
-            if self._reserved + nbytes <= self._budget or self._reserved == 0:
-                self._reserved += nbytes
-                return True
-            if self._drops:
-                return False
-            while self._reserved and self._reserved + nbytes > self._budget:
-                if not self._thread.is_alive():
-                    return False
-                self._wake.set()
-                self._room.wait(IDLE_WAIT)
+        with self._lock:
+            return self._reserve(nbytes)
+
+    def _reserve(self, nbytes: int) -> bool:
+        if self._reserved + nbytes <= self._budget or self._reserved == 0:
             self._reserved += nbytes
             return True
+        if self._drops:
+            return False
+        while self._reserved and self._reserved + nbytes > self._budget:
+            if not self._thread.is_alive():
+                return False
+            self._wake.set()
+            self._room.wait(IDLE_WAIT)
+        self._reserved += nbytes
+        return True
+
+    def take_slab(self, nbytes: int, reserved: int) -> tuple[Slab, int] | None:
+        """``reserve``, and a place for a small value: the slab and the offset in it."""
+        with self._lock:
+            # The common case without a call.
+            if self._reserved + reserved <= self._budget:
+                self._reserved += reserved
+            elif not self._reserve(reserved):
+                return None
+            slab = self._slab
+            offset = slab.used
+            if offset + nbytes > SLAB_BYTES:
+                self._retire(slab)
+                slab = self._slab = Slab(self._pool.take(SLAB_BYTES))
+                offset = 0
+            # Rounded up, so that copies start at cache lines.
+            slab.used = (offset + nbytes + 63) & -64
+            slab.taken += 1
+            return slab, offset
+
+    def _retire(self, slab: Slab) -> None:
+        slab.retired = True
+        if slab.released == slab.taken:
+            self._pool.give_back(slab.buffer)
 
     def give_back(self, nbytes: int) -> None:
         """Return what was reserved."""
-        with self._room:
+        with self._lock:
             self._reserved -= nbytes
+            self._room.notify_all()
+
+    def _release(self, batch: list[Item]) -> None:
+        """Give back the memory of what a batch held."""
+        reserved = 0
+        with self._lock:
+            for item in batch:
+                if isinstance(item, Submission):
+                    reserved += item.reserved
+                    slab = item.slab
+                    if slab is not None:
+                        slab.released += 1
+                        if slab.retired and slab.released == slab.taken:
+                            self._pool.give_back(slab.buffer)
+            self._reserved -= reserved
             self._room.notify_all()
 
     @property
@@ -100,6 +147,8 @@ class Writer:
         self.put_now(Stop())
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            with self._lock:
+                self._retire(self._slab)
 
     def _work(self) -> None:
         naps = 0
@@ -113,7 +162,7 @@ class Writer:
                 if not self._queue:
                     naps = self._rest(naps)
         finally:
-            with self._room:
+            with self._lock:
                 self._room.notify_all()
 
     def _rest(self, naps: int) -> int:
@@ -138,9 +187,7 @@ class Writer:
             records = sum(isinstance(item, Submission) for item in batch)
             logger.exception("tensortap: up to %d values were not written because of an internal error", records)
         finally:
-            reserved = sum(item.reserved for item in batch if isinstance(item, Submission))
-            if reserved:
-                self.give_back(reserved)
+            self._release(batch)
             for item in batch:
                 if isinstance(item, Barrier):
                     item.reached.set()
