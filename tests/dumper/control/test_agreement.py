@@ -97,7 +97,7 @@ MOVES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(moves=MOVES)
 def test_all_ranks_change_at_one_step_or_none_does(moves: list[tuple[str, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
