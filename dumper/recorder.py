@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from dumper.compiled import Tracing, record_in_graph
 from dumper.taps import Tap
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Recorder:
 
     def __init__(self, settings: Settings | None = None) -> None:
         """``settings``: None takes them from the environment when they are first needed."""
+        self.number = Tracing.add(self)
+        """How the graphs of ``torch.compile`` name this recorder."""
         self._settings: Settings | None = settings
         self._session: Session | None = None
         self._stager: Stager | None = None
@@ -110,6 +113,7 @@ class Recorder:
 
     def _refresh(self) -> None:
         """Decide anew whether anything is recorded now, and tell the taps."""
+        Tracing.watch()
         settings = self._settings
         wanted = settings is not None and settings.enable and settings.wants_step(self._step)
         self._recording = (wanted and not self._ended) or bool(self._captures)
@@ -221,7 +225,11 @@ class Recorder:
         **tags: Any,
     ) -> None:
         """Record ``value`` (a tensor, an array, a number, text, a list or map of plain values) as it is now."""
-        if self._recording:
+        if not self._recording:
+            return
+        if Tracing.is_compiling():
+            record_in_graph(self.number, name, value, dims, tags, level=level, tap=None)
+        else:
             self.submit(name, value, dims, tags, level=level, grad=grad)
 
     def dump_dict(self, name: str, value: Any, *, dims: str | None = None, **tags: Any) -> None:
@@ -294,6 +302,15 @@ class Recorder:
                 record_gradient(self, name, value, dims, tags, tap, self._step)
         except Exception as error:
             self._complain(f"{name} was not recorded: {error}", key=f"{name}{type(error)}")
+
+    def submit_from_graph(
+        self, name: str, value: Any, dims: str | None, tags: Mapping[str, Any], *, level: str | None, tap: str | None
+    ) -> None:
+        """What ``submit`` does, called by the operator that compiled code holds in place of a tap."""
+        for installed in self._taps:
+            if installed.id == tap:
+                installed.fired += 1
+        self.submit(name, value, dims, tags, level=level, tap=tap)
 
     def _has_step(self) -> bool:
         """Whether a record that comes now is wanted: it belongs to a step, or need not."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dumper.compiled import Tracing, record_in_graph
+
 if TYPE_CHECKING:
     from dumper.recorder import Recorder
 
@@ -29,14 +31,20 @@ class Tap:
 
     def record(self, value: Any, dims: str | None = None, /, **tags: Any) -> None:
         """Record a value under the tap's own name."""
+        if Tracing.is_compiling():
+            record_in_graph(self._recorder.number, self.name, value, dims, tags, level=self.level, tap=self.id)
+            return
         self.fired += 1
         self._recorder.submit(self.name, value, dims, tags, level=self.level, grad=self.grad, tap=self.id)
 
     def dump(self, name: str, value: Any, dims: str | None = None, **tags: Any) -> None:
         """Record a value under a name that the code at the tap gives."""
-        self.fired += 1
         level = tags.pop("level", self.level)
         grad = tags.pop("grad", self.grad)
+        if Tracing.is_compiling():
+            record_in_graph(self._recorder.number, name, value, dims, tags, level=level, tap=self.id)
+            return
+        self.fired += 1
         self._recorder.submit(name, value, dims, tags, level=level, grad=grad, tap=self.id)
 
     def step(self, batch: Any = None, **arguments: Any) -> Any:
