@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
     from dumper.run import Record, Run
 
+UNFOLDED_WIDTH = 1000
+"""Characters; wider than any table here."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -27,12 +30,15 @@ def print_run(run: Run, records: Sequence[Record]) -> None:
     """The run in a few tables, on standard output; ``records`` are those to summarise by name."""
     from rich.console import Console
 
-    console = Console(soft_wrap=False)
+    # Dims are in brackets, which are not markup. Without a terminal there is no width to fold to.
+    console = Console(markup=False, width=None if sys.stdout.isatty() else UNFOLDED_WIDTH)
     steps = f"{len(run.steps)} steps ({_ranges(run.steps)})" if run.steps else "no steps"
     console.print(
-        f"[bold]{run.path}[/]: {len(run.ranks)} of {run.world_size} ranks, {steps}, {len(run.records)} records, "
+        f"{run.path}: {len(run.ranks)} of {run.world_size} ranks, {steps}, {len(run.records)} records, "
         f"{run.losses} lost",
+        style="bold",
         highlight=False,
+        soft_wrap=True,
     )
     for table in (_rank_table(run), _name_table(records), _tap_table(run)):
         if table.row_count:
@@ -45,7 +51,8 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column == "name")
     return table
 
 
