@@ -131,12 +131,16 @@ class Record:
         frame = self._segment.frame(self._column("offset"))
         parts = [view[part.offset : part.offset + part.length] for part in frame.payloads]
         data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
-        if self._descriptor.get("compression") == "zstd":
-            data = _decompressed(data, self._uncompressed_bytes(frame))
+        if b"compression" in frame.meta:
+            meta = frames.decode_meta(frame.meta)
+            if meta.get("compression") == "zstd":
+                data = _decompressed(data, self._uncompressed_bytes(meta))
+            elif meta.get("compression") is not None:
+                raise FormatError(f"{self.source}: compressed with {meta['compression']!r}, which is not known here")
         return data.toreadonly()
 
-    def _uncompressed_bytes(self, frame: frames.Frame) -> int:
-        size = frames.decode_meta(frame.meta).get("bytes")
+    def _uncompressed_bytes(self, meta: Mapping[str, Any]) -> int:
+        size = meta.get("bytes")
         if not isinstance(size, int) or not 0 <= size < _LARGEST_DECOMPRESSED:
             raise FormatError(f"{self.source}: the record does not say how large its value is")
         return size

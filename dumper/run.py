@@ -285,9 +285,9 @@ def open_run(path: str | Path) -> Run:
             part.segments.append(open_segment(file))
         except OSError as error:
             part.problems.append(Problem("unreadable", f"{file.name} cannot be read: {error.strerror}"))
-    if not ranks:
-        return _open_other(path)
-    return Run(path, ranks, _read_statuses(path))
+    statuses = _read_statuses(path)
+    # A rank whose every value was lost has counts and no records.
+    return Run(path, ranks, statuses) if ranks or statuses else _open_other(path)
 
 
 def _open_other(path: Path) -> Run:

@@ -155,6 +155,8 @@ class Stager:
         import torch
 
         nbytes = value.numel() * value.element_size()
+        if nbytes == 0:
+            return b""
         buffer = self.pool.take(nbytes)
         with torch.no_grad():
             # copy_ brings any strides into row-major order and resolves lazy conjugation and negation.
