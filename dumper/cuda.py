@@ -8,12 +8,10 @@ before the side stream has read it.
 
 from __future__ import annotations
 
-import functools
 import threading
-import weakref
 from collections import defaultdict
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +93,7 @@ class DeviceCopier:
     def start(self, value: torch.Tensor) -> DeviceCopy:
         """Begin to copy a CUDA tensor as it is now; returns at once.
 
-        Raises RuntimeError when the current stream is being captured into a CUDA graph: ``GraphTaps`` is for that.
+        Raises RuntimeError while the current stream is captured into a CUDA graph (see ``dumper/graphs.py``).
         """
         import torch
 
@@ -121,81 +119,3 @@ class DeviceCopier:
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device=device)  # type: ignore[no-untyped-call]
         return self._streams[device]
-
-
-@dataclass
-class CapturedTap:
-    """A value whose copy into a fixed buffer is part of a CUDA graph."""
-
-    record: Any
-    """What the recorder needs to record the buffer after a replay; opaque here."""
-    buffer: torch.Tensor
-    """On the device, of the shape that was captured; every replay fills it anew."""
-
-
-@dataclass
-class GraphTaps:
-    """Taps that ran while a CUDA graph was captured, by graph.
-
-    A tap inside a graph runs in Python once, at capture. The copy of its value into a fixed buffer becomes part of
-    the graph, and after each replay ``emit(record, buffer)`` is called for every buffer of that graph, in the order of
-    capture. To learn of the end of a capture and of replays, ``torch.cuda.CUDAGraph.capture_end`` and ``replay`` are
-    wrapped when the first tap is captured, and not before.
-    """
-
-    emit: Any
-    """Called as ``emit(record, buffer)`` on the thread that replays, with the replay's stream current."""
-    _pending: list[CapturedTap] = field(default_factory=list)
-    _by_graph: dict[int, list[CapturedTap]] = field(default_factory=dict)
-    _installed: bool = False
-
-    def capture(self, record: Any, value: torch.Tensor) -> None:
-        """Copy ``value`` into a buffer of its own, as part of the graph that is being captured."""
-        import torch
-
-        self._install()
-        self._pending.append(CapturedTap(record, value.detach().clone(memory_format=torch.contiguous_format)))
-
-    @property
-    def captured(self) -> int:
-        """Number of taps that sit in graphs."""
-        return len(self._pending) + sum(len(taps) for taps in self._by_graph.values())
-
-    def ended(self, graph: object) -> None:
-        """The capture of ``graph`` is complete: what was captured since the last one belongs to it."""
-        if self._pending:
-            self._by_graph[id(graph)] = self._pending
-            self._pending = []
-
-    def replayed(self, graph: object) -> None:
-        """Record what a replay left in the buffers of ``graph``."""
-        for tap in self._by_graph.get(id(graph), ()):
-            self.emit(tap.record, tap.buffer)
-
-    def forget(self, graph_id: int) -> None:
-        """A graph is gone, and its buffers with it."""
-        self._by_graph.pop(graph_id, None)
-
-    def _install(self) -> None:
-        if self._installed:
-            return
-        import torch
-
-        self._installed = True
-        graph_class = torch.cuda.CUDAGraph
-        capture_end, replay = graph_class.capture_end, graph_class.replay
-        taps = self
-
-        @functools.wraps(capture_end)
-        def capture_end_and_attribute(graph: Any) -> None:
-            capture_end(graph)
-            taps.ended(graph)
-            weakref.finalize(graph, taps.forget, id(graph))
-
-        @functools.wraps(replay)
-        def replay_and_record(graph: Any) -> None:
-            replay(graph)
-            taps.replayed(graph)
-
-        setattr(graph_class, "capture_end", capture_end_and_attribute)  # noqa: B010
-        setattr(graph_class, "replay", replay_and_record)  # noqa: B010

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dumper.compiled import Tracing, record_in_graph
+from dumper.graphs import GraphTaps, is_capturing
 from dumper.taps import Tap
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Recorder:
         self._installed: list[tuple[str, tuple[Mapping[str, Any], ...], Mapping[str, Any]]] = []
         self._context = _Context()
         self._captures: list[list[CapturedRecord]] = []
+        self._graph_taps = GraphTaps()
         self._lock = threading.RLock()
         self._explicit_steps = False
         self._steps_begun = False
@@ -289,6 +291,9 @@ class Recorder:
             context = self._context.tags
             if context:
                 tags = {**context, **tags}
+            if is_capturing(value):
+                self._put_into_graph(name, value, dims, tags, level, tap)
+                return
             if self._captures:
                 self._capture_value(name, value, dims, tags, stream, step)
             elif step is not None or self._has_step():
@@ -306,11 +311,24 @@ class Recorder:
     def submit_from_graph(
         self, name: str, value: Any, dims: str | None, tags: Mapping[str, Any], *, level: str | None, tap: str | None
     ) -> None:
-        """What ``submit`` does, called by the operator that compiled code holds in place of a tap."""
+        """What ``submit`` does, for a tap whose code does not run: inside compiled code or a CUDA graph."""
         for installed in self._taps:
             if installed.id == tap:
                 installed.fired += 1
         self.submit(name, value, dims, tags, level=level, tap=tap)
+
+    def _put_into_graph(
+        self, name: str, value: Any, dims: str | None, tags: Mapping[str, Any], level: str | None, tap: str | None
+    ) -> None:
+        """Record ``value`` at every replay of the CUDA graph that is being captured; the capture itself is no event."""
+        for installed in self._taps:
+            if installed.id == tap:
+                installed.fired -= 1
+
+        def replayed(buffer: Any) -> None:
+            self.submit_from_graph(name, buffer, dims, tags, level=level, tap=tap)
+
+        self._graph_taps.capture(replayed, value)
 
     def _has_step(self) -> bool:
         """Whether a record that comes now is wanted: it belongs to a step, or need not."""

@@ -11,7 +11,6 @@ import torch
 from dumper import open_run
 from dumper.recorder import Recorder
 
-
 pytestmark = pytest.mark.slow
 
 
