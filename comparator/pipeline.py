@@ -20,7 +20,7 @@ from comparator.report.records import (
     TensorComparison,
 )
 from comparator.runs import RunView, parallel_layout
-from comparator.sglang_compat import adapt, compare_sglang_pair, match_sglang_bundles
+from comparator.sglang_compat import adapt, compare_sglang_pair, match_sglang_bundles, without_batches
 from comparator.tokens import build_token_aligner
 from comparator.tokens.interface import Side, SideLayouts, TokenAligner
 
@@ -108,6 +108,7 @@ def prepare(baseline: RunView, target: RunView, options: Options, aligner: Token
         baseline = apply_map(baseline, options.map_config, "baseline")
         target = apply_map(target, options.map_config, "target")
     options = adapt(options, baseline, target)
+    baseline, target = without_batches(baseline, target)
     contexts: dict[Side, SideContext] = {
         "baseline": SideContext.of("baseline", baseline),
         "target": SideContext.of("target", target),

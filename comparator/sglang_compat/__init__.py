@@ -4,8 +4,8 @@ Whoever moves from one to the other gets the verdicts and the exit codes they ha
 lists where ours differ, and why. A dump of SGLang's against a run of ours follows our rules.
 """
 
-from comparator.sglang_compat.adapt import adapt, is_sglang_dump
+from comparator.sglang_compat.adapt import adapt, is_sglang_dump, without_batches
 from comparator.sglang_compat.compare import compare_sglang_pair
 from comparator.sglang_compat.pairs import match_sglang_bundles
 
-__all__ = ["adapt", "compare_sglang_pair", "is_sglang_dump", "match_sglang_bundles"]
+__all__ = ["adapt", "compare_sglang_pair", "is_sglang_dump", "match_sglang_bundles", "without_batches"]

@@ -4,16 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any, cast
 
 from comparator.options import Options
-from comparator.runs import RunView
-from dumper.convert.sglang import SGLangDump
+from comparator.runs import RecordView, RunView
+from dumper.convert.sglang import CONVERTED, SGLangDump
 from dumper.convert.sglang_layouts import AUXILIARY_NAMES
 
 
 def is_sglang_dump(run: RunView) -> bool:
     """Whether a run is a directory of SGLang's ``.pt`` files."""
     return isinstance(run, SGLangDump)
+
+
+class _WithoutBatches:
+    """A run without what SGLang's dumper records of every batch; everything else is the run's own."""
+
+    def __init__(self, run: RunView) -> None:
+        self._run = run
+        self.records = [record for record in run.records if record.dims is not None or not _describes_batch(record)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run, name)
+
+
+def _describes_batch(record: RecordView) -> bool:
+    return record.name in AUXILIARY_NAMES
+
+
+def without_batches(baseline: RunView, target: RunView) -> tuple[RunView, RunView]:
+    """Both runs, without the records of batches where SGLang's dumper made them and the other side has none.
+
+    They have no dims, and token layouts, by which rows are aligned, are made from them. Between two dumps of SGLang's
+    they stay, as they do in its comparator.
+    """
+    if is_sglang_dump(baseline) and is_sglang_dump(target):
+        return baseline, target
+    left, right = (
+        cast("RunView", _WithoutBatches(run)) if is_sglang_dump(run) or _is_converted(run) else run
+        for run in (baseline, target)
+    )
+    return left, right
+
+
+def _is_converted(run: RunView) -> bool:
+    return any(CONVERTED in getattr(header, "versions", {}) for header in run.headers.values())
 
 
 def adapt(options: Options, baseline: RunView, target: RunView) -> Options:

@@ -29,7 +29,7 @@ from comparator.report.records import (
     TensorComparison,
     ValueComparison,
 )
-from comparator.sglang_compat.measures import compare_in_single
+from comparator.sglang_compat.measures import compare_in_single, difference_in_half
 from comparator.sglang_compat.sides import (
     SeveralPartsError,
     SideFiles,
@@ -278,17 +278,16 @@ def _downcast(baseline: Array, target: Array, predicate: str) -> DiffInfo | None
     """The difference once more with both sides in bfloat16, where one of them is and the other is float32."""
     if {baseline.dtype.name, target.dtype.name} != {"float32", _HALF}:
         return None
-    half = baseline.dtype if baseline.dtype.name == _HALF else target.dtype
     with np.errstate(all="ignore"):
-        found = compare_in_single(baseline.astype(half), target.astype(half)).difference
+        found = difference_in_half(baseline, target)
     return diff_info(found, judge(found, predicate))
 
 
 def _compare_values(pair: BundlePair, sides: _Sides) -> ValueComparison:
-    left, right = (_value(files) for files in (sides.baseline, sides.target))
+    left, right = (files.records[0].raw_value() for files in (sides.baseline, sides.target))
     try:
         equal = bool(left == right)
-    except ValueError:  # arrays of several elements are neither equal nor not
+    except Exception:  # tensors of several elements are neither equal nor not; other types may not compare at all
         equal = False
     found = None if equal else first_difference(left, right)
     note = [] if found is None else [Note(kind="info", category="value", message=f"{found[0] or 'value'}: {found[1]}")]
@@ -304,11 +303,6 @@ def _compare_values(pair: BundlePair, sides: _Sides) -> ValueComparison:
         errors=sides.errors,
         infos=note,
     )
-
-
-def _value(files: SideFiles) -> Any:
-    first = files.records[0]
-    return first.array() if first.kind == "tensor" else first.value
 
 
 def _one_side(pair: BundlePair, sides: _Sides, session: Session) -> SkippedComparison:

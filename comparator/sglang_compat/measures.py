@@ -42,6 +42,31 @@ def difference_in_single(baseline: Array, target: Array) -> Difference:
     return compare_in_single(baseline, target).difference
 
 
+def difference_in_half(baseline: Array, target: Array) -> Difference:
+    """The difference with both sides rounded to bfloat16, the subtraction too."""
+    import ml_dtypes
+    import torch
+
+    halves = [side.astype(ml_dtypes.bfloat16) for side in (baseline, target)]
+    difference = difference_in_single(*halves)
+    if not baseline.size:
+        return difference
+    x, y = (torch.from_numpy(_bits(half)).view(torch.bfloat16) for half in halves)
+    gap = (y - x).abs()
+    where = np.unravel_index(int(gap.argmax()), baseline.shape)
+    coordinate = tuple(int(index) for index in where)
+    largest = gap.max().item()
+    return replace(
+        difference,
+        rel=0.0 if largest == 0.0 else difference.rel,
+        max_abs=largest,
+        mean_abs=gap.mean().item(),
+        coordinate=coordinate,
+        baseline_at_max=float(halves[0][coordinate]),
+        target_at_max=float(halves[1][coordinate]),
+    )
+
+
 def sum_partials(members: Sequence[Array]) -> Array:
     """Add summands in their own dtype, as ``torch.stack(...).sum(0)`` rounds."""
     import torch

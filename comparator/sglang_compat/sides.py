@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,19 @@ class SideFiles:
 
     side: Side
     records: tuple[SGLangRecord, ...]
-    dims_text: str | None
-    dims: Dims | None
+    dims_text: str | None = None
+    known_axes: frozenset[str] = KNOWN_AXES
     unreadable: tuple[str, ...] = ()
     """Messages about files that cannot be read; they make the comparison fail."""
+
+    @property
+    def dims(self) -> Dims | None:
+        """Raises DimsError for dims that cannot be read."""
+        if self.dims_text is None:
+            return None
+        dims = parse_dims(self.dims_text)
+        dims.check_axes(self.known_axes)
+        return dims
 
     @property
     def all_tensors(self) -> bool:
@@ -63,18 +72,15 @@ class SideTensors:
 
 
 def side_files(side: Side, name: str, bundle: Bundle | None, run: SGLangDump, options: Options) -> SideFiles:
-    """Read the metadata of a side's files. Raises DimsError for dims that cannot be read."""
-    records: list[SGLangRecord] = [record for record in bundle.records if isinstance(record, SGLangRecord)] if (
-        bundle
-    ) else []  # fmt: skip
+    """Read the metadata of a side's files."""
+    records = [record for record in bundle.records if isinstance(record, SGLangRecord)] if bundle else []
     readable = tuple(record for record in records if record.error is None)
     unreadable = tuple(str(record.error) for record in records if record.error is not None)
-    text = options.dims_for(name, readable[0].dims, side) if readable else None
-    if text is None:
-        return SideFiles(side, readable, None, None, unreadable)
-    dims = parse_dims(text)
-    dims.check_axes({*KNOWN_AXES, *(axis for header in run.headers.values() for axis in header.parallel)})
-    return SideFiles(side, readable, text, dims, unreadable)
+    if not readable:
+        return SideFiles(side, readable, unreadable=unreadable)
+    recorded_axes = {axis for header in run.headers.values() for axis in header.parallel}
+    text = options.dims_for(name, readable[0].dims, side)
+    return SideFiles(side, readable, text, KNOWN_AXES | recorded_axes, unreadable)
 
 
 def without_empty_ranks(files: SideFiles) -> SideFiles:
@@ -97,7 +103,7 @@ def without_empty_ranks(files: SideFiles) -> SideFiles:
     if not filled:
         raise PairError(f"every {axis} rank of the {files.side} holds an empty tensor")
     kept = tuple(record for rank, record in zip(ranks, files.records, strict=True) if rank in filled)
-    return SideFiles(files.side, kept, files.dims_text, files.dims, files.unreadable)
+    return replace(files, records=kept)
 
 
 def side_tensors(

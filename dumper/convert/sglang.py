@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 _GRADIENT = "grad__"
+CONVERTED = "converted-from-sglang-pt"
+"""Among the versions in the header of a run that was made from a dump."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,10 @@ class SGLangRecord:
             raise ValueError(f"{self.filename} is a tensor; read .array() or .tensor()")
         return _without_tensors(value)
 
+    def raw_value(self) -> Any:
+        """What the file holds, a ``torch.Tensor`` or plain values with such tensors in them. Raises ValueError."""
+        return self._content().value
+
     def __repr__(self) -> str:
         return f"<SGLangRecord {self.filename}>"
 
@@ -195,7 +201,8 @@ class SGLangDump:
     def __init__(self, path: Path, records: Sequence[SGLangRecord], problems: Sequence[Problem]) -> None:
         self.path = path
         self.records = records
-        self._file_problems = tuple(problems)
+        self.unnamed_files = tuple(problems)
+        """Files whose names are not those of a dump."""
         self.ranks = tuple(sorted({record.rank for record in records}))
         self.steps = tuple(sorted({record.step for record in records}))
 
@@ -248,7 +255,7 @@ class SGLangDump:
     @functools.cached_property
     def problems(self) -> Sequence[Problem]:
         """Missing ranks and files whose name or content cannot be read. Reads every file's metadata."""
-        found = list(self._file_problems)
+        found = list(self.unnamed_files)
         there = ", ".join(map(str, self.ranks))
         for rank in self.missing_ranks:
             found.append(Problem("missing_rank", f"rank {rank} of {self.world_size} has no file (there are: {there})"))

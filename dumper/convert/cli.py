@@ -1,0 +1,75 @@
+"""``python -m dumper convert SRC DST``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from dumper.convert.outcome import ConversionError, Outcome, listing, prepare_destination
+from dumper.convert.sglang import SGLangDump
+from dumper.run import Run, RunError, open_run
+
+FORMATS = ("run", "pt", "safetensors")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dumper convert",
+        description="Write a run as SGLang's .pt files or as safetensors, or SGLang's .pt files as a run.",
+        epilog="exit code: 0 all was converted, 1 something was left out (it is listed), 2 nothing could be done",
+    )
+    parser.add_argument("source", type=Path, metavar="SRC", help="a run, or a directory of SGLang's .pt files")
+    parser.add_argument("destination", type=Path, metavar="DST", help="a directory that is empty or does not exist")
+    parser.add_argument("--to", choices=FORMATS, help="default: a run from .pt files, .pt files from a run")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        outcome = convert(arguments.source, arguments.destination, arguments.to)
+    except (ConversionError, RunError, OSError) as error:
+        print(f"dumper convert: {error}", file=sys.stderr)
+        return 2
+    print(f"{outcome.written} records written to {arguments.destination}")
+    for line in listing(outcome.left_out):
+        print(f"dumper convert: left out: {line}", file=sys.stderr)
+    return 1 if outcome.left_out else 0
+
+
+def convert(source: Path, destination: Path, wanted: str | None = None) -> Outcome:
+    """Convert a recording to the wanted format: ``run``, ``pt`` or ``safetensors``.
+
+    Raises RunError when there is no recording, ConversionError when the destination cannot be used or the source is
+    in that format already.
+    """
+    opened: object = open_run(source)
+    is_dump = isinstance(opened, SGLangDump)
+    wanted = wanted or ("run" if is_dump else "pt")
+    if wanted == ("pt" if is_dump else "run"):
+        raise ConversionError(f"{source} is in the format {wanted} already")
+    prepare_destination(destination)
+    outcome = _write(opened, destination, wanted)
+    if isinstance(opened, SGLangDump):
+        outcome.left_out[:0] = [problem.message for problem in opened.unnamed_files]
+    return outcome
+
+
+def _write(opened: object, destination: Path, wanted: str) -> Outcome:
+    if isinstance(opened, SGLangDump) and wanted == "run":
+        from dumper.convert.to_run import write_run
+
+        return write_run(opened, destination)
+    run = cast("Run", opened)
+    if wanted == "pt":
+        from dumper.convert.to_pt import write_pt_files
+
+        return write_pt_files(run, destination)
+    from dumper.convert.to_safetensors import write_safetensors
+
+    return write_safetensors(run, destination)

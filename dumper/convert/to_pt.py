@@ -1,0 +1,125 @@
+"""A run written as ``.pt`` files that SGLang's comparator reads. Imports torch."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dumper.convert import pt_files
+from dumper.convert.outcome import Outcome
+from dumper.convert.sglang_layouts import AUXILIARY_NAMES
+from dumper.layout import PADDING_ROW, TokenLayout
+
+if TYPE_CHECKING:
+    from dumper.run import Header, Record, Run
+
+_OUTSIDE = -1
+"""The step that stands for none: SGLang's comparator leaves it out unless ``--start-step`` is below zero."""
+_RESERVED = frozenset({"value", "meta", *pt_files.OWN_KEYS})
+
+
+def write_pt_files(run: Run, path: Path) -> Outcome:
+    """Write a run as SGLang's dumper would have, one file per record.
+
+    The token layout of each step becomes ``input_ids``, ``positions``, ``seq_lens`` and ``rids``. Records that hold
+    less than the whole value are left out.
+    """
+    outcome = Outcome()
+    for rank in run.ranks:
+        _RankWriter(run, rank, path, outcome).write()
+    return outcome
+
+
+class _RankWriter:
+    def __init__(self, run: Run, rank: int, path: Path, outcome: Outcome) -> None:
+        self._run = run
+        self._rank = rank
+        self._path = path
+        self._outcome = outcome
+        self._place = _place(run.headers[rank])
+        self._index = 0
+
+    def write(self) -> None:
+        begun: set[int] = set()
+        records = self._run.select(rank=self._rank)
+        own = {(record.step, record.name) for record in records}
+        for record in records:
+            if record.step is not None and record.step not in begun:
+                begun.add(record.step)
+                layout = self._run.layout(record.step, self._rank)
+                for name, value in _auxiliary(layout).items() if layout is not None else ():
+                    if (record.step, name) not in own:
+                        self._save(record.step, name, value, {}, None, "disabled")
+            self._write_record(record)
+
+    def _write_record(self, record: Record) -> None:
+        if record.level != "full":
+            self._leave_out(record, f"recorded at level {record.level}, which holds no whole value")
+            return
+        name = f"grad__{record.name}" if record.stream == "grad" else record.name
+        status = "recompute" if record.recompute else "disabled"
+        tags = {key: value for key, value in record.tags.items() if key not in _RESERVED}
+        try:
+            value = record.tensor().clone() if record.kind == "tensor" else _portable(record.value)
+            self._save(_OUTSIDE if record.step is None else record.step, name, value, tags, record.dims, status)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            self._leave_out(record, str(error))
+
+    def _save(self, step: int, name: str, value: Any, tags: dict[str, Any], dims: str | None, status: str) -> None:
+        import torch
+
+        parts = {
+            "step": step,
+            "rank": self._rank,
+            "dump_index": self._index + 1,
+            "name": name,
+            "recompute_status": status,
+            **tags,
+        }
+        meta = {**parts, **self._place, **({} if dims is None else {"dims": dims})}
+        torch.save({"value": value, "meta": meta}, self._path / pt_files.build_file_name(parts))
+        self._index += 1
+        self._outcome.written += 1
+
+    def _leave_out(self, record: Record, why: str) -> None:
+        self._outcome.left_out.append(f"{record.name} of step {record.step}, rank {self._rank}: {why}")
+
+
+def _place(header: Header) -> dict[str, Any]:
+    info: dict[str, int] = {}
+    for axis, (at, size) in header.parallel.items():
+        info |= {f"{axis}_rank": at, f"{axis}_size": size}
+    key = "megatron_parallel_info" if header.framework == "megatron" else "sglang_parallel_info"
+    return {"world_rank": header.rank, "world_size": header.world_size, key: info}
+
+
+def _auxiliary(layout: TokenLayout) -> dict[str, Any]:
+    """What SGLang's dumper records of a batch, from a token layout; total lengths, as its ``seq_lens`` are."""
+    import torch
+
+    if layout.batch_shape is not None or layout.row_sequence is not None or layout.token_ids is None:
+        return {}
+    sequence, position = layout.row_identities()
+    rows = np.where(sequence == PADDING_ROW, 0, position)
+    lengths = [span.start + span.count for span in layout.sequences]
+    found = {
+        "input_ids": torch.from_numpy(np.array(layout.token_ids, np.int64)),
+        "positions": torch.from_numpy(rows.astype(np.int64)),
+        "seq_lens": torch.tensor(lengths, dtype=torch.int64),
+        "rids": [span.id for span in layout.sequences],
+    }
+    assert set(found) <= AUXILIARY_NAMES
+    return found
+
+
+def _portable(value: Any) -> Any:
+    """A value that ``weights_only`` loading accepts. Raises ValueError for any other."""
+    try:
+        ast.literal_eval(repr(value))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        if not isinstance(value, float):
+            raise ValueError(f"a {type(value).__name__} like this cannot go into a .pt file") from None
+    return value

@@ -1,0 +1,99 @@
+"""SGLang's ``.pt`` dumps written as a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dumper.adapters.protocol import Process
+from dumper.convert.outcome import Outcome
+from dumper.convert.pt_files import OWN_KEYS
+from dumper.convert.sglang import CONVERTED, SGLangDump, SGLangRecord
+from dumper.encoder import RankEncoder
+from dumper.format.status import StatusBlock
+from dumper.items import BeginStep, Description, Item, Place, Stop, Submission
+from dumper.levels import FULL
+from dumper.plain import UnrecordableError, encode_value
+from dumper.settings import Settings
+from dumper.writer import status_path
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def write_run(dump: SGLangDump, path: Path) -> Outcome:
+    """Write a dump as a run at ``path``, with the token layouts that its batches give. Memory holds one tensor."""
+    outcome = Outcome()
+    for rank in dump.ranks:
+        _write_rank(dump, rank, path, outcome)
+    return outcome
+
+
+def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome) -> None:
+    header = dump.headers[rank]
+    statuses: list[StatusBlock] = []
+
+    def status(process: Process) -> StatusBlock:
+        statuses.append(StatusBlock(status_path(path, process.rank)))
+        return statuses[-1]
+
+    settings = Settings(enable=True, dir=str(path.parent), run=path.name)
+    encoder = RankEncoder(settings, status, lambda: {"fired": {}})
+    process = Process(
+        rank, header.world_size, dict(header.parallel), {**header.versions, CONVERTED: "1"}, header.framework
+    )
+    encoder.write([Place(process)])
+    last: int | None = None
+    for record in sorted(dump.select(rank=rank), key=lambda one: one.dump_index):
+        # A gradient comes later than the step it belongs to.
+        if last is None or record.step > last:
+            last = record.step
+            encoder.write([BeginStep(record.step, dump.layout(record.step, rank), {})])
+        item = _submission(record, outcome)
+        if item is not None:
+            statuses[0].add("submitted")
+            encoder.write([item])
+    encoder.write([Stop()])
+    outcome.written += sum(block["written"] for block in statuses)
+
+
+def _submission(record: SGLangRecord, outcome: Outcome) -> Item | None:
+    if record.error is not None:
+        outcome.left_out.append(record.error)
+        return None
+    try:
+        data: Any
+        if record.kind == "tensor":
+            array = np.ascontiguousarray(record.array())
+            data = memoryview(array.reshape(-1).view(np.uint8).data) if array.nbytes else b""
+        else:
+            data = encode_value(record.value)
+    except (UnrecordableError, ValueError) as error:
+        outcome.left_out.append(f"{record.filename}: {error}")
+        return None
+    description = Description(
+        name=record.name,
+        tags=tuple(_tags(record).items()),
+        dims=record.dims,
+        dtype=record.dtype,
+        shape=record.shape,
+        level=FULL,
+        stream=record.stream,
+        tap=None,
+        recompute=record.recompute,
+    )
+    return Submission(description, data, record.step, 0)
+
+
+def _tags(record: SGLangRecord) -> Mapping[str, Any]:
+    """Tags with the types that they were dumped with, where the file says."""
+    meta = record.facts.meta
+    typed: dict[str, Any] = {}
+    for key, text in record.parts.items():
+        if key in OWN_KEYS:
+            continue
+        value = meta.get(key, record.tags[key])
+        typed[key] = value if isinstance(value, _PLAIN) else text
+    return typed

@@ -1,0 +1,60 @@
+"""Runs SGLang's own comparator, request by request: ``python peer_worker.py DIRECTORY_OF_THE_SGLANG_PACKAGE``.
+
+One JSON object per line comes in (``{"argv": [...]}``) and goes out (``{"exit_code": int, "error": str | null}``). The
+package's ``debug_utils`` run without the rest of SGLang when ``sglang`` and ``sglang.srt`` are empty packages with the
+right path, which is much faster to import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+
+class _Absent(types.ModuleType):
+    """A module of SGLang's engine, which the comparator does not use; every name in it is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def _import_entrypoint(package: Path) -> types.ModuleType:
+    for name, path in (("sglang", package), ("sglang.srt", package / "srt"), ("sglang.srt.managers", package / "none")):
+        module = types.ModuleType(name)
+        module.__path__ = [str(path)]
+        sys.modules[name] = module
+    for name in ("sglang.srt.managers.io_struct", "sglang.srt.runtime_context", "sglang.srt.utils"):
+        sys.modules[name] = _Absent(name)
+    # The dumper looks for the engine and for Megatron, and does without what cannot be imported.
+    sys.modules["sglang.srt.distributed"] = None  # type: ignore[assignment]
+    import importlib
+
+    return importlib.import_module("sglang.srt.debug_utils.comparator.entrypoint")
+
+
+def _serve(package: Path) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    sink = io.StringIO()
+    with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        entrypoint = _import_entrypoint(package)
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        argv = json.loads(line)["argv"]
+        sink = io.StringIO()
+        error = None
+        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            try:
+                code = entrypoint.run(entrypoint.parse_args(argv))
+            except BaseException as raised:  # whatever ends a process there is an answer here
+                code, error = 1, f"{type(raised).__name__}: {raised}"
+        print(json.dumps({"exit_code": code, "error": error}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))
