@@ -1,7 +1,7 @@
 """Tiny, randomly initialised models that SGLang, vLLM and Transformers all serve on a CPU.
 
-Less than a million parameters each and a byte-level tokenizer of 258 tokens; nothing is downloaded. Heads and sizes are such
-that up to four tensor-parallel ranks each get a part of them: SGLang on a CPU pads what it cannot split with zeros
+Less than a million parameters each and a byte-level tokenizer of 258 tokens; nothing is downloaded. Up to four
+tensor-parallel ranks each get a part of all heads and sizes: SGLang on a CPU pads what it cannot split with zeros
 (key-value heads, and intermediate sizes to multiples of 32 a rank), and ranks that hold zeros would test nothing.
 The head size of 32 is the smallest that vLLM takes on a CPU.
 """
