@@ -1,0 +1,198 @@
+"""Patching modules that are imported already, and putting them back exactly."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import patcher
+from patcher.errors import PatchError
+from tests.patcher.support import StandInDumper, edits_config
+
+SOURCE = '''
+import functools
+
+def deco(f):
+    @functools.wraps(f)
+    def wrapper(*args, **kwargs):
+        return f(*args, **kwargs)
+    return wrapper
+
+class Base:
+    def forward(self, x):
+        return x + 1
+
+class Model(Base):
+    @deco
+    def forward(self, x, *, k=5):
+        """Doc."""
+        y = super().forward(x)
+        return y + k
+
+    @property
+    def size(self):
+        return 7
+
+    @functools.cached_property
+    def lazy(self):
+        return 8
+
+    partial = functools.partialmethod(forward, k=1)
+
+def outer(a):
+    b = 3
+    def inner(x, c=[1]):
+        return x * a + b
+    return inner
+
+def plain(x):
+    return x
+
+def decorated_without_wraps(f):
+    def call(x):
+        return f(x)
+    return call
+
+@decorated_without_wraps
+def hidden(x):
+    return x * 2
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+    (tmp_path / "live_target.py").write_text(SOURCE)
+    (tmp_path / "other_target.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    fake = types.ModuleType("dumper")
+    fake.dumper = StandInDumper()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dumper", fake)
+    yield importlib.import_module("live_target")
+    for name in ("live_target", "other_target"):
+        sys.modules.pop(name, None)
+
+
+def config(path: str, edits: str, module: str = "live_target") -> str:
+    return edits_config(edits, f"{module}.{path}")
+
+
+def codes(module: types.ModuleType) -> list[types.CodeType]:
+    return [
+        module.Model.forward.__code__,
+        module.Model.forward.__wrapped__.__code__,
+        module.Model.size.fget.__code__,
+        module.outer.__code__,
+        module.plain.__code__,
+    ]
+
+
+def test_super_defaults_and_decorators_are_kept(module: types.ModuleType) -> None:
+    before = codes(module)
+    function = module.Model.forward
+    with patcher.patched(config("Model.forward", "- {match: y = super().forward(x), after: y = y * 10}")):
+        assert module.Model().forward(1) == 25
+        assert module.Model().forward(1, k=0) == 20
+        assert module.Model().partial(1) == 21
+        assert module.Model.forward is function
+        assert module.Model.forward.__doc__ == "Doc."
+    assert module.Model().forward(1) == 7
+    assert all(now is was for now, was in zip(codes(module), before, strict=True))
+    assert not [name for name in module.__dict__ if "tensortap" in name]
+
+
+def test_closures_that_exist_and_closures_made_meanwhile(module: types.ModuleType) -> None:
+    existing = module.outer(2)
+    code = existing.__code__
+    with patcher.patched(config("outer.inner", "- {match: return $X, replace: return -x}")):
+        assert existing(3) == -3
+        made = module.outer(5)
+        assert made(3) == -3
+    assert (existing(3), made(3), module.outer(2)(3)) == (9, 18, 9)
+    assert existing.__code__ is code
+    assert existing.__defaults__ == ([1],)
+
+
+def test_properties_and_functions_behind_other_decorators(module: types.ModuleType) -> None:
+    existing = module.Model()
+    text = (
+        "patches:\n"
+        "  - {target: live_target.Model.size, edits: [{match: return 7, replace: return 70}]}\n"
+        "  - {target: live_target.Model.lazy, edits: [{match: return 8, replace: return 80}]}\n"
+        "  - {target: live_target.hidden, edits: [{match: return $X, replace: return x * 20}]}\n"
+    )
+    with patcher.patched(text):
+        assert (existing.size, module.Model().lazy, module.hidden(1)) == (70, 80, 20)
+    assert (existing.size, module.Model().lazy, module.hidden(1)) == (7, 8, 2)
+
+
+def test_taps_record_while_applied(module: types.ModuleType) -> None:
+    log = sys.modules["dumper"].dumper.log
+    applied = patcher.apply(config("plain", "- {at: return, dump: {name: out, k: x + 1}}"))
+    assert module.plain(1) == 1
+    applied.undo()
+    applied.undo()
+    assert module.plain(2) == 2
+    assert log == [("out", 1, None, {"k": 2})]
+
+
+def test_two_configs_on_one_function_and_undo_in_any_order(module: types.ModuleType) -> None:
+    code = module.plain.__code__
+    first = patcher.apply(config("plain", "- {at: entry, before: x = x + 1}"))
+    second = patcher.apply(config("plain", "- {at: entry, before: x = x * 10}"))
+    assert module.plain(1) == 20
+    first.undo()
+    assert module.plain(1) == 10
+    second.undo()
+    assert module.plain(1) == 1
+    assert module.plain.__code__ is code
+
+
+def test_a_module_that_is_imported_while_applied(module: types.ModuleType) -> None:
+    finders = list(sys.meta_path)
+    applied = patcher.apply(config("plain", "- {at: entry, before: x = x + 1}", "other_target"))
+    assert applied.pending == ("other_target",)
+    other = importlib.import_module("other_target")
+    function = other.plain
+    assert other.plain(1) == 2
+    applied.undo()
+    assert other.plain(1) == 1
+    assert other.plain is function
+    assert sys.meta_path == finders
+    assert not [name for name in other.__dict__ if "tensortap" in name]
+
+
+def test_nothing_changes_when_an_edit_does_not_land(module: types.ModuleType) -> None:
+    before = codes(module)
+    text = (
+        "patches:\n"
+        "  - {target: live_target.plain, edits: [{at: entry, before: x = 1}]}\n"
+        "  - {target: live_target.outer, edits: [{match: nothing, before: x = 1}]}\n"
+    )
+    with pytest.raises(PatchError, match="match: nothing is found nowhere"):
+        patcher.apply(text)
+    assert codes(module) == before
+    with pytest.raises(PatchError, match="there is no function 'plan'"):
+        patcher.apply(config("plan", "- {at: entry, before: x = 1}"))
+
+
+def test_code_that_needs_another_closure_is_refused(module: types.ModuleType) -> None:
+    existing = module.outer(2)
+    text = config("Model.size", "- {at: entry, before: super().__init__()}")
+    with pytest.raises(PatchError, match=r"size: the inserted code uses super\(\), which the live function"):
+        patcher.apply(text)
+    assert existing(1) == 5
+    assert module.Model().size == 7
+
+
+def test_a_path_is_a_config_too(module: types.ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "taps.yaml"
+    path.write_text(config("plain", "- {at: entry, before: x = x + 1}"))
+    with patcher.patched(path), patcher.patched(str(path)):
+        assert module.plain(1) == 3
+    assert functools.reduce(lambda value, _: module.plain(value), range(3), 1) == 1
