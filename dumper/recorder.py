@@ -390,12 +390,14 @@ class Recorder:
             session.flush()
 
     def close(self) -> None:
-        """Complete the files. What is dumped afterwards begins anew, which needs another run name."""
+        """Complete the files. What is dumped afterwards begins anew, with step 0, which needs another run name."""
         with self._lock:
             with contextlib.suppress(Exception):
                 self._announce_step()
             session, self._session = self._session, None
             control, self._control = self._control, None
+            self._step, self._steps_begun, self._step_announced = 0, False, False
+            self._in_step, self._batch, self._layout = not self._explicit_steps, None, None
         if control is not None:
             control.close()
         if session is not None:
