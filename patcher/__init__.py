@@ -6,9 +6,10 @@ package, and most of them need none of them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in typing, whose import would cost every process some milliseconds
 if TYPE_CHECKING:
+    from typing import Any
+
     from patcher.errors import PatchError
     from patcher.live import Applied, apply, patched
 

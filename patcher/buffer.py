@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import libcst as cst
 from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
@@ -64,6 +64,7 @@ class FunctionBuffer:
     """A function's lines, decorators included, at the indentation that they have in the file."""
 
     lines: list[Line]
+    _views: dict[bool, FunctionView] = field(default_factory=dict)
 
     @classmethod
     def from_source(cls, source_lines: Sequence[str], first: int, last: int) -> FunctionBuffer:
@@ -78,7 +79,12 @@ class FunctionBuffer:
     def view(self, *, inserted: bool = False) -> FunctionView:
         """Parse the lines that edits may match; with ``inserted`` also code that configs put in."""
         kinds = ("source", "replaced", "inserted") if inserted else ("source", "replaced")
-        return FunctionView([line for line in self.lines if line.kind in kinds])
+        visible = [line for line in self.lines if line.kind in kinds]
+        known = self._views.get(inserted)
+        # Taps are not parsed, so most edits leave what is parsed as it was.
+        if known is None or not known.is_of(visible):
+            known = self._views[inserted] = FunctionView(visible)
+        return known
 
     def insert(self, index: int, lines: Sequence[Line]) -> None:
         """Put lines before the line that is now at ``index``."""
@@ -90,6 +96,9 @@ class FunctionView:
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self.lines = lines
+        self._texts = [line.text for line in lines]
+        self.memory: dict[Any, Any] = {}
+        """What has been derived from this snapshot, by whoever derived it."""
         indented = bool(lines) and lines[0].text[:1].isspace()
         self._shift = 1 if indented else 0
         source = "\n".join([_WRAPPER] * self._shift + [line.text for line in lines]) + "\n"
@@ -97,6 +106,12 @@ class FunctionView:
         wrapper = MetadataWrapper(module, unsafe_skip_copy=True)
         self.positions = wrapper.resolve(PositionProvider)
         self.module = module
+
+    def is_of(self, lines: Sequence[Line]) -> bool:
+        """Whether a parse of these lines would give the same snapshot."""
+        return len(lines) == len(self.lines) and all(
+            line is own and line.text == text for line, own, text in zip(lines, self.lines, self._texts, strict=True)
+        )
 
     def range(self, node: cst.CSTNode) -> CodeRange:
         """Where a node is: lines as libcst counts them in this view, columns in characters from 0."""

@@ -36,7 +36,11 @@ class FunctionScope:
     def index(self, *, inserted: bool = False) -> FunctionIndex:
         """Parse the buffer as it stands and walk the target in it."""
         view = self.buffer.view(inserted=inserted)
-        return index_function(view, view.find_function(self.path, self.ordinal))
+        key = (self.path, self.ordinal)
+        known: FunctionIndex | None = view.memory.get(key)
+        if known is None:
+            known = view.memory[key] = index_function(view, view.find_function(self.path, self.ordinal))
+        return known
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from patcher.buffer import CodeLine
-from patcher.errors import EditError, Origin
+from patcher.errors import EditError
 from patcher.model import Code, Dump, Edit, Tap
+from patcher.origin import Origin
 from patcher.pattern import captured_names, substitute
 
 DUMPER = "__tensortap_dumper__"

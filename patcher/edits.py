@@ -51,16 +51,21 @@ def _apply_at(scope: FunctionScope, edit: Edit, target: str, taps: TapTable, cho
     lines: list[int] = []
     if choice.end:
         lines.append(_hook_end(scope, edit, target, taps))
-    # From the last place to the first, each on a fresh parse, so that earlier places stay where they were.
+    index, sites = _found(scope, edit, choice)
+    # From the last place to the first, so that earlier places stay where they were found.
     for number in reversed(choice.numbers):
-        index = scope.index(inserted=choice.inserted)
-        site = sites_of(index, edit, choice.pattern)[number]
-        while (crowded := _crowded(edit, site)) is not None:
+        if scope.index(inserted=choice.inserted) is not index:
+            index, sites = _found(scope, edit, choice)
+        while (crowded := _crowded(edit, sites[number])) is not None:
             isolate(scope.buffer, index.view, crowded)
-            index = scope.index(inserted=choice.inserted)
-            site = sites_of(index, edit, choice.pattern)[number]
-        lines.append(_apply_to_site(scope, index, site, edit, target, taps))
+            index, sites = _found(scope, edit, choice)
+        lines.append(_apply_to_site(scope, index, sites[number], edit, target, taps))
     return lines
+
+
+def _found(scope: FunctionScope, edit: Edit, choice: Choice) -> tuple[FunctionIndex, list[Site]]:
+    index = scope.index(inserted=choice.inserted)
+    return index, sites_of(index, edit, choice.pattern)
 
 
 def _crowded(edit: Edit, site: Site) -> Statement | None:

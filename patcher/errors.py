@@ -1,19 +1,9 @@
-"""What goes wrong in the patcher, as exceptions whose text is the whole message for the user."""
+"""What goes wrong in the patcher, as exceptions whose text is the whole message for the user.
+
+Every launched process imports this, so it imports nothing.
+"""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where in a patch config something was said: file and 1-based line."""
-
-    path: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}"
 
 
 class PatchError(Exception):

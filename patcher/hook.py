@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.machinery import ModuleSpec, SourceFileLoader
-from types import CodeType, ModuleType
-from typing import Any
+from importlib.machinery import SourceFileLoader
 
 from patcher import cache
 from patcher.errors import PatchError, PatchImportError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import CodeType, ModuleType
+    from typing import Any
 
 PLAN_VARIABLE = "TENSORTAP_PATCH_PLAN"
 _FIRST_LINE = "tensortap patch plan 1"

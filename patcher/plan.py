@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from patcher.config import DumpSpec, EditSpec, LoadedConfig, PatchSpec
-from patcher.errors import Origin, PatchError, RequirementError, TargetError
+from patcher.errors import PatchError, RequirementError, TargetError
 from patcher.model import Action, Code, ConfigTexts, Dump, Edit, FunctionPatch, ModulePatch
 from patcher.modules import ModuleFinder
+from patcher.origin import Origin
 from patcher.requirements import Releases
 from patcher.resolve import ResolvedTarget, resolve_target
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from patcher.errors import ConfigError, Origin
+from patcher.errors import ConfigError
+from patcher.origin import Origin
 
 Path = tuple[str | int, ...]
 _MAX_VALUES = 100_000
