@@ -140,8 +140,7 @@ class PassRows:
         layout = self._places.layout(step, rank)
         if layout is None or layout.data_parallel is None:
             return None
-        rows = _share_rows(layout.data_parallel)[layout.data_parallel.rank]
-        return rows if rows != layout.rows else None
+        return _share_rows(layout.data_parallel)[layout.data_parallel.rank]
 
     def _own_padded(self, step: int, rank: int) -> RowTokens | None:
         own, count = self.own(step, rank), self._padded_count(step, rank)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.comparator.tokens.joining import join
 from tests.support.synthetic_engine import Engine, Request, serve
-from tests.support.synthetic_runs import SyntheticRun, record
+from tests.support.synthetic_runs import ContextParallel, SyntheticRun, record
 
 ONE = Request("one", (11, 12, 13, 14, 15), (21, 22, 23, 24))
 FORMS = ("own", "gathered", "partial", "scattered", "gathered_scattered")
@@ -76,6 +76,30 @@ def test_chunks_make_no_difference_to_one_request() -> None:
     joined = join(record(serve([ONE], Engine())), record(serve([ONE], Engine(chunk=2))), "concat_steps")
     assert joined.plan.matched == len(ONE.tokens)
     assert joined.unequal.size == 0
+
+
+@pytest.mark.parametrize("ordering", ["zigzag", "natural", "interleave"])
+def test_context_parallel_parts_come_back_in_order(ordering: str) -> None:
+    schedule = serve([ONE], Engine())
+    split = record(schedule, context=ContextParallel(2, ordering, local=True))
+    joined = join(record(schedule), split, "concat_steps")
+    assert joined.plan.matched == len(ONE.tokens)
+    assert joined.unequal.size == 0
+
+
+def test_a_layout_without_the_padding_of_its_share() -> None:
+    """The layout of an idle rank has no rows, and the gathered buffer has one for it."""
+    target = data_parallel(empty=0, padding="sum_len", idle_prefill_row=True)
+    layouts = {
+        key: dataclasses.replace(layout, rows=0, token_ids=None) if key[1] == 0 else layout
+        for key, layout in target.layouts.items()
+    }
+    target = dataclasses.replace(target, layouts=layouts)
+    joined = join(record(serve([ONE], Engine())), target, "concat_steps", target_form="gathered")
+    assert joined.plan.matched == len(ONE.tokens)
+    assert joined.unequal.size == 0
+    own = join(record(serve([ONE], Engine())), target, "concat_steps")
+    assert own.plan.matched == len(ONE.tokens)
 
 
 def test_several_requests_get_a_note_and_other_tokens_are_noticed() -> None:

@@ -55,6 +55,8 @@ def test_requests_in_another_order_served_in_another_way(engine: Engine) -> None
     assert joined.plan.matched == tokens_of(ALL)
     assert joined.unequal.size == 0
     assert not joined.plan.only_baseline
+    if not engine.drafts:
+        assert not joined.plan.only_target
 
 
 def test_joined_rows_are_named_by_sequence_and_position() -> None:
@@ -188,6 +190,100 @@ def test_rejected_drafts_are_no_tokens_of_the_sequence() -> None:
     assert joined.unequal.size == 0
     assert set(joined.plan.only_target) <= {"sequence ended earlier in baseline"}
     assert not joined.plan.notes
+
+
+def test_a_draft_is_not_taken_for_the_token_that_replaced_it() -> None:
+    """The pass that computed the right token was not recorded; the rejected draft before it is no substitute."""
+    request = Request("long", (1, 2, 3), tuple(range(20, 40)))
+    verified = record(serve([request], Engine(drafts=3, seed=4)))
+    starts = [verified.layouts[step, 0].sequences[0].start for step in verified.steps]
+    rejected = [step for step in verified.steps[1:-1] if starts[step] + 4 > starts[step + 1]]
+    kept = {key: values for key, values in verified.tensors["own"].items() if key[0] != rejected[0] + 1}
+    joined = join(record(serve([request], Engine())), dataclasses.replace(verified, tensors={"own": kept}))
+    assert joined.plan.only_baseline["not recorded in target"] > 0
+    assert joined.unequal.size == 0
+
+
+def test_drafts_that_nothing_confirmed_are_no_parting_of_the_outputs() -> None:
+    shorter = dataclasses.replace(ONE, output=ONE.output[:2])
+    joined = join(record(serve([ONE], Engine())), record(serve([shorter], Engine(drafts=3))))
+    assert joined.plan.matched == 6
+    assert not joined.plan.notes
+    assert "drafted and not confirmed" in joined.plan.only_target
+
+
+def test_passes_of_a_draft_model_belong_to_no_sequence() -> None:
+    """They see the same requests at the same positions, with token ids shifted by one."""
+    clean = record(serve([ONE], Engine()))
+    layouts = dict(clean.layouts)
+    draft = clean.layouts[0, 0]
+    assert draft.token_ids is not None
+    layouts[len(clean.steps), 0] = dataclasses.replace(
+        draft, forward_mode="draft_extend", token_ids=np.roll(draft.token_ids, -1)
+    )
+    drafting = dataclasses.replace(clean, steps=(*clean.steps, len(clean.steps)), layouts=layouts)
+    check_all_matched(join(clean, drafting), len(ONE.tokens))
+
+
+def test_prompts_that_share_little_are_not_paired() -> None:
+    one, other = Request("one", (1, 2, 3, 4, 5, 6), (7,)), Request("other", (1, 2, 9, 9, 9, 9), (7,))
+    joined = join(record(serve([one], Engine())), record(serve([other], Engine())))
+    assert joined.plan.only_baseline == {"no such sequence in target": 6}
+
+
+def test_prompts_that_part_late_are_compared_up_to_there() -> None:
+    one, other = Request("one", (1, 2, 3, 4, 5, 6), (7, 8)), Request("other", (1, 2, 3, 4, 9, 6), (7, 8))
+    joined = join(record(serve([one], Engine())), record(serve([other], Engine())))
+    assert joined.plan.matched == 4
+    assert joined.unequal.size == 0
+    assert "prompts part at position 4" in joined.plan.notes[0]
+
+
+def test_identical_prompts_of_unequal_length_are_paired_in_order_of_arrival() -> None:
+    shorter = dataclasses.replace(ONE, output=ONE.output[:3])
+    baseline = record(serve([renamed(ONE, "a"), renamed(ONE, "b")], Engine(max_running=1)))
+    target = record(serve([renamed(shorter, "c"), renamed(shorter, "d")], Engine(max_running=1)))
+    joined = join(baseline, target)
+    assert joined.plan.matched == 2 * len(shorter.tokens)
+    assert [joined.target_row_of(row)[0] for row in (0, len(shorter.tokens))] == [0, 3]
+
+
+def test_what_a_cached_prefix_hides_is_not_guessed() -> None:
+    """Both prompts end alike, and on one side nothing else of them was computed; their lengths tell them apart."""
+    short = Request("short", (1, 2, 3, 99), (5, 6, 7))
+    long = Request("long", (4, 3, 2, 1, 8, 9, 10, 99), (15, 16, 17))
+    warm = [Request("w1", short.prompt, (1,)), Request("w2", long.prompt, (1,))]
+    baseline = record(serve([long], Engine()))
+    cached = record(serve([*warm, short], Engine(max_running=1, cache_page=1)))
+    assert cached.layouts[2, 0].sequences[0].start == 3
+    joined = join(baseline, cached)
+    assert joined.unequal.size == 0
+    assert joined.plan.only_target["no such sequence in baseline"] >= len(short.prompt)
+
+
+def test_an_id_used_again_by_a_request_of_about_that_length() -> None:
+    other = Request("one", (90, 91, 92, 93, 94, 95, 96, 97, 98), (21, 22))
+    baseline = record(serve([ONE, other], Engine(max_running=1)))
+    target = record(serve([renamed(other, "b"), renamed(ONE, "a")], Engine()))
+    check_all_matched(join(baseline, target), tokens_of([ONE, other]))
+
+
+def test_rows_of_padded_batches_are_used_again_by_longer_prompts() -> None:
+    prompts = [Request("p", (1, 2, 3), (9,)), Request("q", (1, 2, 3, 4), (9,))]
+    batches = record(padded_batches(prompts, batch=1, side="left"))
+    check_all_matched(join(record(serve(prompts, Engine())), batches), 7)
+
+
+def test_rows_of_a_rank_whose_layout_is_missing_are_counted() -> None:
+    run = record(serve(ALL, Engine(data_parallel=2, seed=3, padding="sum_len")))
+    served = [rank for rank in run.ranks if run.layouts[0, rank].sequences]
+    assert len(served) == 2
+    layouts = {key: layout for key, layout in run.layouts.items() if key[1] != 1}
+    missing = dataclasses.replace(run, layouts=layouts).without_ranks(1)
+    joined = join(record(serve(ALL, Engine())), missing, target_form="gathered")
+    assert joined.plan.only_target["token layout of a rank is missing"] > 0
+    assert joined.unequal.size == 0
+    assert joined.plan.matched > 0
 
 
 def test_a_tensor_that_was_not_recorded_everywhere_is_a_gap() -> None:
