@@ -10,6 +10,8 @@ from patcher.model import Edit
 from patcher.search import FunctionIndex, Site, all_statements, start_of
 
 _SHOWN = 3
+_ALIKE_FROM = 3
+"""Characters in a row; shorter runs are found in any long text."""
 
 
 def times(count: int) -> str:
@@ -82,4 +84,11 @@ def flatten_body(node: object) -> bool:
 
 
 def _likeness(pattern: str, code: str) -> float:
-    return difflib.SequenceMatcher(None, one_line(pattern, 300), code, autojunk=False).ratio()
+    """0 to 1; where the pattern has ``...``, what that stands for counts neither for nor against."""
+    pattern = one_line(pattern, 300)
+    if "..." not in pattern:
+        return difflib.SequenceMatcher(None, pattern, code, autojunk=False).ratio()
+    said = pattern.replace("...", "")
+    blocks = difflib.SequenceMatcher(None, said, code, autojunk=False).get_matching_blocks()
+    alike = sum(block.size for block in blocks if block.size >= _ALIKE_FROM)
+    return alike / max(len(said), 1)
