@@ -80,11 +80,14 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(path: Path) -> Run:
-    from dumper.run import open_run
+    from dumper.run import RunError, open_run
 
     if not path.is_dir():
         raise UsageError(f"{path} is no directory; give the directory of a run")
-    return open_run(path)
+    try:
+        return open_run(path)
+    except RunError as error:
+        raise UsageError(str(error)) from None
 
 
 def _selected(run: Run, arguments: argparse.Namespace, names: list[str]) -> list[Record]:
