@@ -18,10 +18,25 @@ from comparator.options import Options, load_override_config, parse_override
 from comparator.predicates import parse_rules
 
 PRESETS: dict[str, dict[str, object]] = {
-    "raw": {"grouping_skip_keys": frozenset()},
-    "sglang_dev": {"grouping_skip_keys": frozenset({"rank"})},
-    "sglang_megatron": {"grouping_skip_keys": frozenset({"rank", "step"}), "token_aligner": "concat_steps"},
+    "raw": {"grouping_skip_keys": []},
+    "sglang_dev": {"grouping_skip_keys": ["rank"]},
+    "sglang_megatron": {"grouping_skip_keys": ["rank", "step"], "token_aligner": "concat_steps"},
 }
+
+
+class _Preset(argparse.Action):
+    """Sets the flags of a preset at its place on the command line: what comes later wins."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        for name, value in PRESETS[str(values)].items():
+            setattr(namespace, name, value)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--token-aligner", choices=["concat_steps", "smart"],
         help="join all steps: in order (one request), or on token identity; default: step by step")  # fmt: skip
-    add("--preset", choices=sorted(PRESETS), help="sets of flags; raw compares rank by rank")
+    add("--preset", choices=sorted(PRESETS), action=_Preset, help="sets of flags; raw compares rank by rank")
     add("--grouping-skip-keys", nargs="*", metavar="KEY", help="what does not tell tensors apart (default: rank)")
     add("--output-format", choices=["text", "json"], default="text")
     add("--verbosity", choices=["minimal", "normal", "verbose"], default="normal")
@@ -76,8 +91,6 @@ def build_parser() -> argparse.ArgumentParser:
 def options_from(arguments: argparse.Namespace) -> Options:
     """The options that a parsed command line stands for; raises ComparatorError for those that make no sense."""
     settings: dict[str, object] = {}
-    if arguments.preset:
-        settings.update(PRESETS[arguments.preset])
     if arguments.grouping_skip_keys is not None:
         settings["grouping_skip_keys"] = frozenset(arguments.grouping_skip_keys)
     if arguments.token_aligner:
@@ -124,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare as the arguments say; raises ComparatorError."""
-    from comparator.pipeline import Tally, prepare, rank_info, run_notes, silent_taps
+    from comparator.pipeline import Tally, input_ids, prepare, rank_info, run_notes, silent_taps
     from comparator.report.records import ConfigRecord
     from comparator.report.sinks import JsonOutput, ReportFile, TextOutput
 
@@ -140,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
     for flag in ("viz_bundle_details", "visualize_per_token"):
         if getattr(arguments, flag):
             print(f"comparator: --{flag.replace('_', '-')} is not supported yet and ignored", file=sys.stderr)
-    report_path = _report_path(arguments.report_path, Path(target_path))
+    report_path = _report_path(arguments.report_path, target.path)
     report = ReportFile(report_path) if report_path is not None else None
     output: TextOutput | JsonOutput = (
         JsonOutput() if arguments.output_format == "json" else TextOutput(arguments.verbosity, len(prepared.pairs))
@@ -153,6 +166,8 @@ def run(arguments: argparse.Namespace) -> int:
                 ConfigRecord(config=vars(arguments)),
                 rank_info("baseline", baseline),
                 rank_info("target", target),
+                input_ids("baseline", baseline, options),
+                input_ids("target", target, options),
                 run_notes("baseline", baseline, options),
                 run_notes("target", target, options),
             ]

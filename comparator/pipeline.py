@@ -13,6 +13,7 @@ from comparator.pairs import Session, compare_pair
 from comparator.report.records import (
     Category,
     Comparison,
+    InputIdsRecord,
     LogRecord,
     Note,
     RankInfoRecord,
@@ -167,3 +168,24 @@ def rank_info(label: Side, run: RunView) -> RankInfoRecord:
         for rank, coordinates in sorted(parallel_layout(run).items())
     ]
     return RankInfoRecord(label=label, rows=rows)
+
+
+def input_ids(label: Side, run: RunView, options: Options) -> InputIdsRecord | None:
+    """Token ids and positions of every pass, from the token layouts; None when the run has none."""
+    rows = []
+    for step in run.steps:
+        for rank in run.ranks if options.start_step <= step <= options.end_step else ():
+            layout = run.layout(step, rank)
+            if layout is None:
+                continue
+            ids = None if layout.token_ids is None else layout.token_ids.tolist()
+            rows.append(
+                {
+                    "step": step,
+                    "rank": rank,
+                    "num_tokens": layout.rows,
+                    "input_ids": "N/A" if ids is None else str(ids),
+                    "positions": str(layout.row_identities()[1].tolist()),
+                }
+            )
+    return InputIdsRecord(label=label, rows=rows) if rows else None

@@ -30,6 +30,7 @@ class ReportFile:
 
     def __init__(self, path: Path) -> None:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file: TextIO = path.open("w", encoding="utf-8")
         except OSError as error:
             raise ComparatorError(
@@ -39,6 +40,7 @@ class ReportFile:
 
     def add(self, record: BaseModel) -> None:
         self._file.write(to_json(record) + "\n")
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()

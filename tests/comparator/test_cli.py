@@ -148,7 +148,7 @@ def usage_errors(runs: dict[str, str], tmp_path: Path) -> list[tuple[list[str], 
         ([*good, "--override-config", str(tmp_path / "none.yaml")], "none.yaml"),
         ([*good, "--override-config", str(config)], "unknown key 'dim'"),
         ([*good, "--min-matched", "2"], "--min-matched"),
-        ([*good, "--report-path", str(tmp_path / "no" / "report")], "cannot write the report"),
+        ([*good, "--report-path", str(config / "report")], "cannot write the report"),
     ]
 
 
