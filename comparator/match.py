@@ -87,15 +87,39 @@ def _entries(run: RunView, options: Options, *, filtered: bool) -> list[_Entry]:
 
 
 def execution_order(records: Sequence[RecordView]) -> list[RecordView]:
-    """Records by step, each rank's in the order in which they were made, ranks interleaved by their place."""
-    counters: dict[tuple[int, int | None], int] = {}
-    keyed: list[tuple[tuple[bool, int, int, int], RecordView]] = []
+    """Records by step; within a step in the order of the rank that recorded most, the others' put in between.
+
+    A rank that has nothing to do in a step may leave taps out, so its places do not count. What only another rank
+    recorded follows what came before it there; a rank with nothing in common (another pipeline stage) comes before
+    or after as its number says.
+    """
+    steps: dict[int | None, dict[int, list[RecordView]]] = {}
     for record in records:
-        place = counters.get((record.rank, record.step), 0)
-        counters[record.rank, record.step] = place + 1
-        keyed.append(((record.step is not None, record.step or 0, place, record.rank), record))
-    keyed.sort(key=lambda item: item[0])
-    return [record for _, record in keyed]
+        steps.setdefault(record.step, {}).setdefault(record.rank, []).append(record)
+    ordered: list[RecordView] = []
+    for step in sorted(steps, key=lambda at: (at is not None, at or 0)):
+        ordered.extend(_order_of_step(steps[step]))
+    return ordered
+
+
+def _order_of_step(ranks: dict[int, list[RecordView]]) -> list[RecordView]:
+    if len(ranks) == 1:
+        return next(iter(ranks.values()))
+    reference = max(sorted(ranks), key=lambda rank: len(ranks[rank]))
+    keys = {rank: [_key(record, frozenset({"rank"}), True) for record in found] for rank, found in ranks.items()}
+    places = {key: (number, 0) for number, key in enumerate(keys[reference])}
+    for rank in sorted(ranks):
+        common = any(key in places for key in keys[rank])
+        last = (-1, 0) if common or rank < reference else (len(keys[reference]), 0)
+        for key in keys[rank]:
+            last = places.setdefault(key, (last[0], last[1] + 1))
+    keyed = [
+        (places[key], rank, number, record)
+        for rank, found in ranks.items()
+        for number, (key, record) in enumerate(zip(keys[rank], found, strict=True))
+    ]
+    keyed.sort(key=lambda item: item[:3])
+    return [record for *_, record in keyed]
 
 
 def _key(record: RecordView, skip: frozenset[str], joined: bool) -> tuple[KeyPart, ...]:

@@ -11,6 +11,7 @@ import pytest
 
 import comparator
 from comparator.api import Report
+from comparator.match import execution_order
 from comparator.pipeline import prepare
 from comparator.report.records import ErroredComparison, TensorComparison, ValueComparison
 from comparator.tokens.interface import TokenMode
@@ -332,3 +333,17 @@ def test_a_table_of_all_findings() -> None:
     table = comparator.compare(run_of(values(2, 2)), run_of(values(2, 2) * 2)).to_polars()
     assert table["category"].to_list() == ["failed"]
     assert table["rel"][0] == pytest.approx(0.2)
+
+
+def test_the_order_of_execution_is_that_of_the_rank_that_did_most() -> None:
+    """An idle rank leaves taps out; a rank may have one of its own; pipeline stages follow each other."""
+    busy, idle, later = ["in", "attention", "residual", "mlp"], ["in", "residual", "gather", "mlp"], ["head", "logits"]
+    records = [
+        FakeRecord(name, values(2, 2), rank=rank, dims="t h")
+        for rank, names in enumerate([idle[:2], busy, idle, later])
+        for name in names
+    ]
+    assert list(dict.fromkeys(record.name for record in execution_order(records))) == [
+        *["in", "attention", "residual", "gather", "mlp"],
+        *later,
+    ]
