@@ -35,7 +35,7 @@ _LOSS_WORDS = {
 }
 
 
-class RunError(Exception):
+class RunError(ValueError):
     """A path that is no run; the message says what it is and what to do."""
 
 

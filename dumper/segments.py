@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dumper.format import frames
-from dumper.format.frames import FormatError, Frame, TruncatedError
-from dumper.format.index import NO_STEP, Index, IndexColumns, decode_index, from_columns
+from dumper.format.frames import FormatError, Frame
+from dumper.format.index import NO_STEP, Index, IndexColumns, check_descriptor, decode_index, from_columns
+from dumper.format.walk import Damage, frames_and_damage
 
-_DYNAMIC = frozenset({"step", "occurrence", "order"})
+_DYNAMIC = frozenset({"step", "occurrence", "order", "compression", "bytes"})
+"""Keys of a record that no other record need share."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,22 @@ class Segment:
         return frames.decode_meta(self.frame(offset).meta)
 
 
+def map_file(path: Path) -> mmap.mmap | bytes:
+    """A file as read-only bytes. Raises OSError when it cannot be read."""
+    with path.open("rb") as file:
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            # An empty file cannot be mapped.
+            return b""
+
+
 def open_segment(path: Path) -> Segment:
     """Map a file and find its frames; damage is a problem of the segment, not an error.
 
     Raises OSError when the file cannot be read.
     """
-    data: mmap.mmap | bytes
-    with path.open("rb") as file:
-        try:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:
-            data = b""
+    data = map_file(path)
     problems: list[Problem] = []
     index_offset = frames.decode_footer(data, len(data) - frames.FOOTER_BYTES)
     if index_offset is not None:
@@ -62,10 +68,8 @@ def open_segment(path: Path) -> Segment:
             return Segment(path, data, read_index(data, index_offset), complete=True)
         except FormatError as error:
             problems.append(Problem("corrupted", f"{path.name}: {error}; the records were found by a scan"))
-    columns, problem = scan(path, data)
-    if problem is not None:
-        problems.append(problem)
-    return Segment(path, data, from_columns(columns), complete=False, problems=problems)
+    columns, found = scan(path, data)
+    return Segment(path, data, from_columns(columns), complete=False, problems=problems + found)
 
 
 def read_index(data: Any, offset: int) -> Index:
@@ -81,32 +85,30 @@ def read_index(data: Any, offset: int) -> Index:
     return decode_index(bytes(data[payload.offset : payload.offset + payload.length]))
 
 
-def walk(data: Any) -> Iterator[Frame]:
-    """All frames from the start; ends before the footer. Raises FormatError at the first that cannot be read."""
-    offset = 0
-    while offset < len(data):
-        if frames.decode_footer(data, offset) is not None:
-            return
-        frame = frames.decode_frame(data, offset)
-        yield frame
-        offset = frame.end
-
-
-def scan(path: Path, data: Any) -> tuple[IndexColumns, Problem | None]:
-    """Rebuild the index from the frames; the problem says where the readable part ends, if it does not reach the
-    end."""
+def scan(path: Path, data: Any) -> tuple[IndexColumns, list[Problem]]:
+    """Rebuild the index from the frames; the problems say what could not be read."""
     columns = IndexColumns()
     known: dict[bytes, int] = {}
-    try:
-        for frame in walk(data):
-            _add(columns, known, frame)
-    except TruncatedError as error:
-        return columns, Problem(
-            "truncated", f"{path.name} ends in the middle of a frame ({error}); all before is intact"
-        )
-    except FormatError as error:
-        return columns, Problem("corrupted", f"{path.name}: {error}; what follows cannot be read")
-    return columns, None
+    problems = []
+    for found in frames_and_damage(data):
+        if isinstance(found, Damage):
+            problems.append(_problem(path, found))
+            continue
+        try:
+            _add(columns, known, found)
+        except (FormatError, OverflowError) as error:
+            problems.append(Problem("corrupted", f"{path.name}: {error}"))
+    return columns, problems
+
+
+def _problem(path: Path, damage: Damage) -> Problem:
+    if damage.truncated:
+        where = f"in the middle of a frame, at offset {damage.offset}"
+        return Problem("truncated", f"{path.name} ends {where}; all before is intact")
+    return Problem(
+        "corrupted",
+        f"{path.name}: {damage.message}; {damage.end - damage.offset} bytes from offset {damage.offset} cannot be read",
+    )
 
 
 def _add(columns: IndexColumns, known: dict[bytes, int], frame: Frame) -> None:
@@ -120,6 +122,7 @@ def _add(columns: IndexColumns, known: dict[bytes, int], frame: Frame) -> None:
         shared = {key: value for key, value in meta.items() if key not in _DYNAMIC}
         key = frames.encode_meta(shared)
         if key not in known:
+            check_descriptor(shared)
             known[key] = len(columns.descriptors)
             columns.descriptors.append(shared)
         step, occurrence, order = meta.get("step"), meta.get("occurrence", 0), meta.get("order", 0)

@@ -139,16 +139,12 @@ class Session:
 
     def _submit_small(self, plan: Plan, value: Any, step: int | None) -> bool:
         """The short way, straight from the tensor's memory; False for a tensor that cannot go it."""
+        # A sparse tensor has no answer to what is asked after its layout.
+        if value.layout is not self._strided or not value.is_cpu:
+            return False
         nbytes = value.nbytes
         dtype = self._dtypes.get(value.dtype)
-        if (
-            nbytes > SMALL
-            or dtype is None
-            or not value.is_cpu
-            or value.layout is not self._strided
-            or not value.is_contiguous()
-            or not _is_plain(value, dtype)
-        ):
+        if nbytes > SMALL or dtype is None or not value.is_contiguous() or not _is_plain(value, dtype):
             return False
         description = plan.describe(dtype, value.shape, self._backward_pass() != -1)
         reserved = nbytes + OVERHEAD_BYTES
@@ -318,5 +314,9 @@ def _as_scalar(value: Any) -> int | float | str | bool | None:
 
 def _size(value: Any) -> int:
     """Bytes that a copy of the value will take; a guess for plain values."""
-    nbytes = getattr(value, "nbytes", None)
+    try:
+        nbytes = value.nbytes
+    except Exception:
+        # Sparse tensors have the name and raise.
+        return 64
     return nbytes if isinstance(nbytes, int) else 64

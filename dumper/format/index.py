@@ -94,9 +94,29 @@ def decode_index(data: bytes) -> Index:
         raise FormatError("the columns of the index have different lengths")
     if len(index) and columns["descriptor"].max() >= len(index.descriptors):
         raise FormatError("the index names a description that it does not have")
-    if not all(isinstance(descriptor, dict) for descriptor in index.descriptors):
-        raise FormatError("a description in the index is no map")
+    for descriptor in index.descriptors:
+        check_descriptor(descriptor)
     return index
+
+
+def check_descriptor(descriptor: Any) -> None:
+    """Raises FormatError unless the shared fields of a record are of their types."""
+    if not isinstance(descriptor, dict) or not isinstance(descriptor.get("name"), str):
+        raise FormatError("a description of records has no name")
+    for key in ("dtype", "dims", "level", "stream", "tap"):
+        if not isinstance(descriptor.get(key), str | None):
+            raise FormatError(f"{key} of {descriptor['name']!r} is no text")
+    tags, shape = descriptor.get("tags", {}), descriptor.get("shape")
+    if not isinstance(tags, dict) or not all(
+        isinstance(key, str) and isinstance(value, str | int | float | bool | None) for key, value in tags.items()
+    ):
+        raise FormatError(f"the tags of {descriptor['name']!r} are no map of scalars")
+    if shape is not None and not (
+        isinstance(shape, list) and all(isinstance(size, int) and 0 <= size < 1 << 63 for size in shape)
+    ):
+        raise FormatError(f"the shape of {descriptor['name']!r} is no list of sizes")
+    if "dtype" in descriptor and shape is None:
+        raise FormatError(f"{descriptor['name']!r} has a dtype and no shape")
 
 
 def from_columns(columns: IndexColumns) -> Index:

@@ -23,7 +23,7 @@ SHAPES = [(), (1,), (0,), (3, 0, 2), (7, 5), (2, 3, 4), (400, 300)]
 def _random_bits(dtype: str, shape: tuple[int, ...], generator: np.random.Generator) -> torch.Tensor:
     """A tensor of any bit patterns: NaN with payloads, negative zero, subnormal numbers."""
     kind = getattr(torch, dtype)
-    size = math.prod(shape) * torch.empty(0, dtype=kind).element_size()
+    size = math.prod(shape) * kind.itemsize
     high = 2 if dtype == "bool" else 256
     data = generator.integers(0, high, size, dtype=np.uint8)
     return torch.from_numpy(data).view(kind).reshape(shape) if size else torch.empty(shape, dtype=kind)
@@ -34,6 +34,7 @@ def _bytes(value: torch.Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_and_shape_comes_back_bit_for_bit(recording: Recording, dtype: str) -> None:
     generator = np.random.default_rng(7)
@@ -73,7 +74,7 @@ def test_there_is_a_test_for_every_dtype_of_the_brief() -> None:
         pytest.param(lambda base: torch.complex(base, -base).conj(), id="conjugated"),
         pytest.param(lambda base: torch.complex(base, -base).conj().imag, id="negated"),
         pytest.param(lambda base: base.requires_grad_(), id="leaf"),
-        pytest.param(lambda base: torch.nn.Parameter(base), id="parameter"),
+        pytest.param(torch.nn.Parameter, id="parameter"),
         pytest.param(lambda base: base.clone().to(torch.bfloat16).t(), id="bf16-transposed"),
         pytest.param(lambda base: base.repeat(100, 40).t(), id="large-transposed"),
         pytest.param(lambda base: torch.complex(base, base).repeat(100, 40).conj(), id="large-conjugated"),
@@ -188,7 +189,7 @@ def test_tuples_come_back_as_lists_and_nan_as_nan(roundtrip: Callable[[Any], Any
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {1, 2}, {(1, 2): 3}, [torch.ones(2)], lambda: 0, pytest.param(10**5000, id="huge")]
+    "value", [object(), {1, 2}, {(1, 2): 3}, [torch.ones(2)], print, pytest.param(10**5000, id="huge")]
 )
 def test_what_cannot_be_encoded_says_so(value: Any) -> None:
     with pytest.raises(UnrecordableError, match="cannot be recorded"):

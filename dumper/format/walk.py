@@ -1,0 +1,79 @@
+"""From one frame to the next, past damage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dumper.format import frames
+from dumper.format.frames import FormatError, Frame, TruncatedError
+
+KINDS = ("header", "config", "taps", "step", "record", "coverage", "index")
+"""The kinds of this version; others are walked over, but not looked for after damage."""
+LARGEST_META = 16 << 20
+"""Bytes; a frame is not looked for beyond damage when its meta is larger."""
+_START = re.compile(
+    rb"(?:[\x93-\x9f]|\xdc[\x00-\xff]{2})(?:"
+    + b"|".join(re.escape(bytes((0xA0 | len(kind),)) + kind.encode("ascii")) for kind in KINDS)
+    + rb")\xc6",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Bytes that are no frames."""
+
+    offset: int
+    end: int
+    message: str
+    truncated: bool
+    """Whether this is the unfinished frame at the end of a file that was cut off."""
+
+
+def frames_and_damage(data: Any) -> Iterator[Frame | Damage]:
+    """All frames of a file in order, and what lies between them when it cannot be read; ends before the footer.
+
+    ``data`` is bytes or a mapped file. The metadata of every frame that is yielded matches its checksum; payloads are
+    not read. After damage the next frame is looked for; the work for that is bounded by a few times the length.
+    """
+    offset = 0
+    budget = 4 * len(data) + (1 << 20)
+    while offset < len(data) and not _is_end(data, offset):
+        try:
+            frame = frames.decode_frame(data, offset)
+        except FormatError as error:
+            found, budget = _next_frame(data, offset + 1, budget)
+            end = len(data) if found is None else found
+            cut_off = found is None and isinstance(error, TruncatedError)
+            yield Damage(offset, end, str(error), cut_off)
+            offset = end
+        else:
+            yield frame
+            offset = frame.end
+
+
+def _is_end(data: Any, offset: int) -> bool:
+    return offset + frames.FOOTER_BYTES == len(data) and frames.decode_footer(data, offset) is not None
+
+
+def _next_frame(data: Any, start: int, budget: int) -> tuple[int | None, int]:
+    """The offset of the next intact frame, None when there is none; and what is left of the bytes that may be read."""
+    position = start
+    while budget > 0 and (found := _START.search(data, position)) is not None:
+        candidate = found.start()
+        length = int.from_bytes(bytes(data[found.end() : found.end() + 4]), "big")
+        if length <= LARGEST_META:
+            budget -= length + 64
+            try:
+                frames.decode_frame(data, candidate)
+            except FormatError:
+                pass
+            else:
+                return candidate, budget
+        position = candidate + 1
+    if _is_end(data, len(data) - frames.FOOTER_BYTES) and len(data) - frames.FOOTER_BYTES >= start:
+        return len(data) - frames.FOOTER_BYTES, budget
+    return None, budget
