@@ -45,6 +45,7 @@ LAYOUTS = {
     )
 }
 
+
 def record(layout: Layout, run: Path) -> Generated:
     """Serves ``PROMPT`` once under the layout and records it to ``run``. Raises ServerError."""
     recording = Recording(layout.configs, run)
