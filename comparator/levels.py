@@ -246,6 +246,7 @@ def _finding(
         name=pair.name,
         tags={key: str(value) for key, value in pair.tags},
         location=Location(step=pair.step),
+        tap=getattr(other, "tap", None),
         category="passed" if passed else "failed",
         baseline=tensor_info(left_shape, torch_dtype_name(first.dtype), statistics[0]),
         target=tensor_info(right_shape, torch_dtype_name(other.dtype), statistics[1]),

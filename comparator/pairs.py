@@ -124,10 +124,12 @@ def _errored(pair: BundlePair, kind: str, message: str, hint: str, trace: str = 
 
 
 def _identity(pair: BundlePair) -> dict[str, Any]:
+    taps = (getattr(bundle.records[0], "tap", None) for bundle in (pair.target, pair.baseline) if bundle)
     return {
         "name": pair.name,
         "tags": {key: str(value) for key, value in pair.tags},
         "location": Location(step=pair.step),
+        "tap": next((tap for tap in taps if tap), None),
     }
 
 

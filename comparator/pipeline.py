@@ -76,6 +76,7 @@ class Tally:
             errored=self.counts["errored"],
             exit_code=self.exit_code,
             first_divergence=place,
+            first_divergence_tap=None if first is None else first.tap,
             errors=notes,
         )
 
@@ -134,6 +135,8 @@ def silent_taps(run: RunView) -> list[str]:
     fired: dict[str, int] = {}
     place: dict[str, str] = {}
     for tap in run.taps:
+        if getattr(tap, "kind", "dump") != "dump":
+            continue
         fired[tap.id] = fired.get(tap.id, 0) + int(tap.fired)
         place[tap.id] = f"{tap.id} ({tap.file}:{tap.line})" if getattr(tap, "file", None) else tap.id
     return [place[tap] for tap, count in fired.items() if not count]

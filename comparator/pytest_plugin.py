@@ -23,7 +23,7 @@ Record = Callable[..., AbstractContextManager[Path]]
 
 
 @pytest.fixture
-def tensortap_record(tmp_path: Path) -> Iterator[Record]:
+def tensortap_record(tmp_path: Path) -> Record:
     """A function ``(name, **settings)`` that gives a context in which everything dumped goes into a run of its own.
 
     The context is the path of the run, complete when the context ends. ``settings`` are those of
@@ -43,7 +43,7 @@ def tensortap_record(tmp_path: Path) -> Iterator[Record]:
             dumper.close()
             dumper.configure(enable=before.enable, dir=before.dir, run=before.run, **_others(before, settings))
 
-    yield record
+    return record
 
 
 def _others(before: Any, changed: dict[str, Any]) -> dict[str, Any]:

@@ -145,6 +145,8 @@ class _Comparison(_Record):
     tags: dict[str, str] = {}
     location: Location = Location()
     category: Category
+    tap: str | None = None
+    """Id of the tap in the target (or in the baseline, where only that has it)."""
 
     @property
     def label(self) -> str:
@@ -206,6 +208,7 @@ class SummaryRecord(_Record):
     errored: int = 0
     exit_code: int = 0
     first_divergence: str | None = None
+    first_divergence_tap: str | None = None
 
 
 Comparison = TensorComparison | SkippedComparison | ValueComparison | ErroredComparison

@@ -106,6 +106,8 @@ class TextOutput:
             self._print(summary_line(record), "bold green" if record.exit_code == 0 else "bold red")
             if record.first_divergence:
                 self._print(f"first difference: {record.first_divergence}", "bold red")
+            if record.first_divergence_tap:
+                self._print(f"recorded by tap {record.first_divergence_tap}", "bold red")
 
     def _print(self, line: str, style: str | None) -> None:
         self._console.print(line, style=style, markup=False)

@@ -174,7 +174,11 @@ class _Planner:
             message += f": rank {_listing(recorded)} recorded nothing here"
         if unseen and self.missing_ranks:
             message += f": the run has no file of rank {_listing(self.missing_ranks)}"
-        raise PairError(message, hint="record it on every rank, or give dims that fit with --override-dims")
+        raise PairError(
+            message,
+            hint="record it on every rank, give dims that fit with --override-dims, or compare rank by rank with "
+            "--preset raw",
+        )
 
     def fail_undeclared(self, group: Sequence[int]) -> None:
         ranks = sorted(rank for index in group for rank in self.arrays[index].ranks)
