@@ -1,0 +1,223 @@
+"""However a process ends, what it recorded is there."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dumper import open_run
+from dumper.repair import verify_run
+from tests.dumper.recording.conftest import Recording
+
+PREAMBLE = """
+import os, signal, sys, threading, time
+import numpy as np
+from dumper import dumper
+def record(count, size=64):
+    for number in range(count):
+        dumper.dump("x", np.full(size, number, dtype=np.int64))
+"""
+ENDINGS = {
+    "normal exit": "record(500)",
+    "uncaught exception": "record(500); raise RuntimeError('the model broke')",
+    "sys.exit": "record(500); sys.exit(3)",
+    "SIGTERM": "record(500); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)",
+    "SIGTERM in a system call": """
+record(500)
+threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+threading.Event().wait(60)
+""",
+    "SIGTERM with a handler of the program": """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+record(500)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+""",
+    "exit while a thread records": """
+threading.Thread(target=record, args=(500,)).start()
+""",
+    "child of multiprocessing": """
+import multiprocessing
+if __name__ == "__main__":
+    process = multiprocessing.get_context("fork").Process(target=record, args=(500,))
+    process.start()
+    process.join()
+""",
+    "fork after start-up": """
+dumper.step()
+if os.fork() == 0:
+    record(500)
+    dumper.close()
+    os._exit(0)
+os.wait()
+""",
+    "SIGKILL a moment later": "record(500); time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)",
+    "SIGKILL after flush": "record(500); dumper.flush(); os.kill(os.getpid(), signal.SIGKILL)",
+}
+
+
+def _environment(folder: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "TENSORTAP_ENABLE": "1", "TENSORTAP_DIR": str(folder), "TENSORTAP_CONTROL": "0", **more}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_nothing_is_lost(tmp_path: Path, ending: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + ENDINGS[ending]],
+        env=_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    run = open_run(tmp_path / "run")
+    assert [int(record.array()[0]) for record in run.records] == list(range(500)), result.stderr
+    assert run.losses == 0
+    kinds = {problem.kind for problem in run.problems}
+    assert kinds == ({"unclosed"} if "SIGKILL" in ending else set())
+    if ending == "SIGTERM":
+        assert result.returncode == -signal.SIGTERM
+    if ending == "SIGTERM with a handler of the program":
+        assert result.returncode == 5
+
+
+def test_a_fork_in_the_middle_of_a_recording(tmp_path: Path) -> None:
+    code = """
+record(100)
+child = os.fork()
+record(100)
+dumper.close()
+if child == 0:
+    os._exit(0)
+os.wait()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + code],
+        env=_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    run = open_run(tmp_path / "run")
+    # The file is the parent's; the child's records are counted, and said to be lost.
+    assert len(run.records) == 200
+    assert run.losses == 100
+    assert verify_run(tmp_path / "run").intact
+    assert "was already written by" in result.stderr
+
+
+LOAD = """
+import sys
+import numpy as np
+from dumper import dumper, session
+from dumper.adapters import Process
+session.describe_process = lambda: Process(int(sys.argv[1]), int(sys.argv[2]), {}, {}, "test")
+print("ready", flush=True)
+number = 0
+while True:
+    dumper.dump("small", np.full(500, number, dtype=np.int64))
+    if number % 20 == 0:
+        dumper.dump("large", np.full(100_000, number, dtype=np.int64))
+    number += 1
+"""
+
+
+def _kill_under_load(folder: Path, ranks: int, delay: float) -> None:
+    """Start ranks that record without pause, kill them all, and check every record that is there."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOAD, str(rank), str(ranks)],
+            env=_environment(folder, TENSORTAP_MEMORY_BUDGET="64MiB"),
+            stdout=subprocess.PIPE,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()
+        time.sleep(delay)
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.communicate()
+    _check_killed(folder / "run", ranks)
+
+
+def _check_killed(path: Path, ranks: int) -> None:
+    if not any(path.glob("*.msgpack")):
+        return
+    run = open_run(path)
+    assert verify_run(path).intact
+    assert not {"corrupted", "unreadable"} & {problem.kind for problem in run.problems}
+    for rank in run.ranks:
+        assert run.headers[rank].world_size == ranks
+        for name, stride in (("small", 1), ("large", 20)):
+            numbers = []
+            for record in run.select(name=name, rank=rank):
+                array = record.array()
+                assert (array == array[0]).all()
+                numbers.append(int(array[0]))
+            # In order and without a gap from the first on: only the newest were in memory.
+            assert numbers == list(range(0, len(numbers) * stride, stride))
+
+
+def test_kill_under_load(tmp_path: Path) -> None:
+    _kill_under_load(tmp_path, ranks=2, delay=0.3)
+    run = open_run(tmp_path / "run")
+    assert len(run.records) > 0
+    assert "unclosed" in {problem.kind for problem in run.problems}
+
+
+@pytest.mark.slow
+def test_kill_at_200_random_moments(tmp_path: Path) -> None:
+    generator = random.Random(3)
+    for number in range(100):
+        _kill_under_load(tmp_path / str(number), ranks=2, delay=generator.random() * 0.4)
+
+
+def test_what_was_in_memory_is_counted(tmp_path: Path) -> None:
+    """A process that dies between the call and the write: the status block knows what was submitted."""
+    code = """
+from dumper.writer import Writer
+Writer._serve = lambda self, batch: time.sleep(60)
+record(7)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", PREAMBLE + code], env=_environment(tmp_path), timeout=60, check=False)
+    run = open_run(tmp_path / "run")
+    assert run.losses == 7
+    assert "7 values were still in memory when the process ended" in run.problems[0].message
+
+
+def test_importing_to_write_is_light() -> None:
+    code = "import sys, dumper; print(sorted({'torch', 'pydantic', 'polars', 'numpy', 'rich'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_reading_imports_no_torch(recording: Recording) -> None:
+    recorder = recording.start()
+    recorder.dump("x", np.ones(3))
+    recorder.dump("s", np.ones(3), level="stats")
+    recording.close()
+    code = f"""
+import sys
+from dumper import open_run
+run = open_run({str(recording.path)!r})
+run.records[0].array(), run.records[1].statistics, run.problems, run.to_polars()
+print("torch" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "False"
