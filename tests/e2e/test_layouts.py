@@ -33,3 +33,18 @@ def test_a_recording_is_whole(layout: str, recordings: Recordings) -> None:
     assert not run.missing_ranks
     silent = [tap for tap in run.taps if tap.silent]
     assert not silent
+
+
+def test_dims_of_its_own_for_data_parallel_attention(recordings: Recordings) -> None:
+    """Nobody needs a second set of dims for it, and those who have one, as SGLang's comparator wants, can keep it."""
+    own_rows = "layer_input|attn_output|pre_mlp_residual|final_norm_output:t h # dp:=attn_dp"
+    heads = "attn_pre_o_proj:t (num_heads*head_dim) # dp:=attn_dp"
+    gathered = "mlp_output|moe_expert_output:t h[moe_tp:partial]"
+    overrides = tuple(part for dims in (own_rows, heads, gathered) for part in ("--override-target-dims", dims))
+    outcome = compare(recordings("tp2"), recordings("dp2"), ("--token-aligner", "concat_steps", *overrides))
+    assert outcome.all_passed, outcome.named("failed") + outcome.named("errored")
+
+    wrong = ("--override-target-dims", "mlp_output:t h # tp:replicated")
+    outcome = compare(recordings("tp2"), recordings("dp2"), ("--token-aligner", "concat_steps", *wrong))
+    assert outcome.exit_code == 1
+    assert outcome.named("failed") == ["mlp_output layer_id=0", "mlp_output layer_id=1"]
