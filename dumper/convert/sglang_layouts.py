@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dumper.adapters.sglang_rows import SlotNames
-from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
+from dumper.layout import ContextParallelRows, DataParallelRows, SequenceSpan, TokenLayout
 
 SGLANG_NAMES = frozenset({"input_ids", "positions", "seq_lens", "req_pool_indices", "rids"})
 MEGATRON_NAMES = frozenset({"input_ids", "position_ids", "cu_seqlens_q", "cu_seqlens_kv", "qkv_format"})
@@ -132,6 +132,9 @@ def _sglang_layout(batch: _Batch, parallel: Place, slot_names: SlotNames) -> Tok
         count = 0
     if count == 0:
         return TokenLayout("idle", (), rows, token_ids=batch.token_ids)
+    share = _context_share(batch, count, parallel)
+    if share is not None:
+        return _split_layout(batch, count, share, slot_names)
     spans: list[SequenceSpan] = []
     at = 0
     for index in range(count):
@@ -144,6 +147,40 @@ def _sglang_layout(batch: _Batch, parallel: Place, slot_names: SlotNames) -> Tok
         at += taken
     one_each = all(span.count == 1 and span.start > 0 for span in spans)
     return TokenLayout("decode" if one_each else "extend", tuple(spans), rows, token_ids=batch.token_ids)
+
+
+def _context_share(batch: _Batch, count: int, parallel: Place) -> tuple[str, int, int] | None:
+    """Axis, rank and size of context parallelism, where the rows are this rank's part of every sequence."""
+    for axis in ("cp", "attn_cp"):
+        at, size = parallel.get(axis, (0, 1))
+        lengths = batch.lengths[:count]
+        if size > 1 and not (lengths % size).any() and int(lengths.sum()) == size * len(batch.positions):
+            return axis, at, size
+    return None
+
+
+def _split_layout(batch: _Batch, count: int, share: tuple[str, int, int], slot_names: SlotNames) -> TokenLayout:
+    """The rows of a context-parallel rank: an equal part of each sequence, at the positions that were recorded."""
+    axis, at, size = share
+    counts = batch.lengths[:count] // size
+    sequence = np.repeat(np.arange(count, dtype=np.int32), counts)
+    spans = tuple(
+        SequenceSpan(_name(batch, index, 0, int(batch.lengths[index]), slot_names), 0, int(counts[index]))
+        for index in range(count)
+    )
+    consecutive = all(
+        len(rows) < 2 or bool((np.diff(rows) == 1).all())
+        for rows in (batch.positions[sequence == index] for index in range(count))
+    )
+    return TokenLayout(
+        "extend",
+        spans,
+        len(batch.token_ids),
+        token_ids=batch.token_ids,
+        row_sequence=sequence,
+        row_position=batch.positions,
+        context_parallel=ContextParallelRows(axis, at, size, "natural" if consecutive else "zigzag", local=True),
+    )
 
 
 def _rows_of_sequence(positions: Array, at: int, length: int) -> int | None:

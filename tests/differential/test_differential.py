@@ -1,0 +1,199 @@
+"""SGLang's own comparator and ours on the same dumps: the same verdicts, but for what is listed in ``intended.py``."""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.differential.batches import make_batch_scenario
+from tests.differential.intended import explains
+from tests.differential.layouts import World
+from tests.differential.peers import (
+    Outcome,
+    Peer,
+    category,
+    compare_with_ours,
+    disagreements,
+    installed_package,
+    peer,
+)
+from tests.differential.run import check
+from tests.differential.scenarios import Dump, Scenario, make_scenario
+from tests.support.wheels import sglang_wheel
+
+Make = Callable[[int, Path], Scenario]
+TWO_RANKS = World("tp2", ({"tp": (0, 2)}, {"tp": (1, 2)}))
+TWO_DATA_RANKS = World("dp2", ({"dp": (0, 2)}, {"dp": (1, 2)}), "megatron_parallel_info")
+ONE_RANK = World("single", ({},))
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Peer]:
+    package = installed_package()
+    if package is None:
+        pytest.skip("sglang is not installed (requirements/dev.txt has it)")
+    with peer(package) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+    folder = tmp_path_factory.mktemp("sglang")
+    with zipfile.ZipFile(sglang_wheel("0.5.13.post1")) as wheel:
+        wheel.extractall(folder, [name for name in wheel.namelist() if name.startswith("sglang/srt/debug_utils/")])
+    with peer(folder / "sglang") as running:
+        yield running
+
+
+@pytest.mark.parametrize("make", [make_scenario, make_batch_scenario])
+def test_a_few_scenarios(make: Make, installed: Peer, tmp_path: Path) -> None:
+    for seed in range(6):
+        folder = tmp_path / str(seed)
+        scenario = make(seed, folder)
+        assert check(scenario, installed, folder) == [], scenario
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [make_scenario, make_batch_scenario])
+@pytest.mark.parametrize("first", range(100, 500, 100))
+def test_hundreds_of_scenarios(make: Make, first: int, installed: Peer, tmp_path: Path) -> None:
+    for seed in range(first, first + 100):
+        folder = tmp_path / str(seed)
+        scenario = make(seed, folder)
+        assert check(scenario, installed, folder) == [], scenario
+
+
+@pytest.mark.slow
+def test_an_older_release_says_the_same(older: Peer, tmp_path: Path) -> None:
+    compared = 0
+    for seed in range(200):
+        folder = tmp_path / str(seed)
+        scenario = make_scenario(seed, folder)
+        flags = scenario.flags
+        if "--diff-threshold" in flags and len(_arguments(flags, "--diff-threshold")) != 1:
+            continue  # pairs of pattern and criterion are newer
+        theirs, ours = _both(older, scenario, folder)
+        found = [one for one in disagreements(theirs, ours) if one.what != "exit code"]
+        explained = {one["name"] for one, other in zip(theirs.findings, ours.findings, strict=True) if (
+            explains(one, other) or _all_equal(other)
+        )}  # fmt: skip
+        assert [one for one in found if one.name.split(" (")[0] not in explained] == [], scenario
+        compared += 1
+    assert compared > 100
+
+
+def _all_equal(finding: dict[str, object]) -> bool:
+    """Older releases divide by zero where both sides are zero, and call it a failure."""
+    difference = finding.get("diff")
+    return isinstance(difference, dict) and difference["max_abs_diff"] == 0
+
+
+def _arguments(flags: tuple[str, ...], flag: str) -> list[str]:
+    after = flags[flags.index(flag) + 1 :]
+    end = next((at for at, text in enumerate(after) if text.startswith("--")), len(after))
+    return list(after[:end])
+
+
+def _both(running: Peer, scenario: Scenario, folder: Path) -> tuple[Outcome, Outcome]:
+    return (
+        running.compare(scenario.argv, folder / "theirs.jsonl"),
+        compare_with_ours(scenario.argv, folder / "ours.jsonl"),
+    )
+
+
+def _dumps(folder: Path, baseline: World, target: World) -> tuple[Dump, Dump]:
+    paths = folder / "baseline", folder / "target"
+    for path in paths:
+        path.mkdir()
+    return Dump(paths[0], baseline), Dump(paths[1], target)
+
+
+def _categories(outcome: Outcome) -> Counter[str]:
+    return Counter(str(finding.get("category") or category(finding)) for finding in outcome.findings)
+
+
+@pytest.mark.slow
+def test_the_scenarios_hold_every_category(tmp_path: Path) -> None:
+    # A differential test proves little on scenarios that all pass.
+    found: Counter[str] = Counter()
+    for seed in range(30):
+        scenario = make_scenario(seed, tmp_path / str(seed))
+        found += _categories(compare_with_ours(scenario.argv, tmp_path / f"{seed}.jsonl"))
+    assert min(found[name] for name in ("passed", "failed", "skipped", "errored")) >= 5
+
+
+def test_a_wrong_metric_is_noticed(installed: Peer, tmp_path: Path) -> None:
+    sides = _dumps(tmp_path, ONE_RANK, ONE_RANK)
+    for side, shift in zip(sides, (0.0, 0.125), strict=True):
+        side.write(0, 0, "x", torch.ones(4, 4) + shift, "t h")
+    scenario = Scenario(0, sides[0].path, sides[1].path, (), ())
+    theirs, ours = _both(installed, scenario, tmp_path)
+    assert disagreements(theirs, ours) == []
+    theirs.findings[0]["diff"]["rel_diff"] *= 1 + 1e-6
+    assert [one.what for one in disagreements(theirs, ours)] == ["diff.rel_diff"]
+
+
+def test_several_ranks_without_dims_are_an_error(installed: Peer, tmp_path: Path) -> None:
+    sides = _dumps(tmp_path, TWO_RANKS, TWO_RANKS)
+    for side in sides:
+        for rank in range(2):
+            side.write(0, rank, "x", torch.full((4, 4), float(rank)))
+            side.write(0, rank, "y", torch.ones(4, 4), "t h # tp:replicated")
+    theirs, ours = _both(installed, Scenario(0, sides[0].path, sides[1].path, (), ()), tmp_path)
+    assert (theirs.exit_code, _categories(theirs)) == (0, {"skipped": 1, "passed": 1})
+    assert (ours.exit_code, _categories(ours)) == (1, {"errored": 1, "passed": 1})
+
+
+def test_request_ids_are_not_compared(installed: Peer, tmp_path: Path) -> None:
+    sides = _dumps(tmp_path, ONE_RANK, ONE_RANK)
+    for side in sides:
+        side.write(0, 0, "rids", [side.path.name])
+        side.write(0, 0, "y", torch.ones(4, 4), "t h")
+    theirs, ours = _both(installed, Scenario(0, sides[0].path, sides[1].path, (), ()), tmp_path)
+    assert (theirs.exit_code, _categories(theirs)) == (1, {"failed": 1, "passed": 1})
+    assert (ours.exit_code, _categories(ours)) == (0, {"skipped": 1, "passed": 1})
+
+
+@pytest.mark.parametrize("fault", [0.0, 20.0])
+def test_several_data_parallel_ranks_are_joined(fault: float, installed: Peer, tmp_path: Path) -> None:
+    baseline, target = _dumps(tmp_path, ONE_RANK, TWO_DATA_RANKS)
+    tensor = torch.arange(32.0).reshape(8, 4)
+    baseline.write(0, 0, "x", tensor, "t h")
+    target.write(0, 0, "x", tensor[:4], "t h")
+    target.write(0, 1, "x", tensor[4:] + fault, "t h")
+    theirs, ours = _both(installed, Scenario(0, baseline.path, target.path, (), ()), tmp_path)
+    assert _categories(theirs) == {"errored": 1}
+    assert _categories(ours) == {"failed" if fault else "passed": 1}
+
+
+@pytest.mark.parametrize("fault", [0.0, 0.5])
+def test_smart_reads_decode_passes(fault: float, installed: Peer, tmp_path: Path) -> None:
+    sides = _dumps(tmp_path, ONE_RANK, ONE_RANK)
+    values = torch.randn(6, 8)
+    prompt, generated = [5, 6, 7, 8], [9, 10]
+    for number, side in enumerate(sides):
+        rows = values + fault * number
+        _write_pass(side, 0, prompt, 0, rows[:4])
+        if number == 0:
+            _write_pass(side, 1, generated[:1], 4, rows[4:5])
+            _write_pass(side, 2, generated[1:], 5, rows[5:])
+        else:
+            _write_pass(side, 1, generated, 4, rows[4:])
+    flags = ("--preset", "sglang_megatron", "--token-aligner", "smart")
+    theirs, ours = _both(installed, Scenario(0, sides[0].path, sides[1].path, flags, ()), tmp_path)
+    assert theirs.error is not None
+    assert _categories(ours) == {"failed" if fault else "passed": 1}
+    assert ours.findings[0]["tokens"]["matched"] == 6
+
+
+def _write_pass(side: Dump, step: int, token_ids: list[int], start: int, rows: torch.Tensor) -> None:
+    side.write(step, 0, "input_ids", torch.tensor(token_ids))
+    side.write(step, 0, "positions", torch.arange(start, start + len(token_ids)))
+    side.write(step, 0, "seq_lens", torch.tensor([start + len(token_ids)]))
+    side.write(step, 0, "rids", [f"{side.path.name}-request"])
+    side.write(step, 0, "hidden", rows, "t h")
