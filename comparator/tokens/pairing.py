@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from comparator.tokens.agreement import Columns, PromptAgreement
 from comparator.tokens.episodes import NEVER
 from comparator.tokens.sequences import SequenceTable
-
-_CHUNK_CELLS = 1 << 24
-"""Cells of the comparison matrix that are held at once."""
 
 _SHARED_PROMPT = 0.5
 """Sequences whose prompts part are still paired when they agree on this share of the shorter prompt."""
@@ -128,18 +126,19 @@ def _best(
 
     ``minimum`` is the share of the shorter prompt that has to agree; None when prompts are known to be equal.
     """
-    columns = _Columns(target, others)
-    candidates: list[npt.NDArray[np.int64]] = []
+    columns = Columns(target, others)
+    agreement = None if minimum is None else PromptAgreement(baseline, target, columns.numbers, minimum)
+    candidates: list[npt.NDArray[np.int64]] = [np.zeros((0, 4), np.int64)]
     for row, one in enumerate(ones):
-        parted, agreed = columns.compare(baseline.tokens_of(one))
-        suits = agreed > 0
-        if minimum is not None:
-            prompt = np.minimum(int(baseline.prompt_end[one]), target.prompt_end[columns.numbers])
-            suits &= parted >= np.ceil(prompt * minimum)
-            suits &= ~_prompts_of_other_lengths(baseline, one, target, columns.numbers)
-        chosen = np.flatnonzero(suits)
+        chosen = np.arange(len(others)) if agreement is None else agreement.suitable(one)
+        if not len(chosen):
+            continue
+        parted, agreed = columns.compare(baseline.tokens_of(one), chosen)
+        if agreement is not None:
+            suits = (agreed > 0) & (parted >= agreement.needed(one)[chosen])
+            chosen, parted, agreed = chosen[suits], parted[suits], agreed[suits]
         block = np.empty((len(chosen), 4), np.int64)
-        block[:, 0], block[:, 1], block[:, 2], block[:, 3] = -agreed[chosen], row, chosen, parted[chosen]
+        block[:, 0], block[:, 1], block[:, 2], block[:, 3] = -agreed, row, chosen, parted
         candidates.append(block)
     ranked = np.concatenate(candidates)
     ranked = ranked[np.lexsort((ranked[:, 2], ranked[:, 1], ranked[:, 0]))]
@@ -156,61 +155,9 @@ def _best(
     return pairs
 
 
-def _prompts_of_other_lengths(
-    baseline: SequenceTable, one: int, target: SequenceTable, numbers: npt.NDArray[np.int64]
-) -> npt.NDArray[np.bool_]:
-    """Where a cached prefix hides tokens, prompts whose lengths are known and differ are not the same.
-
-    A difference of one is none: the last token of a prompt may look like the first that is decoded.
-    """
-    hidden = (target.start[numbers] > 0) | (baseline.start[one] > 0)
-    both_known = target.decodes[numbers] & baseline.decodes[one]
-    unequal = np.abs(target.prompt_end[numbers] - baseline.prompt_end[one]) > 1
-    return np.asarray(hidden & both_known & unequal, np.bool_)
-
-
 def _rows_as_ints(table: npt.NDArray[np.int64]) -> Iterable[tuple[int, int, int, int]]:
     for row in table:
         yield int(row[0]), int(row[1]), int(row[2]), int(row[3])
-
-
-class _Columns:
-    """Sequences of one side as a padded matrix, to compare one sequence with all of them at once."""
-
-    def __init__(self, table: SequenceTable, numbers: list[int]) -> None:
-        self._table = table
-        self.numbers = np.array(numbers, np.int64)
-        self._width = int(table.end[self.numbers].max(initial=0))
-        self._chunk = max(1, _CHUNK_CELLS // max(1, self._width))
-        self._kept: npt.NDArray[np.int64] | None = None
-
-    def compare(self, tokens: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Per sequence the position where it parts from ``tokens`` (``NEVER``) and the tokens agreed before."""
-        width = min(len(tokens), self._width)
-        parted, agreed = [], []
-        for begin in range(0, len(self.numbers), self._chunk):
-            matrix = self._matrix(begin)[:, :width]
-            known = (matrix >= 0) & (tokens[:width] >= 0)[None, :]
-            differs = known & (matrix != tokens[None, :width])
-            first = np.zeros(len(matrix), np.int64)
-            if width:
-                first = np.where(differs.any(axis=1), differs.argmax(axis=1), width)
-            before = np.concatenate([np.zeros((len(matrix), 1), np.int64), np.cumsum(known, axis=1)], axis=1)
-            agreed.append(before[np.arange(len(matrix)), first])
-            parted.append(np.where(first < width, first, NEVER))
-        return np.concatenate(parted).astype(np.int64), np.concatenate(agreed).astype(np.int64)
-
-    def _matrix(self, begin: int) -> npt.NDArray[np.int64]:
-        if self._kept is not None:
-            return self._kept
-        numbers = self.numbers[begin : begin + self._chunk]
-        matrix = np.full((len(numbers), self._width), -1, np.int64)
-        for row, number in enumerate(numbers):
-            tokens = self._table.tokens_of(int(number))
-            matrix[row, : len(tokens)] = tokens
-        if len(numbers) == len(self.numbers):
-            self._kept = matrix
-        return matrix
 
 
 def _notes(baseline: SequenceTable, target: SequenceTable, pairs: tuple[SequencePair, ...]) -> Iterable[str]:
