@@ -105,7 +105,7 @@ def diff_text(checked: Checked) -> str:
         if module.rewritten is None:
             continue
         before = module.rewritten.source.split("\n")
-        after = module.rewritten.text.split("\n")
+        after = module.rewritten.short_text.split("\n")
         lines = difflib.unified_diff(before, after, module.file, f"{module.file} (patched)", lineterm="")
         parts += [f"{line}\n" for line in lines]
     return "".join(parts)

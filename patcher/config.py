@@ -192,10 +192,10 @@ def _describe(error: ValidationError, document: YamlDocument) -> list[str]:
     unknown = {problem["loc"][:-1] for problem in problems if problem["type"] == "extra_forbidden"}
     found: dict[tuple[str | int, ...], list[str]] = {}
     for problem in problems:
-        location = tuple(part for part in problem["loc"] if _in_file(part))
+        location = _in_file(problem["loc"], document.data)
         key = ".".join(str(part) for part in location)
         if problem["type"] == "extra_forbidden":
-            text = f"unknown key '{location[-1]}'{_nearest_key(location)}"
+            text = f"unknown key '{problem['loc'][-1]}'{_nearest_key(location, str(problem['loc'][-1]))}"
         elif problem["type"] == "missing":
             if problem["loc"][:-1] in unknown:  # most likely the same key, misspelt
                 continue
@@ -209,22 +209,28 @@ def _describe(error: ValidationError, document: YamlDocument) -> list[str]:
     return [f"{document.origin(*location)}: {'; or '.join(texts)}" for location, texts in found.items()]
 
 
-def _in_file(part: str | int) -> bool:
-    # pydantic adds the alternatives of a union ("str", "DumpSpec", "function-before[…]") to the location.
-    return isinstance(part, int) or (part.isidentifier() and part not in _UNION_PARTS)
+def _in_file(location: tuple[str | int, ...], data: Any) -> tuple[str | int, ...]:
+    """The parts of pydantic's location that are keys in the file, without its names for alternatives."""
+    parts: list[str | int] = []
+    for part in location:
+        if isinstance(data, dict) and part in data:
+            data = data[part]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            continue
+        parts.append(part)
+    return tuple(parts)
 
 
-_UNION_PARTS = {"str", "bool", "int", "DumpSpec", "list"}
-
-
-def _nearest_key(location: tuple[str | int, ...]) -> str:
+def _nearest_key(location: tuple[str | int, ...], key: str) -> str:
     model: type[BaseModel] = PatchConfig
     if "edits" in location:
         model = EditSpec
     elif "patches" in location:
         model = PatchSpec
     known = list(model.model_fields)
-    nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if nearest:
         return f"; did you mean '{nearest[0]}'?"
     return f"; known keys: {', '.join(known)}"

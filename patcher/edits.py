@@ -91,12 +91,12 @@ def _apply_to_site(
     elif edit.action == "wrap":
         assert isinstance(edit.content, Dump)
         assert site.expression is not None
-        new = wrapped_value(edit.content, place, view.text_of(site.expression), WRAP_FUNCTION)
+        new = wrapped_value(edit.content, place, _as_operand(view, site.expression), WRAP_FUNCTION)
         replace_range(view, site.expression, new)
     elif edit.action == "replace":
         _replace(scope.buffer, index, site, edit, place, owner)
     elif isinstance(site.expression, cst.NamedExpr) and edit.place == "assign" and isinstance(edit.content, Dump):
-        new = wrapped_value(edit.content, place, f"({view.text_of(site.expression)})", WRAP_FUNCTION)
+        new = wrapped_value(edit.content, place, _as_operand(view, site.expression), WRAP_FUNCTION)
         replace_range(view, site.expression, new)
     else:
         _insert(scope.buffer, index, site, edit, place, owner)
@@ -149,9 +149,16 @@ def _at_entry(scope: FunctionScope, edit: Edit, target: str, taps: TapTable) -> 
 
 def entry_line(index: FunctionIndex) -> Line:
     """The line of the first statement after the docstring (or of the docstring, when it is all there is)."""
+    return index.view.line_at(start_of(index.view, _entry_statement(index).node)[0])
+
+
+def _entry_statement(index: FunctionIndex) -> Statement:
     statements = index.body.statements
-    first = statements[1] if _has_docstring(index) and len(statements) > 1 else statements[0]
-    return index.view.line_at(start_of(index.view, first.node)[0])
+    number = 1 if _has_docstring(index) else 0
+    # A name must not be used before it is declared global.
+    while number < len(statements) and isinstance(statements[number].node, (cst.Global, cst.Nonlocal)):
+        number += 1
+    return statements[min(number, len(statements) - 1)]
 
 
 def insert_at_entry(
@@ -162,8 +169,9 @@ def insert_at_entry(
     statements = index.body.statements
     indent = _indent(view, statements[0])
     anchor = entry_line(index)
-    if _has_docstring(index) and len(statements) == 1:
-        position = buffer.lines.index(view.line_at(end_of(view, statements[0].node)[0])) + 1
+    last = statements[-1]
+    if _entry_statement(index) is last and _is_preface(last, index):
+        position = buffer.lines.index(view.line_at(end_of(view, last.node)[0])) + 1
         while position < len(buffer.lines) and buffer.lines[position].role == "entry":
             position += 1
     else:
@@ -176,6 +184,13 @@ def insert_at_entry(
 def _has_docstring(index: FunctionIndex) -> bool:
     first = index.body.statements[0].node
     return isinstance(first, cst.Expr) and isinstance(first.value, (cst.SimpleString, cst.ConcatenatedString))
+
+
+def _is_preface(statement: Statement, index: FunctionIndex) -> bool:
+    """Whether entry code has to come after this statement: a docstring, or a declaration."""
+    if isinstance(statement.node, (cst.Global, cst.Nonlocal)):
+        return True
+    return statement.index == 0 and _has_docstring(index)
 
 
 def _hook_return(view: FunctionView, site: Site, edit: Edit, place: Place, owner: str) -> None:

@@ -6,6 +6,7 @@ of every launched process, so it imports next to nothing; what rewrites comes in
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from importlib.machinery import SourceFileLoader
@@ -30,9 +31,12 @@ class Activation:
         self.digests = digests
         self.configs_json = configs_json
         self.plan_file = plan_file
+        self.served: set[str] = set()
+        """Modules whose code came from here."""
 
     def code(self, module: str, file: str, data: bytes) -> CodeType:
         """Code of a module whose source file holds ``data``. Raises PatchImportError when an edit fails."""
+        self.served.add(module)
         name = cache.key(module, self.digests[module], file, data)
         code = cache.load(name)
         if code is None:
@@ -45,6 +49,12 @@ class Activation:
                 raise PatchImportError(f"{module} cannot be patched: {error}", name=module, path=file) from None
             cache.store(name, code)
         return code
+
+    def report_missed(self) -> None:
+        """Say which target modules another import hook has loaded in our place."""
+        for name in self.digests:
+            if name in sys.modules and name not in self.served:
+                self.report(f"{name} ran unpatched: it was imported before the patcher came, or by another import hook")
 
     def report(self, message: str) -> None:
         """Say it on stderr and note it beside the plan: the importing program may swallow the exception."""
@@ -139,6 +149,7 @@ def activate(activation: Activation) -> PatchingFinder | None:
                 f"{name} was imported before the patcher came, so it runs unpatched; "
                 "import it later, or use patcher.apply(CONFIG)"
             )
+            activation.served.add(name)
     finder = PatchingFinder(activation)
     sys.meta_path.insert(0, finder)
     return finder
@@ -152,7 +163,8 @@ def activate_from_file(path: str) -> None:
     except (OSError, ValueError) as error:
         print(f"tensortap: nothing is patched in this process: {path}: {error}", file=sys.stderr, flush=True)
         return
-    activate(activation)
+    if activate(activation) is not None:
+        atexit.register(activation.report_missed)
 
 
 def parse_plan(text: str, path: str) -> Activation:

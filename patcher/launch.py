@@ -35,6 +35,7 @@ def launch(configs: Sequence[Path], command: Sequence[str]) -> int:
             print(f"patcher: {message}", file=sys.stderr)
         print("patcher: the command was not started, because not every edit lands", file=sys.stderr)
         return 1
+    _refuse_script_target(command, checked)
     activation = make_activation(loaded, checked.plan)
     _fill_cache(checked, activation)
     environment = environment_for(write_plan(activation), os.environ)
@@ -104,4 +105,17 @@ def _refuse_isolated(command: Sequence[str]) -> None:
         if set("IES") & set(option[1:]):
             raise PatchError(
                 f"run: {command[0]} {option} ignores PYTHONPATH, through which the patcher comes in; leave it out"
+            )
+
+
+def _refuse_script_target(command: Sequence[str], checked: Checked) -> None:
+    """A script that is run by its path does not go through the import system."""
+    script = next((part for part in command[1:] if not part.startswith("-")), "")
+    if not Path(command[0]).name.startswith("python") or not script.endswith(".py"):
+        return
+    for module in checked.modules:
+        if os.path.realpath(module.file) == os.path.realpath(script):
+            raise PatchError(
+                f"run: {script} is itself a target, and a script run by its path cannot be patched; "
+                f"run it as a module: python -m {module.patch.module}"
             )

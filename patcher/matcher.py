@@ -70,6 +70,18 @@ def flatten(body: Sequence[cst.CSTNode] | cst.BaseSuite) -> list[Statement]:
     return statements
 
 
+def may_match(pattern: Pattern, node: cst.CSTNode) -> bool:
+    """A quick look that tells most expressions that cannot match from those that may."""
+    wanted = pattern.expression
+    if type(wanted) is type(node):
+        return not isinstance(wanted, cst.Call) or type(wanted.func) is type(node.func) or _is_open(wanted.func)  # type: ignore[attr-defined]
+    return isinstance(wanted, _LITERALS) or _is_open(wanted)
+
+
+def _is_open(pattern: Any) -> bool:
+    return _is_any(pattern) or (isinstance(pattern, cst.Name) and bool(_capture_name(pattern)))
+
+
 def match_expression(pattern: Pattern, node: cst.CSTNode) -> Bindings | None:
     """Bindings of the first way in which an expression pattern matches ``node``, or None."""
     if pattern.expression is None:

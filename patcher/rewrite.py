@@ -58,10 +58,19 @@ class RewrittenModule:
     @property
     def text(self) -> str:
         """The whole new source."""
+        return self._with_prelude(self.prelude)
+
+    @property
+    def short_text(self) -> str:
+        """The new source with what describes taps and configs cut short, for people."""
+        described = f"{TAPS} = {DUMPER}.install_taps(... {len(self.taps)} taps ...)"
+        return self._with_prelude([described if line.startswith(TAPS) else line for line in self.prelude])
+
+    def _with_prelude(self, prelude: Sequence[str]) -> str:
         lines = self.source.split("\n")
         for function in sorted(self.functions, key=lambda function: function.first, reverse=True):
             lines[function.first - 1 : function.last] = [line.text for line in function.lines]
-        lines[self.prelude_line : self.prelude_line] = self.prelude
+        lines[self.prelude_line : self.prelude_line] = prelude
         return "\n".join(lines)
 
 
@@ -96,7 +105,10 @@ def rewrite_module(source: str, patch: ModulePatch, file: str) -> RewrittenModul
     session = _Session(source.split("\n"), tree, TapTable(file))
     landings: list[Landing] = []
     for function in patch.functions:
-        landings.extend(_rewrite_function(session, function))
+        try:
+            landings.extend(_rewrite_function(session, function))
+        except cst.ParserSyntaxError as error:
+            raise TargetError(f"{function.target}: libcst cannot parse the function: {error.message}") from None
     functions = []
     for unit, buffer in session.units.values():
         _finish(buffer)
@@ -151,8 +163,6 @@ def _land(scopes: Sequence[FunctionScope], edit: Edit, target: str, taps: TapTab
     except PatchError as error:
         del taps.taps[before:]
         return replace(landing, error=str(error))
-    except cst.ParserSyntaxError as error:
-        raise TargetError(f"{target}: libcst cannot parse the function: {error.message}") from None
     names = tuple(tap.id for tap in taps.taps[before:])
     return replace(landing, lines=tuple(dict.fromkeys(lines)), taps=names)
 

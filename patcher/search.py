@@ -16,6 +16,7 @@ from patcher.matcher import (
     match,
     match_expression,
     match_statements,
+    may_match,
     relevant_fields,
 )
 from patcher.pattern import Pattern
@@ -88,7 +89,7 @@ def find_pattern(index: FunctionIndex, pattern: Pattern) -> list[Site]:
         found = [
             Site(statement, statement, bindings, expression=node)
             for node, statement in index.expressions
-            if (bindings := match_expression(pattern, node)) is not None
+            if may_match(pattern, node) and (bindings := match_expression(pattern, node)) is not None
         ]
         return sorted(found, key=lambda site: start_of(index.view, site.node))
     sites: list[Site] = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.patcher.support import block, edit, edits_config, errors, rewrite, run_module
 
 SOURCE = """
@@ -444,3 +446,29 @@ def test_definitions_in_both_branches_count_as_one_text(tmp_path: Path) -> None:
         "if X:\n    def f(x):\n        start()\n        note()\n        return a(x)\n"
         "else:\n    def f(x):\n        start()\n        return b(x)\n"
     )
+
+
+def test_wrapping_what_needs_parentheses(tmp_path: Path) -> None:
+    source = "def f(x):\n    y = yield x\n    z = sum(i for i in y)\n    return z, 1\n"
+    config = edits_config(
+        """
+        - {wrap: yield x, dump: {name: sent}}
+        - {wrap: (i for i in y), dump: {name: items}}
+        - {wrap: "z, 1", dump: {name: pair}}
+        """
+    )
+    module, dumper = run_module(tmp_path, source, config)
+    generator = module.f(1)
+    assert next(generator) == 1
+    with pytest.raises(StopIteration) as stopped:
+        generator.send([1, 2])
+    assert stopped.value.value == (3, 1)
+    assert [entry[0] for entry in dumper.log] == ["sent", "items", "pair"]
+
+
+def test_entry_code_comes_after_global_declarations(tmp_path: Path) -> None:
+    source = "def f(x):\n    'doc'\n    global seen\n    seen = x\n"
+    text = edit(tmp_path, source, "- {at: entry, before: seen = 0}")
+    assert text == "def f(x):\n    'doc'\n    global seen\n    seen = 0\n    seen = x\n"
+    only = edit(tmp_path, "def f():\n    global seen\n", "- {at: entry, before: seen = 0}")
+    assert only == "def f():\n    global seen\n    seen = 0\n"

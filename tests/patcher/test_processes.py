@@ -214,6 +214,21 @@ def test_a_swallowed_import_error_is_still_seen(folder: Path) -> None:
     assert "target_mod cannot be patched" in done.stdout
 
 
+def test_a_module_that_another_hook_loads_is_reported(folder: Path) -> None:
+    command = script(
+        folder,
+        """
+        import importlib.machinery, sys
+        sys.meta_path.insert(0, importlib.machinery.PathFinder)
+        import target_mod
+        print(target_mod.Model().forward(2))
+        """,
+    )
+    done = run(folder, command)
+    assert done.stdout == "3\n"
+    assert "tensortap: target_mod ran unpatched" in done.stderr
+
+
 def test_run_refuses_when_an_edit_does_not_land(folder: Path) -> None:
     (folder / "edits.yaml").write_text(CONFIG.replace("self.layer(...)", "self.lair(...)"))
     done = run(folder, script(folder, "print('started')"))
@@ -229,6 +244,7 @@ def test_run_refuses_when_an_edit_does_not_land(folder: Path) -> None:
         ([sys.executable, "-I", "x.py"], "ignores PYTHONPATH"),
         (["no-such-command-here"], "no such command"),
         ([], "no command"),
+        ([sys.executable, "target_mod.py"], "run it as a module: python -m target_mod"),
     ],
 )
 def test_commands_that_cannot_be_patched(folder: Path, command: list[str], message: str) -> None:

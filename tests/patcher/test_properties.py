@@ -49,7 +49,8 @@ def _compound(head: str, test: str, body: list[str], other: list[str]) -> str:
     if head == "for":
         return f"for a in range(abs({test}) % 3):\n{_indented([*body, 'if a: continue', *other])}"
     if head == "try":
-        return f"try:\n{_indented([*body, 'h(a)'])}\nexcept ValueError as error:\n{_indented(other)}\nfinally:\n    log.append(1)"
+        handled = f"except ValueError as error:\n{_indented(other)}\nfinally:\n    log.append(1)"
+        return f"try:\n{_indented([*body, 'h(a)'])}\n{handled}"
     if head == "with":
         return f"with manager({test}) as b:\n{_indented([*body, *other])}"
     if head == "def":
