@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -67,7 +68,7 @@ class Settings:
 
     def wants_step(self, step: int) -> bool:
         """Whether step number ``step`` is to be recorded."""
-        return self.steps is None or StepRule.parse(self.steps).wants(step)
+        return self.steps is None or _step_rule(self.steps).wants(step)
 
     def changed(self, **changes: Any) -> Settings:
         """These settings with some values replaced; texts are read as in the environment.
@@ -92,6 +93,11 @@ class Settings:
             except SettingsError as error:
                 errors.append(SettingsError(f"{PREFIX}{key.upper()}: {error}"))
         return settings, errors
+
+
+@functools.lru_cache(maxsize=8)
+def _step_rule(text: str) -> StepRule:
+    return StepRule.parse(text)
 
 
 def checked(key: str, value: Any) -> Any:
