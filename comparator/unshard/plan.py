@@ -341,9 +341,10 @@ def _undeclared(ranks: Sequence[int], world: Mapping[int, Coordinates], dims: Di
         if len({world.get(rank, {}).get(axis, (0, 1))[0] for rank in ranks}) > 1
     )
     if not differing:
+        recorded = sorted({axis for rank in ranks for axis in world.get(rank, {})})
         return PairError(
-            f"ranks {_listing(ranks)} recorded it, and dims {dims.text!r} do not tell them apart: the run records no "
-            f"parallel axis{' but ' + ', '.join(sorted(named)) if named else ''} in which they differ",
+            f"ranks {_listing(ranks)} recorded it, and no recorded axis that dims {dims.text!r} name tells them apart "
+            f"(the run recorded {', '.join(recorded) or 'no parallel layout'})",
             hint="record the parallel layout of the run, or keep ranks apart with --preset raw",
         )
     axes = " or ".join(repr(axis) for axis in differing)
