@@ -31,23 +31,24 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the recordings (made anew)")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the recordings")
     out: Path = parser.parse_args().out
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the servers as on Ctrl-C
     try:
         return run(out)
     except KeyboardInterrupt:
-        console.print("[bold]Stopped.[/bold] The servers are stopped too; what was recorded is in", str(out))
+        console.print("\n[bold]Stopped.[/bold] The servers are stopped too; what was recorded is in", str(out))
         return 130
     except ServerError as error:
-        console.print(f"[bold red]A server failed:[/bold red] {error}", markup=True, soft_wrap=True)
+        console.print("\n[bold red]A server failed:[/bold red]", end=" ")
+        console.print(str(error), markup=False, soft_wrap=True)
         return 1
 
 
 def run(out: Path) -> int:
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
     names = list(dict.fromkeys(name for row in ROWS for name in (row.baseline, row.target)))
+    for name in (*names, FAULTY):
+        shutil.rmtree(out / name, ignore_errors=True)
     console.print(f"Serving a tiny Qwen3-MoE with SGLang {len(names) + 1} times; every rank records to {out}/LAYOUT.")
     timed("write the model", lambda: tiny_model("qwen3_moe"))
     for name in names:
