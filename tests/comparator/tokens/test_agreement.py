@@ -43,7 +43,7 @@ def table_of(sequences: list[KnownTokens]) -> SequenceTable:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(known_tokens(), st.lists(known_tokens(), min_size=1, max_size=6), st.sampled_from([0.5, 1.0]))
 def test_no_agreeing_prompt_is_overlooked(one: KnownTokens, others: list[KnownTokens], share: float) -> None:
     baseline, target = table_of([one]), table_of(others)

@@ -70,7 +70,7 @@ def pairs(draw: st.DrawFn) -> tuple[list[Request], SyntheticRun, str, SyntheticR
     return requests, baseline, draw(forms_of(baseline)), target, draw(forms_of(target))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(pairs())
 def test_every_layout_of_the_same_requests_joins_equal_values(
     pair: tuple[list[Request], SyntheticRun, str, SyntheticRun, str],
@@ -95,7 +95,7 @@ def test_a_fault_is_found_at_its_token_and_nowhere_else(
     assert faulty.unequal.tolist() == [at]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(request_lists(), st.data())
 def test_without_a_cache_every_token_is_matched_and_nothing_is_left_over(
     requests: list[Request], data: st.DataObject
@@ -117,7 +117,7 @@ def test_without_a_cache_every_token_is_matched_and_nothing_is_left_over(
     assert not joined.plan.only_target
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     request_lists(),
     st.integers(1, 4),
