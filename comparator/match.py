@@ -58,30 +58,26 @@ class _Entry:
 def match_bundles(baseline: RunView, target: RunView, options: Options) -> list[BundlePair]:
     """Pair the bundles of both runs by name, tags, stream, occurrence and step.
 
-    Pairs come in the target's order of execution; those that only the baseline has follow where the option asks
-    for them. No payload is read.
+    Pairs come in the target's order of execution; those that only the baseline has follow. No payload is read.
     """
-    left = _entries(baseline, options, filtered=not options.sglang_rules)
-    right = _entries(target, options, filtered=True)
+    left, right = _entries(baseline, options), _entries(target, options)
     right_keys = {entry.key for entry in right}
     left_bundles = _bundles(entry for entry in left if entry.selected or entry.key in right_keys)
     right_bundles = _bundles(entry for entry in right if entry.selected)
     pairs = [_pair(key, left_bundles.get(key), bundle) for key, bundle in right_bundles.items()]
-    if options.list_baseline_only and not options.sglang_rules:
-        pairs.extend(_pair(key, bundle, None) for key, bundle in left_bundles.items() if key not in right_keys)
+    pairs.extend(_pair(key, bundle, None) for key, bundle in left_bundles.items() if key not in right_keys)
     return pairs
 
 
-def _entries(run: RunView, options: Options, *, filtered: bool) -> list[_Entry]:
+def _entries(run: RunView, options: Options) -> list[_Entry]:
     pattern = re.compile(options.filter) if options.filter else None
     joined = options.joins_steps or "step" in options.grouping_skip_keys
     entries: list[_Entry] = []
     for number, record in enumerate(execution_order(run.records)):
         step = record.step
-        in_range = step is None or options.start_step <= step <= options.end_step
-        if filtered and not in_range:
+        if step is not None and not options.start_step <= step <= options.end_step:
             continue
-        selected = not filtered or pattern is None or pattern.search(file_name(record, number)) is not None
+        selected = pattern is None or pattern.search(file_name(record, number)) is not None
         entries.append(_Entry(_key(record, options.grouping_skip_keys, joined), record, number, selected))
     return entries
 

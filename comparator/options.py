@@ -51,13 +51,11 @@ class Options:
     """Integers and booleans must be equal unless a threshold rule matches them."""
     single_precision: bool = False
     """Compare float64 and integers in float32 (what SGLang's comparator does)."""
-    list_baseline_only: bool = True
-    """Report records that only the baseline has as skipped."""
     first_value_only: bool = False
     """Of values that are no tensors, compare the first rank's only."""
     sglang_rules: bool = False
-    """Both sides are SGLang's own dumps: filters touch the target only, steps are joined only where
-    ``grouping_skip_keys`` say so, and rows are not dropped by layout."""
+    """Both sides are SGLang's own dumps, and ``comparator.sglang_compat`` judges them; steps are then joined only
+    where ``grouping_skip_keys`` say so."""
 
     def dims_for(self, name: str, recorded: str | None, side: Side) -> str | None:
         """The dims that hold for a tensor on one side."""

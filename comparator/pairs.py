@@ -76,7 +76,7 @@ class Session:
 def compare_pair(pair: BundlePair, session: Session) -> list[Comparison]:
     """Compare a pair; several findings when it joins steps that can only be compared one by one."""
     pairs = [pair]
-    if session.options.joins_steps and pair.step is None and not _has_token_dimension(pair, session):
+    if pair.step is None and not (session.options.joins_steps and _has_token_dimension(pair, session)):
         pairs = split_steps(pair)
     return [_compare_guarded(one, session) for one in pairs]
 

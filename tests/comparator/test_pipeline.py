@@ -347,3 +347,19 @@ def test_the_order_of_execution_is_that_of_the_rank_that_did_most() -> None:
         *["in", "attention", "residual", "gather", "mlp"],
         *later,
     ]
+
+
+def test_steps_that_are_grouped_but_not_joined_are_compared_one_by_one() -> None:
+    records = [FakeRecord("x", values(2, 2, seed=step), step=step, dims="t h") for step in range(3)]
+    keys = frozenset({"rank", "step"})
+    assert comparator.compare(FakeRun(records), FakeRun(records), grouping_skip_keys=keys).summary.passed == 3
+
+
+def test_data_parallel_ranks_without_layouts() -> None:
+    """Empty ranks hold nothing; the others are joined in the order of the ranks."""
+    x = values(6, 4)
+    places = {0: {"dp": (0, 2)}, 1: {"dp": (1, 2)}}
+    both = run_of(x[:4], x[4:], parallel=places)
+    assert comparator.compare(run_of(x), both).passed
+    assert comparator.compare(run_of(x), run_of(x[:0], x, parallel=places)).passed
+    assert not comparator.compare(run_of(x), run_of(x[4:], x[:4], parallel=places)).passed
