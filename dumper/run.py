@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -230,38 +230,10 @@ class Run:
         return found
 
     def to_polars(self) -> polars.DataFrame:
-        """The index as a table: one row per record."""
-        return table_of(self.records)
+        """The index as a table: one row per record (``dumper/table.py``)."""
+        from dumper.table import index_table
 
-
-def table_of(records: Iterable[Any]) -> polars.DataFrame:
-    """What the index says of records as a table, one row per record; tags as columns ``tag.KEY``."""
-    import polars
-
-    names = (
-        "rank",
-        "order",
-        "name",
-        "step",
-        "occurrence",
-        "dtype",
-        "shape",
-        "dims",
-        "level",
-        "stream",
-        "tap",
-        "nbytes",
-    )
-    table: dict[str, list[Any]] = {name: [] for name in names}
-    tags: list[dict[str, Any]] = []
-    for record in records:
-        for name in names:
-            value = getattr(record, name)
-            table[name].append(list(value) if isinstance(value, tuple) else value)
-        tags.append(dict(record.tags))
-    keys = sorted({key for tag in tags for key in tag})
-    columns = {f"tag.{key}": polars.Series([tag.get(key) for tag in tags], strict=False) for key in keys}
-    return polars.DataFrame(table, strict=False).with_columns(**columns)
+        return index_table((rank, segment) for rank, part in sorted(self._ranks.items()) for segment in part.segments)
 
 
 def open_run(path: str | Path) -> Run:

@@ -17,8 +17,9 @@ from dumper.convert import pt_files
 from dumper.convert.pt_files import OWN_KEYS, Content, PtFileError
 from dumper.convert.sglang_layouts import AUXILIARY_NAMES, rank_layouts, with_data_parallel
 from dumper.layout import TokenLayout
-from dumper.run import Header, RunError, TapCoverage, table_of
+from dumper.run import Header, RunError, TapCoverage
 from dumper.segments import Problem
+from dumper.table import table_of
 
 if TYPE_CHECKING:
     import polars
