@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from comparator.axes import align_axes, plan_axes
-from comparator.dims import SEQUENCE, TOKEN, Dimension
 from comparator.errors import ComparatorError, DimsError, PairError
 from comparator.findings import bundle_side, diff_info, numpy_dtype_name, replica_check, tensor_info, torch_dtype_name
 from comparator.judge import judge, predicate_for, remarks
@@ -29,6 +27,7 @@ from comparator.report.records import (
     TensorComparison,
     ValueComparison,
 )
+from comparator.sglang_compat.joining import align_dimensions, join_steps, without_leading_ones
 from comparator.sglang_compat.measures import compare_in_single, difference_in_half
 from comparator.sglang_compat.sides import (
     SeveralPartsError,
@@ -66,11 +65,40 @@ def compare_sglang_pair(pair: BundlePair, session: Session) -> list[Comparison]:
     if pair.name == REQUEST_IDS:
         return [_skipped(pair, None, "request_ids", "request ids differ between any two runs and are not compared")]
     if session.options.token_aligner == "smart" or _rows_are_shared(pair, session):
-        return compare_pair(pair, session)
+        return _compare_by_our_rules(pair, session)
     try:
         return [_compare_guarded(pair, session)]
     except SeveralPartsError:
+        return _compare_by_our_rules(pair, session)
+
+
+def _compare_by_our_rules(pair: BundlePair, session: Session) -> list[Comparison]:
+    """Compare what can be read; a file that cannot makes the comparison fail."""
+    sides = _sides(pair, session)
+    if not sides.baseline.records or not sides.target.records:
+        return [_one_side(pair, sides, session)]
+    if not sides.errors:
         return compare_pair(pair, session)
+    assert pair.baseline is not None
+    assert pair.target is not None
+    readable = replace(
+        pair,
+        baseline=_readable(pair.baseline),
+        target=_readable(pair.target),
+    )
+    return [
+        finding
+        if finding.category == "errored"
+        else finding.model_copy(update={"category": "failed", "errors": [*finding.errors, *sides.errors]})
+        for finding in compare_pair(readable, session)
+    ]
+
+
+def _readable(bundle: Bundle) -> Bundle:
+    def kept(records: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(record for record in records if record.error is None)
+
+    return replace(bundle, records=kept(bundle.records), history=kept(bundle.history))
 
 
 def _compare_guarded(pair: BundlePair, session: Session) -> Comparison:
@@ -93,7 +121,7 @@ def _rows_are_shared(pair: BundlePair, session: Session) -> bool:
 
     SGLang's comparator takes such rows for tokens; the token layouts tell ours which they are.
     """
-    if pair.baseline is None or pair.target is None:
+    if pair.baseline is None or pair.target is None or "rank" not in session.options.grouping_skip_keys:
         return False
     bundles: tuple[tuple[Side, Bundle], ...] = (("baseline", pair.baseline), ("target", pair.target))
     for side, bundle in bundles:
@@ -111,20 +139,13 @@ def _rows_are_shared(pair: BundlePair, session: Session) -> bool:
 
 def _compare(pair: BundlePair, session: Session) -> Comparison:
     options = session.options
-    runs = {side: session.contexts[side].run for side in session.contexts}
-    baseline_run, target_run = runs["baseline"], runs["target"]
-    assert isinstance(baseline_run, SGLangDump)
-    assert isinstance(target_run, SGLangDump)
-    sides = _Sides(
-        side_files("baseline", pair.name, pair.baseline, baseline_run, options),
-        side_files("target", pair.name, pair.target, target_run, options),
-    )
+    sides = _sides(pair, session)
     if not sides.baseline.records or not sides.target.records:
         return _one_side(pair, sides, session)
     sides = _Sides(without_empty_ranks(sides.baseline), without_empty_ranks(sides.target))
     if not sides.baseline.all_tensors or not sides.target.all_tensors:
         return _compare_values(pair, sides)
-    lengths = _sequence_lengths(session, baseline_run, target_run)
+    lengths = _sequence_lengths(session)
     left = side_tensors(pair.name, sides.baseline, options, lengths["baseline"])
     right = side_tensors(pair.name, sides.target, options, lengths["target"])
     if not left.by_step or not right.by_step:
@@ -132,18 +153,29 @@ def _compare(pair: BundlePair, session: Session) -> Comparison:
     return _compare_tensors(pair, sides, left, right, session)
 
 
-def _sequence_lengths(
-    session: Session, baseline: SGLangDump, target: SGLangDump
-) -> Mapping[Side, Mapping[int, Sequence[int]]]:
+def _run(session: Session, side: Side) -> SGLangDump:
+    run = session.contexts[side].run
+    assert isinstance(run, SGLangDump)
+    return run
+
+
+def _sides(pair: BundlePair, session: Session) -> _Sides:
+    return _Sides(
+        side_files("baseline", pair.name, pair.baseline, _run(session, "baseline"), session.options),
+        side_files("target", pair.name, pair.target, _run(session, "target"), session.options),
+    )
+
+
+def _sequence_lengths(session: Session) -> Mapping[Side, Mapping[int, Sequence[int]]]:
     if session.options.token_aligner == "per_step":
         return {"baseline": {}, "target": {}}
     found: dict[Side, Mapping[int, Sequence[int]]] = {}
-    runs: tuple[tuple[Side, SGLangDump], ...] = (("baseline", baseline), ("target", target))
-    for side, run in runs:
+    both: tuple[Side, ...] = ("baseline", "target")
+    for side in both:
         kept = session.contexts[side].classified
         if "sequence_lengths" not in kept:
             kept["sequence_lengths"] = sequence_lengths_by_step(  # type: ignore[assignment]
-                run, session.options, filtered=side == "target"
+                _run(session, side), session.options, filtered=side == "target"
             )
         found[side] = kept["sequence_lengths"]  # type: ignore[assignment]
     return found
@@ -153,13 +185,13 @@ def _compare_tensors(
     pair: BundlePair, sides: _Sides, left: SideTensors, right: SideTensors, session: Session
 ) -> Comparison:
     options = session.options
-    baseline, target = _join_steps(left, right, sides.baseline, concatenate=options.token_aligner == "concat_steps")
+    baseline, target = join_steps(left, right, sides.baseline, concatenate=options.token_aligner == "concat_steps")
     errors = sides.errors
     if sides.baseline.dims is not None and sides.target.dims is not None:
-        baseline, target, note = _align(baseline, target, sides)
+        baseline, target, note = align_dimensions(baseline, target, sides.baseline.dims, sides.target.dims)
         errors.extend([] if note is None else [note])
     original = baseline
-    baseline = _without_leading_ones(baseline, target.shape)
+    baseline = without_leading_ones(baseline, target.shape)
     predicate = predicate_for(pair.name, options, integers=False)
     replicas: list[tuple[Side, Any]] = [("baseline", found) for found in left.replicas]
     replicas.extend(("target", found) for found in right.replicas)
@@ -210,68 +242,6 @@ def _few(array: Array, detailed: bool) -> bool:
 
 def _remarks(measured: Measured, *, passed: bool) -> list[Note]:
     return [Note(kind="warning", category=category, message=text) for category, text in remarks(measured, passed)]
-
-
-def _join_steps(
-    left: SideTensors, right: SideTensors, baseline: SideFiles, *, concatenate: bool
-) -> tuple[Array, Array]:
-    """One tensor per side: all steps in order, both cut to the shorter; or the only step."""
-    if not concatenate:
-        if len(left.by_step) != 1 or len(right.by_step) != 1:
-            raise PairError(
-                f"several steps make one tensor here ({len(left.by_step)} in the baseline, {len(right.by_step)} in the "
-                "target), and nothing says how their tokens go together",
-                hint="give --token-aligner, or keep the steps apart: --grouping-skip-keys rank",
-            )
-        return next(iter(left.by_step.values())), next(iter(right.by_step.values()))
-    axis = _token_axis(baseline.dims.dimensions if baseline.dims else ())
-    joined = [
-        np.concatenate([tensors.by_step[step] for step in sorted(tensors.by_step)], axis=axis)
-        for tensors in (left, right)
-    ]
-    rows = min(array.shape[axis] for array in joined)
-    where = (slice(None),) * axis + (slice(0, rows),)
-    return joined[0][where], joined[1][where]
-
-
-def _token_axis(dimensions: Sequence[Dimension]) -> int:
-    """The dimension that counts tokens by the baseline's names; SGLang's comparator takes it on both sides."""
-    names = [dimension.names for dimension in dimensions]
-    for name in (TOKEN, SEQUENCE):
-        if (name,) in names:
-            return names.index((name,))
-    return 0
-
-
-def _align(baseline: Array, target: Array, sides: _Sides) -> tuple[Array, Array, Note | None]:
-    """Both sides with the target's order of dimensions; as they lie, and a note, where the names do not fit."""
-    assert sides.baseline.dims is not None
-    assert sides.target.dims is not None
-    left, right = sides.baseline.dims.dimensions, sides.target.dims.dimensions
-    _check_fused_order(left, right)
-    try:
-        plan = plan_axes(left, right)
-    except PairError as error:
-        return baseline, target, Note(kind="error", category="axis_alignment", message=f"{error}; {error.hint}")
-    return align_axes(baseline, plan.baseline), align_axes(target, plan.target), None
-
-
-def _check_fused_order(left: Sequence[Dimension], right: Sequence[Dimension]) -> None:
-    fused = [dimension.names for dimension in (*left, *right) if dimension.fused]
-    for names in fused:
-        for other in fused:
-            if names != other and set(names) == set(other):
-                raise PairError(
-                    f"({'*'.join(names)}) and ({'*'.join(other)}) fuse the same dimensions in another order",
-                    hint="write the fused dimension in the same order on both sides, as it lies in memory",
-                )
-
-
-def _without_leading_ones(array: Array, shape: tuple[int, ...]) -> Array:
-    extra = array.ndim - len(shape)
-    if extra > 0 and array.shape[extra:] == shape and all(length == 1 for length in array.shape[:extra]):
-        return array.reshape(shape)
-    return array
 
 
 def _downcast(baseline: Array, target: Array, predicate: str) -> DiffInfo | None:

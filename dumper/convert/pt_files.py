@@ -111,7 +111,8 @@ def _refused_global(message: str) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first sentence of what torch says; the rest is advice about checkpoints."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
 
 
 def is_tensor(value: Any) -> bool:

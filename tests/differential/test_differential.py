@@ -80,7 +80,7 @@ def test_an_older_release_says_the_same(older: Peer, tmp_path: Path) -> None:
         theirs, ours = _both(older, scenario, folder)
         found = [one for one in disagreements(theirs, ours) if one.what != "exit code"]
         explained = {one["name"] for one, other in zip(theirs.findings, ours.findings, strict=True) if (
-            explains(one, other) or _all_equal(other)
+            explains(one, other, scenario.flags) or _all_equal(other)
         )}  # fmt: skip
         assert [one for one in found if one.name.split(" (")[0] not in explained] == [], scenario
         compared += 1
