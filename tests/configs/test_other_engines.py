@@ -1,0 +1,90 @@
+"""The configs for Transformers and vLLM, against what is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from patcher.check import check_configs
+from tests.configs.places import Place, places
+from tests.support.paths import CONFIGS
+from tests.support.vllm_server import PYTHON, needs_vllm
+
+TRANSFORMERS = "transformers.models.{file}.modeling_{file}.{name}"
+VLLM = "vllm.model_executor.models.{file}.{name}"
+MODELS = {"llama": "Llama", "qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe"}
+RUNNER = "vllm.model_executor.layers.fused_moe.runner.moe_runner.MoERunner._forward_impl"
+
+
+@pytest.mark.parametrize("file", sorted(MODELS))
+def test_transformers(file: str) -> None:
+    found = installed(Path(package("transformers")), CONFIGS / "transformers" / f"{file}.yaml")
+    layer = TRANSFORMERS.format(file=file, name=MODELS[file] + "DecoderLayer.forward")
+    assert before("layer_input", layer, found) == "residual = hidden_states"
+    assert after("attn_output", layer, found).startswith("hidden_states, _ = self.self_attn(")
+    assert after("pre_mlp_residual", layer, found) == "hidden_states = self.post_attention_layernorm(hidden_states)"
+    assert before("mlp_output", layer, found) == "hidden_states = residual + hidden_states"
+    assert "hidden_states = self.mlp(hidden_states)" in after("mlp_output", layer, found)
+    attention = TRANSFORMERS.format(file=file, name=MODELS[file] + "Attention.forward")
+    assert before("attn_pre_o_proj", attention, found) == "attn_output = self.o_proj(attn_output)"
+    model = TRANSFORMERS.format(file=file, name=MODELS[file] + "Model.forward")
+    assert after("final_norm_output", model, found) == "hidden_states = self.norm(hidden_states)"
+    head = TRANSFORMERS.format(file=file, name=MODELS[file] + "ForCausalLM.forward")
+    assert after("next_token_logits", head, found) == "logits = self.lm_head(hidden_states[:, slice_indices, :])"
+    if file == "qwen3_moe":
+        block = TRANSFORMERS.format(file=file, name="Qwen3MoeSparseMoeBlock.forward")
+        assert after("moe_expert_output", block, found).startswith("final_hidden_states = self.experts(")
+
+
+@needs_vllm
+@pytest.mark.parametrize("file", sorted(MODELS))
+def test_vllm(file: str) -> None:
+    site_packages = next((PYTHON.parents[1] / "lib").glob("python*/site-packages"))
+    found = installed(site_packages, CONFIGS / "vllm" / f"{file}.yaml")
+    layer = VLLM.format(file=file, name=MODELS[file] + "DecoderLayer.forward")
+    assert after("layer_input", layer, found).startswith("if residual is None:\n    residual = hidden_states\n")
+    assert after("attn_output", layer, found).startswith("hidden_states = self.self_attn(positions=positions")
+    assert after("pre_mlp_residual", layer, found).startswith("hidden_states, residual = self.post_attention_layernorm")
+    assert after("mlp_output", layer, found) == "hidden_states = self.mlp(hidden_states)"
+    attention = VLLM.format(file=file, name=MODELS[file] + "Attention.forward")
+    assert before("attn_pre_o_proj", attention, found) == "output, _ = self.o_proj(attn_output)"
+    if file == "qwen3_moe":
+        assert after("moe_router_logits", RUNNER, found) == "router_logits, _ = self.gate(hidden_states)"
+        assert after("moe_expert_output", RUNNER, found).startswith("shared_output, hidden_states = self._apply_quant")
+
+
+@needs_vllm
+def test_vllm_forward_pass() -> None:
+    site_packages = next((PYTHON.parents[1] / "lib").glob("python*/site-packages"))
+    found = installed(site_packages, CONFIGS / "vllm" / "forward.yaml")
+    runner = "vllm.v1.worker.gpu_model_runner.GPUModelRunner.execute_model"
+    assert {place.tap for place in found if place.function == runner} == {"next_token_logits"}
+
+
+def package(name: str) -> str:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, f"{name} is not installed"
+    assert spec.origin is not None, f"{name} has no file"
+    return str(Path(spec.origin).parents[1])
+
+
+def installed(root: Path, config: Path) -> list[Place]:
+    checked = check_configs([config], [root])
+    assert checked.ok, "\n".join(checked.errors)
+    return places(checked)
+
+
+def after(tap: str, function: str, found: list[Place]) -> str:
+    return _one(tap, function, found).previous
+
+
+def before(tap: str, function: str, found: list[Place]) -> str:
+    return _one(tap, function, found).following
+
+
+def _one(tap: str, function: str, found: list[Place]) -> Place:
+    at = [place for place in found if (place.tap, place.function) == (tap, function)]
+    assert len(at) == 1, f"{tap} in {function}: {at}; there are: {found}"
+    return at[0]
