@@ -213,13 +213,10 @@ def _in_file(location: tuple[str | int, ...], data: Any) -> tuple[str | int, ...
     """The parts of pydantic's location that are keys in the file, without its names for alternatives."""
     parts: list[str | int] = []
     for part in location:
-        if isinstance(data, dict) and part in data:
+        index = isinstance(part, int) and isinstance(data, list) and part < len(data)
+        if index or (isinstance(data, dict) and part in data):
             data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        else:
-            continue
-        parts.append(part)
+            parts.append(part)
     return tuple(parts)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import patcher
@@ -261,6 +261,7 @@ def test_a_value_that_refers_to_itself() -> None:
         parse_config("patches: &a [*a]")
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused_with_a_message(text: str) -> None:
     for config in (text, f"patches:\n  - target: {text}\n    edits: [{{match: a, before: b}}]"):

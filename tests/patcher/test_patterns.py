@@ -6,7 +6,7 @@ import ast
 
 import libcst as cst
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patcher.errors import EditError
@@ -183,6 +183,7 @@ def reformatted(draw: st.DrawFn) -> tuple[str, str]:
     return code, f"({draw(spaces)}{body}{draw(spaces)})"
 
 
+@settings(max_examples=40)
 @given(reformatted())
 def test_formatting_does_not_matter(pair: tuple[str, str]) -> None:
     code, other = pair
@@ -190,6 +191,7 @@ def test_formatting_does_not_matter(pair: tuple[str, str]) -> None:
     assert matches(other, code) is not None
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from("abcdef"), expressions), max_size=5, unique_by=lambda item: item[0]), st.data()
 )
@@ -200,6 +202,7 @@ def test_the_order_of_keywords_does_not_matter(keywords: list[tuple[str, str]], 
     assert matches(code, other) is not None
 
 
+@settings(max_examples=40)
 @given(expressions, expressions)
 def test_different_code_does_not_match(first: str, second: str) -> None:
     same = matches(first, second) is not None
@@ -210,6 +213,7 @@ def _same(first: str, second: str) -> bool:
     return ast.dump(ast.parse(first)) == ast.dump(ast.parse(second))
 
 
+@settings(max_examples=40)
 @given(st.text(alphabet="abx$.,()[]{}=:'\"#\\\n 1@*", max_size=25))
 def test_any_text_is_a_pattern_or_refused(text: str) -> None:
     try:
