@@ -38,6 +38,7 @@ def test_transformers(file: str) -> None:
         assert after("moe_expert_output", block, found).startswith("final_hidden_states = self.experts(")
 
 
+@pytest.mark.slow
 @needs_vllm
 @pytest.mark.parametrize("file", sorted(MODELS))
 def test_vllm(file: str) -> None:
@@ -55,6 +56,7 @@ def test_vllm(file: str) -> None:
         assert after("moe_expert_output", RUNNER, found).startswith("shared_output, hidden_states = self._apply_quant")
 
 
+@pytest.mark.slow
 @needs_vllm
 def test_vllm_forward_pass() -> None:
     site_packages = next((PYTHON.parents[1] / "lib").glob("python*/site-packages"))
