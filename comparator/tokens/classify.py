@@ -63,10 +63,22 @@ class RowClassifier:
             reason = self._reason(chosen, len(known))
             result.update({step: self._class_of(chosen, reason) for step in known})
             return result
-        # Engines may change how they share rows between prefill and decode.
-        modes = {step: self._mode(step, rows) for step, rows in known.items()}
-        for mode, steps in groupby(sorted(known, key=lambda step: (modes[step], step)), modes.__getitem__):
-            part = {step: known[step] for step in steps}
+        result.update(self._classify_by_mode(known, readings, split_axes, data_parallel_axis))
+        unread = any(result[step].hold == "unknown" for step in known)
+        padded = self._padded_for_graphs(known, data_parallel_axis) if unread and not split_axes else None
+        if padded is not None:
+            reason = f"{padded.meaning.name}, padded to the sizes of captured graphs, by {len(known)} steps"
+            result.update({step: self._class_of(padded, reason) for step in known})
+        return result
+
+    def _classify_by_mode(
+        self, counts: RowCounts, readings: list[Reading], split_axes: tuple[str, ...], data_parallel_axis: str | None
+    ) -> dict[int, RowsClass]:
+        """Each kind of pass by itself: engines may change how they share rows between prefill and decode."""
+        result = {}
+        modes = {step: self._mode(step, rows) for step, rows in counts.items()}
+        for mode, steps in groupby(sorted(counts, key=lambda step: (modes[step], step)), modes.__getitem__):
+            part = {step: counts[step] for step in steps}
             fitting = self._fitting(part, readings, split_axes)
             if fitting:
                 chosen = self._choose(fitting, part, split_axes)
@@ -154,6 +166,37 @@ class RowClassifier:
 
     def _context_is_split(self, meaning: RowMeaning, axis: str) -> bool:
         return meaning.splits_context and axis in self._places.split_context_axes
+
+    def _padded_for_graphs(self, counts: RowCounts, data_parallel_axis: str | None) -> Reading | None:
+        """Own or gathered rows whose shares are padded, in some steps, beyond what the layouts say.
+
+        A graph is replayed at the size at which it was captured. Every row count has to leave room for the rows of
+        the layout, and some have to be less than twice as many: rows that are repeated (a token for each of its
+        experts) never are.
+
+        Raises PairError when both kinds of rows fit equally well.
+        """
+        scores: list[tuple[int, Reading]] = []
+        for meaning in self._rows.meanings[:2]:
+            if meaning.hold not in self._allowed_holds(data_parallel_axis):
+                continue
+            exact, close, fits = 0, False, True
+            for step, rows_of_ranks in counts.items():
+                for rank, rows in rows_of_ranks:
+                    if meaning.count(step, rank) == rows:
+                        exact, close = exact + 1, close or rows > 0
+                        continue
+                    share = self._rows.graph_share(meaning.hold, step, rank, rows)
+                    fits = fits and share is not None
+                    close = close or (share is not None and share[1] < 2 * share[0])
+            if fits and close:
+                scores.append((exact, Reading(meaning, None, 0)))
+        if len(scores) == 2 and scores[0][0] == scores[1][0]:
+            raise PairError(
+                f"rows could be {_words(scores[0][1])} or {_words(scores[1][1])}, both padded to the sizes of graphs",
+                hint=_HINT,
+            )
+        return max(scores, key=lambda score: score[0])[1] if scores else None
 
     def _choose(self, fitting: list[Reading], counts: RowCounts, split_axes: tuple[str, ...]) -> Reading:
         """The reading to use. Raises PairError when equally good ones name different tokens."""

@@ -55,7 +55,7 @@ def _tokens_of(places: Places, rows: PassRows, part: TokenPart) -> tuple[RowToke
             tokens = meaning.tokens(part.step, part.rank)
             if tokens is not None and len(tokens) == part.rows:
                 return tokens, meaning.last_rows
-    return None, False
+    return rows.graph_tokens(part.hold, part.step, part.rank, part.rows), False
 
 
 def _suits(places: Places, meaning: RowMeaning, axes: set[str]) -> bool:

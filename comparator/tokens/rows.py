@@ -239,6 +239,30 @@ class PassRows:
     def _gathered_last(self, step: int, rank: int) -> RowTokens | None:
         return self._gather(step, rank, self._own_last, pad=False)
 
+    # Rows that a captured graph pads beyond what the layout says
+
+    def graph_share(self, hold: str, step: int, rank: int, rows: int) -> tuple[int, int] | None:
+        """``(by the layout, padded)`` rows of a share of the tensor, when ``rows`` may be padded for a graph."""
+        if hold == "own":
+            own = self._own_count(step, rank)
+            return None if own is None or rows < own else (own, rows)
+        found = self._gathered_layout(step, rank)
+        share = None if found is None else found[0]
+        if share is None or rows % share.size:
+            return None
+        longest, width = max(share.rows, default=0), rows // share.size
+        return None if width < longest else (longest, width)
+
+    def graph_tokens(self, hold: str, step: int, rank: int, rows: int) -> RowTokens | None:
+        """The tokens of ``rows`` rows of which each share is padded for a graph."""
+        share = self.graph_share(hold, step, rank, rows)
+        if share is None:
+            return None
+        if hold == "own":
+            own = self.own(step, rank)
+            return None if own is None else _fitted(own, rows)
+        return self._gather(step, rank, self.own, pad=True, width=share[1])
+
     def _sum_over_shares(self, step: int, rank: int, count: Callable[[int, int], int | None]) -> int | None:
         found = self._gathered_layout(step, rank)
         if found is None:
@@ -253,8 +277,15 @@ class PassRows:
         return total
 
     def _gather(
-        self, step: int, rank: int, piece_of: Callable[[int, int], RowTokens | None], *, pad: bool
+        self,
+        step: int,
+        rank: int,
+        piece_of: Callable[[int, int], RowTokens | None],
+        *,
+        pad: bool,
+        width: int | None = None,
     ) -> RowTokens | None:
+        """The pieces of all data-parallel ranks, padded to their shares of the buffer or to ``width`` each."""
         found = self._gathered_layout(step, rank)
         if found is None:
             return None
@@ -269,7 +300,8 @@ class PassRows:
                 continue
             if piece is None:
                 piece = blank_rows(share.real_rows[index], UNKNOWN_ROW)
-            pieces.append(_fitted(piece, _share_rows(share)[index]) if pad else piece)
+            rows = _share_rows(share)[index] if width is None else width
+            pieces.append(_fitted(piece, rows) if pad else piece)
         return join_rows(pieces)
 
 

@@ -10,7 +10,7 @@ import pytest
 from comparator.errors import PairError
 from comparator.tokens.interface import RowsClass, RowsQuery
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
-from tests.comparator.tokens.joining import aligner_of
+from tests.comparator.tokens.joining import aligner_of, join
 from tests.support.synthetic_engine import Engine, Request, serve
 from tests.support.synthetic_runs import ContextParallel, SyntheticRun, record
 
@@ -150,3 +150,44 @@ def test_axes_are_found_from_layouts_that_differ() -> None:
     layouts = {key: dataclasses.replace(layout, data_parallel=None) for key, layout in run.layouts.items()}
     renamed = dataclasses.replace(run, parallel=parallel, layouts=layouts)
     assert classes_of(renamed, "own") == {RowsClass("own", ("replica_group",))}
+
+
+def _padded(values: np.ndarray, rows: int) -> np.ndarray:
+    return np.concatenate([values, np.full((rows - len(values), values.shape[1]), 7.0)])
+
+
+def replayed(run: SyntheticRun) -> SyntheticRun:
+    """The run as captured graphs record it: decode passes have as many rows as the graph, the layouts do not."""
+    tensors: dict[str, dict[tuple[int, int], np.ndarray]] = {"own": {}, "gathered": {}}
+    for step, rank in run.tensors["own"]:
+        own = run.tensors["own"][step, rank]
+        layout = run.layouts[step, rank]
+        gathered = run.tensors["gathered"][step, rank]
+        if layout.forward_mode in {"decode", "idle"}:
+            shares = layout.data_parallel.rows if layout.data_parallel is not None else (layout.rows,)
+            size = 1 << (max(shares) - 1).bit_length()
+            own = _padded(own, size)
+            gathered = np.concatenate([_padded(piece, size) for piece in np.split(gathered, np.cumsum(shares)[:-1])])
+        tensors["own"][step, rank], tensors["gathered"][step, rank] = own, gathered
+    return dataclasses.replace(run, tensors=tensors)
+
+
+@pytest.mark.parametrize("form", ["own", "gathered"])
+@pytest.mark.parametrize("engine", [Engine(), Engine(data_parallel=2, padding="max_len", seed=3)])
+def test_rows_that_a_captured_graph_pads(engine: Engine, form: str) -> None:
+    many = [*REQUESTS, Request("four", (71, 72), (81, 82, 83, 84, 85, 86)), Request("five", (9,), (1, 2, 3, 4, 5, 6))]
+    run = record(serve(many, dataclasses.replace(engine, max_running=8)))
+    graphs = replayed(run)
+    assert graphs.rows(form) != run.rows(form), "no pass is padded, so this tests nothing"
+    (found,) = classes_of(graphs, form)
+    assert found.hold == ("gathered" if form == "gathered" and engine.data_parallel > 1 else "own")
+    joined = join(record(serve(many, Engine(max_running=1))), graphs, target_form=form)
+    assert joined.plan.matched == sum(len(request.tokens) for request in many)
+    assert joined.unequal.size == 0
+
+
+def test_rows_repeated_for_every_expert_are_not_taken_for_padding() -> None:
+    run = record(serve(REQUESTS, Engine()))
+    repeated = {key: np.repeat(values, 2, axis=0) for key, values in run.tensors["own"].items()}
+    found = classes_of(dataclasses.replace(run, tensors={"own": repeated}), "own")
+    assert {rows_class.hold for rows_class in found} == {"unknown"}
