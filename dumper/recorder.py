@@ -277,7 +277,6 @@ class Recorder:
         value: Any,
         dims: str | None,
         tags: Mapping[str, Any],
-        *,
         level: str | None = None,
         grad: bool = False,
         tap: str | None = None,

@@ -19,16 +19,14 @@ from dumper.layout import TokenLayout
 from dumper.levels import FULL, Level, LevelRules
 from dumper.reduced import reduce_value
 from dumper.settings import Settings
-from dumper.staging import SMALL, Stager, copy_memory
+from dumper.staging import SMALL, Stager
 from dumper.taps import Tap
-from dumper.writer import Writer, current_process, status_path
+from dumper.writer import OVERHEAD_BYTES, Writer, current_process, status_path
 
 logger = logging.getLogger("tensortap")
 
 _MOST_PLANS = 50_000
 """Combinations of name and tags that are remembered; tags that count without end must not fill the memory."""
-OVERHEAD_BYTES = 256
-"""What a record costs in memory beside its value, roughly."""
 
 
 class Plan:
@@ -146,17 +144,10 @@ class Session:
         dtype = self._dtypes.get(value.dtype)
         if nbytes > SMALL or dtype is None or not value.is_contiguous() or not _is_plain(value, dtype):
             return False
-        description = plan.describe(dtype, value.shape, self._backward_pass() != -1)
-        reserved = nbytes + OVERHEAD_BYTES
-        place = self._writer.take_slab(nbytes, reserved)
-        if place is None:
+        key = (dtype, value.shape, self._backward_pass() != -1, None)
+        description = plan.descriptions.get(key) or plan.describe(*key)
+        if not self._writer.put_small(description, value.data_ptr(), nbytes, step):
             self.status.add("lost_full_memory")
-            return True
-        slab, offset = place
-        # An empty tensor may have no address.
-        if nbytes:
-            copy_memory(slab.address + offset, value.data_ptr(), nbytes)
-        self._writer.put(Submission(description, slab.view[offset : offset + nbytes], step, reserved, slab))
         return True
 
     def _submit_any(self, plan: Plan, value: Any, step: int | None) -> None:

@@ -96,9 +96,21 @@ class HostPool:
             if free:
                 self._pooled_bytes -= nbytes
                 return free.pop()
+        return self.take_fresh(nbytes)
+
+    @staticmethod
+    def take_fresh(nbytes: int) -> npt.NDArray[np.uint8]:
+        """An array of memory that was not used before."""
         import numpy as np
 
         return np.empty(nbytes, dtype=np.uint8)
+
+    def prepare(self, nbytes: int, count: int) -> None:
+        """Have ``count`` buffers whose memory has been touched; for a thread that nobody waits for."""
+        for _ in range(count - len(self._free.get(nbytes, ()))):
+            buffer = self.take_fresh(nbytes)
+            ctypes.memset(buffer.ctypes.data, 0, nbytes)
+            self.give_back(buffer)
 
     def give_back(self, buffer: npt.NDArray[np.uint8]) -> None:
         """Keep a buffer for use again, in the place of those of other sizes when the budget is spent."""

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from dumper.encoder import RankEncoder
 from dumper.format.status import StatusBlock
-from dumper.items import Barrier, Item, Stop, Submission
+from dumper.items import Barrier, Description, Item, Stop, Submission
 from dumper.settings import Settings
-from dumper.staging import SLAB_BYTES, HostPool, Slab
+from dumper.staging import SLAB_BYTES, HostPool, Slab, copy_memory
 
 logger = logging.getLogger("tensortap")
 
+OVERHEAD_BYTES = 256
+"""What a record costs in memory beside its value, roughly."""
 IDLE_WAIT = 0.05
 """Seconds after which a sleeping writer looks again, should a wake-up have been missed."""
 NAP = 0.001
@@ -24,9 +26,11 @@ few hundred times a second and not for every record, and the model need not wake
 than this, and the time that it takes to write, before the file has it."""
 NAPS = 5
 """Naps without work before the writer sleeps until it is woken."""
-LARGEST_BATCH = 512
+LARGEST_BATCH = 1024
 """Items per round: memory is given back and the status brought up to date between rounds."""
-LARGEST_BATCH_BYTES = 8 << 20
+SLABS_PREPARED = 6
+"""Slabs that are ready when the first values come."""
+LARGEST_BATCH_BYTES = 16 << 20
 """Bytes per round, so that memory comes back to a model that waits for room."""
 
 
@@ -83,14 +87,18 @@ class Writer:
         self._reserved += nbytes
         return True
 
-    def take_slab(self, nbytes: int, reserved: int) -> tuple[Slab, int] | None:
-        """``reserve``, and a place for a small value: the slab and the offset in it."""
+    def put_small(self, description: Description, address: int, nbytes: int, step: int | None) -> bool:
+        """Copy ``nbytes`` (at most a slab) from memory and hand them over; False when they are to be dropped.
+
+        Reserving, copying and handing over in one: this is what a small record costs the model.
+        """
+        reserved = nbytes + OVERHEAD_BYTES
         with self._lock:
             # The common case without a call.
             if self._reserved + reserved <= self._budget:
                 self._reserved += reserved
             elif not self._reserve(reserved):
-                return None
+                return False
             slab = self._slab
             offset = slab.used
             if offset + nbytes > SLAB_BYTES:
@@ -100,7 +108,13 @@ class Writer:
             # Rounded up, so that copies start at cache lines.
             slab.used = (offset + nbytes + 63) & -64
             slab.taken += 1
-            return slab, offset
+        # An empty tensor may have no address.
+        if nbytes:
+            copy_memory(slab.address + offset, address, nbytes)
+        self._queue.append(Submission(description, slab.view[offset : offset + nbytes], step, reserved, slab))
+        if self._asleep:
+            self._wake.set()
+        return True
 
     def _retire(self, slab: Slab) -> None:
         slab.retired = True
@@ -116,15 +130,19 @@ class Writer:
     def _release(self, batch: list[Item]) -> None:
         """Give back the memory of what a batch held."""
         reserved = 0
+        slabs: dict[Slab, int] = {}
+        # Counted before the lock is taken: the model takes it for every record.
+        for item in batch:
+            if isinstance(item, Submission):
+                reserved += item.reserved
+                slab = item.slab
+                if slab is not None:
+                    slabs[slab] = slabs.get(slab, 0) + 1
         with self._lock:
-            for item in batch:
-                if isinstance(item, Submission):
-                    reserved += item.reserved
-                    slab = item.slab
-                    if slab is not None:
-                        slab.released += 1
-                        if slab.retired and slab.released == slab.taken:
-                            self._pool.give_back(slab.buffer)
+            for slab, values in slabs.items():
+                slab.released += values
+                if slab.retired and slab.released == slab.taken:
+                    self._pool.give_back(slab.buffer)
             self._reserved -= reserved
             self._room.notify_all()
 
@@ -153,6 +171,7 @@ class Writer:
     def _work(self) -> None:
         naps = 0
         try:
+            self._pool.prepare(SLAB_BYTES, SLABS_PREPARED)
             while True:
                 batch = self._take()
                 if batch:
