@@ -116,7 +116,7 @@ def _list(options: argparse.Namespace) -> int:
         print(f"{function['target']}  ({function['file']})")
         for place in function["places"]:
             values = f"   {', '.join(place['values'])}" if place["values"] else ""
-            times = f"   ({place['count']} places)" if place["count"] > 1 else ""
+            times = f"   (nth: {place['nth'] or 'all'}, {place['count']} places)" if place["count"] > 1 else ""
             print(f"  {place['line']:>6}  {place['kind']:<10}  {place['form']}: {place['pattern']}{times}{values}")
     return 0
 

@@ -38,6 +38,8 @@ class TapPlace:
     callee: str = ""
     count: int = 1
     """How often the pattern is found in the function."""
+    nth: int | None = None
+    """Which of them it is, where not all of them are to be tapped in this way."""
 
 
 def function_index(module: ModuleFile, path: Sequence[str]) -> FunctionIndex:
@@ -55,12 +57,12 @@ def tap_places(index: FunctionIndex) -> list[TapPlace]:
     """All places in source order: the entry, calls whose value can be recorded, the returns."""
     first = index.body.statements[0]
     places = [TapPlace(_line(index, first.node), "entry", "at", "entry", _parameters(index.function))]
-    seen: set[str] = set()
+    seen: set[tuple[str, int | None]] = set()
     for node, statement in sorted(index.expressions, key=lambda item: start_of(index.view, item[0])):
         if isinstance(node, cst.Call):
             place = _call_place(index, node, statement)
-            if place is not None and place.pattern not in seen:
-                seen.add(place.pattern)
+            if place is not None and (place.pattern, place.nth) not in seen:
+                seen.add((place.pattern, place.nth))
                 places.append(place)
     places += [TapPlace(_line(index, site.first.node), "return", "at", "return") for site in find_returns(index)]
     return places
@@ -97,14 +99,15 @@ def _call_place(index: FunctionIndex, node: cst.Call, statement: Statement) -> T
         # A collective that works in place: what it was given holds the result.
         argument = one_line(index.view.text_of(node.args[0].value), 100)
         form, values = "match", (argument,)
-    try:
-        count = len(find_pattern(index, parse_pattern(pattern)))
-    except TargetError:
-        return None
-    return TapPlace(_line(index, node), kind, form, pattern, values, callee, count)
+    sites = find_pattern(index, parse_pattern(pattern))
+    nth = None
+    if form == "wrap" and any(_targets(site.first, site.node) for site in sites):
+        # Other calls of it are assigned, and are tapped by their names.
+        nth = 1 + next(number for number, site in enumerate(sites) if site.node is node)
+    return TapPlace(_line(index, node), kind, form, pattern, values, callee, len(sites), nth)
 
 
-def _targets(statement: Statement, call: cst.Call) -> tuple[str, ...]:
+def _targets(statement: Statement, call: cst.CSTNode) -> tuple[str, ...]:
     """The plain names that an assignment of just this call binds; empty for anything else."""
     node = statement.node
     if isinstance(node, cst.AnnAssign):

@@ -222,7 +222,7 @@ def _yaml(taps: Sequence[SuggestedTap]) -> str:
         place = tap.place
         lines.append(f"      - {place.form}: {_scalar(place.pattern)}")
         if place.count > 1:
-            lines.append("        nth: all")
+            lines.append(f"        nth: {place.nth or 'all'}")
         fields = [f"name: {_scalar(tap.name)}"]
         if tap.value is not None:
             fields.append(f"value: {_scalar(tap.value)}")
