@@ -7,6 +7,7 @@ and holds ``torch.save({"value": ..., "meta": {...}})``; a file whose content ha
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,10 @@ def _load_raw(path: Path) -> Any:
 
     mapped = _is_zip(path)
     try:
-        return torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
+        with warnings.catch_warnings():
+            # torch warns of old pickle protocols, which its restricted reader then refuses or reads.
+            warnings.simplefilter("ignore")
+            return torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
     except pickle.UnpicklingError as error:
         wanted = _refused_global(str(error))
         if wanted:

@@ -1,0 +1,200 @@
+"""A directory of SGLang's .pt files read as a run."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dumper import open_run
+from dumper.layout import PADDING_ROW, SequenceSpan
+from dumper.run import RunError
+from tests.dumper.convert.dumps import DumpWriter
+
+TWO = {0: {"tp": (0, 2)}, 1: {"tp": (1, 2)}}
+DATA_PARALLEL = {rank: {"tp": (rank, 2), "attn_dp": (rank, 2), "attn_tp": (0, 1)} for rank in range(2)}
+
+
+def test_names_tags_dims_and_places(tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path, TWO)
+    value = torch.randn(4, 8).to(torch.bfloat16)
+    dump.write(0, 0, "attn_output", value, dims="t h[tp]", layer_id=3)
+    dump.write(0, 1, "attn_output", value, dims="t h[tp]", layer_id=3)
+    dump.write(1, 1, "grad__attn_output", value.float(), dims="t h", layer_id=3, status="recompute")
+    run = open_run(tmp_path)
+    assert (run.ranks, run.steps, run.world_size, run.missing_ranks) == ((0, 1), (0, 1), 2, ())
+    assert run.headers[1].parallel == {"tp": (1, 2)}
+    (record,) = run.select(name="attn_output", step=0, rank=1, layer_id=3)
+    assert (record.dims, record.dtype, record.shape, record.stream) == ("t h[tp]", "bfloat16", (4, 8), "value")
+    assert record.array().tobytes() == value.view(torch.int16).numpy().tobytes()
+    (gradient,) = run.select(name="attn_output", step=1)
+    assert (gradient.stream, gradient.recompute, gradient.dtype) == ("grad", True, "float32")
+
+
+def test_records_of_one_name_are_counted_in_order(tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path)
+    for number in range(12):
+        dump.write(0, 0, "x", torch.tensor([number]))
+    records = open_run(tmp_path).records
+    assert [(record.occurrence, int(record.array()[0])) for record in records] == [(n, n) for n in range(12)]
+
+
+def test_opening_reads_no_file_and_imports_no_torch(tmp_path: Path) -> None:
+    DumpWriter(tmp_path).write(0, 0, "x", torch.ones(2))
+    code = f"""
+import sys
+from dumper import open_run
+run = open_run({str(tmp_path)!r})
+assert [record.name for record in run.records] == ["x"] and run.steps == (0,)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_only_subdirectory_with_files_is_taken(tmp_path: Path) -> None:
+    DumpWriter(tmp_path / "dump_1").write(0, 0, "x", torch.ones(2))
+    assert open_run(tmp_path).path == tmp_path / "dump_1"
+    DumpWriter(tmp_path / "dump_2").write(0, 0, "x", torch.ones(2))
+    with pytest.raises(RunError, match=r"dump_1, dump_2"):
+        open_run(tmp_path)
+
+
+class _Callable:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (open, (str(Path(__file__).with_name("written_by_a_pickle")), "w"))  # type: ignore[return-value]
+
+
+def test_nothing_is_unpickled_beyond_plain_values(tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path)
+    dump.write(0, 0, "good", {"a": [1, None, "x"], "t": torch.ones(2)})
+    dump.write(0, 0, "evil", _Callable())
+    (tmp_path / "step=0___rank=0___dump_index=7___name=old.pt").write_bytes(pickle.dumps(_Callable()))
+    run = open_run(tmp_path)
+    messages = sorted(problem.message for problem in run.problems)
+    assert len(messages) == 2
+    assert "name=evil" in messages[0]
+    assert "name=old" in messages[1]
+    assert not Path(__file__).with_name("written_by_a_pickle").exists()
+    good, evil = run.select(name="good")[0], run.select(name="evil")[0]
+    assert good.value["a"] == [1, None, "x"]
+    assert np.array_equal(good.value["t"], np.ones(2, np.float32))
+    with pytest.raises(ValueError, match=r"name=evil.*nothing but tensors and plain containers"):
+        _ = evil.value
+
+
+def test_damaged_and_foreign_files_are_problems(tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path)
+    dump.write(0, 0, "x", torch.ones(2))
+    broken = dump.write(0, 0, "y", torch.ones(2))
+    broken.write_bytes(broken.read_bytes()[:200])
+    (tmp_path / "weights.pt").write_bytes(b"")
+    (tmp_path / "step=zero___rank=0___dump_index=1___name=x.pt").write_bytes(b"")
+    run = open_run(tmp_path)
+    assert len(run.records) == 2
+    kinds = [problem.kind for problem in run.problems]
+    assert kinds == ["unreadable"] * 3
+    assert run.select(name="x")[0].array().tolist() == [1, 1]
+
+
+def test_a_directory_without_a_dump_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"")
+    with pytest.raises(RunError, match="named as SGLang's dumper names"):
+        open_run(tmp_path)
+
+
+def test_prefill_decode_and_cached_prefix(tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path)
+    dump.batch(0, 0, [5, 6, 7, 8, 9], [0, 1, 2, 0, 1], [3, 2], ["a", "b"])
+    dump.batch(1, 0, [1, 2], [3, 2], [4, 3], ["a", "b"])
+    dump.batch(2, 0, [4, 4, 4, 8], [2, 3, 4, 4], [5, 5], ["c", "a"])
+    run = open_run(tmp_path)
+    layouts = [run.layout(step, 0) for step in range(3)]
+    assert [layout and layout.sequences for layout in layouts] == [
+        (SequenceSpan("a", 0, 3), SequenceSpan("b", 0, 2)),
+        (SequenceSpan("a", 3, 1), SequenceSpan("b", 2, 1)),
+        (SequenceSpan("c", 2, 3), SequenceSpan("a", 4, 1)),
+    ]
+    assert [layout and layout.forward_mode for layout in layouts] == ["extend", "decode", "extend"]
+
+
+def test_sequences_that_continue_each_others_positions_are_told_apart(tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path)
+    dump.batch(0, 0, [1, 2, 3], [0, 1, 2], [2, 3], ["a", "b"])
+    layout = open_run(tmp_path).layout(0, 0)
+    assert layout is not None
+    assert layout.sequences == (SequenceSpan("a", 0, 2), SequenceSpan("b", 2, 1))
+
+
+def test_rows_beyond_the_sequences_are_padding(tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path)
+    dump.batch(0, 0, [1, 2, 0, 0], [7, 3, 0, 0], [8, 4, 1, 1], ["a", "b"])
+    layout = open_run(tmp_path).layout(0, 0)
+    assert layout is not None
+    assert layout.row_identities()[0].tolist() == [0, 1, PADDING_ROW, PADDING_ROW]
+
+
+def test_contradicting_batches_give_no_layout(tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path)
+    dump.batch(0, 0, [1, 2, 3], [0, 1, 2], [9], ["a"])
+    assert open_run(tmp_path).layout(0, 0) is None
+
+
+@pytest.mark.parametrize("request_ids_known", [True, False])
+def test_the_dummy_row_of_an_idle_data_parallel_rank_is_no_token(tmp_path: Path, request_ids_known: bool) -> None:
+    dump = DumpWriter(tmp_path, DATA_PARALLEL)
+    dump.batch(0, 0, [5, 6, 7], [0, 1, 2], [3], ["a"] if request_ids_known else None)
+    dump.write(0, 1, "gathered", torch.zeros(3, 2))
+    dump.batch(1, 0, [9], [3], [4], ["a"] if request_ids_known else None)
+    dump.batch(1, 1, [0], [0], [1], [] if request_ids_known else None)
+    run = open_run(tmp_path)
+    prefill, decode = run.layout(0, 1), run.layout(1, 1)
+    assert prefill is not None
+    assert (prefill.rows, prefill.real_rows) == (0, 0)
+    assert decode is not None
+    assert (decode.rows, decode.real_rows) == (1, 0)
+    shared = run.layout(1, 0)
+    assert shared is not None
+    assert shared.data_parallel is not None
+    assert (shared.data_parallel.rows, shared.data_parallel.real_rows) == ((1, 1), (1, 0))
+    assert prefill.data_parallel is not None
+    assert prefill.data_parallel.rows == (3, 0)
+
+
+def test_without_request_ids_a_slot_used_again_is_another_sequence(tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path)
+    for step, (positions, length) in enumerate([([0, 1, 2], 3), ([3], 4), ([0, 1], 2)]):
+        dump.batch(step, 0, [7] * len(positions), positions, [length], None)
+    run = open_run(tmp_path)
+    names = [layout.sequences[0].id for step in range(3) if (layout := run.layout(step, 0)) is not None]
+    assert names[0] == names[1] != names[2]
+
+
+def test_context_parallel_ranks_keep_their_positions(tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path, {0: {"cp": (0, 2)}, 1: {"cp": (1, 2)}})
+    for rank, positions in enumerate([[0, 3], [1, 2]]):
+        dump.batch(0, rank, [10 + at for at in positions], positions, [4], ["a"])
+    layout = open_run(tmp_path).layout(0, 0)
+    assert layout is not None
+    assert layout.context_parallel is not None
+    assert layout.row_identities()[1].tolist() == [0, 3]
+    assert (layout.context_parallel.ordering, layout.context_parallel.local) == ("zigzag", True)
+
+
+def test_megatron_batches(tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path)
+    dump.write(0, 0, "input_ids", torch.tensor([1, 2, 3, 4, 5, 0]))
+    dump.write(0, 0, "cu_seqlens_q", torch.tensor([0, 2, 5]))
+    dump.write(1, 0, "input_ids", torch.ones(2, 3, dtype=torch.int64))
+    dump.write(1, 0, "qkv_format", "bshd")
+    run = open_run(tmp_path)
+    packed, padded = run.layout(0, 0), run.layout(1, 0)
+    assert packed is not None
+    assert [span.count for span in packed.sequences] == [2, 3]
+    assert packed.rows == 6
+    assert padded is not None
+    assert padded.batch_shape == (2, 3)
