@@ -71,11 +71,11 @@ def _load(module: str, class_name: str) -> Adapter | None:
     return adapter
 
 
-def describe_process() -> Process:
+def describe_process(*, with_versions: bool = True) -> Process:
     """Rank, world size, parallel layout and versions as the imported frameworks tell them.
 
     Axes of several adapters are joined; the more specific adapter wins. Rank 0 of 1 when no framework has
-    initialised a process group.
+    initialised a process group. Versions take milliseconds, everything else microseconds.
     """
     rank, world_size, framework = 0, 1, None
     parallel: Parallel = {}
@@ -84,7 +84,7 @@ def describe_process() -> Process:
         try:
             place = adapter.rank()
             axes = adapter.parallel()
-            adapter_versions = adapter.versions()
+            adapter_versions = adapter.versions() if with_versions else {}
         except Exception as error:
             _warn(adapter, "the parallel layout", error)
             continue

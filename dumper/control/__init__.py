@@ -31,5 +31,5 @@ def place_of(process: Process) -> Place:
 
 
 def _find_place(steps: bool) -> Place | None:
-    process = describe_process()
+    process = describe_process(with_versions=False)
     return place_of(process) if steps or is_settled(process) else None

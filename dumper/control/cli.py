@@ -19,7 +19,10 @@ Works through files in the run directory: no port is opened, and the ranks may r
 
 def main(argv: list[str] | None = None) -> int:
     """0: done. 1: nothing was changed, with the reason. 2: the command line is wrong."""
-    arguments = _parser().parse_args(argv)
+    # The defaults are here, not in the parser: options may come before the action and after it, and a default of the
+    # one place would undo what was said in the other.
+    defaults = argparse.Namespace(json=False, timeout=30.0, wait=0.0)
+    arguments = _parser().parse_args(argv, defaults)
     try:
         if arguments.action == "status":
             return _status(arguments.run, as_json=arguments.json)
@@ -39,26 +42,32 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options.add_argument("--json", action="store_true", help="print JSON instead of text")
+    options.add_argument("--timeout", type=float, help="seconds to wait for the ranks (default 30)")
+    options.add_argument(
+        "--wait", type=float, metavar="SECONDS", help="wait so long until every rank has made the change"
+    )
     parser = argparse.ArgumentParser(
-        prog="python -m dumper ctl", description=_DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m dumper ctl",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawTextHelpFormatter,
+        parents=[options],
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run directory, TENSORTAP_DIR/TENSORTAP_RUN")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds to wait for the ranks (default 30)")
-    parser.add_argument(
-        "--wait", type=float, default=0.0, metavar="SECONDS", help="wait so long until every rank has made the change"
-    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("status", help="what each rank records, and where it stands")
-    actions.add_parser("on", help="record")
-    actions.add_parser("off", help="stop recording")
-    actions.add_parser("reset", help="back to the settings that the processes started with")
-    filters = actions.add_parser("filter", help="record only what this expression over name and tags lets through")
-    filters.add_argument("value", metavar="EXPR", help="for example 'layer_id in [0, 1]'; 'all' for everything")
-    level = actions.add_parser("level", help="record full values, samples, statistics or fingerprints")
-    level.add_argument("value", metavar="LEVEL", help="full, sample, stats or hash, or rules as in TENSORTAP_LEVEL")
-    steps = actions.add_parser("steps", help="record the next N steps, or the steps of a rule, and be on")
-    steps.add_argument("value", metavar="N|RULE", help="5; or 10-20, 'every 10', 'all', as in TENSORTAP_STEPS")
+    for name, help_text, value in (
+        ("status", "what each rank records, and where it stands", None),
+        ("on", "record", None),
+        ("off", "stop recording", None),
+        ("filter", "record only what an expression over name and tags lets through; 'all' for everything", "EXPR"),
+        ("level", "full, sample, stats or hash, or rules as in TENSORTAP_LEVEL", "LEVEL"),
+        ("steps", "record the next N steps, or those of a rule ('10-20', 'every 10', 'all'), and be on", "N|RULE"),
+        ("reset", "back to the settings that the processes started with", None),
+    ):
+        action = actions.add_parser(name, help=help_text, description=help_text, parents=[options])
+        if value is not None:
+            action.add_argument("value", nargs="+", metavar=value)
     return parser
 
 
@@ -68,7 +77,7 @@ def _changes(arguments: argparse.Namespace) -> Changes:
         return {"enable": action == "on"}
     if action == "reset":
         return {"reset": True}
-    value: str = arguments.value.strip()
+    value = " ".join(arguments.value).strip()
     if action == "filter":
         return {"filter": None if value == "all" else value}
     if action == "level":

@@ -21,6 +21,7 @@ _log = logging.getLogger("tensortap")
 
 _IDLE_SECONDS = 0.1
 _BUSY_SECONDS = 0.01
+_PLACELESS_SECONDS = 0.5
 _HEARTBEAT_SECONDS = 1.0
 
 
@@ -113,7 +114,8 @@ class Control:
                 busy = self._watch_once()
             except Exception as error:
                 self._complain(error)
-            self._stop.wait(_BUSY_SECONDS if busy else _IDLE_SECONDS)
+            placeless = self._participant is None
+            self._stop.wait(_BUSY_SECONDS if busy else _PLACELESS_SECONDS if placeless else _IDLE_SECONDS)
 
     def _watch_once(self) -> bool:
         participant = self._participant

@@ -157,7 +157,8 @@ def test_changes_hold_from_one_step_on_all_ranks(
     engine.wait_until(lambda: min(engine.steps()) > 5)
     assert main([str(engine.run), "--json", "--wait", "20", "steps", "4"]) == 0
     agreed = json.loads(capsys.readouterr().out)
-    assert main([str(engine.run), "--wait", "20", "off"]) == 0
+    assert main([str(engine.run), "off", "--wait", "20"]) == 0
+    assert "recording off: from step" in capsys.readouterr().out
     status, reply = post(endpoint, "/dumper/configure", b'{"enable": true}')
     assert status == 200
     assert [entry["rank"] for entry in reply] == [0, 1, 2]

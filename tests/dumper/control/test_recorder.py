@@ -93,7 +93,7 @@ def test_a_process_that_records_nothing_yet(tmp_path: Path, capsys: pytest.Captu
         try:
             until(lambda: bool(read_ranks(run)))
             agreed = []
-            for change in (["on"], ["filter", "layer_id == 1"], ["off"]):
+            for change in (["on"], ["filter", "layer_id", "==", "1"], ["off"]):
                 assert main([str(run), "--json", "--wait", "60", *change]) == 0
                 agreed.append(json.loads(capsys.readouterr().out)["effective"]["0"])
             assert main([str(run), "--json", "status"]) == 0
