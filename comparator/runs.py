@@ -77,11 +77,27 @@ class RunView(Protocol):
 
 
 def parallel_layout(run: RunView) -> dict[int, dict[str, tuple[int, int]]]:
-    """Per rank its coordinates on every recorded axis: axis to ``(rank, size)``."""
+    """Per rank its coordinates on every recorded axis: axis to ``(rank, size)``.
+
+    An axis that only the token layouts name (a run that was recorded without an engine that knows its ranks) is
+    taken from the first layout of each rank.
+    """
     return {
-        rank: {axis: (int(at), int(size)) for axis, (at, size) in header.parallel.items()}
+        rank: {
+            **_axes_of_layouts(run, rank),
+            **{axis: (int(at), int(size)) for axis, (at, size) in header.parallel.items()},
+        }
         for rank, header in run.headers.items()
     }
+
+
+def _axes_of_layouts(run: RunView, rank: int) -> dict[str, tuple[int, int]]:
+    for step in run.steps:
+        layout = run.layout(step, rank)
+        if layout is not None:
+            named = (layout.data_parallel, layout.context_parallel)
+            return {place.axis: (place.rank, place.size) for place in named if place is not None}
+    return {}
 
 
 def file_name(record: RecordView, number: int) -> str:
