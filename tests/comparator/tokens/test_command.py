@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_one_request_under_data_parallel_attention(tmp_path: Path, served: int, 
     assert code == 1
     assert [entry["name"] for entry in failed] == ["gathered"]
     assert failed[0]["diff"]["max_diff_coord"][0] == 7
+
+
+@pytest.mark.parametrize("served", [0, 1])
+def test_axes_that_only_the_token_layouts_name(tmp_path: Path, served: int) -> None:
+    """A run that was written without an engine: its header knows tp, its layouts know attn_dp."""
+    run = served_on(served, Engine(data_parallel=2, padding="sum_len", idle_prefill_row=True))
+    run = dataclasses.replace(run, parallel={rank: {"tp": (rank, 2)} for rank in run.ranks})
+    baseline = write(record(serve(ONE, Engine())), tmp_path / "baseline")
+    code, records = compare(baseline, write(run, tmp_path / "target"), "--token-aligner", "concat_steps")
+    assert (code, categories(records)) == (0, {"passed": 7})
 
 
 def test_every_way_to_serve_the_same_requests(tmp_path: Path) -> None:
