@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from dumper.control import files
+
+_log = logging.getLogger("tensortap")
+
+_LOOK_SECONDS = 0.1
+
 Item = TypeVar("Item")
+
+
+class NanSignal:
+    """Tells the other ranks of a run that one has seen a NaN: the file ``control/nan.json``.
+
+    What lay there before this process began is of an earlier one.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / files.FOLDER / "nan.json"
+        self._before = files.read(self._path)
+        self._look_at = 0.0
+
+    def give(self, step: int | None) -> None:
+        """This rank has seen one. Never raises."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            files.write(self._path, {"step": step, "time": time.time()})
+        except OSError as error:
+            _log.warning("tensortap: the other ranks do not learn of the NaN: %s", error)
+
+    def given(self) -> bool:
+        """Whether another rank has; looks at most ten times a second."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return False
+        self._look_at = now + _LOOK_SECONDS
+        content = files.read(self._path)
+        return content is not None and content != self._before
 
 
 @dataclass
@@ -24,14 +62,15 @@ class NanTrigger(Generic[Item]):
 
     Until the first NaN or infinity the items of the last ``keep_steps`` complete steps and of the step under way
     are held, at most ``budget_bytes`` of them (the oldest step goes first, though never the one under way).
-    From then on everything passes.
+    From then on everything passes. With a ``signal``, the first rank of a run that sees one sets off all ranks.
     """
 
-    def __init__(self, keep_steps: int, budget_bytes: int) -> None:
+    def __init__(self, keep_steps: int, budget_bytes: int, signal: NanSignal | None = None) -> None:
         if keep_steps < 0:
             raise ValueError(f"on_nan keeps a number of steps, 0 or more, not {keep_steps}")
         self._keep_steps = keep_steps
         self._budget_bytes = budget_bytes
+        self._signal = signal
         self._kept: deque[_KeptStep[Item]] = deque()
         self._held_bytes = 0
         self.fired = False
@@ -49,9 +88,13 @@ class NanTrigger(Generic[Item]):
         if self.fired:
             return [item]
         self._hold(step, item, nbytes)
-        if array is not None and has_nonfinite(array):
-            return self.fire(step)
         self._forget()
+        if array is not None and has_nonfinite(array):
+            if self._signal is not None:
+                self._signal.give(step)
+            return self.fire(step)
+        if self._signal is not None and self._signal.given():
+            return self.fire(step)
         return []
 
     def fire(self, step: int | None) -> list[Item]:

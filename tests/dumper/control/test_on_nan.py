@@ -1,12 +1,15 @@
 """Records held in memory until a value is NaN or infinite."""
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dumper.control.on_nan import NanTrigger, has_nonfinite
+from dumper.control import on_nan
+from dumper.control.on_nan import NanSignal, NanTrigger, has_nonfinite
 
 CLEAN = np.ones(4, np.float32)
 BROKEN = np.array([1.0, np.nan], np.float32)
@@ -57,6 +60,18 @@ def test_memory_is_bounded_but_the_step_under_way_is_kept() -> None:
         trigger.offer(step, step, 60, CLEAN)
     assert trigger.held_bytes <= 100
     assert trigger.offer(3, 99, 400, BROKEN) == [3, 99]
+
+
+def test_one_rank_sets_off_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_nan, "_LOOK_SECONDS", 0.0)
+    first, second = (NanTrigger[str](1, 1 << 20, NanSignal(tmp_path)) for _ in range(2))
+    for step in range(3):
+        assert first.offer(step, f"first {step}", 16, CLEAN) == []
+        assert second.offer(step, f"second {step}", 16, CLEAN) == []
+    assert second.offer(3, "second 3", 16, BROKEN) == ["second 2", "second 3"]
+    assert first.offer(3, "first 3", 16, CLEAN) == ["first 2", "first 3"]
+    later = NanTrigger[str](1, 1 << 20, NanSignal(tmp_path))  # what an earlier process left is not for it
+    assert later.offer(0, "later", 16, CLEAN) == []
 
 
 def test_another_rank_can_fire_it() -> None:
