@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from comparator.align import PairPlan, SidePlan, StepPlan, plan_pair
 from comparator.axes import SideAxes
 from comparator.errors import ComparatorError, DimsError, PairError
 from comparator.levels import reduced_level
 from comparator.match import BundlePair
 from comparator.pipeline import Prepared
+from comparator.plan import PairPlan, SidePlan, StepPlan, plan_pair
 from comparator.tokens.interface import Side, TokenPlan
 from comparator.unshard import Operation
 

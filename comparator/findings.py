@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from comparator.align import PairPlan, SideContext
 from comparator.judge import Verdict
 from comparator.match import Bundle, BundlePair
 from comparator.measure import Difference, Statistics
+from comparator.plan import PairPlan, SideContext
 from comparator.report.records import (
     BundleFile,
     BundleInfo,

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from comparator.align import SideContext
 from comparator.dims import parse_dims
 from comparator.errors import PairError
 from comparator.findings import diff_info, tensor_info, torch_dtype_name
@@ -21,6 +20,7 @@ from comparator.load import load_array
 from comparator.match import Bundle, BundlePair
 from comparator.measure import Difference, Statistics, summarize
 from comparator.options import Options
+from comparator.plan import SideContext
 from comparator.report.records import Location, Note, TensorComparison
 from comparator.runs import RecordView
 from comparator.tokens.interface import Side

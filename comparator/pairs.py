@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from comparator.align import Aligned, PairPlan, SideContext, align, plan_pair
+from comparator.align import Aligned, align
 from comparator.dims import parse_dims
 from comparator.errors import ComparatorError, DimsError, PairError
 from comparator.findings import (
@@ -25,23 +24,23 @@ from comparator.findings import (
 from comparator.judge import Verdict, judge, predicate_for, remarks
 from comparator.levels import compare_reduced, reduced_level
 from comparator.load import load_array
-from comparator.match import Bundle, BundlePair, split_steps
+from comparator.match import BundlePair, split_steps
 from comparator.measure import Measured, compare_arrays, row_differences, summarize
 from comparator.options import Options
+from comparator.plan import PairPlan, plan_pair
 from comparator.report.records import (
     Comparison,
     ErroredComparison,
-    Location,
     Note,
     SkippedComparison,
     TensorComparison,
     TokenCounts,
-    ValueComparison,
 )
 from comparator.samples import RowByRow, sampled
+from comparator.session import Session, identity
 from comparator.tokens import counts_against
-from comparator.tokens.interface import Side, TokenAligner, TokenPlan
-from comparator.values import first_difference
+from comparator.tokens.interface import Side, TokenPlan
+from comparator.value_pairs import compare_values
 
 Array = npt.NDArray[Any]
 TOKEN_THRESHOLD = 1e-3
@@ -50,27 +49,6 @@ _DOWNCAST: Mapping[frozenset[str], str] = {
     frozenset({"float32", "bfloat16"}): "bfloat16",
     frozenset({"float32", "float16"}): "float16",
 }
-
-
-@dataclass
-class Session:
-    """Everything that stays the same from pair to pair, and the count of failures shown in detail."""
-
-    options: Options
-    contexts: Mapping[Side, SideContext]
-    aligner: TokenAligner
-    detailed: int = 0
-
-    def take_detail(self) -> bool:
-        """Whether one more failure gets percentiles."""
-        if self.detailed >= self.options.detail_limit >= 0:
-            return False
-        self.detailed += 1
-        return True
-
-    def dims(self, bundle: Bundle, name: str, side: Side) -> str | None:
-        recorded = next((record.dims for record in bundle.records if record.dims), None)
-        return self.options.dims_for(name, recorded, side)
 
 
 def compare_pair(pair: BundlePair, session: Session) -> list[Comparison]:
@@ -114,7 +92,7 @@ def _compare_guarded(pair: BundlePair, session: Session) -> Comparison:
 
 def _errored(pair: BundlePair, kind: str, message: str, hint: str, trace: str = "") -> ErroredComparison:
     return ErroredComparison(
-        **_identity(pair),
+        **identity(pair),
         category="errored",
         exception_type=kind,
         exception_message=message,
@@ -123,23 +101,13 @@ def _errored(pair: BundlePair, kind: str, message: str, hint: str, trace: str = 
     )
 
 
-def _identity(pair: BundlePair) -> dict[str, Any]:
-    taps = (getattr(bundle.records[0], "tap", None) for bundle in (pair.target, pair.baseline) if bundle)
-    return {
-        "name": pair.name,
-        "tags": {key: str(value) for key, value in pair.tags},
-        "location": Location(step=pair.step),
-        "tap": next((tap for tap in taps if tap), None),
-    }
-
-
 def _compare(pair: BundlePair, session: Session) -> Comparison:
     baseline, target = pair.baseline, pair.target
     if baseline is None or target is None:
         return _skipped(pair, session)
     records = (*baseline.records, *target.records)
     if any(record.kind != "tensor" for record in records):
-        return _compare_values(pair, baseline, target, session)
+        return compare_values(pair, baseline, target, session)
     dims = {
         "baseline": session.dims(baseline, pair.name, "baseline"),
         "target": session.dims(target, pair.name, "target"),
@@ -174,7 +142,7 @@ def _skipped(pair: BundlePair, session: Session) -> SkippedComparison:
         array = load_array(tensors[0])
         info = tensor_info(array.shape, torch_dtype_name(tensors[0].dtype), summarize(array))
     return SkippedComparison(
-        **_identity(pair),
+        **identity(pair),
         category="skipped",
         reason=f"{missing}_load_failed",
         message=f"only the {available} has it",
@@ -195,7 +163,7 @@ def _compare_tensors(pair: BundlePair, plan: PairPlan, aligned: Aligned, session
     infos = [Note(kind="info", category="tokens", message=message) for message in plan.notes]
     errors.extend(_share_errors(plan.tokens, options))
     common: dict[str, Any] = {
-        **_identity(pair),
+        **identity(pair),
         "unified_shape": list(baseline.shape),
         "replicated_checks": checks,
         "raw_bundle_info": bundle_info(pair, plan, session.contexts),
@@ -353,54 +321,3 @@ def _shape_hint(baseline: Array, target: Array, plan: PairPlan, options: Options
         )
         return [Note(kind="error", category="shape", message=message)]
     return []
-
-
-def _compare_values(pair: BundlePair, baseline: Bundle, target: Bundle, session: Session) -> ValueComparison:
-    left = _values(baseline, "baseline", session)
-    right = _values(target, "target", session)
-    left_value, right_value = left[0], right[0]
-    found: tuple[str, str] | None = None
-    if len(left) == len(right):
-        for one, other in zip(left, right, strict=True):
-            found = first_difference(one, other)
-            if found:
-                left_value, right_value = one, other
-                break
-    else:
-        found = first_difference(left[0], right[0])
-    infos = [] if found is None else [Note(kind="info", category="value", message=f"{found[0] or 'value'}: {found[1]}")]
-    return ValueComparison(
-        **_identity(pair),
-        category="passed" if found is None else "failed",
-        baseline_value=repr(left_value),
-        target_value=repr(right_value),
-        baseline_type=type(left_value).__name__,
-        target_type=type(right_value).__name__,
-        values_equal=found is None,
-        difference_path=None if found is None else found[0],
-        infos=infos,
-    )
-
-
-def _values(bundle: Bundle, side: Literal["baseline", "target"], session: Session) -> list[Any]:
-    """The value of a bundle: one when all ranks agree; raises PairError when ranks of one side do not."""
-    records = sorted(bundle.records, key=lambda one: (one.step or 0, one.rank))
-    values = [record.value if record.kind != "tensor" else load_array(record) for record in records]
-    if session.options.first_value_only:
-        return values[:1]
-    by_step: dict[int | None, list[tuple[int, Any]]] = {}
-    for record, value in zip(records, values, strict=True):
-        by_step.setdefault(record.step, []).append((record.rank, value))
-    kept: list[Any] = []
-    for ranked in by_step.values():
-        first_rank, first = ranked[0]
-        kept.append(first)
-        for rank, value in ranked[1:]:
-            found = first_difference(first, value)
-            if found:
-                raise PairError(
-                    f"ranks {first_rank} and {rank} of the {side} recorded other values: "
-                    f"{found[0] or 'value'}: {found[1]}",
-                    hint="compare rank by rank with --preset raw",
-                )
-    return kept

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from comparator.align import SideContext
 from comparator.match import BundlePair, match_bundles
 from comparator.options import Options, check_options
-from comparator.pairs import Session, compare_pair
+from comparator.pairs import compare_pair
+from comparator.plan import SideContext
 from comparator.report.records import (
     Category,
     Comparison,
@@ -21,6 +21,7 @@ from comparator.report.records import (
     TensorComparison,
 )
 from comparator.runs import RunView, parallel_layout
+from comparator.session import Session
 from comparator.sglang_compat import adapt, compare_sglang_pair, match_sglang_bundles, without_batches
 from comparator.tokens import build_token_aligner
 from comparator.tokens.interface import Side, SideLayouts, TokenAligner

@@ -15,7 +15,7 @@ from comparator.findings import bundle_side, diff_info, numpy_dtype_name, replic
 from comparator.judge import judge, predicate_for, remarks
 from comparator.match import Bundle, BundlePair
 from comparator.measure import PERCENTILE_LIMIT, Measured, summarize
-from comparator.pairs import Session, compare_pair
+from comparator.pairs import compare_pair
 from comparator.report.records import (
     BundleInfo,
     Comparison,
@@ -27,6 +27,7 @@ from comparator.report.records import (
     TensorComparison,
     ValueComparison,
 )
+from comparator.session import Session
 from comparator.sglang_compat.joining import align_dimensions, join_steps, without_leading_ones
 from comparator.sglang_compat.measures import compare_in_single, difference_in_half
 from comparator.sglang_compat.sides import (

@@ -363,3 +363,20 @@ def test_data_parallel_ranks_without_layouts() -> None:
     assert comparator.compare(run_of(x), both).passed
     assert comparator.compare(run_of(x), run_of(x[:0], x, parallel=places)).passed
     assert not comparator.compare(run_of(x), run_of(x[4:], x[:4], parallel=places)).passed
+
+
+@pytest.mark.parametrize("right_dims", ["t (heads*d)[tp]", "t heads[tp] d"])
+def test_heads_that_neighbouring_ranks_share(right_dims: str) -> None:
+    """Two heads of keys on four ranks: 0 and 1 hold the first, 2 and 3 the second."""
+    keys = values(3, 2, 4)
+    places = {rank: {"tp": (rank, 4)} for rank in range(4)}
+    shape = (3, 1, 4) if "heads[" in right_dims else (3, 4)
+    pieces = [keys[:, rank // 2].reshape(shape).copy() for rank in range(4)]
+    baseline = run_of(keys.reshape(3, 8), dims="t (heads*d)[tp]", parallel=TP1)
+    report = comparator.compare(baseline, run_of(*pieces, dims=right_dims, parallel=places))
+    assert report.passed, report.describe()
+    assert any("2 neighbouring tp ranks" in note.message for note in only(report).infos)
+    pieces[3] = pieces[3] + np.float32(1)
+    report = comparator.compare(baseline, run_of(*pieces, dims=right_dims, parallel=places))
+    assert not report.passed
+    assert not only(report).replicated_checks[-1].passed
