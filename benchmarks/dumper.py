@@ -63,11 +63,12 @@ def main() -> int:
     samples = Samples()
     try:
         peer = _sglang_dumper(folder)
+        ours = _recorder()
         for number in range(arguments.rounds + 1):
             # The first round warms up code, allocator and page cache.
             into = samples if number else Samples()
-            _measure_small(folder / f"small-{number}", peer, into)
-            _measure_large(folder / f"large-{number}", into)
+            _measure_small(folder / f"small-{number}", ours, peer, into)
+            _measure_large(folder / f"large-{number}", ours, into)
             _measure_switched_off(into)
             for leftover in folder.iterdir():
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -108,14 +109,14 @@ def _sglang_dumper(folder: Path) -> Callable[[Path], Any] | None:
     return make
 
 
-def _recorder(path: Path) -> Any:
+def _recorder() -> Any:
     from dumper.recorder import Recorder
     from dumper.settings import Settings
 
-    return Recorder(Settings(enable=True, dir=str(path.parent), run=path.name, control=False))
+    return Recorder(Settings(enable=True, control=False))
 
 
-def _measure_small(path: Path, peer: Callable[[Path], Any] | None, samples: Samples) -> None:
+def _measure_small(path: Path, ours: Any, peer: Callable[[Path], Any] | None, samples: Samples) -> None:
     values = [torch.randn(SMALL_SHAPE, dtype=torch.bfloat16) for _ in range(8)]
     if peer is not None:
         theirs = peer(path / "theirs")
@@ -125,7 +126,7 @@ def _measure_small(path: Path, peer: Callable[[Path], Any] | None, samples: Samp
             theirs.dump("attn_output", values[number % 8], dims="t h", layer_id=number % 48)
         samples.add("small peer", (time.perf_counter() - start) / SMALL_CALLS_OF_PEER)
     gc.collect()
-    ours = _recorder(path / "ours")
+    ours.configure(dir=str(path), run="ours")
     ours.step()
     ours.dump("warm-up", values[0])
     ours.flush()
@@ -142,7 +143,7 @@ def _measure_small(path: Path, peer: Callable[[Path], Any] | None, samples: Samp
     samples.add("small closed", (closed - start) / SMALL_CALLS)
 
 
-def _measure_large(path: Path, samples: Samples) -> None:
+def _measure_large(path: Path, ours: Any, samples: Samples) -> None:
     values = [torch.randn(LARGE_SHAPE).to(torch.bfloat16) for _ in range(2)]
     nbytes = values[0].numel() * values[0].element_size()
     start = time.perf_counter()
@@ -162,7 +163,7 @@ def _measure_large(path: Path, samples: Samples) -> None:
     samples.add("large plain write", (time.perf_counter() - start) / LARGE_CALLS)
     (path / "plain").unlink()
 
-    ours = _recorder(path / "ours")
+    ours.configure(dir=str(path), run="ours")
     ours.step()
     start = time.perf_counter()
     for number in range(LARGE_CALLS):
@@ -246,8 +247,8 @@ def _report(samples: Samples, *, with_peer: bool, rounds: int) -> str:
     return f"""## Recording
 
 `python -m benchmarks.dumper --write`: median of {rounds} rounds, {machine()}, torch {torch.__version__}. Small
-tensors: {SMALL_CALLS:,} calls a round (SGLang's dumper {SMALL_CALLS_OF_PEER:,}); large: {LARGE_CALLS} calls back to
-back.
+tensors: {SMALL_CALLS:,} calls a round (SGLang's dumper {SMALL_CALLS_OF_PEER:,}); large: {LARGE_CALLS}
+calls back to back.
 
 {table(header, rows)}
 """

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dumper.adapters.protocol import PendingLayout, Process
-from dumper.control.on_nan import NanTrigger
+from dumper.control.on_nan import NanSignal, NanTrigger
 from dumper.format import frames
 from dumper.format.dtypes import as_array
 from dumper.format.layouts import encode_layout
@@ -49,14 +49,16 @@ class RankEncoder:
         self._check_at = 0.0
         self._records = RecordEncoder(settings.compression)
         self._preamble: list[tuple[str, dict[str, Any]]] = []
+        self._held_back = 0
         self._trigger: NanTrigger[Item] | None = None
         if settings.on_nan is not None:
-            self._trigger = NanTrigger(settings.on_nan, settings.memory_budget // 2)
+            signal = NanSignal(settings.run_path)
+            self._trigger = NanTrigger(settings.on_nan, settings.memory_budget // 2, signal)
 
     def write(self, batch: Sequence[Item]) -> None:
         """Write a batch of items in order."""
         if self._trigger is not None:
-            batch = [ready for item in batch for ready in self._released(item, self._trigger)]
+            batch = self._pass_trigger(batch, self._trigger)
         small: list[tuple[Description, Any, int | None]] = []
         staged: list[Staged] = []
         try:
@@ -68,6 +70,8 @@ class RankEncoder:
                     self._write_other(item)
         finally:
             self._flush(small, staged)
+            if self._trigger is not None and self._status is not None:
+                self._status.set("held_back", self._held_back)
 
     def _collect(
         self, item: Submission, small: list[tuple[Description, Any, int | None]], staged: list[Staged]
@@ -144,6 +148,17 @@ class RankEncoder:
             self._fill_descriptors(file)
             file.index.add(row)
             self._wrote(1)
+
+    def _pass_trigger(self, batch: Sequence[Item], trigger: NanTrigger[Item]) -> list[Item]:
+        """The items to write now; the others are held back, which is no loss."""
+        if trigger.fired:
+            return list(batch)
+        passed = [ready for item in batch for ready in self._released(item, trigger)]
+        held = sum(isinstance(item, Submission) for item in batch) - sum(
+            isinstance(item, Submission) for item in passed
+        )
+        self._held_back += held
+        return passed
 
     def _released(self, item: Item, trigger: NanTrigger[Item]) -> list[Item]:
         """What to write now: while a trigger waits for the first NaN, steps and records are held."""
@@ -302,6 +317,8 @@ class RankEncoder:
 
     def _finish(self) -> None:
         if self._file is None:
+            if self._status is not None:
+                self._status.set("closed", 1)
             return
         if self._file.exists():
             self._add_frame("coverage", self._coverage())

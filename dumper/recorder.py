@@ -395,6 +395,11 @@ class Recorder:
                 self._announce_step()
             session, self._session = self._session, None
             control, self._control = self._control, None
+            # A run of its own begins with step 0.
+            self._step, self._steps_begun, self._step_announced = 0, False, False
+            self._in_step = not self._explicit_steps
+            self._batch = self._layout = None
+            self._refresh()
             self._step, self._steps_begun, self._step_announced = 0, False, False
             self._in_step, self._batch, self._layout = not self._explicit_steps, None, None
         if control is not None:

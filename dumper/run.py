@@ -226,8 +226,17 @@ class Run:
         for rank, status in sorted(self._status.items()):
             found += _status_problems(rank, status)
         if not len(self.records):
-            found.append(Problem("empty", f"{self.path} holds no records"))
+            found.append(Problem("empty", f"{self.path} holds no records{self._why_empty()}"))
         return found
+
+    def _why_empty(self) -> str:
+        held = sum(status.get("held_back", 0) for status in self._status.values())
+        outside = sum(status.get("outside_steps", 0) for status in self._status.values())
+        if held:
+            return f": {held} values were held back, since on_nan waited for a NaN or infinity that did not come"
+        if outside:
+            return f": {outside} values came outside any step; TENSORTAP_OUTSIDE_STEPS=record records them too"
+        return ""
 
     def to_polars(self) -> polars.DataFrame:
         """The index as a table: one row per record (``dumper/table.py``)."""
@@ -362,7 +371,7 @@ def _still_in_memory(status: Mapping[str, int]) -> int:
     """Values that a process which had no end still held."""
     if status.get("closed"):
         return 0
-    done = status.get("written", 0) + sum(status.get(reason, 0) for reason in _LOSS_WORDS)
+    done = status.get("written", 0) + status.get("held_back", 0) + sum(status.get(key, 0) for key in _LOSS_WORDS)
     return max(0, status.get("submitted", 0) - done)
 
 

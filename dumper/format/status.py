@@ -26,9 +26,11 @@ COUNTS = (
     "failed_taps",
     "steps",
     "closed",
+    "held_back",
 )
 """``submitted``: handed over by the model; ``written``: handed to the operating system; ``lost_…``: why not;
-``closed``: 1 after an orderly end. submitted - written - lost is what a killed process still held in memory."""
+``closed``: 1 after an orderly end; ``held_back``: kept from the file on purpose, while ``on_nan`` waits.
+submitted - written - lost - held back is what a killed process still held in memory."""
 _VERSION = 1
 _KIND = b"\xa6status"
 _PREFIX = struct.Struct(f">BH{len(_KIND)}sB")

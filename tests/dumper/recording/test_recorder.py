@@ -467,3 +467,37 @@ def test_a_run_opens_from_its_index_alone(recording: Recording, monkeypatch: pyt
     # Header, taps, step, coverage and index: not one record.
     assert decoded < 10
     assert run.records[12_345].value == 12_345
+
+
+def test_on_nan_without_any_says_why_the_run_is_empty(recording: Recording) -> None:
+    recorder = recording.start(on_nan=1)
+    for step in range(4):
+        recorder.step()
+        recorder.dump("x", float(step))
+        recorder.dump("x", torch.ones(2))
+    run = recording.read()
+    assert (len(run.records), run.losses) == (0, 0)
+    assert [problem.kind for problem in run.problems] == ["empty"]
+    assert "8 values were held back, since on_nan waited" in run.problems[0].message
+
+
+def test_what_comes_outside_steps_alone_is_said(recording: Recording) -> None:
+    recorder = recording.start()
+    recorder.install_taps("m", (STEP_TAP,), {})
+    recorder.dump("warm-up", 1)
+    run = recording.read()
+    assert "1 values came outside any step" in run.problems[0].message
+
+
+def test_a_second_run_of_a_process_begins_at_step_0(recording: Recording) -> None:
+    recorder = recording.start()
+    for name in ("first", "second"):
+        recorder.configure(run=name)
+        for number in range(2):
+            recorder.step()
+            recorder.dump("x", number)
+        recorder.close()
+    from dumper import open_run
+
+    for name in ("first", "second"):
+        assert [record.step for record in open_run(recording.folder / name).records] == [0, 1]
