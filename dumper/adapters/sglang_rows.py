@@ -95,8 +95,8 @@ def build_layout(
         raise ValueError(f"a {facts.mode} pass of {real_rows} tokens has only {facts.rows} rows")
     names = _names(facts, starts, counts, slot_names)
     spans = tuple(
-        SequenceSpan(id=name, start=int(start), count=int(count))
-        for name, start, count in zip(names, starts, counts, strict=True)
+        SequenceSpan(name, start, count)
+        for name, start, count in zip(names, starts.tolist(), counts.tolist(), strict=True)
     )
     layout = TokenLayout(
         forward_mode=facts.mode,
@@ -107,7 +107,7 @@ def build_layout(
         context_parallel=context_parallel,
         extra=dict(facts.extra),
     )
-    return _with_positions(layout, facts, real_rows)
+    return _with_positions(layout, facts, starts, counts)
 
 
 def _spans(facts: PassFacts) -> tuple[Array, Array]:
@@ -147,19 +147,22 @@ def _names(facts: PassFacts, starts: Array, counts: Array, slot_names: SlotNames
     return [f"row-{index}" for index in range(n)]
 
 
-def _with_positions(layout: TokenLayout, facts: PassFacts, real_rows: int) -> TokenLayout:
+def _with_positions(layout: TokenLayout, facts: PassFacts, starts: Array, counts: Array) -> TokenLayout:
     """The layout with a position per row where the spans alone would not give it."""
-    positions = facts.positions
+    positions, real_rows = facts.positions, int(counts.sum())
     if positions is None or len(positions) < real_rows or real_rows == 0:
         return layout
-    sequence, expected = layout.row_identities()
-    if np.array_equal(positions[:real_rows], expected[:real_rows]):
+    first_rows = np.cumsum(counts) - counts
+    expected = np.arange(real_rows) + np.repeat(starts - first_rows, counts)
+    if np.array_equal(positions[:real_rows], expected):
         return layout
     if facts.mode in _POSITIONS_OF_THEIR_OWN or facts.speculative:
-        row_position = np.zeros(layout.rows, np.int64)
+        sequence, row_position = layout.row_identities()
         row_position[:real_rows] = positions[:real_rows]
-        starts = [int(row_position[sequence == index].min()) for index in range(len(layout.sequences))]
-        spans = tuple(replace(span, start=start) for span, start in zip(layout.sequences, starts, strict=True))
+        spans = tuple(
+            replace(span, start=int(row_position[sequence == index].min()) if span.count else span.start)
+            for index, span in enumerate(layout.sequences)
+        )
         return replace(layout, sequences=spans, row_sequence=sequence, row_position=row_position)
     # The model's positions (of its rotary embedding) need not count tokens; the identity does.
     return replace(layout, extra={**layout.extra, "positions": positions[:real_rows].tolist()})
