@@ -31,7 +31,7 @@ class ReportFile:
     def __init__(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: TextIO = path.open("w", encoding="utf-8")
+            self._file: TextIO = path.open("w", encoding="utf-8", buffering=1)
         except OSError as error:
             raise ComparatorError(
                 f"cannot write the report {path}: {error.strerror}; choose another place with --report-path, or "
@@ -69,6 +69,8 @@ class TextOutput:
         from rich.console import Console
 
         self._verbosity = verbosity
+        self._told: set[str] = set()
+        """What was said of the tokens; most tensors have the same to say, and once is enough."""
         self._console = Console(highlight=False, soft_wrap=True)
         self._progress = None
         if self._console.is_terminal and total >= PROGRESS_FROM:
@@ -97,7 +99,8 @@ class TextOutput:
         """Print what people want to see of a record."""
         if isinstance(record, TensorComparison | SkippedComparison | ValueComparison | ErroredComparison):
             self._print(finding_line(record), STYLES[record.category])
-            for line in finding_details(record, self._verbosity):
+            details = finding_details(record, self._verbosity)
+            for line in (*details, *self._news_of_tokens(record, details)):
                 self._print("        " + line, None)
         elif isinstance(record, LogRecord):
             for line in log_lines(record):
@@ -108,6 +111,17 @@ class TextOutput:
                 self._print(f"first difference: {record.first_divergence}", "bold red")
             if record.first_divergence_tap:
                 self._print(f"recorded by tap {record.first_divergence_tap}", "bold red")
+
+    def _news_of_tokens(
+        self, record: TensorComparison | SkippedComparison | ValueComparison | ErroredComparison, shown: list[str]
+    ) -> list[str]:
+        """Where sequences part and how they were paired, the first time that it comes up."""
+        if self._verbosity == "minimal":
+            return []
+        notes = [note.message for note in record.infos if note.category == "tokens"]
+        news = [message for message in notes if message not in self._told and message not in shown]
+        self._told.update(notes)
+        return news
 
     def _print(self, line: str, style: str | None) -> None:
         self._console.print(line, style=style, markup=False)

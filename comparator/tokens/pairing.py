@@ -17,6 +17,10 @@ _SHARED_PROMPT = 0.5
 """Sequences whose prompts part are still paired when they agree on this share of the shorter prompt."""
 
 
+_MOST_NAMED = 20
+"""Sequences that part and are named one by one."""
+
+
 @dataclass(frozen=True)
 class SequencePair:
     """A sequence of each side that are the same request."""
@@ -161,12 +165,8 @@ def _rows_as_ints(table: npt.NDArray[np.int64]) -> Iterable[tuple[int, int, int,
 
 
 def _notes(baseline: SequenceTable, target: SequenceTable, pairs: tuple[SequencePair, ...]) -> Iterable[str]:
-    for pair in pairs:
-        if pair.parted == NEVER:
-            continue
-        drafted = int(min(baseline.unconfirmed[pair.baseline], target.unconfirmed[pair.target]))
-        if pair.parted >= drafted:
-            continue
+    parted = [pair for pair in pairs if pair.parted < _first_draft(baseline, target, pair)]
+    for pair in parted[:_MOST_NAMED]:
         one = int(baseline.tokens_of(pair.baseline)[pair.parted])
         other = int(target.tokens_of(pair.target)[pair.parted])
         prompt = int(min(baseline.prompt_end[pair.baseline], target.prompt_end[pair.target]))
@@ -175,6 +175,8 @@ def _notes(baseline: SequenceTable, target: SequenceTable, pairs: tuple[Sequence
             f"sequence {pair.baseline} ({baseline.ids[pair.baseline]} / {target.ids[pair.target]}): {what} at position "
             f"{pair.parted}, token {one} in the baseline and {other} in the target; compared up to there"
         )
+    if len(parted) > _MOST_NAMED:
+        yield f"{len(parted) - _MOST_NAMED} further sequences part"
     same_prompts = _identical_prompts(baseline, pairs)
     if same_prompts:
         yield f"{same_prompts} sequences have the prompt of another one: paired by agreement, then order of arrival"
@@ -186,6 +188,11 @@ def _notes(baseline: SequenceTable, target: SequenceTable, pairs: tuple[Sequence
         if alone:
             shown = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
             yield f"{len(alone)} of {len(table)} sequences are only in the {name}: {shown}"
+
+
+def _first_draft(baseline: SequenceTable, target: SequenceTable, pair: SequencePair) -> int:
+    """First position that one side only drafted; ``NEVER`` when they do not part or nothing was drafted."""
+    return int(min(baseline.unconfirmed[pair.baseline], target.unconfirmed[pair.target]))
 
 
 def _identical_prompts(table: SequenceTable, pairs: tuple[SequencePair, ...]) -> int:

@@ -79,6 +79,15 @@ def test_axes_that_only_the_token_layouts_name(tmp_path: Path, served: int) -> N
     assert (code, categories(records)) == (0, {"passed": 7})
 
 
+def test_the_parting_token_is_named_once_in_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    baseline = write(record(serve(ONE, Engine())), tmp_path / "baseline")
+    other = [dataclasses.replace(ONE[0], output=(10, 99, 98, 97))]
+    target = write(record(serve(other, Engine(attention_tensor_parallel=2))), tmp_path / "target")
+    assert main([str(baseline), str(target), "--token-aligner", "smart", "--report-path", ""]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("outputs part at position 6, token 11 in the baseline and 99 in the target") == 1
+
+
 def test_every_way_to_serve_the_same_requests(tmp_path: Path) -> None:
     baseline = write(record(serve(SEVERAL, Engine(max_running=1))), tmp_path / "baseline")
     schedules: dict[str, Schedule] = {

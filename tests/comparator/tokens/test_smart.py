@@ -120,6 +120,14 @@ def test_outputs_that_part_are_compared_up_to_there() -> None:
     assert not counts_against("after the token ids part")
 
 
+def test_many_sequences_that_part_are_not_all_named() -> None:
+    requests = [Request(f"r{index}", (index, 2, 3), (4, 5, 6)) for index in range(30)]
+    parted = [dataclasses.replace(request, output=(4, 9, 6)) for request in requests]
+    joined = join(record(serve(requests, Engine())), record(serve(parted, Engine())))
+    assert len(joined.plan.notes) == 21
+    assert "10 further sequences part" in joined.plan.notes
+
+
 def test_the_side_that_ended_earlier_is_named() -> None:
     shorter = dataclasses.replace(ONE, output=(21, 22))
     joined = join(record(serve([ONE], Engine())), record(serve([shorter], Engine())))
