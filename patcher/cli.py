@@ -84,6 +84,8 @@ def _print_report(checked: Checked) -> None:
             else:
                 where = ", ".join(f"{module.file}:{line}" for line in landing.lines)
                 print(f"ok     {name}  {landing.summary}  ->  {where}")
+            for warning in landing.warnings:
+                print(f"warn   {name}  {landing.origin}: {warning}")
         for problem in module.problems:
             print(f"ERROR  {problem}")
     count = sum(len(module.landings) for module in checked.modules)

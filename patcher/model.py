@@ -129,14 +129,5 @@ class Landing:
     error: str | None = None
     taps: tuple[str, ...] = ()
     optional: bool = False
-
-
-@dataclass(frozen=True)
-class Rewritten:
-    """A rewritten module."""
-
-    text: str
-    """The source as it reads after the edits, for people and for ``diff``."""
-    taps: tuple[Tap, ...]
-    landings: tuple[Landing, ...]
-    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What is likely wrong although the edit lands."""

@@ -18,6 +18,7 @@ from patcher.errors import EditError, PatchError, TargetError
 from patcher.isolate import isolate, needs_isolation
 from patcher.matcher import WRAP_FUNCTION
 from patcher.model import Code, Edit, FunctionPatch, Landing, ModulePatch, Tap
+from patcher.names import NameChecker
 from patcher.pattern import RETURN_VARIABLE
 from patcher.search import Statement, all_statements, end_of, index_function, start_of
 
@@ -81,6 +82,7 @@ class _Session:
     source_lines: list[str]
     tree: ast.Module
     taps: TapTable
+    names: NameChecker
     units: dict[int, tuple[ast.FunctionDef | ast.AsyncFunctionDef, FunctionBuffer]] = field(default_factory=dict)
 
     nested: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
@@ -102,7 +104,7 @@ def rewrite_module(source: str, patch: ModulePatch, file: str) -> RewrittenModul
         tree = ast.parse(source)
     except (SyntaxError, ValueError) as error:
         raise TargetError(f"{file}: the source of {patch.module} does not parse: {error}") from None
-    session = _Session(source.split("\n"), tree, TapTable(file))
+    session = _Session(source.split("\n"), tree, TapTable(file), NameChecker(tree))
     landings: list[Landing] = []
     for function in patch.functions:
         try:
@@ -150,8 +152,10 @@ def _rewrite_function(session: _Session, patch: FunctionPatch) -> list[Landing]:
     for scope in scopes:
         for preamble in patch.preambles:
             _insert_preamble(scope, preamble, patch, session.taps)
+    warnings = session.names.unknown(patch, definitions)
     for edit in patch.edits:
-        landings.append(_land(scopes, edit, patch.target, session.taps))
+        landing = _land(scopes, edit, patch.target, session.taps)
+        landings.append(replace(landing, warnings=warnings.get(edit.number, ())))
     return landings
 
 

@@ -230,6 +230,24 @@ def test_one_failing_edit_does_not_hide_the_others(tmp_path: Path) -> None:
     assert optional.ok
 
 
+def test_names_that_nothing_defines_are_warned_of(tmp_path: Path) -> None:
+    source = "import torch\nLIMIT = 3\ndef g(a): return a\ndef f(hidden_states):\n    y = g(1)\n    return y\n"
+    config = edits_config(
+        """
+        - {assign: y, dump: {name: y, layer: hidden_state.shape, k: "[i for i in range(LIMIT)]", r: y or gone}}
+        - {match: y = $X, after: "z = torch.sum($X); dumper.dump('z', z)"}
+        - {at: return, before: 'print(z, residual, gone if y is None else y)'}
+        """
+    )
+    checked = check(tmp_path, source, config)
+    assert checked.ok
+    assert [landing.warnings for landing in checked.modules[0].landings] == [
+        ("nothing in reach of mod.f is called 'hidden_state'; did you mean 'hidden_states'?",),
+        (),
+        ("nothing in reach of mod.f is called 'residual'",),
+    ]
+
+
 def test_requires(tmp_path: Path) -> None:
     package = tmp_path / "pkg"
     package.mkdir()
