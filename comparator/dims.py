@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -120,6 +120,12 @@ class Dims:
             return ()
         batch = self.index(BATCH)
         return (sequence,) if batch is None else (batch, sequence)
+
+    @property
+    def of_one_rank(self) -> Dims:
+        """The dims of a single rank's array, taken by itself: nothing is split."""
+        dimensions = tuple(replace(dimension, modifiers=()) for dimension in self.dimensions)
+        return replace(self, dimensions=dimensions, replicated=frozenset())
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise DimsError unless there is one name per dimension of ``shape`` and ``1`` stands for length 1."""

@@ -113,8 +113,8 @@ def prepare(baseline: RunView, target: RunView, options: Options, aligner: Token
     options = adapt(options, baseline, target)
     baseline, target = without_batches(baseline, target)
     contexts: dict[Side, SideContext] = {
-        "baseline": SideContext.of("baseline", baseline),
-        "target": SideContext.of("target", target),
+        "baseline": SideContext.of("baseline", baseline, by_rank="rank" not in options.grouping_skip_keys),
+        "target": SideContext.of("target", target, by_rank="rank" not in options.grouping_skip_keys),
     }
     if aligner is None:
         mode = options.token_aligner if options.joins_steps else "per_step"

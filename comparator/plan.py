@@ -34,6 +34,8 @@ class SideContext:
     axes: frozenset[str]
     """Every axis that a rank of the run recorded."""
     companions: Companions
+    by_rank: bool = False
+    """Every bundle is of one rank: arrays are compared as the rank has them."""
     classified: dict[object, Mapping[int | None, RowsClass]] = field(default_factory=dict)
     """What the rows of a name and its tags are, per step; filled as bundles are planned."""
 
@@ -43,10 +45,11 @@ class SideContext:
         return {axis: size for coordinates in self.world.values() for axis, (_, size) in coordinates.items()}
 
     @classmethod
-    def of(cls, side: Side, run: RunView) -> SideContext:
+    def of(cls, side: Side, run: RunView, *, by_rank: bool = False) -> SideContext:
+        """What planning needs to know about ``run``."""
         world = parallel_layout(run)
         axes = frozenset(axis for coordinates in world.values() for axis in coordinates)
-        return cls(side, run, world, axes, Companions(run))
+        return cls(side, run, world, axes, Companions(run), by_rank)
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,8 @@ def _plan_side(
         dims.check_axes(context.axes)
         if dims.row_order is not None:
             bundle, dims = in_token_order(bundle, dims, context.companions, context.world)
+        if context.by_rank:
+            dims = dims.of_one_rank
     token_dimensions = () if dims is None else dims.token_dimensions
     classes = _classify(bundle, dims, context, aligner)
     steps: list[StepPlan] = []

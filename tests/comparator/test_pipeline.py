@@ -380,3 +380,17 @@ def test_heads_that_neighbouring_ranks_share(right_dims: str) -> None:
     report = comparator.compare(baseline, run_of(*pieces, dims=right_dims, parallel=places))
     assert not report.passed
     assert not only(report).replicated_checks[-1].passed
+
+
+def test_rank_by_rank_nothing_is_put_together() -> None:
+    """With what only one rank recorded, too; runs of the same parallel layout need no more."""
+    x = values(3, 8)
+    keys = frozenset[str]()
+    both = run_of(x[:, :4], x[:, 4:], dims="t h[tp]", parallel=TP2)
+    report = comparator.compare(both, both, grouping_skip_keys=keys)
+    assert [finding.tags["rank"] for finding in report.of("passed")] == ["0", "1"]
+    first = run_of(x[:, :4], dims="t h[tp]", parallel=TP2)
+    assert not comparator.compare(first, first).passed
+    assert comparator.compare(first, first, grouping_skip_keys=keys).passed
+    other = run_of(x[:, 4:], dims="t h[tp]", parallel=TP2)
+    assert not comparator.compare(first, other, grouping_skip_keys=keys).passed
