@@ -21,7 +21,7 @@ from patcher.errors import EditError
 from patcher.isolate import isolate, needs_isolation
 from patcher.matcher import WRAP_FUNCTION
 from patcher.model import Code, Dump, Edit
-from patcher.pattern import MATCH_CAPTURE, RETURN_CAPTURE, RETURN_VARIABLE
+from patcher.pattern import MATCH_CAPTURE, RETURN_CAPTURES, RETURN_VARIABLE
 from patcher.search import (
     FunctionIndex,
     Site,
@@ -106,7 +106,7 @@ def _apply_to_site(
 def _captures(view: FunctionView, site: Site, edit: Edit) -> dict[str, str]:
     captures = {name: _as_operand(view, node) for name, node in site.bindings.items()}
     if edit.place == "return":
-        captures[RETURN_CAPTURE] = RETURN_VARIABLE
+        captures.update(dict.fromkeys(RETURN_CAPTURES, RETURN_VARIABLE))
     elif site.expression is not None:
         captures[MATCH_CAPTURE] = _as_operand(view, site.expression)
     elif site.first is site.last and isinstance(site.first.node, cst.BaseSmallStatement):
@@ -204,7 +204,7 @@ def _hook_end(scope: FunctionScope, edit: Edit, target: str, taps: TapTable) -> 
         isolate(scope.buffer, index.view, index.body.statements[-1])
         index = scope.index()
     last = index.view.line_at(end_of(index.view, index.body.statements[-1].node)[0])
-    place = Place(edit, target, last.origin, {RETURN_CAPTURE: RETURN_VARIABLE}, taps)
+    place = Place(edit, target, last.origin, dict.fromkeys(RETURN_CAPTURES, RETURN_VARIABLE), taps)
     hook = _hook(edit, place, f"{target}#{edit.number}")
     indent = _indent(index.view, index.body.statements[0])
     value = [CodeLine(f"{RETURN_VARIABLE} = None")] if hook.needs_value else []
@@ -221,7 +221,7 @@ def _hook(edit: Edit, place: Place, owner: str) -> ReturnHook:
         raise EditError(f"{edit.origin}: use 'match: return ...' to replace a return statement")
     default = RETURN_VARIABLE if isinstance(edit.content, Dump) and edit.content.value is None else None
     lines = tuple(_content_lines(edit, place, default))
-    needs_value = default is not None or uses_capture(edit.content, RETURN_CAPTURE)
+    needs_value = default is not None or any(uses_capture(edit.content, name) for name in RETURN_CAPTURES)
     return ReturnHook(lines, "generated" if isinstance(edit.content, Dump) else "inserted", owner, needs_value)
 
 

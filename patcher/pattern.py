@@ -21,7 +21,7 @@ from patcher.errors import EditError
 ANY = "__tensortap_any__"
 CAPTURE_PREFIX = "__tensortap_capture_"
 MATCH_CAPTURE = "MATCH"
-RETURN_CAPTURE = "return"
+RETURN_CAPTURES = ("return", "RETURN")
 RETURN_VARIABLE = "__tensortap_return__"
 
 _STRING = r"'''(?:\\.|[^\\])*?'''|\"\"\"(?:\\.|[^\\])*?\"\"\"|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,8 @@ class Releases:
         return ""
 
     def _look_up(self, package: str) -> str | None:
+        if package == "python":
+            return platform.python_version()
         module = self._finder.find(package.replace("-", "_"))
         if module is not None and module.file is not None:
             for root in self._finder.roots:

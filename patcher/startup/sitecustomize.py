@@ -37,5 +37,9 @@ def _run_next_sitecustomize() -> None:
     spec.loader.exec_module(module)
 
 
-_activate()
+try:
+    _activate()
+except Exception as error:
+    # Without this, Python would drop the user's own sitecustomize as well.
+    print(f"tensortap: nothing is patched in this process: {error!r}", file=sys.stderr)
 _run_next_sitecustomize()

@@ -174,6 +174,18 @@ def test_every_return_and_the_open_end(tmp_path: Path) -> None:
     """)
 
 
+def test_the_returned_value_by_either_name_and_by_default(tmp_path: Path) -> None:
+    config = edits_config(
+        """
+        - {at: return, dump: {name: a}}
+        - {at: return, dump: {name: b, value: "$RETURN[0]", n: len($return)}}
+        """
+    )
+    module, dumper = run_module(tmp_path, "def f(x):\n    return x, x + 1\n", config)
+    assert module.f(1) == (1, 2)
+    assert dumper.log == [("a", (1, 2), None, {}), ("b", 1, None, {"n": 2})]
+
+
 def test_return_without_its_value_runs_before_the_expression(tmp_path: Path) -> None:
     text = edit(tmp_path, "def f(x):\n    return g(x)\n", "- {at: return, before: note(x)}")
     assert text == "def f(x):\n    note(x)\n    return g(x)\n"

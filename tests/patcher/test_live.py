@@ -13,6 +13,7 @@ import pytest
 
 import patcher
 from patcher.errors import PatchError
+from patcher.hook import Activation, activate
 from tests.patcher.support import StandInDumper, edits_config
 
 SOURCE = '''
@@ -196,3 +197,18 @@ def test_a_path_is_a_config_too(module: types.ModuleType, tmp_path: Path) -> Non
     with patcher.patched(path), patcher.patched(str(path)):
         assert module.plain(1) == 3
     assert functools.reduce(lambda value, _: module.plain(value), range(3), 1) == 1
+
+
+def test_the_hook_says_which_modules_came_before_it(
+    module: types.ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finder = activate(Activation({"live_target": "0" * 20, "not_imported_yet": "0" * 20}, "[]", str(tmp_path / "plan")))
+    assert finder is not None
+    sys.meta_path.remove(finder)
+    said = capsys.readouterr().err
+    assert said == (
+        "tensortap: live_target was imported before the patcher came, so it runs unpatched; import it later, "
+        "or use patcher.apply(CONFIG)\n"
+    )
+    assert (tmp_path / "plan.errors").read_text().endswith(said.removeprefix("tensortap: "))
+    assert activate(Activation({}, "[]")) is None
