@@ -10,11 +10,11 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dumper.compiled import Tracing, record_in_graph
 from dumper.graphs import GraphTaps, is_capturing
+from dumper.steps import Steps, StepScope, ThreadTags
 from dumper.taps import Tap
 
 if TYPE_CHECKING:
@@ -44,18 +44,11 @@ class Recorder:
         self._control: Control | None = None
         self._taps: list[Tap] = []
         self._installed: list[tuple[str, tuple[Mapping[str, Any], ...], Mapping[str, Any]]] = []
-        self._context = _Context()
+        self._context = ThreadTags()
         self._captures: list[list[CapturedRecord]] = []
         self._graph_taps = GraphTaps()
         self._lock = threading.RLock()
-        self._explicit_steps = False
-        self._steps_begun = False
-        self._in_step = True
-        self._step = 0
-        self._step_announced = False
-        self._batch: Any = None
-        self._layout: Any = None
-        self._step_tags: Mapping[str, Any] = {}
+        self._steps = Steps()
         self._recording = False
         self._complaints: set[str] = set()
         self._ended = False
@@ -73,7 +66,7 @@ class Recorder:
         file begins; call ``close`` first to move a running recording.
         """
         with self._lock:
-            self._settings = self._require_settings().changed(**settings)
+            self._settings = self.settings.changed(**settings)
             if self._session is not None:
                 self._session.reconfigure(self._settings)
             self._refresh()
@@ -82,24 +75,21 @@ class Recorder:
         """What ``configure`` does, asked for from outside (``dumper/control``)."""
         self.configure(**changes)
 
-    @property
-    def settings(self) -> Settings:
-        """The settings in force."""
-        return self._require_settings()
-
     def state(self) -> dict[str, Any]:
         """Plain values for ``python -m dumper ctl RUN status``."""
-        settings = self._require_settings()
+        settings = self.settings
         counts = self._session.counts() if self._session is not None else {}
         return {
             "settings": {key: getattr(settings, key) for key in ("enable", "filter", "level", "steps")},
-            "step": self._step,
+            "step": self._steps.number,
             "records": counts.get("written", 0),
             "losses": sum(count for name, count in counts.items() if name.startswith("lost")),
             **counts,
         }
 
-    def _require_settings(self) -> Settings:
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
         if self._settings is None:
             self._load_settings()
         assert self._settings is not None
@@ -117,7 +107,7 @@ class Recorder:
         """Decide anew whether anything is recorded now, and tell the taps."""
         Tracing.watch()
         settings = self._settings
-        wanted = settings is not None and settings.enable and settings.wants_step(self._step)
+        wanted = settings is not None and settings.enable and settings.wants_step(self._steps.number)
         self._recording = (wanted and not self._ended) or bool(self._captures)
         for tap in self._taps:
             tap.on = self._recording
@@ -132,9 +122,8 @@ class Recorder:
         with self._lock:
             self._taps.extend(installed)
             self._installed.append((module, taps, config))
-            self._explicit_steps = self._explicit_steps or any(tap.kind == "step" for tap in installed)
-            if self._explicit_steps and not self._steps_begun:
-                self._in_step = False
+            if any(tap.kind == "step" for tap in installed):
+                self._steps.make_explicit()
             if self._session is not None:
                 self._session.add_taps(module, taps, config)
             if self._settings is not None:
@@ -151,30 +140,26 @@ class Recorder:
 
     # Steps
 
-    def step(self, batch: Any = None, *, layout: TokenLayout | None = None, **tags: Any) -> _Step:
+    def step(self, batch: Any = None, *, layout: TokenLayout | None = None, **tags: Any) -> StepScope:
         """End the step under way and begin the next; the result is a context manager whose exit ends the step.
 
         ``batch``: the engine's own batch object, read through an adapter; ``layout``: the token layout itself.
         """
         with contextlib.suppress(Exception), self._lock:
             self._begin_step(batch, layout, tags)
-        return _Step(self)
+        return StepScope(self.end_step)
 
     def _begin_step(self, batch: Any, layout: TokenLayout | None, tags: Mapping[str, Any]) -> None:
+        steps = self._steps
         self._announce_step()
-        if self._steps_begun or self._step_announced:
-            self._step += 1
-        self._steps_begun = True
-        self._in_step = True
-        self._step_announced = False
-        self._batch, self._layout, self._step_tags = batch, layout, tags
+        steps.begin(batch, layout, tags)
         if self._settings is None:
             return
         self._start_control()
         if self._control is not None:
-            self._control.at_step(self._step)
+            self._control.at_step(steps.number)
         self._refresh()
-        if self._recording and batch is not None and layout is None:
+        if self._recording and steps.batch_only is not None:
             from dumper.adapters import complete_at_start
 
             if complete_at_start(batch):
@@ -184,25 +169,14 @@ class Recorder:
         """End the step under way. Records that follow are outside any step where steps are explicit."""
         with contextlib.suppress(Exception), self._lock:
             self._announce_step()
-            self._batch = self._layout = None
-            if self._explicit_steps:
-                self._in_step = False
+            self._steps.end()
 
     def _announce_step(self) -> None:
         """Write the step with its token layout, once, when its first record comes or it ends."""
-        if self._step_announced or not self._in_step or not self._recording or self._captures:
-            return
-        if not self._steps_begun and self._batch is None and self._layout is None:
-            return
-        session = self._open_session()
-        self._step_announced = True
-        layout = self._layout
-        if layout is None and self._batch is not None:
-            from dumper.adapters import read_batch
-
-            layout = read_batch(self._batch)
-        self._batch = self._layout = None
-        session.begin_step(self._step, layout, self._step_tags)
+        if self._steps.unsaid and self._recording and not self._captures:
+            session = self._open_session()
+            self._steps.announced = True
+            session.begin_step(self._steps.number, self._steps.take_layout(), self._steps.tags)
 
     @contextlib.contextmanager
     def ctx(self, **tags: Any) -> Iterator[None]:
@@ -297,13 +271,13 @@ class Recorder:
                 self._capture_value(name, value, dims, tags, stream, step)
             elif step is not None or self._has_step():
                 session = self._session or self._open_session()
-                session.submit(
-                    name, value, dims, tags, level, tap, stream, self._step if step is None and self._in_step else step
-                )
+                if step is None and self._steps.inside:
+                    step = self._steps.number
+                session.submit(name, value, dims, tags, level, tap, stream, step)
             if grad and stream == "value":
                 from dumper.gradients import record_gradient
 
-                record_gradient(self, name, value, dims, tags, tap, self._step)
+                record_gradient(self, name, value, dims, tags, tap, self._steps.number)
         except Exception as error:
             self._complain(f"{name} was not recorded: {error}", key=f"{name}{type(error)}")
 
@@ -331,13 +305,14 @@ class Recorder:
 
     def _has_step(self) -> bool:
         """Whether a record that comes now is wanted: it belongs to a step, or need not."""
-        if self._in_step:
-            if not self._step_announced:
+        steps = self._steps
+        if steps.inside:
+            if not steps.announced:
                 with self._lock:
                     self._announce_step()
-                    self._step_announced = True
+                    steps.announced = True
             return True
-        if self._require_settings().outside_steps == "record":
+        if self.settings.outside_steps == "record":
             return True
         self._open_session().status.add("outside_steps")
         return False
@@ -347,7 +322,8 @@ class Recorder:
     ) -> None:
         from dumper.capture import captured
 
-        self._captures[-1].append(captured(name, value, dims, tags, stream, self._step if step is None else step))
+        step = self._steps.number if step is None else step
+        self._captures[-1].append(captured(name, value, dims, tags, stream, step))
 
     # The session: what is open while something is recorded
 
@@ -358,7 +334,7 @@ class Recorder:
                     from dumper.session import Session
                     from dumper.staging import Stager
 
-                    settings = self._require_settings()
+                    settings = self.settings
                     # Kept when a run is closed and another begun: its buffers are expensive to make.
                     self._stager = self._stager or Stager(settings.memory_budget // 4)
                     self._session = Session(settings, self._taps, self._stager)
@@ -395,13 +371,8 @@ class Recorder:
                 self._announce_step()
             session, self._session = self._session, None
             control, self._control = self._control, None
-            # A run of its own begins with step 0.
-            self._step, self._steps_begun, self._step_announced = 0, False, False
-            self._in_step = not self._explicit_steps
-            self._batch = self._layout = None
+            self._steps.reset()
             self._refresh()
-            self._step, self._steps_begun, self._step_announced = 0, False, False
-            self._in_step, self._batch, self._layout = not self._explicit_steps, None, None
         if control is not None:
             control.close()
         if session is not None:
@@ -422,27 +393,6 @@ class Recorder:
         if key not in self._complaints:
             self._complaints.add(key)
             logger.error("tensortap: %s. The model runs on; this is said once and counted in the run.", message)
-
-
-class _Context(threading.local):
-    """The tags that ``ctx`` adds on a thread."""
-
-    tags: Mapping[str, Any] = MappingProxyType({})
-
-
-class _Step:
-    """Ends its step when a ``with`` block is left; otherwise nothing."""
-
-    __slots__ = ("_recorder",)
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-
-    def __enter__(self) -> _Step:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._recorder.end_step()
 
 
 dumper = Recorder()
