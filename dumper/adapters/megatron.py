@@ -80,8 +80,9 @@ class MegatronAdapter:
         cp_rank, cp_size = self.parallel().get("cp", (0, 1))
         past = _past(batch)
         mode = "train" if past is None else "decode" if past and tokens.shape[1] == 1 else "prefill"
+        if not past:
+            self._passes += 1  # What continues a cache belongs to the sequences that filled it.
         number = self._passes
-        self._passes += 1
         bounds = getattr(packed, "cu_seqlens_q", None)
         padded = getattr(packed, "cu_seqlens_q_padded", None)
         copies = HostCopies({"tokens": tokens, "bounds": bounds, "padded_bounds": padded})
@@ -98,7 +99,7 @@ class ModelInput:
     """What a forward pass was given, on the host; arrays are flat."""
 
     number: int
-    """Number of the pass: of the microbatch, when training."""
+    """Number of the batch: of the microbatch when training, of the generation when there is a cache."""
     mode: str
     shape: tuple[int, int]
     """(batch, sequence), of this rank's part under context parallelism."""

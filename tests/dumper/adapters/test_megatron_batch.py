@@ -55,6 +55,22 @@ def test_inference_with_a_cache() -> None:
     assert rows(layout) == [(0, 7), (1, 7)]
 
 
+def test_what_continues_a_cache_belongs_to_the_sequences_that_filled_it() -> None:
+    adapter = MegatronAdapter()
+    ids = []
+    for offset, columns in ((0, 3), (3, 1), (4, 1), (0, 3)):
+        batch = {
+            "tokens": torch.zeros(2, columns, dtype=torch.long),
+            "packed_seq_params": None,
+            "inference_context": SimpleNamespace(sequence_len_offset=offset),
+        }
+        layout = adapter.read_batch(batch)
+        assert isinstance(layout, TokenLayout)
+        ids.append([span.id for span in layout.sequences])
+    assert ids[0] == ids[1] == ids[2]
+    assert not set(ids[3]) & set(ids[0])
+
+
 def test_lengths_that_contradict_the_tokens_are_refused() -> None:
     packed = SimpleNamespace(cu_seqlens_q=torch.tensor([0, 3, 9]), cu_seqlens_q_padded=None)
     with pytest.raises(ValueError, match="packed sequences of 9 tokens, but 8 rows"):
