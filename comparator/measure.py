@@ -87,28 +87,30 @@ class _Sums:
         self.maximum = -math.inf
         self.nan = self.infinite = 0
 
-    def add(self, values: Array, wide: Array) -> bool:
-        """Add a piece (``wide`` is the same in float64 or complex128); True when all of it is finite."""
+    def add(self, values: Array, wide: Array) -> tuple[bool, float]:
+        """Add a piece (``wide`` is the same in float64 or complex128); returns whether all of it is finite, and its
+        sum of squares."""
         self.count += values.size
         if values.dtype.kind == "c":
             magnitude = np.abs(wide)
             low, high = float(magnitude.min()), float(magnitude.max())
             self.absolute += float(magnitude.sum())
             self.total += float(wide.real.sum())
-            self.square += _dot(magnitude, magnitude)
+            square = _dot(magnitude, magnitude)
         else:
             low, high = float(values.min()), float(values.max())
             total = float(wide.sum())
             self.total += total
             self.absolute += total if low >= 0 else float(np.abs(wide).sum())
-            self.square += _dot(wide, wide)
+            square = _dot(wide, wide)
+        self.square += square
         self.minimum = _lower(self.minimum, low)
         self.maximum = _higher(self.maximum, high)
         finite = math.isfinite(low) and math.isfinite(high)
         if not finite:
             self.nan += int(np.isnan(values).sum())
             self.infinite += int(np.isinf(values).sum())
-        return finite
+        return finite, square
 
     def statistics(self, percentiles: dict[int, float]) -> Statistics:
         if not self.count:
@@ -173,7 +175,7 @@ def _compare(
 ) -> Measured:
     dtype = _common_dtype(baseline.dtype, target.dtype, single_precision)
     x_sums, y_sums = _Sums(), _Sums()
-    cross = squared = absolute = 0.0
+    cross = squared = absolute = x_square = y_square = 0.0
     differing = nonfinite_equal = 0
     largest = -1.0
     largest_at = 0
@@ -181,33 +183,35 @@ def _compare(
     for x_raw, y_raw in zip(_pieces(baseline), _pieces(target), strict=True):
         x, y = to_working(x_raw, dtype), to_working(y_raw, dtype)
         x_wide, y_wide = _wide(x), _wide(y)
-        finite = x_sums.add(x, x_wide)
-        finite = y_sums.add(y, y_wide) and finite
-        gap = np.abs(y - x)
-        if not finite:
-            same = (x == y) | (np.isnan(x) & np.isnan(y))
-            nonfinite_equal += int((same & ~np.isfinite(x)).sum())
+        x_finite, x_squares = x_sums.add(x, x_wide)
+        y_finite, y_squares = y_sums.add(y, y_wide)
+        if not (x_finite and y_finite):
+            same = ~np.isfinite(x) & ((x == y) | (np.isnan(x) & np.isnan(y)))
+            nonfinite_equal += int(same.sum())
             if equal_nonfinite:
-                gap[same] = 0
+                x, y = np.where(same, 0, x), np.where(same, 0, y)
+                x_wide, y_wide = _wide(x), _wide(y)
+                x_squares, y_squares = _dot(x_wide, x_wide), _dot(y_wide, y_wide)
+        gap = np.abs(y - x)
         index = int(gap.argmax())
         peak = float(gap[index])
         if peak > 0 or math.isnan(peak):
             differing += int(np.count_nonzero(gap))
             wide_gap = np.abs(y_wide - x_wide)
-            if not finite and equal_nonfinite:
-                wide_gap[same] = 0
             squared += _dot(wide_gap, wide_gap)
             absolute += float(gap.sum(dtype=np.float64))
         if not math.isnan(largest) and (math.isnan(peak) or peak > largest):
             largest, largest_at = peak, at + index
         cross += _dot(x_wide, y_wide)
+        x_square += x_squares
+        y_square += y_squares
         at += x.size
     if at == 0:
         return Measured(_NO_DIFFERENCE, x_sums.statistics({}), y_sums.statistics({}))
     largest, largest_at, differing = _exact_integers(baseline, target, largest, largest_at, differing)
     difference = _difference(
         baseline, target, dtype, at, largest, largest_at, differing, squared, absolute, cross,
-        x_sums.square, y_sums.square, nonfinite_equal,
+        x_square, y_square, nonfinite_equal,
         _gap_percentiles(baseline, target, dtype) if percentiles else {},
     )  # fmt: skip
     return Measured(
@@ -346,7 +350,9 @@ def same_bytes(left: Array, right: Array) -> bool:
     return bool(np.array_equal(np.ascontiguousarray(left).view(width), np.ascontiguousarray(right).view(width)))
 
 
-def row_differences(baseline: Array, target: Array, dimension: int) -> npt.NDArray[np.float64]:
+def row_differences(
+    baseline: Array, target: Array, dimension: int, *, equal_nonfinite: bool = False
+) -> npt.NDArray[np.float64]:
     """``rel`` of each slice along ``dimension``: shape ``(baseline.shape[dimension],)``, 0 where both are zero."""
     dtype = _common_dtype(baseline.dtype, target.dtype, False)
     rows = baseline.shape[dimension]
@@ -358,6 +364,9 @@ def row_differences(baseline: Array, target: Array, dimension: int) -> npt.NDArr
         for start in range(0, rows, step):
             x = _wide(to_working(left[start : start + step], dtype))
             y = _wide(to_working(right[start : start + step], dtype))
+            if equal_nonfinite:
+                same = ~np.isfinite(x) & ((x == y) | (np.isnan(x) & np.isnan(y)))
+                x, y = np.where(same, 0, x), np.where(same, 0, y)
             gap = _row_squares(y - x)
             norm = _row_squares(x) + _row_squares(y)
             found[start : start + step] = np.where(gap == 0, 0.0, gap / norm)

@@ -221,7 +221,7 @@ def _measure(
     )
     rows = None
     if token_axis is not None and measured.difference.max_abs != 0 and baseline.shape[token_axis]:
-        rows = row_differences(baseline, target, token_axis)
+        rows = row_differences(baseline, target, token_axis, equal_nonfinite=options.equal_nan)
     verdict = judge(measured.difference, predicate, None if rows is None else float(rows.max()))
     if not verdict.passed and session.take_detail():
         measured = compare_arrays(

@@ -82,6 +82,12 @@ def test_nan_and_infinity_are_counted_and_leave_no_metric(bad: float, sides: tup
 def test_equal_non_finite_values_can_be_accepted() -> None:
     pair = [np.array([1.0, math.nan, math.inf, 2.0], np.float32) for _ in range(2)]
     assert measure(*pair, equal_nonfinite=True).max_abs == 0
+    masked = np.array([3.0, -math.inf, math.nan, 4.0], np.float32)
+    found = measure(masked, masked * np.float32(1.5), equal_nonfinite=True)
+    assert found.rel == pytest.approx(0.25 / 3.25)
+    assert found.max_abs == 2
+    rows = row_differences(masked[None], masked[None] * np.float32(1.5), 0, equal_nonfinite=True)
+    assert rows[0] == pytest.approx(0.25 / 3.25)
     pair[1][2] = -math.inf
     assert not measure(*pair, equal_nonfinite=True).max_abs <= 1e30
 
