@@ -28,7 +28,7 @@ from comparator.report.records import (
     ValueComparison,
 )
 from comparator.session import Session
-from comparator.sglang_compat.joining import align_dimensions, join_steps, without_leading_ones
+from comparator.sglang_compat.joining import SEVERAL_STEPS_HINT, align_dimensions, join_steps, without_leading_ones
 from comparator.sglang_compat.measures import compare_in_single, difference_in_half
 from comparator.sglang_compat.sides import (
     SeveralPartsError,
@@ -70,7 +70,16 @@ def compare_sglang_pair(pair: BundlePair, session: Session) -> list[Comparison]:
     try:
         return [_compare_guarded(pair, session)]
     except SeveralPartsError:
-        return _compare_by_our_rules(pair, session)
+        if not _leaves_steps_apart(pair, session):
+            return _compare_by_our_rules(pair, session)
+        message = "several steps and several data-parallel ranks make one tensor here"
+        return [_errored(pair, "PairError", message, SEVERAL_STEPS_HINT)]
+
+
+def _leaves_steps_apart(pair: BundlePair, session: Session) -> bool:
+    """Whether several steps were grouped together, and no token aligner joins them."""
+    bundles = [bundle for bundle in (pair.baseline, pair.target) if bundle is not None]
+    return session.options.token_aligner == "per_step" and any(len(bundle.steps) > 1 for bundle in bundles)
 
 
 def _compare_by_our_rules(pair: BundlePair, session: Session) -> list[Comparison]:
@@ -123,6 +132,8 @@ def _rows_are_shared(pair: BundlePair, session: Session) -> bool:
     SGLang's comparator takes such rows for tokens; the token layouts tell ours which they are.
     """
     if pair.baseline is None or pair.target is None or "rank" not in session.options.grouping_skip_keys:
+        return False
+    if _leaves_steps_apart(pair, session):
         return False
     bundles: tuple[tuple[Side, Bundle], ...] = (("baseline", pair.baseline), ("target", pair.target))
     for side, bundle in bundles:

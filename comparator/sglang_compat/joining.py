@@ -16,6 +16,8 @@ from comparator.sglang_compat.sides import SideFiles, SideTensors
 
 Array = npt.NDArray[Any]
 
+SEVERAL_STEPS_HINT = "give --token-aligner, or keep the steps apart: --grouping-skip-keys rank"
+
 
 def join_steps(left: SideTensors, right: SideTensors, baseline: SideFiles, *, concatenate: bool) -> tuple[Array, Array]:
     """One tensor per side: all steps in order, both cut to the shorter; or the only step."""
@@ -24,7 +26,7 @@ def join_steps(left: SideTensors, right: SideTensors, baseline: SideFiles, *, co
             raise PairError(
                 f"several steps make one tensor here ({len(left.by_step)} in the baseline, {len(right.by_step)} in the "
                 "target), and nothing says how their tokens go together",
-                hint="give --token-aligner, or keep the steps apart: --grouping-skip-keys rank",
+                hint=SEVERAL_STEPS_HINT,
             )
         return next(iter(left.by_step.values())), next(iter(right.by_step.values()))
     axis = _token_axis(baseline.dims.dimensions if baseline.dims else ())

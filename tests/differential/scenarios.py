@@ -21,7 +21,8 @@ _SHAPES: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (
     (("num_experts", "h"), (8, 16)),
     (("t",), (16,)),
 )
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.bfloat16, torch.float16, torch.float64)
+_RARE_DTYPES = (torch.float8_e4m3fn, torch.int32, torch.uint8, torch.bool)
 _FAULTS = ("none", "none", "none", "tiny", "small", "large", "scale", "nan", "inf", "rank", "shape", "zero")
 
 
@@ -32,7 +33,10 @@ class Dump:
     path: Path
     world: World
     index: int = 0
-    without_layout: bool = False
+    layout: str = "known"
+    """``absent``, ``error`` (the engine was asked too early) or ``both`` keys of parallel layouts."""
+    recompute: int | None = None
+    """Within activation checkpointing: 0 in the first forward pass, 1 in the repeated one."""
 
     def write(self, step: int, rank: int, name: str, value: Any, dims: str | None = None, **tags: Any) -> Path:
         self.index += 1
@@ -41,8 +45,14 @@ class Dump:
         info = {f"{axis}_rank": at for axis, (at, _) in place.items()}
         info |= {f"{axis}_size": size for axis, (_, size) in place.items()}
         meta = {**parts, "world_rank": rank, "world_size": len(self.world.places)}
-        if not self.without_layout:
+        if self.layout == "error":
+            info["distributed_error"] = True
+        if self.layout != "absent":
             meta[self.world.key] = info
+        if self.layout == "both":
+            meta |= {"sglang_parallel_info": info, "megatron_parallel_info": info}
+        if self.recompute is not None:
+            meta |= {"recompute_pseudo_rank": self.recompute, "recompute_pseudo_size": 2}
         if dims is not None:
             meta["dims"] = dims
         path = self.path / ("___".join(f"{key}={part}" for key, part in parts.items()) + ".pt")
@@ -92,7 +102,8 @@ def make_scenario(seed: int, folder: Path) -> Scenario:
     for side, world in zip(("baseline", "target"), choose, strict=True):
         path = folder / side
         path.mkdir(parents=True)
-        dumps.append(Dump(path, world, without_layout=draft.chance(0.03)))
+        layout = draft.choice(["absent", "error", "both"]) if draft.chance(0.06) else "known"
+        dumps.append(Dump(path, world, layout=layout))
     for number in range(int(rng.integers(1, 4))):
         _write_tensor(draft, dumps, f"{draft.choice(['attn_output', 'mlp', 'moe.expert', 'logits'])}_{number}")
     if draft.chance(0.5):
@@ -111,6 +122,8 @@ def _write_tensor(draft: _Draft, dumps: list[Dump], name: str) -> None:
     dtypes = [draft.choice(_DTYPES)] * 2
     if draft.chance(0.25):
         dtypes[1] = draft.choice(_DTYPES)
+    if draft.chance(0.08):
+        dtypes = [draft.choice(_RARE_DTYPES)] * 2
     fault = draft.choice(_FAULTS)
     tags: dict[str, Any] = {"recompute_status": "disabled"} if draft.chance(0.7) else {}
     odd_dims = [_odd_dims(draft, names) for _ in dumps]
@@ -119,6 +132,9 @@ def _write_tensor(draft: _Draft, dumps: list[Dump], name: str) -> None:
     if draft.chance(0.2):
         order[int(rng.integers(2))] = rng.permutation(len(names)).tolist()
     only_target = draft.chance(0.04)
+    checkpointed = [draft.chance(0.08) for _ in dumps]
+    odd_tag = [{"phase": "a"} if draft.chance(0.04) else {} for _ in dumps]
+    empty_ranks = draft.chance(0.8)
     draft.facts.append(f"{name} {names} {dtypes} fault={fault} odd={odd_dims} no_dims={no_dims} order={order}")
     seed = int(rng.integers(1 << 30))
     for step in range(draft.steps):
@@ -135,13 +151,45 @@ def _write_tensor(draft: _Draft, dumps: list[Dump], name: str) -> None:
                         value.transpose(order[number]), here, dump.world, np.random.default_rng([seed, number])
                     )
                     dims = odd_dims[number] or lying.dims
-                    for rank, shard in enumerate(lying.shards):
-                        tensor = torch.from_numpy(shard.copy()).to(dtypes[number])
-                        if fault == "rank" and number == 1 and rank == len(lying.shards) - 1:
-                            if draft.chance(0.5):
-                                continue
-                            tensor = tensor + 0.25
-                        dump.write(step, rank, name, tensor, None if no_dims[number] else dims, **tags, **extra)
+                    spread = _Spread(
+                        tuple(torch.from_numpy(shard.copy()).to(dtypes[number]) for shard in lying.shards),
+                        None if no_dims[number] else dims,
+                        {**tags, **odd_tag[number], **extra},
+                        empty_ranks,
+                        fault == "rank" and number == 1,
+                        (0, 1) if checkpointed[number] else (None,),
+                    )
+                    _write_ranks(draft, dump, step, name, spread)
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """What the ranks of one side dump of one tensor."""
+
+    shards: tuple[torch.Tensor, ...]
+    dims: str | None
+    tags: dict[str, Any]
+    empty_ranks: bool
+    """The second data-parallel rank holds nothing."""
+    last_rank_faulty: bool
+    passes: tuple[int | None, ...]
+    """Forward passes of activation checkpointing; None without it."""
+
+
+def _write_ranks(draft: _Draft, dump: Dump, step: int, name: str, spread: _Spread) -> None:
+    for rank, shard in enumerate(spread.shards):
+        tensor = shard
+        if spread.empty_ranks and dump.world.places[rank].get("dp", (0, 1))[0] == 1:
+            tensor = tensor[:0]
+        if spread.last_rank_faulty and rank == len(spread.shards) - 1:
+            if draft.chance(0.5):
+                continue
+            tensor = (tensor.float() + 0.25).to(tensor.dtype)
+        for number in spread.passes:
+            dump.recompute = number
+            status = {} if number is None else {"recompute_status": ("original", "recompute")[number]}
+            dump.write(step, rank, name, tensor, spread.dims, **{**spread.tags, **status})
+        dump.recompute = None
 
 
 def _faulty(draft: _Draft, value: Any, fault: str) -> Any:
