@@ -82,8 +82,9 @@ def _side_lines(plan: SidePlan, path: object) -> Iterator[str]:
 def _step_lines(plan: StepPlan) -> Iterator[str]:
     yield f"    step {plan.step}: rows {plan.rows.hold}{f' ({plan.rows.reason})' if plan.rows.reason else ''}"
     for record in plan.records:
-        source = getattr(record, "filename", None) or f"rank {record.rank}"
-        yield f"      read {source}: {list(record.shape or ())} {record.dtype}"
+        source = getattr(record, "filename", None) or getattr(record, "source", None)
+        where = f" ({source})" if source else ""
+        yield f"      read rank {record.rank}{where}: {list(record.shape or ())} {record.dtype}"
     for operation in plan.unshard.operations:
         yield f"      {_operation(operation)}"
     for part in plan.unshard.parts:
@@ -115,6 +116,8 @@ def _joint_lines(plan: PairPlan) -> Iterator[str]:
         yield f"  axes: {' '.join(plan.axes.result)}"
         yield from _axes_line("baseline", plan.axes.baseline)
         yield from _axes_line("target", plan.axes.target)
+    for warning in plan.warnings:
+        yield f"  {warning}"
     for error in plan.errors:
         yield f"  error: {error}"
 

@@ -161,6 +161,7 @@ def _compare_tensors(pair: BundlePair, plan: PairPlan, aligned: Aligned, session
     checks = [replica_check(side, found) for side, found in aligned.replicas]
     errors = [Note(kind="error", category="axis_alignment", message=message) for message in plan.errors]
     infos = [Note(kind="info", category="tokens", message=message) for message in plan.notes]
+    infos.extend(Note(kind="warning", category="neighbours", message=message) for message in plan.warnings)
     errors.extend(_share_errors(plan.tokens, options))
     common: dict[str, Any] = {
         **identity(pair),

@@ -89,6 +89,8 @@ class PairPlan:
     errors: tuple[str, ...] = ()
     """Why an alignment could not be made; the pair fails, and is compared as it lies."""
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What was assumed about the pair and should be seen also when it passes."""
 
 
 def plan_pair(
@@ -117,13 +119,13 @@ def plan_pair(
     sharing = _sharing(plan, contexts)
     if not any(sharing):
         return plan
-    notes = tuple(
-        f"{side}: {factor} neighbouring {axis} ranks hold the same piece"
+    warnings = tuple(
+        f"{side}: {factor} neighbouring {axis} ranks are taken to hold the same piece"
         for side, shared in zip(("baseline", "target"), sharing, strict=True)
         for axis, factor in shared.items()
     )
     plan = plan_with(*sharing)
-    return replace(plan, notes=(*plan.notes, *notes))
+    return replace(plan, warnings=warnings)
 
 
 def _sharing(plan: PairPlan, contexts: Mapping[Side, SideContext]) -> tuple[Sharing, Sharing]:

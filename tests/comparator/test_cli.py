@@ -123,7 +123,7 @@ def test_explain_prints_the_plan(runs: dict[str, str], capsys: pytest.CaptureFix
     assert main([runs["single"], runs["sharded"], "--explain", "out"]) == 0
     output = capsys.readouterr().out
     assert "concatenate over tp along dimension 1: [4, 4], [4, 4] -> [4, 8]" in output
-    assert "rank 1" in output
+    assert "read rank 1 (rank-00001.msgpack@" in output
     assert main([runs["single"], runs["sharded"], "--explain", "outt"]) == 2
     assert "there are out" in capsys.readouterr().err
 
