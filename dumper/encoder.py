@@ -23,7 +23,6 @@ from dumper.stream import ClaimedError, RankFile, segment_path
 
 logger = logging.getLogger("tensortap")
 
-FORMAT_VERSION = 1
 LARGE = 256 << 10
 """Bytes; payloads from here on are written by themselves, smaller ones in batches."""
 _CHECK_SECONDS = 0.5
@@ -286,7 +285,7 @@ class RankEncoder:
         process = self._process
         return {
             "format": "tensortap",
-            "version": FORMAT_VERSION,
+            "version": frames.VERSION,
             "rank": process.rank,
             "world_size": process.world_size,
             "parallel": {axis: list(place) for axis, place in process.parallel.items()},

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 _LARGEST_DECOMPRESSED = 1 << 40
+_PIECE = 16 << 20
 
 
 class Record:
@@ -224,7 +225,14 @@ class Record:
 def _decompressed(data: memoryview, size: int) -> memoryview:
     import zstandard
 
+    # Piece by piece, since a frame may lie about its size and would be believed.
+    whole = bytearray()
     try:
-        return memoryview(zstandard.ZstdDecompressor().decompress(data, max_output_size=size))
+        with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+            while len(whole) < size and (piece := reader.read(min(_PIECE, size - len(whole)))):
+                whole += piece
     except zstandard.ZstdError as error:
         raise FormatError(f"a compressed value cannot be read: {error}") from error
+    if len(whole) != size:
+        raise FormatError(f"a compressed value has {len(whole)} bytes and should have {size}")
+    return memoryview(whole)

@@ -397,5 +397,3 @@ class Recorder:
 
 dumper = Recorder()
 os.register_at_fork(after_in_child=dumper._forked)
-
-__all__ = ["Recorder", "dumper"]

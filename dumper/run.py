@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from dumper.format import frames
-from dumper.format.frames import FormatError
+from dumper.format.frames import VERSION, FormatError
 from dumper.format.index import NO_STEP
 from dumper.format.layouts import decode_layout
 from dumper.format.status import read_status
+from dumper.headers import Header, TapCoverage, read_coverage, read_header
 from dumper.layout import TokenLayout
 from dumper.record import Record
 from dumper.segments import Problem, Segment, open_segment
@@ -37,38 +38,6 @@ _LOSS_WORDS = {
 
 class RunError(ValueError):
     """A path that is no run; the message says what it is and what to do."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a rank says of itself."""
-
-    rank: int
-    world_size: int
-    parallel: Mapping[str, tuple[int, int]]
-    """Axis name to ``(rank, size)``."""
-    versions: Mapping[str, str]
-    framework: str | None
-    patch_config: Mapping[str, Any] | None
-    """``paths``, ``sha256`` and ``texts`` of the patch configs that were active, None without any."""
-
-
-@dataclass(frozen=True)
-class TapCoverage:
-    """One tap on one rank."""
-
-    id: str
-    name: str
-    rank: int
-    file: str
-    line: int
-    fired: int
-    kind: str = "dump"
-
-    @property
-    def silent(self) -> bool:
-        """Whether it never fired."""
-        return self.fired == 0
 
 
 class Records(Sequence[Record]):
@@ -212,6 +181,11 @@ class Run:
     def problems(self) -> Sequence[Problem]:
         """Everything about the run that its reader should know before trusting it."""
         found: list[Problem] = []
+        for rank, part in sorted(self._ranks.items()):
+            versions = {meta.get("version") for meta in part.of_kind("header")}
+            if later := [version for version in versions if isinstance(version, int) and version > VERSION]:
+                message = f"rank {rank} was written in version {later[0]} of the format; this tensortap reads {VERSION}"
+                found.append(Problem("unreadable", message))
         for rank in self.missing_ranks:
             there = ", ".join(map(str, self.ranks))
             found.append(Problem("missing_rank", f"rank {rank} of {self.world_size} has no file (there are: {there})"))
@@ -308,18 +282,7 @@ def _read_statuses(path: Path) -> dict[int, dict[str, int]]:
 
 
 def _header(part: RankRecords) -> Header:
-    metas = part.of_kind("header")
-    meta = metas[0] if metas else {}
-    configs = part.of_kind("config")
-    parallel = meta.get("parallel", {})
-    return Header(
-        rank=part.rank,
-        world_size=meta.get("world_size", 1),
-        parallel={axis: (place[0], place[1]) for axis, place in parallel.items()},
-        versions=meta.get("versions", {}),
-        framework=meta.get("framework"),
-        patch_config=configs[0] if configs else None,
-    )
+    return read_header(part.rank, part.of_kind("header"), part.of_kind("config"))
 
 
 def _matching_rows(segment: Segment, name: str | None, step: int | None, tags: Mapping[str, Any]) -> list[int]:
@@ -338,28 +301,13 @@ def _matching_rows(segment: Segment, name: str | None, step: int | None, tags: M
 
 
 def _coverage(rank: int, part: RankRecords) -> list[TapCoverage]:
-    """Counted by the process at its end; for one that had no end, the records there are."""
-    counted = part.of_kind("coverage")
-    fired: dict[str, int] = dict(counted[-1].get("fired", {})) if counted else {}
-    if not counted:
-        for segment in part.segments:
-            amounts = np.bincount(segment.index.columns["descriptor"], minlength=len(segment.index.descriptors))
-            for descriptor, amount in zip(segment.index.descriptors, amounts.tolist(), strict=False):
-                if descriptor.get("tap") is not None:
-                    fired[descriptor["tap"]] = fired.get(descriptor["tap"], 0) + amount
-    taps = {tap["id"]: tap for meta in part.of_kind("taps") for tap in meta.get("taps", []) if "id" in tap}
-    return [
-        TapCoverage(
-            id=tap["id"],
-            name=tap.get("name", ""),
-            rank=rank,
-            file=tap.get("file", ""),
-            line=tap.get("line", 0),
-            fired=fired.get(tap["id"], 0) or (len(part.steps) if tap.get("kind") == "step" and not counted else 0),
-            kind=tap.get("kind", "dump"),
-        )
-        for tap in taps.values()
-    ]
+    recorded: dict[str, int] = {}
+    for segment in part.segments:
+        amounts = np.bincount(segment.index.columns["descriptor"], minlength=len(segment.index.descriptors))
+        for descriptor, amount in zip(segment.index.descriptors, amounts.tolist(), strict=False):
+            if (tap := descriptor.get("tap")) is not None:
+                recorded[tap] = recorded.get(tap, 0) + amount
+    return read_coverage(rank, part.of_kind("taps"), part.of_kind("coverage"), recorded, len(part.steps))
 
 
 def _lost(status: Mapping[str, int]) -> int:

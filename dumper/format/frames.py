@@ -16,6 +16,8 @@ from typing import Any
 import msgpack
 import xxhash
 
+VERSION = 1
+"""Of the format, as the header of every file says it."""
 ALIGNMENT = 64
 """Bytes; payloads start at multiples of it, so that a tensor is a view of the mapped file for any vector unit."""
 LARGEST_PAYLOAD = 1 << 31

@@ -1,0 +1,94 @@
+"""What a rank says of itself and of its taps, read from frames whose content may be anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LARGEST_WORLD = 1 << 20
+"""Ranks; a larger world size is not believed."""
+_Metas = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a rank says of itself."""
+
+    rank: int
+    world_size: int
+    parallel: Mapping[str, tuple[int, int]]
+    """Axis name to ``(rank, size)``."""
+    versions: Mapping[str, str]
+    framework: str | None
+    patch_config: Mapping[str, Any] | None
+    """``paths``, ``sha256`` and ``texts`` of the patch configs that were active, None without any."""
+
+
+@dataclass(frozen=True)
+class TapCoverage:
+    """One tap on one rank."""
+
+    id: str
+    name: str
+    rank: int
+    file: str
+    line: int
+    fired: int
+    kind: str = "dump"
+
+    @property
+    def silent(self) -> bool:
+        """Whether it never fired."""
+        return self.fired == 0
+
+
+def read_header(rank: int, headers: _Metas, configs: _Metas) -> Header:
+    """The header of a rank; parts that make no sense are left out."""
+    meta = headers[0] if headers else {}
+    world_size = meta.get("world_size")
+    framework = meta.get("framework")
+    return Header(
+        rank=rank,
+        world_size=world_size if isinstance(world_size, int) and 0 < world_size <= LARGEST_WORLD else 1,
+        parallel={
+            str(axis): (place[0], place[1])
+            for axis, place in _map(meta.get("parallel")).items()
+            if isinstance(place, list) and len(place) == 2 and all(isinstance(number, int) for number in place)
+        },
+        versions={str(name): str(version) for name, version in _map(meta.get("versions")).items()},
+        framework=framework if isinstance(framework, str) else None,
+        patch_config=configs[0] if configs else None,
+    )
+
+
+def read_coverage(
+    rank: int, taps: _Metas, coverage: _Metas, recorded: Mapping[str, int], steps: int
+) -> list[TapCoverage]:
+    """The taps of a rank and how often they fired: as the process counted at its end, and where it had no end, as
+    there are records (``recorded``, by tap) and steps."""
+    fired = _map(coverage[-1].get("fired")) if coverage else dict(recorded)
+    found: dict[str, TapCoverage] = {}
+    for meta in taps:
+        entries = meta.get("taps")
+        for tap in entries if isinstance(entries, list) else ():
+            if not isinstance(tap, dict) or not isinstance(tap.get("id"), str):
+                continue
+            kind = str(tap.get("kind", "dump"))
+            known = fired.get(tap["id"], 0)
+            if kind == "step" and not coverage:
+                known = steps
+            found[tap["id"]] = TapCoverage(
+                id=tap["id"],
+                name=str(tap.get("name", "")),
+                rank=rank,
+                file=str(tap.get("file", "")),
+                line=tap["line"] if isinstance(tap.get("line"), int) else 0,
+                fired=known if isinstance(known, int) else 0,
+                kind=kind,
+            )
+    return list(found.values())
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
