@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 
 from comparator.tokens.classify import RowClassifier
@@ -26,6 +27,9 @@ from comparator.tokens.smart import SharedSpace, plan_smart
 
 _KEPT_PLANS = 64
 """Plans that are kept: the tensors of one layer after the other ask for the same few."""
+
+_MOST_PROBLEMS = 5
+"""Layouts that contradict themselves and are named."""
 
 _NO_STEP = -1
 """Stands for the step of records that were made outside a step; no layout has this number."""
@@ -86,8 +90,15 @@ class RunTokenAligner:
     def _make_plan(self, baseline: tuple[TokenPart, ...], target: tuple[TokenPart, ...]) -> TokenPlan:
         one, other = self._sides["baseline"].parts(baseline), self._sides["target"].parts(target)
         if self._mode == "smart":
-            return plan_smart(self._space, one, other)
-        return plan_ordered(one, other, one_step=self._mode == "per_step")
+            plan = plan_smart(self._space, one, other)
+        else:
+            plan = plan_ordered(one, other, one_step=self._mode == "per_step")
+        problems = tuple(
+            f"{name}: {problem}"
+            for name, side in self._sides.items()
+            for problem in side.places.problems[:_MOST_PROBLEMS]
+        )
+        return replace(plan, notes=(*plan.notes, *problems)) if problems else plan
 
     @cached_property
     def _space(self) -> SharedSpace:

@@ -10,6 +10,9 @@ NOT_RECORDED: Final = "not recorded in {side}"
 LAST_ROWS: Final = "{side} has the last row of each pass only"
 """One side's tensor has a row per sequence, such as logits, and its passes ended elsewhere."""
 
+NO_LAYOUT: Final = "no token layout in {side} says which tokens they are"
+"""Rows of a side whose layout is missing or does not fit them; the other side may have the same tokens."""
+
 MISSING_ROWS: Final = "{side} has fewer tokens in this step"
 """Steps are compared one by one, and the same step holds more tokens on one side."""
 
@@ -20,14 +23,13 @@ NOT_COMPUTED: Final = "not computed in {side}"
 PARTED: Final = "after the token ids part"
 DRAFTED: Final = "drafted and not confirmed"
 NO_SEQUENCE: Final = "no such sequence in {side}"
-NO_LAYOUT: Final = "token layout of a rank is missing"
 CUT: Final = "cut to the shorter side ({side})"
 
-_COUNTED = (NOT_RECORDED, MISSING_ROWS)
+_COUNTED = (NOT_RECORDED, NO_LAYOUT, MISSING_ROWS)
 
 
 def counts_against(reason: str) -> bool:
-    """Whether tokens with this reason were computed on both sides, so that not comparing them is a gap.
+    """Whether tokens with this reason were (or may have been) computed on both sides: not comparing them is a gap.
 
     The share of compared tokens is ``matched / (matched + the number of such tokens)``.
     """

@@ -66,9 +66,9 @@ class SharedSpace:
 
 def plan_smart(space: SharedSpace, baseline: list[PartTokens], target: list[PartTokens]) -> TokenPlan:
     """Join the parts of both sides on ``(sequence, position)``, in order of the baseline's sequences."""
-    without = [found.part for found in (*baseline, *target) if found.tokens is None]
-    if without:
-        return _no_identities(without[0].step, without[0].rows)
+    for parts in (baseline, target):
+        if parts and all(found.tokens is None for found in parts):
+            return _no_identities(parts[0].part.step, parts[0].part.rows)
     one, other = _rows_in(space, "baseline", baseline), _rows_in(space, "target", target)
     here, there = one.index >= 0, other.index >= 0
     pair = np.repeat(np.arange(len(space.pairs.pairs)), np.diff(space.offsets))
@@ -103,6 +103,7 @@ def _rows_in(space: SharedSpace, side: Side, parts: list[PartTokens]) -> _SideRo
     for found in in_order_of_steps(parts):
         tokens = found.tokens
         if tokens is None or found.part.step is None:
+            unknown += found.part.rows
             continue
         padding = tokens.sequence == PADDING_ROW
         unknown += int((tokens.sequence == UNKNOWN_ROW).sum())
@@ -157,7 +158,7 @@ def _reasons(
     if rows.alone:
         found[reasons.NO_SEQUENCE.format(side=other)] = rows.alone
     if rows.unknown:
-        found[reasons.NO_LAYOUT] = rows.unknown
+        found[reasons.NO_LAYOUT.format(side=side)] = rows.unknown
     return found
 
 
