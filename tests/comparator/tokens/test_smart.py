@@ -346,9 +346,8 @@ def test_a_layout_that_contradicts_itself_is_not_used_and_its_rows_are_a_gap() -
     joined = join(dataclasses.replace(run, layouts=broken), run)
     assert joined.plan.matched == 3
     assert joined.plan.only_baseline == {"no token layout in baseline says which tokens they are": 5}
-    assert joined.plan.notes == (
-        "baseline: the token layout of rank 0 in step 0 is not used: the sequences hold 5 tokens, but the pass has 2 rows",
-    )
+    (note,) = joined.plan.notes
+    assert note.startswith("baseline: the token layout of rank 0 in step 0 is not used: the sequences hold 5 tokens")
 
 
 def test_a_million_tokens_are_joined_without_a_loop_per_token() -> None:
