@@ -14,7 +14,13 @@ import tests.support.sglang_cpu.sitecustomize  # noqa: F401  Transformers import
 E2E = Path(__file__).parent / "e2e"
 
 # No test depends on how fast the machine is. In CI every run tries the same examples.
-hypothesis.settings.register_profile("tensortap", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+hypothesis.settings.register_profile(
+    "tensortap",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("tensortap")
 
 
