@@ -14,6 +14,7 @@ from tests.support.layouts import NEW_TOKENS, PROMPT
 from tests.support.models import ModelName
 from tests.support.paths import CONFIGS
 from tests.support.servers import Recording
+from tests.support.vllm_server import needs_vllm, vllm_server
 
 DENSE_TAPS = TAPS - {"moe_router_logits", "moe_expert_output"}
 LAYERS = ("0", "1")
@@ -41,3 +42,17 @@ def test_transformers_and_sglang(
     assert not recorded.problems
     assert len(answer.output_ids) == NEW_TOKENS
     assert_every_layer_and_step_passes(run, recordings(layout), taps)
+
+
+@needs_vllm
+def test_sglang_and_vllm(recordings: Recordings, tmp_path: Path) -> None:
+    """Two ranks of each. What one keeps as a partial sum the other has already summed; the token layouts differ."""
+    run = tmp_path / "vllm"
+    configs = tuple(CONFIGS / "vllm" / name for name in ("forward.yaml", "qwen3.yaml"))
+    with vllm_server(
+        "qwen3", tensor_parallel=2, log=run.with_suffix(".log"), recording=Recording(configs, run)
+    ) as server:
+        server.generate(PROMPT, new_tokens=NEW_TOKENS)
+    recorded = open_run(run)
+    assert not recorded.problems
+    assert_every_layer_and_step_passes(recordings("dense-tp2"), run, DENSE_TAPS)
