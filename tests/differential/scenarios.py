@@ -269,6 +269,8 @@ def _write_others(draft: _Draft, dumps: list[Dump]) -> None:
 
 def _damage_file(draft: _Draft, dump: Dump) -> None:
     files = sorted(dump.path.glob("*.pt"))
+    if not files:
+        return
     file = files[int(draft.rng.integers(len(files)))]
     draft.facts.append(f"damaged {dump.path.name}/{file.name}")
     file.write_bytes(b"PK\x03\x04 no archive" if draft.chance(0.5) else b"")
