@@ -63,7 +63,10 @@ class RankEncoder:
         try:
             for item in batch:
                 if isinstance(item, Submission):
-                    self._collect(item, small, staged)
+                    if item.slab is not None and item.description.level.kind != "hash":
+                        small.append((item.description, item.data, item.step))
+                    else:
+                        self._collect(item, small, staged)
                 else:
                     self._flush(small, staged)
                     self._write_other(item)

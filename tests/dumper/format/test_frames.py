@@ -6,7 +6,7 @@ import random
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dumper.format import frames
@@ -21,6 +21,7 @@ METAS = st.dictionaries(st.text(max_size=12), VALUES, max_size=6)
 KINDS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=31)
 
 
+@settings(max_examples=40)
 @given(KINDS, METAS, st.lists(st.binary(max_size=200), max_size=6), st.integers(0, 200))
 def test_a_frame_comes_back_and_is_aligned(
     kind: str, meta: dict[str, object], payloads: list[bytes], before: int
@@ -33,6 +34,7 @@ def test_a_frame_comes_back_and_is_aligned(
     assert all(frames.payload_is_intact(data, p) for p in frame.payloads)
 
 
+@settings(max_examples=40)
 @given(KINDS, METAS, st.lists(st.binary(max_size=50), max_size=6))
 def test_any_msgpack_library_walks_frames(kind: str, meta: dict[str, object], payloads: list[bytes]) -> None:
     data = frames.encode_frame(kind, meta, 0, tuple(payloads))

@@ -164,13 +164,13 @@ def _same(left: Any, right: Any) -> bool:
 
 
 @given(PLAIN)
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_plain_values_come_back_with_their_types(value: Any) -> None:
     assert _same(decode_value(encode_value(value)), value)
 
 
 @given(st.lists(PLAIN, min_size=1, max_size=5))
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_plain_values_through_a_file(tmp_path_factory: pytest.TempPathFactory, values: list[Any]) -> None:
     recording = Recording(tmp_path_factory.mktemp("plain"))
     recorder = recording.start()
