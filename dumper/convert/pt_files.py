@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 SEPARATOR = "___"
-OWN_KEYS = frozenset({"step", "rank", "dump_index", "name", "recompute_status"})
+_PLACE_KEYS = frozenset({"pp_rank", "tp_rank", "cp_rank", "ep_rank", "etp_rank"})
+"""Keys that ``DUMPER_INCLUDE_PARALLEL_RANK_IN_FILENAME`` adds; the metadata says the same."""
+OWN_KEYS = frozenset({"step", "rank", "dump_index", "name", "recompute_status"}) | _PLACE_KEYS
 """Keys of a file name that are no tags."""
 PARALLEL_KEYS = ("sglang_parallel_info", "megatron_parallel_info")
 """Keys of the metadata that hold a rank's place, ``{"tp_rank": 0, "tp_size": 2, ...}``."""
@@ -37,9 +39,15 @@ class Content:
 
 
 def parse_file_name(name: str) -> dict[str, str]:
-    """The ``key=value`` parts of a file name, as they are written; parts without ``=`` are ignored."""
+    """The ``key=value`` parts of a file name, as they are written; parts without ``=`` are ignored.
+
+    SGLang 0.5.9 and before number passes from 1, as ``forward_pass_id``; here they are steps from 0.
+    """
     stem = name.removesuffix(".pt")
-    return dict(part.split("=", 1) for part in stem.split(SEPARATOR) if "=" in part)
+    parts = dict(part.split("=", 1) for part in stem.split(SEPARATOR) if "=" in part)
+    if "step" not in parts and parts.get("forward_pass_id", "").isdecimal():
+        parts["step"] = str(int(parts.pop("forward_pass_id")) - 1)
+    return parts
 
 
 def build_file_name(parts: Mapping[str, Any]) -> str:

@@ -44,6 +44,24 @@ def test_records_of_one_name_are_counted_in_order(tmp_path: Path) -> None:
     assert [(record.occurrence, int(record.array()[0])) for record in records] == [(n, n) for n in range(12)]
 
 
+def test_passes_of_old_releases_are_steps_from_0(tmp_path: Path) -> None:
+    for number in (1, 2):
+        content = {"value": torch.tensor([number]), "meta": {"forward_pass_id": number}}
+        torch.save(content, tmp_path / f"forward_pass_id={number}___rank=0___dump_index={number}___name=x.pt")
+    run = open_run(tmp_path)
+    assert run.steps == (0, 1)
+    assert [int(record.array()[0]) for record in run.records] == [1, 2]
+    assert not run.problems
+    assert not any(record.tags for record in run.records)
+
+
+def test_places_in_file_names_are_no_tags(tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path, TWO)
+    for rank in range(2):
+        dump.write(0, rank, "x", torch.ones(2), layer_id=1, pp_rank=0, tp_rank=rank)
+    assert [dict(record.tags) for record in open_run(tmp_path).records] == [{"layer_id": 1}] * 2
+
+
 def test_opening_reads_no_file_and_imports_no_torch(tmp_path: Path) -> None:
     DumpWriter(tmp_path).write(0, 0, "x", torch.ones(2))
     code = f"""
