@@ -173,7 +173,14 @@ def replayed(run: SyntheticRun) -> SyntheticRun:
 
 
 @pytest.mark.parametrize("form", ["own", "gathered"])
-@pytest.mark.parametrize("engine", [Engine(), Engine(data_parallel=2, padding="max_len", seed=3)])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        Engine(),
+        Engine(data_parallel=2, padding="max_len", seed=3),
+        Engine(data_parallel=2, padding="sum_len", seed=15),
+    ],
+)
 def test_rows_that_a_captured_graph_pads(engine: Engine, form: str) -> None:
     many = [*REQUESTS, Request("four", (71, 72), (81, 82, 83, 84, 85, 86)), Request("five", (9,), (1, 2, 3, 4, 5, 6))]
     run = record(serve(many, dataclasses.replace(engine, max_running=8)))

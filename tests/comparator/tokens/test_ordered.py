@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from comparator.tokens import counts_against
 from tests.comparator.tokens.joining import join
 from tests.support.synthetic_engine import Engine, Request, serve
 from tests.support.synthetic_runs import ContextParallel, SyntheticRun, record
@@ -140,6 +141,7 @@ def test_step_by_step_missing_tokens_are_counted_as_a_gap() -> None:
     joined = join(_only(record(serve([ONE], Engine())), 0), _only(chunked, 0), "per_step")
     assert joined.plan.matched == 3
     assert joined.plan.only_baseline == {"target has fewer tokens in this step": 2}
+    assert all(counts_against(reason) for reason in joined.plan.only_baseline)
 
 
 def test_a_side_with_padding_alone_is_an_error() -> None:

@@ -221,15 +221,17 @@ def test_drafts_that_nothing_confirmed_are_no_parting_of_the_outputs() -> None:
 
 
 def test_passes_of_a_draft_model_belong_to_no_sequence() -> None:
-    """They see the same requests at the same positions, with token ids shifted by one."""
+    """They see the same requests at the same positions, with token ids shifted by one, between the target's passes."""
     clean = record(serve([ONE], Engine()))
-    layouts = dict(clean.layouts)
-    draft = clean.layouts[0, 0]
-    assert draft.token_ids is not None
-    layouts[len(clean.steps), 0] = dataclasses.replace(
-        draft, forward_mode="draft_extend", token_ids=np.roll(draft.token_ids, -1)
+    prefill = clean.layouts[0, 0]
+    assert prefill.token_ids is not None
+    draft = dataclasses.replace(prefill, forward_mode="draft_extend", token_ids=np.roll(prefill.token_ids, -1))
+    moved = {step: step + (step > 0) for step in clean.steps}
+    layouts = {(moved[step], rank): layout for (step, rank), layout in clean.layouts.items()}
+    own = {(moved[step], rank): values for (step, rank), values in clean.tensors["own"].items()}
+    drafting = dataclasses.replace(
+        clean, steps=(*clean.steps, len(clean.steps)), layouts={**layouts, (1, 0): draft}, tensors={"own": own}
     )
-    drafting = dataclasses.replace(clean, steps=(*clean.steps, len(clean.steps)), layouts=layouts)
     check_all_matched(join(clean, drafting), len(ONE.tokens))
 
 
@@ -259,7 +261,7 @@ def test_identical_prompts_of_unequal_length_are_paired_in_order_of_arrival() ->
 def test_what_a_cached_prefix_hides_is_not_guessed() -> None:
     """Both prompts end alike, and on one side nothing else of them was computed; their lengths tell them apart."""
     short = Request("short", (1, 2, 3, 99), (5, 6, 7))
-    long = Request("long", (4, 3, 2, 1, 8, 9, 10, 99), (15, 16, 17))
+    long = Request("long", (4, 3, 2, 99, 8, 9, 10, 99), (15, 16, 17))
     warm = [Request("w1", short.prompt, (1,)), Request("w2", long.prompt, (1,))]
     baseline = record(serve([long], Engine()))
     cached = record(serve([*warm, short], Engine(max_running=1, cache_page=1)))
