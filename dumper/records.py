@@ -22,6 +22,7 @@ _FIXED_BYTES = len(_HEAD_1) + 4 + 9 + 2 + 5
 _UINT32 = struct.Struct(">I").pack
 _UINT64 = struct.Struct(">Q").pack
 _ORDER = b"\xa5order\xcf"
+_pack_order = struct.Struct(f">{len(_ORDER)}sQ").pack
 _CHECKSUM = b"\xcf"
 _STEPS_COUNTED = 64
 """Steps whose occurrence numbers are kept: gradients come with the step of a forward pass that is over."""
@@ -40,7 +41,7 @@ _OCCURRENCES = tuple(_pair("occurrence", number) for number in range(256))
 class _Encoded:
     """What is worked out once for a description."""
 
-    __slots__ = ("counts", "fields", "number", "prefix", "static")
+    __slots__ = ("counts", "fields", "number", "prefix", "static", "step", "step_prefix")
 
     def __init__(self, description: Description, number: int, counts: dict[int | None, int]) -> None:
         fields = description.fields()
@@ -50,6 +51,9 @@ class _Encoded:
         self.static = b"".join(_pair(key, value) for key, value in fields.items())
         self.fields = len(fields) + _DYNAMIC_FIELDS
         self.prefix = _map_header(self.fields) + self.static
+        self.step: int | None = None
+        self.step_prefix = self.prefix + _pair("step", None)
+        """The prefix and the field of the step that came last."""
 
 
 class RecordEncoder:
@@ -61,8 +65,6 @@ class RecordEncoder:
         self._compress = _compressor() if compression == "zstd" else None
         self._counts: dict[tuple[Any, ...], dict[int | None, int]] = {}
         self._order = 0
-        self._step: int | None = None
-        self._step_field = _pair("step", None)
 
     def encode_small(
         self, records: Sequence[tuple[Description, Any, int | None]], position: int
@@ -117,32 +119,19 @@ class RecordEncoder:
         counts = encoded.counts
         occurrence = counts.get(step, 0)
         counts[step] = occurrence + 1
-        if len(counts) > _STEPS_COUNTED:
-            del counts[next(iter(counts))]
-        if step != self._step:
-            self._step, self._step_field = step, _pair("step", step)
-        prefix = encoded.prefix
+        if step != encoded.step:
+            encoded.step, encoded.step_prefix = step, encoded.prefix + _pair("step", step)
+            if len(counts) > _STEPS_COUNTED:
+                del counts[next(iter(counts))]
+        prefix = encoded.step_prefix
         if self._compress is not None and len(data) >= _SMALLEST_COMPRESSED:
-            prefix = b"".join(
-                (
-                    _map_header(encoded.fields + 2),
-                    encoded.static,
-                    _pair("compression", "zstd"),
-                    _pair("bytes", len(data)),
-                )
-            )
+            more = (_pair("compression", "zstd"), _pair("bytes", len(data)), _pair("step", step))
+            prefix = b"".join((_map_header(encoded.fields + 2), encoded.static, *more))
             data = self._compress(data)
-        meta = b"".join(
-            (
-                prefix,
-                self._step_field,
-                _OCCURRENCES[occurrence] if occurrence < 256 else _pair("occurrence", occurrence),
-                _ORDER,
-                _UINT64(self._order),
-            )
-        )
-        self._order += 1
-        return meta, encoded.number, occurrence, data
+        order = self._order
+        self._order = order + 1
+        counted = _OCCURRENCES[occurrence] if occurrence < 256 else _pair("occurrence", occurrence)
+        return prefix + counted + _pack_order(_ORDER, order), encoded.number, occurrence, data
 
     def _meet(self, description: Description) -> _Encoded:
         counts = self._counts.setdefault((description.name, description.tags, description.stream), {})
