@@ -5,13 +5,17 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dumper import open_run
+from dumper.convert.pt_files import parse_file_name, typed
 from dumper.layout import PADDING_ROW, SequenceSpan
 from dumper.run import RunError
 from tests.dumper.convert.dumps import DumpWriter
@@ -216,3 +220,27 @@ def test_megatron_batches(tmp_path: Path) -> None:
     assert packed.rows == 6
     assert padded is not None
     assert padded.batch_shape == (2, 3)
+
+
+@given(st.text(max_size=120))
+def test_any_file_name_can_be_parsed(name: str) -> None:
+    assert all(isinstance(part, str) for part in parse_file_name(name).values())
+
+
+@given(st.from_regex(r"-?[0-9]{1,30}|True|False|None|[a-z0-9_.²٣ -]{0,12}", fullmatch=True))
+def test_what_a_file_name_says_is_the_value_that_was_written(text: str) -> None:
+    assert str(typed(text)) == text
+
+
+@settings(max_examples=40)
+@given(st.binary(max_size=400), st.integers(0, 400), st.booleans())
+def test_damage_anywhere_in_a_file_is_a_problem_and_no_crash(data: bytes, at: int, insert: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = DumpWriter(Path(folder)).write(0, 0, "x", torch.ones(4), dims="t")
+        content = bytearray(path.read_bytes())
+        content[at : at if insert else at + len(data)] = data
+        path.write_bytes(content)
+        run = open_run(folder)
+        (record,) = run.records
+        readable = not run.problems
+        assert (record.kind == "tensor") <= readable
