@@ -163,7 +163,7 @@ def replayed(run: SyntheticRun) -> SyntheticRun:
         own = run.tensors["own"][step, rank]
         layout = run.layouts[step, rank]
         gathered = run.tensors["gathered"][step, rank]
-        if layout.forward_mode in {"decode", "idle"}:
+        if all(run.layouts[step, peer].forward_mode in {"decode", "idle"} for peer in run.ranks):
             shares = layout.data_parallel.rows if layout.data_parallel is not None else (layout.rows,)
             size = 1 << (max(shares) - 1).bit_length()
             own = _padded(own, size)
