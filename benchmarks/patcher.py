@@ -94,8 +94,10 @@ def processor_seconds(command: Sequence[str], environment: dict[str, str], folde
     return usage.ru_utime + usage.ru_stime
 
 
-def start_up(name: str, config: Path, repeat: int, environment: dict[str, str]) -> tuple[float, float]:
-    """Seconds of a process that imports the module: unpatched, and patched from the cache."""
+def start_up(
+    name: str, config: Path, repeat: int, environment: dict[str, str], beside: str = ""
+) -> tuple[float, float]:
+    """Seconds of a process that imports the module: unpatched (and ``beside`` it another), and patched from the cache."""
     loaded = [load_config(config)]
     finder = ModuleFinder(path=[str(config.parent)])
     checked = check_loaded(loaded, finder)
@@ -104,10 +106,11 @@ def start_up(name: str, config: Path, repeat: int, environment: dict[str, str]) 
     patched = environment_for(write_plan(make_activation(loaded, checked.plan)), environment)
     command = [sys.executable, "-c", f"import {name}, sys; assert 'libcst' not in sys.modules"]
     folder = config.parent
-    processor_seconds(command, environment, folder)  # writes Python's own bytecode
+    unpatched = [*command[:2], f"import {beside}\n{command[2]}"] if beside else command
+    processor_seconds(unpatched, environment, folder)  # writes Python's own bytecode
     processor_seconds([sys.executable, "-c", f"import {name}"], patched, folder)  # writes ours
     runs = [
-        (processor_seconds(command, environment, folder), processor_seconds(command, patched, folder))
+        (processor_seconds(unpatched, environment, folder), processor_seconds(command, patched, folder))
         for _ in range(repeat)
     ]
     return statistics.median(plain for plain, _ in runs), statistics.median(ours for _, ours in runs)
@@ -180,6 +183,9 @@ def main() -> None:
             print(f"first rewrite, {lines} lines, {what:<5} {seconds * 1000:8.1f} ms")
             plain, ours = start_up(module, config, options.repeat, environment)
             report(f"start-up of a process that imports it, {what}", plain, ours)
+        # Taps need the dumper, which a program that records imports anyhow.
+        plain, ours = start_up(module, config, options.repeat, environment, beside="dumper")
+        report("start-up of a process that imports it and the dumper, taps", plain, ours)
         if options.module and options.config:
             plain, ours = start_up(options.module, options.config.resolve(), options.repeat, environment)
             report(f"start-up with {options.module}", plain, ours)
