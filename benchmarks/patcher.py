@@ -97,7 +97,7 @@ def processor_seconds(command: Sequence[str], environment: dict[str, str], folde
 def start_up(
     name: str, config: Path, repeat: int, environment: dict[str, str], beside: str = ""
 ) -> tuple[float, float]:
-    """Seconds of a process that imports the module: unpatched (and ``beside`` it another), and patched from the cache."""
+    """Seconds of a process that imports the module: unpatched (``beside`` it another), and patched from the cache."""
     loaded = [load_config(config)]
     finder = ModuleFinder(path=[str(config.parent)])
     checked = check_loaded(loaded, finder)
