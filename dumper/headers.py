@@ -66,7 +66,7 @@ def read_coverage(
     rank: int, taps: _Metas, coverage: _Metas, recorded: Mapping[str, int], steps: int
 ) -> list[TapCoverage]:
     """The taps of a rank and how often they fired: as the process counted at its end, and where it had no end, as
-    there are records (``recorded``, by tap) and steps."""
+    there are records (``recorded``, by tap). A tap of kind ``step`` fires once for each step."""
     fired = _map(coverage[-1].get("fired")) if coverage else dict(recorded)
     found: dict[str, TapCoverage] = {}
     for meta in taps:
@@ -76,8 +76,8 @@ def read_coverage(
                 continue
             kind = str(tap.get("kind", "dump"))
             known = fired.get(tap["id"], 0)
-            if kind == "step" and not coverage:
-                known = steps
+            if kind == "step":
+                known = steps  # step() is called directly, not through its tap
             found[tap["id"]] = TapCoverage(
                 id=tap["id"],
                 name=str(tap.get("name", "")),
