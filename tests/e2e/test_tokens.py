@@ -21,7 +21,9 @@ NEW_TOKENS = 5
 FLOAT32 = ("--dtype", "float32")
 SHARED = tuple(range(100, 124))
 """Tokens that several prompts begin with, so that the radix cache serves them."""
-FIRST = (*SHARED, 7, 8, 9)
+FIRST = ((*SHARED, 7, 8, 9), (*SHARED, 211, 212))
+"""Served one after the other before the rest: by one data-parallel rank, and the second finds its beginning cached; or
+by both, and then every later prompt with this beginning does."""
 CONCURRENT = (
     tuple(range(10, 15)),
     tuple(range(30, 75)),
@@ -45,7 +47,7 @@ def one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Served:
     run = tmp_path_factory.mktemp("tokens") / "one-at-a-time"
     recording = Recording(LAYOUTS["tp1"].configs, run)
     with sglang_server("qwen3_moe", FLOAT32, log=run.with_suffix(".log"), recording=recording) as server:
-        answers = tuple(server.generate(prompt, new_tokens=NEW_TOKENS) for prompt in (FIRST, *CONCURRENT))
+        answers = tuple(server.generate(prompt, new_tokens=NEW_TOKENS) for prompt in (*FIRST, *CONCURRENT))
     return Served(run, answers)
 
 
@@ -56,17 +58,18 @@ def test_concurrent_chunked_and_cached(one_at_a_time: Served, tmp_path: Path) ->
     with sglang_server(
         "qwen3_moe", flags, log=run.with_suffix(".log"), recording=recording, radix_cache=True
     ) as server:
-        first = server.generate(FIRST, new_tokens=NEW_TOKENS)
-        answers = server.generate_all(CONCURRENT, new_tokens=NEW_TOKENS)
+        answers = [server.generate(prompt, new_tokens=NEW_TOKENS) for prompt in FIRST]
+        answers += server.generate_all(CONCURRENT, new_tokens=NEW_TOKENS)
 
-    assert [answer.output_ids for answer in (first, *answers)] == [
-        answer.output_ids for answer in one_at_a_time.answers
-    ]
+    assert [answer.output_ids for answer in answers] == [answer.output_ids for answer in one_at_a_time.answers]
     cached = sum(answer.cached_tokens for answer in answers)
     assert cached > 0, "the radix cache served nothing, so this tests less than it says"
     recorded = open_run(run)
-    layouts = [layout for step in recorded.steps if (layout := recorded.layout(step, 0)) is not None]
-    assert any(span.start > cached for layout in layouts for span in layout.sequences if span.count > 1), "no chunks"
+    places = [(step, rank) for step in recorded.steps for rank in recorded.ranks]
+    layouts = [layout for step, rank in places if (layout := recorded.layout(step, rank)) is not None]
+    prefills = [span for layout in layouts for span in layout.sequences if span.count > 1]
+    ends = {(span.id, span.start + span.count) for span in prefills}
+    assert any((span.id, span.start) in ends for span in prefills), "no chunks"
     assert any(len(layout.sequences) > 1 for layout in layouts), "no batch of several requests"
 
     outcome = compare(one_at_a_time.run, run, SMART)
