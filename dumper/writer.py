@@ -20,7 +20,7 @@ OVERHEAD_BYTES = 256
 """What a record costs in memory beside its value, roughly."""
 IDLE_WAIT = 0.05
 """Seconds after which a sleeping writer looks again, should a wake-up have been missed."""
-NAP = 0.001
+NAP = 0.003
 """Seconds between two batches of small records. While the model records, the writer so takes the interpreter lock a
 few hundred times a second and not for every record, and the model need not wake it; a value is in memory for no longer
 than this, and the time that it takes to write, before the file has it."""
