@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from patcher.check import check_configs
-from tests.configs.places import Place, places
+from tests.configs.places import Place, function_body, places
 from tests.support.paths import CONFIGS
 from tests.support.vllm_server import PYTHON, needs_vllm
 
@@ -51,6 +51,8 @@ def test_vllm(file: str) -> None:
     assert after("mlp_output", layer, found) == "hidden_states = self.mlp(hidden_states)"
     attention = VLLM.format(file=file, name=MODELS[file] + "Attention.forward")
     assert before("attn_pre_o_proj", attention, found) == "output, _ = self.o_proj(attn_output)"
+    head = VLLM.format(file=file, name=MODELS[file] + "ForCausalLM.compute_logits")
+    assert head in {place.function for place in found if place.tap == "next_token_logits"}
     if file == "qwen3_moe":
         assert after("moe_router_logits", RUNNER, found) == "router_logits, _ = self.gate(hidden_states)"
         assert after("moe_expert_output", RUNNER, found).startswith("shared_output, hidden_states = self._apply_quant")
@@ -59,10 +61,15 @@ def test_vllm(file: str) -> None:
 @pytest.mark.slow
 @needs_vllm
 def test_vllm_forward_pass() -> None:
+    """Both runners that a release has; the taps there are steps."""
     site_packages = next((PYTHON.parents[1] / "lib").glob("python*/site-packages"))
-    found = installed(site_packages, CONFIGS / "vllm" / "forward.yaml")
-    runner = "vllm.v1.worker.gpu_model_runner.GPUModelRunner.execute_model"
-    assert {place.tap for place in found if place.function == runner} == {"next_token_logits"}
+    checked = check_configs([CONFIGS / "vllm" / "forward.yaml"], [site_packages])
+    assert checked.ok, "\n".join(checked.errors)
+    runner = "vllm.v1.worker.gpu_model_runner.GPUModelRunner."
+    begin = function_body(checked, runner + "_model_forward")[0]
+    assert begin.endswith(".step({'runner': self, 'input_ids': input_ids, 'positions': positions})")
+    assert function_body(checked, runner + "sample_tokens")[0].endswith(".end_step()")
+    assert not places(checked)
 
 
 def package(name: str) -> str:
