@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,34 +28,25 @@ def is_capturing(value: Any) -> bool:
 Replayed = Callable[["torch.Tensor"], None]
 
 
-@dataclass(frozen=True, eq=False)
-class CapturedTap:
-    """A value whose copy into a buffer is part of a CUDA graph."""
-
-    replayed: Replayed
-    """Called with the buffer after each replay, on the thread that replays, with the replay's stream current."""
-    buffer: torch.Tensor
-    """On the device, of the shape that was captured; every replay fills it anew."""
-
-
-@dataclass
 class GraphTaps:
-    """Taps that ran while CUDA graphs were captured, by graph.
+    """Taps that ran while CUDA graphs were captured, by graph: for each, what to call and the buffer to call it with.
 
-    To learn of the end of a capture and of replays, ``torch.cuda.CUDAGraph.capture_end`` and ``replay`` are wrapped
-    when the first tap is captured, and not before.
+    A buffer is on the device, of the shape that was captured; every replay fills it anew. What is to be called runs on
+    the thread that replays, with the replay's stream current. To learn of the end of a capture and of replays,
+    ``torch.cuda.CUDAGraph.capture_end`` and ``replay`` are wrapped when the first tap is captured, and not before.
     """
 
-    _pending: list[CapturedTap] = field(default_factory=list)
-    _by_graph: dict[int, list[CapturedTap]] = field(default_factory=dict)
-    _installed: bool = False
+    def __init__(self) -> None:
+        self._pending: list[tuple[Replayed, torch.Tensor]] = []
+        self._by_graph: dict[int, list[tuple[Replayed, torch.Tensor]]] = {}
+        self._installed = False
 
     def capture(self, replayed: Replayed, value: torch.Tensor) -> None:
         """Copy ``value`` into a buffer of its own, as part of the graph that is being captured."""
         import torch
 
         self._install()
-        self._pending.append(CapturedTap(replayed, value.detach().clone(memory_format=torch.contiguous_format)))
+        self._pending.append((replayed, value.detach().clone(memory_format=torch.contiguous_format)))
 
     def _ended(self, graph: object) -> None:
         """The capture of ``graph`` is complete: what was captured since the last one belongs to it."""
@@ -66,8 +56,8 @@ class GraphTaps:
             weakref.finalize(graph, self._by_graph.pop, id(graph), None)
 
     def _replayed(self, graph: object) -> None:
-        for tap in self._by_graph.get(id(graph), ()):
-            tap.replayed(tap.buffer)
+        for replayed, buffer in self._by_graph.get(id(graph), ()):
+            replayed(buffer)
 
     def _install(self) -> None:
         if self._installed:

@@ -4,12 +4,10 @@ recording failed."""
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dumper.compiled import Tracing, record_in_graph
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from dumper.settings import Settings
     from dumper.staging import Stager
 
-logger = logging.getLogger("tensortap")
 
 _TRUE = ("1", "true", "yes", "on")
 
@@ -100,7 +97,7 @@ class Recorder:
 
         self._settings, errors = Settings.from_environment()
         for error in errors:
-            logger.error("tensortap: %s; the setting is ignored", error)
+            _log_error("tensortap: %s; the setting is ignored", error)
         self._refresh()
 
     def _refresh(self) -> None:
@@ -356,7 +353,7 @@ class Recorder:
         if self._control is None and settings is not None and settings.controlled:
             from dumper.control import start
 
-            self._control = start(Path(settings.run_path), self, settings.http_port, settings.http_token)
+            self._control = start(settings.run_path, self, settings.http_port, settings.http_token)
 
     def flush(self) -> None:
         """Return when all that was dumped is in the file."""
@@ -392,7 +389,14 @@ class Recorder:
     def _complain(self, message: str, *, key: str) -> None:
         if key not in self._complaints:
             self._complaints.add(key)
-            logger.error("tensortap: %s. The model runs on; this is said once and counted in the run.", message)
+            _log_error("tensortap: %s. The model runs on; this is said once and counted in the run.", message)
+
+
+def _log_error(message: str, argument: object) -> None:
+    # Importing logging would double what ``import dumper`` costs every patched process.
+    import logging
+
+    logging.getLogger("tensortap").error(message, argument)
 
 
 dumper = Recorder()
