@@ -30,7 +30,7 @@ def _essence(finding: Comparison) -> str:
     if isinstance(finding, TensorComparison):
         if finding.shape_mismatch:
             return f"shapes differ: {finding.unified_shape} against {finding.target.shape}"
-        tokens = f"  {finding.tokens.matched} tokens" if finding.tokens else ""
+        tokens = f"  {counted(finding.tokens.matched, 'token')}" if finding.tokens else ""
         return (_metrics(finding.diff) if finding.diff else f"at level {finding.level}") + tokens
     if isinstance(finding, ValueComparison):
         if finding.values_equal:
@@ -103,7 +103,7 @@ def _token_details(finding: TensorComparison) -> list[str]:
     if tokens is None:
         return []
     return [
-        f"only the {side} has " + ", ".join(f"{count} tokens ({reason})" for reason, count in only.items())
+        f"only the {side} has " + ", ".join(f"{counted(count, 'token')} ({reason})" for reason, count in only.items())
         for side, only in (("baseline", tokens.only_baseline), ("target", tokens.only_target))
         if only
     ]
@@ -127,3 +127,8 @@ def summary_line(summary: SummaryRecord) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 token``, ``2 tokens``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

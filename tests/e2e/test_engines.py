@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from demo.scenario import TAPS, compare
 from dumper import open_run
+from dumper.recorder import Recorder
 from tests.e2e.conftest import Recordings
 from tests.support.generate import transformers_generate
 from tests.support.layouts import NEW_TOKENS, PROMPT
-from tests.support.models import ModelName
+from tests.support.models import ModelName, tiny_model
 from tests.support.paths import CONFIGS
 from tests.support.servers import Recording
 from tests.support.vllm_server import needs_vllm, vllm_server
@@ -42,6 +46,58 @@ def test_transformers_and_sglang(
     assert not recorded.problems
     assert len(answer.output_ids) == NEW_TOKENS
     assert_every_layer_and_step_passes(run, recordings(layout), taps)
+
+
+def test_modules_of_one_engine_are_mapped_to_taps_of_another(recordings: Recordings, tmp_path: Path) -> None:
+    """Transformers recorded by module path, without a patch, against taps of two SGLang ranks; and a wrong map."""
+    run = generate_with_module_hooks("qwen3", tmp_path)
+    mapped = {"self_attn.o_proj": "attn_output", "mlp": "mlp_output"}
+    flags = ("--map", str(write_map(tmp_path / "map.yaml", mapped)))
+    outcome = compare(run, recordings("dense-tp2"), flags)
+    expected = {
+        f"{name} layer_id={layer} step={step}"
+        for name in mapped.values()
+        for layer in LAYERS
+        for step in range(NEW_TOKENS)
+    }
+    assert set(outcome.named("passed")) == expected
+    assert outcome.exit_code == 0
+
+    swapped = {"self_attn.o_proj": "mlp_output", "mlp": "attn_output"}
+    outcome = compare(run, recordings("dense-tp2"), ("--map", str(write_map(tmp_path / "wrong.yaml", swapped))))
+    assert set(outcome.named("failed")) == expected
+    assert outcome.exit_code == 1
+
+
+def generate_with_module_hooks(model: ModelName, folder: Path) -> Path:
+    """Generates with Transformers, recording the outputs of modules by their path; returns the run."""
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tiny_model(model), attn_implementation="eager", dtype=torch.bfloat16, local_files_only=True
+    )
+    loaded.generation_config.eos_token_id = None
+    recorder = Recorder()
+    recorder.configure(enable=True, dir=str(folder), run="modules", control=False)
+
+    def begin_step(module: object, arguments: object, keywords: dict[str, object]) -> None:
+        recorder.step(keywords)
+
+    loaded.register_forward_pre_hook(begin_step, with_kwargs=True)
+    recorder.attach(loaded, "model.layers.*.self_attn.o_proj")
+    recorder.attach(loaded, "model.layers.*.mlp")
+    with torch.inference_mode():
+        loaded.generate(torch.tensor([PROMPT]), max_new_tokens=NEW_TOKENS, do_sample=False)
+    recorder.close()
+    return folder / "modules"
+
+
+def write_map(path: Path, mapped: dict[str, str]) -> Path:
+    """A map from modules of each layer to names of taps."""
+    rules = [
+        {"baseline": f"model.layers.{{i}}.{module}", "target": f"{name}, layer_id={{i}}", "baseline_dims": "b s h"}
+        for module, name in mapped.items()
+    ]
+    path.write_text(json.dumps({"map": rules}))
+    return path
 
 
 @needs_vllm
