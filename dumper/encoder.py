@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dumper.adapters.protocol import PendingLayout, Process
+from dumper.complaints import Complaints
 from dumper.control.on_nan import NanSignal, NanTrigger
 from dumper.format import frames
 from dumper.format.dtypes import as_array
@@ -43,7 +44,7 @@ class RankEncoder:
         self._file: RankFile | None = None
         self._segment = 0
         self._claimed = False
-        self._complaints: set[str] = set()
+        self._complaints = Complaints()
         self._retry_at = 0.0
         self._check_at = 0.0
         self._records = RecordEncoder(settings.compression)
@@ -351,14 +352,9 @@ class RankEncoder:
             self._complain(message)
 
     def _complain(self, message: str) -> None:
-        """One line per kind of trouble: a full disk must not fill the log as well."""
-        if message not in self._complaints:
-            self._complaints.add(message)
-            logger.error(
-                "tensortap: rank %d: %s. The model runs on; what is lost is counted in the run.",
-                self._process.rank,
-                message,
-            )
+        self._complaints.say(
+            f"rank {self._process.rank}: {message}. The model runs on; what is lost is counted in the run.", key=message
+        )
 
 
 def _payload_type(description: Description) -> tuple[str, tuple[int, ...]]:

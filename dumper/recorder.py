@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dumper.compiled import Tracing, record_in_graph
+from dumper.complaints import Complaints
 from dumper.graphs import GraphTaps, is_capturing
 from dumper.steps import Steps, StepScope, ThreadTags
 from dumper.taps import Tap
@@ -47,7 +48,7 @@ class Recorder:
         self._lock = threading.RLock()
         self._steps = Steps()
         self._recording = False
-        self._complaints: set[str] = set()
+        self._complaints = Complaints()
         self._ended = False
         if settings is not None:
             self._refresh()
@@ -97,7 +98,7 @@ class Recorder:
 
         self._settings, errors = Settings.from_environment()
         for error in errors:
-            _log_error("tensortap: %s; the setting is ignored", error)
+            self._complaints.say(f"{error}; the setting is ignored")
         self._refresh()
 
     def _refresh(self) -> None:
@@ -387,16 +388,7 @@ class Recorder:
         self._session = self._control = self._stager = None
 
     def _complain(self, message: str, *, key: str) -> None:
-        if key not in self._complaints:
-            self._complaints.add(key)
-            _log_error("tensortap: %s. The model runs on; this is said once and counted in the run.", message)
-
-
-def _log_error(message: str, argument: object) -> None:
-    # Importing logging would double what ``import dumper`` costs every patched process.
-    import logging
-
-    logging.getLogger("tensortap").error(message, argument)
+        self._complaints.say(f"{message}. The model runs on; this is said once and counted in the run.", key=key)
 
 
 dumper = Recorder()
