@@ -43,3 +43,18 @@ def _children(value: Any) -> list[tuple[str, Any]] | None:
 def _may_hold_tensors(value: Any) -> bool:
     """Whether a list is worth splitting: a list of plain numbers or strings is one value."""
     return not isinstance(value, bool | int | float | complex | str | bytes | type(None))
+
+
+def can_hold_tensors(kind: type) -> bool:
+    """Whether values of this type have named parts: maps, lists, tuples and dataclasses."""
+    return issubclass(kind, Mapping | list | tuple) or dataclasses.is_dataclass(kind)
+
+
+def tensor_leaves(name: str, value: Any) -> list[tuple[str, Any]]:
+    """The tensors and arrays inside a nested value, by name; empty for plain values."""
+    return [(path, leaf) for path, leaf in named_leaves(name, value) if _is_array(leaf)]
+
+
+def _is_array(value: Any) -> bool:
+    """Whether a value is a tensor or an array, and no scalar, without importing the libraries that they come from."""
+    return hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "__setitem__")

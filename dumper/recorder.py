@@ -49,6 +49,8 @@ class Recorder:
         self._steps = Steps()
         self._recording = False
         self._complaints = Complaints()
+        self._unnested: set[type] = set()
+        """Types of values that hold no others: tensors and scalars."""
         self._ended = False
         if settings is not None:
             self._refresh()
@@ -262,6 +264,8 @@ class Recorder:
             context = self._context.tags
             if context:
                 tags = {**context, **tags}
+            if type(value) not in self._unnested and self._submit_leaves(name, value, dims, tags, level, grad, tap):
+                return
             if is_capturing(value):
                 self._put_into_graph(name, value, dims, tags, level, tap)
                 return
@@ -278,6 +282,27 @@ class Recorder:
                 record_gradient(self, name, value, dims, tags, tap, self._steps.number)
         except Exception as error:
             self._complain(f"{name} was not recorded: {error}", key=f"{name}{type(error)}")
+
+    def _submit_leaves(
+        self,
+        name: str,
+        value: Any,
+        dims: str | None,
+        tags: Mapping[str, Any],
+        level: str | None,
+        grad: bool,
+        tap: str | None,
+    ) -> bool:
+        """Record the tensors in a nested value (a module's tuple, an output object) as ``name.path``; False without."""
+        from dumper.flatten import can_hold_tensors, tensor_leaves
+
+        if not can_hold_tensors(type(value)):
+            self._unnested.add(type(value))
+            return False
+        leaves = tensor_leaves(name, value)
+        for leaf_name, leaf in leaves:
+            self.submit(leaf_name, leaf, dims, tags, level=level, grad=grad, tap=tap)
+        return bool(leaves)
 
     def submit_from_graph(
         self, name: str, value: Any, dims: str | None, tags: Mapping[str, Any], *, level: str | None, tap: str | None

@@ -146,6 +146,26 @@ def test_dump_dict_names_the_leaves(recorder: Recorder) -> None:
     assert [record.value for record in run.records if record.kind == "value"] == [[1, 2], 3]
 
 
+def test_tensors_in_a_nested_value_are_recorded_by_name(recorder: Recorder) -> None:
+    @dataclass
+    class Output:
+        logits: torch.Tensor
+        helper: object
+        sizes: tuple[int, ...] = (1, 2)
+
+    recorder.dump("out", Output(torch.ones(1), object()), dims="t", layer_id=1)
+    recorder.dump("pair", (torch.zeros(2), None))
+    recorder.dump("plain", [1, 2])
+    run = finished(recorder)
+    assert [(record.name, record.dims) for record in run.records] == [
+        ("out.logits", "t"),
+        ("pair.0", None),
+        ("plain", None),
+    ]
+    assert run.records[0].tags == {"layer_id": 1}
+    assert run.records[2].value == [1, 2]
+
+
 def test_a_value_is_recorded_as_it_was_when_it_was_dumped(recorder: Recorder) -> None:
     for size in (8, 1 << 17):
         value = torch.arange(size)
