@@ -162,7 +162,8 @@ def _check_killed(path: Path, ranks: int) -> None:
     assert verify_run(path).intact
     assert not {"corrupted", "unreadable"} & {problem.kind for problem in run.problems}
     for rank in run.ranks:
-        assert run.headers[rank].world_size == ranks
+        # Killed before its header was written, a rank knows nothing of itself, and has no records.
+        assert run.headers[rank].world_size == ranks or not run.select(rank=rank)
         for name, stride in (("small", 1), ("large", 20)):
             numbers = []
             for record in run.select(name=name, rank=rank):
