@@ -90,8 +90,10 @@ def test_nothing_is_lost(tmp_path: Path, ending: str) -> None:
 
 
 def test_a_fork_in_the_middle_of_a_recording(tmp_path: Path) -> None:
+    # Flushed, so that the file is the parent's before there is a child: until its first write it is anybody's.
     code = """
 record(100)
+dumper.flush()
 child = os.fork()
 record(100)
 dumper.close()
