@@ -17,6 +17,8 @@ from dumper import open_run
 from dumper.repair import verify_run
 from tests.dumper.recording.conftest import Recording
 
+pytestmark = pytest.mark.slow
+
 PREAMBLE = """
 import os, signal, sys, threading, time
 import numpy as np
