@@ -28,7 +28,7 @@ if not __package__:
 
 from benchmarks.report import machine, table, write_section
 from dumper.layout import SequenceSpan, TokenLayout
-from dumper.recorder import Recorder
+from dumper.recording.recorder import Recorder
 
 REPEATS = 2
 

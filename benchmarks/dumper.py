@@ -110,7 +110,7 @@ def _sglang_dumper(folder: Path) -> Callable[[Path], Any] | None:
 
 
 def _recorder() -> Any:
-    from dumper.recorder import Recorder
+    from dumper.recording.recorder import Recorder
     from dumper.settings import Settings
 
     return Recorder(Settings(enable=True, control=False))
@@ -178,7 +178,7 @@ def _measure_large(path: Path, ours: Any, samples: Samples) -> None:
 
 
 def _measure_switched_off(samples: Samples) -> None:
-    from dumper.recorder import Recorder
+    from dumper.recording.recorder import Recorder
     from dumper.settings import Settings
 
     info = {"id": "m.f#1:x", "name": "x", "kind": "dump", "target": "m.f", "file": "m.py", "line": 1}

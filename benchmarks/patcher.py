@@ -25,12 +25,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from patcher.check import check_configs, check_loaded  # noqa: E402
-from patcher.compiler import compile_module  # noqa: E402
-from patcher.config import load_config  # noqa: E402
-from patcher.hook import Activation, PatchingFinder  # noqa: E402
-from patcher.importing import make_activation  # noqa: E402
 from patcher.launch import environment_for, write_plan  # noqa: E402
-from patcher.modules import ModuleFinder  # noqa: E402
+from patcher.loading.compiler import compile_module  # noqa: E402
+from patcher.loading.hook import Activation, PatchingFinder  # noqa: E402
+from patcher.loading.importing import make_activation  # noqa: E402
+from patcher.reading.config import load_config  # noqa: E402
+from patcher.targets.modules import ModuleFinder  # noqa: E402
 
 LAYER = '''
 class Layer{number}:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dumper.recorder import dumper
+from dumper.recording.recorder import dumper
 
 if TYPE_CHECKING:
-    from dumper.run import Run, open_run
+    from dumper.reading.run import Run, open_run
 
 __all__ = ["Run", "dumper", "open_run"]
 
@@ -17,7 +17,7 @@ _READING = frozenset({"Run", "open_run"})
 def __getattr__(name: str) -> Any:
     # Patched processes import this package to write; reading needs more.
     if name in _READING:
-        from dumper import run
+        from dumper.reading import run
 
         return getattr(run, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from dumper.format.frames import FormatError
 
 if TYPE_CHECKING:
-    from dumper.run import Record, Run
+    from dumper.reading.run import Record, Run
 
 _Command = Callable[[argparse.Namespace], int]
 
@@ -80,7 +80,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(path: Path) -> Run:
-    from dumper.run import RunError, open_run
+    from dumper.reading.run import RunError, open_run
 
     if not path.is_dir():
         raise UsageError(f"{path} is no directory; give the directory of a run")
@@ -115,7 +115,7 @@ def _unknown_name(name: str, known: set[str]) -> str:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from dumper import listing
+    from dumper.reading import listing
 
     run = _open(arguments.run)
     if arguments.json:
@@ -132,7 +132,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from dumper import listing
+    from dumper.reading import listing
 
     run = _open(arguments.run)
     records = _selected(run, arguments, arguments.names)
@@ -148,7 +148,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from dumper.repair import verify_run
+    from dumper.reading.repair import verify_run
 
     report = verify_run(arguments.run)
     for line in report.lines:
@@ -157,7 +157,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _repair(arguments: argparse.Namespace) -> int:
-    from dumper.repair import repair_run
+    from dumper.reading.repair import repair_run
 
     for line in repair_run(arguments.run):
         print(line)

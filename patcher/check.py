@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patcher.config import LoadedConfig, load_config
 from patcher.errors import PatchError
 from patcher.model import Landing, ModulePatch
-from patcher.modules import ModuleFinder
 from patcher.plan import Plan, make_plan
-from patcher.rewrite import RewrittenModule, rewrite_module
+from patcher.reading.config import LoadedConfig, load_config
+from patcher.rewriting.rewrite import RewrittenModule, rewrite_module
+from patcher.targets.modules import ModuleFinder
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from patcher.check import Checked, check_configs, diff_text
 from patcher.errors import PatchError
-from patcher.modules import ModuleFinder
+from patcher.targets.modules import ModuleFinder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,7 +131,7 @@ def _suggest(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from patcher.schema import config_schema
+    from patcher.reading.schema import config_schema
 
     print(json.dumps(config_schema(), indent=2))
     return 0

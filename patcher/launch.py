@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import patcher
-from patcher import cache
 from patcher.check import Checked, check_loaded
-from patcher.compiler import compile_module
-from patcher.config import load_config
 from patcher.errors import PatchError
-from patcher.hook import PLAN_VARIABLE, Activation, format_plan
-from patcher.importing import make_activation
-from patcher.modules import ModuleFinder
+from patcher.loading import cache
+from patcher.loading.compiler import compile_module
+from patcher.loading.hook import PLAN_VARIABLE, Activation, format_plan
+from patcher.loading.importing import make_activation
+from patcher.reading.config import load_config
+from patcher.targets.modules import ModuleFinder
 
 
 def launch(configs: Sequence[Path], command: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from patcher.origin import Origin
+from patcher.reading.origin import Origin
 
 Action = Literal["before", "after", "replace", "wrap"]
 

@@ -10,14 +10,14 @@ from typing import Literal
 
 import libcst as cst
 
-from patcher.buffer import FunctionBuffer
-from patcher.definitions import find_definitions
-from patcher.diagnostics import one_line
 from patcher.errors import TargetError
-from patcher.modules import ModuleFile
-from patcher.pattern import parse_pattern
-from patcher.rewrite import function_lines
-from patcher.search import FunctionIndex, Statement, find_pattern, find_returns, index_function, start_of
+from patcher.matching.diagnostics import one_line
+from patcher.matching.pattern import parse_pattern
+from patcher.matching.search import FunctionIndex, Statement, find_pattern, find_returns, index_function, start_of
+from patcher.rewriting.buffer import FunctionBuffer
+from patcher.rewriting.rewrite import function_lines
+from patcher.targets.definitions import find_definitions
+from patcher.targets.modules import ModuleFile
 
 _COLLECTIVE = re.compile(
     r"(all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|all2all|broadcast|dp_gather|dp_scatter)", re.IGNORECASE

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from patcher.config import DumpSpec, EditSpec, LoadedConfig, PatchSpec
 from patcher.errors import PatchError, RequirementError, TargetError
 from patcher.model import Action, Code, ConfigTexts, Dump, Edit, FunctionPatch, ModulePatch
-from patcher.modules import ModuleFinder
-from patcher.origin import Origin
-from patcher.requirements import Releases
-from patcher.resolve import ResolvedTarget, resolve_target
+from patcher.reading.config import DumpSpec, EditSpec, LoadedConfig, PatchSpec
+from patcher.reading.origin import Origin
+from patcher.reading.requirements import Releases
+from patcher.targets.modules import ModuleFinder
+from patcher.targets.resolve import ResolvedTarget, resolve_target
 
 
 @dataclass(frozen=True)

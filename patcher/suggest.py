@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from patcher.check import check_loaded
-from patcher.config import parse_config
-from patcher.definitions import find_class, find_definitions, iter_functions, statements_in
 from patcher.errors import TargetError
-from patcher.modules import ModuleFile, ModuleFinder
 from patcher.places import TapPlace, function_index, self_methods, tap_places
-from patcher.resolve import ResolvedTarget, dotted_name, find_class_named, resolve_target
+from patcher.reading.config import parse_config
+from patcher.targets.definitions import find_class, find_definitions, iter_functions, statements_in
+from patcher.targets.modules import ModuleFile, ModuleFinder
+from patcher.targets.resolve import ResolvedTarget, dotted_name, find_class_named, resolve_target
 
 _LAYER_NAMES = ("layer_id", "layer_idx", "layer_index", "layer_number")
 _ENTRY = ("forward", "__call__", "call")

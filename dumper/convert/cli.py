@@ -10,7 +10,7 @@ from typing import cast
 
 from dumper.convert.outcome import ConversionError, Outcome, listing, prepare_destination
 from dumper.convert.sglang import SGLangDump
-from dumper.run import Run, RunError, open_run
+from dumper.reading.run import Run, RunError, open_run
 
 FORMATS = ("run", "pt", "safetensors")
 

@@ -17,9 +17,9 @@ from dumper.convert import pt_files
 from dumper.convert.pt_files import OWN_KEYS, Content, PtFileError
 from dumper.convert.sglang_layouts import AUXILIARY_NAMES, rank_layouts, with_data_parallel
 from dumper.layout import TokenLayout
-from dumper.run import Header, RunError, TapCoverage
-from dumper.segments import Problem
-from dumper.table import table_of
+from dumper.reading.run import Header, RunError, TapCoverage
+from dumper.reading.segments import Problem
+from dumper.reading.table import table_of
 
 if TYPE_CHECKING:
     import polars
@@ -194,7 +194,7 @@ def _without_tensors(value: Any) -> Any:
 
 
 class SGLangDump:
-    """The interface of ``dumper.run.Run`` on a directory of ``.pt`` files."""
+    """The interface of ``dumper.reading.run.Run`` on a directory of ``.pt`` files."""
 
     losses = 0
     taps: Sequence[TapCoverage] = ()

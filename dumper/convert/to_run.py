@@ -12,13 +12,13 @@ from dumper.adapters.protocol import Process
 from dumper.convert.outcome import Outcome
 from dumper.convert.pt_files import OWN_KEYS
 from dumper.convert.sglang import CONVERTED, SGLangDump, SGLangRecord
-from dumper.encoder import RankEncoder
 from dumper.format.status import StatusBlock
-from dumper.items import BeginStep, Description, Item, Place, Stop, Submission
 from dumper.levels import FULL
 from dumper.plain import UnrecordableError, encode_value
 from dumper.settings import Settings
-from dumper.writer import status_path
+from dumper.writing.encoder import RankEncoder
+from dumper.writing.items import BeginStep, Description, Item, Place, Stop, Submission
+from dumper.writing.writer import status_path
 
 _PLAIN = (str, int, float, bool, type(None))
 

@@ -13,11 +13,11 @@ def _activate() -> None:
         return
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     try:
-        from patcher import hook
+        from patcher.loading import hook
     except ImportError:
         # A source checkout, or a Python that has no tensortap of its own.
         sys.path.append(root)
-        from patcher import hook
+        from patcher.loading import hook
     hook.activate_from_file(plan)
 
 

@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 
 from dumper.adapters.protocol import Process
-from dumper.recorder import Recorder
+from dumper.recording.recorder import Recorder
 from tests.comparator.fakes import FakeRun
 
 
@@ -16,7 +16,7 @@ def write_run(run: FakeRun, path: Path, *, level: str | None = None) -> Path:
     """Record what ``run`` holds, one file per rank, in the directory ``path``; returns it."""
     for rank in run.ranks:
         place = Process(rank, run.world_size, dict(run.parallel.get(rank, {})), {"test": "1"}, None)
-        with mock.patch("dumper.session.describe_process", return_value=place):
+        with mock.patch("dumper.recording.session.describe_process", return_value=place):
             _write_rank(run, rank, path, level)
     return path
 

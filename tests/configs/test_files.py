@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from comparator.dims import COMMON_AXES, parse_dims
-from patcher.config import DumpSpec, load_config
+from patcher.reading.config import DumpSpec, load_config
 from tests.support.paths import CONFIGS
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))

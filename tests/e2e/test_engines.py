@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from demo.scenario import TAPS, compare
 from dumper import open_run
-from dumper.recorder import Recorder
+from dumper.recording.recorder import Recorder
 from tests.e2e.conftest import Recordings
 from tests.support.generate import transformers_generate
 from tests.support.layouts import NEW_TOKENS, PROMPT

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from patcher.check import Checked, check_loaded
-from patcher.compiler import compile_module
-from patcher.config import parse_config
-from patcher.modules import ModuleFinder
+from patcher.loading.compiler import compile_module
+from patcher.reading.config import parse_config
+from patcher.targets.modules import ModuleFinder
 
 
 class RecordingTap:

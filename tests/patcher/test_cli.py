@@ -10,10 +10,10 @@ import yaml
 
 from patcher.check import check_loaded
 from patcher.cli import main
-from patcher.config import parse_config
-from patcher.modules import ModuleFinder
 from patcher.places import function_index, tap_places
+from patcher.reading.config import parse_config
 from patcher.suggest import suggest_config
+from patcher.targets.modules import ModuleFinder
 from tests.patcher.support import block, edits_config
 
 MODEL = block('''

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import patcher
-from patcher.config import load_config, parse_config
 from patcher.errors import ConfigError
-from patcher.schema import config_schema
+from patcher.reading.config import load_config, parse_config
+from patcher.reading.schema import config_schema
 from tests.patcher.support import block, check, edits_config, errors, rewrite
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from patcher.compiler import compile_module
+from patcher.loading.compiler import compile_module
 from patcher.model import ConfigTexts, Dump, Edit, FunctionPatch, ModulePatch
-from patcher.origin import Origin
 from patcher.places import TapPlace, tap_places
-from patcher.rewrite import RewrittenModule, rewrite_module
+from patcher.reading.origin import Origin
+from patcher.rewriting.rewrite import RewrittenModule, rewrite_module
 from tests.patcher.support import StandInDumper
 
 VARIABLES = st.sampled_from(["a", "b", "c"])
@@ -142,8 +142,8 @@ def _rewritten(source: str, edits: list[Edit]) -> RewrittenModule:
 @settings(derandomize=True, max_examples=15)
 @given(functions(), st.tuples(st.integers(-2, 4), st.integers(-2, 4)), st.booleans(), st.randoms())
 def test_taps_never_change_what_a_function_does(source: str, arguments: tuple[int, int], on: bool, random: Any) -> None:
-    from patcher.buffer import FunctionBuffer
-    from patcher.search import index_function
+    from patcher.matching.search import index_function
+    from patcher.rewriting.buffer import FunctionBuffer
 
     assume(source.count("\n") < 60)
     tree = ast.parse(source)

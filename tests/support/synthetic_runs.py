@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from dumper.adapters.protocol import Process
 from dumper.layout import PADDING_ROW, ContextParallelRows, TokenLayout
-from dumper.recorder import Recorder
+from dumper.recording.recorder import Recorder
 from dumper.settings import Settings
 from tests.support.synthetic_engine import RankPass, Schedule
 
@@ -215,7 +215,7 @@ def write(run: SyntheticRun, path: Path, *, dims: Mapping[str, str] | None = Non
     """
     for rank in run.ranks:
         process = Process(rank, len(run.ranks), run.parallel[rank], versions={}, framework=None)
-        with mock.patch("dumper.session.describe_process", return_value=process):
+        with mock.patch("dumper.recording.session.describe_process", return_value=process):
             recorder = Recorder(Settings(enable=True, dir=str(path.parent), run=path.name))
             for step in run.steps:
                 layout = run.layouts[step, rank]

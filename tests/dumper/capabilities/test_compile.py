@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dumper import open_run
-from dumper.recorder import Recorder
+from dumper.recording.recorder import Recorder
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from dumper import open_run
-from dumper import recorder as recorder_module
-from dumper.recorder import Recorder
+from dumper.recording import recorder as recorder_module
+from dumper.recording.recorder import Recorder
 
 
 class StandInGraph:

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dumper import open_run
-from dumper.recorder import Recorder
-from dumper.run import Run
+from dumper.reading.run import Run
+from dumper.recording.recorder import Recorder
 
 
 @pytest.fixture

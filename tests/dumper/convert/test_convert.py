@@ -18,8 +18,8 @@ from dumper import open_run
 from dumper.adapters.protocol import Process
 from dumper.convert.cli import main
 from dumper.layout import SequenceSpan, TokenLayout
-from dumper.recorder import Recorder
-from dumper.run import Run
+from dumper.reading.run import Run
+from dumper.recording.recorder import Recorder
 from dumper.settings import Settings
 from tests.dumper.convert.dumps import DumpWriter
 
@@ -70,7 +70,9 @@ def dump(tmp_path: Path) -> Path:
 
 def _record(path: Path) -> Path:
     """A run of ours with a token layout, a repeated record and a gradient's stream."""
-    with mock.patch("dumper.session.describe_process", return_value=Process(0, 1, {"tp": (0, 1), "pp": (0, 1)})):
+    with mock.patch(
+        "dumper.recording.session.describe_process", return_value=Process(0, 1, {"tp": (0, 1), "pp": (0, 1)})
+    ):
         recorder = Recorder(Settings(enable=True, dir=str(path.parent), run=path.name))
         layout = TokenLayout("extend", (SequenceSpan("r", 0, 3),), 3, token_ids=np.array([5, 6, 7]))
         recorder.step(layout=layout)

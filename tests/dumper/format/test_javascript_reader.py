@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dumper.recorder import Recorder
+from dumper.recording.recorder import Recorder
 from dumper.settings import Settings
 
 HERE = Path(__file__).parent

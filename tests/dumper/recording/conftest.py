@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dumper import open_run
-from dumper.recorder import Recorder
-from dumper.run import Run
+from dumper.reading.run import Run
+from dumper.recording.recorder import Recorder
 from dumper.settings import Settings
 
 

@@ -15,10 +15,10 @@ with atheris.instrument_imports(include=["dumper"]):
     from dumper.format import frames
     from dumper.format.index import from_columns
     from dumper.format.status import read_status
-    from dumper.headers import read_coverage, read_header
-    from dumper.record import Record
-    from dumper.repair import Report, verify_data
-    from dumper.segments import Segment, scan
+    from dumper.reading.headers import read_coverage, read_header
+    from dumper.reading.record import Record
+    from dumper.reading.repair import Report, verify_data
+    from dumper.reading.segments import Segment, scan
 
 
 def read(data: bytes) -> None:

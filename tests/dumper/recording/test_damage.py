@@ -19,9 +19,9 @@ from dumper import open_run
 from dumper.cli import main
 from dumper.format import frames
 from dumper.layout import SequenceSpan, TokenLayout
-from dumper.record import Record
-from dumper.repair import Report, repair_run, verify_data, verify_run
-from dumper.run import Run
+from dumper.reading.record import Record
+from dumper.reading.repair import Report, repair_run, verify_data, verify_run
+from dumper.reading.run import Run
 from tests.dumper.recording.conftest import Recording
 
 FILE = "rank-00000.msgpack"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dumper import open_run
-from dumper.repair import verify_run
+from dumper.reading.repair import verify_run
 from tests.dumper.recording.conftest import Recording
 
 pytestmark = pytest.mark.slow
@@ -195,7 +195,7 @@ def test_kill_at_200_random_moments(tmp_path: Path) -> None:
 def test_what_was_in_memory_is_counted(tmp_path: Path) -> None:
     """A process that dies between the call and the write: the status block knows what was submitted."""
     code = """
-from dumper.writer import Writer
+from dumper.writing.writer import Writer
 Writer._serve = lambda self, batch: time.sleep(60)
 record(7)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
-from dumper.recorder import Recorder
-from dumper.run import Record
+from dumper.reading.run import Record
+from dumper.recording.recorder import Recorder
 from dumper.settings import Settings, SettingsError
 from tests.dumper.recording.conftest import Recording
 
@@ -450,7 +450,8 @@ def test_a_run_opens_from_its_index_alone(recording: Recording, monkeypatch: pyt
         recorder.dump("x", number, layer_id=number % 50)
     recorder.close()
     decoded = 0
-    from dumper import open_run, segments
+    from dumper import open_run
+    from dumper.reading import segments
 
     original = segments.frames.decode_frame
 

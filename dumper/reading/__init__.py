@@ -1,0 +1,1 @@
+"""A recorded run, read without copies; its listing, its checks and its repair."""

@@ -1,0 +1,197 @@
+"""Runs and records as text for people, and as JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dumper.reading.run import Record, Run
+
+UNFOLDED_WIDTH = 1000
+"""Characters; wider than any table here."""
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def human_size(nbytes: float) -> str:
+    """``1536`` as ``1.5 KiB``."""
+    unit = 0
+    while nbytes >= 1024 and unit < len(_UNITS) - 1:
+        nbytes, unit = nbytes / 1024, unit + 1
+    return f"{nbytes:.0f} B" if unit == 0 else f"{nbytes:.1f} {_UNITS[unit]}"
+
+
+def print_run(run: Run, records: Sequence[Record]) -> None:
+    """The run in a few tables, on standard output; ``records`` are those to summarise by name."""
+    from rich.console import Console
+
+    # Dims are in brackets, which are not markup. Without a terminal there is no width to fold to.
+    console = Console(markup=False, width=None if sys.stdout.isatty() else UNFOLDED_WIDTH)
+    steps = f"{len(run.steps)} steps ({_ranges(run.steps)})" if run.steps else "no steps"
+    console.print(
+        f"{run.path}: {len(run.ranks)} of {run.world_size} ranks, {steps}, {len(run.records)} records, "
+        f"{run.losses} lost",
+        style="bold",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for table in (_rank_table(run), _name_table(records), _tap_table(run)):
+        if table.row_count:
+            console.print(table)
+
+
+def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column == "name")
+    return table
+
+
+def _rank_table(run: Run) -> Table:
+    table = _table("Ranks", "rank", "records", "framework", "parallel layout", right=("rank", "records"))
+    counts: dict[int, int] = {}
+    for record in run.records:
+        counts[record.rank] = counts.get(record.rank, 0) + 1
+    for rank in run.ranks:
+        header = run.headers.get(rank)
+        axes = {} if header is None else header.parallel
+        layout = " ".join(f"{axis}={place}/{size}" for axis, (place, size) in axes.items())
+        framework = (header.framework if header is not None else None) or "-"
+        table.add_row(str(rank), str(counts.get(rank, 0)), framework, layout or "-")
+    return table
+
+
+def _name_table(records: Sequence[Record]) -> Table:
+    table = _table(
+        "Records", "name", "count", "steps", "ranks", "tags", "dtype", "shape", "dims", "level", right=("count",)
+    )
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.name, []).append(record)
+    for name, group in groups.items():
+        steps = sorted({record.step for record in group if record.step is not None})
+        tags: dict[str, set[Any]] = {}
+        for record in group:
+            for key, value in record.tags.items():
+                tags.setdefault(key, set()).add(value)
+        table.add_row(
+            name,
+            str(len(group)),
+            _ranges(steps) or "-",
+            _ranges(sorted({record.rank for record in group})),
+            " ".join(f"{key}={_values(values)}" for key, values in tags.items()),
+            _few([record.dtype or "value" for record in group]),
+            _few([_shape(record) for record in group]),
+            _few([record.dims or "-" for record in group]),
+            _few([record.level for record in group]),
+        )
+    return table
+
+
+def _tap_table(run: Run) -> Table:
+    table = _table("Taps that never fired", "rank", "tap", "where", right=("rank",))
+    for tap in run.taps:
+        if tap.silent:
+            table.add_row(str(tap.rank), tap.id, f"{tap.file}:{tap.line}")
+    return table
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Sorted whole numbers in short: ``0-3, 7``."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def _values(values: set[Any]) -> str:
+    if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        return _ranges(sorted(values))
+    return _few([str(value) for value in values])
+
+
+def _few(texts: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(texts))
+    return ", ".join(unique[:3]) + (", …" if len(unique) > 3 else "")
+
+
+def _shape(record: Record) -> str:
+    return "-" if record.shape is None else "x".join(map(str, record.shape)) or "scalar"
+
+
+def headline(record: Record) -> str:
+    """What a record is, in one line."""
+    tags = " ".join(f"{key}={value}" for key, value in record.tags.items())
+    parts = [
+        record.name,
+        f"step={'-' if record.step is None else record.step}",
+        f"rank={record.rank}",
+        tags,
+        f"occurrence={record.occurrence}" if record.occurrence else "",
+        f"{record.dtype} {list(record.shape or ())}" if record.dtype else "value",
+        f"dims={record.dims!r}" if record.dims else "",
+        "" if record.level == "full" else f"level={record.level}",
+        "" if record.stream == "value" else record.stream,
+        "recomputed" if record.recompute else "",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def described(record: Record, elements: int) -> str:
+    """What a record is, and its content; tensors of more elements than ``elements`` are shortened."""
+    from dumper.format.frames import FormatError
+
+    try:
+        content = _content(record, elements)
+    except (FormatError, ValueError) as error:
+        content = f"cannot be read: {error}"
+    return f"{headline(record)}\n{_indented(content)}"
+
+
+def _content(record: Record, elements: int) -> str:
+    if record.kind != "tensor":
+        return repr(record.value)
+    if record.level == "hash":
+        return f"fingerprint {record.fingerprint}"
+    if record.level == "stats":
+        return " ".join(f"{key}={value:.6g}" for key, value in (record.statistics or {}).items())
+    array = record.array()
+    if array.dtype.kind == "V" or array.dtype.itemsize == 1:
+        # numpy prints the small floats of ml_dtypes badly.
+        array = array.astype(np.float32) if array.dtype.kind == "V" else array
+    return np.array2string(array, threshold=elements, edgeitems=3, max_line_width=110)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def as_json(record: Record) -> dict[str, Any]:
+    """The fields of a record without its payload."""
+    return {
+        "name": record.name,
+        "step": record.step,
+        "rank": record.rank,
+        "tags": dict(record.tags),
+        "occurrence": record.occurrence,
+        "tap": record.tap,
+        "kind": record.kind,
+        "level": record.level,
+        "dtype": record.dtype,
+        "shape": None if record.shape is None else list(record.shape),
+        "dims": record.dims,
+        "stream": record.stream,
+        "recompute": record.recompute,
+    }

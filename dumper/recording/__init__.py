@@ -1,0 +1,1 @@
+"""What runs on the model's threads: taps, steps, and copies of values as they are now."""

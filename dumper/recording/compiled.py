@@ -1,0 +1,116 @@
+"""Taps inside ``torch.compile``d code: an operator that the compiler keeps where it is, instead of a graph break.
+
+While a function is traced, ``Tap.record`` and ``dumper.dump`` leave a call of ``torch.ops.tensortap.record`` in the
+graph. The operator has an ordered side effect, so that no pass drops or moves it; it runs the recorder when the graph
+runs. Gradients of such values are not recorded, and what the operator cannot carry (a value that is no tensor) ends in
+a graph break.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakValueDictionary
+
+if TYPE_CHECKING:
+    import torch
+
+    from dumper.recording.recorder import Recorder
+
+_KINDS: dict[str, Callable[[str], Any]] = {
+    "float": float,
+    "str": str,
+    "bool": lambda text: text == "True",
+    "NoneType": lambda text: None,
+}
+
+
+def _never() -> bool:
+    return False
+
+
+class Tracing:
+    """Whether the code that runs is being traced; asks torch once torch is there, and costs nothing before."""
+
+    is_compiling: Callable[[], bool] = staticmethod(_never)
+    recorders: ClassVar[WeakValueDictionary[int, Recorder]] = WeakValueDictionary()
+    """By number: a graph can hold a number, but no object."""
+
+    @classmethod
+    def add(cls, recorder: Recorder) -> int:
+        """The number of a recorder."""
+        number = len(cls.recorders)
+        while number in cls.recorders:
+            number += 1
+        cls.recorders[number] = recorder
+        return number
+
+    @classmethod
+    def watch(cls) -> None:
+        """Register the operator, once, if the process has imported torch."""
+        if cls.is_compiling is not _never:
+            return
+        torch = sys.modules.get("torch")
+        if torch is None or not hasattr(torch, "compiler") or not hasattr(torch, "library"):
+            return
+        try:
+            _register(torch, cls.recorders)
+        except (AttributeError, RuntimeError, TypeError):
+            # A torch without effects on operators: taps in compiled code break the graph.
+            return
+        cls.is_compiling = staticmethod(torch.compiler.is_compiling)
+
+
+def _register(torch: Any, recorders: Mapping[int, Recorder]) -> None:
+    # Integers have a list of their own: one that changes between calls is a symbol while tracing and has no text.
+    schema = (
+        "(Tensor value, int recorder, str name, str? dims, str? level, str? tap, str[] integer_tags, "
+        "SymInt[] integers, str[] other_tags) -> ()"
+    )
+
+    def record(
+        value: Any, recorder: int, name: str, dims: Any, level: Any, tap: Any, keys: Any, integers: Any, rest: Any
+    ) -> None:
+        target = recorders.get(recorder)
+        if target is not None:
+            tags = {**dict(zip(keys, integers, strict=True)), **_decode_tags(rest)}
+            target.submit_from_graph(name, value, dims, tags, level=level, tap=tap)
+
+    def fake(*arguments: Any) -> None:
+        """Tracing needs to know what comes out: nothing."""
+
+    operator = torch.library.custom_op("tensortap::record", record, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+    operator.register_effect(torch.library.EffectType.ORDERED)
+
+
+def _decode_tags(tags: list[str]) -> dict[str, Any]:
+    """Key, type and text of each tag, three strings after another."""
+    triples = zip(tags[::3], tags[1::3], tags[2::3], strict=True)
+    return {key: _KINDS.get(kind, str)(text) for key, kind, text in triples}
+
+
+def record_in_graph(
+    recorder: int,
+    name: str,
+    value: torch.Tensor,
+    dims: str | None,
+    tags: dict[str, Any],
+    *,
+    level: str | None,
+    tap: str | None,
+) -> None:
+    """Traced, never run: leaves the operator in the graph."""
+    import torch
+
+    keys: list[str] = []
+    integers: list[int] = []
+    rest: list[str] = []
+    for key, tag in tags.items():
+        if type(tag) is int:
+            keys.append(key)
+            integers.append(tag)
+        else:
+            rest += [key, type(tag).__name__, str(tag)]
+    torch.ops.tensortap.record(value, recorder, name, dims, level, tap, keys, integers, rest)

@@ -1,0 +1,313 @@
+"""What is open while a process records: its place, its status, its writer, and the plans for what it records."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dumper.adapters import describe_process
+from dumper.adapters.protocol import PendingLayout, Process
+from dumper.filters import Filter
+from dumper.format.dtypes import KNOWN
+from dumper.format.status import StatusBlock
+from dumper.layout import TokenLayout
+from dumper.levels import FULL, Level, LevelRules
+from dumper.recording.reduced import reduce_value
+from dumper.recording.staging import SMALL, Stager
+from dumper.recording.taps import Tap
+from dumper.settings import Settings
+from dumper.writing.encoder import RankEncoder
+from dumper.writing.items import BeginStep, Description, InstalledTaps, Place, Submission, TagsKey
+from dumper.writing.writer import OVERHEAD_BYTES, Writer, current_process, status_path
+
+logger = logging.getLogger("tensortap")
+
+_MOST_PLANS = 50_000
+"""Combinations of name and tags that are remembered; tags that count without end must not fill the memory."""
+
+
+class Plan:
+    """What is to be done with the records of one name, tags, dims, level, tap and stream."""
+
+    __slots__ = ("chosen", "descriptions", "dims", "name", "stream", "tags", "tap", "whole")
+
+    def __init__(
+        self, name: str, tags: TagsKey, dims: str | None, tap: str | None, stream: str, chosen: Level | None
+    ) -> None:
+        self.name = name
+        self.tags = tags
+        self.dims = dims
+        self.tap = tap
+        self.stream = stream
+        self.chosen = chosen
+        """None when the filter rejects them."""
+        self.whole = chosen is not None and chosen.kind in ("full", "hash")
+        """Whether all bytes of the value go to the writer."""
+        self.descriptions: dict[tuple[Any, ...], Description] = {}
+
+    def describe(
+        self, dtype: str | None, shape: tuple[int, ...] | None, recompute: bool, level: Level | None = None
+    ) -> Description:
+        """The one description of what is like this; ``level`` where it is not the chosen one."""
+        key = (dtype, shape, recompute, level)
+        description = self.descriptions.get(key)
+        if description is None:
+            if len(self.descriptions) > _MOST_PLANS:
+                self.descriptions.clear()
+            kept = level or self.chosen or FULL
+            description = self.descriptions[key] = Description(
+                self.name, self.tags, self.dims, dtype, shape, kept, self.stream, self.tap, recompute
+            )
+        return description
+
+
+class Session:
+    """From the first record to ``close``. ``submit`` may be called from any thread."""
+
+    def __init__(self, settings: Settings, taps: Sequence[Tap], stager: Stager) -> None:
+        self._settings = settings
+        self._taps = taps
+        self.process = describe_process()
+        self.status = _open_status(settings, self.process)
+        self._stager = stager
+        encoder = RankEncoder(settings, self._status_of, self._coverage)
+        self._writer = Writer(settings, self.status, encoder, stager.pool)
+        self._writer.put(Place(self.process))
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._next_number = itertools.count(1).__next__
+        self._plain_tensors: frozenset[type] = frozenset()
+        self._strided: Any = None
+        self._dtypes: dict[Any, str] = {}
+        self._backward_pass: Callable[[], int] = _no_backward_pass
+        self._read_rules()
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Take over what may change while the file is open: filter and level."""
+        self._settings = settings
+        self._read_rules()
+
+    def _read_rules(self) -> None:
+        settings = self._settings
+        self._filter = Filter(settings.filter) if settings.filter else None
+        self._rules = LevelRules.parse(settings.level) if settings.level else None
+        conditions = [self._filter, *(rule for _, rule in self._rules.rules)] if self._rules else [self._filter]
+        self._by_step = any(condition is not None and "step" in condition.names for condition in conditions)
+        self._plans = {}
+
+    def submit(
+        self,
+        name: str,
+        value: Any,
+        dims: str | None,
+        tags: Mapping[str, Any],
+        level: str | None,
+        tap: str | None,
+        stream: str,
+        step: int | None,
+    ) -> None:
+        """Copy a value and hand it to the writer.
+
+        Raises UnrecordableError and whatever the copy raises; the loss is counted already.
+        """
+        # The types belong to the key: True, 1 and 1.0 are equal.
+        rules_step = step if self._by_step else None
+        key = (name, dims, level, tap, stream, rules_step, *tags.items(), *map(type, tags.values()))
+        try:
+            plan = self._plans.get(key)
+        except TypeError:
+            # A tag that cannot be hashed.
+            plan = self._make_plan(name, dims, level, tap, stream, rules_step, tags)
+        else:
+            if plan is None:
+                if len(self._plans) > _MOST_PLANS:
+                    self._plans.clear()
+                plan = self._plans[key] = self._make_plan(name, dims, level, tap, stream, rules_step, tags)
+        if plan.chosen is None:
+            return
+        self.status.submitted(self._next_number())
+        try:
+            if not (plan.whole and type(value) in self._plain_tensors and self._submit_small(plan, value, step)):
+                self._submit_any(plan, value, step)
+        except BaseException:
+            self.status.add("lost_encoding")
+            raise
+
+    def _submit_small(self, plan: Plan, value: Any, step: int | None) -> bool:
+        """The short way, straight from the tensor's memory; False for a tensor that cannot go it."""
+        # A sparse tensor has no answer to what is asked after its layout.
+        if value.layout is not self._strided or not value.is_cpu:
+            return False
+        nbytes = value.nbytes
+        dtype = self._dtypes.get(value.dtype)
+        if nbytes > SMALL or dtype is None or not value.is_contiguous() or not _is_plain(value, dtype):
+            return False
+        key = (dtype, value.shape, self._backward_pass() != -1, None)
+        description = plan.descriptions.get(key) or plan.describe(*key)
+        if not self._writer.put_small(description, value.data_ptr(), nbytes, step):
+            self.status.add("lost_full_memory")
+        return True
+
+    def _submit_any(self, plan: Plan, value: Any, step: int | None) -> None:
+        """The long way: any value, any device, any level."""
+        self._meet_torch()
+        assert plan.chosen is not None
+        level = plan.chosen
+        if level.kind in ("stats", "sample"):
+            reduced = reduce_value(value, level)
+            kept, level, dtype, shape = reduced.kept, reduced.level, reduced.dtype, reduced.shape
+        else:
+            kept, dtype, shape = value, None, None
+        reserved = _size(kept) + OVERHEAD_BYTES
+        if not self._writer.reserve(reserved):
+            self.status.add("lost_full_memory")
+            return
+        try:
+            described = self._stager.stage(kept)
+        except BaseException:
+            self._writer.give_back(reserved)
+            raise
+        if described.dtype is None:
+            level = FULL
+        elif level.kind not in ("stats", "sample"):
+            dtype, shape = described.dtype, described.shape
+        description = plan.describe(dtype, shape, self._backward_pass() != -1, level)
+        submission = Submission(description, described.data, step, reserved)
+        if reserved > SMALL:
+            self._writer.put_now(submission)
+        else:
+            self._writer.put(submission)
+
+    def _make_plan(
+        self,
+        name: str,
+        dims: str | None,
+        level: str | None,
+        tap: str | None,
+        stream: str,
+        step: int | None,
+        tags: Mapping[str, Any],
+    ) -> Plan:
+        scalars = _as_scalars(tags)
+        known = (name, dims, level, tap, stream, step, *scalars, *(type(value) for _, value in scalars))
+        plan = self._plans.get(known)
+        if plan is None:
+            chosen = self._choose(name, scalars, level, step)
+            plan = self._plans[known] = Plan(name, scalars, dims, tap, stream, chosen)
+        return plan
+
+    def _choose(self, name: str, tags: TagsKey, level: str | None, step: int | None) -> Level | None:
+        """The level of a record; None when the filter rejects it."""
+        names = {**dict(tags), "name": name, "rank": self.process.rank, "step": step}
+        if self._filter is not None and not self._filter(names):
+            return None
+        if level is not None:
+            try:
+                return Level.parse(level)
+            except ValueError as error:
+                logger.error("tensortap: %s: %s. The rules of the settings are used instead.", name, error)
+        return self._rules.choose(names) if self._rules is not None else FULL
+
+    def _meet_torch(self) -> None:
+        """Look up what the short way needs, once torch is there."""
+        torch = sys.modules.get("torch")
+        if torch is None or self._plain_tensors or not hasattr(torch, "Tensor"):
+            return
+        names = {name: getattr(torch, name, None) for name in KNOWN}
+        self._dtypes = {dtype: name for name, dtype in names.items() if dtype is not None}
+        self._strided = torch.strided
+        self._backward_pass = getattr(torch._C, "_current_graph_task_id", _no_backward_pass)
+        self._plain_tensors = frozenset({torch.Tensor, torch.nn.Parameter})
+
+    def begin_step(self, number: int, layout: TokenLayout | PendingLayout | None, tags: Mapping[str, Any]) -> None:
+        """A step begins; ``layout`` may still be on its way."""
+        self.status.add("steps")
+        self._writer.put(BeginStep(number, layout, dict(_as_scalars(tags))))
+
+    def add_taps(self, module: str, taps: tuple[Mapping[str, Any], ...], config: Mapping[str, Any]) -> None:
+        """Taps of a patched module, for the run's tap coverage."""
+        self._writer.put(InstalledTaps(module, taps, config))
+
+    def flush(self) -> None:
+        """Return when all that was submitted is in the file."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._writer.stop()
+        self.status.release()
+
+    def counts(self) -> dict[str, int]:
+        """The counts of the status block."""
+        return self.status.counts()
+
+    def _status_of(self, process: Process) -> StatusBlock:
+        return self.status
+
+    def _coverage(self) -> dict[str, Any]:
+        return {
+            "fired": {tap.id: tap.fired for tap in list(self._taps)},
+            "failed": {tap.id: tap.failures for tap in list(self._taps) if tap.failures},
+        }
+
+
+def _open_status(settings: Settings, process: Process) -> StatusBlock:
+    """The status block on disk, or in memory alone where the directory cannot be written (the writer says so)."""
+    path = status_path(settings.run_path, process.rank)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path = status_path(settings.run_path, process.rank, current_process())
+        return StatusBlock(path)
+    except OSError:
+        return StatusBlock(None)
+
+
+_MAY_BE_NEGATED = frozenset({"float16", "float32", "float64"})
+_MAY_BE_CONJUGATED = frozenset({"complex32", "complex64", "complex128"})
+
+
+def _is_plain(value: Any, dtype: str) -> bool:
+    """Whether the bytes in memory are the elements: no conjugation or negation that is still to be done.
+
+    Only parts of complex tensors are negated lazily. To ask torch lets go of the interpreter lock, so that it is not
+    asked in vain.
+    """
+    if dtype in _MAY_BE_NEGATED:
+        return not value.is_neg()
+    return dtype not in _MAY_BE_CONJUGATED or not (value.is_conj() or value.is_neg())
+
+
+def _no_backward_pass() -> int:
+    return -1
+
+
+def _as_scalars(tags: Mapping[str, Any]) -> TagsKey:
+    return tuple((str(key), value if type(value) in _PLAIN else _as_scalar(value)) for key, value in tags.items())
+
+
+_PLAIN = frozenset({int, str, float, bool, type(None)})
+
+
+def _as_scalar(value: Any) -> int | float | str | bool | None:
+    """A tag as a scalar: numbers of numpy and torch as Python's, everything else as text."""
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "ndim", None) == 0:
+        number = item()
+        return number if isinstance(number, int | float | bool) else str(number)
+    return str(value)
+
+
+def _size(value: Any) -> int:
+    """Bytes that a copy of the value will take; a guess for plain values."""
+    try:
+        nbytes = value.nbytes
+    except Exception:
+        # Sparse tensors have the name and raise.
+        return 64
+    return nbytes if isinstance(nbytes, int) else 64

@@ -1,0 +1,63 @@
+"""Taps: places in the source where values are recorded, as the patcher's generated code knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dumper.recording.compiled import Tracing, record_in_graph
+
+if TYPE_CHECKING:
+    from dumper.recording.recorder import Recorder
+
+
+class Tap:
+    """One tap. Generated code reads ``on`` before it evaluates anything; no method raises."""
+
+    __slots__ = ("_recorder", "failures", "fired", "grad", "id", "info", "kind", "level", "name", "on")
+
+    def __init__(self, recorder: Recorder, info: Mapping[str, Any]) -> None:
+        """``info``: the entry of ``install_taps``, plain values (docs/architecture.md, contract 1)."""
+        self._recorder = recorder
+        self.info = dict(info)
+        self.id: str = info["id"]
+        self.name: str = info["name"]
+        self.kind: str = info.get("kind", "dump")
+        self.level: str | None = info.get("level")
+        self.grad: bool = bool(info.get("grad", False))
+        self.on = False
+        self.fired = 0
+        self.failures = 0
+
+    def record(self, value: Any, dims: str | None = None, /, **tags: Any) -> None:
+        """Record a value under the tap's own name."""
+        if Tracing.is_compiling():
+            record_in_graph(self._recorder.number, self.name, value, dims, tags, level=self.level, tap=self.id)
+            return
+        self.fired += 1
+        self._recorder.submit(self.name, value, dims, tags, level=self.level, grad=self.grad, tap=self.id)
+
+    def dump(self, name: str, value: Any, dims: str | None = None, **tags: Any) -> None:
+        """Record a value under a name that the code at the tap gives."""
+        level = tags.pop("level", self.level)
+        grad = tags.pop("grad", self.grad)
+        if Tracing.is_compiling():
+            record_in_graph(self._recorder.number, name, value, dims, tags, level=level, tap=self.id)
+            return
+        self.fired += 1
+        self._recorder.submit(name, value, dims, tags, level=level, grad=grad, tap=self.id)
+
+    def step(self, batch: Any = None, **arguments: Any) -> Any:
+        """``dumper.step`` from a tap of kind ``step``."""
+        self.fired += 1
+        return self._recorder.step(batch, **arguments)
+
+    def end_step(self) -> None:
+        """``dumper.end_step`` from a tap of kind ``step``."""
+        self.fired += 1
+        self._recorder.end_step()
+
+    def failed(self) -> None:
+        """The expression of the value or of a tag raised; called while the exception is being handled."""
+        self.failures += 1
+        self._recorder.tap_failed(self)

@@ -1,0 +1,130 @@
+"""What the model's thread hands to the writer's thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dumper.adapters.protocol import PendingLayout, Process
+from dumper.layout import TokenLayout
+from dumper.levels import Level
+from dumper.recording.staging import Slab, Staged
+
+TagsKey = tuple[tuple[str, Any], ...]
+
+
+class Description:
+    """What many records share; made once for each combination and reused.
+
+    A plain class with slots, as the next one: both are touched for every record.
+    """
+
+    __slots__ = ("dims", "dtype", "encoded", "level", "name", "recompute", "shape", "stream", "tags", "tap")
+
+    def __init__(
+        self,
+        name: str,
+        tags: TagsKey,
+        dims: str | None,
+        dtype: str | None,
+        shape: tuple[int, ...] | None,
+        level: Level,
+        stream: str,
+        tap: str | None,
+        recompute: bool,
+    ) -> None:
+        self.name = name
+        self.tags = tags
+        self.dims = dims
+        self.dtype = dtype
+        self.shape = shape
+        self.level = level
+        self.stream = stream
+        self.tap = tap
+        self.recompute = recompute
+        self.encoded: Any = None
+        """Belongs to the writer's thread: what it has worked out for this description."""
+
+    def fields(self) -> dict[str, Any]:
+        """The description as plain values, absent ones left out."""
+        fields: dict[str, Any] = {"name": self.name}
+        if self.tags:
+            fields["tags"] = dict(self.tags)
+        if self.dims is not None:
+            fields["dims"] = self.dims
+        if self.dtype is not None:
+            fields["dtype"] = self.dtype
+            fields["shape"] = list(self.shape or ())
+        if self.level.kind != "full":
+            fields["level"] = str(self.level)
+        if self.stream != "value":
+            fields["stream"] = self.stream
+        if self.tap is not None:
+            fields["tap"] = self.tap
+        if self.recompute:
+            fields["recompute"] = True
+        return fields
+
+
+class Submission:
+    """One value to be written: its bytes, or a copy that is still on its way."""
+
+    __slots__ = ("data", "description", "reserved", "slab", "step")
+
+    def __init__(
+        self,
+        description: Description,
+        data: bytes | memoryview | Staged,
+        step: int | None,
+        reserved: int,
+        slab: Slab | None = None,
+    ) -> None:
+        self.description = description
+        self.data = data
+        self.step = step
+        self.reserved = reserved
+        """Bytes of the memory budget to give back."""
+        self.slab = slab
+        """The slab that ``data`` is a part of."""
+
+
+@dataclass(frozen=True)
+class BeginStep:
+    """A step; its layout may still be on its way from a device."""
+
+    number: int
+    layout: TokenLayout | PendingLayout | None
+    tags: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class InstalledTaps:
+    """Taps that the patcher put into a module."""
+
+    module: str
+    taps: tuple[Mapping[str, Any], ...]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the process stands; known when the first record or step comes."""
+
+    process: Process
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """``reached`` is set when all that was handed over before is in the file."""
+
+    reached: threading.Event
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The end: complete the file."""
+
+
+Item = Submission | BeginStep | InstalledTaps | Place | Barrier | Stop

@@ -1,0 +1,235 @@
+"""The writer thread: takes items off a queue and gives them, in batches, to the encoder of the rank's file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from pathlib import Path
+
+from dumper.format.status import StatusBlock
+from dumper.recording.staging import SLAB_BYTES, HostPool, Slab, copy_memory
+from dumper.settings import Settings
+from dumper.writing.encoder import RankEncoder
+from dumper.writing.items import Barrier, Description, Item, Stop, Submission
+
+logger = logging.getLogger("tensortap")
+
+OVERHEAD_BYTES = 256
+"""What a record costs in memory beside its value, roughly."""
+IDLE_WAIT = 0.05
+"""Seconds after which a sleeping writer looks again, should a wake-up have been missed."""
+NAP = 0.003
+"""Seconds between two batches of small records. While the model records, the writer so takes the interpreter lock a
+few hundred times a second and not for every record, and the model need not wake it; a value is in memory for no longer
+than this, and the time that it takes to write, before the file has it."""
+NAPS = 5
+"""Naps without work before the writer sleeps until it is woken."""
+LARGEST_BATCH = 1024
+"""Items per round: memory is given back and the status brought up to date between rounds."""
+SLABS_PREPARED = 6
+"""Slabs that are ready when the first values come."""
+LARGEST_BATCH_BYTES = 16 << 20
+"""Bytes per round, so that memory comes back to a model that waits for room."""
+
+
+class Writer:
+    """Owns the thread and the memory budget of one process. ``put`` may be called from any thread."""
+
+    def __init__(self, settings: Settings, status: StatusBlock, encoder: RankEncoder, pool: HostPool) -> None:
+        self._status = status
+        self._encoder = encoder
+        self._pool = pool
+        self._slab = Slab(pool.take(SLAB_BYTES))
+        self._budget = settings.memory_budget
+        self._drops = settings.when_full == "drop"
+        self._queue: deque[Item] = deque()
+        self._wake = threading.Event()
+        self._asleep = False
+        # A plain lock: a condition is entered through Python code, and this happens for every record.
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._reserved = 0
+        self._thread = threading.Thread(target=self._work, name="tensortap-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, item: Item) -> None:
+        """Hand over; never blocks."""
+        self._queue.append(item)
+        if self._asleep:
+            self._wake.set()
+
+    def put_now(self, item: Item) -> None:
+        """Hand over something that is not to wait for the end of a nap."""
+        self._queue.append(item)
+        self._wake.set()
+
+    def reserve(self, nbytes: int) -> bool:
+        """Make room for a value in the memory budget; False when it is to be dropped.
+
+        A value larger than the whole budget passes when nothing else is waiting. Waits when the policy says so.
+        """
+        with self._lock:
+            return self._reserve(nbytes)
+
+    def _reserve(self, nbytes: int) -> bool:
+        if self._reserved + nbytes <= self._budget or self._reserved == 0:
+            self._reserved += nbytes
+            return True
+        if self._drops:
+            return False
+        while self._reserved and self._reserved + nbytes > self._budget:
+            if not self._thread.is_alive():
+                return False
+            self._wake.set()
+            self._room.wait(IDLE_WAIT)
+        self._reserved += nbytes
+        return True
+
+    def put_small(self, description: Description, address: int, nbytes: int, step: int | None) -> bool:
+        """Copy ``nbytes`` (at most a slab) from memory and hand them over; False when they are to be dropped.
+
+        Reserving, copying and handing over in one: this is what a small record costs the model.
+        """
+        reserved = nbytes + OVERHEAD_BYTES
+        with self._lock:
+            # The common case without a call.
+            if self._reserved + reserved <= self._budget:
+                self._reserved += reserved
+            elif not self._reserve(reserved):
+                return False
+            slab = self._slab
+            offset = slab.used
+            if offset + nbytes > SLAB_BYTES:
+                self._retire(slab)
+                slab = self._slab = Slab(self._pool.take(SLAB_BYTES))
+                offset = 0
+            # Rounded up, so that copies start at cache lines.
+            slab.used = (offset + nbytes + 63) & -64
+            slab.taken += 1
+        # An empty tensor may have no address.
+        if nbytes:
+            copy_memory(slab.address + offset, address, nbytes)
+        self._queue.append(Submission(description, slab.view[offset : offset + nbytes], step, reserved, slab))
+        if self._asleep:
+            self._wake.set()
+        return True
+
+    def _retire(self, slab: Slab) -> None:
+        slab.retired = True
+        if slab.released == slab.taken:
+            self._pool.give_back(slab.buffer)
+
+    def give_back(self, nbytes: int) -> None:
+        """Return what was reserved."""
+        with self._lock:
+            self._reserved -= nbytes
+            self._room.notify_all()
+
+    def _release(self, batch: list[Item]) -> None:
+        """Give back the memory of what a batch held."""
+        reserved = 0
+        slabs: dict[Slab, int] = {}
+        # Counted before the lock is taken: the model takes it for every record.
+        for item in batch:
+            if isinstance(item, Submission):
+                reserved += item.reserved
+                slab = item.slab
+                if slab is not None:
+                    slabs[slab] = slabs.get(slab, 0) + 1
+        with self._lock:
+            for slab, values in slabs.items():
+                slab.released += values
+                if slab.retired and slab.released == slab.taken:
+                    self._pool.give_back(slab.buffer)
+            self._reserved -= reserved
+            self._room.notify_all()
+
+    @property
+    def bytes_waiting(self) -> int:
+        """Bytes of values that are not in the file yet."""
+        return self._reserved
+
+    def flush(self) -> bool:
+        """Wait until all that was handed over is in the file; False when the thread has ended instead."""
+        barrier = Barrier(threading.Event())
+        self.put_now(barrier)
+        while not barrier.reached.wait(IDLE_WAIT):
+            if not self._thread.is_alive():
+                return False
+        return True
+
+    def stop(self) -> None:
+        """Complete the file and end the thread."""
+        self.put_now(Stop())
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+            with self._lock:
+                self._retire(self._slab)
+
+    def _work(self) -> None:
+        naps = 0
+        try:
+            self._pool.prepare(SLAB_BYTES, SLABS_PREPARED)
+            while True:
+                batch = self._take()
+                if batch:
+                    naps = 0
+                    if not self._serve(batch):
+                        return
+                if not self._queue:
+                    naps = self._rest(naps)
+        finally:
+            with self._lock:
+                self._room.notify_all()
+
+    def _rest(self, naps: int) -> int:
+        """Sleep, until woken when there was nothing to do for a while."""
+        if naps < NAPS:
+            if self._wake.wait(NAP):
+                self._wake.clear()
+            return naps + 1
+        self._asleep = True
+        # Looked at again after the flag is up: who put something before that did not see it.
+        if not self._queue:
+            self._wake.wait(IDLE_WAIT)
+        self._asleep = False
+        self._wake.clear()
+        return naps
+
+    def _serve(self, batch: list[Item]) -> bool:
+        """Write a batch; False when it was the last."""
+        try:
+            self._encoder.write(batch)
+        except Exception:
+            records = sum(isinstance(item, Submission) for item in batch)
+            logger.exception("tensortap: up to %d values were not written because of an internal error", records)
+        finally:
+            self._release(batch)
+            for item in batch:
+                if isinstance(item, Barrier):
+                    item.reached.set()
+        return not any(isinstance(item, Stop) for item in batch)
+
+    def _take(self) -> list[Item]:
+        """The next items; a large value, which is written by itself, ends the batch."""
+        batch: list[Item] = []
+        popleft = self._queue.popleft
+        reserved = 0
+        while self._queue and len(batch) < LARGEST_BATCH and reserved < LARGEST_BATCH_BYTES:
+            item = popleft()
+            batch.append(item)
+            if isinstance(item, Submission):
+                reserved += item.reserved
+        return batch
+
+
+def status_path(run: Path, rank: int, process: int | None = None) -> Path:
+    """The status file of a rank; of a process that could not claim the rank's file, one with its process id."""
+    return run / (f"rank-{rank:05d}.status" if process is None else f"rank-{rank:05d}.{process}.status")
+
+
+def current_process() -> int:
+    """The process id, asked for anew: a fork changes it."""
+    return os.getpid()

@@ -1,0 +1,1 @@
+"""Patterns, and the places in a function that they match."""

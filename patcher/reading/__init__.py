@@ -1,0 +1,1 @@
+"""Patch configs as they are written, with the line of every value."""

@@ -1,0 +1,249 @@
+"""The patch config: its YAML format as pydantic models. ``docs/patch-config.md`` is the reference."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from patcher.errors import ConfigError
+from patcher.reading.yaml_source import YamlDocument, load_yaml
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, (str, dict)) else value
+
+
+def _scalar_as_code(value: Any) -> Any:
+    return repr(value) if value is None or isinstance(value, (bool, int, float)) else value
+
+
+Patterns = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+"""One pattern, or a list of alternatives: the first that matches anywhere is used."""
+Expression = Annotated[str, BeforeValidator(_scalar_as_code)]
+Requirement = Annotated[list[dict[str, str]], BeforeValidator(_as_list)]
+"""Package to version specifier, such as ``{sglang: ">=0.5.9"}``; in a list, any one of them is enough."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DumpSpec(BaseModel):
+    """What a tap records. Every further key is a tag: a name and a Python expression evaluated at the tap."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Expression] = Field(init=False)
+
+    name: str = Field(min_length=1, description="Name of the record.")
+    value: Expression | None = Field(
+        None,
+        description="Python expression to record. Default: the matched expression (wrap), the assigned target "
+        "(assign), the returned value (at: return).",
+    )
+    dims: str | None = Field(None, description="How the dimensions are named and split, see docs/dims.md.")
+    level: Literal["full", "sample", "stats", "hash"] | None = Field(
+        None, description="How much of the value is recorded; default is the run's own setting."
+    )
+    grad: bool = Field(False, description="Record the gradient of the value too.")
+
+    @model_validator(mode="after")
+    def _tags_are_names(self) -> DumpSpec:
+        for tag in self.tags:
+            if not tag.isidentifier():
+                raise ValueError(f"the tag {tag!r} is not a Python name")
+        return self
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Tag name to Python expression."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+Insertion = str | bool | DumpSpec
+
+
+class EditSpec(_Strict):
+    """One edit: one place (match, at, assign, wrap) and one action (before, after, replace, dump)."""
+
+    match: Patterns | None = Field(None, description="Pattern, or alternatives of which the first found is used.")
+    at: Literal["entry", "return"] | None = Field(None, description="Start of the function, or all its returns.")
+    assign: Patterns | None = Field(None, description="A name or target: after each assignment to it.")
+    wrap: Patterns | bool | DumpSpec | None = Field(
+        None, description="A pattern (or true beside `match`): record the matched expression in place."
+    )
+    before: Insertion | None = Field(None, description="Code put before the matched statement.")
+    after: Insertion | None = Field(None, description="Code put after the matched statement.")
+    replace: str | None = Field(None, description="Code that takes the place of what matched; empty deletes it.")
+    prepend: str | None = Field(None, description="Synonym of `before`.")
+    append: str | None = Field(None, description="Synonym of `after`.")
+    replacement: str | None = Field(None, description="Synonym of `replace`.")
+    dump: DumpSpec | None = Field(None, description="Short form of a dump call, after what matched.")
+    nth: int | Literal["all"] | None = Field(
+        None, description="Which of several matches, counted from 1, or from the end as -1, or `all`."
+    )
+    inside: Patterns | None = Field(None, description="Only matches within code that matches this pattern.")
+    optional: bool = Field(False, description="Need not land; `check` says whether it did.")
+    requires: Requirement | None = Field(None, description="The edit is left out for other releases.")
+
+    @model_validator(mode="after")
+    def _one_place_and_one_action(self) -> EditSpec:
+        _exactly_one(
+            {
+                "match": self.match,
+                "at": self.at,
+                "assign": self.assign,
+                "wrap": self.wrap if isinstance(self.wrap, list) else None,
+            },
+            "place",
+        )
+        if self.nth == 0:
+            raise ValueError("nth counts from 1 (or from the end: -1), so 0 is none")
+        actions = self.actions()
+        if len(actions) > 1:
+            raise ValueError(f"only one of {_quoted(actions)} can be said in one edit; make it two edits")
+        if not actions and self.dump is None:
+            raise ValueError("the edit does nothing: say one of 'before', 'after', 'replace', 'dump', 'wrap'")
+        return self._checked_dump(actions)
+
+    def _checked_dump(self, actions: dict[str, Any]) -> EditSpec:
+        for name, value in actions.items():
+            needs_dump = value is True or (name == "wrap" and isinstance(value, list))
+            if needs_dump and self.dump is None:
+                raise ValueError(f"'{name}' needs 'dump' beside it, which says what to record")
+            if not needs_dump and self.dump is not None:
+                raise ValueError(f"only one of '{name}' and 'dump' can be said in one edit; make it two edits")
+            if name == "wrap" and self.match is None and not isinstance(value, list):
+                raise ValueError("'wrap' needs a pattern: as its value, or as 'match' beside it")
+        return self
+
+    def actions(self) -> dict[str, Any]:
+        """The action keys that say something. Blank ones beside another count as left out, as in SGLang."""
+        given = {
+            name: getattr(self, name)
+            for name in ("before", "after", "replace", "prepend", "append", "replacement", "wrap")
+            if getattr(self, name) is not None and getattr(self, name) is not False
+        }
+        spoken = {name: value for name, value in given.items() if not _blank(value)}
+        if spoken:
+            return spoken
+        return {name: value for name, value in given.items() if name in ("replace", "replacement")}
+
+
+class PatchSpec(_Strict):
+    """Edits of one function, or of every function that a glob finds."""
+
+    target: Patterns = Field(
+        description="Dotted name of a function or method, globs allowed; in a list, the first that exists."
+    )
+    edits: list[EditSpec] = Field(default_factory=list)
+    preamble: str = Field("", description="Code put at the start of the function, after its docstring.")
+    optional: bool = Field(False, description="The target need not exist.")
+    requires: Requirement | None = Field(None, description="The patch is left out for other releases.")
+
+
+class PatchConfig(_Strict):
+    """A whole patch config file."""
+
+    patches: list[PatchSpec]
+    requires: Requirement | None = Field(None, description="Releases that the config is for; others are refused.")
+    description: str = ""
+
+
+class LoadedConfig:
+    """A config, its text and where its values were written."""
+
+    def __init__(self, config: PatchConfig, document: YamlDocument) -> None:
+        self.config = config
+        self.document = document
+
+    @property
+    def path(self) -> str:
+        """The path as it was given, or a name for a config that came as text."""
+        return self.document.path
+
+
+def load_config(path: str | Path) -> LoadedConfig:
+    """Read a config file; raises ConfigError that names file, line and key."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, path: str = "<config>") -> LoadedConfig:
+    """Parse a config given as YAML text; ``path`` is what messages call it."""
+    document = load_yaml(text, path)
+    if not isinstance(document.data, dict):
+        raise ConfigError(f"{path}:1: a patch config is a mapping with the key 'patches'")
+    try:
+        return LoadedConfig(PatchConfig.model_validate(document.data), document)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(error, document))) from None
+
+
+def _describe(error: ValidationError, document: YamlDocument) -> list[str]:
+    problems = error.errors()
+    unknown = {problem["loc"][:-1] for problem in problems if problem["type"] == "extra_forbidden"}
+    found: dict[tuple[str | int, ...], list[str]] = {}
+    for problem in problems:
+        location = _in_file(problem["loc"], document.data)
+        key = ".".join(str(part) for part in location)
+        if problem["type"] == "extra_forbidden":
+            text = f"unknown key '{problem['loc'][-1]}'{_nearest_key(location, str(problem['loc'][-1]))}"
+        elif problem["type"] == "missing":
+            if problem["loc"][:-1] in unknown:  # most likely the same key, misspelt
+                continue
+            text = f"the key '{problem['loc'][-1]}' is missing"
+        else:
+            text = problem["msg"].removeprefix("Value error, ")
+            text = text if location in found or not key else f"{key}: {text}"
+        texts = found.setdefault(location, [])
+        if text not in texts:
+            texts.append(text)
+    return [f"{document.origin(*location)}: {'; or '.join(texts)}" for location, texts in found.items()]
+
+
+def _in_file(location: tuple[str | int, ...], data: Any) -> tuple[str | int, ...]:
+    """The parts of pydantic's location that are keys in the file, without its names for alternatives."""
+    parts: list[str | int] = []
+    for part in location:
+        index = isinstance(part, int) and isinstance(data, list) and part < len(data)
+        if index or (isinstance(data, dict) and part in data):
+            data = data[part]
+            parts.append(part)
+    return tuple(parts)
+
+
+def _nearest_key(location: tuple[str | int, ...], key: str) -> str:
+    model: type[BaseModel] = PatchConfig
+    if "edits" in location:
+        model = EditSpec
+    elif "patches" in location:
+        model = PatchSpec
+    known = list(model.model_fields)
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if nearest:
+        return f"; did you mean '{nearest[0]}'?"
+    return f"; known keys: {', '.join(known)}"
+
+
+def _exactly_one(given: dict[str, Any], what: str) -> None:
+    spoken = [name for name, value in given.items() if value is not None]
+    if not spoken:
+        raise ValueError(f"the edit names no {what}: say one of {_quoted(given)}")
+    if len(spoken) > 1:
+        raise ValueError(f"only one {what} can be said in one edit, got {_quoted(spoken)}")
+
+
+def _quoted(names: Any) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()

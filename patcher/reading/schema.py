@@ -1,0 +1,42 @@
+"""The JSON schema of the config format, which ships as ``patcher/schema.json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from patcher.reading.config import PatchConfig
+
+
+def config_schema() -> dict[str, Any]:
+    """The schema, as generated from the models that read a config."""
+    schema = PatchConfig.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "tensortap patch config"
+    definitions = schema["$defs"]
+    for name, fields in _ONE_OR_MANY.items():
+        for field in fields:
+            _allow_single(definitions[name]["properties"] if name else schema["properties"], field)
+    scalar = {"type": ["string", "number", "boolean", "null"]}
+    definitions["DumpSpec"]["additionalProperties"] = scalar
+    definitions["DumpSpec"]["properties"]["value"] = {
+        **definitions["DumpSpec"]["properties"]["value"],
+        "anyOf": [scalar],
+    }
+    return schema
+
+
+_ONE_OR_MANY = {
+    "": ("requires",),
+    "PatchSpec": ("target", "requires"),
+    "EditSpec": ("match", "assign", "wrap", "inside", "requires"),
+}
+
+
+def _allow_single(properties: dict[str, Any], name: str) -> None:
+    """What is a list in the models may be a single value in the file."""
+    field = properties[name]
+    kinds: list[dict[str, Any]] = field.pop("anyOf", None) or [
+        {key: field.pop(key) for key in ("type", "items", "minItems") if key in field}
+    ]
+    single = [kind["items"] for kind in kinds if kind.get("type") == "array"]
+    field["anyOf"] = [*single, *kinds]

@@ -1,0 +1,1 @@
+"""The new text of a module, each line knowing where it came from."""

@@ -1,0 +1,272 @@
+"""The code that edits put into a target: taps from the short form, and code from the config."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from patcher.errors import EditError
+from patcher.matching.pattern import captured_names, substitute
+from patcher.model import Code, Dump, Edit, Tap
+from patcher.reading.origin import Origin
+from patcher.rewriting.buffer import CodeLine
+
+DUMPER = "__tensortap_dumper__"
+TAPS = "__tensortap_taps__"
+DUMPER_NAME = "dumper"
+"""What inserted code calls the dumper, without importing it."""
+
+
+class TapTable:
+    """The taps of one module, numbered in the order in which edits make them."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.taps: list[Tap] = []
+
+    def add(self, tap: Tap) -> int:
+        """Number of the tap; places of one edit that record under one name share a tap."""
+        for number, known in enumerate(self.taps):
+            if (known.id, known.kind) == (tap.id, tap.kind):
+                return number
+        self.taps.append(tap)
+        return len(self.taps) - 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """What generated code needs to know of the place where it goes."""
+
+    edit: Edit
+    target: str
+    line: int
+    captures: Mapping[str, str]
+    taps: TapTable
+
+    def tap(self, name: str, kind: str = "dump", level: str | None = None, grad: bool = False) -> int:
+        """Number of this edit's tap of that name."""
+        return self.taps.add(
+            Tap(
+                id=f"{self.target}#{self.edit.number}:{name}",
+                name=name,
+                kind="step" if kind == "step" else "dump",
+                target=self.target,
+                file=self.taps.file,
+                line=self.line,
+                level=level,
+                grad=grad,
+            )
+        )
+
+
+def tap_lines(dump: Dump, place: Place, default_value: str | None) -> list[CodeLine]:
+    """The statement form of a short-form tap; a failing tag or value is reported and breaks nothing."""
+    number = place.tap(dump.name, "dump", dump.level, dump.grad)
+    value = _expression(dump.value, place) if dump.value is not None else default_value
+    if value is None:
+        raise EditError(f"{place.edit.origin}: dump {dump.name!r} has no 'value', and none is implied here")
+    tap = f"{TAPS}[{number}]"
+    return [
+        CodeLine(f"if {tap}.on:"),
+        CodeLine("    try:"),
+        CodeLine(f"        {tap}.record({_record_arguments(dump, place, value)})"),
+        CodeLine("    except Exception:"),
+        CodeLine(f"        {tap}.failed()"),
+    ]
+
+
+def wrapped_value(dump: Dump, place: Place, matched: str, wrap_function: str) -> str:
+    """The expression form: evaluates ``matched`` once, records it (or ``value``), and is its value."""
+    number = place.tap(dump.name, "dump", dump.level, dump.grad)
+    variable = "__tensortap_value__"
+    value = variable
+    if dump.value is not None:
+        inner = Place(place.edit, place.target, place.line, {**place.captures, "MATCH": variable}, place.taps)
+        value = _expression(dump.value, inner)
+    tap = f"{TAPS}[{number}]"
+    record = f"lambda {variable}: {tap}.record({_record_arguments(dump, place, value)})"
+    return f"{wrap_function}({tap}, {matched}, {record})"
+
+
+def config_code(code: Code, place: Place) -> list[CodeLine]:
+    """Code from a config, with captures put in and ``dumper`` turned into ours."""
+    text = _substituted(textwrap.dedent(code.text).strip("\n").rstrip(), place, code.origin)
+    tree = _parse(text, code.origin)
+    if not _binds_dumper(tree, place.edit.preamble):
+        text = _Translator(text, tree, place, code.origin).translated()
+        tree = _parse(text, code.origin)
+    continued = _string_continuations(tree)
+    return [CodeLine(line, verbatim=number in continued) for number, line in enumerate(text.split("\n"), start=1)]
+
+
+def config_expression(code: Code, place: Place) -> str | None:
+    """Code from a config as one expression, on one line, or None when it is statements."""
+    text = _substituted(textwrap.dedent(code.text).strip(), place, code.origin)
+    try:
+        tree = ast.parse(f"({text}\n)", mode="eval")
+    except SyntaxError:
+        return None
+    return ast.unparse(tree.body)
+
+
+def uses_capture(content: Code | Dump, name: str) -> bool:
+    """Whether code or any expression of a short-form tap refers to ``$name``."""
+    if isinstance(content, Code):
+        return name in captured_names(content.text)
+    expressions = [code for _, code in content.tags]
+    if content.value is not None:
+        expressions.append(content.value)
+    return any(name in captured_names(code.text) for code in expressions)
+
+
+def _record_arguments(dump: Dump, place: Place, value: str) -> str:
+    arguments = [value]
+    if dump.dims is not None:
+        arguments.append(repr(dump.dims))
+    arguments += [f"{tag}={_expression(code, place)}" for tag, code in dump.tags]
+    return ", ".join(arguments)
+
+
+def _expression(code: Code, place: Place) -> str:
+    text = _substituted(code.text.strip(), place, code.origin)
+    try:
+        tree = ast.parse(f"({text}\n)", mode="eval")
+    except SyntaxError as error:
+        raise EditError(f"{code.origin}: {code.text.strip()!r} is not a Python expression: {error.msg}") from None
+    return ast.unparse(tree.body)
+
+
+def _substituted(text: str, place: Place, origin: Origin) -> str:
+    try:
+        return substitute(text, dict(place.captures))
+    except EditError as error:
+        raise EditError(f"{origin}: {error}") from None
+
+
+def _parse(text: str, origin: Origin) -> ast.Module:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        lines = text.split("\n")
+        shown = lines[line - 1].strip() if line <= len(lines) else ""
+        message = getattr(error, "msg", str(error))
+        raise EditError(
+            f"{origin.path}:{origin.line + line - 1}: the code of the edit does not compile: {message}: {shown!r}"
+        ) from None
+
+
+def _binds_dumper(tree: ast.Module, preamble: str) -> bool:
+    trees = [tree]
+    if preamble:
+        try:
+            trees.append(ast.parse(textwrap.dedent(preamble)))
+        except SyntaxError:
+            return False
+    return any(_binds(node) for tree in trees for node in ast.walk(tree))
+
+
+def _binds(node: ast.AST) -> bool:
+    if isinstance(node, ast.Name):
+        return node.id == DUMPER_NAME and not isinstance(node.ctx, ast.Load)
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return any((alias.asname or alias.name.split(".")[0]) == DUMPER_NAME for alias in node.names)
+    if isinstance(node, ast.arg):
+        return node.arg == DUMPER_NAME
+    return isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == DUMPER_NAME
+
+
+def _string_continuations(tree: ast.Module) -> set[int]:
+    continued: set[int] = set()
+    for node in ast.walk(tree):
+        literal = isinstance(node, ast.JoinedStr) or (
+            isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes))
+        )
+        if literal and node.end_lineno is not None and node.end_lineno > node.lineno:  # type: ignore[attr-defined]
+            continued.update(range(node.lineno + 1, node.end_lineno + 1))  # type: ignore[attr-defined]
+    return continued
+
+
+class _Translator:
+    """Turns the name ``dumper`` in inserted code into ours, by position, so that the rest stays as written."""
+
+    def __init__(self, text: str, tree: ast.Module, place: Place, origin: Origin) -> None:
+        self.lines = [line.encode() for line in text.split("\n")]
+        self.tree = tree
+        self.place = place
+        self.origin = origin
+        self.replacements: list[tuple[int, int, int, bytes]] = []
+        """Line, first column, end column (bytes) and what goes there."""
+
+    def translated(self) -> str:
+        guarded = self._guarded_calls()
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Name) and node.id == DUMPER_NAME and id(node) not in guarded:
+                self._replace(node, DUMPER)
+            elif isinstance(node, ast.Call):
+                self._note_step(node)
+        for line, start, end, new in sorted(self.replacements, reverse=True):
+            old = self.lines[line - 1]
+            self.lines[line - 1] = old[:start] + new + old[end:]
+        return b"\n".join(self.lines).decode()
+
+    def _replace(self, node: ast.Name, new: str) -> None:
+        text = self.lines[node.lineno - 1][node.col_offset :]
+        if not text.startswith(DUMPER_NAME.encode()):  # positions within f-strings are wrong before 3.12
+            line = self.origin.line + node.lineno - 1
+            raise EditError(f"{self.origin.path}:{line}: use 'dumper' outside of the f-string")
+        end = node.col_offset + len(DUMPER_NAME)
+        self.replacements.append((node.lineno, node.col_offset, end, new.encode()))
+
+    def _guarded_calls(self) -> set[int]:
+        """Guard each free-standing ``dumper.dump(...)``; returns the ids of the names that this replaces."""
+        guarded: set[int] = set()
+        for node in ast.walk(self.tree):
+            if not (isinstance(node, ast.Expr) and _method(node.value) == "dump"):
+                continue
+            call = node.value
+            assert isinstance(call, ast.Call)
+            assert isinstance(call.func, ast.Attribute)
+            name = call.func.value
+            assert isinstance(name, ast.Name)
+            tap = f"{TAPS}[{self._dump_tap(call)}]"
+            line = self.lines[node.lineno - 1]
+            alone = not line[: node.col_offset].strip() and not self._shares_line(node)
+            opening = f"if {tap}.on: {tap}" if alone else f"{tap}.on and {tap}"
+            self._replace(name, opening)
+            guarded.add(id(name))
+        return guarded
+
+    def _shares_line(self, node: ast.Expr) -> bool:
+        end = self.lines[(node.end_lineno or node.lineno) - 1][node.end_col_offset :].strip()
+        return end.startswith(b";") and end != b";"
+
+    def _dump_tap(self, call: ast.Call) -> int:
+        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+        name = call.args[0] if call.args else keywords.get("name")
+        if name is None:
+            line = self.origin.line + call.lineno - 1
+            raise EditError(f"{self.origin.path}:{line}: dumper.dump needs a name as its first argument")
+        text = name.value if isinstance(name, ast.Constant) else ast.unparse(name)
+        level, grad = keywords.get("level"), keywords.get("grad")
+        return self.place.tap(
+            str(text),
+            "dump",
+            str(level.value) if isinstance(level, ast.Constant) and level.value is not None else None,
+            bool(grad.value) if isinstance(grad, ast.Constant) else False,
+        )
+
+    def _note_step(self, call: ast.Call) -> None:
+        method = _method(call)
+        if method in ("step", "end_step"):
+            self.place.tap(method, "step")
+
+
+def _method(node: ast.AST) -> str | None:
+    """The method of ``dumper`` that an expression calls."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return None
+    owner = node.func.value
+    return node.func.attr if isinstance(owner, ast.Name) and owner.id == DUMPER_NAME else None

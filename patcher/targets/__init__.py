@@ -1,0 +1,1 @@
+"""Modules and functions, found without importing them."""
