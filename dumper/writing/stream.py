@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dumper.format import frames
 from dumper.format.index import IndexColumns
 
 CHUNK = 1 << 20
-"""Bytes hashed and written at a time: what has just been hashed is still in the processor's cache."""
+"""Bytes of a payload written at a time."""
 MOST_VECTORS = 512
 """Buffers per ``writev``; Linux allows 1024."""
 
@@ -78,14 +79,13 @@ class RankFile:
             position += self._write_all([head])
             for payload in payloads:
                 position += self._write_all([frames.encode_padding(position, len(payload))])
-                digest = xxhash.xxh3_64()
-                for first in range(0, len(payload), CHUNK):
-                    chunk = payload[first : first + CHUNK]
-                    digest.update(chunk)
-                    self._write_all([chunk])
-                placed.append((position, len(payload), digest.intdigest()))
+                with _Hashing(payload) as hashing:
+                    for first in range(0, len(payload), CHUNK):
+                        self._write_all([payload[first : first + CHUNK]])
+                checksum = hashing.checksum
+                placed.append((position, len(payload), checksum))
                 position += len(payload)
-                position += self._write_all([frames.encode_checksum(digest.intdigest())])
+                position += self._write_all([frames.encode_checksum(checksum)])
         except OSError:
             self._cut_back()
             raise
@@ -122,6 +122,34 @@ class RankFile:
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, self.position)
             os.lseek(self._descriptor, self.position, os.SEEK_SET)
+
+
+class _Hashing:
+    """XXH3-64 of a payload, in a thread of its own while the caller writes it: both let go of the interpreter lock.
+
+    ``checksum`` is there when the block is left, which waits for the thread even after an error, since the payload's
+    memory is used again then.
+    """
+
+    def __init__(self, payload: memoryview) -> None:
+        self._payload = payload
+        self.checksum = -1
+        self._thread = threading.Thread(target=self._hash, name="tensortap-checksum", daemon=True)
+
+    def _hash(self) -> None:
+        self.checksum = xxhash.xxh3_64_intdigest(self._payload)
+
+    def __enter__(self) -> _Hashing:
+        # No thread begins while the interpreter ends; the block's end hashes then.
+        with contextlib.suppress(RuntimeError):
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self.checksum < 0:
+            self._hash()
 
 
 def _claim_message(path: Path) -> str:
