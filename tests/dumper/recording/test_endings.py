@@ -123,7 +123,8 @@ os.wait()
 LOAD = """
 import sys
 import numpy as np
-from dumper import dumper, session
+from dumper import dumper
+from dumper.recording import session
 from dumper.adapters import Process
 session.describe_process = lambda: Process(int(sys.argv[1]), int(sys.argv[2]), {}, {}, "test")
 print("ready", flush=True)
