@@ -17,6 +17,7 @@ from dumper.convert import pt_files
 from dumper.convert.pt_files import OWN_KEYS, Content, PtFileError
 from dumper.convert.sglang_layouts import AUXILIARY_NAMES, rank_layouts, with_data_parallel
 from dumper.layout import TokenLayout
+from dumper.reading.headers import largest_world, ranks_without_file
 from dumper.reading.run import Header, RunError, TapCoverage
 from dumper.reading.segments import Problem
 from dumper.reading.table import table_of
@@ -214,12 +215,11 @@ class SGLangDump:
 
     @property
     def world_size(self) -> int:
-        known = [header.world_size for header in self.headers.values()]
-        return max([*known, *(rank + 1 for rank in self.ranks)], default=0)
+        return largest_world(self.headers)
 
     @property
     def missing_ranks(self) -> tuple[int, ...]:
-        return tuple(rank for rank in range(self.world_size) if rank not in self.ranks)
+        return ranks_without_file(self.headers)
 
     @functools.cached_property
     def _layouts(self) -> Mapping[int, Mapping[int, TokenLayout]]:

@@ -62,6 +62,16 @@ def read_header(rank: int, headers: _Metas, configs: _Metas) -> Header:
     )
 
 
+def largest_world(headers: Mapping[int, Header]) -> int:
+    """The largest world size that a rank knows of, and at least the number of ranks there are; headers by rank."""
+    return max((max(header.world_size, rank + 1) for rank, header in headers.items()), default=0)
+
+
+def ranks_without_file(headers: Mapping[int, Header]) -> tuple[int, ...]:
+    """Ranks of the world that have no header; headers by rank."""
+    return tuple(rank for rank in range(largest_world(headers)) if rank not in headers)
+
+
 def read_coverage(
     rank: int, taps: _Metas, coverage: _Metas, recorded: Mapping[str, int], steps: int
 ) -> list[TapCoverage]:

@@ -17,7 +17,7 @@ from dumper.format.index import NO_STEP
 from dumper.format.layouts import decode_layout
 from dumper.format.status import read_status
 from dumper.layout import TokenLayout
-from dumper.reading.headers import Header, TapCoverage, read_coverage, read_header
+from dumper.reading.headers import Header, TapCoverage, largest_world, ranks_without_file, read_coverage, read_header
 from dumper.reading.record import Record
 from dumper.reading.segments import Problem, Segment, open_segment
 
@@ -123,13 +123,12 @@ class Run:
     @property
     def world_size(self) -> int:
         """The largest world size that a rank knows of, and at least the number of ranks there are."""
-        known = [header.world_size for header in self.headers.values()]
-        return max([*known, *(rank + 1 for rank in self.ranks)], default=0)
+        return largest_world(self.headers)
 
     @property
     def missing_ranks(self) -> tuple[int, ...]:
         """Ranks without a file."""
-        return tuple(rank for rank in range(self.world_size) if rank not in self._ranks)
+        return ranks_without_file(self.headers)
 
     @functools.cached_property
     def steps(self) -> tuple[int, ...]:

@@ -308,23 +308,25 @@ class Recorder:
         self, name: str, value: Any, dims: str | None, tags: Mapping[str, Any], *, level: str | None, tap: str | None
     ) -> None:
         """What ``submit`` does, for a tap whose code does not run: inside compiled code or a CUDA graph."""
-        for installed in self._taps:
-            if installed.id == tap:
-                installed.fired += 1
+        self._count_fired(tap, 1)
         self.submit(name, value, dims, tags, level=level, tap=tap)
 
     def _put_into_graph(
         self, name: str, value: Any, dims: str | None, tags: Mapping[str, Any], level: str | None, tap: str | None
     ) -> None:
         """Record ``value`` at every replay of the CUDA graph that is being captured; the capture itself is no event."""
-        for installed in self._taps:
-            if installed.id == tap:
-                installed.fired -= 1
+        self._count_fired(tap, -1)
 
         def replayed(buffer: Any) -> None:
             self.submit_from_graph(name, buffer, dims, tags, level=level, tap=tap)
 
         self._graph_taps.capture(replayed, value)
+
+    def _count_fired(self, tap: str | None, times: int) -> None:
+        """Correct the count of a tap, known by its id alone."""
+        for installed in self._taps:
+            if installed.id == tap:
+                installed.fired += times
 
     def _has_step(self) -> bool:
         """Whether a record that comes now is wanted: it belongs to a step, or need not."""
