@@ -17,7 +17,8 @@ from dumper.format import frames
 from dumper.format.index import IndexColumns
 
 CHUNK = 1 << 20
-"""Bytes of a payload written at a time."""
+"""Bytes of a payload written at a time, so that a write cut short leaves little to copy; a payload of no more is hashed
+sooner than a thread begins."""
 MOST_VECTORS = 512
 """Buffers per ``writev``; Linux allows 1024."""
 
@@ -127,29 +128,33 @@ class RankFile:
 class _Hashing:
     """XXH3-64 of a payload, in a thread of its own while the caller writes it: both let go of the interpreter lock.
 
-    ``checksum`` is there when the block is left, which waits for the thread even after an error, since the payload's
-    memory is used again then.
+    The end of the block waits for the thread even after an error, since the payload's memory is used again then.
     """
 
     def __init__(self, payload: memoryview) -> None:
         self._payload = payload
-        self.checksum = -1
+        self._hashed: int | None = None
         self._thread = threading.Thread(target=self._hash, name="tensortap-checksum", daemon=True)
 
-    def _hash(self) -> None:
-        self.checksum = xxhash.xxh3_64_intdigest(self._payload)
+    def _hash(self) -> int:
+        self._hashed = xxhash.xxh3_64_intdigest(self._payload)
+        return self._hashed
 
     def __enter__(self) -> _Hashing:
-        # No thread begins while the interpreter ends; the block's end hashes then.
-        with contextlib.suppress(RuntimeError):
-            self._thread.start()
+        if len(self._payload) > CHUNK:
+            # No thread begins while the interpreter ends.
+            with contextlib.suppress(RuntimeError):
+                self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._thread.ident is not None:
             self._thread.join()
-        if self.checksum < 0:
-            self._hash()
+
+    @property
+    def checksum(self) -> int:
+        """For after the block; worked out here where no thread did."""
+        return self._hash() if self._hashed is None else self._hashed
 
 
 def _claim_message(path: Path) -> str:
