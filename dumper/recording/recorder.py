@@ -361,7 +361,7 @@ class Recorder:
 
                     settings = self.settings
                     # Kept when a run is closed and another begun: its buffers are expensive to make.
-                    self._stager = self._stager or Stager(settings.memory_budget // 4)
+                    self._stager = self._stager or Stager(settings.memory_budget)
                     self._session = Session(settings, self._taps, self._stager)
                     for installed in self._installed:
                         self._session.add_taps(*installed)

@@ -74,7 +74,7 @@ class Session:
         self.status = _open_status(settings, self.process)
         self._stager = stager
         encoder = RankEncoder(settings, self._status_of, self._coverage)
-        self._writer = Writer(settings, self.status, encoder, stager.pool)
+        self._writer = Writer(settings, self.status, encoder, stager.host)
         self._writer.put(Place(self.process))
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._next_number = itertools.count(1).__next__

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dumper.format.dtypes import KNOWN, name_of
 from dumper.plain import UnrecordableError, encode_value
+from dumper.recording.pools import BufferPool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,56 +77,11 @@ class Slab:
         """Whether no more will be put into it."""
 
 
-class HostPool:
-    """Host buffers that are used again: the first touch of fresh memory costs more than the copy into it.
+def host_buffer(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Fresh host memory; numpy's, since a tensor that was made in inference mode cannot be written outside it."""
+    import numpy as np
 
-    Buffers are numpy's, not torch's: a tensor that was made in inference mode cannot be written outside it.
-    """
-
-    def __init__(self, budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
-        self._free: dict[int, list[npt.NDArray[np.uint8]]] = {}
-        self._pooled_bytes = 0
-        self._lock = threading.Lock()
-
-    def take(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """An array of exactly ``nbytes`` bytes, its content undefined."""
-        with self._lock:
-            free = self._free.get(nbytes)
-            if free:
-                self._pooled_bytes -= nbytes
-                return free.pop()
-        return self.take_fresh(nbytes)
-
-    @staticmethod
-    def take_fresh(nbytes: int) -> npt.NDArray[np.uint8]:
-        """An array of memory that was not used before."""
-        import numpy as np
-
-        return np.empty(nbytes, dtype=np.uint8)
-
-    def prepare(self, nbytes: int, count: int) -> None:
-        """Have ``count`` buffers whose memory has been touched; for a thread that nobody waits for."""
-        for _ in range(count - len(self._free.get(nbytes, ()))):
-            buffer = self.take_fresh(nbytes)
-            ctypes.memset(buffer.ctypes.data, 0, nbytes)
-            self.give_back(buffer)
-
-    def give_back(self, buffer: npt.NDArray[np.uint8]) -> None:
-        """Keep a buffer for use again, in the place of those of other sizes when the budget is spent."""
-        nbytes = buffer.nbytes
-        if nbytes > self._budget_bytes:
-            return
-        with self._lock:
-            if self._pooled_bytes + nbytes > self._budget_bytes:
-                self._drop_other_sizes(nbytes)
-            if self._pooled_bytes + nbytes <= self._budget_bytes:
-                self._free.setdefault(nbytes, []).append(buffer)
-                self._pooled_bytes += nbytes
-
-    def _drop_other_sizes(self, kept: int) -> None:
-        self._free = {kept: self._free.get(kept, [])}
-        self._pooled_bytes = kept * len(self._free[kept])
+    return np.empty(nbytes, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -143,8 +98,9 @@ class Stager:
     """Stages tensors of any device, numpy arrays, and plain values."""
 
     def __init__(self, pool_bytes: int) -> None:
-        self.pool = HostPool(pool_bytes)
-        self._pool_bytes = pool_bytes
+        """``pool_bytes``: how much memory copies may hold, those that wait to be used again included."""
+        self._pool = BufferPool(pool_bytes)
+        self.host = self._pool.shelf(host_buffer)
         self._device_copier: DeviceCopier | None = None
 
     def stage(self, value: Any) -> Described:
@@ -164,27 +120,36 @@ class Stager:
         return Described(self._stage_on_host(value.cpu()), dtype, shape)
 
     def _stage_on_host(self, value: torch.Tensor) -> bytes | Staged:
-        import torch
-
         nbytes = value.numel() * value.element_size()
         if nbytes == 0:
             return b""
-        buffer = self.pool.take(nbytes)
-        with torch.no_grad():
-            # copy_ brings any strides into row-major order and resolves lazy conjugation and negation.
-            torch.from_numpy(buffer).view(value.dtype).view(value.shape).copy_(value)
+        buffer = self.host.take(nbytes)
+        _copy_to(buffer, value, nbytes)
         if nbytes <= SMALL:
-            data = buffer.tobytes()
-            self.pool.give_back(buffer)
+            data = buffer[:nbytes].tobytes()
+            self.host.give_back(buffer)
             return data
-        return StagedBuffer(nbytes, buffer.data, lambda: self.pool.give_back(buffer))
+        return StagedBuffer(nbytes, buffer.data[:nbytes], lambda: self.host.give_back(buffer))
 
     def _copier(self) -> DeviceCopier:
         if self._device_copier is None:
-            from dumper.recording.cuda import DeviceCopier, PinnedPool
+            from dumper.recording.cuda import DeviceCopier, pinned_buffer
 
-            self._device_copier = DeviceCopier(PinnedPool(self._pool_bytes))
+            self._device_copier = DeviceCopier(self._pool.shelf(pinned_buffer))
         return self._device_copier
+
+
+def _copy_to(buffer: npt.NDArray[np.uint8], value: torch.Tensor, nbytes: int) -> None:
+    """Copy a tensor on the host in row-major order."""
+    import torch
+
+    if value.is_contiguous() and not (value.is_conj() or value.is_neg()):
+        # One copy on this thread: torch would share it among its threads, and wait for one that the writer keeps busy.
+        ctypes.memmove(buffer.ctypes.data, value.data_ptr(), nbytes)
+        return
+    with torch.no_grad():
+        # copy_ brings any strides into row-major order and resolves lazy conjugation and negation.
+        torch.from_numpy(buffer[:nbytes]).view(value.dtype).view(value.shape).copy_(value)
 
 
 def describe_tensor(value: torch.Tensor) -> tuple[str, tuple[int, ...]]:

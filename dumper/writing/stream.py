@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ import xxhash
 
 from dumper.format import frames
 from dumper.format.index import IndexColumns
+from dumper.writing.preallocation import Preallocation
 
-CHUNK = 1 << 20
-"""Bytes of a payload written at a time, so that a write cut short leaves little to copy; a payload of no more is hashed
-sooner than a thread begins."""
+CHUNK = 8 << 20
+"""Bytes of a payload that are hashed and written at a time: they stay in the processor's cache in between."""
+CLAIMED_AHEAD = 1 << 20
+"""Bytes; space for writes from here on is claimed first."""
 MOST_VECTORS = 512
 """Buffers per ``writev``; Linux allows 1024."""
 
@@ -51,6 +52,7 @@ class RankFile:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except FileExistsError as error:
             raise ClaimedError(errno.EEXIST, _claim_message(path), str(path)) from error
+        self._preallocation = Preallocation(self._descriptor)
         with contextlib.suppress(OSError):
             # Shows to a second process that this one is alive; some network filesystems cannot lock.
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,6 +64,8 @@ class RankFile:
     def append_small(self, encoded: Sequence[Any], length: int) -> None:
         """Append complete frames, given as buffers of ``length`` bytes together, with few system calls."""
         try:
+            if length >= CLAIMED_AHEAD:
+                self._preallocation.claim(self.position, length)
             for first in range(0, len(encoded), MOST_VECTORS):
                 self._write_all(list(encoded[first : first + MOST_VECTORS]))
         except OSError:
@@ -76,17 +80,18 @@ class RankFile:
         """
         placed = []
         position = self.position
+        lead = head
         try:
-            position += self._write_all([head])
             for payload in payloads:
-                position += self._write_all([frames.encode_padding(position, len(payload))])
-                with _Hashing(payload) as hashing:
-                    for first in range(0, len(payload), CHUNK):
-                        self._write_all([payload[first : first + CHUNK]])
-                checksum = hashing.checksum
+                lead += frames.encode_padding(position + len(lead), len(payload))
+                position += self._write_all([lead])
+                if len(payload) >= CLAIMED_AHEAD:
+                    self._preallocation.claim(position, len(payload))
+                checksum = self._write_and_hash(payload)
                 placed.append((position, len(payload), checksum))
                 position += len(payload)
-                position += self._write_all([frames.encode_checksum(checksum)])
+                lead = frames.encode_checksum(checksum)
+            position += self._write_all([lead])
         except OSError:
             self._cut_back()
             raise
@@ -119,42 +124,19 @@ class RankFile:
                 rest = rest[os.write(self._descriptor, rest) :]
         return total
 
+    def _write_and_hash(self, payload: memoryview) -> int:
+        """Write a payload and return its checksum. Each chunk is hashed first, which brings it into the cache."""
+        digest = xxhash.xxh3_64()
+        for first in range(0, len(payload), CHUNK):
+            chunk = payload[first : first + CHUNK]
+            digest.update(chunk)
+            self._write_all([chunk])
+        return digest.intdigest()
+
     def _cut_back(self) -> None:
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, self.position)
             os.lseek(self._descriptor, self.position, os.SEEK_SET)
-
-
-class _Hashing:
-    """XXH3-64 of a payload, in a thread of its own while the caller writes it: both let go of the interpreter lock.
-
-    The end of the block waits for the thread even after an error, since the payload's memory is used again then.
-    """
-
-    def __init__(self, payload: memoryview) -> None:
-        self._payload = payload
-        self._hashed: int | None = None
-        self._thread = threading.Thread(target=self._hash, name="tensortap-checksum", daemon=True)
-
-    def _hash(self) -> int:
-        self._hashed = xxhash.xxh3_64_intdigest(self._payload)
-        return self._hashed
-
-    def __enter__(self) -> _Hashing:
-        if len(self._payload) > CHUNK:
-            # No thread begins while the interpreter ends.
-            with contextlib.suppress(RuntimeError):
-                self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    @property
-    def checksum(self) -> int:
-        """For after the block; worked out here where no thread did."""
-        return self._hash() if self._hashed is None else self._hashed
 
 
 def _claim_message(path: Path) -> str:

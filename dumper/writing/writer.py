@@ -7,9 +7,11 @@ import os
 import threading
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 from dumper.format.status import StatusBlock
-from dumper.recording.staging import SLAB_BYTES, HostPool, Slab, copy_memory
+from dumper.recording.pools import Shelf
+from dumper.recording.staging import SLAB_BYTES, Slab, copy_memory
 from dumper.settings import Settings
 from dumper.writing.encoder import RankEncoder
 from dumper.writing.items import Barrier, Description, Item, Stop, Submission
@@ -37,11 +39,11 @@ LARGEST_BATCH_BYTES = 16 << 20
 class Writer:
     """Owns the thread and the memory budget of one process. ``put`` may be called from any thread."""
 
-    def __init__(self, settings: Settings, status: StatusBlock, encoder: RankEncoder, pool: HostPool) -> None:
+    def __init__(self, settings: Settings, status: StatusBlock, encoder: RankEncoder, shelf: Shelf[Any]) -> None:
         self._status = status
         self._encoder = encoder
-        self._pool = pool
-        self._slab = Slab(pool.take(SLAB_BYTES))
+        self._shelf = shelf
+        self._slab = Slab(shelf.take(SLAB_BYTES))
         self._budget = settings.memory_budget
         self._drops = settings.when_full == "drop"
         self._queue: deque[Item] = deque()
@@ -103,7 +105,7 @@ class Writer:
             offset = slab.used
             if offset + nbytes > SLAB_BYTES:
                 self._retire(slab)
-                slab = self._slab = Slab(self._pool.take(SLAB_BYTES))
+                slab = self._slab = Slab(self._shelf.take(SLAB_BYTES))
                 offset = 0
             # Rounded up, so that copies start at cache lines.
             slab.used = (offset + nbytes + 63) & -64
@@ -119,7 +121,7 @@ class Writer:
     def _retire(self, slab: Slab) -> None:
         slab.retired = True
         if slab.released == slab.taken:
-            self._pool.give_back(slab.buffer)
+            self._shelf.give_back(slab.buffer)
 
     def give_back(self, nbytes: int) -> None:
         """Return what was reserved."""
@@ -142,7 +144,7 @@ class Writer:
             for slab, values in slabs.items():
                 slab.released += values
                 if slab.retired and slab.released == slab.taken:
-                    self._pool.give_back(slab.buffer)
+                    self._shelf.give_back(slab.buffer)
             self._reserved -= reserved
             self._room.notify_all()
 
@@ -171,7 +173,7 @@ class Writer:
     def _work(self) -> None:
         naps = 0
         try:
-            self._pool.prepare(SLAB_BYTES, SLABS_PREPARED)
+            self._prepare_slabs()
             while True:
                 batch = self._take()
                 if batch:
@@ -183,6 +185,13 @@ class Writer:
         finally:
             with self._lock:
                 self._room.notify_all()
+
+    def _prepare_slabs(self) -> None:
+        """Have slabs whose memory has been touched: nobody waits for this thread."""
+        slabs = [self._shelf.take(SLAB_BYTES) for _ in range(SLABS_PREPARED)]
+        for slab in slabs:
+            slab.fill(0)
+            self._shelf.give_back(slab)
 
     def _rest(self, naps: int) -> int:
         """Sleep, until woken when there was nothing to do for a while."""
