@@ -17,7 +17,7 @@ from dumper.levels import FULL
 from dumper.plain import UnrecordableError, encode_value
 from dumper.settings import Settings
 from dumper.writing.encoder import RankEncoder
-from dumper.writing.items import BeginStep, Description, Item, Place, Stop, Submission
+from dumper.writing.items import BeginStep, Description, Item, Stop, Submission
 from dumper.writing.writer import status_path
 
 _PLAIN = (str, int, float, bool, type(None))
@@ -33,18 +33,12 @@ def write_run(dump: SGLangDump, path: Path) -> Outcome:
 
 def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome) -> None:
     header = dump.headers[rank]
-    statuses: list[StatusBlock] = []
-
-    def status(process: Process) -> StatusBlock:
-        statuses.append(StatusBlock(status_path(path, process.rank)))
-        return statuses[-1]
-
     settings = Settings(enable=True, dir=str(path.parent), run=path.name)
-    encoder = RankEncoder(settings, status, lambda: {"fired": {}})
     process = Process(
         rank, header.world_size, dict(header.parallel), {**header.versions, CONVERTED: "1"}, header.framework
     )
-    encoder.write([Place(process)])
+    status = StatusBlock(status_path(path, rank))
+    encoder = RankEncoder(settings, process, status, lambda: {"fired": {}})
     last: int | None = None
     for record in sorted(dump.select(rank=rank), key=lambda one: one.dump_index):
         # A gradient comes later than the step it belongs to.
@@ -53,10 +47,10 @@ def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome) -> No
             encoder.write([BeginStep(record.step, dump.layout(record.step, rank), {})])
         item = _submission(record, outcome)
         if item is not None:
-            statuses[0].add("submitted")
+            status.add("submitted")
             encoder.write([item])
     encoder.write([Stop()])
-    outcome.written += sum(block["written"] for block in statuses)
+    outcome.written += status["written"]
 
 
 def _submission(record: SGLangRecord, outcome: Outcome) -> Item | None:

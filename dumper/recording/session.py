@@ -20,7 +20,7 @@ from dumper.recording.staging import SMALL, Stager
 from dumper.recording.taps import Tap
 from dumper.settings import Settings
 from dumper.writing.encoder import RankEncoder
-from dumper.writing.items import BeginStep, Description, InstalledTaps, Place, Submission, TagsKey
+from dumper.writing.items import BeginStep, Description, InstalledTaps, Submission, TagsKey
 from dumper.writing.writer import OVERHEAD_BYTES, Writer, current_process, status_path
 
 logger = logging.getLogger("tensortap")
@@ -73,9 +73,9 @@ class Session:
         self.process = describe_process()
         self.status = _open_status(settings, self.process)
         self._stager = stager
-        encoder = RankEncoder(settings, self._status_of, self._coverage)
-        self._writer = Writer(settings, self.status, encoder, stager.host)
-        self._writer.put(Place(self.process))
+        encoder = RankEncoder(settings, self.process, self.status, self._coverage)
+        encoder.claim()
+        self._writer = Writer(settings, encoder, stager.host)
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._next_number = itertools.count(1).__next__
         self._plain_tensors: frozenset[type] = frozenset()
@@ -242,9 +242,6 @@ class Session:
     def counts(self) -> dict[str, int]:
         """The counts of the status block."""
         return self.status.counts()
-
-    def _status_of(self, process: Process) -> StatusBlock:
-        return self.status
 
     def _coverage(self) -> dict[str, Any]:
         return {

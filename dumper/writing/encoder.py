@@ -18,7 +18,7 @@ from dumper.format.status import StatusBlock
 from dumper.measures import fingerprint
 from dumper.recording.staging import Staged
 from dumper.settings import Settings
-from dumper.writing.items import BeginStep, Description, InstalledTaps, Item, Place, Stop, Submission
+from dumper.writing.items import BeginStep, Description, InstalledTaps, Item, Stop, Submission
 from dumper.writing.records import RecordEncoder
 from dumper.writing.stream import ClaimedError, RankFile, segment_path
 
@@ -32,15 +32,14 @@ Coverage = Callable[[], dict[str, Any]]
 
 
 class RankEncoder:
-    """Writes one rank's stream. Every method is called on the writer's thread; none raises because of the disk."""
+    """Writes one rank's stream. All but ``claim`` is for the writer's thread; no method raises because of the disk."""
 
-    def __init__(self, settings: Settings, status: Callable[[Process], StatusBlock], coverage: Coverage) -> None:
-        """``status`` makes the status block once the rank is known; ``coverage`` tells what taps did, for the end."""
+    def __init__(self, settings: Settings, process: Process, status: StatusBlock, coverage: Coverage) -> None:
+        """``coverage`` tells what taps did, for the end."""
         self._settings = settings
-        self._make_status = status
+        self._process = process
+        self._status = status
         self._coverage = coverage
-        self._status: StatusBlock | None = None
-        self._process = Process()
         self._file: RankFile | None = None
         self._segment = 0
         self._claimed = False
@@ -54,6 +53,10 @@ class RankEncoder:
         if settings.on_nan is not None:
             signal = NanSignal(settings.run_path)
             self._trigger = NanTrigger(settings.on_nan, settings.memory_budget // 2, signal)
+
+    def claim(self) -> None:
+        """Make the rank's file, so that it belongs to this process and not to one that is forked from it."""
+        self._open()
 
     def write(self, batch: Sequence[Item]) -> None:
         """Write a batch of items in order."""
@@ -73,7 +76,7 @@ class RankEncoder:
                     self._write_other(item)
         finally:
             self._flush(small, staged)
-            if self._trigger is not None and self._status is not None:
+            if self._trigger is not None:
                 self._status.set("held_back", self._held_back)
 
     def _collect(
@@ -190,9 +193,6 @@ class RankEncoder:
     def _write_other(self, item: Item) -> None:
         if isinstance(item, BeginStep):
             self._write_step(item)
-        elif isinstance(item, Place):
-            self._process = item.process
-            self._status = self._make_status(item.process)
         elif isinstance(item, InstalledTaps):
             self._add_preamble("taps", {"module": item.module, "taps": [dict(tap) for tap in item.taps]})
             self._add_config(item.config)
@@ -224,8 +224,7 @@ class RankEncoder:
             known.extend(all_of_them[len(known) :])
 
     def _wrote(self, count: int) -> None:
-        if self._status is not None:
-            self._status.add("written", count)
+        self._status.add("written", count)
 
     def _ready(self) -> RankFile | None:
         """The file to append to; None while there is none. Opens, rolls over and reopens as needed."""
@@ -249,12 +248,11 @@ class RankEncoder:
         file.close()
         self._file = None
         self._segment += 1
-        if self._status is not None:
-            self._status.add("written", -lost)
-            try:
-                self._status.recreate()
-            except OSError:
-                logger.debug("tensortap: the counts cannot be written", exc_info=True)
+        self._status.add("written", -lost)
+        try:
+            self._status.recreate()
+        except OSError:
+            logger.debug("tensortap: the counts cannot be written", exc_info=True)
         self._lose(lost, "lost_writing", f"{file.path} was deleted while it was written; going on in a new file")
 
     def _rolled_over(self) -> RankFile | None:
@@ -320,12 +318,11 @@ class RankEncoder:
 
     def _finish(self) -> None:
         if self._file is None:
-            if self._status is not None:
-                self._status.set("closed", 1)
+            self._status.set("closed", 1)
             return
         if self._file.exists():
             self._add_frame("coverage", self._coverage())
-            if self._guard(0, self._file.finish) and self._status is not None:
+            if self._guard(0, self._file.finish):
                 self._status.set("closed", 1)
         else:
             self._abandon_deleted(self._file)
@@ -346,7 +343,7 @@ class RankEncoder:
         return True
 
     def _lose(self, count: int, reason: str, message: str | None = None) -> None:
-        if self._status is not None and count:
+        if count:
             self._status.add(reason, count)
         if message is not None:
             self._complain(message)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dumper.adapters.protocol import PendingLayout, Process
+from dumper.adapters.protocol import PendingLayout
 from dumper.layout import TokenLayout
 from dumper.levels import Level
 from dumper.recording.staging import Slab, Staged
@@ -109,13 +109,6 @@ class InstalledTaps:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the process stands; known when the first record or step comes."""
-
-    process: Process
-
-
-@dataclass(frozen=True)
 class Barrier:
     """``reached`` is set when all that was handed over before is in the file."""
 
@@ -127,4 +120,4 @@ class Stop:
     """The end: complete the file."""
 
 
-Item = Submission | BeginStep | InstalledTaps | Place | Barrier | Stop
+Item = Submission | BeginStep | InstalledTaps | Barrier | Stop

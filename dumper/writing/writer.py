@@ -9,7 +9,6 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from dumper.format.status import StatusBlock
 from dumper.recording.pools import Shelf
 from dumper.recording.staging import SLAB_BYTES, Slab, copy_memory
 from dumper.settings import Settings
@@ -39,8 +38,7 @@ LARGEST_BATCH_BYTES = 16 << 20
 class Writer:
     """Owns the thread and the memory budget of one process. ``put`` may be called from any thread."""
 
-    def __init__(self, settings: Settings, status: StatusBlock, encoder: RankEncoder, shelf: Shelf[Any]) -> None:
-        self._status = status
+    def __init__(self, settings: Settings, encoder: RankEncoder, shelf: Shelf[Any]) -> None:
         self._encoder = encoder
         self._shelf = shelf
         self._slab = Slab(shelf.take(SLAB_BYTES))

@@ -74,7 +74,11 @@ def test_without_a_nan_nothing_is_written(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", STEPPING, "10"], check=True, env=environment(run, enable="1", control="0", on_nan="2")
     )
-    assert list(run.glob("rank-*.msgpack")) == []
+    found = open_run(run)
+    assert list(found.records) == []
+    assert found.losses == 0
+    (problem,) = found.problems
+    assert "20 values were held back" in problem.message
 
 
 def until(condition: Callable[[], bool]) -> None:

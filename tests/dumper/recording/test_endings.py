@@ -92,10 +92,8 @@ def test_nothing_is_lost(tmp_path: Path, ending: str) -> None:
 
 
 def test_a_fork_in_the_middle_of_a_recording(tmp_path: Path) -> None:
-    # Flushed, so that the file is the parent's before there is a child: until its first write it is anybody's.
     code = """
 record(100)
-dumper.flush()
 child = os.fork()
 record(100)
 dumper.close()
@@ -204,7 +202,8 @@ os.kill(os.getpid(), signal.SIGKILL)
     subprocess.run([sys.executable, "-c", PREAMBLE + code], env=_environment(tmp_path), timeout=60, check=False)
     run = open_run(tmp_path / "run")
     assert run.losses == 7
-    assert "7 values were still in memory when the process ended" in run.problems[0].message
+    messages = [problem.message for problem in run.problems]
+    assert any("7 values were still in memory when the process ended" in message for message in messages), messages
 
 
 def test_importing_to_write_is_light() -> None:
