@@ -121,7 +121,6 @@ def run_rank(rank: int, rendezvous: str, results: Connection) -> None:
 
 @pytest.mark.slow
 def test_real_groups_and_real_slicing(tmp_path: Path) -> None:
-    pytest.importorskip("megatron.core", reason="megatron-core is not installed")
     context = torch.multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for rank in range(4):

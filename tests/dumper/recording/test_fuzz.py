@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +17,6 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.mark.slow
 def test_the_reader_withstands_a_fuzzer(recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if importlib.util.find_spec("atheris") is None:
-        pytest.skip("atheris is not installed: pip install atheris")
     # The fuzzer knows no checksums, so the examples that it starts from have none.
     monkeypatch.setattr(frames, "checksum", lambda data: 0)
     examples = tmp_path / "examples"
