@@ -1,7 +1,4 @@
-"""What goes wrong in the patcher, as exceptions whose text is the whole message for the user.
-
-Every launched process imports this, so it imports nothing.
-"""
+"""What goes wrong in the patcher, as exceptions whose text is the whole message for the user."""
 
 from __future__ import annotations
 

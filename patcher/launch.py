@@ -19,7 +19,7 @@ from patcher.loading.compiler import compile_module
 from patcher.loading.hook import PLAN_VARIABLE, Activation, format_plan
 from patcher.loading.importing import make_activation
 from patcher.reading.config import load_config
-from patcher.targets.modules import ModuleFinder
+from patcher.targets.modules import ModuleFile, ModuleFinder
 
 
 def launch(configs: Sequence[Path], command: Sequence[str]) -> int:
@@ -85,9 +85,15 @@ def _fill_cache(checked: Checked, activation: Activation) -> None:
         source = ModuleFinder().find(module.patch.module)
         if module.rewritten is None or source is None or source.file != module.file:
             continue
-        name = cache.key(source.name, activation.digests[source.name], module.file, source.data)
-        if cache.load(name) is None:
+        name = _cache_name(source, module.file, activation)
+        # Read anew after the stamp was taken: the file may have changed since the check.
+        if source.source == module.rewritten.source and cache.load(name) is None:
             cache.store(name, compile_module(module.rewritten, module.file))
+
+
+def _cache_name(source: ModuleFile, file: str, activation: Activation) -> str:
+    stamp = cache.stamp(file, lambda: source.data)
+    return cache.key(source.name, activation.digests[source.name], file, stamp)
 
 
 def _search_path(command: Sequence[str]) -> list[str]:

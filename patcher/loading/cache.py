@@ -16,10 +16,12 @@ from _frozen_importlib_external import MAGIC_NUMBER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType
 
 _KEY = 0x7461_7073
-_CodeType = type(compile("", "", "exec"))
+# Not of compile(), whose first call takes a millisecond.
+_CodeType = type((lambda: None).__code__)
 
 _TAG = sys.implementation.cache_tag or "python"
 
@@ -33,11 +35,24 @@ def folder() -> str:
     return os.path.join(base, "tensortap")
 
 
-def key(module: str, digest: str, file: str, data: bytes) -> str:
-    """File name of a module's bytecode: source, its place, edits and patcher (the digest), Python."""
+def stamp(file: str, read: Callable[[], bytes]) -> str:
+    """Tells the contents that a source file has had apart.
+
+    By its inode and the times of its last changes, which cost less to find out than to read it. Two times, because
+    packages may set the time of modification to one and the same day. A file within an archive is read.
+    """
+    try:
+        found = os.stat(file)
+    except OSError:
+        return source_hash(read()).hex()
+    return f"{found.st_size:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}-{found.st_ino:x}"
+
+
+def key(module: str, digest: str, file: str, stamp: str) -> str:
+    """File name of a module's bytecode: source (``stamp``), its place, edits and patcher (the digest), Python."""
     optimize = f".opt{sys.flags.optimize}" if sys.flags.optimize else ""
-    source = source_hash(data).hex() + source_hash(file.encode("utf-8", "surrogateescape")).hex()
-    return f"{module}.{digest}.{source}.{_TAG}{optimize}.bin"
+    place = source_hash(file.encode("utf-8", "surrogateescape")).hex()
+    return f"{module}.{digest}.{stamp}.{place}.{_TAG}{optimize}.bin"
 
 
 def load(name: str) -> CodeType | None:
@@ -47,12 +62,11 @@ def load(name: str) -> CodeType | None:
             data = file.read()
     except OSError:
         return None
-    header = len(MAGIC_NUMBER) + 8
-    body = data[header:]
-    if data[: len(MAGIC_NUMBER)] != MAGIC_NUMBER or data[len(MAGIC_NUMBER) : header] != source_hash(body):
+    start = len(MAGIC_NUMBER) + 8
+    if data[: len(MAGIC_NUMBER)] != MAGIC_NUMBER or data[len(MAGIC_NUMBER) : start] != _length(len(data) - start):
         return None
     try:
-        code = marshal.loads(body)
+        code = marshal.loads(memoryview(data)[start:])
     except (EOFError, ValueError, TypeError):
         return None
     return code if isinstance(code, _CodeType) else None
@@ -63,6 +77,10 @@ def source_hash(data: bytes) -> bytes:
     return _imp.source_hash(_KEY, data)
 
 
+def _length(nbytes: int) -> bytes:
+    return nbytes.to_bytes(8, "little", signed=True)
+
+
 def store(name: str, code: CodeType) -> bool:
     """Write a code object so that readers see all of it or nothing; False when the folder cannot be written."""
     body = marshal.dumps(code)
@@ -71,7 +89,7 @@ def store(name: str, code: CodeType) -> bool:
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(MAGIC_NUMBER + source_hash(body) + body)
+            file.write(MAGIC_NUMBER + _length(len(body)) + body)
         os.replace(temporary, target)
     except OSError:
         _remove(temporary)

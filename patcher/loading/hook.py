@@ -9,13 +9,15 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from importlib.machinery import SourceFileLoader
 
-from patcher.errors import PatchError, PatchImportError
+# importlib.machinery offers it too, but is not imported yet.
+from _frozen_importlib_external import SourceFileLoader
+
 from patcher.loading import cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from importlib.machinery import ModuleSpec
     from types import CodeType, ModuleType
     from typing import Any
@@ -34,21 +36,25 @@ class Activation:
         self.served: set[str] = set()
         """Modules whose code came from here."""
 
-    def code(self, module: str, file: str, data: bytes) -> CodeType:
-        """Code of a module whose source file holds ``data``. Raises PatchImportError when an edit fails."""
+    def code(self, module: str, file: str, read: Callable[[], bytes]) -> CodeType:
+        """Code of a module whose source file holds what ``read`` gives. Raises PatchImportError when an edit fails."""
         self.served.add(module)
-        name = cache.key(module, self.digests[module], file, data)
+        name = cache.key(module, self.digests[module], file, cache.stamp(file, read))
         code = cache.load(name)
         if code is None:
-            from patcher.loading.importing import compile_patched
-
-            try:
-                code = compile_patched(module, file, data, self.configs_json)
-            except PatchError as error:
-                self.report(f"{module} cannot be patched: {error}")
-                raise PatchImportError(f"{module} cannot be patched: {error}", name=module, path=file) from None
+            code = self._compile(module, file, read())
             cache.store(name, code)
         return code
+
+    def _compile(self, module: str, file: str, data: bytes) -> CodeType:
+        from patcher.errors import PatchError, PatchImportError
+        from patcher.loading.importing import compile_patched
+
+        try:
+            return compile_patched(module, file, data, self.configs_json)
+        except PatchError as error:
+            self.report(f"{module} cannot be patched: {error}")
+            raise PatchImportError(f"{module} cannot be patched: {error}", name=module, path=file) from None
 
     def report_missed(self) -> None:
         """Say which target modules another import hook has loaded in our place."""
@@ -99,7 +105,7 @@ class PatchingSourceLoader(SourceFileLoader):
 
     def get_code(self, fullname: str) -> CodeType:
         """Code of the rewritten module; it names the original file and lines."""
-        return self._activation.code(fullname, self.path, self.get_data(self.path))
+        return self._activation.code(fullname, self.path, lambda: self.get_data(self.path))
 
 
 class PatchingLoader:
@@ -124,8 +130,10 @@ class PatchingLoader:
         if not self._file.endswith(".py") or not hasattr(self._original, "get_data"):
             message = f"{fullname} has no Python source ({self._file or 'built in'}) and cannot be patched"
             self._activation.report(message)
+            from patcher.errors import PatchImportError
+
             raise PatchImportError(message, name=fullname)
-        return self._activation.code(fullname, self._file, self._original.get_data(self._file))
+        return self._activation.code(fullname, self._file, lambda: self._original.get_data(self._file))
 
     def exec_module(self, module: ModuleType) -> None:
         """See ``importlib.abc.Loader``."""

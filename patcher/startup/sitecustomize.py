@@ -3,6 +3,8 @@
 It installs the import hook and then runs the ``sitecustomize`` that Python would have run without it.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 
@@ -22,12 +24,12 @@ def _activate() -> None:
 
 
 def _run_next_sitecustomize() -> None:
-    from importlib.machinery import PathFinder
+    # importlib.machinery offers it too, but is not imported yet.
+    from _frozen_importlib_external import PathFinder
 
-    here = os.path.realpath(os.path.dirname(os.path.abspath(__file__)))
-    path = [entry for entry in sys.path if os.path.realpath(entry or os.curdir) != here]
-    spec = PathFinder.find_spec("sitecustomize", path)
-    if spec is None or spec.loader is None:
+    here = os.path.dirname(__file__)
+    spec = PathFinder.find_spec("sitecustomize", [entry for entry in sys.path if entry != here])
+    if spec is None or spec.loader is None or _is_this_file(spec.origin):
         return
     module = type(sys)("sitecustomize")
     module.__spec__ = spec
@@ -35,6 +37,14 @@ def _run_next_sitecustomize() -> None:
     module.__file__ = spec.origin
     sys.modules["sitecustomize"] = module
     spec.loader.exec_module(module)
+
+
+def _is_this_file(origin: str | None) -> bool:
+    """Whether the folder is on the path a second time, by another name."""
+    try:
+        return origin is not None and os.path.samefile(origin, __file__)
+    except OSError:
+        return False
 
 
 try:

@@ -170,6 +170,11 @@ def test_a_changed_source_is_rewritten_and_a_damaged_cache_is_not_used(folder: P
     source = folder / "target_mod.py"
     source.write_text(source.read_text().replace("x + k", "x + k + 1"))
     assert run(folder, command).stdout == "400\n"
+    # As long as before, and with the time of modification that packages give to all their files.
+    before = source.stat()
+    source.write_text(source.read_text().replace("x + k + 1", "x + k + 2"))
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run(folder, command).stdout == "500\n"
 
 
 @pytest.mark.slow
