@@ -9,11 +9,12 @@ a graph break.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakValueDictionary
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, MutableMapping
+    from typing import Any, ClassVar
+
     import torch
 
     from dumper.recording.recorder import Recorder
@@ -34,32 +35,34 @@ class Tracing:
     """Whether the code that runs is being traced; asks torch once torch is there, and costs nothing before."""
 
     is_compiling: Callable[[], bool] = staticmethod(_never)
-    recorders: ClassVar[WeakValueDictionary[int, Recorder]] = WeakValueDictionary()
-    """By number: a graph can hold a number, but no object."""
+    recorders: ClassVar[MutableMapping[int, Recorder] | None] = None
+    """By number, weakly: a graph can hold a number, but no object. None while the process has no torch."""
 
     @classmethod
-    def add(cls, recorder: Recorder) -> int:
-        """The number of a recorder."""
-        number = len(cls.recorders)
-        while number in cls.recorders:
-            number += 1
+    def number(cls, recorder: Recorder) -> int | None:
+        """What graphs name a recorder by; None while the process has no torch."""
+        torch = sys.modules.get("torch")
+        if torch is None or not hasattr(torch, "compiler") or not hasattr(torch, "library"):
+            return None
+        if cls.recorders is None:
+            cls.recorders = cls._begin(torch)
+        number = max(cls.recorders, default=-1) + 1
         cls.recorders[number] = recorder
         return number
 
     @classmethod
-    def watch(cls) -> None:
-        """Register the operator, once, if the process has imported torch."""
-        if cls.is_compiling is not _never:
-            return
-        torch = sys.modules.get("torch")
-        if torch is None or not hasattr(torch, "compiler") or not hasattr(torch, "library"):
-            return
+    def _begin(cls, torch: Any) -> MutableMapping[int, Recorder]:
+        """Register the operator."""
+        from weakref import WeakValueDictionary
+
+        recorders: WeakValueDictionary[int, Recorder] = WeakValueDictionary()
         try:
-            _register(torch, cls.recorders)
+            _register(torch, recorders)
         except (AttributeError, RuntimeError, TypeError):
             # A torch without effects on operators: taps in compiled code break the graph.
-            return
+            return recorders
         cls.is_compiling = staticmethod(torch.compiler.is_compiling)
+        return recorders
 
 
 def _register(torch: Any, recorders: Mapping[int, Recorder]) -> None:
@@ -92,7 +95,7 @@ def _decode_tags(tags: list[str]) -> dict[str, Any]:
 
 
 def record_in_graph(
-    recorder: int,
+    recorder: int | None,
     name: str,
     value: torch.Tensor,
     dims: str | None,

@@ -1,4 +1,4 @@
-"""Nested containers as named leaves: what ``dump_dict`` and module hooks record of a dict, tuple or dataclass."""
+"""Values that hold others, taken apart by name: dicts, tuples and dataclasses, and the parameters of a model."""
 
 from __future__ import annotations
 
@@ -58,3 +58,12 @@ def tensor_leaves(name: str, value: Any) -> list[tuple[str, Any]]:
 def _is_array(value: Any) -> bool:
     """Whether a value is a tensor or an array, and no scalar, without importing the libraries that they come from."""
     return hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "__setitem__")
+
+
+def parameters(model: Any, prefix: str, *, with_gradients: bool) -> Iterator[tuple[str, Any, str]]:
+    """Yield ``(name, tensor, stream)`` of each parameter of a ``torch.nn.Module``, and of its gradient if any."""
+    for path, parameter in model.named_parameters():
+        name = f"{prefix}.{path}" if prefix else path
+        yield name, parameter, "value"
+        if with_gradients and parameter.grad is not None:
+            yield name, parameter.grad, "grad"

@@ -1,83 +1,125 @@
 """Taps inside CUDA graphs.
 
-A tap inside a graph runs in Python once, while the graph is captured. The copy of its value into a buffer of its own
-becomes part of the graph, and what a replay has left in the buffers is recorded after it, with the shape that was
-captured. Recording must be on during the capture; a graph that was captured without stays without taps.
+A tap inside a graph runs in Python once, while the graph is captured. The copy of its value into a buffer becomes part
+of the graph, and what a replay has left in the buffers is recorded after it, with the shape that was captured.
+Recording must be on during the capture; a graph that was captured without stays without taps.
+
+A server captures a graph for each of dozens of batch sizes. Their taps share buffers, as large as the largest batch
+needs them, so a replay begins only after what the one before has left is read, on whichever stream that was.
 """
 
 from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-
-def is_capturing(value: Any) -> bool:
-    """Whether ``value`` is a CUDA tensor on a stream that is being captured into a graph."""
-    if not getattr(value, "is_cuda", False):
-        return False
-    import torch
-
-    return bool(torch.cuda.is_current_stream_capturing())
+Replayed = Callable[[torch.Tensor], None]
 
 
-Replayed = Callable[["torch.Tensor"], None]
+@dataclass(frozen=True)
+class GraphTap:
+    """One value in one graph."""
+
+    replayed: Replayed
+    """Called after each replay, on the thread that replays, with the replay's stream current."""
+    buffer: torch.Tensor
+    """On the device, of the shape that was captured; every replay fills it anew."""
 
 
 class GraphTaps:
-    """Taps that ran while CUDA graphs were captured, by graph: for each, what to call and the buffer to call it with.
+    """Taps that ran while CUDA graphs were captured, by graph.
 
-    A buffer is on the device, of the shape that was captured; every replay fills it anew. What is to be called runs on
-    the thread that replays, with the replay's stream current. To learn of the end of a capture and of replays,
-    ``torch.cuda.CUDAGraph.capture_end`` and ``replay`` are wrapped when the first tap is captured, and not before.
+    To learn of captures and replays, methods of ``torch.cuda.CUDAGraph`` are wrapped when a first tap is captured, and
+    not before.
     """
 
     def __init__(self) -> None:
-        self._pending: list[tuple[Replayed, torch.Tensor]] = []
-        self._by_graph: dict[int, list[tuple[Replayed, torch.Tensor]]] = {}
+        self._pending: list[GraphTap] = []
+        """Of the graph that is being captured."""
+        self._counts: dict[Hashable, int] = {}
+        """How often each tap ran in it."""
+        self._by_graph: dict[int, list[GraphTap]] = {}
+        self._buffers: dict[Hashable, torch.Tensor] = {}
+        """Flat, by what they are for."""
+        self._read: torch.cuda.Event | None = None
+        """Reached when what the last replay has left is read."""
         self._installed = False
 
-    def capture(self, replayed: Replayed, value: torch.Tensor) -> None:
-        """Copy ``value`` into a buffer of its own, as part of the graph that is being captured."""
-        import torch
+    def capture(self, replayed: Replayed, value: torch.Tensor, tap: Hashable) -> None:
+        """Copy ``value`` into a buffer, as part of the graph that is being captured.
 
+        ``tap`` tells this value from others of the same graph; the n-th of a tap has the same buffer in every graph.
+        """
         self._install()
-        self._pending.append((replayed, value.detach().clone(memory_format=torch.contiguous_format)))
+        number = self._counts.get(tap, 0)
+        self._counts[tap] = number + 1
+        # A buffer that is made in inference mode could not be written outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            buffer = self._buffer((tap, number, value.device, value.dtype), value)
+            buffer.copy_(value.detach())
+        self._pending.append(GraphTap(replayed, buffer))
+
+    def _buffer(self, key: Hashable, value: torch.Tensor) -> torch.Tensor:
+        flat = self._buffers.get(key)
+        if flat is None or flat.numel() < value.numel():
+            flat = self._buffers[key] = torch.empty(value.numel(), dtype=value.dtype, device=value.device)
+        return flat[: value.numel()].view(value.shape)
+
+    def _began(self) -> None:
+        """A capture begins; what an earlier one has left belongs to no graph, since it failed."""
+        self._pending = []
+        self._counts = {}
 
     def _ended(self, graph: object) -> None:
-        """The capture of ``graph`` is complete: what was captured since the last one belongs to it."""
+        """The capture of ``graph`` is complete: what was captured belongs to it."""
         if self._pending:
             self._by_graph[id(graph)] = self._pending
-            self._pending = []
-            weakref.finalize(graph, self._by_graph.pop, id(graph), None)
+            weakref.finalize(graph, self._forget, id(graph))
+        self._began()
 
-    def _replayed(self, graph: object) -> None:
-        for replayed, buffer in self._by_graph.get(id(graph), ()):
-            replayed(buffer)
+    def _forget(self, graph: int) -> None:
+        self._by_graph.pop(graph, None)
+        if not self._by_graph and not self._pending:
+            self._buffers.clear()
+
+    def _replay(self, graph: object, replay: Callable[[], None]) -> None:
+        taps = self._by_graph.get(id(graph), ())
+        on_device = any(tap.buffer.is_cuda for tap in taps)
+        if on_device and self._read is not None:
+            torch.cuda.current_stream().wait_event(self._read)
+        replay()
+        for tap in taps:
+            tap.replayed(tap.buffer)
+        if on_device:
+            self._read = torch.cuda.current_stream().record_event()
 
     def _install(self) -> None:
         if self._installed:
             return
-        import torch
-
         self._installed = True
         graph_class = torch.cuda.CUDAGraph
-        capture_end, replay = graph_class.capture_end, graph_class.replay
+        capture_begin, capture_end, replay = graph_class.capture_begin, graph_class.capture_end, graph_class.replay
         taps = self
 
+        @functools.wraps(capture_begin)
+        def begin_and_forget(graph: Any, *args: Any, **kwargs: Any) -> None:
+            taps._began()
+            capture_begin(graph, *args, **kwargs)
+
         @functools.wraps(capture_end)
-        def capture_end_and_attribute(graph: Any) -> None:
+        def end_and_attribute(graph: Any) -> None:
             capture_end(graph)
             taps._ended(graph)
 
         @functools.wraps(replay)
         def replay_and_record(graph: Any) -> None:
-            replay(graph)
-            taps._replayed(graph)
+            taps._replay(graph, lambda: replay(graph))
 
-        setattr(graph_class, "capture_end", capture_end_and_attribute)  # noqa: B010
+        setattr(graph_class, "capture_begin", begin_and_forget)  # noqa: B010
+        setattr(graph_class, "capture_end", end_and_attribute)  # noqa: B010
         setattr(graph_class, "replay", replay_and_record)  # noqa: B010

@@ -3,26 +3,31 @@ recording failed."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import threading
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
 
-from dumper.complaints import Complaints
+# What ``threading.RLock`` is; importing all of threading would cost every patched process.
+from _thread import RLock
+
 from dumper.recording.compiled import Tracing, record_in_graph
-from dumper.recording.graphs import GraphTaps, is_capturing
-from dumper.recording.steps import Steps, StepScope, ThreadTags
-from dumper.recording.taps import Tap
+from dumper.recording.running import Running
+from dumper.recording.steps import Steps, StepScope
+from dumper.recording.taps import TapTable
+from dumper.recording.thread_tags import ThreadTags
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from dumper.control import Control
+    from collections.abc import Mapping
+    from typing import Any
+
+    from dumper.complaints import Complaints
     from dumper.layout import TokenLayout
     from dumper.recording.attach import Attachment
-    from dumper.recording.capture import CapturedRecord
+    from dumper.recording.capture import Capture, CapturedRecord
+    from dumper.recording.graphs import GraphTaps
     from dumper.recording.session import Session
-    from dumper.recording.staging import Stager
+    from dumper.recording.taps import Tap
+    from dumper.recording.thread_tags import AddedTags
     from dumper.settings import Settings
 
 
@@ -34,21 +39,18 @@ class Recorder:
 
     def __init__(self, settings: Settings | None = None) -> None:
         """``settings``: None takes them from the environment when they are first needed."""
-        self.number = Tracing.add(self)
-        """How the graphs of ``torch.compile`` name this recorder."""
+        self.number: int | None = None
+        """How the graphs of ``torch.compile`` name this recorder; None while the process has no torch."""
         self._settings: Settings | None = settings
-        self._session: Session | None = None
-        self._stager: Stager | None = None
-        self._control: Control | None = None
-        self._taps: list[Tap] = []
-        self._installed: list[tuple[str, tuple[Mapping[str, Any], ...], Mapping[str, Any]]] = []
+        self._taps = TapTable()
+        self._running = Running(self, self._taps)
         self._context = ThreadTags()
         self._captures: list[list[CapturedRecord]] = []
-        self._graph_taps = GraphTaps()
-        self._lock = threading.RLock()
+        self._graph_taps: GraphTaps | None = None
+        self._lock = RLock()
         self._steps = Steps()
         self._recording = False
-        self._complaints = Complaints()
+        self._complaints: Complaints | None = None
         self._unnested: set[type] = set()
         """Types of values that hold no others: tensors and scalars."""
         self._ended = False
@@ -67,8 +69,8 @@ class Recorder:
         """
         with self._lock:
             self._settings = self.settings.changed(**settings)
-            if self._session is not None:
-                self._session.reconfigure(self._settings)
+            if self._running.session is not None:
+                self._running.session.reconfigure(self._settings)
             self._refresh()
 
     def apply(self, changes: dict[str, Any]) -> None:
@@ -78,7 +80,7 @@ class Recorder:
     def state(self) -> dict[str, Any]:
         """Plain values for ``python -m dumper ctl RUN status``."""
         settings = self.settings
-        counts = self._session.counts() if self._session is not None else {}
+        counts = self._running.session.counts() if self._running.session is not None else {}
         return {
             "settings": {key: getattr(settings, key) for key in ("enable", "filter", "level", "steps")},
             "step": self._steps.number,
@@ -100,17 +102,17 @@ class Recorder:
 
         self._settings, errors = Settings.from_environment()
         for error in errors:
-            self._complaints.say(f"{error}; the setting is ignored")
+            self._say(f"{error}; the setting is ignored")
         self._refresh()
 
     def _refresh(self) -> None:
         """Decide anew whether anything is recorded now, and tell the taps."""
-        Tracing.watch()
+        if self.number is None:
+            self.number = Tracing.number(self)
         settings = self._settings
         wanted = settings is not None and settings.enable and settings.wants_step(self._steps.number)
         self._recording = (wanted and not self._ended) or bool(self._captures)
-        for tap in self._taps:
-            tap.on = self._recording
+        self._taps.switch(self._recording)
 
     # Taps
 
@@ -118,16 +120,14 @@ class Recorder:
         self, module: str, taps: tuple[Mapping[str, Any], ...], config: Mapping[str, Any]
     ) -> tuple[Tap, ...]:
         """Called by patched modules while they are imported (contract 1)."""
-        installed = tuple(Tap(self, info) for info in taps)
         with self._lock:
-            self._taps.extend(installed)
-            self._installed.append((module, taps, config))
+            installed = self._taps.install(self, (module, taps, config))
             if any(tap.kind == "step" for tap in installed):
                 self._steps.make_explicit()
-            if self._session is not None:
-                self._session.add_taps(module, taps, config)
+            if self._running.session is not None:
+                self._running.session.add_taps(module, taps, config)
             if self._settings is not None:
-                self._start_control()
+                self._running.start_control(self._settings)
             self._refresh()
         return installed
 
@@ -135,8 +135,10 @@ class Recorder:
         """An expression of a tap raised: say it once for each tap, count it always."""
         error = sys.exc_info()[1]
         self._complain(f"tap {tap.id}: {type(error).__name__}: {error}; the tap records nothing here", key=tap.id)
-        with contextlib.suppress(Exception):
+        try:
             self._open_session().status.add("failed_taps")
+        except Exception as error_of_status:
+            self._complain(f"the failure of a tap was not counted: {error_of_status}", key="failed_taps")
 
     # Steps
 
@@ -145,8 +147,11 @@ class Recorder:
 
         ``batch``: the engine's own batch object, read through an adapter; ``layout``: the token layout itself.
         """
-        with contextlib.suppress(Exception), self._lock:
-            self._begin_step(batch, layout, tags)
+        try:
+            with self._lock:
+                self._begin_step(batch, layout, tags)
+        except Exception as error:
+            self._complain_of_step(error)
         return StepScope(self.end_step)
 
     def _begin_step(self, batch: Any, layout: TokenLayout | None, tags: Mapping[str, Any]) -> None:
@@ -155,9 +160,9 @@ class Recorder:
         steps.begin(batch, layout, tags)
         if self._settings is None:
             return
-        self._start_control()
-        if self._control is not None:
-            self._control.at_step(steps.number)
+        self._running.start_control(self._settings)
+        if self._running.control is not None:
+            self._running.control.at_step(steps.number)
         self._refresh()
         if self._recording and steps.batch_only is not None:
             from dumper.adapters import complete_at_start
@@ -167,26 +172,23 @@ class Recorder:
 
     def end_step(self) -> None:
         """End the step under way. Records that follow are outside any step where steps are explicit."""
-        with contextlib.suppress(Exception), self._lock:
+        with self._lock:
             self._announce_step()
             self._steps.end()
 
     def _announce_step(self) -> None:
         """Write the step with its token layout, once, when its first record comes or it ends."""
         if self._steps.unsaid and self._recording and not self._captures:
-            session = self._open_session()
-            self._steps.announced = True
-            session.begin_step(self._steps.number, self._steps.take_layout(), self._steps.tags)
+            try:
+                session = self._open_session()
+                self._steps.announced = True
+                session.begin_step(self._steps.number, self._steps.take_layout(), self._steps.tags)
+            except Exception as error:
+                self._complain_of_step(error)
 
-    @contextlib.contextmanager
-    def ctx(self, **tags: Any) -> Iterator[None]:
-        """Add tags to every record of this thread inside the block; a record's own tags win."""
-        before = self._context.tags
-        self._context.tags = {**before, **tags}
-        try:
-            yield
-        finally:
-            self._context.tags = before
+    def ctx(self, **tags: Any) -> AddedTags:
+        """Add tags to every record of this thread inside a ``with`` block; a record's own tags win."""
+        return self._context.adding(tags)
 
     # Records
 
@@ -219,11 +221,10 @@ class Recorder:
     def dump_model(self, model: Any, *, prefix: str = "param", grad: bool = True, **tags: Any) -> None:
         """Record every parameter of a module as ``prefix.path``, and its gradient where it has one."""
         if self._recording:
-            for path, parameter in model.named_parameters():
-                name = f"{prefix}.{path}" if prefix else path
-                self.submit(name, parameter, None, tags)
-                if grad and parameter.grad is not None:
-                    self.submit(name, parameter.grad, None, tags, stream="grad")
+            from dumper.recording.flatten import parameters
+
+            for name, value, stream in parameters(model, prefix, with_gradients=grad):
+                self.submit(name, value, None, tags, stream=stream)
 
     def attach(self, model: Any, pattern: str, **options: Any) -> Attachment:
         """Record inputs and outputs of modules by path (``attach.py``). Raises ValueError without a match."""
@@ -231,19 +232,23 @@ class Recorder:
 
         return attach(self.dump, model, pattern, **options)
 
-    @contextlib.contextmanager
-    def capture(self) -> Iterator[list[CapturedRecord]]:
-        """Record into the list that is yielded, in memory, instead of to disk; recording need not be enabled."""
-        records: list[CapturedRecord] = []
+    def capture(self) -> Capture:
+        """Record into the list that a ``with`` block is given, in memory, instead of to disk; recording need not be
+        enabled."""
+        from dumper.recording.capture import Capture
+
+        return Capture(self._begin_capture, self._end_capture)
+
+    def _begin_capture(self, records: list[CapturedRecord]) -> None:
         with self._lock:
             self._captures.append(records)
             self._refresh()
-        try:
-            yield records
-        finally:
-            with self._lock:
-                self._captures.remove(records)
-                self._refresh()
+
+    def _end_capture(self, records: list[CapturedRecord]) -> None:
+        with self._lock:
+            # By identity: two captures may hold the same records.
+            self._captures = [other for other in self._captures if other is not records]
+            self._refresh()
 
     def submit(
         self,
@@ -272,7 +277,7 @@ class Recorder:
             if self._captures:
                 self._capture_value(name, value, dims, tags, stream, step)
             elif step is not None or self._has_step():
-                session = self._session or self._open_session()
+                session = self._running.session or self._open_session()
                 if step is None and self._steps.inside:
                     step = self._steps.number
                 session.submit(name, value, dims, tags, level, tap, stream, step)
@@ -308,25 +313,24 @@ class Recorder:
         self, name: str, value: Any, dims: str | None, tags: Mapping[str, Any], *, level: str | None, tap: str | None
     ) -> None:
         """What ``submit`` does, for a tap whose code does not run: inside compiled code or a CUDA graph."""
-        self._count_fired(tap, 1)
-        self.submit(name, value, dims, tags, level=level, tap=tap)
+        if self._recording:
+            self._taps.count(tap, 1)
+            self.submit(name, value, dims, tags, level=level, tap=tap)
 
     def _put_into_graph(
         self, name: str, value: Any, dims: str | None, tags: Mapping[str, Any], level: str | None, tap: str | None
     ) -> None:
         """Record ``value`` at every replay of the CUDA graph that is being captured; the capture itself is no event."""
-        self._count_fired(tap, -1)
+        from dumper.recording.graphs import GraphTaps
+
+        self._taps.count(tap, -1)
+        if self._graph_taps is None:
+            self._graph_taps = GraphTaps()
 
         def replayed(buffer: Any) -> None:
             self.submit_from_graph(name, buffer, dims, tags, level=level, tap=tap)
 
-        self._graph_taps.capture(replayed, value)
-
-    def _count_fired(self, tap: str | None, times: int) -> None:
-        """Correct the count of a tap, known by its id alone."""
-        for installed in self._taps:
-            if installed.id == tap:
-                installed.fired += times
+        self._graph_taps.capture(replayed, value, (tap, name, *((key, str(tag)) for key, tag in tags.items())))
 
     def _has_step(self) -> bool:
         """Whether a record that comes now is wanted: it belongs to a step, or need not."""
@@ -353,49 +357,20 @@ class Recorder:
     # The session: what is open while something is recorded
 
     def _open_session(self) -> Session:
-        if self._session is None:
-            with self._lock:
-                if self._session is None:
-                    from dumper.recording.session import Session
-                    from dumper.recording.staging import Stager
-
-                    settings = self.settings
-                    # Kept when a run is closed and another begun: its buffers are expensive to make.
-                    self._stager = self._stager or Stager(settings.memory_budget)
-                    self._session = Session(settings, self._taps, self._stager)
-                    for installed in self._installed:
-                        self._session.add_taps(*installed)
-                    self._start_control()
-                    if self._control is not None:
-                        from dumper.control import place_of
-
-                        self._control.set_place(place_of(self._session.process))
-                    from dumper.recording.signals import call_at_end
-
-                    call_at_end(self.end)
-        assert self._session is not None
-        return self._session
-
-    def _start_control(self) -> None:
-        settings = self._settings
-        if self._control is None and settings is not None and settings.controlled:
-            from dumper.control import start
-
-            self._control = start(settings.run_path, self, settings.http_port, settings.http_token)
+        with self._lock:
+            return self._running.open(self.settings)
 
     def flush(self) -> None:
         """Return when all that was dumped is in the file."""
-        session = self._session
+        session = self._running.session
         if session is not None:
             session.flush()
 
     def close(self) -> None:
         """Complete the files. What is dumped afterwards begins anew, with step 0, which needs another run name."""
         with self._lock:
-            with contextlib.suppress(Exception):
-                self._announce_step()
-            session, self._session = self._session, None
-            control, self._control = self._control, None
+            self._announce_step()
+            session, control = self._running.take()
             self._steps.reset()
             self._refresh()
         if control is not None:
@@ -411,11 +386,30 @@ class Recorder:
 
     def _forked(self) -> None:
         """In the child of a fork: the parent's file and threads are not ours."""
-        self._lock = threading.RLock()
-        self._session = self._control = self._stager = None
+        self._lock = RLock()
+        self._running.forget()
+
+    def _complain_of_step(self, error: Exception) -> None:
+        self._complain(f"step {self._steps.number} was not recorded: {error}", key=f"step {type(error)}")
 
     def _complain(self, message: str, *, key: str) -> None:
-        self._complaints.say(f"{message}. The model runs on; this is said once and counted in the run.", key=key)
+        self._say(f"{message}. The model runs on; this is said once and counted in the run.", key)
+
+    def _say(self, message: str, key: str | None = None) -> None:
+        if self._complaints is None:
+            from dumper.complaints import Complaints
+
+            self._complaints = Complaints()
+        self._complaints.say(message, key=key)
+
+
+def is_capturing(value: Any) -> bool:
+    """Whether ``value`` is a CUDA tensor on a stream that is being captured into a graph."""
+    if not getattr(value, "is_cuda", False):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_current_stream_capturing())
 
 
 dumper = Recorder()

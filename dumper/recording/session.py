@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dumper.adapters import describe_process
@@ -17,9 +17,8 @@ from dumper.layout import TokenLayout
 from dumper.levels import FULL, Level, LevelRules
 from dumper.recording.reduced import reduce_value
 from dumper.recording.staging import SMALL, Stager
-from dumper.recording.taps import Tap
 from dumper.settings import Settings
-from dumper.writing.encoder import RankEncoder
+from dumper.writing.encoder import Coverage, RankEncoder
 from dumper.writing.items import BeginStep, Description, InstalledTaps, Submission, TagsKey
 from dumper.writing.writer import OVERHEAD_BYTES, Writer, current_process, status_path
 
@@ -67,13 +66,13 @@ class Plan:
 class Session:
     """From the first record to ``close``. ``submit`` may be called from any thread."""
 
-    def __init__(self, settings: Settings, taps: Sequence[Tap], stager: Stager) -> None:
+    def __init__(self, settings: Settings, coverage: Coverage, stager: Stager) -> None:
+        """``coverage`` tells what taps did, for the end."""
         self._settings = settings
-        self._taps = taps
         self.process = describe_process()
         self.status = _open_status(settings, self.process)
         self._stager = stager
-        encoder = RankEncoder(settings, self.process, self.status, self._coverage)
+        encoder = RankEncoder(settings, self.process, self.status, coverage)
         encoder.claim()
         self._writer = Writer(settings, encoder, stager.host)
         self._plans: dict[tuple[Any, ...], Plan] = {}
@@ -242,12 +241,6 @@ class Session:
     def counts(self) -> dict[str, int]:
         """The counts of the status block."""
         return self.status.counts()
-
-    def _coverage(self) -> dict[str, Any]:
-        return {
-            "fired": {tap.id: tap.fired for tap in list(self._taps)},
-            "failed": {tap.id: tap.failures for tap in list(self._taps) if tap.failures},
-        }
 
 
 def _open_status(settings: Settings, process: Process) -> StatusBlock:

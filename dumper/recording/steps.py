@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 
 class Steps:
@@ -89,9 +89,3 @@ class StepScope:
 
     def __exit__(self, *exception: object) -> None:
         self._end()
-
-
-class ThreadTags(threading.local):
-    """The tags that ``ctx`` adds on a thread."""
-
-    tags: Mapping[str, Any] = MappingProxyType({})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
 from dumper.recording.compiled import Tracing, record_in_graph
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    Module = tuple[str, tuple[Mapping[str, Any], ...], Mapping[str, Any]]
+    """What ``install_taps`` is called with."""
+
     from dumper.recording.recorder import Recorder
 
 
@@ -61,3 +65,44 @@ class Tap:
         """The expression of the value or of a tag raised; called while the exception is being handled."""
         self.failures += 1
         self._recorder.tap_failed(self)
+
+
+class TapTable:
+    """All taps of a process."""
+
+    def __init__(self) -> None:
+        self.modules: list[Module] = []
+        self._taps: list[Tap] = []
+        self._by_id: dict[str, Tap] = {}
+
+    def __iter__(self) -> Iterator[Tap]:
+        return iter(list(self._taps))
+
+    def install(self, recorder: Recorder, module: Module) -> tuple[Tap, ...]:
+        """Make the taps of a module."""
+        installed = tuple(Tap(recorder, info) for info in module[1])
+        self.modules.append(module)
+        self._taps.extend(installed)
+        self._by_id.update((tap.id, tap) for tap in installed)
+        return installed
+
+    def switch(self, on: bool) -> None:
+        """Have generated code record, or not."""
+        for tap in self._taps:
+            tap.on = on
+
+    def count(self, tap: str | None, times: int) -> None:
+        """Correct how often a tap fired that is known by its id alone."""
+        known = self._by_id.get(tap or "")
+        if known is not None:
+            known.fired += times
+
+    def coverage(self) -> dict[str, dict[str, int]]:
+        """How often each tap fired, and how often it failed if it did; a module that ran twice has its taps twice."""
+        fired: dict[str, int] = {}
+        failed: dict[str, int] = {}
+        for tap in self:
+            fired[tap.id] = fired.get(tap.id, 0) + tap.fired
+            if tap.failures:
+                failed[tap.id] = failed.get(tap.id, 0) + tap.failures
+        return {"fired": fired, "failed": failed}

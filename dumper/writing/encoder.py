@@ -20,7 +20,7 @@ from dumper.recording.staging import Staged
 from dumper.settings import Settings
 from dumper.writing.items import BeginStep, Description, InstalledTaps, Item, Stop, Submission
 from dumper.writing.records import RecordEncoder
-from dumper.writing.stream import ClaimedError, RankFile, segment_path
+from dumper.writing.stream import ClaimedError, CutShortError, RankFile, segment_path
 
 logger = logging.getLogger("tensortap")
 
@@ -119,20 +119,20 @@ class RankEncoder:
         if file is None:
             self._lose(len(small), "lost_claimed" if self._claimed else "lost_writing")
             return
-        try:
-            buffers, rows, length = self._records.encode_small(small, file.position)
-        except Exception as error:
-            # One of them is at fault: find it, keep the others.
-            if len(small) > 1:
-                for record in small:
-                    self._append_small([record])
-            else:
-                self._lose(1, "lost_encoding", f"{small[0][0].name}: cannot be encoded: {error}")
+        batch = self._records.encode_small(small, file.position)
+        for name, error in batch.failures:
+            self._lose(1, "lost_encoding", f"{name}: cannot be encoded: {error}")
+        if not batch.ends:
             return
         self._fill_descriptors(file)
-        if self._guard(len(small), lambda: file.append_small(buffers, length)):
-            file.index.add(rows)
-            self._wrote(len(small))
+        written = len(batch.ends)
+        try:
+            file.append_small(batch.buffers, batch.ends)
+        except CutShortError as error:
+            self._lose(written - error.frames, "lost_writing", self._cannot_be_written(error))
+            written = error.frames
+        file.index.add(batch.rows_of(written))
+        self._wrote(written)
 
     def _append_large(self, description: Description, data: Any, step: int | None) -> None:
         file = self._ready()
@@ -274,7 +274,7 @@ class RankEncoder:
             return None
         except OSError as error:
             self._retry_at = time.monotonic() + _RETRY_SECONDS
-            self._complain(f"{self._settings.run_path} cannot be written: {error.strerror}")
+            self._complain(self._cannot_be_written(error))
             return None
         self._file = file
         self._check_at = time.monotonic() + _CHECK_SECONDS
@@ -335,7 +335,7 @@ class RankEncoder:
         try:
             write()
         except OSError as error:
-            self._lose(records, "lost_writing", f"{self._settings.run_path} cannot be written: {error.strerror}")
+            self._lose(records, "lost_writing", self._cannot_be_written(error))
             return False
         except (ValueError, TypeError, OverflowError) as error:
             self._lose(records, "lost_encoding", f"cannot be encoded: {error}")
@@ -347,6 +347,9 @@ class RankEncoder:
             self._status.add(reason, count)
         if message is not None:
             self._complain(message)
+
+    def _cannot_be_written(self, error: OSError) -> str:
+        return f"{self._settings.run_path} cannot be written: {error.strerror}"
 
     def _complain(self, message: str) -> None:
         self._complaints.say(

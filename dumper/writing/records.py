@@ -56,6 +56,25 @@ class _Encoded:
         """The prefix and the field of the step that came last."""
 
 
+class EncodedBatch:
+    """Small records, ready to be written."""
+
+    __slots__ = ("buffers", "ends", "failures", "rows")
+
+    def __init__(self) -> None:
+        self.buffers: list[Any] = []
+        self.ends: list[int] = []
+        """The position in the file after each frame."""
+        self.rows: list[int] = []
+        """Of the index, one after the other."""
+        self.failures: list[tuple[str, Exception]] = []
+        """Records that cannot be encoded, by name."""
+
+    def rows_of(self, frames: int) -> list[int]:
+        """The rows of the first so many frames."""
+        return self.rows[: len(self.rows) // len(self.ends) * frames]
+
+
 class RecordEncoder:
     """Numbers records and makes their frames. Belongs to the writer's thread."""
 
@@ -66,21 +85,18 @@ class RecordEncoder:
         self._counts: dict[tuple[Any, ...], dict[int | None, int]] = {}
         self._order = 0
 
-    def encode_small(
-        self, records: Sequence[tuple[Description, Any, int | None]], position: int
-    ) -> tuple[list[bytes], list[int], int]:
-        """Frames of records of one payload each, to be written at ``position``.
-
-        Takes (description, bytes, step) of each. Returns the buffers to write, the rows of the index one after the
-        other, and the number of bytes.
-        """
-        buffers: list[bytes] = []
-        rows: list[int] = []
-        add, digest = buffers.append, xxhash.xxh3_64_digest
+    def encode_small(self, records: Sequence[tuple[Description, Any, int | None]], position: int) -> EncodedBatch:
+        """Frames of records of one payload each, to be written at ``position``. Takes (description, bytes, step)."""
+        batch = EncodedBatch()
+        add, add_end, digest = batch.buffers.append, batch.ends.append, xxhash.xxh3_64_digest
+        rows = batch.rows
         tail = b""
-        start = position
         for description, content, step in records:
-            meta, number, occurrence, data = self._meta(description, content, step)
+            try:
+                meta, number, occurrence, data = self._meta(description, content, step)
+            except Exception as error:
+                batch.failures.append((description.name, error))
+                continue
             length = len(data)
             payload = position + _FIXED_BYTES + len(meta)
             padding = -payload % frames.ALIGNMENT
@@ -102,9 +118,10 @@ class RecordEncoder:
             add(data)
             tail = _CHECKSUM + digest(data)
             rows += (position, number, NO_STEP if step is None else step, occurrence, self._order - 1, payload, length)
-            position = payload + length + 9
+            position = payload + length + len(tail)
+            add_end(position)
         add(tail)
-        return buffers, rows, position - start
+        return batch
 
     def encode_large_meta(
         self, description: Description, content: Any, step: int | None

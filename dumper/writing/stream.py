@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import fcntl
@@ -33,6 +34,14 @@ def segment_path(run: Path, rank: int, segment: int) -> Path:
     return run / (f"rank-{rank:05d}.msgpack" if segment == 0 else f"rank-{rank:05d}.{segment:04d}.msgpack")
 
 
+class CutShortError(OSError):
+    """Only the first frames of those that were to be appended are in the file."""
+
+    def __init__(self, cause: OSError, frames: int) -> None:
+        super().__init__(cause.errno, cause.strerror, cause.filename)
+        self.frames = frames
+
+
 class RankFile:
     """Appends frames to one segment. Belongs to the writer thread. Any method may raise OSError.
 
@@ -61,17 +70,25 @@ class RankFile:
         """Whether the file still has a name: a deleted directory takes it away without any error."""
         return os.fstat(self._descriptor).st_nlink > 0
 
-    def append_small(self, encoded: Sequence[Any], length: int) -> None:
-        """Append complete frames, given as buffers of ``length`` bytes together, with few system calls."""
+    def append_small(self, encoded: Sequence[Any], ends: Sequence[int]) -> None:
+        """Append complete frames, given as buffers and the position in the file after each, with few system calls.
+
+        Raises CutShortError when there is no room for all of them.
+        """
         try:
-            if length >= CLAIMED_AHEAD:
-                self._preallocation.claim(self.position, length)
+            if ends[-1] - self.position >= CLAIMED_AHEAD:
+                # Where not all of it has room, the first frames may have.
+                with contextlib.suppress(OSError):
+                    self._preallocation.claim(self.position, ends[-1] - self.position)
             for first in range(0, len(encoded), MOST_VECTORS):
                 self._write_all(list(encoded[first : first + MOST_VECTORS]))
-        except OSError:
+        except OSError as error:
+            reached = self._reached()
+            written = bisect.bisect_right(ends, reached)
+            self.position = ends[written - 1] if written else self.position
             self._cut_back()
-            raise
-        self.position += length
+            raise CutShortError(error, written) from error
+        self.position = ends[-1]
 
     def append_large(self, head: bytes, payloads: Sequence[memoryview]) -> list[tuple[int, int, int]]:
         """Append one frame with payloads that are hashed while they are written.
@@ -101,14 +118,14 @@ class RankFile:
     def append_frame(self, kind: str, meta: dict[str, Any]) -> None:
         """Append a frame without payload."""
         encoded = frames.encode_frame(kind, meta, self.position)
-        self.append_small([encoded], len(encoded))
+        self.append_small([encoded], [self.position + len(encoded)])
 
     def finish(self) -> None:
         """Write the index and the footer. The file is complete afterwards."""
         offset = self.position
         index = frames.encode_frame("index", self.index.meta(), offset, (self.index.encode(),))
         footer = frames.encode_footer(offset)
-        self.append_small([index, footer], len(index) + len(footer))
+        self.append_small([index, footer], [offset + len(index) + len(footer)])
 
     def close(self) -> None:
         """Close without writing."""
@@ -132,6 +149,13 @@ class RankFile:
             digest.update(chunk)
             self._write_all([chunk])
         return digest.intdigest()
+
+    def _reached(self) -> int:
+        """Where the last write ended, whole or not."""
+        try:
+            return os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        except OSError:
+            return self.position
 
     def _cut_back(self) -> None:
         with contextlib.suppress(OSError):

@@ -23,6 +23,9 @@ class StandInGraph:
         self.fill = fill
         self.replays = 0
 
+    def capture_begin(self, pool: object = None) -> None:
+        pass
+
     def capture_end(self) -> None:
         pass
 
@@ -65,11 +68,51 @@ def test_buffers_are_recorded_after_each_replay_of_their_own_graph(
     ]
 
 
+def test_graphs_share_buffers_as_large_as_the_largest_needs_them(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: True)
+    graphs = [StandInGraph({}) for _ in range(3)]
+    for graph, rows in zip(graphs, (4, 2, 3), strict=True):
+        for layer in range(2):
+            # Twice under one name: they are two values.
+            recorder.dump("x", torch.full((rows, 2), float(rows + layer)), layer_id=layer)
+            recorder.dump("x", torch.full((rows, 2), -float(rows + layer)), layer_id=layer)
+        graph.capture_end()
+    taps = recorder._graph_taps
+    assert taps is not None
+    held = {buffer.untyped_storage().data_ptr() for buffer in taps._buffers.values()}
+    assert len(held) == 4
+    for graph, rows in zip(graphs, (4, 2, 3), strict=True):
+        captured = taps._by_graph[id(graph)]
+        assert [tuple(tap.buffer.shape) for tap in captured] == [(rows, 2)] * 4
+        assert {tap.buffer.untyped_storage().data_ptr() for tap in captured} == held
+
+
+def test_what_a_failed_capture_has_left_belongs_to_no_graph(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: True)
+    recorder.dump("x", torch.zeros(1))  # the capture fails after this: it has no end
+    graph = StandInGraph({})
+    graph.capture_begin()
+    recorder.dump("y", torch.ones(1))
+    graph.capture_end()
+    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: False)
+    with recorder.step():
+        graph.replay()
+    path = recorder.settings.run_path
+    recorder.close()
+    assert [record.name for record in open_run(path).records] == ["y"]
+
+
 def test_a_graph_that_is_gone_takes_its_buffers_along(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "is_capturing", lambda value: True)
     graph = StandInGraph({})
     recorder.dump("x", torch.zeros(1))
     graph.capture_end()
-    assert len(recorder._graph_taps._by_graph) == 1
+    taps = recorder._graph_taps
+    assert taps is not None
+    assert (len(taps._by_graph), len(taps._buffers)) == (1, 1)
     del graph
-    assert not recorder._graph_taps._by_graph
+    assert (len(taps._by_graph), len(taps._buffers)) == (0, 0)

@@ -104,6 +104,18 @@ def test_a_directory_that_disappears_is_made_again_and_the_loss_counted(
     assert run.losses == 5
 
 
+def test_what_cannot_be_encoded_leaves_the_records_beside_it_as_they_are(recording: Recording) -> None:
+    recorder = recording.start()
+    for number in range(6):
+        recorder.dump("x", torch.full((3,), float(number)))
+        recorder.dump("too large a tag", torch.zeros(3), tag=1 << 70)
+    run = recording.read()
+    assert [(record.name, record.occurrence, float(record.array()[0])) for record in run.records] == [
+        ("x", number, float(number)) for number in range(6)
+    ]
+    assert run.losses == 6
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 2 MiB."""
