@@ -17,3 +17,5 @@ class PairError(Exception):
 
 class DimsError(ValueError):
     """A dims string that cannot be understood, or does not fit the tensor it describes."""
+
+    hint = "--override-dims 'NAME:DIMS' corrects dims without a new recording"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import numpy.typing as npt
 
+from comparator.errors import DimsError, PairError
 from comparator.judge import Verdict
 from comparator.match import Bundle, BundlePair
 from comparator.measure import Difference, Statistics
@@ -15,14 +17,30 @@ from comparator.report.records import (
     BundleInfo,
     BundleSide,
     DiffInfo,
+    ErroredComparison,
     ReplicatedCheck,
     TensorInfo,
     TensorStats,
 )
 from comparator.runs import RecordView
+from comparator.session import identity
 from comparator.tokens.interface import Side
 from comparator.unshard import ReplicaDifference
 from comparator.unshard.execute import REPLICA_TOLERANCE
+
+
+def errored(pair: BundlePair, error: Exception) -> ErroredComparison:
+    """A pair that cannot be compared, for a reason that concerns it alone: with a hint where one is known, and else (a
+    damaged payload, a fault of ours) with the traceback of the exception that is being handled."""
+    hint = error.hint if isinstance(error, PairError | DimsError) else ""
+    return ErroredComparison(
+        **identity(pair),
+        category="errored",
+        exception_type=type(error).__name__,
+        exception_message=str(error),
+        traceback_str=hint or ("" if isinstance(error, PairError) else traceback.format_exc()),
+        hint=hint,
+    )
 
 
 def torch_dtype_name(name: str | None) -> str:

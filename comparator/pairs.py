@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +10,12 @@ import numpy.typing as npt
 
 from comparator.align import Aligned, align
 from comparator.dims import parse_dims
-from comparator.errors import ComparatorError, DimsError, PairError
+from comparator.errors import ComparatorError, DimsError
 from comparator.findings import (
     bundle_info,
     bundle_side,
     diff_info,
+    errored,
     numpy_dtype_name,
     replica_check,
     tensor_info,
@@ -30,7 +30,6 @@ from comparator.options import Options
 from comparator.plan import PairPlan, plan_pair
 from comparator.report.records import (
     Comparison,
-    ErroredComparison,
     Note,
     SkippedComparison,
     TensorComparison,
@@ -80,25 +79,8 @@ def _compare_guarded(pair: BundlePair, session: Session) -> Comparison:
         return _compare(pair, session)
     except ComparatorError:
         raise
-    except PairError as error:
-        return _errored(pair, "PairError", str(error), error.hint)
-    except DimsError as error:
-        return _errored(
-            pair, "DimsError", str(error), "--override-dims 'NAME:DIMS' corrects dims without a new recording"
-        )
-    except Exception as error:  # a damaged payload or a fault of ours concerns this pair alone
-        return _errored(pair, type(error).__name__, str(error), "", traceback.format_exc())
-
-
-def _errored(pair: BundlePair, kind: str, message: str, hint: str, trace: str = "") -> ErroredComparison:
-    return ErroredComparison(
-        **identity(pair),
-        category="errored",
-        exception_type=kind,
-        exception_message=message,
-        traceback_str=trace or hint,
-        hint=hint,
-    )
+    except Exception as error:
+        return errored(pair, error)
 
 
 def _compare(pair: BundlePair, session: Session) -> Comparison:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from comparator.errors import ComparatorError, DimsError, PairError
-from comparator.findings import bundle_side, diff_info, numpy_dtype_name, replica_check, tensor_info, torch_dtype_name
+from comparator.errors import ComparatorError, PairError
+from comparator.findings import (
+    bundle_side,
+    diff_info,
+    errored,
+    numpy_dtype_name,
+    replica_check,
+    tensor_info,
+    torch_dtype_name,
+)
 from comparator.judge import judge, predicate_for, remarks
 from comparator.match import Bundle, BundlePair
 from comparator.measure import PERCENTILE_LIMIT, Measured, summarize
@@ -20,14 +27,12 @@ from comparator.report.records import (
     BundleInfo,
     Comparison,
     DiffInfo,
-    ErroredComparison,
-    Location,
     Note,
     SkippedComparison,
     TensorComparison,
     ValueComparison,
 )
-from comparator.session import Session
+from comparator.session import Session, identity
 from comparator.sglang_compat.joining import SEVERAL_STEPS_HINT, align_dimensions, join_steps, without_leading_ones
 from comparator.sglang_compat.measures import compare_in_single, difference_in_half
 from comparator.sglang_compat.sides import (
@@ -73,7 +78,7 @@ def compare_sglang_pair(pair: BundlePair, session: Session) -> list[Comparison]:
         if not _leaves_steps_apart(pair, session):
             return _compare_by_our_rules(pair, session)
         message = "several steps and several data-parallel ranks make one tensor here"
-        return [_errored(pair, "PairError", message, SEVERAL_STEPS_HINT)]
+        return [errored(pair, PairError(message, hint=SEVERAL_STEPS_HINT))]
 
 
 def _leaves_steps_apart(pair: BundlePair, session: Session) -> bool:
@@ -117,13 +122,8 @@ def _compare_guarded(pair: BundlePair, session: Session) -> Comparison:
         return _compare(pair, session)
     except (ComparatorError, SeveralPartsError):
         raise
-    except PairError as error:
-        return _errored(pair, "PairError", str(error), error.hint)
-    except DimsError as error:
-        hint = "--override-dims 'NAME:DIMS' corrects dims without a new recording"
-        return _errored(pair, "DimsError", str(error), hint)
     except Exception as error:
-        return _errored(pair, type(error).__name__, str(error), "", traceback.format_exc())
+        return errored(pair, error)
 
 
 def _rows_are_shared(pair: BundlePair, session: Session) -> bool:
@@ -209,7 +209,7 @@ def _compare_tensors(
     replicas.extend(("target", found) for found in right.replicas)
     checks = [replica_check(side, found) for side, found in replicas]
     common: dict[str, Any] = {
-        **_identity(pair),
+        **identity(pair),
         "unified_shape": list(baseline.shape),
         "shape_mismatch": baseline.shape != target.shape,
         "replicated_checks": checks,
@@ -274,7 +274,7 @@ def _compare_values(pair: BundlePair, sides: _Sides) -> ValueComparison:
     found = None if equal else first_difference(left, right)
     note = [] if found is None else [Note(kind="info", category="value", message=f"{found[0] or 'value'}: {found[1]}")]
     return ValueComparison(
-        **_identity(pair),
+        **identity(pair),
         category="passed" if equal and not sides.errors else "failed",
         baseline_value=repr(left),
         target_value=repr(right),
@@ -322,7 +322,7 @@ def _skipped(
             "available_bundle_info": _side_info(replace(files, records=tuple(tensors)), session),
         }
     return SkippedComparison(
-        **_identity(pair),
+        **identity(pair),
         category="failed" if errors else "skipped",
         reason=reason,
         message=message,
@@ -333,22 +333,3 @@ def _skipped(
 
 def _side_info(files: SideFiles, session: Session) -> Any:
     return bundle_side(Bundle(files.records, 0), files.dims_text, session.contexts[files.side])
-
-
-def _errored(pair: BundlePair, kind: str, message: str, hint: str, trace: str = "") -> ErroredComparison:
-    return ErroredComparison(
-        **_identity(pair),
-        category="errored",
-        exception_type=kind,
-        exception_message=message,
-        traceback_str=trace or hint,
-        hint=hint,
-    )
-
-
-def _identity(pair: BundlePair) -> dict[str, Any]:
-    return {
-        "name": pair.name,
-        "tags": {key: str(value) for key, value in pair.tags},
-        "location": Location(step=pair.step),
-    }

@@ -8,7 +8,6 @@ of real sequences.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from dumper.adapters.asking import installed_versions
 from dumper.adapters.host_copy import HostCopies
 from dumper.adapters.protocol import Parallel, PendingLayout
 from dumper.adapters.sglang_rows import GatherFacts, PassFacts, SlotNames, build_layout
+from dumper.adapters.torch_distributed import group_rank
 from dumper.layout import ContextParallelRows, TokenLayout
 
 _DISTRIBUTIONS = ("sglang", "torch", "transformers", "flashinfer-python", "sgl-kernel")
@@ -32,10 +32,10 @@ class SGLangAdapter:
         self._slot_names = SlotNames()
 
     def rank(self) -> tuple[int, int] | None:
-        distributed = sys.modules.get("torch.distributed")
-        if distributed is None or not sglang_parallel.initialised() or not distributed.is_initialized():
+        place = group_rank() if sglang_parallel.initialised() else None
+        if place is None:
             return None
-        rank, world_size = int(distributed.get_rank()), int(distributed.get_world_size())
+        rank, world_size = place
         # Whole-model replicas (--dp without data-parallel attention) are worlds of their own.
         replica, replicas = sglang_parallel.parallel_axes().get("dp", (0, 1))
         return replica * world_size + rank, replicas * world_size

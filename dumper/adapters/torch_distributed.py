@@ -29,10 +29,7 @@ class TorchDistributedAdapter:
         self._mesh = mesh
 
     def rank(self) -> tuple[int, int] | None:
-        distributed = _initialised()
-        if distributed is not None:
-            return int(distributed.get_rank()), int(distributed.get_world_size())
-        return _launcher_rank()
+        return group_rank() or _launcher_rank()
 
     def parallel(self) -> Parallel:
         mesh = self._mesh
@@ -54,12 +51,12 @@ class TorchDistributedAdapter:
         return None
 
 
-def _initialised() -> Any:
-    """The ``torch.distributed`` module when a default process group exists."""
+def group_rank() -> tuple[int, int] | None:
+    """Rank and size of the default process group; None without one."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return None
-    return distributed
+    return int(distributed.get_rank()), int(distributed.get_world_size())
 
 
 def _launcher_rank() -> tuple[int, int] | None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from dumper.adapters.asking import installed_versions, quietly
 from dumper.adapters.host_copy import HostCopies
 from dumper.adapters.protocol import Parallel, PendingLayout
+from dumper.adapters.torch_distributed import group_rank
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
 
 Array = npt.NDArray[np.int64]
@@ -43,10 +44,7 @@ class VLLMAdapter:
     complete_at_start = True
 
     def rank(self) -> tuple[int, int] | None:
-        distributed = sys.modules.get("torch.distributed")
-        if distributed is None or not distributed.is_initialized() or not self.parallel():
-            return None
-        return int(distributed.get_rank()), int(distributed.get_world_size())
+        return group_rank() if self.parallel() else None
 
     def parallel(self) -> Parallel:
         state = sys.modules.get(_STATE)
