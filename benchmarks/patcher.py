@@ -1,9 +1,10 @@
 """What patching costs, side by side with the unpatched module in the same run.
 
-    python benchmarks/patcher.py [--repeat N] [--module NAME --config FILE]
+    python -m benchmarks.patcher [--write] [--repeat N] [--module NAME --config FILE]
 
 Figures are medians of alternating runs, in processor time (user and system), so that other work on the machine does
-not count. Absolute times depend on the machine; the ratios are what counts.
+not count. Absolute times depend on the machine; the ratios are what counts. ``--write`` puts the table into
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -18,20 +19,24 @@ import tempfile
 import time
 import timeit
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-# Python puts the folder of a script first, where this file has the name of the package it measures.
-sys.path[0] = str(ROOT)
+if not __package__:
+    # Run as a file, this folder would come first, and "patcher" would be this script.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from patcher.check import check_configs, check_loaded  # noqa: E402
-from patcher.launch import environment_for, write_plan  # noqa: E402
-from patcher.loading.compiler import compile_module  # noqa: E402
-from patcher.loading.hook import Activation, PatchingFinder  # noqa: E402
-from patcher.loading.importing import make_activation  # noqa: E402
-from patcher.reading.config import load_config  # noqa: E402
-from patcher.targets.modules import ModuleFinder  # noqa: E402
+from benchmarks.report import machine, table, write_section
+from patcher.check import check_configs, check_loaded
+from patcher.launch import environment_for, write_plan
+from patcher.loading.compiler import compile_module
+from patcher.loading.hook import Activation, PatchingFinder
+from patcher.loading.importing import make_activation
+from patcher.reading.config import load_config
+from patcher.targets.modules import ModuleFinder
 
+ROOT = Path(__file__).resolve().parent.parent
+LINES = 6000
 LAYER = '''
 class Layer{number}:
     """A layer of a generated model."""
@@ -64,11 +69,33 @@ class Layer{number}:
             raise RuntimeError(f"layer {{self.layer_id}} of {{len(table)}}") from error
         return hidden_states, residual
 '''
+CHILD = """
+import sys, time
+for name in {first!r}:
+    __import__(name)
+start = time.process_time()
+import {module}
+print(time.process_time() - start)
+assert "libcst" not in sys.modules
+"""
 
 
-def generate(folder: Path, lines: int, taps: bool) -> tuple[str, Path]:
-    """A module of about that many lines, and a config with three edits in every eighth layer."""
-    count = lines // LAYER.count("\n")
+@dataclass(frozen=True)
+class Measured:
+    """Seconds: unpatched and patched from the cache."""
+
+    plain: float
+    patched: float
+
+    def row(self, what: str) -> tuple[str, ...]:
+        """One line of the table."""
+        ratio = self.patched / self.plain
+        return (what, f"{self.plain * 1e3:.1f} ms", f"{self.patched * 1e3:.1f} ms", f"{ratio:.3f}")
+
+
+def generate(folder: Path, *, taps: bool) -> tuple[str, Path]:
+    """A module of about ``LINES`` lines, and a config with two edits in every eighth layer."""
+    count = LINES // LAYER.count("\n")
     name = "generated_taps" if taps else "generated_code"
     (folder / f"{name}.py").write_text("".join(LAYER.format(number=number) for number in range(count)))
     patches = ["patches:"]
@@ -85,45 +112,50 @@ def generate(folder: Path, lines: int, taps: bool) -> tuple[str, Path]:
     return name, config
 
 
-def processor_seconds(command: Sequence[str], environment: dict[str, str], folder: Path) -> float:
-    """Run a command; user and system time of its process."""
-    process = subprocess.Popen(command, env=environment, cwd=folder)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed")
-    return usage.ru_utime + usage.ru_stime
-
-
 def start_up(
-    name: str, config: Path, repeat: int, environment: dict[str, str], beside: str = ""
-) -> tuple[float, float]:
-    """Seconds of a process that imports the module: unpatched (``beside`` it another), and patched from the cache."""
+    module: str, config: Path, repeat: int, environment: dict[str, str], first: Sequence[str] = ()
+) -> tuple[Measured, Measured]:
+    """What importing the module takes after the modules ``first``, and what the whole process takes."""
     loaded = [load_config(config)]
-    finder = ModuleFinder(path=[str(config.parent)])
-    checked = check_loaded(loaded, finder)
+    checked = check_loaded(loaded, ModuleFinder(path=[str(config.parent)]))
     if not checked.ok:
         raise SystemExit("\n".join(checked.errors))
     patched = environment_for(write_plan(make_activation(loaded, checked.plan)), environment)
-    command = [sys.executable, "-c", f"import {name}, sys; assert 'libcst' not in sys.modules"]
-    folder = config.parent
-    unpatched = [*command[:2], f"import {beside}\n{command[2]}"] if beside else command
-    processor_seconds(unpatched, environment, folder)  # writes Python's own bytecode
-    processor_seconds([sys.executable, "-c", f"import {name}"], patched, folder)  # writes ours
-    runs = [
-        (processor_seconds(unpatched, environment, folder), processor_seconds(command, patched, folder))
-        for _ in range(repeat)
-    ]
-    return statistics.median(plain for plain, _ in runs), statistics.median(ours for _, ours in runs)
+    command = [sys.executable, "-c", CHILD.format(first=tuple(first), module=module)]
+    # Fills both caches of bytecode; libcst may be imported here.
+    _run(command, environment, config.parent)
+    subprocess.run([sys.executable, "-c", f"import {module}"], env=patched, cwd=config.parent, check=True)
+    plain, ours = [], []
+    for _ in range(repeat):
+        plain.append(_run(command, environment, config.parent))
+        ours.append(_run(command, patched, config.parent))
+
+    def median(number: int) -> Measured:
+        return Measured(*(statistics.median(run[number] for run in runs) for runs in (plain, ours)))
+
+    return median(0), median(1)
 
 
-def first_rewrite(config: Path, folder: Path) -> tuple[int, float]:
-    """Lines of the module, and seconds to rewrite and compile it, libcst imported already."""
+def _run(command: Sequence[str], environment: dict[str, str], folder: Path) -> tuple[float, float]:
+    """Processor time of the import, as the process says, and of the whole process."""
+    process = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    # A model file may print while it is imported.
+    return float(said.split()[-1]), usage.ru_utime + usage.ru_stime
+
+
+def first_rewrite(config: Path, folder: Path) -> float:
+    """Seconds to rewrite and compile the module, libcst imported already."""
     check_configs([config], path=[str(folder)])
     start = time.process_time()
     (module,) = check_configs([config], path=[str(folder)]).modules
     assert module.rewritten is not None
     compile_module(module.rewritten, module.file)
-    return module.rewritten.source.count("\n"), time.process_time() - start
+    return time.process_time() - start
 
 
 def hook_cost() -> tuple[float, float]:
@@ -163,9 +195,31 @@ def switched_off() -> dict[str, float]:
     return {kind: times[kind] - times["none"] for kind in ("statement", "wrapped")}
 
 
+def start_up_rows(folder: Path, repeat: int, module: str | None, config: Path | None) -> list[tuple[str, ...]]:
+    """The lines of the table that compare with the unpatched module."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPATH"] = str(ROOT)
+    rows = []
+    for taps in (False, True):
+        name, own_config = generate(folder, taps=taps)
+        what = "with 50 taps" if taps else "with 50 other edits"
+        # A process that records imports the dumper in any case, as one that runs a model imports torch.
+        imported, _ = start_up(name, own_config, repeat, environment, ["dumper"] if taps else [])
+        rows.append(imported.row(f"importing {LINES:,} lines {what}"))
+        _, process = start_up(name, own_config, repeat, environment, ["torch"])
+        rows.append(process.row(f"a process that imports torch and {LINES:,} lines {what}"))
+        _, process = start_up(name, own_config, repeat, environment)
+        rows.append(process.row(f"a process that imports nothing but {LINES:,} lines {what}"))
+    if module and config:
+        _, process = start_up(module, config.resolve(), max(3, repeat // 5), environment)
+        rows.append(process.row(f"a process that imports {module}"))
+    return rows
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
     parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--module", help="a module of an installed package to measure start-up of as well")
     parser.add_argument("--config", type=Path, help="the config that patches it")
@@ -173,31 +227,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["TENSORTAP_CACHE"] = str(folder / "cache")
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-        environment["PYTHONPATH"] = str(ROOT)
-        print(f"Python {sys.version.split()[0]}, {options.repeat} alternating runs, medians")
-        for taps in (False, True):
-            module, config = generate(folder, 6000, taps)
-            lines, seconds = first_rewrite(config, folder)
-            what = "taps" if taps else "code"
-            print(f"first rewrite, {lines} lines, {what:<5} {seconds * 1000:8.1f} ms")
-            plain, ours = start_up(module, config, options.repeat, environment)
-            report(f"start-up of a process that imports it, {what}", plain, ours)
-        # Taps need the dumper, which a program that records imports anyhow.
-        plain, ours = start_up(module, config, options.repeat, environment, beside="dumper")
-        report("start-up of a process that imports it and the dumper, taps", plain, ours)
-        if options.module and options.config:
-            plain, ours = start_up(options.module, options.config.resolve(), options.repeat, environment)
-            report(f"start-up with {options.module}", plain, ours)
+        rows = start_up_rows(folder, options.repeat, options.module, options.config)
+        rewrite = first_rewrite(folder / "generated_taps.yaml", folder)
     ours, whole = hook_cost()
-    print(f"hook, per unrelated import        {ours * 1e6:8.2f} us  ({ours / whole:.1%} of finding a module)")
-    for kind, seconds in switched_off().items():
-        print(f"a tap that is off, {kind:<10}     {seconds * 1e9:8.1f} ns")
+    off = switched_off()
+    alone = [
+        (f"the first rewrite of {LINES:,} lines, 50 taps", f"{rewrite:.2f} s", "< 1 s"),
+        ("the import hook, per import of another module", f"{ours * 1e6:.2f} µs ({ours / whole:.1%} of it)", "< 5 µs"),
+        *((f"a tap that is off, {kind}", f"{seconds * 1e9:.0f} ns", "< 100 ns") for kind, seconds in off.items()),
+    ]
+    text = f"""## Patching
 
+`python -m benchmarks.patcher --write`: medians of {options.repeat} alternating runs, processor time, {machine()}.
+Start-up is from the cache; the goal is a ratio of 1.1 at most.
 
-def report(what: str, plain: float, ours: float) -> None:
-    """One line: unpatched, patched from the cache, ratio."""
-    print(f"{what}: {plain * 1000:.1f} ms unpatched, {ours * 1000:.1f} ms patched, ratio {ours / plain:.3f}")
+{table(("start-up", "unpatched", "patched", "ratio"), rows)}
+
+{table(("what", "it takes", "goal"), alone)}
+"""
+    print(text)
+    if options.write:
+        write_section("patcher", text)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def tapped(recorder: Recorder) -> Callable[[torch.Tensor, int], torch.Tensor]:
     return function
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_every_run_of_the_graph_is_recorded(recorder: Recorder, backend: str) -> None:
     compiled = torch.compile(tapped(recorder), backend=backend, fullgraph=True)
     inputs = [torch.randn(3, 4, requires_grad=True) for _ in range(3)]
