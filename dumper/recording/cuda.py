@@ -65,7 +65,9 @@ class DeviceCopier:
         nbytes = value.numel() * value.element_size()
         buffer = self._shelf.take(nbytes)
         with torch.cuda.device(value.device):
-            clone = value.detach().clone(memory_format=torch.contiguous_format)
+            # Clones of lazily conjugated or negated tensors are lazy, too.
+            plain = value.detach().resolve_conj().resolve_neg()
+            clone = plain.clone(memory_format=torch.contiguous_format)
             side = self._side_stream(value.device.index)
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):

@@ -1,5 +1,6 @@
-"""Wheels of SGLang releases, downloaded without dependencies, to check patch configs against their sources.
+"""Wheels that tests look into or import from, downloaded without dependencies: they are no part of the environment.
 
+Those of SGLang's releases are what patch configs are checked against.
 ``python -m tests.support.wheels 0.5.11 0.5.12`` downloads further ones; the tests then check them too.
 """
 
@@ -7,6 +8,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.paths import CACHE
@@ -24,18 +28,35 @@ class WheelError(RuntimeError):
 
 def sglang_wheel(release: str) -> Path:
     """The wheel of a release, downloaded if it is not in the cache. Raises WheelError."""
-    cached = _cached(release)
+    return _wheel("sglang", release, PLATFORM)
+
+
+def unpacked_wheel(package: str, release: str) -> Path:
+    """A folder for ``sys.path`` that holds a package for this machine. Raises WheelError."""
+    wheel = _wheel(package, release, ())
+    folder = WHEELS / wheel.stem
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory(dir=WHEELS) as temporary:
+            whole = Path(temporary) / "whole"
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(whole)
+            whole.rename(folder)
+    return folder
+
+
+def _wheel(package: str, release: str, platform: Sequence[str]) -> Path:
+    cached = _cached(package, release)
     if cached is not None:
         return cached
     WHEELS.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     done = subprocess.run(
-        [*pip, *PLATFORM, "--dest", str(WHEELS), f"sglang=={release}"], capture_output=True, text=True, check=False
+        [*pip, *platform, "--dest", str(WHEELS), f"{package}=={release}"], capture_output=True, text=True, check=False
     )
-    cached = _cached(release)
+    cached = _cached(package, release)
     if done.returncode != 0 or cached is None:
         raise WheelError(
-            f"sglang {release} could not be downloaded from the package index; put its wheel into {WHEELS} or make "
+            f"{package} {release} could not be downloaded from the package index; put its wheel into {WHEELS} or make "
             f"the index reachable for pip:\n{done.stderr.strip()[-1500:]}"
         )
     return cached
@@ -47,8 +68,8 @@ def known_releases() -> tuple[str, ...]:
     return tuple(sorted(found | set(RELEASES), key=_order))
 
 
-def _cached(release: str) -> Path | None:
-    return next(iter(WHEELS.glob(f"sglang-{release}-*.whl")), None)
+def _cached(package: str, release: str) -> Path | None:
+    return next(iter(WHEELS.glob(f"{package.replace('-', '_')}-{release}-*.whl")), None)
 
 
 def _order(release: str) -> tuple[int, ...]:

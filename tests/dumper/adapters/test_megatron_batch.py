@@ -1,8 +1,9 @@
-"""The arguments of Megatron-core's model as a token layout; with the real package on gloo ranks where it is there."""
+"""The arguments of Megatron-core's model as a token layout, and its own groups and slicing on gloo ranks."""
 
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from dumper.adapters import describe_process
 from dumper.adapters.megatron import MegatronAdapter, ModelInput, build_layout, zigzag_positions
 from dumper.layout import TokenLayout
+from tests.support.wheels import unpacked_wheel
 
 
 def rows(layout: TokenLayout) -> list[tuple[int, int] | None]:
@@ -100,8 +102,9 @@ def test_the_parts_of_all_ranks_are_every_token_once(lengths: list[int], size: i
     assert sorted(found) == [(index, p) for index, length in enumerate(lengths) for p in range(length)]
 
 
-def run_rank(rank: int, rendezvous: str, results: Connection) -> None:
+def run_rank(rank: int, packages: str, rendezvous: str, results: Connection) -> None:
     """One of four gloo ranks with Megatron's own groups: its axes, and what its own slicing gives it."""
+    sys.path.append(packages)
     warnings.simplefilter("ignore")
     os.environ.update(RANK=str(rank), WORLD_SIZE="4", LOCAL_RANK=str(rank))
     torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=4)
@@ -121,11 +124,16 @@ def run_rank(rank: int, rendezvous: str, results: Connection) -> None:
 
 @pytest.mark.slow
 def test_real_groups_and_real_slicing(tmp_path: Path) -> None:
+    # Not in the environment: SGLang imports it where it finds it, and every server would take longer to start.
+    packages = str(unpacked_wheel("megatron-core", "0.16.1"))
+    rendezvous = f"file://{tmp_path}/rendezvous"
     context = torch.multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for rank in range(4):
         here, there = context.Pipe()
-        process = context.Process(target=run_rank, args=(rank, f"file://{tmp_path}/rendezvous", there), daemon=True)
+        process = context.Process(
+            target=run_rank, args=(rank, packages, f"file://{tmp_path}/rendezvous", there), daemon=True
+        )
         process.start()
         pipes.append(here)
         processes.append(process)
