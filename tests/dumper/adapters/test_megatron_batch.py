@@ -131,9 +131,7 @@ def test_real_groups_and_real_slicing(tmp_path: Path) -> None:
     pipes, processes = [], []
     for rank in range(4):
         here, there = context.Pipe()
-        process = context.Process(
-            target=run_rank, args=(rank, packages, f"file://{tmp_path}/rendezvous", there), daemon=True
-        )
+        process = context.Process(target=run_rank, args=(rank, packages, rendezvous, there), daemon=True)
         process.start()
         pipes.append(here)
         processes.append(process)
