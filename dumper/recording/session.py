@@ -15,52 +15,15 @@ from dumper.format.dtypes import KNOWN
 from dumper.format.status import StatusBlock
 from dumper.layout import TokenLayout
 from dumper.levels import FULL, Level, LevelRules
+from dumper.recording.plans import MOST_PLANS, Plan, SmallTensors
 from dumper.recording.reduced import reduce_value
 from dumper.recording.staging import SMALL, Stager
 from dumper.settings import Settings
 from dumper.writing.encoder import Coverage, RankEncoder
-from dumper.writing.items import BeginStep, Description, InstalledTaps, Submission, TagsKey
+from dumper.writing.items import BeginStep, InstalledTaps, Submission, TagsKey
 from dumper.writing.writer import OVERHEAD_BYTES, Writer, current_process, status_path
 
 logger = logging.getLogger("tensortap")
-
-_MOST_PLANS = 50_000
-"""Combinations of name and tags that are remembered; tags that count without end must not fill the memory."""
-
-
-class Plan:
-    """What is to be done with the records of one name, tags, dims, level, tap and stream."""
-
-    __slots__ = ("chosen", "descriptions", "dims", "name", "stream", "tags", "tap", "whole")
-
-    def __init__(
-        self, name: str, tags: TagsKey, dims: str | None, tap: str | None, stream: str, chosen: Level | None
-    ) -> None:
-        self.name = name
-        self.tags = tags
-        self.dims = dims
-        self.tap = tap
-        self.stream = stream
-        self.chosen = chosen
-        """None when the filter rejects them."""
-        self.whole = chosen is not None and chosen.kind in ("full", "hash")
-        """Whether all bytes of the value go to the writer."""
-        self.descriptions: dict[tuple[Any, ...], Description] = {}
-
-    def describe(
-        self, dtype: str | None, shape: tuple[int, ...] | None, recompute: bool, level: Level | None = None
-    ) -> Description:
-        """The one description of what is like this; ``level`` where it is not the chosen one."""
-        key = (dtype, shape, recompute, level)
-        description = self.descriptions.get(key)
-        if description is None:
-            if len(self.descriptions) > _MOST_PLANS:
-                self.descriptions.clear()
-            kept = level or self.chosen or FULL
-            description = self.descriptions[key] = Description(
-                self.name, self.tags, self.dims, dtype, shape, kept, self.stream, self.tap, recompute
-            )
-        return description
 
 
 class Session:
@@ -121,7 +84,7 @@ class Session:
             plan = self._make_plan(name, dims, level, tap, stream, rules_step, tags)
         else:
             if plan is None:
-                if len(self._plans) > _MOST_PLANS:
+                if len(self._plans) > MOST_PLANS:
                     self._plans.clear()
                 plan = self._plans[key] = self._make_plan(name, dims, level, tap, stream, rules_step, tags)
         if plan.chosen is None:
@@ -137,17 +100,23 @@ class Session:
     def _submit_small(self, plan: Plan, value: Any, step: int | None) -> bool:
         """The short way, straight from the tensor's memory; False for a tensor that cannot go it."""
         # A sparse tensor has no answer to what is asked after its layout.
-        if value.layout is not self._strided or not value.is_cpu:
+        if value.layout is not self._strided or not value.is_cpu or not value.is_contiguous():
             return False
-        nbytes = value.nbytes
-        dtype = self._dtypes.get(value.dtype)
-        if nbytes > SMALL or dtype is None or not value.is_contiguous() or not _is_plain(value, dtype):
+        key = (value.dtype, value.shape, self._backward_pass() != -1)
+        small = plan.small.get(key) or plan.remember_small(key, self._describe_small(plan, value))
+        if small.description is None or (small.may_be_lazy and (value.is_neg() or value.is_conj())):
             return False
-        key = (dtype, value.shape, self._backward_pass() != -1, None)
-        description = plan.descriptions.get(key) or plan.describe(*key)
-        if not self._writer.put_small(description, value.data_ptr(), nbytes, step):
+        if not self._writer.put_small(small.description, value.data_ptr(), small.nbytes, step):
             self.status.add("lost_full_memory")
         return True
+
+    def _describe_small(self, plan: Plan, value: Any) -> SmallTensors:
+        """What is worked out once for tensors of one type and shape."""
+        dtype = self._dtypes.get(value.dtype)
+        if dtype is None or value.nbytes > SMALL:
+            return SmallTensors(None)
+        description = plan.describe(dtype, value.shape, self._backward_pass() != -1)
+        return SmallTensors(description, value.nbytes, dtype in _MAY_BE_LAZY)
 
     def _submit_any(self, plan: Plan, value: Any, step: int | None) -> None:
         """The long way: any value, any device, any level."""
@@ -255,19 +224,9 @@ def _open_status(settings: Settings, process: Process) -> StatusBlock:
         return StatusBlock(None)
 
 
-_MAY_BE_NEGATED = frozenset({"float16", "float32", "float64"})
-_MAY_BE_CONJUGATED = frozenset({"complex32", "complex64", "complex128"})
-
-
-def _is_plain(value: Any, dtype: str) -> bool:
-    """Whether the bytes in memory are the elements: no conjugation or negation that is still to be done.
-
-    Only parts of complex tensors are negated lazily. To ask torch lets go of the interpreter lock, so that it is not
-    asked in vain.
-    """
-    if dtype in _MAY_BE_NEGATED:
-        return not value.is_neg()
-    return dtype not in _MAY_BE_CONJUGATED or not (value.is_conj() or value.is_neg())
+_MAY_BE_LAZY = frozenset({"float16", "float32", "float64", "complex32", "complex64", "complex128"})
+"""Types whose elements may still have to be conjugated or negated (parts of complex tensors). To ask torch lets go of
+the interpreter lock, so that it is not asked in vain."""
 
 
 def _no_backward_pass() -> int:

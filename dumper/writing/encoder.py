@@ -18,7 +18,7 @@ from dumper.format.status import StatusBlock
 from dumper.measures import fingerprint
 from dumper.recording.staging import Staged
 from dumper.settings import Settings
-from dumper.writing.items import BeginStep, Description, InstalledTaps, Item, Stop, Submission
+from dumper.writing.items import BeginStep, Description, InstalledTaps, Item, SmallValue, Stop, Submission
 from dumper.writing.records import RecordEncoder
 from dumper.writing.stream import ClaimedError, CutShortError, RankFile, segment_path
 
@@ -66,11 +66,14 @@ class RankEncoder:
         staged: list[Staged] = []
         try:
             for item in batch:
-                if isinstance(item, Submission):
-                    if item.slab is not None and item.description.level.kind != "hash":
-                        small.append((item.description, item.data, item.step))
-                    else:
-                        self._collect(item, small, staged)
+                if isinstance(item, tuple):
+                    description, slab, offset, nbytes, step = item
+                    data: Any = slab.view[offset : offset + nbytes]
+                    if description.level.kind == "hash" and description.dtype is not None:
+                        data = _fingerprint(description, data)
+                    small.append((description, data, step))
+                elif isinstance(item, Submission):
+                    self._collect(item, small, staged)
                 else:
                     self._flush(small, staged)
                     self._write_other(item)
@@ -95,7 +98,7 @@ class RankEncoder:
                 return
             staged.append(copy)
         if description.level.kind == "hash" and description.dtype is not None:
-            data = bytes.fromhex(fingerprint(description.dtype, description.shape or (), data))
+            data = _fingerprint(description, data)
         if len(data) < LARGE:
             small.append((description, data, item.step))
         else:
@@ -160,35 +163,38 @@ class RankEncoder:
         if trigger.fired:
             return list(batch)
         passed = [ready for item in batch for ready in self._released(item, trigger)]
-        held = sum(isinstance(item, Submission) for item in batch) - sum(
-            isinstance(item, Submission) for item in passed
-        )
-        self._held_back += held
+        self._held_back += _count_records(batch) - _count_records(passed)
         return passed
 
     def _released(self, item: Item, trigger: NanTrigger[Item]) -> list[Item]:
         """What to write now: while a trigger waits for the first NaN, steps and records are held."""
         if isinstance(item, BeginStep):
             return trigger.offer(item.number, item, 0, None)
-        if not isinstance(item, Submission):
+        if not isinstance(item, tuple | Submission):
             return [item]
-        description, data = item.description, item.data
-        # What is held must not keep buffers from being used again.
-        if isinstance(data, memoryview):
-            data = bytes(data)
-        elif not isinstance(data, bytes):
-            copy = data
-            try:
-                data = bytes(copy.wait())
-            except Exception as error:
-                self._lose(1, "lost_encoding", f"{description.name}: the copy failed: {error}")
-                return []
-            finally:
-                copy.release()
+        data = self._bytes_of(item)
+        if data is None:
+            return []
+        description, step = (item[0], item[4]) if isinstance(item, tuple) else (item.description, item.step)
         array = None
         if description.dtype is not None and description.shape is not None:
             array = as_array(data, *_payload_type(description))
-        return trigger.offer(item.step, Submission(description, data, item.step, 0), len(data), array)
+        return trigger.offer(step, Submission(description, data, step, 0), len(data), array)
+
+    def _bytes_of(self, item: SmallValue | Submission) -> bytes | None:
+        """A value apart from buffers that are to be used again; None where it is lost."""
+        if isinstance(item, tuple):
+            _, slab, offset, nbytes, _ = item
+            return bytes(slab.view[offset : offset + nbytes])
+        if isinstance(item.data, bytes | memoryview):
+            return bytes(item.data)
+        try:
+            return bytes(item.data.wait())
+        except Exception as error:
+            self._lose(1, "lost_encoding", f"{item.description.name}: the copy failed: {error}")
+            return None
+        finally:
+            item.data.release()
 
     def _write_other(self, item: Item) -> None:
         if isinstance(item, BeginStep):
@@ -355,6 +361,14 @@ class RankEncoder:
         self._complaints.say(
             f"rank {self._process.rank}: {message}. The model runs on; what is lost is counted in the run.", key=message
         )
+
+
+def _count_records(items: Sequence[Item]) -> int:
+    return sum(isinstance(item, tuple | Submission) for item in items)
+
+
+def _fingerprint(description: Description, data: Any) -> bytes:
+    return bytes.fromhex(fingerprint(description.dtype or "", description.shape or (), data))
 
 
 def _payload_type(description: Description) -> tuple[str, tuple[int, ...]]:

@@ -111,7 +111,7 @@ class Writer:
         # An empty tensor may have no address.
         if nbytes:
             copy_memory(slab.address + offset, address, nbytes)
-        self._queue.append(Submission(description, slab.view[offset : offset + nbytes], step, reserved, slab))
+        self._queue.append((description, slab, offset, nbytes, step))
         if self._asleep:
             self._wake.set()
         return True
@@ -133,11 +133,12 @@ class Writer:
         slabs: dict[Slab, int] = {}
         # Counted before the lock is taken: the model takes it for every record.
         for item in batch:
-            if isinstance(item, Submission):
+            if isinstance(item, tuple):
+                slab = item[1]
+                slabs[slab] = slabs.get(slab, 0) + 1
+                reserved += item[3] + OVERHEAD_BYTES
+            elif isinstance(item, Submission):
                 reserved += item.reserved
-                slab = item.slab
-                if slab is not None:
-                    slabs[slab] = slabs.get(slab, 0) + 1
         with self._lock:
             for slab, values in slabs.items():
                 slab.released += values
@@ -210,7 +211,7 @@ class Writer:
         try:
             self._encoder.write(batch)
         except Exception:
-            records = sum(isinstance(item, Submission) for item in batch)
+            records = sum(isinstance(item, tuple | Submission) for item in batch)
             logger.exception("tensortap: up to %d values were not written because of an internal error", records)
         finally:
             self._release(batch)
@@ -227,7 +228,9 @@ class Writer:
         while self._queue and len(batch) < LARGEST_BATCH and reserved < LARGEST_BATCH_BYTES:
             item = popleft()
             batch.append(item)
-            if isinstance(item, Submission):
+            if isinstance(item, tuple):
+                reserved += item[3]
+            elif isinstance(item, Submission):
                 reserved += item.reserved
         return batch
 

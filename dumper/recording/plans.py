@@ -1,0 +1,67 @@
+"""What is to be done with records, worked out once for all that are alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dumper.levels import FULL, Level
+from dumper.writing.items import Description, TagsKey
+
+MOST_PLANS = 50_000
+"""Combinations of name and tags, or shapes of one of them, that are remembered; what counts without end must not fill
+the memory."""
+
+
+@dataclass(frozen=True)
+class SmallTensors:
+    """Tensors of one type and shape that are copied straight from their memory."""
+
+    description: Description | None
+    """None for tensors that cannot be."""
+    nbytes: int = 0
+    may_be_lazy: bool = False
+    """Whether the bytes in memory may not be the elements yet."""
+
+
+class Plan:
+    """What is to be done with the records of one name, tags, dims, level, tap and stream."""
+
+    __slots__ = ("chosen", "descriptions", "dims", "name", "small", "stream", "tags", "tap", "whole")
+
+    def __init__(
+        self, name: str, tags: TagsKey, dims: str | None, tap: str | None, stream: str, chosen: Level | None
+    ) -> None:
+        self.name = name
+        self.tags = tags
+        self.dims = dims
+        self.tap = tap
+        self.stream = stream
+        self.chosen = chosen
+        """None when the filter rejects them."""
+        self.whole = chosen is not None and chosen.kind in ("full", "hash")
+        """Whether all bytes of the value go to the writer."""
+        self.descriptions: dict[tuple[Any, ...], Description] = {}
+        self.small: dict[tuple[Any, ...], SmallTensors] = {}
+
+    def describe(
+        self, dtype: str | None, shape: tuple[int, ...] | None, recompute: bool, level: Level | None = None
+    ) -> Description:
+        """The one description of what is like this; ``level`` where it is not the chosen one."""
+        key = (dtype, shape, recompute, level)
+        description = self.descriptions.get(key)
+        if description is None:
+            if len(self.descriptions) > MOST_PLANS:
+                self.descriptions.clear()
+            kept = level or self.chosen or FULL
+            description = self.descriptions[key] = Description(
+                self.name, self.tags, self.dims, dtype, shape, kept, self.stream, self.tap, recompute
+            )
+        return description
+
+    def remember_small(self, key: tuple[Any, ...], found: SmallTensors) -> SmallTensors:
+        """Keep what was worked out for tensors of one type and shape."""
+        if len(self.small) > MOST_PLANS:
+            self.small.clear()
+        self.small[key] = found
+        return found
