@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from comparator.errors import ComparatorError
 from comparator.options import Options, parse_override
-from comparator.pipeline import Tally, prepare, run_notes, silent_taps
+from comparator.pipeline import Tally, prepare, run_notes
 from comparator.predicates import ThresholdRule, parse_rules
 from comparator.report.records import Comparison, LogRecord, SummaryRecord, TensorComparison
 from comparator.runs import RunView
@@ -133,7 +133,7 @@ def compare(
         raise ComparatorError(f"unknown setting: {error}") from None
     left, right = open_side(baseline, "baseline"), open_side(target, "target")
     prepared = prepare(left, right, chosen)
-    tally = Tally(chosen, silent_taps=(*silent_taps(left), *silent_taps(right)))
+    tally = Tally(chosen, silent_taps=(*left.silent_taps, *right.silent_taps))
     findings: list[Comparison] = []
     for finding in prepared.findings():
         tally.add(finding)

@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare as the arguments say; raises ComparatorError."""
-    from comparator.pipeline import Tally, input_ids, prepare, rank_info, run_notes, silent_taps
+    from comparator.pipeline import Tally, input_ids, prepare, rank_info, run_notes
     from comparator.report.records import ConfigRecord
     from comparator.report.sinks import JsonOutput, ReportFile, TextOutput
 
@@ -158,7 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
     output: TextOutput | JsonOutput = (
         JsonOutput() if arguments.output_format == "json" else TextOutput(arguments.verbosity, len(prepared.pairs))
     )
-    tally = Tally(options, silent_taps=(*silent_taps(baseline), *silent_taps(target)))
+    tally = Tally(options, silent_taps=(*baseline.silent_taps, *target.silent_taps))
     sinks = [output] if report is None else [output, report]
     try:
         with output:

@@ -131,18 +131,6 @@ def _layouts(run: RunView, options: Options) -> SideLayouts:
     return SideLayouts(run, parallel_layout(run), steps)
 
 
-def silent_taps(run: RunView) -> list[str]:
-    """Taps that were installed and never fired on any rank, with their place in the source."""
-    fired: dict[str, int] = {}
-    place: dict[str, str] = {}
-    for tap in run.taps:
-        if getattr(tap, "kind", "dump") != "dump":
-            continue
-        fired[tap.id] = fired.get(tap.id, 0) + int(tap.fired)
-        place[tap.id] = f"{tap.id} ({tap.file}:{tap.line})" if getattr(tap, "file", None) else tap.id
-    return [place[tap] for tap, count in fired.items() if not count]
-
-
 def run_notes(label: Side, run: RunView, options: Options) -> LogRecord | None:
     """What is wrong with a run as a whole; None when nothing is."""
     notes = [
@@ -157,7 +145,7 @@ def run_notes(label: Side, run: RunView, options: Options) -> LogRecord | None:
     kind = "error" if options.strict_taps else "warning"
     notes.extend(
         Note(kind=kind, category="silent_tap", message=f"{label}: tap {tap} never fired")  # type: ignore[arg-type]
-        for tap in silent_taps(run)
+        for tap in run.silent_taps
     )
     if not notes:
         return None

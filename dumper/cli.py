@@ -23,8 +23,8 @@ class UsageError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0: fine. 1: what was looked at is damaged or nothing was found. 2: the command line is wrong or there is no
-    readable run."""
+    """0: fine. 1: what was looked at is damaged, nothing was found, or a tap never fired (``--strict-taps``). 2: the
+    command line is wrong or there is no readable run."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["ctl"]:
         from dumper.control.cli import main as control
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--records", action="store_true", help="one line per record")
     _add_selection(listing)
     listing.add_argument("--json", action="store_true", help="one JSON object per record instead of text")
+    listing.add_argument("--strict-taps", action="store_true", help="exit code 1 when an installed tap never fired")
     show = add("show", _show, "Print records: what they are, and their values.")
     show.add_argument("names", nargs="*", metavar="NAME", help="names of records; none: all")
     _add_selection(show)
@@ -128,7 +129,11 @@ def _list(arguments: argparse.Namespace) -> int:
         listing.print_run(run, _selected(run, arguments, []))
     for problem in run.problems:
         print(f"dumper ls: {problem.message}", file=sys.stderr)
-    return 0
+    if not arguments.strict_taps:
+        return 0
+    for tap in run.silent_taps:
+        print(f"dumper ls: tap {tap} never fired", file=sys.stderr)
+    return 1 if run.silent_taps else 0
 
 
 def _show(arguments: argparse.Namespace) -> int:

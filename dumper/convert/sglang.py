@@ -199,6 +199,7 @@ class SGLangDump:
 
     losses = 0
     taps: Sequence[TapCoverage] = ()
+    silent_taps: tuple[str, ...] = ()
 
     def __init__(self, path: Path, records: Sequence[SGLangRecord], problems: Sequence[Problem]) -> None:
         self.path = path

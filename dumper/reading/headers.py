@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,17 @@ class TapCoverage:
     def silent(self) -> bool:
         """Whether it never fired."""
         return self.fired == 0
+
+
+def silent_taps(taps: Iterable[TapCoverage]) -> tuple[str, ...]:
+    """Taps that fired on no rank, with their place in the source. Taps of steps are none that record."""
+    fired: dict[str, int] = {}
+    places: dict[str, str] = {}
+    for tap in taps:
+        if tap.kind == "dump":
+            fired[tap.id] = fired.get(tap.id, 0) + tap.fired
+            places[tap.id] = f"{tap.id} ({tap.file}:{tap.line})" if tap.file else tap.id
+    return tuple(places[tap] for tap, count in fired.items() if not count)
 
 
 def read_header(rank: int, headers: _Metas, configs: _Metas) -> Header:

@@ -17,7 +17,15 @@ from dumper.format.index import NO_STEP
 from dumper.format.layouts import decode_layout
 from dumper.format.status import read_status
 from dumper.layout import TokenLayout
-from dumper.reading.headers import Header, TapCoverage, largest_world, ranks_without_file, read_coverage, read_header
+from dumper.reading.headers import (
+    Header,
+    TapCoverage,
+    largest_world,
+    ranks_without_file,
+    read_coverage,
+    read_header,
+    silent_taps,
+)
 from dumper.reading.record import Record
 from dumper.reading.segments import Problem, Segment, open_segment
 
@@ -170,6 +178,11 @@ class Run:
     def taps(self) -> Sequence[TapCoverage]:
         """Every tap that was installed on a rank, and how often it fired there."""
         return [tap for rank, part in sorted(self._ranks.items()) for tap in _coverage(rank, part)]
+
+    @property
+    def silent_taps(self) -> tuple[str, ...]:
+        """Taps that were installed and fired on no rank, with their place in the source."""
+        return silent_taps(self.taps)
 
     @property
     def losses(self) -> int:

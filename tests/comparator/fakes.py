@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dumper.layout import SequenceSpan, TokenLayout
+from dumper.reading.headers import silent_taps
 
 
 @dataclass
@@ -60,6 +61,7 @@ class FakeTap:
     fired: int
     file: str = "model.py"
     line: int = 1
+    kind: str = "dump"
 
 
 @dataclass
@@ -94,6 +96,10 @@ class FakeRun:
     @property
     def steps(self) -> tuple[int, ...]:
         return tuple(sorted({record.step for record in self.records if record.step is not None}))
+
+    @property
+    def silent_taps(self) -> tuple[str, ...]:
+        return silent_taps(self.taps)  # type: ignore[arg-type]
 
     def layout(self, step: int, rank: int) -> TokenLayout | None:
         return self.layouts.get((step, rank))

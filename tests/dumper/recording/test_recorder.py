@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dumper.cli import main
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
 from dumper.reading.run import Record
 from dumper.recording.recorder import Recorder
@@ -188,7 +189,7 @@ def test_the_index_as_a_table(recording: Recording) -> None:
 # Taps
 
 
-def test_taps_fire_and_are_covered(recording: Recording) -> None:
+def test_taps_fire_and_are_covered(recording: Recording, capsys: pytest.CaptureFixture[str]) -> None:
     recorder = recording.start()
     config = {"paths": ["c.yaml"], "sha256": "ab", "texts": {"c.yaml": "patches: []"}}
     taps = recorder.install_taps("m", (_tap(1), _tap(2), _tap(3, level="stats")), config)
@@ -203,6 +204,10 @@ def test_taps_fire_and_are_covered(recording: Recording) -> None:
         ("m.f#2:tap2", 0, True),
         ("m.f#3:tap3", 2, False),
     ]
+    assert run.silent_taps == ("m.f#2:tap2 (m.py:2)",)
+    assert main(["ls", str(recording.path)]) == 0
+    assert main(["ls", "--strict-taps", str(recording.path)]) == 1
+    assert "tap m.f#2:tap2 (m.py:2) never fired" in capsys.readouterr().err
     assert [record.tap for record in run.records] == ["m.f#1:tap1"] * 3 + ["m.f#3:tap3"] * 2
     assert [record.level for record in run.records] == ["full"] * 3 + ["stats", "hash"]
     assert run.headers[0].patch_config == config
