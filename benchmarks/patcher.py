@@ -1,6 +1,6 @@
 """What patching costs, side by side with the unpatched module in the same run.
 
-    python -m benchmarks.patcher [--write] [--repeat N] [--module NAME --config FILE]
+    python -m benchmarks.patcher [--write] [--repeat N] [--module NAME --config FILE [--path DIR]]
 
 Figures are medians of alternating runs, in processor time (user and system), so that other work on the machine does
 not count. Absolute times depend on the machine; the ratios are what counts. ``--write`` puts the table into
@@ -195,7 +195,9 @@ def switched_off() -> dict[str, float]:
     return {kind: times[kind] - times["none"] for kind in ("statement", "wrapped")}
 
 
-def start_up_rows(folder: Path, repeat: int, module: str | None, config: Path | None) -> list[tuple[str, ...]]:
+def start_up_rows(
+    folder: Path, repeat: int, module: str | None, config: Path | None, path: Path | None
+) -> list[tuple[str, ...]]:
     """The lines of the table that compare with the unpatched module."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPATH"] = str(ROOT)
@@ -211,6 +213,8 @@ def start_up_rows(folder: Path, repeat: int, module: str | None, config: Path | 
         _, process = start_up(name, own_config, repeat, environment)
         rows.append(process.row(f"a process that imports nothing but {LINES:,} lines {what}"))
     if module and config:
+        if path:
+            environment["PYTHONPATH"] = os.pathsep.join((str(path.resolve()), str(ROOT)))
         _, process = start_up(module, config.resolve(), max(3, repeat // 5), environment)
         rows.append(process.row(f"a process that imports {module}"))
     return rows
@@ -223,11 +227,12 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--module", help="a module of an installed package to measure start-up of as well")
     parser.add_argument("--config", type=Path, help="the config that patches it")
+    parser.add_argument("--path", type=Path, help="a folder that this module needs on PYTHONPATH")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["TENSORTAP_CACHE"] = str(folder / "cache")
-        rows = start_up_rows(folder, options.repeat, options.module, options.config)
+        rows = start_up_rows(folder, options.repeat, options.module, options.config, options.path)
         rewrite = first_rewrite(folder / "generated_taps.yaml", folder)
     ours, whole = hook_cost()
     off = switched_off()

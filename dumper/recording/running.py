@@ -43,7 +43,8 @@ class Running:
         from dumper.recording.staging import Stager
 
         # Kept when a run is closed and another begun: its buffers are expensive to make.
-        self._stager = self._stager or Stager(settings.memory_budget)
+        if self._stager is None or self._stager.pool_bytes != settings.memory_budget:
+            self._stager = Stager(settings.memory_budget)
         session = Session(settings, self._taps.coverage, self._stager)
         for module in self._taps.modules:
             session.add_taps(*module)

@@ -99,6 +99,7 @@ class Stager:
 
     def __init__(self, pool_bytes: int) -> None:
         """``pool_bytes``: how much memory copies may hold, those that wait to be used again included."""
+        self.pool_bytes = pool_bytes
         self._pool = BufferPool(pool_bytes)
         self.host = self._pool.shelf(host_buffer)
         self._device_copier: DeviceCopier | None = None

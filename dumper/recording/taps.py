@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 class Tap:
     """One tap. Generated code reads ``on`` before it evaluates anything; no method raises."""
 
-    __slots__ = ("_recorder", "failures", "fired", "grad", "id", "info", "kind", "level", "name", "on")
+    __slots__ = ("_recorder", "failures", "fired", "grad", "id", "kind", "level", "name", "on")
 
     def __init__(self, recorder: Recorder, info: Mapping[str, Any]) -> None:
         """``info``: the entry of ``install_taps``, plain values (docs/architecture.md, contract 1)."""
         self._recorder = recorder
-        self.info = dict(info)
         self.id: str = info["id"]
         self.name: str = info["name"]
         self.kind: str = info.get("kind", "dump")
