@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from patcher.errors import ConfigError
 from patcher.reading.yaml_source import YamlDocument, load_yaml
@@ -31,6 +32,11 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+LEVEL = r"^(full|stats|hash|sample(\((rows|stride)=[1-9][0-9]*\))?)$"
+"""As ``dumper/levels.py`` reads it."""
+LEVELS = "full, sample, sample(rows=N), sample(stride=N), stats or hash"
+
+
 class DumpSpec(BaseModel):
     """What a tap records. Every further key is a tag: a name and a Python expression evaluated at the tap."""
 
@@ -44,10 +50,19 @@ class DumpSpec(BaseModel):
         "(assign), the returned value (at: return).",
     )
     dims: str | None = Field(None, description="How the dimensions are named and split, see docs/dims.md.")
-    level: Literal["full", "sample", "stats", "hash"] | None = Field(
-        None, description="How much of the value is recorded; default is the run's own setting."
+    level: str | None = Field(
+        None,
+        description=f"How much of the value is recorded: {LEVELS}. Default is the run's own setting.",
+        json_schema_extra={"pattern": LEVEL},
     )
     grad: bool = Field(False, description="Record the gradient of the value too.")
+
+    @field_validator("level")
+    @classmethod
+    def _level_is_known(cls, level: str | None) -> str | None:
+        if level is not None and not re.match(LEVEL, level):
+            raise ValueError(f"{level!r} is no level: say {LEVELS}")
+        return level
 
     @model_validator(mode="after")
     def _tags_are_names(self) -> DumpSpec:

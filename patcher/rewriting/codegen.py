@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,7 +67,9 @@ def tap_lines(dump: Dump, place: Place, default_value: str | None) -> list[CodeL
     number = place.tap(dump.name, "dump", dump.level, dump.grad)
     value = _expression(dump.value, place) if dump.value is not None else default_value
     if value is None:
-        raise EditError(f"{place.edit.origin}: dump {dump.name!r} has no 'value', and none is implied here")
+        near = difflib.get_close_matches("value", [tag for tag, _ in dump.tags], n=1)
+        hint = f"; did you mean 'value' by {near[0]!r}?" if near else ""
+        raise EditError(f"{place.edit.origin}: dump {dump.name!r} has no 'value', and none is implied here{hint}")
     tap = f"{TAPS}[{number}]"
     return [
         CodeLine(f"if {tap}.on:"),

@@ -97,7 +97,7 @@ def test_the_dumper_needs_no_import_and_shadows_nothing(tmp_path: Path) -> None:
 def test_taps_are_listed_with_their_ids(tmp_path: Path) -> None:
     config = edits_config(
         """
-        - {at: entry, dump: {name: a, value: x, level: stats, grad: true}}
+        - {at: entry, dump: {name: a, value: x, level: sample(rows=4), grad: true}}
         - {match: return ..., requires: {nowhere: ">=1"}, before: "pass"}
         - at: return
           before: |
@@ -111,7 +111,15 @@ def test_taps_are_listed_with_their_ids(tmp_path: Path) -> None:
     file = str(tmp_path / "mod.py")
     common = {"target": "mod.f", "file": file}
     assert sorted((tap.as_dict() for tap in module.rewritten.taps), key=lambda tap: str(tap["id"])) == [
-        {"id": "mod.f#1:a", "name": "a", "kind": "dump", "line": 2, "level": "stats", "grad": True, **common},
+        {
+            "id": "mod.f#1:a",
+            "name": "a",
+            "kind": "dump",
+            "line": 2,
+            "level": "sample(rows=4)",
+            "grad": True,
+            **common,
+        },
         {"id": "mod.f#3:f'b{x}'", "name": "f'b{x}'", "kind": "dump", "line": 2, "level": None, "grad": False, **common},
         {"id": "mod.f#3:step", "name": "step", "kind": "step", "line": 2, "level": None, "grad": False, **common},
     ]
@@ -159,8 +167,9 @@ def test_prelude_comes_after_docstring_and_future_imports_and_only_if_needed(tmp
         (edits_config("- {at: entry, dump: {name: x, layer-id: 1}}"), "the tag 'layer-id' is not a Python name"),
         (
             edits_config("- {at: entry, dump: {name: x, level: all}}"),
-            "Input should be 'full', 'sample', 'stats' or 'hash'",
+            "'all' is no level: say full, sample, sample(rows=N), sample(stride=N), stats or hash",
         ),
+        (edits_config("- {at: entry, dump: {name: x, level: sample(rows=0)}}"), "'sample(rows=0)' is no level"),
     ],
 )
 def test_a_wrong_config_says_where_and_why(text: str, message: str) -> None:
