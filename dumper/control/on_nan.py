@@ -80,22 +80,26 @@ class NanTrigger(Generic[Item]):
     def held_bytes(self) -> int:
         return self._held_bytes
 
-    def offer(self, step: int | None, item: Item, nbytes: int, array: npt.NDArray[Any] | None) -> list[Item]:
+    def offer(self, step: int | None, item: Item, nbytes: int, *, nonfinite: bool = False) -> list[Item]:
         """The items to write now, oldest first; empty while nothing has happened.
 
-        ``array`` is the value on the host, None for an item that is no tensor and cannot fire.
+        ``nonfinite``: whether the item is a value that holds a NaN or an infinity.
         """
         if self.fired:
             return [item]
         self._hold(step, item, nbytes)
         self._forget()
-        if array is not None and has_nonfinite(array):
-            if self._signal is not None:
-                self._signal.give(step)
-            return self.fire(step)
+        if nonfinite:
+            return self.see(step)
         if self._signal is not None and self._signal.given():
             return self.fire(step)
         return []
+
+    def see(self, step: int | None) -> list[Item]:
+        """This rank has seen a NaN or an infinity: tell the others, and start to write as ``fire`` does."""
+        if self._signal is not None and not self.fired:
+            self._signal.give(step)
+        return self.fire(step)
 
     def fire(self, step: int | None) -> list[Item]:
         """Start to write, also when another rank saw it: returns what was held, oldest first."""

@@ -14,13 +14,13 @@ from dumper.filters import Filter
 from dumper.format.dtypes import KNOWN
 from dumper.format.status import StatusBlock
 from dumper.layout import TokenLayout
-from dumper.levels import FULL, Level, LevelRules
+from dumper.levels import FULL, STATS, Level, LevelRules
 from dumper.recording.plans import MOST_PLANS, Plan, SmallTensors
 from dumper.recording.reduced import reduce_value
 from dumper.recording.staging import SMALL, Stager
 from dumper.settings import Settings
 from dumper.writing.encoder import Coverage, RankEncoder
-from dumper.writing.items import BeginStep, InstalledTaps, Submission, TagsKey
+from dumper.writing.items import BeginStep, InstalledTaps, Submission, TagsKey, Watched
 from dumper.writing.writer import OVERHEAD_BYTES, Writer, current_process, status_path
 
 logger = logging.getLogger("tensortap")
@@ -123,6 +123,11 @@ class Session:
         self._meet_torch()
         assert plan.chosen is not None
         level = plan.chosen
+        if level.kind == "sample" and self._settings.on_nan is not None:
+            # What is sampled may not hold the NaN that is waited for.
+            watched = reduce_value(value, STATS)
+            if watched.shape is not None:
+                self._writer.put(Watched(self._stager.stage(watched.kept).data, step))
         if level.kind in ("stats", "sample"):
             reduced = reduce_value(value, level)
             kept, level, dtype, shape = reduced.kept, reduced.level, reduced.dtype, reduced.shape

@@ -10,15 +10,14 @@ from typing import Any
 
 from dumper.adapters.protocol import PendingLayout, Process
 from dumper.complaints import Complaints
-from dumper.control.on_nan import NanSignal, NanTrigger
 from dumper.format import frames
-from dumper.format.dtypes import as_array
 from dumper.format.layouts import encode_layout
 from dumper.format.status import StatusBlock
 from dumper.measures import fingerprint
 from dumper.recording.staging import Staged
 from dumper.settings import Settings
-from dumper.writing.items import BeginStep, Description, InstalledTaps, Item, SmallValue, Stop, Submission
+from dumper.writing.holding import Holding
+from dumper.writing.items import BeginStep, Description, InstalledTaps, Item, Stop, Submission
 from dumper.writing.records import RecordEncoder
 from dumper.writing.stream import ClaimedError, CutShortError, RankFile, segment_path
 
@@ -48,11 +47,7 @@ class RankEncoder:
         self._check_at = 0.0
         self._records = RecordEncoder(settings.compression)
         self._preamble: list[tuple[str, dict[str, Any]]] = []
-        self._held_back = 0
-        self._trigger: NanTrigger[Item] | None = None
-        if settings.on_nan is not None:
-            signal = NanSignal(settings.run_path)
-            self._trigger = NanTrigger(settings.on_nan, settings.memory_budget // 2, signal)
+        self._holding = Holding(settings, self._lose) if settings.on_nan is not None else None
 
     def claim(self) -> None:
         """Make the rank's file, so that it belongs to this process and not to one that is forked from it."""
@@ -60,8 +55,8 @@ class RankEncoder:
 
     def write(self, batch: Sequence[Item]) -> None:
         """Write a batch of items in order."""
-        if self._trigger is not None:
-            batch = self._pass_trigger(batch, self._trigger)
+        if self._holding is not None:
+            batch = self._holding.release(batch)
         small: list[tuple[Description, Any, int | None]] = []
         staged: list[Staged] = []
         try:
@@ -79,8 +74,8 @@ class RankEncoder:
                     self._write_other(item)
         finally:
             self._flush(small, staged)
-            if self._trigger is not None:
-                self._status.set("held_back", self._held_back)
+            if self._holding is not None:
+                self._status.set("held_back", self._holding.held_back)
 
     def _collect(
         self, item: Submission, small: list[tuple[Description, Any, int | None]], staged: list[Staged]
@@ -157,44 +152,6 @@ class RankEncoder:
             self._fill_descriptors(file)
             file.index.add(row)
             self._wrote(1)
-
-    def _pass_trigger(self, batch: Sequence[Item], trigger: NanTrigger[Item]) -> list[Item]:
-        """The items to write now; the others are held back, which is no loss."""
-        if trigger.fired:
-            return list(batch)
-        passed = [ready for item in batch for ready in self._released(item, trigger)]
-        self._held_back += _count_records(batch) - _count_records(passed)
-        return passed
-
-    def _released(self, item: Item, trigger: NanTrigger[Item]) -> list[Item]:
-        """What to write now: while a trigger waits for the first NaN, steps and records are held."""
-        if isinstance(item, BeginStep):
-            return trigger.offer(item.number, item, 0, None)
-        if not isinstance(item, tuple | Submission):
-            return [item]
-        data = self._bytes_of(item)
-        if data is None:
-            return []
-        description, step = (item[0], item[4]) if isinstance(item, tuple) else (item.description, item.step)
-        array = None
-        if description.dtype is not None and description.shape is not None:
-            array = as_array(data, *_payload_type(description))
-        return trigger.offer(step, Submission(description, data, step, 0), len(data), array)
-
-    def _bytes_of(self, item: SmallValue | Submission) -> bytes | None:
-        """A value apart from buffers that are to be used again; None where it is lost."""
-        if isinstance(item, tuple):
-            _, slab, offset, nbytes, _ = item
-            return bytes(slab.view[offset : offset + nbytes])
-        if isinstance(item.data, bytes | memoryview):
-            return bytes(item.data)
-        try:
-            return bytes(item.data.wait())
-        except Exception as error:
-            self._lose(1, "lost_encoding", f"{item.description.name}: the copy failed: {error}")
-            return None
-        finally:
-            item.data.release()
 
     def _write_other(self, item: Item) -> None:
         if isinstance(item, BeginStep):
@@ -363,17 +320,5 @@ class RankEncoder:
         )
 
 
-def _count_records(items: Sequence[Item]) -> int:
-    return sum(isinstance(item, tuple | Submission) for item in items)
-
-
 def _fingerprint(description: Description, data: Any) -> bytes:
     return bytes.fromhex(fingerprint(description.dtype or "", description.shape or (), data))
-
-
-def _payload_type(description: Description) -> tuple[str, tuple[int, ...]]:
-    if description.level.kind == "stats":
-        return "float64", (-1,)
-    if description.level.kind == "sample":
-        return description.dtype or "", (-1,)
-    return description.dtype or "", description.shape or ()

@@ -85,6 +85,14 @@ class Submission:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """Statistics of a value of which less is recorded: for ``on_nan`` alone, which looks at all of it."""
+
+    data: bytes | memoryview | Staged
+    step: int | None
+
+
+@dataclass(frozen=True)
 class BeginStep:
     """A step; its layout may still be on its way from a device."""
 
@@ -114,4 +122,4 @@ class Stop:
     """The end: complete the file."""
 
 
-Item: TypeAlias = SmallValue | Submission | BeginStep | InstalledTaps | Barrier | Stop
+Item: TypeAlias = SmallValue | Submission | Watched | BeginStep | InstalledTaps | Barrier | Stop

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dumper import open_run
 from dumper.control.cli import main
 from dumper.control.controller import read_ranks
+from dumper.recording.recorder import Recorder
+from dumper.settings import Settings
 
 STEPPING = """
 import sys, time
@@ -79,6 +82,22 @@ def test_without_a_nan_nothing_is_written(tmp_path: Path) -> None:
     assert found.losses == 0
     (problem,) = found.problems
     assert "20 values were held back" in problem.message
+
+
+@pytest.mark.parametrize("level", ["full", "stats", "sample(rows=2)", "sample(stride=7)", "hash"])
+@pytest.mark.parametrize("kind", ["tensor", "array"])
+def test_a_nan_is_seen_whatever_is_kept_of_the_value(tmp_path: Path, level: str, kind: str) -> None:
+    recorder = Recorder(Settings(enable=True, dir=str(tmp_path), run="run", control=False, on_nan=1, level=level))
+    for step in range(6):
+        recorder.step()
+        value = torch.ones(20, 3)
+        if step == 3:
+            value[12, 1] = float("inf")  # in a row of none of the samples
+        recorder.dump("x", value if kind == "tensor" else value.numpy())
+    recorder.close()
+    run = open_run(tmp_path / "run")
+    assert [record.step for record in run.records] == [2, 3, 4, 5]
+    assert run.losses == 0
 
 
 def until(condition: Callable[[], bool]) -> None:
