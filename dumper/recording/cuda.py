@@ -63,19 +63,23 @@ class DeviceCopier:
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError("a copy to the host cannot be started while a CUDA graph is being captured")
         nbytes = value.numel() * value.element_size()
-        buffer = self._shelf.take(nbytes)
         with torch.cuda.device(value.device):
             # Clones of lazily conjugated or negated tensors are lazy, too.
             plain = value.detach().resolve_conj().resolve_neg()
             clone = plain.clone(memory_format=torch.contiguous_format)
             side = self._side_stream(value.device.index)
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                if nbytes:
-                    buffer[:nbytes].copy_(clone.reshape(-1).view(torch.uint8), non_blocking=True)
-                done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                done.record(side)
-            clone.record_stream(side)
+            buffer = self._shelf.take(nbytes)
+            try:
+                with torch.cuda.stream(side):
+                    if nbytes:
+                        buffer[:nbytes].copy_(clone.reshape(-1).view(torch.uint8), non_blocking=True)
+                    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                    done.record(side)
+                clone.record_stream(side)
+            except BaseException:
+                self._shelf.give_back(buffer)
+                raise
         return DeviceCopy(nbytes, buffer, done, self._shelf)
 
     def _side_stream(self, device: int) -> torch.cuda.Stream:

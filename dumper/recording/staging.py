@@ -125,7 +125,11 @@ class Stager:
         if nbytes == 0:
             return b""
         buffer = self.host.take(nbytes)
-        _copy_to(buffer, value, nbytes)
+        try:
+            _copy_to(buffer, value, nbytes)
+        except BaseException:
+            self.host.give_back(buffer)
+            raise
         if nbytes <= SMALL:
             data = buffer[:nbytes].tobytes()
             self.host.give_back(buffer)
