@@ -38,6 +38,7 @@ def launch(configs: Sequence[Path], command: Sequence[str]) -> int:
     _refuse_script_target(command, checked)
     activation = make_activation(loaded, checked.plan)
     _fill_cache(checked, activation)
+    cache.prune()
     environment = environment_for(write_plan(activation), os.environ)
     sys.stdout.flush()
     sys.stderr.flush()

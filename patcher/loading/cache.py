@@ -10,6 +10,7 @@ import _imp
 import marshal
 import os
 import sys
+import time
 
 # importlib.util offers these too, but takes several milliseconds to import.
 from _frozen_importlib_external import MAGIC_NUMBER
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _KEY = 0x7461_7073
 # Not of compile(), whose first call takes a millisecond.
 _CodeType = type((lambda: None).__code__)
+
+UNUSED_DAYS = 30.0
 
 _TAG = sys.implementation.cache_tag or "python"
 
@@ -95,6 +98,22 @@ def store(name: str, code: CodeType) -> bool:
         _remove(temporary)
         return False
     return True
+
+
+def prune(days: float = UNUSED_DAYS) -> None:
+    """Remove bytecode that nobody has read for so long: every change of a source leaves some behind."""
+    oldest = time.time() - days * 86400
+    try:
+        with os.scandir(folder()) as entries:
+            unused = [
+                entry.path
+                for entry in entries
+                if entry.name.endswith(".bin") and max(entry.stat().st_atime, entry.stat().st_mtime) < oldest
+            ]
+    except OSError:
+        return
+    for path in unused:
+        _remove(path)
 
 
 def _remove(path: str) -> None:

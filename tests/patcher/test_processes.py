@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 import zipfile
 from pathlib import Path
 
@@ -175,6 +176,17 @@ def test_a_changed_source_is_rewritten_and_a_damaged_cache_is_not_used(folder: P
     source.write_text(source.read_text().replace("x + k + 1", "x + k + 2"))
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert run(folder, command).stdout == "500\n"
+
+
+def test_bytecode_that_nobody_uses_is_removed(folder: Path) -> None:
+    cached = folder / "cache"
+    cached.mkdir()
+    for name, days in (("old.bin", 31), ("new.bin", 29), ("old.plan", 31)):
+        (cached / name).touch()
+        os.utime(cached / name, (time.time() - days * 86400,) * 2)
+    run(folder, script(folder, "import target_mod"))
+    assert {path.name for path in cached.iterdir()} >= {"new.bin", "old.plan"}
+    assert not (cached / "old.bin").exists()
 
 
 @pytest.mark.slow
