@@ -1,4 +1,4 @@
-"""The command line: ``check``, ``diff``, ``run``, ``list``, ``suggest``, ``schema``."""
+"""The command line: ``check``, ``diff``, ``run``, ``list``, ``suggest``, ``configs``, ``schema``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.action == "run":
             return _run(options, command)
         return _ACTIONS[options.action](options)
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough; the interpreter's own flush must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except PatchError as error:
         print(f"patcher: {error}", file=sys.stderr)
         return 2
@@ -43,7 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     diff = actions.add_parser("diff", help="print the unified diff of the patched source")
     run = actions.add_parser("run", help="run a command with the configs active in it and in its children")
     for action in (check, diff, run):
-        action.add_argument("-c", "--config", action="append", required=True, type=Path, metavar="CONFIG")
+        action.add_argument(
+            "-c",
+            "--config",
+            action="append",
+            required=True,
+            metavar="CONFIG",
+            help="a file, or the name of a config that ships, such as sglang/qwen3",
+        )
     places = actions.add_parser("list", help="list the places of a function, class or module that can be tapped")
     suggest = actions.add_parser("suggest", help="write a config for a class or a model file")
     for action in (places, suggest):
@@ -59,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     for action in (check, places):
         action.add_argument("--json", action="store_true", help="print JSON")
+    actions.add_parser("configs", help="list the configs that ship")
     actions.add_parser("schema", help="print the JSON schema of the config format")
     run.usage = "python -m patcher run -c CONFIG [-c CONFIG ...] -- COMMAND ..."
     return parser
@@ -130,6 +142,18 @@ def _suggest(options: argparse.Namespace) -> int:
     return 0
 
 
+def _configs(options: argparse.Namespace) -> int:
+    from patcher.reading.shipped import shipped_configs, summary
+
+    configs = shipped_configs()
+    if not configs:
+        raise PatchError("this installation holds no configs; they are in the folder configs of the source")
+    width = max(map(len, configs))
+    for name, file in configs.items():
+        print(f"{name:<{width}}  {summary(file)}")
+    return 0
+
+
 def _schema(options: argparse.Namespace) -> int:
     from patcher.reading.schema import config_schema
 
@@ -145,4 +169,4 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
     return launch(options.config, command)
 
 
-_ACTIONS = {"check": _check, "diff": _diff, "list": _list, "suggest": _suggest, "schema": _schema}
+_ACTIONS = {"check": _check, "diff": _diff, "list": _list, "suggest": _suggest, "configs": _configs, "schema": _schema}

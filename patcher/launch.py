@@ -22,7 +22,7 @@ from patcher.reading.config import load_config
 from patcher.targets.modules import ModuleFile, ModuleFinder
 
 
-def launch(configs: Sequence[Path], command: Sequence[str]) -> int:
+def launch(configs: Sequence[str | Path], command: Sequence[str]) -> int:
     """Check every edit, then become the command. Returns only when it refuses or cannot start it."""
     program = shutil.which(command[0])
     if program is None:

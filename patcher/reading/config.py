@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from patcher.errors import ConfigError
+from patcher.reading.shipped import locate_config, nearest_shipped
 from patcher.reading.yaml_source import YamlDocument, load_yaml
 
 
@@ -180,10 +181,18 @@ class LoadedConfig:
         return self.document.path
 
 
-def load_config(path: str | Path) -> LoadedConfig:
-    """Read a config file; raises ConfigError that names file, line and key."""
+def load_config(config: str | Path) -> LoadedConfig:
+    """Read a config file, given by its path or by the name of one that ships (``sglang/qwen3``).
+
+    Raises ConfigError that names file, line and key.
+    """
+    path = locate_config(config)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        near = nearest_shipped(config)
+        hint = f"; of the configs that ship, {' and '.join(near)} come nearest" if near else ""
+        raise ConfigError(f"{config}: cannot be read: {error.strerror}{hint}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
