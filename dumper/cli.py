@@ -24,8 +24,14 @@ class UsageError(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """0: fine. 1: what was looked at is damaged, nothing was found, or a tap never fired (``--strict-taps``). 2: the
-    command line is wrong or there is no readable run."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    command line is wrong or there is no readable run. 130: interrupted."""
+    try:
+        return _main(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _main(arguments: list[str]) -> int:
     if arguments[:1] == ["ctl"]:
         from dumper.control.cli import main as control
 

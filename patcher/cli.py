@@ -17,7 +17,7 @@ from patcher.targets.modules import ModuleFinder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 well, 1 an edit does not land, 2 a usage error."""
+    """Run the command line; returns the exit code: 0 well, 1 an edit does not land, 2 a usage error, 130 Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     command: list[str] = []
     if given[:1] == ["run"] and "--" in given:
@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe has seen enough; the interpreter's own flush must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        return 130
     except PatchError as error:
         print(f"patcher: {error}", file=sys.stderr)
         return 2

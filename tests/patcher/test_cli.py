@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from patcher import cli
 from patcher.check import check_loaded
 from patcher.cli import main
 from patcher.places import function_index, tap_places
@@ -178,3 +179,12 @@ def test_every_place_that_is_listed_can_be_tapped(folder: Path) -> None:
         edit = {place.form: place.pattern, "nth": "all", "dump": {"name": "x", "value": "1"}}
         config = yaml.safe_dump({"patches": [{"target": "model_file.Layer.forward_mlp", "edits": [edit]}]})
         assert check_loaded([parse_config(config)], finder).ok, place
+
+
+def test_ctrl_c_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._ACTIONS, "configs", interrupted)
+    assert main(["configs"]) == 130
+    assert capsys.readouterr() == ("", "")
