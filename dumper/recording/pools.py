@@ -75,6 +75,12 @@ class BufferPool:
             else:
                 del self._free[key]
 
+    def let_go(self) -> None:
+        """Free what is not in use."""
+        with self._lock:
+            self._held_bytes -= sum(size * len(buffers) for (_, size), buffers in self._free.items())
+            self._free.clear()
+
     def forget(self, size: int) -> None:
         """A buffer of that size could not be made after all."""
         with self._lock:
@@ -90,21 +96,21 @@ class Shelf(Generic[Buffer]):
     """Buffers of one kind in a pool."""
 
     def __init__(self, pool: BufferPool, allocate: Callable[[int], Buffer]) -> None:
-        self._pool = pool
+        self.pool = pool
         self._allocate = allocate
 
     def take(self, nbytes: int) -> Buffer:
         """A buffer of ``buffer_size(nbytes)`` bytes, its content undefined. Raises what making a fresh one raises."""
         size = buffer_size(nbytes)
-        buffer = self._pool.take(self, size)
+        buffer = self.pool.take(self, size)
         if buffer is not None:
             return buffer
         try:
             return self._allocate(size)
         except BaseException:
-            self._pool.forget(size)
+            self.pool.forget(size)
             raise
 
     def give_back(self, buffer: Buffer) -> None:
         """Return a buffer that nobody reads or writes any more."""
-        self._pool.put(self, buffer)
+        self.pool.put(self, buffer)

@@ -27,6 +27,8 @@ few hundred times a second and not for every record, and the model need not wake
 than this, and the time that it takes to write, before the file has it."""
 NAPS = 5
 """Naps without work before the writer sleeps until it is woken."""
+IDLE_ROUNDS = 600
+"""Waits of a sleeping writer, half a minute in all, after which free buffers go back to the operating system."""
 LARGEST_BATCH = 1024
 """Items per round: memory is given back and the status brought up to date between rounds."""
 SLABS_PREPARED = 6
@@ -204,7 +206,9 @@ class Writer:
             self._wake.wait(IDLE_WAIT)
         self._asleep = False
         self._wake.clear()
-        return naps
+        if naps == NAPS + IDLE_ROUNDS:
+            self._shelf.pool.let_go()
+        return naps + 1
 
     def _serve(self, batch: list[Item]) -> bool:
         """Write a batch; False when it was the last."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dumper.recording.pools import SMALLEST_BUFFER, BufferPool, buffer_size
+from dumper.recording.staging import SLAB_BYTES
+from dumper.writing import writer
+from tests.dumper.recording.conftest import Recording
 
 Array = npt.NDArray[np.uint8]
 
@@ -57,6 +62,34 @@ def test_free_buffers_make_room_for_those_in_use_the_longest_unused_sizes_first(
     shelf.take(SMALLEST_BUFFER * 2)
     assert pool.held_bytes == 4 * SMALLEST_BUFFER
     assert shelf.take(SMALLEST_BUFFER) is not old
+
+
+def test_what_is_not_in_use_can_be_let_go_of() -> None:
+    pool = BufferPool(1 << 20)
+    shelf = pool.shelf(fresh)
+    used, free = shelf.take(5_000), shelf.take(50_000)
+    shelf.give_back(free)
+    pool.let_go()
+    assert pool.held_bytes == used.nbytes
+    assert shelf.take(50_000) is not free
+
+
+def test_an_idle_writer_lets_go_of_free_buffers(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "IDLE_ROUNDS", 2)
+    recorder = recording.start()
+    for number in range(5):
+        recorder.dump("x", torch.full((1 << 20,), float(number)))
+    recorder.flush()
+    session = recorder._running.session
+    assert session is not None
+    pool = session._stager.host.pool
+    deadline = time.monotonic() + 60
+    # The slab that small values go to stays.
+    while pool.held_bytes > SLAB_BYTES:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    recorder.dump("x", torch.full((1 << 20,), 5.0))
+    assert [float(record.array()[0]) for record in recording.read().records] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_buffer_that_cannot_be_made_takes_no_room() -> None:
