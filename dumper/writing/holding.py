@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from dumper.control.on_nan import NanSignal, NanTrigger, has_nonfinite
 from dumper.format.dtypes import as_array
 from dumper.measures import is_nonfinite, named_statistics
+from dumper.recording.staging import Staged
 from dumper.settings import Settings
 from dumper.writing.items import BeginStep, Description, Item, SmallValue, Submission, Watched
 
@@ -35,8 +35,7 @@ class Holding:
 
     def _pass(self, item: Item) -> list[Item]:
         if isinstance(item, Watched):
-            data = self._bytes_of(item.data, "a value")
-            return self._trigger.see(item.step) if data is not None and _counts_nonfinite(data) else []
+            return self._look_at(item)
         if self._trigger.fired:
             return [item]
         if isinstance(item, BeginStep):
@@ -45,30 +44,38 @@ class Holding:
             return self._hold(item)
         return [item]
 
+    def _look_at(self, watched: Watched) -> list[Item]:
+        try:
+            statistics = _bytes_of(watched.data)
+        except Exception as error:
+            self._lose(0, "lost_encoding", f"a value could not be looked at for NaN: {error}")
+            return []
+        return self._trigger.see(watched.step) if _counts_nonfinite(statistics) else []
+
     def _hold(self, item: SmallValue | Submission) -> list[Item]:
         if isinstance(item, tuple):
             description, slab, offset, nbytes, step = item
-            data: bytes | None = bytes(slab.view[offset : offset + nbytes])
+            data = bytes(slab.view[offset : offset + nbytes])
         else:
             description, step = item.description, item.step
-            data = self._bytes_of(item.data, description.name)
-        if data is None:
-            return []
+            try:
+                data = _bytes_of(item.data)
+            except Exception as error:
+                self._lose(1, "lost_encoding", f"{description.name}: the copy failed: {error}")
+                self.held_back -= 1
+                return []
         waiting = Submission(description, data, step, 0)
         return self._trigger.offer(step, waiting, len(data), nonfinite=_is_nonfinite(description, data))
 
-    def _bytes_of(self, data: object, name: str) -> bytes | None:
-        """What a value holds, apart from buffers that are to be used again; None where it is lost."""
-        if isinstance(data, bytes | memoryview):
-            return bytes(data)
-        copy: Any = data
-        try:
-            return bytes(copy.wait())
-        except Exception as error:
-            self._lose(1, "lost_encoding", f"{name}: the copy failed: {error}")
-            return None
-        finally:
-            copy.release()
+
+def _bytes_of(data: bytes | memoryview | Staged) -> bytes:
+    """A value apart from buffers that are to be used again. Raises what its copy raised."""
+    if isinstance(data, bytes | memoryview):
+        return bytes(data)
+    try:
+        return bytes(data.wait())
+    finally:
+        data.release()
 
 
 def _is_nonfinite(description: Description, data: bytes) -> bool:
