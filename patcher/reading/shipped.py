@@ -24,10 +24,10 @@ def shipped_configs() -> dict[str, Path]:
 def locate_config(config: str | Path) -> Path:
     """The file that is meant by a path, or by the name of a config that ships, with or without ``configs/``, ``.yaml``.
 
-    A file that exists wins. What is neither is returned as it is.
+    A file that exists wins, a folder of that name does not. What is neither is returned as it is.
     """
     path = Path(config)
-    if path.exists():
+    if path.exists() and not path.is_dir():
         return path
     return shipped_configs().get(_name(path), path)
 

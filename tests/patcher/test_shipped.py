@@ -30,6 +30,7 @@ def test_every_config_has_a_name_and_says_what_it_is(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize("name", ["sglang/qwen3", "sglang/qwen3.yaml", "configs/sglang/qwen3.yaml"])
 def test_a_name_is_known_in_any_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "sglang" / "qwen3").mkdir(parents=True)
     assert locate_config(name) == CONFIGS / "sglang" / "qwen3.yaml"
     assert load_config(name).path == str(CONFIGS / "sglang" / "qwen3.yaml")
 
