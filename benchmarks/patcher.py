@@ -205,13 +205,14 @@ def start_up_rows(
     for taps in (False, True):
         name, own_config = generate(folder, taps=taps)
         what = "with 50 taps" if taps else "with 50 other edits"
+        imported, alone = start_up(name, own_config, repeat, environment)
         # A process that records imports the dumper in any case, as one that runs a model imports torch.
-        imported, _ = start_up(name, own_config, repeat, environment, ["dumper"] if taps else [])
+        if taps:
+            imported, _ = start_up(name, own_config, repeat, environment, ["dumper"])
+        _, with_torch = start_up(name, own_config, repeat, environment, ["torch"])
         rows.append(imported.row(f"importing {LINES:,} lines {what}"))
-        _, process = start_up(name, own_config, repeat, environment, ["torch"])
-        rows.append(process.row(f"a process that imports torch and {LINES:,} lines {what}"))
-        _, process = start_up(name, own_config, repeat, environment)
-        rows.append(process.row(f"a process that imports nothing but {LINES:,} lines {what}"))
+        rows.append(with_torch.row(f"a process that imports torch and {LINES:,} lines {what}"))
+        rows.append(alone.row(f"a process that imports nothing but {LINES:,} lines {what}"))
     if module and config:
         if path:
             environment["PYTHONPATH"] = os.pathsep.join((str(path.resolve()), str(ROOT)))

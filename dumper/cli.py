@@ -135,11 +135,10 @@ def _list(arguments: argparse.Namespace) -> int:
         listing.print_run(run, _selected(run, arguments, []))
     for problem in run.problems:
         print(f"dumper ls: {problem.message}", file=sys.stderr)
-    if not arguments.strict_taps:
-        return 0
-    for tap in run.silent_taps:
+    silent = run.silent_taps if arguments.strict_taps else ()
+    for tap in silent:
         print(f"dumper ls: tap {tap} never fired", file=sys.stderr)
-    return 1 if run.silent_taps else 0
+    return 1 if silent else 0
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -78,6 +78,11 @@ def named_statistics(values: Sequence[float]) -> dict[str, float | int]:
     }
 
 
+def decode_statistics(data: Any) -> dict[str, float | int]:
+    """The statistics by name, from the bytes that are recorded of them: little-endian float64, in their order."""
+    return named_statistics(np.frombuffer(data, dtype="<f8").tolist())
+
+
 def is_nonfinite(statistics: Mapping[str, float | int]) -> bool:
     """Whether the statistics count a NaN or an infinity."""
     return bool(statistics.get("nan") or statistics.get("inf"))

@@ -87,8 +87,8 @@ def _fill_cache(checked: Checked, activation: Activation) -> None:
         if module.rewritten is None or source is None or source.file != module.file:
             continue
         name = _cache_name(source, module.file, activation)
-        # Read anew after the stamp was taken: the file may have changed since the check.
-        if source.source == module.rewritten.source and cache.load(name) is None:
+        # On a miss, read anew after the stamp was taken: the file may have changed since the check.
+        if cache.load(name) is None and source.source == module.rewritten.source:
             cache.store(name, compile_module(module.rewritten, module.file))
 
 

@@ -13,7 +13,7 @@ from dumper.format.dtypes import as_array
 from dumper.format.frames import FormatError
 from dumper.format.index import NO_STEP
 from dumper.levels import Level
-from dumper.measures import named_statistics
+from dumper.measures import decode_statistics
 from dumper.plain import decode_value
 from dumper.reading.segments import Segment
 
@@ -210,7 +210,7 @@ class Record:
         """Of level ``stats``: what ``dumper/measures.py`` lists; else None."""
         if self.level != "stats":
             return None
-        return named_statistics(np.frombuffer(self.payload(), dtype="<f8").tolist())
+        return decode_statistics(self.payload())
 
     @property
     def fingerprint(self) -> str | None:

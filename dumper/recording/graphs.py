@@ -88,8 +88,12 @@ class GraphTaps:
             self._buffers.clear()
 
     def _replay(self, graph: object, replay: Callable[[], None]) -> None:
-        taps = self._by_graph.get(id(graph), ())
-        on_device = any(tap.buffer.is_cuda for tap in taps)
+        taps = self._by_graph.get(id(graph))
+        if not taps:
+            replay()
+            return
+        # Of a whole graph alike, and asked in every decode pass.
+        on_device = taps[0].buffer.is_cuda
         if on_device and self._read is not None:
             torch.cuda.current_stream().wait_event(self._read)
         replay()

@@ -60,11 +60,9 @@ class Running:
     def take(self) -> tuple[Session | None, Control | None]:
         """What has to be closed; nothing is open afterwards."""
         taken = self.session, self.control
-        self.forget(keep_buffers=True)
+        self.session = self.control = None
         return taken
 
-    def forget(self, *, keep_buffers: bool = False) -> None:
+    def forget(self) -> None:
         """In the child of a fork: the parent's file, threads and buffers are not ours."""
-        self.session = self.control = None
-        if not keep_buffers:
-            self._stager = None
+        self.session = self.control = self._stager = None

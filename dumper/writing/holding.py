@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from dumper.control.on_nan import NanSignal, NanTrigger, has_nonfinite
 from dumper.format.dtypes import as_array
-from dumper.measures import is_nonfinite, named_statistics
+from dumper.measures import decode_statistics, is_nonfinite
 from dumper.recording.staging import Staged
 from dumper.settings import Settings
 from dumper.writing.items import BeginStep, Description, Item, SmallValue, Submission, Watched
@@ -50,7 +48,7 @@ class Holding:
         except Exception as error:
             self._lose(0, "lost_encoding", f"a value could not be looked at for NaN: {error}")
             return []
-        return self._trigger.see(watched.step) if _counts_nonfinite(statistics) else []
+        return self._trigger.see(watched.step) if is_nonfinite(decode_statistics(statistics)) else []
 
     def _hold(self, item: SmallValue | Submission) -> list[Item]:
         if isinstance(item, tuple):
@@ -82,13 +80,9 @@ def _is_nonfinite(description: Description, data: bytes) -> bool:
     if description.dtype is None or description.shape is None:
         return False
     if description.level.kind == "stats":
-        return _counts_nonfinite(data)
+        return is_nonfinite(decode_statistics(data))
     shape = description.shape if description.level.kind != "sample" else (-1,)
     return has_nonfinite(as_array(data, description.dtype, shape))
-
-
-def _counts_nonfinite(statistics: bytes) -> bool:
-    return is_nonfinite(named_statistics(np.frombuffer(statistics, dtype="<f8").tolist()))
 
 
 def _count_values(items: Sequence[Item]) -> int:
