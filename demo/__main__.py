@@ -1,6 +1,6 @@
 """Serves a small Qwen3-MoE with real SGLang servers under several parallel layouts and compares what they computed.
 
-Each layout is recorded once. Then the rows of ``demo.scenario.ROWS`` are compared, and one layout is served again
+Each layout is recorded once. Then the rows of ``testbed.scenario.ROWS`` are compared, and one layout is served again
 with a planted fault, which the comparison has to find. Exit code 0 only when all of it came out as expected.
 """
 
@@ -19,10 +19,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from demo.scenario import ROWS, Outcome, Row, compare
-from tests.support.layouts import LAYOUTS, record
-from tests.support.models import tiny_model
-from tests.support.servers import ServerError
+from testbed.comparison import Outcome, compare
+from testbed.layouts import LAYOUTS, record
+from testbed.models import tiny_model
+from testbed.scenario import ROWS, Row
+from testbed.servers import ServerError
 
 FAULTY = "tp2-scaled"
 WIDTH = 120

@@ -15,9 +15,9 @@ from comparator.match import execution_order
 from comparator.pipeline import prepare
 from comparator.report.records import ErroredComparison, TensorComparison, ValueComparison
 from comparator.tokens.interface import TokenMode
+from testbed.synthetic_engine import Engine, Request, serve
+from testbed.synthetic_runs import SyntheticRun, record
 from tests.comparator.fakes import FakeProblem, FakeRecord, FakeRun, FakeTap, one_request, values
-from tests.support.synthetic_engine import Engine, Request, serve
-from tests.support.synthetic_runs import SyntheticRun, record
 
 TP1 = {0: {"tp": (0, 1)}}
 TP2 = {0: {"tp": (0, 2)}, 1: {"tp": (1, 2)}}

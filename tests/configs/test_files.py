@@ -9,7 +9,7 @@ import pytest
 
 from comparator.dims import COMMON_AXES, parse_dims
 from patcher.reading.config import DumpSpec, load_config
-from tests.support.paths import CONFIGS
+from testbed.paths import CONFIGS
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 DIMS_IN_CODE = re.compile(r'"(t h[^"]*|t vocab[^"]*)"')

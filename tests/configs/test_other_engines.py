@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from patcher.check import check_configs
+from testbed.paths import CONFIGS
+from testbed.vllm_server import PYTHON
 from tests.configs.places import Place, function_body, places
-from tests.support.paths import CONFIGS
-from tests.support.vllm_server import PYTHON, needs_vllm
+from tests.requirements import needs_vllm
 
 TRANSFORMERS = "transformers.models.{file}.modeling_{file}.{name}"
 VLLM = "vllm.model_executor.models.{file}.{name}"

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from patcher.check import Checked, check_configs
+from testbed.paths import CONFIGS
+from testbed.wheels import RELEASES, known_releases, sglang_wheel
 from tests.configs.anchors import ANCHORS, Anchor
 from tests.configs.places import Place, function_body, places
-from tests.support.paths import CONFIGS
-from tests.support.wheels import RELEASES, known_releases, sglang_wheel
 
 SGLANG = CONFIGS / "sglang"
 FAULTS = sorted((CONFIGS / "faults").glob("*.yaml"))

@@ -9,7 +9,7 @@ import pytest
 
 import patcher
 from dumper import dumper
-from tests.support.paths import CONFIGS
+from testbed.paths import CONFIGS
 
 transformers = pytest.importorskip("transformers", reason="Transformers is not installed")
 torch = pytest.importorskip("torch", reason="torch is not installed")

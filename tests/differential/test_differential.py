@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from testbed.wheels import sglang_wheel
 from tests.differential.batches import make_batch_scenario
 from tests.differential.intended import explains
 from tests.differential.layouts import World
@@ -24,7 +25,6 @@ from tests.differential.peers import (
 )
 from tests.differential.run import check
 from tests.differential.scenarios import Dump, Scenario, make_scenario
-from tests.support.wheels import sglang_wheel
 
 Make = Callable[[int, Path], Scenario]
 TWO_RANKS = World("tp2", ({"tp": (0, 2)}, {"tp": (1, 2)}))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.layouts import LAYOUTS, record
+from testbed.layouts import LAYOUTS, record
 
 Recordings = Callable[[str], Path]
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from dumper import open_run
-from tests.support.paths import CONFIGS
-from tests.support.servers import Recording, Server, free_port, sglang_server
+from testbed.paths import CONFIGS
+from testbed.servers import Recording, Server, free_port, sglang_server
 
 TOKEN = "a token for this test"
 CONFIG_FILES = (CONFIGS / "sglang" / "forward.yaml", CONFIGS / "sglang" / "qwen3.yaml")

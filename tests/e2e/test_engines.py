@@ -9,16 +9,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from demo.scenario import TAPS, compare
 from dumper import open_run
 from dumper.recording.recorder import Recorder
+from testbed.comparison import compare
+from testbed.generate import transformers_generate
+from testbed.layouts import NEW_TOKENS, PROMPT, TAPS
+from testbed.models import ModelName, tiny_model
+from testbed.paths import CONFIGS
+from testbed.servers import Recording
+from testbed.vllm_server import vllm_server
 from tests.e2e.conftest import Recordings
-from tests.support.generate import transformers_generate
-from tests.support.layouts import NEW_TOKENS, PROMPT
-from tests.support.models import ModelName, tiny_model
-from tests.support.paths import CONFIGS
-from tests.support.servers import Recording
-from tests.support.vllm_server import needs_vllm, vllm_server
+from tests.requirements import needs_vllm
 
 DENSE_TAPS = TAPS - {"moe_router_logits", "moe_expert_output"}
 LAYERS = ("0", "1")

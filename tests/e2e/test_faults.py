@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from demo.scenario import compare
+from testbed.comparison import compare
 from tests.e2e.conftest import Recordings
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from dumper import Run, open_run
 from dumper.layout import TokenLayout
+from testbed.layouts import NEW_TOKENS, PROMPT
 from tests.e2e.conftest import Recordings
-from tests.support.layouts import NEW_TOKENS, PROMPT
 
 DECODES = NEW_TOKENS - 1
 """The last new token is never an input."""

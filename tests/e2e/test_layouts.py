@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from demo.scenario import ROWS, TAPS, Row, compare
 from dumper import open_run
+from testbed.comparison import compare
+from testbed.layouts import NEW_TOKENS, TAPS
+from testbed.scenario import ROWS, Row
 from tests.e2e.conftest import Recordings
-from tests.support.layouts import NEW_TOKENS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=["tp1-tp2", "tp2-tp4", "tp2-dp2-first-step", "tp2-dp2-all-steps"])

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from comparator import compare
+from testbed.servers import sglang_server
 from tests.differential.intended import unintended
 from tests.differential.peers import compare_with_ours, disagreements, installed_package, peer
-from tests.support.servers import sglang_server
 
 PROMPT = (7, 3, 9, 11, 2, 40, 41)
 DATA_PARALLEL = ("--tp", "2", "--dp", "2", "--enable-dp-attention")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from dumper import open_run
+from testbed.layouts import LAYOUTS, NEW_TOKENS, PROMPT
+from testbed.servers import Recording, sglang_server
 from tests.e2e.conftest import Recordings
-from tests.support.layouts import LAYOUTS, NEW_TOKENS, PROMPT
-from tests.support.servers import Recording, sglang_server
 
 LAYERS = 2
 

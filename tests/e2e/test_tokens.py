@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from demo.scenario import TAPS, compare
 from dumper import open_run
-from tests.support.layouts import DATA_PARALLEL_ATTENTION, LAYOUTS
-from tests.support.servers import Generated, Recording, sglang_server
+from testbed.comparison import compare
+from testbed.layouts import DATA_PARALLEL_ATTENTION, LAYOUTS, TAPS
+from testbed.servers import Generated, Recording, sglang_server
 
 SMART = ("--token-aligner", "smart")
 NEW_TOKENS = 5

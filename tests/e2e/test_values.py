@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dumper import Run, open_run
+from testbed.models import tiny_model
 from tests.e2e.conftest import Recordings
-from tests.support.models import tiny_model
 
 LAYERS = 2
 BF16 = 2.0**-7

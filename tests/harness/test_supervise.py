@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.servers import supervised
+from testbed.servers import supervised
 
 FAMILY = """
 import multiprocessing, os, pathlib, signal, subprocess, sys, time
@@ -66,7 +66,7 @@ def test_everything_is_gone_when_the_block_raises(tmp_path: Path) -> None:
 def test_everything_is_gone_after_the_owner_was_killed(tmp_path: Path) -> None:
     owner_code = (
         "import pathlib, sys, time\n"
-        "from tests.support.servers import supervised\n"
+        "from testbed.servers import supervised\n"
         "folder, family = sys.argv[1:]\n"
         "with supervised([sys.executable, '-c', family, folder], {}, pathlib.Path(folder, 'log')):\n"
         "    time.sleep(600)\n"

@@ -13,7 +13,7 @@ from patcher.cli import main
 from patcher.errors import ConfigError
 from patcher.reading.config import load_config
 from patcher.reading.shipped import locate_config, shipped_configs
-from tests.support.paths import CONFIGS
+from testbed.paths import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from comparator.tokens import SideLayouts, TokenAligner, TokenPart, TokenPlan, build_token_aligner
 from comparator.tokens.interface import RowsClass, Side, TokenMode
-from tests.support.synthetic_runs import WIDTH, Array, SyntheticRun
+from testbed.synthetic_runs import WIDTH, Array, SyntheticRun
 
 
 @dataclass(frozen=True)

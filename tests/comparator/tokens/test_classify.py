@@ -10,9 +10,9 @@ import pytest
 from comparator.errors import PairError
 from comparator.tokens.interface import RowsClass, RowsQuery
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
+from testbed.synthetic_engine import Engine, Request, serve
+from testbed.synthetic_runs import ContextParallel, SyntheticRun, record
 from tests.comparator.tokens.joining import aligner_of, join
-from tests.support.synthetic_engine import Engine, Request, serve
-from tests.support.synthetic_runs import ContextParallel, SyntheticRun, record
 
 REQUESTS = [
     Request("one", (11, 12, 13, 14, 15), (21, 22, 23, 24)),

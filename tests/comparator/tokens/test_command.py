@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from comparator.cli import main
-from tests.support.synthetic_engine import Engine, Request, Schedule, padded_batches, serve, train_pass
-from tests.support.synthetic_runs import ContextParallel, SyntheticRun, record, write
+from testbed.synthetic_engine import Engine, Request, Schedule, padded_batches, serve, train_pass
+from testbed.synthetic_runs import ContextParallel, SyntheticRun, record, write
 
 ONE = [Request("r", (5, 6, 7, 8, 9), (10, 11, 12, 13))]
 SEVERAL = [

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from comparator.tokens import counts_against
+from testbed.synthetic_engine import Engine, Request, serve
+from testbed.synthetic_runs import ContextParallel, SyntheticRun, record
 from tests.comparator.tokens.joining import join
-from tests.support.synthetic_engine import Engine, Request, serve
-from tests.support.synthetic_runs import ContextParallel, SyntheticRun, record
 
 ONE = Request("one", (11, 12, 13, 14, 15), (21, 22, 23, 24))
 FORMS = ("own", "gathered", "partial", "scattered", "gathered_scattered")

@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from testbed.synthetic_engine import Engine, Request, Schedule, padded_batches, serve, train_pass, with_ids
+from testbed.synthetic_runs import ContextParallel, SyntheticRun, record
 from tests.comparator.tokens.joining import join
-from tests.support.synthetic_engine import Engine, Request, Schedule, padded_batches, serve, train_pass, with_ids
-from tests.support.synthetic_runs import ContextParallel, SyntheticRun, record
 
 FORMS = ("own", "gathered", "partial", "scattered", "gathered_scattered")
 

@@ -9,9 +9,9 @@ import pytest
 
 from comparator.tokens import TokenPart, counts_against
 from dumper.layout import SequenceSpan, TokenLayout
+from testbed.synthetic_engine import Engine, Request, padded_batches, serve, train_pass
+from testbed.synthetic_runs import SyntheticRun, record
 from tests.comparator.tokens.joining import Joined, aligner_of, join
-from tests.support.synthetic_engine import Engine, Request, padded_batches, serve, train_pass
-from tests.support.synthetic_runs import SyntheticRun, record
 
 ONE = Request("one", (11, 12, 13, 14, 15), (21, 22, 23, 24))
 TWO = Request("two", (31, 32, 33), (41, 42))

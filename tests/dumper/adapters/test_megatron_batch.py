@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from dumper.adapters import describe_process
 from dumper.adapters.megatron import MegatronAdapter, ModelInput, build_layout, zigzag_positions
 from dumper.layout import TokenLayout
-from tests.support.wheels import unpacked_wheel
+from testbed.wheels import unpacked_wheel
 
 
 def rows(layout: TokenLayout) -> list[tuple[int, int] | None]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.paths import CHECKOUT, stand_in_environment
-from tests.support.wheels import sglang_wheel
+from testbed.paths import CHECKOUT, stand_in_environment
+from testbed.wheels import sglang_wheel
 
 DRIVER = Path(__file__).with_name("real_forward_batch.py")
 

@@ -1,7 +1,7 @@
 """Wheels that tests look into or import from, downloaded without dependencies: they are no part of the environment.
 
 Those of SGLang's releases are what patch configs are checked against.
-``python -m tests.support.wheels 0.5.11 0.5.12`` downloads further ones; the tests then check them too.
+``python -m testbed.wheels 0.5.11 0.5.12`` downloads further ones; the tests then check them too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.paths import CACHE
+from testbed.paths import CACHE
 
 WHEELS = CACHE / "wheels"
 RELEASES = ("0.5.9", "0.5.10.post1", "0.5.13.post1", "0.5.17", "0.5.21", "0.5.23")

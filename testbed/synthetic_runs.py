@@ -19,7 +19,7 @@ from dumper.adapters.protocol import Process
 from dumper.layout import PADDING_ROW, ContextParallelRows, TokenLayout
 from dumper.recording.recorder import Recorder
 from dumper.settings import Settings
-from tests.support.synthetic_engine import RankPass, Schedule
+from testbed.synthetic_engine import RankPass, Schedule
 
 WIDTH = 4
 """Elements per token."""

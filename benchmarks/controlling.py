@@ -1,7 +1,7 @@
 """What control costs the model's thread in each step: the check for changes, beside the cheapest way to look at a
 file in every step (one ``os.stat``), which is what control would cost without its watcher thread.
 
-    python -m benchmarks.control [--write] [--steps N]
+    python -m benchmarks.controlling [--write] [--steps N]
 
 ``--write`` puts the table into docs/benchmarks.md.
 """
@@ -11,16 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-if not __package__:
-    # Run as a file, this folder would come first, and "dumper" would be the script beside this one.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.report import machine, table, write_section
 from dumper.control import Control, Place
@@ -73,7 +68,7 @@ def main() -> None:
     ratio = statistics.median(stats) / statistics.median(checks)
     text = f"""## Control while running
 
-`python -m benchmarks.control`, {ROUNDS} rounds of {steps:,} steps; {machine()}.
+`python -m benchmarks.controlling`, {ROUNDS} rounds of {steps:,} steps; {machine()}.
 
 {table(("In each step", "median µs", f"worst of {ROUNDS}"), rows)}
 

@@ -5,13 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.models import ModelName
-from tests.support.paths import CONFIGS
-from tests.support.servers import Generated, Recording, sglang_server
+from testbed.models import ModelName
+from testbed.paths import CONFIGS
+from testbed.servers import Generated, Recording, sglang_server
 
 PROMPT = (84, 104, 101, 32, 99)
 """Five tokens: the case in which data-parallel attention leaves one rank without any."""
 NEW_TOKENS = 6
+TAPS = frozenset(
+    {
+        "layer_input",
+        "attn_pre_o_proj",
+        "attn_output",
+        "pre_mlp_residual",
+        "moe_router_logits",
+        "moe_expert_output",
+        "mlp_output",
+    }
+)
+"""Names that every layer of the Qwen3-MoE model records."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Greedy generation with Transformers and eager attention on a CPU, in a program of its own that can run patched.
 
-``python -m tests.support.generate MODEL NUMBER_OF_TOKENS TOKEN_ID…`` prints the generated token ids.
+``python -m testbed.generate MODEL NUMBER_OF_TOKENS TOKEN_ID…`` prints the generated token ids.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.models import ModelName, tiny_model
-from tests.support.paths import CHECKOUT, stand_in_environment
-from tests.support.servers import Generated, Recording
+from testbed.models import ModelName, tiny_model
+from testbed.paths import CHECKOUT, stand_in_environment
+from testbed.servers import Generated, Recording
 
 
 def transformers_generate(
@@ -21,7 +21,7 @@ def transformers_generate(
 ) -> Generated:
     """Generates in a patched and recording process. Raises CalledProcessError, with its output in the test's."""
     arguments = [str(tiny_model(model)), str(new_tokens), *map(str, prompt)]
-    command = [*recording.command(sys.executable), sys.executable, "-m", "tests.support.generate", *arguments]
+    command = [*recording.command(sys.executable), sys.executable, "-m", "testbed.generate", *arguments]
     recording.run.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **stand_in_environment(), **recording.environment(), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, text=True, check=True)

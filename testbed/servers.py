@@ -17,8 +17,8 @@ from typing import Any
 
 import requests
 
-from tests.support.models import ModelName, tiny_model
-from tests.support.paths import CHECKOUT, stand_in_environment
+from testbed.models import ModelName, tiny_model
+from testbed.paths import CHECKOUT, stand_in_environment
 
 START_SECONDS = 600.0
 """Time until a server has to answer. It takes 20 to 45 seconds on two idle cores, several times that on busy ones."""

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tests.support.paths import CACHE, CHECKOUT, stand_in_environment
+from testbed.paths import CACHE, CHECKOUT, stand_in_environment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -60,7 +60,7 @@ def tiny_model(name: ModelName) -> Path:
             unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unfinished-"))
             try:
                 # In a process of its own: Transformers imports the torchvision that the stand-in mends.
-                command = [sys.executable, "-m", "tests.support.models", name, str(unfinished)]
+                command = [sys.executable, "-m", "testbed.models", name, str(unfinished)]
                 subprocess.run(command, cwd=CHECKOUT, env={**os.environ, **stand_in_environment()}, check=True)
                 os.rename(unfinished, folder)
             finally:

@@ -1,6 +1,6 @@
 """Compare with SGLang's comparator: time from start to exit, on the same values.
 
-    python -m benchmarks.comparator [--write] [--scratch DIR]
+    python -m benchmarks.comparing [--write] [--scratch DIR]
 
 needs the development environment (SGLang is installed there as the peer). Each side writes what its own dumper
 would write; both comparators run as processes of their own, in turns, and the best of three counts. ``--write`` puts
@@ -21,10 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
-if not __package__:
-    # Run as a file, this folder would come first, and "dumper" would be the script beside this one.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.report import machine, table, write_section
 from dumper.layout import SequenceSpan, TokenLayout
@@ -145,7 +141,7 @@ def main() -> None:
     peer = f"SGLang {importlib.metadata.version('sglang')}"
     text = f"""## Comparing
 
-`python -m benchmarks.comparator --write`; {machine()}; torch {torch.__version__}. From start to exit of the
+`python -m benchmarks.comparing --write`; {machine()}; torch {torch.__version__}. From start to exit of the
 process, the same values on all sides; the best of {REPEATS}.
 
 {table(("", f"{peer}, its files", "tensortap, the same files", "tensortap, its runs", "times as fast"), rows)}

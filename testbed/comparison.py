@@ -1,4 +1,4 @@
-"""Which layouts are compared, with which flags, and what has to come out."""
+"""Runs ``python -m comparator`` and gives what it said as values."""
 
 from __future__ import annotations
 
@@ -8,37 +8,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison of two recorded layouts (see ``tests.support.layouts.LAYOUTS``)."""
-
-    baseline: str
-    target: str
-    flags: tuple[str, ...] = ()
-
-
-FIRST_STEP = ("--token-aligner", "concat_steps", "--end-step", "0", "--allow-failed-pattern", "mlp_output")
-ALL_STEPS = ("--token-aligner", "concat_steps")
-ROWS = (
-    Row("tp1", "tp2"),
-    Row("tp2", "tp4"),
-    Row("tp2", "dp2", FIRST_STEP),
-    Row("tp2", "dp2", ALL_STEPS),
-)
-TAPS = frozenset(
-    {
-        "layer_input",
-        "attn_pre_o_proj",
-        "attn_output",
-        "pre_mlp_residual",
-        "moe_router_logits",
-        "moe_expert_output",
-        "mlp_output",
-    }
-)
-"""Names that every layer of the Qwen3-MoE model records."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Recording, side by side with SGLang's own dumper, ``tensor.clone()`` and a plain ``write``.
 
-    python -m benchmarks.dumper [--write] [--rounds N] [--folder DIR]
+    python -m benchmarks.recording [--write] [--rounds N] [--folder DIR]
 
 Both sides run in one process and take turns; each figure is the best of the rounds, each goal a ratio of two such
 figures of this run. ``--write`` puts the tables into docs/benchmarks.md. SGLang's dumper runs with its console output
@@ -26,10 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-if not __package__:
-    # Run as a file, this folder would come first, and "dumper" would be this script.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.report import machine, table, write_section
 
@@ -267,7 +263,7 @@ def _report(samples: Samples, *, with_peer: bool, rounds: int) -> str:
     header = ("what", "tensortap", "beside it", "ratio", "goal")
     return f"""## Recording
 
-`python -m benchmarks.dumper --write`: best of {rounds} rounds, {machine()}, torch {torch.__version__}. Small
+`python -m benchmarks.recording --write`: best of {rounds} rounds, {machine()}, torch {torch.__version__}. Small
 tensors: {SMALL_CALLS:,} calls a round (SGLang's dumper {SMALL_CALLS_OF_PEER:,}); large: {LARGE_CALLS}
 calls back to back.
 

@@ -1,6 +1,6 @@
 """What patching costs, side by side with the unpatched module in the same run.
 
-    python -m benchmarks.patcher [--write] [--repeat N] [--module NAME --config FILE [--path DIR]]
+    python -m benchmarks.patching [--write] [--repeat N] [--module NAME --config FILE [--path DIR]]
 
 Figures are medians of alternating runs, in processor time (user and system), so that other work on the machine does
 not count. Absolute times depend on the machine; the ratios are what counts. ``--write`` puts the table into
@@ -21,10 +21,6 @@ import timeit
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-if not __package__:
-    # Run as a file, this folder would come first, and "patcher" would be this script.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.report import machine, table, write_section
 from patcher.check import check_configs, check_loaded
@@ -244,7 +240,7 @@ def main() -> None:
     ]
     text = f"""## Patching
 
-`python -m benchmarks.patcher --write`: medians of {options.repeat} alternating runs, processor time, {machine()}.
+`python -m benchmarks.patching --write`: medians of {options.repeat} alternating runs, processor time, {machine()}.
 Start-up is from the cache; the goal is a ratio of 1.1 at most.
 
 {table(("start-up", "unpatched", "patched", "ratio"), rows)}

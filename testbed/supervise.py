@@ -1,6 +1,6 @@
 """Runs a command and, when it is told to or left alone, ends it with everything that it started.
 
-``python tests/support/supervise.py GRACE_SECONDS COMMAND…`` ends when the command ends, or as soon as its own standard
+``python testbed/supervise.py GRACE_SECONDS COMMAND…`` ends when the command ends, or as soon as its own standard
 input closes: the process that started it closes that on purpose, and the kernel closes it when that process dies of
 whatever cause. So nothing outlives a test session, not even a killed one.
 

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import requests
 
-from tests.support.models import ModelName, tiny_model
-from tests.support.paths import CHECKOUT
-from tests.support.servers import (
+from testbed.models import ModelName, tiny_model
+from testbed.paths import CHECKOUT
+from testbed.servers import (
     REQUEST_SECONDS,
     Generated,
     Recording,
@@ -26,8 +25,6 @@ from tests.support.servers import (
 
 PYTHON = CHECKOUT / ".venv-vllm" / "bin" / "python"
 KV_CACHE_BYTES = 64 * 1024 * 1024
-
-needs_vllm = pytest.mark.skipif(not PYTHON.exists(), reason="there is no .venv-vllm: run `make venv-vllm`")
 
 
 @dataclass(frozen=True)

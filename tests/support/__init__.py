@@ -1,1 +1,0 @@
-"""What tests and the demo share: small models, real servers, synthetic runs."""
