@@ -8,17 +8,18 @@ TYPE_CHECKING = False  # as in typing, whose import would cost every patched pro
 if TYPE_CHECKING:
     from typing import Any
 
-    from dumper.reading.run import Run, open_run
+    from dumper.reading.protocol import Run
+    from dumper.reading.run import open_run
 
 __all__ = ["Run", "dumper", "open_run"]
 
-_READING = frozenset({"Run", "open_run"})
+_READING = {"Run": "dumper.reading.protocol", "open_run": "dumper.reading.run"}
 
 
 def __getattr__(name: str) -> Any:
     # Patched processes import this package to write; reading needs more.
     if name in _READING:
-        from dumper.reading import run
+        from importlib import import_module
 
-        return getattr(run, name)
+        return getattr(import_module(_READING[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

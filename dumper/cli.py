@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from dumper.format.frames import FormatError
 
 if TYPE_CHECKING:
-    from dumper.reading.run import Record, Run
+    from dumper.reading.protocol import Record, Run
 
 _Command = Callable[[argparse.Namespace], int]
 
@@ -87,7 +87,8 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(path: Path) -> Run:
-    from dumper.reading.run import RunError, open_run
+    from dumper.reading.protocol import RunError
+    from dumper.reading.run import open_run
 
     if not path.is_dir():
         raise UsageError(f"{path} is no directory; give the directory of a run")

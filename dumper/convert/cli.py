@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from dumper.convert.outcome import ConversionError, Outcome, listing, prepare_destination
 from dumper.convert.sglang import SGLangDump
-from dumper.reading.run import Run, RunError, open_run
+from dumper.reading.protocol import Run, RunError
+from dumper.reading.run import open_run
 
 FORMATS = ("run", "pt", "safetensors")
 
@@ -48,7 +48,7 @@ def convert(source: Path, destination: Path, wanted: str | None = None) -> Outco
     Raises RunError when there is no recording, ConversionError when the destination cannot be used or the source is
     in that format already.
     """
-    opened: object = open_run(source)
+    opened = open_run(source)
     is_dump = isinstance(opened, SGLangDump)
     wanted = wanted or ("run" if is_dump else "pt")
     if wanted == ("pt" if is_dump else "run"):
@@ -60,16 +60,15 @@ def convert(source: Path, destination: Path, wanted: str | None = None) -> Outco
     return outcome
 
 
-def _write(opened: object, destination: Path, wanted: str) -> Outcome:
+def _write(opened: Run, destination: Path, wanted: str) -> Outcome:
     if isinstance(opened, SGLangDump) and wanted == "run":
         from dumper.convert.to_run import write_run
 
         return write_run(opened, destination)
-    run = cast("Run", opened)
     if wanted == "pt":
         from dumper.convert.to_pt import write_pt_files
 
-        return write_pt_files(run, destination)
+        return write_pt_files(opened, destination)
     from dumper.convert.to_safetensors import write_safetensors
 
-    return write_safetensors(run, destination)
+    return write_safetensors(opened, destination)

@@ -17,9 +17,8 @@ from dumper.convert import pt_files
 from dumper.convert.pt_files import OWN_KEYS, Content, PtFileError
 from dumper.convert.sglang_layouts import AUXILIARY_NAMES, rank_layouts, with_data_parallel
 from dumper.layout import TokenLayout
-from dumper.reading.headers import largest_world, ranks_without_file
-from dumper.reading.run import Header, RunError, TapCoverage
-from dumper.reading.segments import Problem
+from dumper.reading.headers import RankHeader, largest_world, ranks_without_file
+from dumper.reading.protocol import Problem, RunError, TapCoverage
 from dumper.reading.table import table_of
 
 if TYPE_CHECKING:
@@ -195,7 +194,7 @@ def _without_tensors(value: Any) -> Any:
 
 
 class SGLangDump:
-    """The interface of ``dumper.reading.run.Run`` on a directory of ``.pt`` files."""
+    """A ``dumper.reading.protocol.Run`` on a directory of ``.pt`` files."""
 
     losses = 0
     taps: Sequence[TapCoverage] = ()
@@ -210,7 +209,7 @@ class SGLangDump:
         self.steps = tuple(sorted({record.step for record in records}))
 
     @functools.cached_property
-    def headers(self) -> Mapping[int, Header]:
+    def headers(self) -> Mapping[int, RankHeader]:
         """By rank, from the first of its files that can be read."""
         return {rank: _header(rank, [record for record in self.records if record.rank == rank]) for rank in self.ranks}
 
@@ -312,7 +311,7 @@ def _directory_of(path: Path) -> Path:
     return inner[0]
 
 
-def _header(rank: int, records: Sequence[SGLangRecord]) -> Header:
+def _header(rank: int, records: Sequence[SGLangRecord]) -> RankHeader:
     meta: Mapping[str, Any] = {}
     for record in records:
         if record.error is None and record.facts.meta:
@@ -320,7 +319,7 @@ def _header(rank: int, records: Sequence[SGLangRecord]) -> Header:
             break
     world_size = meta.get("world_size")
     framework = next((key.split("_")[0] for key in pt_files.PARALLEL_KEYS if meta.get(key)), None)
-    return Header(
+    return RankHeader(
         rank=rank,
         world_size=world_size if isinstance(world_size, int) else rank + 1,
         parallel=pt_files.parallel_layout(meta),

@@ -14,7 +14,7 @@ from dumper.convert.sglang_layouts import AUXILIARY_NAMES
 from dumper.layout import PADDING_ROW, TokenLayout
 
 if TYPE_CHECKING:
-    from dumper.reading.run import Header, Record, Run
+    from dumper.reading.protocol import Header, Record, Run
 
 _OUTSIDE = -1
 """The step that stands for none: SGLang's comparator leaves it out unless ``--start-step`` is below zero."""

@@ -11,7 +11,7 @@ import numpy as np
 from dumper.convert.outcome import ConversionError, Outcome
 
 if TYPE_CHECKING:
-    from dumper.reading.run import Record, Run
+    from dumper.reading.protocol import Record, Run
 
 
 def write_safetensors(run: Run, path: Path) -> Outcome:

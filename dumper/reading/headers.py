@@ -6,14 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dumper.reading.protocol import Header, TapCoverage
+
 LARGEST_WORLD = 1 << 20
 """Ranks; a larger world size is not believed."""
 _Metas = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a rank says of itself."""
+class RankHeader:
+    """What a rank says of itself, as read from its file."""
 
     rank: int
     world_size: int
@@ -23,24 +25,6 @@ class Header:
     framework: str | None
     patch_config: Mapping[str, Any] | None
     """``paths``, ``sha256`` and ``texts`` of the patch configs that were active, None without any."""
-
-
-@dataclass(frozen=True)
-class TapCoverage:
-    """One tap on one rank."""
-
-    id: str
-    name: str
-    rank: int
-    file: str
-    line: int
-    fired: int
-    kind: str = "dump"
-
-    @property
-    def silent(self) -> bool:
-        """Whether it never fired."""
-        return self.fired == 0
 
 
 def silent_taps(taps: Iterable[TapCoverage]) -> tuple[str, ...]:
@@ -54,12 +38,12 @@ def silent_taps(taps: Iterable[TapCoverage]) -> tuple[str, ...]:
     return tuple(places[tap] for tap, count in fired.items() if not count)
 
 
-def read_header(rank: int, headers: _Metas, configs: _Metas) -> Header:
+def read_header(rank: int, headers: _Metas, configs: _Metas) -> RankHeader:
     """The header of a rank; parts that make no sense are left out."""
     meta = headers[0] if headers else {}
     world_size = meta.get("world_size")
     framework = meta.get("framework")
-    return Header(
+    return RankHeader(
         rank=rank,
         world_size=world_size if isinstance(world_size, int) and 0 < world_size <= LARGEST_WORLD else 1,
         parallel={
@@ -107,9 +91,15 @@ def read_coverage(
                 line=tap["line"] if isinstance(tap.get("line"), int) else 0,
                 fired=known if isinstance(known, int) else 0,
                 kind=kind,
+                inputs=_texts(tap.get("inputs")),
+                operation=tap["operation"] if isinstance(tap.get("operation"), str) else None,
             )
     return list(found.values())
 
 
 def _map(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()

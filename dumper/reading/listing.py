@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dumper.reading.run import Record, Run
+    from dumper.reading.protocol import Record, Run
 
 UNFOLDED_WIDTH = 1000
 """Characters; wider than any table here."""

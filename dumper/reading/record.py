@@ -24,7 +24,7 @@ _LARGEST_DECOMPRESSED = 1 << 40
 _PIECE = 16 << 20
 
 
-class Record:
+class StoredRecord:
     """What was recorded at one tap at one moment on one rank.
 
     ``name``, ``tags``, ``dims``, ``dtype``, ``shape``, ``level``, ``stream``, ``tap`` and ``recompute`` come from the
@@ -122,6 +122,16 @@ class Record:
     def source(self) -> str:
         """Where the record stands: file name and offset."""
         return f"{self._segment.path.name}@{self._column('offset')}"
+
+    @property
+    def filename(self) -> None:
+        """Files of a run hold many records."""
+        return None
+
+    @property
+    def error(self) -> None:
+        """What is in the index can be read."""
+        return None
 
     def payload(self) -> memoryview:
         """The recorded bytes, decompressed; a view of the mapped file where they are in one piece.

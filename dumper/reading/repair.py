@@ -13,7 +13,8 @@ from dumper.format import frames
 from dumper.format.frames import FormatError, Frame
 from dumper.format.status import read_status
 from dumper.format.walk import Damage, frames_and_damage
-from dumper.reading.run import RunError, open_run
+from dumper.reading.protocol import RunError
+from dumper.reading.run import open_run
 from dumper.reading.segments import map_file, read_index, scan
 
 _SUFFIX = ".damaged"

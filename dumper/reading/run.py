@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,21 +18,19 @@ from dumper.format.layouts import decode_layout
 from dumper.format.status import read_status
 from dumper.layout import TokenLayout
 from dumper.reading.headers import (
-    Header,
-    TapCoverage,
+    RankHeader,
     largest_world,
     ranks_without_file,
     read_coverage,
     read_header,
     silent_taps,
 )
-from dumper.reading.record import Record
-from dumper.reading.segments import Problem, Segment, open_segment
+from dumper.reading.protocol import Problem, Run, RunError, TapCoverage
+from dumper.reading.record import StoredRecord
+from dumper.reading.segments import Segment, open_segment
 
 if TYPE_CHECKING:
     import polars
-
-__all__ = ["Header", "Problem", "Record", "Records", "Run", "RunError", "TapCoverage", "open_run"]
 
 _RANK_FILE = re.compile(r"rank-(?P<rank>\d+)(?:\.(?P<segment>\d+))?\.msgpack")
 _STATUS_FILE = re.compile(r"rank-(?P<rank>\d+)(?:\.(?P<process>\d+))?\.status")
@@ -44,11 +42,7 @@ _LOSS_WORDS = {
 }
 
 
-class RunError(ValueError):
-    """A path that is no run; the message says what it is and what to do."""
-
-
-class Records(Sequence[Record]):
+class Records(Sequence[StoredRecord]):
     """Records by rank and order, made when they are asked for."""
 
     def __init__(self, ranks: Mapping[int, RankRecords]) -> None:
@@ -67,12 +61,12 @@ class Records(Sequence[Record]):
             raise IndexError(index)
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         rank, segment = self._parts[part]
-        return Record(segment, int(index - self._starts[part]), rank)
+        return StoredRecord(segment, int(index - self._starts[part]), rank)
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[StoredRecord]:
         for rank, segment in self._parts:
             for row in range(len(segment.index)):
-                yield Record(segment, row, rank)
+                yield StoredRecord(segment, row, rank)
 
 
 @dataclass
@@ -113,7 +107,7 @@ class RankRecords:
         return [meta for found, meta in self.others if found == kind]
 
 
-class Run:
+class RunDirectory:
     """A recording: a directory with one stream per rank."""
 
     def __init__(self, path: Path, ranks: Mapping[int, RankRecords], status: Mapping[int, Mapping[str, int]]) -> None:
@@ -121,10 +115,10 @@ class Run:
         self._ranks = ranks
         self._status = status
         self.ranks = tuple(sorted(ranks))
-        self.records: Sequence[Record] = Records(ranks)
+        self.records: Sequence[StoredRecord] = Records(ranks)
 
     @functools.cached_property
-    def headers(self) -> Mapping[int, Header]:
+    def headers(self) -> Mapping[int, RankHeader]:
         """By rank. A rank whose header is damaged has one that knows the rank alone."""
         return {rank: _header(part) for rank, part in self._ranks.items()}
 
@@ -164,14 +158,14 @@ class Run:
 
     def select(
         self, *, name: str | None = None, step: int | None = None, rank: int | None = None, **tags: Any
-    ) -> list[Record]:
+    ) -> list[StoredRecord]:
         """The records with this name, step, rank and these tags, in order."""
         found = []
         for number, part in sorted(self._ranks.items()):
             if rank is not None and number != rank:
                 continue
             for segment in part.segments:
-                found += [Record(segment, row, number) for row in _matching_rows(segment, name, step, tags)]
+                found += [StoredRecord(segment, row, number) for row in _matching_rows(segment, name, step, tags)]
         return found
 
     @functools.cached_property
@@ -254,14 +248,14 @@ def open_run(path: str | Path) -> Run:
             part.problems.append(Problem("unreadable", f"{file.name} cannot be read: {error.strerror}"))
     statuses = _read_statuses(path)
     # A rank whose every value was lost has counts and no records.
-    return Run(path, ranks, statuses) if ranks or statuses else _open_other(path)
+    return RunDirectory(path, ranks, statuses) if ranks or statuses else _open_other(path)
 
 
 def _open_other(path: Path) -> Run:
     if next(path.rglob("*.pt"), None) is not None:
         from dumper.convert.sglang import open_sglang_dump
 
-        return cast("Run", open_sglang_dump(path))
+        return open_sglang_dump(path)
     inner = sorted({file.parent for file in path.glob("*/rank-*.msgpack")})
     if inner:
         names = ", ".join(str(folder) for folder in inner[:5])
@@ -293,7 +287,7 @@ def _read_statuses(path: Path) -> dict[int, dict[str, int]]:
     return statuses
 
 
-def _header(part: RankRecords) -> Header:
+def _header(part: RankRecords) -> RankHeader:
     return read_header(part.rank, part.of_kind("header"), part.of_kind("config"))
 
 

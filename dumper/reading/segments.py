@@ -11,18 +11,10 @@ from dumper.format import frames
 from dumper.format.frames import FormatError, Frame
 from dumper.format.index import NO_STEP, Index, IndexColumns, check_descriptor, decode_index, from_columns
 from dumper.format.walk import Damage, frames_and_damage
+from dumper.reading.protocol import Problem
 
 _DYNAMIC = frozenset({"step", "occurrence", "order", "compression", "bytes"})
 """Keys of a record that no other record need share."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something about a run that its reader should know."""
-
-    kind: str
-    """``truncated``, ``corrupted``, ``missing_rank``, ``lost``, ``unclosed``, ``empty``, ``unreadable``."""
-    message: str
 
 
 @dataclass

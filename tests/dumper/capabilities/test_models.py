@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dumper import open_run
-from dumper.reading.run import Run
+from dumper import Run, open_run
 from dumper.recording.recorder import Recorder
 
 

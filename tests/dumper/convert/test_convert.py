@@ -14,11 +14,10 @@ import torch
 from safetensors import safe_open
 
 from comparator import compare
-from dumper import open_run
+from dumper import Run, open_run
 from dumper.adapters.protocol import Process
 from dumper.convert.cli import main
 from dumper.layout import SequenceSpan, TokenLayout
-from dumper.reading.run import Run
 from dumper.recording.recorder import Recorder
 from dumper.settings import Settings
 from tests.dumper.convert.dumps import DumpWriter

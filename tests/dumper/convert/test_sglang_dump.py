@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dumper import open_run
 from dumper.convert.pt_files import parse_file_name, typed
 from dumper.layout import PADDING_ROW, SequenceSpan
-from dumper.reading.run import RunError
+from dumper.reading.protocol import RunError
 from tests.dumper.convert.dumps import DumpWriter
 
 TWO = {0: {"tp": (0, 2)}, 1: {"tp": (1, 2)}}

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from dumper import open_run
-from dumper.reading.run import Run
+from dumper import Run, open_run
 from dumper.recording.recorder import Recorder
 from dumper.settings import Settings
 

@@ -16,7 +16,7 @@ with atheris.instrument_imports(include=["dumper"]):
     from dumper.format.index import from_columns
     from dumper.format.status import read_status
     from dumper.reading.headers import read_coverage, read_header
-    from dumper.reading.record import Record
+    from dumper.reading.record import StoredRecord
     from dumper.reading.repair import Report, verify_data
     from dumper.reading.segments import Segment, scan
 
@@ -36,7 +36,7 @@ def read(data: bytes) -> None:
     read_header(0, metas, metas)
     read_coverage(0, metas, metas, {}, 0)
     for row in range(len(segment.index)):
-        record = Record(segment, row, 0)
+        record = StoredRecord(segment, row, 0)
         with contextlib.suppress(frames.FormatError, ValueError):
             _ = (record.step, record.tags, record.statistics, record.fingerprint)
             _ = record.array() if record.kind == "tensor" else record.value

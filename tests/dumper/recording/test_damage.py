@@ -15,13 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dumper import open_run
+from dumper import Run, open_run
 from dumper.cli import main
 from dumper.format import frames
 from dumper.layout import SequenceSpan, TokenLayout
-from dumper.reading.record import Record
+from dumper.reading.protocol import Record
 from dumper.reading.repair import Report, repair_run, verify_data, verify_run
-from dumper.reading.run import Run
 from tests.dumper.recording.conftest import Recording
 
 FILE = "rank-00000.msgpack"

@@ -10,7 +10,7 @@ import torch
 
 from dumper.cli import main
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
-from dumper.reading.run import Record
+from dumper.reading.protocol import Record
 from dumper.recording.recorder import Recorder
 from dumper.settings import Settings, SettingsError
 from tests.dumper.recording.conftest import Recording
@@ -211,6 +211,18 @@ def test_taps_fire_and_are_covered(recording: Recording, capsys: pytest.CaptureF
     assert [record.tap for record in run.records] == ["m.f#1:tap1"] * 3 + ["m.f#3:tap3"] * 2
     assert [record.level for record in run.records] == ["full"] * 3 + ["stats", "hash"]
     assert run.headers[0].patch_config == config
+
+
+def test_a_tap_says_what_it_is_computed_from(recording: Recording) -> None:
+    recorder = recording.start()
+    declared = _tap(1, inputs=("attn_output", "layer_input@-1"), operation="sum")
+    recorder.install_taps("m", (declared, _tap(2, inputs=(), operation=None), _tap(3)), {})
+    recorder.dump("x", 1)
+    assert [(tap.inputs, tap.operation) for tap in recording.read().taps] == [
+        (("attn_output", "layer_input@-1"), "sum"),
+        ((), None),
+        ((), None),
+    ]
 
 
 def test_coverage_is_known_of_a_run_without_an_end(recording: Recording) -> None:

@@ -1,0 +1,232 @@
+"""What a recording is to everything that reads one: the protocols ``Run``, ``Record`` and ``Header``, and the plain
+values that they hold. ``dumper.open_run`` returns a ``Run``, whatever kind of recording there is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import polars
+    import torch
+
+    from dumper.layout import TokenLayout
+
+
+class RunError(ValueError):
+    """A path that is no run; the message says what it is and what to do."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something about a run that its reader should know."""
+
+    kind: str
+    """``truncated``, ``corrupted``, ``missing_rank``, ``lost``, ``unclosed``, ``empty``, ``unreadable``."""
+    message: str
+
+
+@dataclass(frozen=True)
+class TapCoverage:
+    """One tap on one rank, and how often it fired there."""
+
+    id: str
+    name: str
+    rank: int
+    file: str
+    line: int
+    fired: int
+    kind: str = "dump"
+    """``dump``, or ``step`` for a tap that only marks forward passes."""
+    inputs: tuple[str, ...] = ()
+    """Names of the taps whose values this one is computed from: ``NAME`` with the same tags, ``NAME@-1`` of the layer
+    before (``layer_id`` less one). Empty where the patch config does not say."""
+    operation: str | None = None
+    """What computes the value: ``attention``, ``linear``, ``sum``, ``norm``, ``mlp``, ``moe``, ``router`` or
+    ``logits``; None where the patch config does not say."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether it never fired."""
+        return self.fired == 0
+
+
+class Header(Protocol):
+    """What a rank says of itself."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def parallel(self) -> Mapping[str, tuple[int, int]]:
+        """Axis name to ``(rank, size)``, axes of size 1 included."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Distribution name to version."""
+
+    @property
+    def framework(self) -> str | None: ...
+    @property
+    def patch_config(self) -> Mapping[str, Any] | None:
+        """``paths``, ``sha256`` and ``texts`` of the patch configs that were active, None without any."""
+
+
+class Record(Protocol):
+    """What was recorded at one place at one moment on one rank.
+
+    Nothing of the value is read before ``array``, ``tensor``, ``value``, ``statistics`` or ``fingerprint``.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def step(self) -> int | None:
+        """None outside any step."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def tags(self) -> Mapping[str, Any]: ...
+    @property
+    def occurrence(self) -> int:
+        """The n-th record, from 0, of this name and these tags in this step on this rank."""
+
+    @property
+    def order(self) -> int:
+        """A number that grows with each record of this rank."""
+
+    @property
+    def tap(self) -> str | None:
+        """Id of the tap; None for a call in the program's own code, and where taps have no ids."""
+
+    @property
+    def kind(self) -> str:
+        """``tensor`` or ``value``."""
+
+    @property
+    def level(self) -> str:
+        """``full``, ``sample``, ``stats`` or ``hash``."""
+
+    @property
+    def dtype(self) -> str | None:
+        """torch's name without ``torch.``: ``bfloat16``; None for a value that is no tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of the tensor that was dumped, whatever its level; None for a value that is no tensor."""
+
+    @property
+    def dims(self) -> str | None: ...
+    @property
+    def stream(self) -> str:
+        """``value`` or ``grad``."""
+
+    @property
+    def recompute(self) -> bool:
+        """Whether the value was computed a second time, for activation checkpointing."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the value takes in its file."""
+
+    @property
+    def sampled_rows(self) -> range | None:
+        """Of level ``sample``: the rows (of the first dimension) that were kept; else None."""
+
+    @property
+    def source(self) -> str:
+        """Where the record stands, for messages: a file name, and an offset where files hold many records."""
+
+    @property
+    def filename(self) -> str | None:
+        """The name of the file that holds this record alone; None where files hold many records."""
+
+    @property
+    def error(self) -> str | None:
+        """Why nothing of the record can be read, its dtype included; None when that much is readable."""
+
+    @property
+    def value(self) -> Any:
+        """The value of a record that is no tensor. Raises ValueError for a tensor, and ValueError or
+        FormatError where it cannot be read."""
+
+    @property
+    def statistics(self) -> Mapping[str, float | int] | None:
+        """Of level ``stats``: what ``dumper/measures.py`` lists; else None."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of level ``hash``: 32 hexadecimal digits; else None."""
+
+    def is_intact(self) -> bool:
+        """Whether the recorded bytes match their checksums; where there are none, whether they can be read."""
+
+    def array(self) -> npt.NDArray[Any]:
+        """The tensor as numpy (``ml_dtypes`` for bf16 and fp8), of a sample the rows that were kept. May be read-only.
+
+        Raises ValueError when the record is no tensor or holds no elements (``stats``, ``hash``), and ValueError or
+        FormatError when it cannot be read.
+        """
+
+    def tensor(self) -> torch.Tensor:
+        """The tensor on the CPU; imports torch. To be cloned before it is modified. Raises as ``array`` does."""
+
+
+class Run(Protocol):
+    """A recording of one process group. No payload is read before it is asked for."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks that have a file."""
+
+    @property
+    def world_size(self) -> int:
+        """The largest world size that a rank knows of, and at least the number of ranks there are."""
+
+    @property
+    def missing_ranks(self) -> tuple[int, ...]:
+        """Ranks of the world without a file."""
+
+    @property
+    def headers(self) -> Mapping[int, Header]:
+        """By rank, of every rank in ``ranks``."""
+
+    @property
+    def steps(self) -> tuple[int, ...]: ...
+    @property
+    def records(self) -> Sequence[Record]:
+        """By rank, in the order in which they were recorded."""
+
+    @property
+    def taps(self) -> Sequence[TapCoverage]:
+        """Every tap that was installed on a rank; empty for recordings that do not know."""
+
+    @property
+    def silent_taps(self) -> tuple[str, ...]:
+        """Taps that were installed and fired on no rank, with their place in the source."""
+
+    @property
+    def losses(self) -> int:
+        """Values that were to be recorded and are not in the run, as far as is known."""
+
+    @property
+    def problems(self) -> Sequence[Problem]:
+        """Everything about the run that its reader should know before trusting it."""
+
+    def layout(self, step: int, rank: int) -> TokenLayout | None:
+        """The token layout of a step on a rank, None when it is not known. Raises FormatError when it is malformed."""
+
+    def select(
+        self, *, name: str | None = None, step: int | None = None, rank: int | None = None, **tags: Any
+    ) -> Sequence[Record]:
+        """The records with this name, step, rank and these tags, in order."""
+
+    def to_polars(self) -> polars.DataFrame:
+        """The index as a table: one row per record (``dumper/reading/table.py``)."""
