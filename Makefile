@@ -25,10 +25,11 @@ test: venv venv-vllm ## All tests, those with real servers among them
 test-fast: venv ## The tests that start no server
 	@$(python) -m pytest -m "not e2e and not slow"
 
-lint: venv ## Linter, formatter and type checker
+lint: venv ## Linter, formatter, type checker, and who may import whom
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy
+	@.venv/bin/lint-imports --no-logo --no-cache
 
 format: venv ## Let the linter and the formatter mend what they can
 	@$(python) -m ruff check --fix .
