@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparator.errors import ComparatorError
+from comparator.match.runs import RunView
 from comparator.options import Options, parse_override
 from comparator.pipeline import Tally, prepare, run_notes
-from comparator.predicates import ThresholdRule, parse_rules
+from comparator.plan.tokens.interface import TokenMode
 from comparator.report.records import Comparison, LogRecord, SummaryRecord, TensorComparison
-from comparator.runs import RunView
-from comparator.tokens.interface import TokenMode
+from comparator.verdict.criteria import ThresholdRule, parse_rules
 
 if TYPE_CHECKING:
     import polars

@@ -15,7 +15,7 @@ from pathlib import Path
 from comparator.api import open_side
 from comparator.errors import ComparatorError
 from comparator.options import Options, load_override_config, parse_override
-from comparator.predicates import parse_rules
+from comparator.verdict.criteria import parse_rules
 
 PRESETS: dict[str, dict[str, object]] = {
     "raw": {"grouping_skip_keys": []},
@@ -139,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare as the arguments say; raises ComparatorError."""
     from comparator.pipeline import Tally, input_ids, prepare, rank_info, run_notes
     from comparator.report.records import ConfigRecord
-    from comparator.report.sinks import JsonOutput, ReportFile, TextOutput
+    from comparator.report.reporters import JsonOutput, ReportFile, TextOutput
 
     baseline_path = _one_path(arguments.baseline_path, arguments.baseline, "baseline")
     target_path = _one_path(arguments.target_path, arguments.target, "target")
@@ -147,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
     baseline, target = open_side(baseline_path, "baseline"), open_side(target_path, "target")
     prepared = prepare(baseline, target, options)
     if arguments.explain:
-        from comparator.explain import explain
+        from comparator.report.explain import explain
 
         return explain(prepared, arguments.explain)
     for flag in ("viz_bundle_details", "visualize_per_token"):

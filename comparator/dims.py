@@ -75,7 +75,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class RowOrder:
-    """Rows of ``t`` that are not in token order; ``comparator.experts`` explains both kinds."""
+    """Rows of ``t`` that are not in token order; ``comparator.plan.experts`` explains both kinds."""
 
     kind: Literal["experts", "permutation"]
     name: str

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from comparator.dims import parse_dims
 from comparator.errors import ComparatorError, DimsError
-from comparator.predicates import ThresholdRule, check_pattern
-from comparator.tokens.interface import Side, TokenMode
+from comparator.plan.tokens.interface import Side, TokenMode
+from comparator.verdict.criteria import ThresholdRule, check_pattern
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from comparator.align import Aligned, align
+from comparator.align.load import load_array
+from comparator.align.pair import Aligned, align
 from comparator.dims import parse_dims
 from comparator.errors import ComparatorError, DimsError
-from comparator.findings import (
+from comparator.match.pairs import BundlePair, split_steps
+from comparator.measure.difference import Measured, compare_arrays, row_differences, summarize
+from comparator.measure.reduced import compare_reduced, reduced_level
+from comparator.options import Options
+from comparator.plan.pair import PairPlan, plan_pair
+from comparator.plan.samples import RowByRow, sampled
+from comparator.plan.tokens import counts_against
+from comparator.plan.tokens.interface import Side, TokenPlan
+from comparator.report.findings import (
     bundle_info,
     bundle_side,
     diff_info,
@@ -21,13 +30,6 @@ from comparator.findings import (
     tensor_info,
     torch_dtype_name,
 )
-from comparator.judge import Verdict, judge, predicate_for, remarks
-from comparator.levels import compare_reduced, reduced_level
-from comparator.load import load_array
-from comparator.match import BundlePair, split_steps
-from comparator.measure import Measured, compare_arrays, row_differences, summarize
-from comparator.options import Options
-from comparator.plan import PairPlan, plan_pair
 from comparator.report.records import (
     Comparison,
     Note,
@@ -35,11 +37,9 @@ from comparator.report.records import (
     TensorComparison,
     TokenCounts,
 )
-from comparator.samples import RowByRow, sampled
 from comparator.session import Session, identity
-from comparator.tokens import counts_against
-from comparator.tokens.interface import Side, TokenPlan
 from comparator.value_pairs import compare_values
+from comparator.verdict.judge import Verdict, judge, predicate_for, remarks
 
 Array = npt.NDArray[Any]
 TOKEN_THRESHOLD = 1e-3

@@ -6,10 +6,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from comparator.match import BundlePair, match_bundles
+from comparator.match.pairs import BundlePair, match_bundles
+from comparator.match.runs import RunView, parallel_layout
 from comparator.options import Options, check_options
 from comparator.pairs import compare_pair
-from comparator.plan import SideContext
+from comparator.plan.pair import SideContext
+from comparator.plan.tokens import build_token_aligner
+from comparator.plan.tokens.interface import Side, SideLayouts, TokenAligner
 from comparator.report.records import (
     Category,
     Comparison,
@@ -20,11 +23,8 @@ from comparator.report.records import (
     SummaryRecord,
     TensorComparison,
 )
-from comparator.runs import RunView, parallel_layout
 from comparator.session import Session
 from comparator.sglang_compat import adapt, compare_sglang_pair, match_sglang_bundles, without_batches
-from comparator.tokens import build_token_aligner
-from comparator.tokens.interface import Side, SideLayouts, TokenAligner
 
 
 @dataclass
@@ -106,7 +106,7 @@ def prepare(baseline: RunView, target: RunView, options: Options, aligner: Token
     """
     check_options(options)
     if options.map_config is not None:
-        from comparator.mapping import apply_map
+        from comparator.match.map import apply_map
 
         baseline = apply_map(baseline, options.map_config, "baseline")
         target = apply_map(target, options.map_config, "target")

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from comparator.match import Bundle, BundlePair
+from comparator.match.pairs import Bundle, BundlePair
 from comparator.options import Options
-from comparator.plan import SideContext
+from comparator.plan.pair import SideContext
+from comparator.plan.tokens.interface import Side, TokenAligner
 from comparator.report.records import Location
-from comparator.tokens.interface import Side, TokenAligner
 
 
 @dataclass

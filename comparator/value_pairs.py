@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from comparator.align.load import load_array
 from comparator.errors import PairError
-from comparator.load import load_array
-from comparator.match import Bundle, BundlePair
+from comparator.match.pairs import Bundle, BundlePair
+from comparator.measure.values import first_difference
 from comparator.report.records import Note, ValueComparison
 from comparator.session import Session, identity
-from comparator.values import first_difference
 
 
 def compare_values(pair: BundlePair, baseline: Bundle, target: Bundle, session: Session) -> ValueComparison:

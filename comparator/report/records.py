@@ -49,7 +49,7 @@ class TensorInfo(_Model):
 
 
 class DiffInfo(_Model):
-    """Metrics of one difference; see ``comparator.measure.Difference``."""
+    """Metrics of one difference; see ``comparator.measure.difference.Difference``."""
 
     rel_diff: float
     max_abs_diff: float

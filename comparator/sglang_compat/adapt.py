@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, cast
 
+from comparator.match.runs import RecordView, RunView
 from comparator.options import Options
-from comparator.runs import RecordView, RunView
 from dumper.convert.sglang import CONVERTED, SGLangDump
 from dumper.convert.sglang_layouts import AUXILIARY_NAMES
 

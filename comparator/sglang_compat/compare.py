@@ -10,7 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from comparator.errors import ComparatorError, PairError
-from comparator.findings import (
+from comparator.match.pairs import Bundle, BundlePair
+from comparator.measure.difference import PERCENTILE_LIMIT, Measured, summarize
+from comparator.measure.values import first_difference
+from comparator.pairs import compare_pair
+from comparator.plan.tokens.interface import Side
+from comparator.report.findings import (
     bundle_side,
     diff_info,
     errored,
@@ -19,10 +24,6 @@ from comparator.findings import (
     tensor_info,
     torch_dtype_name,
 )
-from comparator.judge import judge, predicate_for, remarks
-from comparator.match import Bundle, BundlePair
-from comparator.measure import PERCENTILE_LIMIT, Measured, summarize
-from comparator.pairs import compare_pair
 from comparator.report.records import (
     BundleInfo,
     Comparison,
@@ -44,8 +45,7 @@ from comparator.sglang_compat.sides import (
     side_tensors,
     without_empty_ranks,
 )
-from comparator.tokens.interface import Side
-from comparator.values import first_difference
+from comparator.verdict.judge import judge, predicate_for, remarks
 from dumper.convert.sglang import SGLangDump
 
 Array = npt.NDArray[Any]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from comparator.axes import align_axes, plan_axes
 from comparator.dims import SEQUENCE, TOKEN, Dimension, Dims
 from comparator.errors import PairError
+from comparator.plan.axes import align_axes, plan_axes
 from comparator.report.records import Note
 from comparator.sglang_compat.sides import SideFiles, SideTensors
 

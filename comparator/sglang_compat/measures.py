@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from comparator.measure import Difference, Measured, compare_arrays, to_working
+from comparator.measure.difference import Difference, Measured, compare_arrays, to_working
 
 Array = npt.NDArray[Any]
 _SINGLE = np.dtype(np.float32)

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from comparator.match import Bundle, BundlePair
+from comparator.match.pairs import Bundle, BundlePair
+from comparator.match.runs import RunView
 from comparator.options import Options
-from comparator.runs import RunView
 from comparator.sglang_compat.adapt import skipped_names
 from dumper.convert.sglang import SGLangDump, SGLangRecord
 

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from comparator.align.unshard import REPLICA_TOLERANCE, ReplicaDifference
 from comparator.dims import TOKEN, Dims, Modifier
 from comparator.errors import PairError
 from comparator.sglang_compat.measures import difference_in_single, sum_partials
 from comparator.sglang_compat.places import Place, check_declared
-from comparator.unshard import ReplicaDifference
-from comparator.unshard.execute import REPLICA_TOLERANCE
 
 Array = npt.NDArray[Any]
 

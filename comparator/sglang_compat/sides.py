@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from comparator.align.unshard import ReplicaDifference
 from comparator.dims import Dims, parse_dims
 from comparator.errors import PairError
-from comparator.match import Bundle
+from comparator.match.pairs import Bundle
 from comparator.options import Options
+from comparator.plan.tokens.interface import Side
 from comparator.sglang_compat.places import KNOWN_AXES, active_place
 from comparator.sglang_compat.shards import join_shards
-from comparator.tokens.interface import Side
-from comparator.unshard import ReplicaDifference
 from dumper.convert.sglang import SGLangDump, SGLangRecord
 from dumper.convert.sglang_layouts import AUXILIARY_NAMES
 

@@ -11,10 +11,10 @@ import pytest
 
 import comparator
 from comparator.api import Report
-from comparator.match import execution_order
+from comparator.match.pairs import execution_order
 from comparator.pipeline import prepare
+from comparator.plan.tokens.interface import TokenMode
 from comparator.report.records import ErroredComparison, TensorComparison, ValueComparison
-from comparator.tokens.interface import TokenMode
 from testbed.synthetic_engine import Engine, Request, serve
 from testbed.synthetic_runs import SyntheticRun, record
 from tests.comparator.fakes import FakeProblem, FakeRecord, FakeRun, FakeTap, one_request, values

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comparator.errors import ComparatorError, PairError
-from comparator.judge import judge, predicate_for
-from comparator.measure import measure
+from comparator.measure.difference import measure
 from comparator.options import Options
-from comparator.predicates import ThresholdRule, compile_predicate, parse_rules, satisfied
+from comparator.verdict.criteria import ThresholdRule, compile_predicate, parse_rules, satisfied
+from comparator.verdict.judge import judge, predicate_for
 from tests.comparator.fakes import values
 
 METRICS = {"rel": 0.5, "max_abs": 2.0, "mean_abs": 1.0, "relative_l2": 0.1, "differing": 3.0, "elements": 8.0}

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from comparator.align.unshard import undo_zigzag, unshard
 from comparator.dims import parse_dims
 from comparator.errors import DimsError, PairError
-from comparator.unshard import Shard, UnshardPlan, plan_unshard, unshard
-from comparator.unshard.execute import undo_zigzag
+from comparator.plan.unshard import Shard, UnshardPlan, plan_unshard
 
 Array = npt.NDArray[np.float32]
 Coordinates = Mapping[str, tuple[int, int]]

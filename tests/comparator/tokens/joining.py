@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from comparator.tokens import SideLayouts, TokenAligner, TokenPart, TokenPlan, build_token_aligner
-from comparator.tokens.interface import RowsClass, Side, TokenMode
+from comparator.plan.tokens import SideLayouts, TokenAligner, TokenPart, TokenPlan, build_token_aligner
+from comparator.plan.tokens.interface import RowsClass, Side, TokenMode
 from testbed.synthetic_runs import WIDTH, Array, SyntheticRun
 
 

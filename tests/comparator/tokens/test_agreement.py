@@ -7,10 +7,10 @@ import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comparator.tokens.agreement import Columns, PromptAgreement
-from comparator.tokens.episodes import NEVER
-from comparator.tokens.pairing import pair_sequences
-from comparator.tokens.sequences import SequenceTable
+from comparator.plan.tokens.agreement import Columns, PromptAgreement
+from comparator.plan.tokens.episodes import NEVER
+from comparator.plan.tokens.pairing import pair_sequences
+from comparator.plan.tokens.sequences import SequenceTable
 
 KnownTokens = tuple[tuple[int, ...], int, int, bool]
 """Tokens, first computed position, end of the prompt, whether decode passes follow."""

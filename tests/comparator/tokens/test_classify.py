@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from comparator.errors import PairError
-from comparator.tokens.interface import RowsClass, RowsQuery
+from comparator.plan.tokens.interface import RowsClass, RowsQuery
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
 from testbed.synthetic_engine import Engine, Request, serve
 from testbed.synthetic_runs import ContextParallel, SyntheticRun, record

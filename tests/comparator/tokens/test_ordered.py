@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from comparator.tokens import counts_against
+from comparator.plan.tokens import counts_against
 from testbed.synthetic_engine import Engine, Request, serve
 from testbed.synthetic_runs import ContextParallel, SyntheticRun, record
 from tests.comparator.tokens.joining import join

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from comparator.tokens import TokenPart, counts_against
+from comparator.plan.tokens import TokenPart, counts_against
 from dumper.layout import SequenceSpan, TokenLayout
 from testbed.synthetic_engine import Engine, Request, padded_batches, serve, train_pass
 from testbed.synthetic_runs import SyntheticRun, record

@@ -1,0 +1,280 @@
+"""``--map CONFIG``: make the names, dims and pieces of two frameworks comparable.
+
+    map:
+      - baseline: model.layers.{i}.self_attn.o_proj       # placeholders stand for the same text on both sides
+        target: attn_output, layer_id={i}
+        baseline_dims: b s h
+      - baseline: model.layers.{i}.self_attn.q_proj
+        target: qkv, layer_id={i}
+        target_slice: {dim: h, sizes: [4, 1, 1], part: 0}  # the first of three pieces, four of six parts long
+
+A rule gives records of both sides one name. It is the target's, unless the target is sliced: then the baseline's.
+A record that several rules match appears once for each (a fused tensor and its pieces); one that none matches keeps
+its name. ``docs/dims.md`` describes the format.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from comparator.dims import Dims, parse_dims
+from comparator.errors import ComparatorError, DimsError, PairError
+from comparator.match.runs import RecordView, RunView
+from comparator.plan.tokens.interface import Side
+
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
+
+
+class Slice(BaseModel):
+    """One piece of a dimension that holds several things, such as q, k and v."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dim: str
+    sizes: Annotated[list[int], Field(min_length=1)]
+    """Lengths of the pieces, or their ratio; the dimension is cut in these proportions on every rank."""
+    part: Annotated[int, Field(ge=0)]
+    group: Annotated[int, Field(ge=1)] | None = None
+    """Length of a group, when the pieces lie in groups (q, k, v of one head group after the other)."""
+
+
+class Rule(BaseModel):
+    """One line of the map."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    baseline: str
+    target: str
+    baseline_dims: str | None = None
+    target_dims: str | None = None
+    baseline_slice: Slice | None = None
+    target_slice: Slice | None = None
+
+
+class MapConfig(BaseModel):
+    """A map file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    map: list[Rule]
+
+
+@dataclass(frozen=True)
+class Template:
+    """``attn_output, layer_id={i}``: a name and tags in which placeholders stand for text."""
+
+    name: str
+    tags: tuple[tuple[str, str], ...]
+    pattern: re.Pattern[str]
+    tag_patterns: tuple[tuple[str, re.Pattern[str]], ...]
+
+    def match(self, record: RecordView) -> dict[str, str] | None:
+        """What the placeholders stand for in a record; None when it does not match."""
+        found = self.pattern.fullmatch(record.name)
+        if found is None:
+            return None
+        values = found.groupdict()
+        for key, pattern in self.tag_patterns:
+            if key not in record.tags:
+                return None
+            tag = pattern.fullmatch(str(record.tags[key]))
+            if tag is None:
+                return None
+            for name, text in tag.groupdict().items():
+                if values.setdefault(name, text) != text:
+                    return None
+        return values
+
+    def fill(self, values: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+        """Name and tags with the placeholders replaced."""
+
+        def put(text: str) -> str:
+            return _PLACEHOLDER.sub(lambda found: values[found[1]], text)
+
+        return put(self.name), {key: put(value) for key, value in self.tags}
+
+
+def parse_template(text: str, where: str) -> Template:
+    """Read ``NAME, tag=value, ...``; raises ComparatorError that says where."""
+    name, *tag_texts = (part.strip() for part in text.split(","))
+    if not name:
+        raise ComparatorError(f"{where}: {text!r} names no tensor")
+    tags: list[tuple[str, str]] = []
+    for tag in tag_texts:
+        key, equals, value = (part.strip() for part in tag.partition("="))
+        if not key or not equals:
+            raise ComparatorError(f"{where}: {tag!r} is no tag; expected name=value")
+        tags.append((key, value))
+    patterns = tuple((key, _pattern(value, where)) for key, value in tags)
+    return Template(name, tuple(tags), _pattern(name, where), patterns)
+
+
+def _pattern(text: str, where: str) -> re.Pattern[str]:
+    pattern = ""
+    at = 0
+    seen: set[str] = set()
+    for found in _PLACEHOLDER.finditer(text):
+        pattern += re.escape(text[at : found.start()])
+        pattern += f"(?P={found[1]})" if found[1] in seen else f"(?P<{found[1]}>[^.]+?)"
+        seen.add(found[1])
+        at = found.end()
+    rest = text[at:]
+    if "{" in rest or "}" in rest:
+        raise ComparatorError(f"{where}: cannot read {text!r}; a placeholder is written {{name}}")
+    return re.compile(pattern + re.escape(rest))
+
+
+@dataclass(frozen=True)
+class CompiledRule:
+    """One rule, ready to be applied to one side."""
+
+    template: Template
+    result: Template
+    dims: str | None
+    piece: Slice | None
+
+
+class MappedRecord:
+    """A record under another name, with other dims, or cut to a piece; everything else is the record's own."""
+
+    def __init__(self, record: RecordView, rule: CompiledRule, values: Mapping[str, str]) -> None:
+        self._record = record
+        self._piece = rule.piece
+        name, tags = rule.result.fill(values)
+        self.name: str = name
+        kept = {key: value for key, value in record.tags.items() if key not in dict(rule.template.tags)}
+        self.tags: Mapping[str, Any] = {**kept, **tags}
+        self.dims: str | None = rule.dims or record.dims
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._record, name)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        shape = self._record.shape
+        if shape is None or self._piece is None:
+            return shape
+        axis = self._axis(len(shape))
+        length = sum(stop - start for start, stop in self._ranges(shape[axis]))
+        return (*shape[:axis], length, *shape[axis + 1 :])
+
+    def array(self) -> npt.NDArray[Any]:
+        array = self._record.array()
+        if self._piece is None:
+            return array
+        axis = self._axis(array.ndim)
+        ranges = self._ranges(array.shape[axis])
+        index = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+        return np.take(array, index, axis=axis)
+
+    def _axis(self, ndim: int) -> int:
+        assert self._piece is not None
+        if self.dims is None:
+            raise PairError(f"the slice of {self._record.name} needs dims that name {self._piece.dim!r}")
+        dims: Dims = parse_dims(self.dims)
+        axis = next((at for at, one in enumerate(dims.dimensions) if one.label == self._piece.dim), None)
+        if axis is None or axis >= ndim:
+            raise DimsError(f"dims {self.dims!r} of {self._record.name} have no dimension {self._piece.dim!r} to slice")
+        return axis
+
+    def _ranges(self, length: int) -> list[tuple[int, int]]:
+        """The rows of the piece: one range, or one per group."""
+        piece = self._piece
+        assert piece is not None
+        group = piece.group or length
+        total = sum(piece.sizes)
+        if length % group or (group % total):
+            raise PairError(
+                f"{self._record.name}: {group} elements of {piece.dim!r} cannot be cut in the proportions {piece.sizes}"
+            )
+        unit = group // total
+        first = sum(piece.sizes[: piece.part]) * unit
+        last = first + piece.sizes[piece.part] * unit
+        return [(start + first, start + last) for start in range(0, length, group)]
+
+
+class MappedRun:
+    """A run whose records carry the names of the map; everything else is the run's own."""
+
+    def __init__(self, run: RunView, rules: Sequence[CompiledRule]) -> None:
+        self._run = run
+        self.records: list[Any] = list(_mapped(run.records, rules))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run, name)
+
+
+def _mapped(records: Sequence[RecordView], rules: Sequence[CompiledRule]) -> Iterator[Any]:
+    for record in records:
+        matched = False
+        for rule in rules:
+            values = rule.template.match(record)
+            if values is not None:
+                matched = True
+                yield MappedRecord(record, rule, values)
+        if not matched:
+            yield record
+
+
+def load_map(path: Path) -> MapConfig:
+    """Read a map file; raises ComparatorError that names file and key."""
+    import yaml
+
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return MapConfig.model_validate(content)
+    except OSError as error:
+        raise ComparatorError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ComparatorError(f"{path} is not valid YAML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ComparatorError(f"{path}: {key}: {first['msg']}") from None
+
+
+def compile_rules(config: MapConfig, side: Side, where: str) -> list[CompiledRule]:
+    """The rules for one side; raises ComparatorError for templates and slices that make no sense."""
+    compiled: list[CompiledRule] = []
+    for number, rule in enumerate(config.map):
+        place = f"{where}: map[{number}]"
+        templates: dict[Literal["baseline", "target"], Template] = {
+            "baseline": parse_template(rule.baseline, place),
+            "target": parse_template(rule.target, place),
+        }
+        names = [set(_PLACEHOLDER.findall(text)) for text in (rule.baseline, rule.target)]
+        if names[0] != names[1]:
+            odd = sorted(names[0] ^ names[1])
+            raise ComparatorError(f"{place}: the placeholder {{{odd[0]}}} must be on both sides")
+        for piece in (rule.baseline_slice, rule.target_slice):
+            if piece is not None and piece.part >= len(piece.sizes):
+                raise ComparatorError(f"{place}: part {piece.part} of {len(piece.sizes)} sizes; parts count from 0")
+        result = templates["baseline" if rule.target_slice is not None else "target"]
+        dims = rule.baseline_dims if side == "baseline" else rule.target_dims
+        piece = rule.baseline_slice if side == "baseline" else rule.target_slice
+        _check_dims(dims, place)
+        compiled.append(CompiledRule(templates[side], result, dims, piece))
+    return compiled
+
+
+def _check_dims(dims: str | None, place: str) -> None:
+    if dims is not None:
+        try:
+            parse_dims(dims)
+        except DimsError as error:
+            raise ComparatorError(f"{place}: {error}") from None
+
+
+def apply_map(run: RunView, path: Path, side: Side) -> RunView:
+    """The run with the names that the map file gives its records."""
+    mapped: Any = MappedRun(run, compile_rules(load_map(path), side, str(path)))
+    view: RunView = mapped
+    return view

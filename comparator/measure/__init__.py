@@ -1,0 +1,1 @@
+"""From aligned arrays, statistics and values to numbers. What is measured is not judged here."""

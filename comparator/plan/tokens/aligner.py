@@ -1,0 +1,111 @@
+"""The token stage as the rest of the comparator sees it: classification and plans, cached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+
+from comparator.plan.tokens.classify import RowClassifier
+from comparator.plan.tokens.interface import (
+    RowsClass,
+    RowsQuery,
+    Side,
+    SideLayouts,
+    TokenAligner,
+    TokenMode,
+    TokenPart,
+    TokenPlan,
+)
+from comparator.plan.tokens.ordered import plan_ordered
+from comparator.plan.tokens.pairing import pair_sequences
+from comparator.plan.tokens.parts import PartTokens, tokens_of_parts
+from comparator.plan.tokens.places import Places
+from comparator.plan.tokens.rows import PassRows
+from comparator.plan.tokens.sequences import SequenceTable, build_sequences
+from comparator.plan.tokens.smart import SharedSpace, plan_smart
+
+_KEPT_PLANS = 64
+"""Plans that are kept: the tensors of one layer after the other ask for the same few."""
+
+_MOST_PROBLEMS = 5
+"""Layouts that contradict themselves and are named."""
+
+_NO_STEP = -1
+"""Stands for the step of records that were made outside a step; no layout has this number."""
+
+
+class _SideTokens:
+    def __init__(self, side: SideLayouts) -> None:
+        self._side = side
+        self.places = Places(side)
+        self.rows = PassRows(self.places)
+        self.classifier = RowClassifier(self.places, self.rows)
+
+    def parts(self, parts: tuple[TokenPart, ...]) -> list[PartTokens]:
+        return tokens_of_parts(self.places, self.rows, parts)
+
+    @cached_property
+    def sequences(self) -> SequenceTable:
+        return build_sequences(self.places, self.rows, self._side.source.steps, self._side.steps)
+
+
+class RunTokenAligner:
+    """Implements ``interface.TokenAligner`` for every mode."""
+
+    def __init__(self, mode: TokenMode, baseline: SideLayouts, target: SideLayouts) -> None:
+        self._mode = mode
+        self._sides: dict[Side, _SideTokens] = {"baseline": _SideTokens(baseline), "target": _SideTokens(target)}
+        self._classes: dict[object, dict[int | None, RowsClass]] = {}
+        self._plans: dict[object, TokenPlan] = {}
+
+    def classify(self, query: RowsQuery) -> RowsClass:
+        """Raises PairError when the rows can be read in several ways that name different tokens."""
+        classes = self.classify_steps(query.side, {query.step: query.rows}, query.split_axes, query.data_parallel_axis)
+        return classes[query.step]
+
+    def classify_steps(
+        self,
+        side: Side,
+        rows: Mapping[int | None, tuple[tuple[int, int], ...]],
+        split_axes: tuple[str, ...] = (),
+        data_parallel_axis: str | None = None,
+    ) -> Mapping[int | None, RowsClass]:
+        key = (side, tuple(rows.items()), split_axes, data_parallel_axis)
+        if key not in self._classes:
+            counts = {_NO_STEP if step is None else step: found for step, found in rows.items()}
+            found = self._sides[side].classifier.classify(counts, split_axes, data_parallel_axis)
+            self._classes[key] = {step: found[_NO_STEP if step is None else step] for step in rows}
+        return self._classes[key]
+
+    def plan(self, baseline: tuple[TokenPart, ...], target: tuple[TokenPart, ...]) -> TokenPlan:
+        key = (baseline, target)
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= _KEPT_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            plan = self._plans[key] = self._make_plan(baseline, target)
+        return plan
+
+    def _make_plan(self, baseline: tuple[TokenPart, ...], target: tuple[TokenPart, ...]) -> TokenPlan:
+        one, other = self._sides["baseline"].parts(baseline), self._sides["target"].parts(target)
+        if self._mode == "smart":
+            plan = plan_smart(self._space, one, other)
+        else:
+            plan = plan_ordered(one, other, one_step=self._mode == "per_step")
+        problems = tuple(
+            f"{name}: {problem}"
+            for name, side in self._sides.items()
+            for problem in side.places.problems[:_MOST_PROBLEMS]
+        )
+        return replace(plan, notes=(*plan.notes, *problems)) if problems else plan
+
+    @cached_property
+    def _space(self) -> SharedSpace:
+        baseline, target = self._sides["baseline"].sequences, self._sides["target"].sequences
+        return SharedSpace.of(baseline, target, pair_sequences(baseline, target))
+
+
+def build_token_aligner(mode: TokenMode, baseline: SideLayouts, target: SideLayouts) -> TokenAligner:
+    """The aligner for a pair of runs."""
+    return RunTokenAligner(mode, baseline, target)

@@ -1,0 +1,202 @@
+"""Recognising the sequences of one run in the other, by token ids."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.plan.tokens.agreement import Columns, PromptAgreement
+from comparator.plan.tokens.episodes import NEVER
+from comparator.plan.tokens.sequences import SequenceTable
+
+_SHARED_PROMPT = 0.5
+"""Sequences whose prompts part are still paired when they agree on this share of the shorter prompt."""
+
+
+_MOST_NAMED = 20
+"""Sequences that part and are named one by one."""
+
+
+@dataclass(frozen=True)
+class SequencePair:
+    """A sequence of each side that are the same request."""
+
+    baseline: int
+    target: int
+    parted: int
+    """First position at which the token ids differ; ``NEVER`` when they agree as far as both are known."""
+
+
+@dataclass(frozen=True)
+class SequencePairs:
+    pairs: tuple[SequencePair, ...]
+    """In order of arrival in the baseline."""
+    notes: tuple[str, ...]
+
+
+def pair_sequences(baseline: SequenceTable, target: SequenceTable) -> SequencePairs:
+    """Pair the sequences of two runs.
+
+    A pair has the same prompt as far as both sides know it. Among several candidates those that agree on the
+    most tokens are paired first, then in order of arrival (identical prompts with identical outputs).
+    """
+    if not _knows_tokens(baseline) or not _knows_tokens(target):
+        return _pair_by_arrival(baseline, target)
+    free_baseline, free_target = list(range(len(baseline))), list(range(len(target)))
+    found: list[SequencePair] = []
+    for stage in (_equal_pairs, _same_prompt_pairs, _compatible_pairs, _shared_prompt_pairs):
+        if not free_baseline or not free_target:
+            break
+        new = stage(baseline, target, free_baseline, free_target)
+        found.extend(new)
+        taken_baseline, taken_target = {pair.baseline for pair in new}, {pair.target for pair in new}
+        free_baseline = [number for number in free_baseline if number not in taken_baseline]
+        free_target = [number for number in free_target if number not in taken_target]
+    pairs = tuple(sorted(found, key=lambda pair: pair.baseline))
+    return SequencePairs(pairs, tuple(_notes(baseline, target, pairs)))
+
+
+def _knows_tokens(table: SequenceTable) -> bool:
+    return bool((table.token >= 0).any())
+
+
+def _pair_by_arrival(baseline: SequenceTable, target: SequenceTable) -> SequencePairs:
+    """Without token ids: by request id where both have it, the others in order of arrival."""
+    first_baseline = {id: number for number, id in reversed(list(enumerate(baseline.ids)))}
+    first_target = {id: number for number, id in reversed(list(enumerate(target.ids)))}
+    pairs = {number: first_target[id] for id, number in first_baseline.items() if id in first_target}
+    taken = set(pairs.values())
+    left_target = [number for number in range(len(target)) if number not in taken]
+    left_baseline = [number for number in range(len(baseline)) if number not in pairs]
+    pairs.update(zip(left_baseline, left_target, strict=False))
+    found = tuple(SequencePair(one, other, NEVER) for one, other in sorted(pairs.items()))
+    return SequencePairs(found, ("token ids were not recorded: sequences are paired by id and order of arrival",))
+
+
+def _equal_pairs(
+    baseline: SequenceTable, target: SequenceTable, free_baseline: list[int], free_target: list[int]
+) -> list[SequencePair]:
+    """Sequences that are equal from the first token to the last."""
+    waiting: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+    for number in reversed(free_target):
+        waiting[int(target.start[number]), target.tokens_of(number).tobytes()].append(number)
+    pairs = []
+    for number in free_baseline:
+        same = waiting.get((int(baseline.start[number]), baseline.tokens_of(number).tobytes()))
+        if same:
+            pairs.append(SequencePair(number, same.pop(), NEVER))
+    return pairs
+
+
+def _same_prompt_pairs(
+    baseline: SequenceTable, target: SequenceTable, free_baseline: list[int], free_target: list[int]
+) -> list[SequencePair]:
+    """Sequences with equal prompts, of which both sides know where they end."""
+    groups: dict[tuple[int, int, bytes], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for side, (table, free) in enumerate(((baseline, free_baseline), (target, free_target))):
+        for number in free:
+            if table.decodes[number]:
+                start, end = int(table.start[number]), int(table.prompt_end[number])
+                groups[start, end, table.tokens_of(number)[start:end].tobytes()][side].append(number)
+    pairs: list[SequencePair] = []
+    for ones, others in groups.values():
+        if ones and others:
+            pairs.extend(_best(baseline, target, ones, others, minimum=None))
+    return pairs
+
+
+def _compatible_pairs(
+    baseline: SequenceTable, target: SequenceTable, free_baseline: list[int], free_target: list[int]
+) -> list[SequencePair]:
+    """Sequences that agree on the whole of the shorter prompt, as far as both know its tokens."""
+    return _best(baseline, target, free_baseline, free_target, minimum=1.0)
+
+
+def _shared_prompt_pairs(
+    baseline: SequenceTable, target: SequenceTable, free_baseline: list[int], free_target: list[int]
+) -> list[SequencePair]:
+    """Sequences whose prompts part late: what lies before is comparable."""
+    return _best(baseline, target, free_baseline, free_target, minimum=_SHARED_PROMPT)
+
+
+def _best(
+    baseline: SequenceTable, target: SequenceTable, ones: list[int], others: list[int], *, minimum: float | None
+) -> list[SequencePair]:
+    """Pair greedily, those that agree on the most tokens first, then by order of arrival.
+
+    ``minimum`` is the share of the shorter prompt that has to agree; None when prompts are known to be equal.
+    """
+    columns = Columns(target, others)
+    agreement = None if minimum is None else PromptAgreement(baseline, target, columns.numbers, minimum)
+    candidates: list[npt.NDArray[np.int64]] = [np.zeros((0, 4), np.int64)]
+    for row, one in enumerate(ones):
+        chosen = np.arange(len(others)) if agreement is None else agreement.suitable(one)
+        if not len(chosen):
+            continue
+        parted, agreed = columns.compare(baseline.tokens_of(one), chosen)
+        if agreement is not None:
+            suits = (agreed > 0) & (parted >= agreement.needed(one)[chosen])
+            chosen, parted, agreed = chosen[suits], parted[suits], agreed[suits]
+        block = np.empty((len(chosen), 4), np.int64)
+        block[:, 0], block[:, 1], block[:, 2], block[:, 3] = -agreed, row, chosen, parted
+        candidates.append(block)
+    ranked = np.concatenate(candidates)
+    ranked = ranked[np.lexsort((ranked[:, 2], ranked[:, 1], ranked[:, 0]))]
+    free_rows, free_columns = np.ones(len(ones), np.bool_), np.ones(len(others), np.bool_)
+    pairs = []
+    left = min(len(ones), len(others))
+    for _, row, column, parted_at in _rows_as_ints(ranked):
+        if free_rows[row] and free_columns[column]:
+            free_rows[row] = free_columns[column] = False
+            pairs.append(SequencePair(ones[row], others[column], parted_at))
+            left -= 1
+            if not left:
+                break
+    return pairs
+
+
+def _rows_as_ints(table: npt.NDArray[np.int64]) -> Iterable[tuple[int, int, int, int]]:
+    for row in table:
+        yield int(row[0]), int(row[1]), int(row[2]), int(row[3])
+
+
+def _notes(baseline: SequenceTable, target: SequenceTable, pairs: tuple[SequencePair, ...]) -> Iterable[str]:
+    parted = [pair for pair in pairs if pair.parted < _first_draft(baseline, target, pair)]
+    for pair in parted[:_MOST_NAMED]:
+        one = int(baseline.tokens_of(pair.baseline)[pair.parted])
+        other = int(target.tokens_of(pair.target)[pair.parted])
+        prompt = int(min(baseline.prompt_end[pair.baseline], target.prompt_end[pair.target]))
+        what = "outputs part" if pair.parted >= prompt else "prompts part"
+        yield (
+            f"sequence {pair.baseline} ({baseline.ids[pair.baseline]} / {target.ids[pair.target]}): {what} at position "
+            f"{pair.parted}, token {one} in the baseline and {other} in the target; compared up to there"
+        )
+    if len(parted) > _MOST_NAMED:
+        yield f"{len(parted) - _MOST_NAMED} further sequences part"
+    same_prompts = _identical_prompts(baseline, pairs)
+    if same_prompts:
+        yield f"{same_prompts} sequences have the prompt of another one: paired by agreement, then order of arrival"
+    for name, table, paired in (
+        ("baseline", baseline, {pair.baseline for pair in pairs}),
+        ("target", target, {pair.target for pair in pairs}),
+    ):
+        alone = [table.ids[number] for number in range(len(table)) if number not in paired]
+        if alone:
+            shown = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
+            yield f"{len(alone)} of {len(table)} sequences are only in the {name}: {shown}"
+
+
+def _first_draft(baseline: SequenceTable, target: SequenceTable, pair: SequencePair) -> int:
+    """First position that one side only drafted; ``NEVER`` when they do not part or nothing was drafted."""
+    return int(min(baseline.unconfirmed[pair.baseline], target.unconfirmed[pair.target]))
+
+
+def _identical_prompts(table: SequenceTable, pairs: tuple[SequencePair, ...]) -> int:
+    counts: dict[bytes, int] = defaultdict(int)
+    for pair in pairs:
+        counts[table.tokens_of(pair.baseline)[: int(table.prompt_end[pair.baseline])].tobytes()] += 1
+    return sum(count for count in counts.values() if count > 1)

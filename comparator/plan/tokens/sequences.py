@@ -1,0 +1,186 @@
+"""The sequences of a run: every request recognised over all its passes, with its token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.plan.tokens.episodes import Episode, Sequence, same_sequence
+from comparator.plan.tokens.places import Places
+from comparator.plan.tokens.rows import PassRows, RowTokens, join_rows
+from dumper.layout import SequenceSpan, TokenLayout
+
+_DRAFT_PREFIX = "draft"
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceTable:
+    """All sequences of one side in order of arrival. Positions of sequence k lie at ``offsets[k] + position``."""
+
+    ids: tuple[str, ...]
+    start: npt.NDArray[np.int64]
+    """First position that was computed; what lies before came from a cache."""
+    end: npt.NDArray[np.int64]
+    """One past the last position that was computed."""
+    prompt_end: npt.NDArray[np.int64]
+    decodes: npt.NDArray[np.bool_]
+    unconfirmed: npt.NDArray[np.int64]
+    """First position that was drafted and never confirmed; a huge number where there is none."""
+    offsets: npt.NDArray[np.int64]
+    """Shape ``(sequences + 1,)``."""
+    token: npt.NDArray[np.int64]
+    """Per position the token id, negative where it is not known."""
+    computed: npt.NDArray[np.bool_]
+    """Per position whether a compared step computed it."""
+    computed_outside: npt.NDArray[np.bool_]
+    """Per position whether only a step that is not compared computed it."""
+    numbers: Mapping[tuple[int, int], npt.NDArray[np.int32]]
+    """``(step, source)`` to the sequence number of each entry of the layout's ``sequences``."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def tokens_of(self, sequence: int) -> npt.NDArray[np.int64]:
+        """Token ids of a sequence by position, shape ``(end,)``."""
+        return self.token[self.offsets[sequence] : self.offsets[sequence + 1]]
+
+    def number_rows(self, step: int, rows: RowTokens) -> npt.NDArray[np.int32]:
+        """Per row the number of its sequence, negative for padding and unknown rows."""
+        numbers = np.minimum(rows.sequence, -1)
+        for source in np.unique(rows.source[rows.sequence >= 0]):
+            known = self.numbers.get((step, int(source)))
+            mine = (rows.source == source) & (rows.sequence >= 0)
+            numbers[mine] = -1 if known is None else known[rows.sequence[mine]]
+        return numbers
+
+
+def build_sequences(
+    places: Places, rows: PassRows, all_steps: tuple[int, ...], steps: tuple[int, ...]
+) -> SequenceTable:
+    """Follow every request of a run over ``all_steps``; ``steps`` are those that are compared."""
+    return _Builder(places, rows, frozenset(steps)).build(all_steps)
+
+
+class _Builder:
+    def __init__(self, places: Places, rows: PassRows, compared: frozenset[int]) -> None:
+        self._places = places
+        self._rows = rows
+        self._compared = compared
+        self._episodes: list[Episode] = []
+        self._keys: list[tuple[int, str, int]] = []
+        self._latest: dict[tuple[int, str, int], int] = {}
+        self._episode_numbers: dict[tuple[int, int], npt.NDArray[np.int32]] = {}
+        self._row_episode: list[npt.NDArray[np.int32]] = []
+        self._row_position: list[npt.NDArray[np.int64]] = []
+        self._row_token: list[npt.NDArray[np.int64]] = []
+        self._row_compared: list[npt.NDArray[np.bool_]] = []
+
+    def build(self, all_steps: tuple[int, ...]) -> SequenceTable:
+        for step in all_steps:
+            for source in range(len(self._places.coordinates)):
+                ranks = self._places.representatives(step, source)
+                layout = self._places.layout(step, ranks[0]) if ranks else None
+                if layout is None or layout.forward_mode.startswith(_DRAFT_PREFIX):
+                    continue
+                pieces = [own for rank in ranks if (own := self._rows.own(step, rank)) is not None]
+                rows = pieces[0] if len(pieces) == 1 else join_rows(pieces)
+                spans = layout.sequences if layout.row_position is None else _spans_of_rows(layout, rows)
+                self._follow(step, source, spans, layout)
+                self._keep_rows(step, source, rows)
+        return self._finish()
+
+    def _follow(self, step: int, source: int, spans: tuple[SequenceSpan, ...], layout: TokenLayout) -> None:
+        mode, padded_batch = layout.forward_mode, layout.batch_shape is not None
+        numbers = np.empty(len(spans), np.int32)
+        repeated: dict[str, int] = {}
+        unique = len({span.id for span in spans}) == len(spans)
+        for index, span in enumerate(spans):
+            nth = 0
+            if not unique:
+                nth = repeated.get(span.id, 0)
+                repeated[span.id] = nth + 1
+            key = (source, span.id, nth)
+            number = self._latest.get(key)
+            if number is not None and self._episodes[number].continues_with(span, mode):
+                self._episodes[number].add(span, mode)
+            else:
+                number = self._latest[key] = len(self._episodes)
+                self._episodes.append(Episode.begin(span, mode, padded_batch=padded_batch))
+                self._keys.append(key)
+            numbers[index] = number
+        self._episode_numbers[step, source] = numbers
+
+    def _keep_rows(self, step: int, source: int, rows: RowTokens) -> None:
+        real = rows.sequence >= 0
+        self._row_episode.append(self._episode_numbers[step, source][rows.sequence[real]])
+        self._row_position.append(rows.position[real])
+        self._row_token.append(rows.token[real])
+        self._row_compared.append(np.full(int(real.sum()), step in self._compared))
+
+    def _finish(self) -> SequenceTable:
+        episode = np.concatenate([np.zeros(0, np.int32), *self._row_episode])
+        position = np.concatenate([np.zeros(0, np.int64), *self._row_position])
+        token = np.concatenate([np.zeros(0, np.int64), *self._row_token])
+        compared = np.concatenate([np.zeros(0, np.bool_), *self._row_compared])
+        sequences, sequence_of = self._join_episodes(episode, position, token)
+
+        end = np.array([sequence.end for sequence in sequences], np.int64)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(end)])
+        number = sequence_of[episode]
+        inside = position < end[number] if len(sequences) else np.zeros(0, np.bool_)
+        place = (offsets[number] + position)[inside]
+        computed, computed_outside = np.zeros(offsets[-1], np.bool_), np.zeros(offsets[-1], np.bool_)
+        computed[place[compared[inside]]] = True
+        computed_outside[place[~compared[inside]]] = True
+        return SequenceTable(
+            ids=tuple(sequence.id for sequence in sequences),
+            start=np.array([sequence.start for sequence in sequences], np.int64),
+            end=end,
+            prompt_end=np.array([sequence.prompt_end for sequence in sequences], np.int64),
+            decodes=np.array([sequence.decodes for sequence in sequences], np.bool_),
+            unconfirmed=np.array([sequence.unconfirmed for sequence in sequences], np.int64),
+            offsets=offsets,
+            token=np.concatenate([np.zeros(0, np.int64), *(sequence.tokens for sequence in sequences)]),
+            computed=computed,
+            computed_outside=computed_outside & ~computed,
+            numbers={key: sequence_of[numbers] for key, numbers in self._episode_numbers.items()},
+        )
+
+    def _join_episodes(
+        self, episode: npt.NDArray[np.int32], position: npt.NDArray[np.int64], token: npt.NDArray[np.int64]
+    ) -> tuple[list[Sequence], npt.NDArray[np.int32]]:
+        """The sequences, and per episode the number of its sequence."""
+        order = np.argsort(episode, kind="stable")
+        position, token = position[order], token[order]
+        bounds = np.searchsorted(episode[order], np.arange(len(self._episodes) + 1))
+        sequences: list[Sequence] = []
+        sequence_of = np.zeros(len(self._episodes), np.int32)
+        latest: dict[tuple[int, str, int], int] = {}
+        for number, (key, found) in enumerate(zip(self._keys, self._episodes, strict=True)):
+            mine = slice(bounds[number], bounds[number + 1])
+            tokens = np.full(max(found.end, int(position[mine].max(initial=-1)) + 1), -1, np.int64)
+            tokens[position[mine]] = token[mine]
+            earlier = latest.get(key)
+            if earlier is not None and same_sequence(sequences[earlier], found, tokens):
+                sequences[earlier].join(found, tokens)
+                sequence_of[number] = earlier
+            else:
+                latest[key] = sequence_of[number] = len(sequences)
+                sequences.append(Sequence.begin(key[1], found, tokens))
+        return sequences, sequence_of
+
+
+def _spans_of_rows(layout: TokenLayout, rows: RowTokens) -> tuple[SequenceSpan, ...]:
+    """The spans by the rows themselves: of all context-parallel ranks together, of a tree of drafts."""
+    spans = []
+    for index, span in enumerate(layout.sequences):
+        positions = rows.position[rows.sequence == index]
+        if len(positions):
+            start = int(positions.min())
+            spans.append(SequenceSpan(span.id, start, int(positions.max()) + 1 - start))
+        else:
+            spans.append(span)
+    return tuple(spans)

@@ -1,0 +1,195 @@
+"""Joining two runs on token identity: ``smart``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.plan.tokens import reasons
+from comparator.plan.tokens.episodes import NEVER
+from comparator.plan.tokens.interface import Side, TokenPlan
+from comparator.plan.tokens.pairing import SequencePairs
+from comparator.plan.tokens.parts import PartTokens, in_order_of_steps
+from comparator.plan.tokens.rows import NO_TOKEN_ID, UNKNOWN_ROW
+from comparator.plan.tokens.sequences import SequenceTable
+from dumper.layout import PADDING_ROW
+
+_Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _SideRows:
+    """The rows of one side that are tokens of paired sequences, and what became of the others."""
+
+    index: _Integers
+    """Shape ``(cells,)``: per cell of the shared space the row that computed it last, -1 for none."""
+    alone: int
+    """Tokens of sequences that the other side does not have."""
+    unknown: int
+    """Rows whose layout is missing."""
+    dropped: int
+    last_rows: bool
+    """Whether the tensor has one row per sequence and pass."""
+
+
+@dataclass(frozen=True, eq=False)
+class SharedSpace:
+    """A cell for every position of every paired sequence; made once per pair of runs."""
+
+    baseline: SequenceTable
+    target: SequenceTable
+    pairs: SequencePairs
+    offsets: _Integers
+    pair_of: Mapping[Side, npt.NDArray[np.int32]]
+    """Per sequence of a side the number of its pair, -1 without one."""
+
+    @classmethod
+    def of(cls, baseline: SequenceTable, target: SequenceTable, pairs: SequencePairs) -> SharedSpace:
+        pair_of: dict[Side, npt.NDArray[np.int32]] = {
+            "baseline": np.full(len(baseline), -1, np.int32),
+            "target": np.full(len(target), -1, np.int32),
+        }
+        lengths = np.zeros(len(pairs.pairs), np.int64)
+        for number, pair in enumerate(pairs.pairs):
+            pair_of["baseline"][pair.baseline] = number
+            pair_of["target"][pair.target] = number
+            lengths[number] = max(baseline.end[pair.baseline], target.end[pair.target])
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        return cls(baseline, target, pairs, offsets, pair_of)
+
+    def table(self, side: Side) -> SequenceTable:
+        return self.baseline if side == "baseline" else self.target
+
+
+def plan_smart(space: SharedSpace, baseline: list[PartTokens], target: list[PartTokens]) -> TokenPlan:
+    """Join the parts of both sides on ``(sequence, position)``, in order of the baseline's sequences."""
+    for parts in (baseline, target):
+        if parts and all(found.tokens is None for found in parts):
+            return _no_identities(parts[0].part.step, parts[0].part.rows)
+    one, other = _rows_in(space, "baseline", baseline), _rows_in(space, "target", target)
+    here, there = one.index >= 0, other.index >= 0
+    pair = np.repeat(np.arange(len(space.pairs.pairs)), np.diff(space.offsets))
+    position = np.arange(space.offsets[-1]) - space.offsets[pair] if len(pair) else np.zeros(0, np.int64)
+    parted = np.array([found.parted for found in space.pairs.pairs], np.int64)
+    before = position < parted[pair] if len(pair) else np.zeros(0, np.bool_)
+    joined = np.flatnonzero(here & there & before)
+    counts: dict[Side, dict[str, int]] = {}
+    sides: tuple[tuple[Side, _SideRows, _SideRows], ...] = (("baseline", one, other), ("target", other, one))
+    for side, rows, lacking in sides:
+        only = np.flatnonzero((rows.index >= 0) & ~((lacking.index >= 0) & before))
+        counts[side] = _reasons(space, side, rows, lacking, pair[only], position[only], before[only])
+    plan = TokenPlan(
+        baseline=one.index[joined],
+        target=other.index[joined],
+        matched=len(joined),
+        only_baseline=counts["baseline"],
+        only_target=counts["target"],
+        dropped_baseline=one.dropped,
+        dropped_target=other.dropped,
+        sequence=_sequence_numbers(space)[pair[joined]],
+        position=position[joined],
+        notes=space.pairs.notes,
+    )
+    return plan if plan.matched else _with_nothing_joined(plan)
+
+
+def _rows_in(space: SharedSpace, side: Side, parts: list[PartTokens]) -> _SideRows:
+    table, pair_of = space.table(side), space.pair_of[side]
+    index = np.full(int(space.offsets[-1]), -1, np.int64)
+    alone = unknown = dropped = 0
+    for found in in_order_of_steps(parts):
+        tokens = found.tokens
+        if tokens is None or found.part.step is None:
+            unknown += found.part.rows
+            continue
+        padding = tokens.sequence == PADDING_ROW
+        unknown += int((tokens.sequence == UNKNOWN_ROW).sum())
+        number = table.number_rows(found.part.step, tokens)
+        real = np.flatnonzero(number >= 0)
+        number, position, token = number[real], tokens.position[real], tokens.token[real]
+        # What was computed for a token that a later pass replaced (a rejected draft) is not of this sequence.
+        inside = position < table.end[number]
+        final = np.full(len(real), NO_TOKEN_ID, np.int64)
+        final[inside] = table.token[table.offsets[number[inside]] + position[inside]]
+        current = inside & ((final == token) | (final < 0) | (token < 0))
+        dropped += int(padding.sum()) + int((~current).sum())
+        pair = pair_of[number]
+        alone += int((current & (pair < 0)).sum())
+        used = current & (pair >= 0)
+        index[space.offsets[pair[used]] + position[used]] = found.offset + real[used]
+    return _SideRows(index, alone, unknown, dropped, any(found.last_rows for found in parts))
+
+
+def _reasons(
+    space: SharedSpace,
+    side: Side,
+    rows: _SideRows,
+    lacking: _SideRows,
+    pair: _Integers,
+    position: _Integers,
+    before: npt.NDArray[np.bool_],
+) -> dict[str, int]:
+    """Count the tokens that only ``side`` has, by why the other side has not."""
+    other: Side = "target" if side == "baseline" else "baseline"
+    table = space.table(other)
+    found: dict[str, int] = {}
+    if len(pair):
+        numbers = np.array([getattr(pair, other) for pair in space.pairs.pairs], np.int64)[pair]
+        drafted = np.minimum(_drafts(space, "baseline")[pair], _drafts(space, "target")[pair])
+        inside = position < table.end[numbers]
+        place = np.where(inside, table.offsets[numbers] + np.minimum(position, table.end[numbers] - 1), 0)
+        computed, outside = inside & table.computed[place], inside & table.computed_outside[place]
+        names = (
+            (~before & (position >= drafted), reasons.DRAFTED),
+            (~before, reasons.PARTED),
+            (position < table.start[numbers], reasons.CACHED_PREFIX),
+            (~inside, reasons.ENDED_EARLIER),
+            (outside, reasons.OTHER_STEPS),
+            (computed, reasons.LAST_ROWS if lacking.last_rows else reasons.NOT_RECORDED),
+        )
+        choice = np.select([mask for mask, _ in names], list(range(len(names))), default=len(names))
+        words = [*(name for _, name in names), reasons.NOT_COMPUTED]
+        for number, count in enumerate(np.bincount(choice, minlength=len(words))):
+            if count:
+                found[words[number].format(side=other)] = int(count)
+    if rows.alone:
+        found[reasons.NO_SEQUENCE.format(side=other)] = rows.alone
+    if rows.unknown:
+        found[reasons.NO_LAYOUT.format(side=side)] = rows.unknown
+    return found
+
+
+def _drafts(space: SharedSpace, side: Side) -> _Integers:
+    """Per pair the first position that this side only drafted."""
+    numbers = [getattr(pair, side) for pair in space.pairs.pairs]
+    return space.table(side).unconfirmed[numbers] if numbers else np.full(0, NEVER, np.int64)
+
+
+def _sequence_numbers(space: SharedSpace) -> npt.NDArray[np.int32]:
+    return np.array([pair.baseline for pair in space.pairs.pairs], np.int32)
+
+
+def _with_nothing_joined(plan: TokenPlan) -> TokenPlan:
+    if not plan.only_baseline and not plan.only_target:
+        return plan
+    why = "; ".join(
+        f"{count} tokens only in the {side}: {reason}"
+        for side, counts in (("baseline", plan.only_baseline), ("target", plan.only_target))
+        for reason, count in counts.items()
+    )
+    return replace(plan, error=f"no token is on both sides ({why})")
+
+
+def _no_identities(step: int | None, rows: int) -> TokenPlan:
+    return TokenPlan(
+        baseline=None,
+        target=None,
+        matched=0,
+        error=(
+            f"the token layouts do not say which tokens the {rows} rows of step {step} are; record token layouts "
+            "(dumper.step(batch) or layout=), or compare with --token-aligner concat_steps"
+        ),
+    )
