@@ -3,7 +3,7 @@
     python -m benchmarks.comparing [--write] [--scratch DIR]
 
 needs the development environment (SGLang is installed there as the peer). Each side writes what its own dumper
-would write; both comparators run as processes of their own, in turns, and the best of three counts. ``--write`` puts
+would write; both comparators run as processes of their own, in turns, and the best of two runs counts. ``--write`` puts
 the table into docs/benchmarks.md.
 """
 
@@ -142,7 +142,7 @@ def main() -> None:
     text = f"""## Comparing
 
 `python -m benchmarks.comparing --write`; {machine()}; torch {torch.__version__}. From start to exit of the
-process, the same values on all sides; the best of {REPEATS}.
+process, the same values on all sides; each figure is the best of {REPEATS} runs, taken in turns.
 
 {table(("", f"{peer}, its files", "tensortap, the same files", "tensortap, its runs", "times as fast"), rows)}
 """

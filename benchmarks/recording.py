@@ -263,9 +263,9 @@ def _report(samples: Samples, *, with_peer: bool, rounds: int) -> str:
     header = ("what", "tensortap", "beside it", "ratio", "goal")
     return f"""## Recording
 
-`python -m benchmarks.recording --write`: best of {rounds} rounds, {machine()}, torch {torch.__version__}. Small
-tensors: {SMALL_CALLS:,} calls a round (SGLang's dumper {SMALL_CALLS_OF_PEER:,}); large: {LARGE_CALLS}
-calls back to back.
+`python -m benchmarks.recording --write`: {machine()}, torch {torch.__version__}. Both sides
+run in one process and take turns; each figure is the best of {rounds} rounds. Small tensors: {SMALL_CALLS:,} calls a
+round (SGLang's dumper {SMALL_CALLS_OF_PEER:,}); large: {LARGE_CALLS} calls back to back.
 
 {table(header, rows)}
 """

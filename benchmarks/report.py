@@ -10,8 +10,8 @@ from pathlib import Path
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 _TITLE = """# Benchmarks
 
-Each section is written by the script that it names, which runs both sides in one process, in turns. Ratios carry over
-to other machines; absolute figures do not.
+Each section is written by the script that it names and says how its figures were taken. Sides that are compared took
+turns on one machine. Ratios carry over to other machines; absolute figures do not.
 """
 
 
