@@ -19,15 +19,35 @@ class Code:
 
 
 @dataclass(frozen=True)
+class ConditionalDims:
+    """Dims that depend on a condition."""
+
+    condition: Code
+    then: str
+    otherwise: str
+
+
+@dataclass(frozen=True)
 class Dump:
     """The short form of a tap."""
 
     name: str
-    value: Code | None
-    dims: str | None
-    level: str | None
-    grad: bool
-    tags: tuple[tuple[str, Code], ...]
+    value: Code | None = None
+    condition: Code | None = None
+    """The value is recorded only where this expression is true."""
+    dims: str | ConditionalDims | None = None
+    level: str | None = None
+    grad: bool = False
+    tags: tuple[tuple[str, Code], ...] = ()
+    inputs: tuple[str, ...] = ()
+    """Taps that the value is computed from: ``NAME``, ``NAME@-1``, ``NAME@last``."""
+    operation: str | None = None
+
+    def expressions(self) -> tuple[Code, ...]:
+        """All Python expressions that are evaluated at the tap."""
+        dims = self.dims.condition if isinstance(self.dims, ConditionalDims) else None
+        optional = (self.condition, self.value, dims)
+        return (*(code for code in optional if code is not None), *(code for _, code in self.tags))
 
 
 @dataclass(frozen=True)
@@ -101,8 +121,10 @@ class Tap:
     line: int
     level: str | None = None
     grad: bool = False
+    inputs: tuple[str, ...] = ()
+    operation: str | None = None
 
-    def as_dict(self) -> dict[str, str | int | bool | None]:
+    def as_dict(self) -> dict[str, str | int | bool | tuple[str, ...] | None]:
         """The plain dict that the dumper is given."""
         return {
             "id": self.id,
@@ -113,6 +135,8 @@ class Tap:
             "line": self.line,
             "level": self.level,
             "grad": self.grad,
+            "inputs": self.inputs,
+            "operation": self.operation,
         }
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from patcher.errors import PatchError, RequirementError, TargetError
-from patcher.model import Action, Code, ConfigTexts, Dump, Edit, FunctionPatch, ModulePatch
+from patcher.model import Action, Code, ConditionalDims, ConfigTexts, Dump, Edit, FunctionPatch, ModulePatch
+from patcher.reading.config import ConditionalDims as ConditionalDimsSpec
 from patcher.reading.config import DumpSpec, EditSpec, LoadedConfig, PatchSpec
 from patcher.reading.origin import Origin
 from patcher.reading.requirements import Releases
@@ -190,13 +191,22 @@ def _dump(spec: DumpSpec, config: LoadedConfig, where: tuple[str | int, ...]) ->
     def code(key: str, text: str) -> Code:
         return Code(text, document.origin(*where, key))
 
+    dims: str | ConditionalDims | None
+    if isinstance(spec.dims, ConditionalDimsSpec):
+        condition = Code(spec.dims.condition, document.origin(*where, "dims", "if"))
+        dims = ConditionalDims(condition, spec.dims.then, spec.dims.otherwise)
+    else:
+        dims = spec.dims
     return Dump(
         name=spec.name,
         value=None if spec.value is None else code("value", spec.value),
-        dims=spec.dims,
+        condition=None if spec.condition is None else code("if", spec.condition),
+        dims=dims,
         level=spec.level,
         grad=spec.grad,
         tags=tuple((tag, code(tag, text)) for tag, text in spec.tags.items()),
+        inputs=tuple(spec.inputs),
+        operation=spec.operation,
     )
 
 

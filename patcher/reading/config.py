@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from patcher.errors import ConfigError
+from patcher.reading.inputs import OPERATIONS, check_operation, find_cycle, parse_input
 from patcher.reading.shipped import locate_config, nearest_shipped
 from patcher.reading.yaml_source import YamlDocument, load_yaml
 
@@ -29,6 +41,15 @@ Requirement = Annotated[list[dict[str, str]], BeforeValidator(_as_list)]
 """Package to version specifier, such as ``{sglang: ">=0.5.9"}``; in a list, any one of them is enough."""
 
 
+def _kind(value: Any) -> str:
+    """Which alternative a value is meant as, so that messages are about that one alone."""
+    if isinstance(value, (dict, BaseModel)):
+        return "a mapping"
+    if isinstance(value, bool):
+        return "a flag"
+    return "text"
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,6 +57,31 @@ class _Strict(BaseModel):
 LEVEL = r"^(full|stats|hash|sample(\((rows|stride)=[1-9][0-9]*\))?)$"
 """As ``dumper/levels.py`` reads it."""
 LEVELS = "full, sample, sample(rows=N), sample(stride=N), stats or hash"
+
+
+class ConditionalDims(_Strict):
+    """Dims that depend on a condition, which is evaluated at the tap."""
+
+    condition: Expression = Field(alias="if", description="Python expression, evaluated at the tap.")
+    then: str = Field(description="Dims where the condition is true.")
+    otherwise: str = Field(alias="else", description="Dims where it is not.")
+
+
+Dims = Annotated[
+    Annotated[str, Tag("text")] | Annotated[ConditionalDims, Tag("a mapping")],
+    Discriminator(lambda value: _kind(value).replace("a flag", "text")),
+]
+
+
+def _texts_of_inputs(value: Any) -> Any:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list):
+        raise ValueError(f"a list of names of taps is expected, not {names!r}")
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"the name of a tap is text, not {name!r}; put it in quotes if it is meant as a name")
+        parse_input(name)
+    return names
 
 
 class DumpSpec(BaseModel):
@@ -50,13 +96,35 @@ class DumpSpec(BaseModel):
         description="Python expression to record. Default: the matched expression (wrap), the assigned target "
         "(assign), the returned value (at: return).",
     )
-    dims: str | None = Field(None, description="How the dimensions are named and split, see docs/dims.md.")
+    condition: Expression | None = Field(
+        None, alias="if", description="Python expression; the value is recorded only where it is true."
+    )
+    dims: Dims | None = Field(
+        None, description="How the dimensions are named and split, see docs/dims.md; or two such texts and a condition."
+    )
     level: str | None = Field(
         None,
         description=f"How much of the value is recorded: {LEVELS}. Default is the run's own setting.",
         json_schema_extra={"pattern": LEVEL},
     )
     grad: bool = Field(False, description="Record the gradient of the value too.")
+    inputs: Annotated[list[str], BeforeValidator(_texts_of_inputs)] = Field(
+        default_factory=list,
+        description="Taps whose values this value is computed from: NAME (of the same tags), NAME@-1 (of the layer "
+        "before), NAME@last (of the last layer).",
+    )
+    operation: str | None = Field(
+        None,
+        description="What computes the value from its inputs.",
+        json_schema_extra={"enum": [*OPERATIONS, None]},
+    )
+
+    @field_validator("operation")
+    @classmethod
+    def _operation_is_known(cls, operation: str | None) -> str | None:
+        if operation is not None:
+            check_operation(operation)
+        return operation
 
     @field_validator("level")
     @classmethod
@@ -78,7 +146,14 @@ class DumpSpec(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-Insertion = str | bool | DumpSpec
+Insertion = Annotated[
+    Annotated[str, Tag("text")] | Annotated[bool, Tag("a flag")] | Annotated[DumpSpec, Tag("a mapping")],
+    Discriminator(_kind),
+]
+Wrap = Annotated[
+    Annotated[Patterns, Tag("text")] | Annotated[bool, Tag("a flag")] | Annotated[DumpSpec, Tag("a mapping")],
+    Discriminator(_kind),
+]
 
 
 class EditSpec(_Strict):
@@ -87,7 +162,7 @@ class EditSpec(_Strict):
     match: Patterns | None = Field(None, description="Pattern, or alternatives of which the first found is used.")
     at: Literal["entry", "return"] | None = Field(None, description="Start of the function, or all its returns.")
     assign: Patterns | None = Field(None, description="A name or target: after each assignment to it.")
-    wrap: Patterns | bool | DumpSpec | None = Field(
+    wrap: Wrap | None = Field(
         None, description="A pattern (or true beside `match`): record the matched expression in place."
     )
     before: Insertion | None = Field(None, description="Code put before the matched statement.")
@@ -159,6 +234,14 @@ class PatchSpec(_Strict):
     optional: bool = Field(False, description="The target need not exist.")
     requires: Requirement | None = Field(None, description="The patch is left out for other releases.")
 
+    def dumps(self) -> Iterator[tuple[tuple[str | int, ...], DumpSpec]]:
+        """Every short form of the patch, and where it stands in it."""
+        for number, edit in enumerate(self.edits):
+            for key in ("dump", "before", "after", "wrap"):
+                value = getattr(edit, key)
+                if isinstance(value, DumpSpec):
+                    yield ("edits", number, key), value
+
 
 class PatchConfig(_Strict):
     """A whole patch config file."""
@@ -206,9 +289,28 @@ def parse_config(text: str, path: str = "<config>") -> LoadedConfig:
     if not isinstance(document.data, dict):
         raise ConfigError(f"{path}:1: a patch config is a mapping with the key 'patches'")
     try:
-        return LoadedConfig(PatchConfig.model_validate(document.data), document)
+        config = PatchConfig.model_validate(document.data)
     except ValidationError as error:
         raise ConfigError("\n".join(_describe(error, document))) from None
+    _refuse_cycle(config, document)
+    return LoadedConfig(config, document)
+
+
+def _refuse_cycle(config: PatchConfig, document: YamlDocument) -> None:
+    """Within one layer no tap can be computed from itself."""
+    inputs: dict[str, list[str]] = {}
+    places: dict[str, tuple[str | int, ...]] = {}
+    for number, patch in enumerate(config.patches):
+        for where, dump in patch.dumps():
+            if dump.inputs:
+                inputs.setdefault(dump.name, []).extend(dump.inputs)
+                places.setdefault(dump.name, ("patches", number, *where, "inputs"))
+    cycle = find_cycle(inputs)
+    if cycle:
+        raise ConfigError(
+            f"{document.origin(*places[cycle[0]])}: inputs: these taps are computed from each other: "
+            f"{' <- '.join(cycle)}; what comes from the layer before is written NAME@-1"
+        )
 
 
 def _describe(error: ValidationError, document: YamlDocument) -> list[str]:
@@ -246,11 +348,13 @@ def _in_file(location: tuple[str | int, ...], data: Any) -> tuple[str | int, ...
 
 def _nearest_key(location: tuple[str | int, ...], key: str) -> str:
     model: type[BaseModel] = PatchConfig
-    if "edits" in location:
+    if location[-2:-1] == ("dims",):
+        model = ConditionalDims
+    elif "edits" in location:
         model = EditSpec
     elif "patches" in location:
         model = PatchSpec
-    known = list(model.model_fields)
+    known = [field.alias or name for name, field in model.model_fields.items()]
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if nearest:
         return f"; did you mean '{nearest[0]}'?"

@@ -7,10 +7,11 @@ import difflib
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from patcher.errors import EditError
 from patcher.matching.pattern import captured_names, substitute
-from patcher.model import Code, Dump, Edit, Tap
+from patcher.model import Code, ConditionalDims, Dump, Edit, Tap
 from patcher.reading.origin import Origin
 from patcher.rewriting.buffer import CodeLine
 
@@ -46,35 +47,30 @@ class Place:
     captures: Mapping[str, str]
     taps: TapTable
 
-    def tap(self, name: str, kind: str = "dump", level: str | None = None, grad: bool = False) -> int:
-        """Number of this edit's tap of that name."""
-        return self.taps.add(
-            Tap(
-                id=f"{self.target}#{self.edit.number}:{name}",
-                name=name,
-                kind="step" if kind == "step" else "dump",
-                target=self.target,
-                file=self.taps.file,
-                line=self.line,
-                level=level,
-                grad=grad,
-            )
-        )
+    def tap(self, name: str, kind: Literal["dump", "step"] = "dump", **settings: Any) -> int:
+        """Number of this edit's tap of that name; ``settings`` are the other fields of ``Tap``."""
+        identity = f"{self.target}#{self.edit.number}:{name}"
+        return self.taps.add(Tap(identity, name, kind, self.target, self.taps.file, self.line, **settings))
+
+    def tap_of(self, dump: Dump) -> int:
+        """Number of the tap of a short form."""
+        return self.tap(dump.name, level=dump.level, grad=dump.grad, inputs=dump.inputs, operation=dump.operation)
 
 
 def tap_lines(dump: Dump, place: Place, default_value: str | None) -> list[CodeLine]:
     """The statement form of a short-form tap; a failing tag or value is reported and breaks nothing."""
-    number = place.tap(dump.name, "dump", dump.level, dump.grad)
+    number = place.tap_of(dump)
     value = _expression(dump.value, place) if dump.value is not None else default_value
     if value is None:
         near = difflib.get_close_matches("value", [tag for tag, _ in dump.tags], n=1)
         hint = f"; did you mean 'value' by {near[0]!r}?" if near else ""
         raise EditError(f"{place.edit.origin}: dump {dump.name!r} has no 'value', and none is implied here{hint}")
     tap = f"{TAPS}[{number}]"
+    condition = "" if dump.condition is None else f"if {_expression(dump.condition, place)}: "
     return [
         CodeLine(f"if {tap}.on:"),
         CodeLine("    try:"),
-        CodeLine(f"        {tap}.record({_record_arguments(dump, place, value)})"),
+        CodeLine(f"        {condition}{tap}.record({_record_arguments(dump, place, value)})"),
         CodeLine("    except Exception:"),
         CodeLine(f"        {tap}.failed()"),
     ]
@@ -82,14 +78,15 @@ def tap_lines(dump: Dump, place: Place, default_value: str | None) -> list[CodeL
 
 def wrapped_value(dump: Dump, place: Place, matched: str, wrap_function: str) -> str:
     """The expression form: evaluates ``matched`` once, records it (or ``value``), and is its value."""
-    number = place.tap(dump.name, "dump", dump.level, dump.grad)
+    number = place.tap_of(dump)
     variable = "__tensortap_value__"
-    value = variable
-    if dump.value is not None:
-        inner = Place(place.edit, place.target, place.line, {**place.captures, "MATCH": variable}, place.taps)
-        value = _expression(dump.value, inner)
+    inner = Place(place.edit, place.target, place.line, {**place.captures, "MATCH": variable}, place.taps)
+    value = variable if dump.value is None else _expression(dump.value, inner)
     tap = f"{TAPS}[{number}]"
-    record = f"lambda {variable}: {tap}.record({_record_arguments(dump, place, value)})"
+    record = f"{tap}.record({_record_arguments(dump, inner, value)})"
+    if dump.condition is not None:
+        record = f"{record} if {_condition(dump.condition, inner)} else None"
+    record = f"lambda {variable}: {record}"
     return f"{wrap_function}({tap}, {matched}, {record})"
 
 
@@ -116,20 +113,24 @@ def config_expression(code: Code, place: Place) -> str | None:
 
 def uses_capture(content: Code | Dump, name: str) -> bool:
     """Whether code or any expression of a short-form tap refers to ``$name``."""
-    if isinstance(content, Code):
-        return name in captured_names(content.text)
-    expressions = [code for _, code in content.tags]
-    if content.value is not None:
-        expressions.append(content.value)
-    return any(name in captured_names(code.text) for code in expressions)
+    codes = (content,) if isinstance(content, Code) else content.expressions()
+    return any(name in captured_names(code.text) for code in codes)
 
 
 def _record_arguments(dump: Dump, place: Place, value: str) -> str:
     arguments = [value]
-    if dump.dims is not None:
+    if isinstance(dump.dims, ConditionalDims):
+        condition = _condition(dump.dims.condition, place)
+        arguments.append(f"{dump.dims.then!r} if {condition} else {dump.dims.otherwise!r}")
+    elif dump.dims is not None:
         arguments.append(repr(dump.dims))
     arguments += [f"{tag}={_expression(code, place)}" for tag, code in dump.tags]
     return ", ".join(arguments)
+
+
+def _condition(code: Code, place: Place) -> str:
+    """An expression that can stand between ``if`` and ``else``."""
+    return f"({_expression(code, place)})"
 
 
 def _expression(code: Code, place: Place) -> str:
@@ -256,9 +257,8 @@ class _Translator:
         level, grad = keywords.get("level"), keywords.get("grad")
         return self.place.tap(
             str(text),
-            "dump",
-            str(level.value) if isinstance(level, ast.Constant) and level.value is not None else None,
-            bool(grad.value) if isinstance(grad, ast.Constant) else False,
+            level=str(level.value) if isinstance(level, ast.Constant) and level.value is not None else None,
+            grad=bool(grad.value) if isinstance(grad, ast.Constant) else False,
         )
 
     def _note_step(self, call: ast.Call) -> None:

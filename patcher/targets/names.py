@@ -58,9 +58,7 @@ def _codes(edit: Edit) -> Iterator[Code]:
     if isinstance(edit.content, Code):
         yield edit.content
     elif isinstance(edit.content, Dump):
-        yield from (code for _, code in edit.content.tags)
-        if edit.content.value is not None:
-            yield edit.content.value
+        yield from edit.content.expressions()
 
 
 def _parsed(code: Code) -> ast.AST | None:

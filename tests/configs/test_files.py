@@ -8,18 +8,29 @@ from pathlib import Path
 import pytest
 
 from comparator.dims import COMMON_AXES, parse_dims
-from patcher.reading.config import DumpSpec, load_config
+from patcher.reading.config import ConditionalDims, DumpSpec, load_config
+from patcher.reading.inputs import parse_input
 from testbed.paths import CONFIGS
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-DIMS_IN_CODE = re.compile(r'"(t h[^"]*|t vocab[^"]*)"')
+
+
+def taps(file: Path) -> list[DumpSpec]:
+    return [spec for patch in load_config(file).config.patches for _, spec in patch.dumps()]
+
+
+def dims(spec: DumpSpec) -> list[str]:
+    if isinstance(spec.dims, ConditionalDims):
+        return [spec.dims.then, spec.dims.otherwise]
+    return [spec.dims or ""]
+
+
 LAYERED = {"layer_input", "attn_pre_o_proj", "attn_output", "pre_mlp_residual", "mlp_output"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_dims_are_understood(file: Path) -> None:
-    texts = [spec.dims or "" for spec in taps(file)] + DIMS_IN_CODE.findall(file.read_text(encoding="utf-8"))
-    for text in texts:
+    for text in [text for spec in taps(file) for text in dims(spec)]:
         assert parse_dims(text).axes <= COMMON_AXES
         assert parse_dims(text).token_dimensions, f"{text!r} has no token dimension"
 
@@ -29,8 +40,7 @@ def test_dims_are_understood(file: Path) -> None:
 )
 def test_every_model_records_the_same_names(file: Path) -> None:
     """So that runs of different models' engines can be compared without a name map."""
-    text = file.read_text(encoding="utf-8")
-    names = {spec.name for spec in taps(file)} | set(re.findall(r'dumper\.dump\(\s*"(\w+)"', text))
+    names = {spec.name for spec in taps(file)}
     experts = (
         {"moe_router_logits", "moe_expert_output"} if re.search("moe|mixtral|deepseek|gpt_oss", file.stem) else set()
     )
@@ -38,9 +48,15 @@ def test_every_model_records_the_same_names(file: Path) -> None:
     assert names == LAYERED | experts | logits | {"final_norm_output"}
 
 
-def taps(file: Path) -> list[DumpSpec]:
-    found: list[DumpSpec] = []
-    for patch in load_config(file).config.patches:
-        for edit in patch.edits:
-            found += [one for one in (edit.dump, edit.before, edit.after, edit.wrap) if isinstance(one, DumpSpec)]
-    return found
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.parent.name != "faults" and taps(file)], ids=lambda path: path.stem
+)
+def test_every_tap_says_what_it_is_computed_from(file: Path) -> None:
+    known = {spec.name for spec in taps(file)} | {"final_norm_output"}
+    for spec in taps(file):
+        assert spec.inputs, f"{spec.name} has no inputs"
+        assert {parse_input(text).name for text in spec.inputs} <= known
+        # The sum of the residual stream is broken up by norms there; no operation says that.
+        post_norm = file.stem in ("gemma2", "gemma3") and spec.name in ("layer_input", "pre_mlp_residual")
+        assert (spec.operation is None) == post_norm
+        assert not (spec.operation == "sum" and len(spec.inputs) < 2)

@@ -21,11 +21,15 @@ CALLED = re.compile(r"__tensortap_dumper__|__tensortap_taps__\[\d+\]")
 BEGIN = "if not self.is_draft_worker:\n    TAP.step(forward_batch)"
 END = """\
 if not self.is_draft_worker:
-    if getattr(__tensortap_return__.logits_output, 'next_token_logits', None) is not None:
-        if TAP.on:
-            TAP.dump('next_token_logits', __tensortap_return__.logits_output.next_token_logits, \
-dims='t vocab # tp:replicated')
     TAP.end_step()"""
+LOGITS = """\
+if TAP.on:
+    try:
+        if not self.is_draft_worker and \
+getattr(__tensortap_return__.logits_output, 'next_token_logits', None) is not None:
+            TAP.record(__tensortap_return__.logits_output.next_token_logits, 't vocab # tp:replicated')
+    except Exception:
+        TAP.failed()"""
 
 
 @pytest.fixture(scope="session", params=known_releases())
@@ -67,7 +71,7 @@ def test_there_are_no_other_taps(release: str) -> None:
 def test_a_pass_is_a_step(release: str) -> None:
     body = [CALLED.sub("TAP", one) for one in function_body(all_checked(release), FORWARD)]
     assert body[0] == BEGIN
-    assert body[-3:] == ["__tensortap_return__ = output", END, "return __tensortap_return__"]
+    assert body[-4:] == ["__tensortap_return__ = output", LOGITS, END, "return __tensortap_return__"]
 
 
 @pytest.mark.slow

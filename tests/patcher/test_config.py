@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 import patcher
 from patcher.errors import ConfigError
 from patcher.reading.config import load_config, parse_config
+from patcher.reading.inputs import find_cycle
 from patcher.reading.schema import config_schema
 from tests.patcher.support import block, check, edits_config, errors, rewrite
 
@@ -97,7 +99,7 @@ def test_the_dumper_needs_no_import_and_shadows_nothing(tmp_path: Path) -> None:
 def test_taps_are_listed_with_their_ids(tmp_path: Path) -> None:
     config = edits_config(
         """
-        - {at: entry, dump: {name: a, value: x, level: sample(rows=4), grad: true}}
+        - {at: entry, dump: {name: a, value: x, level: sample(rows=4), grad: true, inputs: [b, c@-1], operation: sum}}
         - {match: return ..., requires: {nowhere: ">=1"}, before: "pass"}
         - at: return
           before: |
@@ -109,19 +111,22 @@ def test_taps_are_listed_with_their_ids(tmp_path: Path) -> None:
     (module,) = checked.modules
     assert module.rewritten is not None
     file = str(tmp_path / "mod.py")
-    common = {"target": "mod.f", "file": file}
+    common = {
+        "target": "mod.f", "file": file, "line": 2, "level": None, "grad": False, "inputs": (), "operation": None,
+    }  # fmt: skip
     assert sorted((tap.as_dict() for tap in module.rewritten.taps), key=lambda tap: str(tap["id"])) == [
         {
             "id": "mod.f#1:a",
             "name": "a",
             "kind": "dump",
-            "line": 2,
+            **common,
             "level": "sample(rows=4)",
             "grad": True,
-            **common,
+            "inputs": ("b", "c@-1"),
+            "operation": "sum",
         },
-        {"id": "mod.f#3:f'b{x}'", "name": "f'b{x}'", "kind": "dump", "line": 2, "level": None, "grad": False, **common},
-        {"id": "mod.f#3:step", "name": "step", "kind": "step", "line": 2, "level": None, "grad": False, **common},
+        {"id": "mod.f#3:f'b{x}'", "name": "f'b{x}'", "kind": "dump", **common},
+        {"id": "mod.f#3:step", "name": "step", "kind": "step", **common},
     ]
     assert any("nowhere >=1, which is not installed" in note.message for note in checked.plan.notes)
 
@@ -170,6 +175,28 @@ def test_prelude_comes_after_docstring_and_future_imports_and_only_if_needed(tmp
             "'all' is no level: say full, sample, sample(rows=N), sample(stride=N), stats or hash",
         ),
         (edits_config("- {at: entry, dump: {name: x, level: sample(rows=0)}}"), "'sample(rows=0)' is no level"),
+        (
+            edits_config("- {at: entry, dump: {name: x, operation: atention}}"),
+            "taps.yaml:4: patches.0.edits.0.dump.operation: there is no operation 'atention'; did you mean 'attention'",
+        ),
+        (edits_config("- {at: entry, dump: {name: x, operation: 1}}"), "operation: Input should be a valid string"),
+        (edits_config("- {at: entry, dump: {name: x, inputs: [3]}}"), "inputs: the name of a tap is text, not 3"),
+        (edits_config("- {at: entry, dump: {name: x, inputs: {a: b}}}"), "a list of names of taps is expected"),
+        (edits_config("- {at: entry, dump: {name: x, inputs: [y@1]}}"), "'y@1' names no tap: write NAME, NAME@-1"),
+        (edits_config("- {at: entry, dump: {name: x, inputs: [y@-0]}}"), "'y@-0' names no tap"),
+        (edits_config("- {at: entry, dump: {name: x, inputs: ['']}}"), "'' names no tap"),
+        (edits_config("- {at: entry, dump: {name: x, dims: {if: a, then: t}}}"), "the key 'else' is missing"),
+        (
+            edits_config("- {at: entry, dump: {name: x, dims: {if: a, then: t, else: t, or: t}}}"),
+            "taps.yaml:4: unknown key 'or'; known keys: if, then, else",
+        ),
+        (
+            edits_config(
+                "- {at: entry, dump: {name: x, inputs: [z@-1, y]}}\n- {at: return, dump: {name: y, inputs: x@last}}"
+            ),
+            "taps.yaml:4: inputs: these taps are computed from each other: x <- y <- x; what comes from the layer",
+        ),
+        (edits_config("- {at: entry, dump: {name: x, inputs: [x]}}"), "computed from each other: x <- x;"),
     ],
 )
 def test_a_wrong_config_says_where_and_why(text: str, message: str) -> None:
@@ -178,6 +205,31 @@ def test_a_wrong_config_says_where_and_why(text: str, message: str) -> None:
     assert message in str(caught.value)
     assert str(caught.value).startswith("taps.yaml:")
     assert "\n" not in str(caught.value) or "YAML" in str(caught.value)
+
+
+def test_a_tap_of_the_layer_before_closes_no_cycle() -> None:
+    edits = "- {at: entry, dump: {name: x, inputs: [y@-1]}}\n- {at: return, dump: {name: y, inputs: x}}"
+    config = parse_config(edits_config(edits), "taps.yaml").config
+    assert [spec.inputs for _, spec in config.patches[0].dumps()] == [["y@-1"], ["x"]]
+
+
+_NAMES = st.sampled_from("abcdef")
+
+
+@given(st.dictionaries(_NAMES, st.lists(st.tuples(_NAMES, st.sampled_from(["", "@-1", "@last"])), max_size=4)))
+def test_a_cycle_is_found_exactly_where_there_is_one(edges: dict[str, list[tuple[str, str]]]) -> None:
+    inputs = {name: [other + suffix for other, suffix in found] for name, found in edges.items()}
+    same_layer = {name: {other for other, suffix in found if suffix != "@-1"} for name, found in edges.items()}
+    reached = dict(same_layer)
+    for _ in "abcdef":
+        reached = {
+            name: found.union(*(reached.get(other, set()) for other in found)) for name, found in reached.items()
+        }
+    cycle = find_cycle(inputs)
+    assert bool(cycle) == any(name in found for name, found in reached.items())
+    for name, other in itertools.pairwise(cycle):
+        assert other in same_layer[name]
+    assert not cycle or cycle[0] == cycle[-1]
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -484,3 +484,28 @@ def test_entry_code_comes_after_global_declarations(tmp_path: Path) -> None:
     assert text == "def f(x):\n    'doc'\n    global seen\n    seen = 0\n    seen = x\n"
     only = edit(tmp_path, "def f():\n    global seen\n", "- {at: entry, before: seen = 0}")
     assert only == "def f():\n    global seen\n    seen = 0\n"
+
+
+def test_a_tap_with_a_condition_and_dims_that_depend_on_one(tmp_path: Path) -> None:
+    source = "def f(x, flag):\n    y = g(x)\n    return h(y)\ndef g(x): return x + 1\ndef h(x): return 2 * x\n"
+    taps = """
+        - match: y = g(x)
+          dump:
+            name: y
+            value: y
+            if: y > 2
+            dims: {if: 'lambda: flag', then: "t h", else: "h t"}
+        - {wrap: h(...), dump: {name: h, if: '$MATCH != 4', dims: {if: flag, then: a, else: b}, twice: 2 * $MATCH}}
+        - {at: return, dump: {name: out, value: x, if: '$return > 6'}}
+        - {at: entry, dump: {name: broken, value: x, if: nowhere}}
+    """
+    module, stand_in = run_module(tmp_path, source, edits_config(taps))
+    assert [module.f(x, flag) for x, flag in ((1, True), (2, False), (3, True))] == [4, 6, 8]
+    assert [entry for entry in stand_in.log if entry[0] != "broken"] == [
+        ("y", 3, "t h", {}),
+        ("h", 6, "b", {"twice": 12}),
+        ("y", 4, "t h", {}),
+        ("h", 8, "a", {"twice": 16}),
+        ("out", 3, None, {}),
+    ]
+    assert [entry[1] for entry in stand_in.log if entry[0] == "broken"] == ["failed"] * 3

@@ -119,7 +119,7 @@ def _edits(places: list[TapPlace]) -> list[Edit]:
     origin = Origin("taps.yaml", 1)
     edits: list[Edit] = []
     for place in places:
-        dump = Dump(f"tap{len(edits)}", None, "t", None, False, ())
+        dump = Dump(f"tap{len(edits)}", dims="t")
         if place.form == "at":
             kind: Any = place.pattern
             if kind == "entry":
@@ -129,7 +129,7 @@ def _edits(places: list[TapPlace]) -> list[Edit]:
             call = place.pattern.rpartition(" = ")[2]
             edits.append(Edit(len(edits) + 1, origin, "match", (call,), "wrap", dump, nth="all"))
     for name in "abc":
-        dump = Dump(f"assigned_{name}", None, None, None, False, ())
+        dump = Dump(f"assigned_{name}")
         edits.append(Edit(len(edits) + 1, origin, "assign", (name,), "after", dump, optional=True))
     return edits
 
