@@ -24,12 +24,12 @@ from pathlib import Path
 
 from benchmarks.report import machine, table, write_section
 from patcher.check import check_configs, check_loaded
-from patcher.launch import environment_for, write_plan
-from patcher.loading.compiler import compile_module
-from patcher.loading.hook import Activation, PatchingFinder
-from patcher.loading.importing import make_activation
-from patcher.reading.config import load_config
-from patcher.targets.modules import ModuleFinder
+from patcher.config.load import load_config
+from patcher.launch import environment_for
+from patcher.load.activation import make_activation, write_plan
+from patcher.load.compile import compile_module
+from patcher.load.hook import Activation, PatchingFinder
+from patcher.source.modules import ModuleFinder
 
 ROOT = Path(__file__).resolve().parent.parent
 LINES = 6000

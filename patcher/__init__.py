@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from patcher.errors import PatchError
-    from patcher.loading.live import Applied, apply, patched
+    from patcher.load.live import Applied, apply, patched
 
 __all__ = ["Applied", "PatchError", "apply", "patched"]
 
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return PatchError
     if name in ("Applied", "apply", "patched"):
-        from patcher.loading import live
+        from patcher.load import live
 
         return getattr(live, name)
     raise AttributeError(f"module 'patcher' has no attribute {name!r}")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from patcher.config.load import LoadedConfig, load_config
 from patcher.errors import PatchError
-from patcher.model import Landing, ModulePatch
-from patcher.plan import Plan, make_plan
-from patcher.reading.config import LoadedConfig, load_config
-from patcher.rewriting.rewrite import RewrittenModule, rewrite_module
-from patcher.targets.modules import ModuleFinder
+from patcher.plan.edits import ModulePatch
+from patcher.plan.planner import Plan, make_plan
+from patcher.rewrite.module import Landing, RewrittenModule, rewrite_module
+from patcher.source.modules import ModuleFinder
 
 
 @dataclass(frozen=True)

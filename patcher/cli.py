@@ -13,7 +13,7 @@ from typing import Any
 
 from patcher.check import Checked, check_configs, diff_text
 from patcher.errors import PatchError
-from patcher.targets.modules import ModuleFinder
+from patcher.source.modules import ModuleFinder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,15 +115,15 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from patcher.places import function_index, tap_places
     from patcher.suggest import functions_of
+    from patcher.tappable import function_index, tappable_places
 
     finder = ModuleFinder(options.source, [os.getcwd()])
     found: list[dict[str, Any]] = []
     for resolved in functions_of(options.target, finder):
         module = finder.find(resolved.module)
         assert module is not None
-        places = tap_places(function_index(module, resolved.path))
+        places = tappable_places(function_index(module, resolved.path))
         found.append({"target": resolved.name, "file": module.file, "places": [asdict(place) for place in places]})
     if options.json:
         print(json.dumps(found, indent=2))
@@ -145,7 +145,7 @@ def _suggest(options: argparse.Namespace) -> int:
 
 
 def _configs(options: argparse.Namespace) -> int:
-    from patcher.reading.shipped import shipped_configs, summary
+    from patcher.config.shipped import shipped_configs, summary
 
     configs = shipped_configs()
     if not configs:
@@ -157,7 +157,7 @@ def _configs(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from patcher.reading.schema import config_schema
+    from patcher.config.format import config_schema
 
     print(json.dumps(config_schema(), indent=2))
     return 0

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import patcher
+from patcher import startup
 from patcher.check import Checked, check_loaded
+from patcher.config.load import load_config
 from patcher.errors import PatchError
-from patcher.loading import cache
-from patcher.loading.compiler import compile_module
-from patcher.loading.hook import PLAN_VARIABLE, Activation, format_plan
-from patcher.loading.importing import make_activation
-from patcher.reading.config import load_config
-from patcher.targets.modules import ModuleFile, ModuleFinder
+from patcher.load import cache
+from patcher.load.activation import make_activation, write_plan
+from patcher.load.compile import compile_module
+from patcher.load.hook import PLAN_VARIABLE, Activation
+from patcher.source.modules import ModuleFile, ModuleFinder
 
 
 def launch(configs: Sequence[str | Path], command: Sequence[str]) -> int:
@@ -49,35 +47,10 @@ def launch(configs: Sequence[str | Path], command: Sequence[str]) -> int:
 
 def environment_for(plan_file: str, environment: os._Environ[str] | dict[str, str]) -> dict[str, str]:
     """The environment in which Python processes patch by a plan file."""
-    startup = str(Path(patcher.__file__).parent / "startup")
+    folder = str(Path(startup.__file__).parent)
     earlier = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    path = [startup, *(entry for entry in earlier if entry != startup)]
+    path = [folder, *(entry for entry in earlier if entry != folder)]
     return {**environment, "PYTHONPATH": os.pathsep.join(path), PLAN_VARIABLE: plan_file}
-
-
-def write_plan(activation: Activation) -> str:
-    """Write the plan file, into the cache folder or, where that cannot be written, a temporary one."""
-    text = format_plan(activation)
-    name = hashlib.sha256(text.encode()).hexdigest()[:20] + ".plan"
-    for make_folder in (_plan_folder, lambda: tempfile.mkdtemp(prefix="tensortap-")):
-        try:
-            folder = make_folder()
-            path = os.path.join(folder, name)
-            handle, temporary = tempfile.mkstemp(dir=folder)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except OSError:
-            continue
-        return path
-    raise PatchError("neither the cache folder nor a temporary folder can be written")
-
-
-def _plan_folder() -> str:
-    folder = os.path.join(cache.folder(), "plans")
-    os.makedirs(folder, exist_ok=True)
-    return folder
 
 
 def _fill_cache(checked: Checked, activation: Activation) -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from patcher.check import check_loaded
+from patcher.config.load import parse_config
 from patcher.errors import TargetError
-from patcher.places import TapPlace, function_index, self_methods, tap_places
-from patcher.reading.config import parse_config
-from patcher.targets.definitions import find_class, find_definitions, iter_functions, statements_in
-from patcher.targets.modules import ModuleFile, ModuleFinder
-from patcher.targets.resolve import ResolvedTarget, dotted_name, find_class_named, resolve_target
+from patcher.source.definitions import find_class, find_definitions, iter_functions, statements_in
+from patcher.source.modules import ModuleFile, ModuleFinder
+from patcher.source.targets import ResolvedTarget, dotted_name, find_class_named, resolve_target
+from patcher.tappable import TappablePlace, function_index, self_methods, tappable_places
 
 _LAYER_NAMES = ("layer_id", "layer_idx", "layer_index", "layer_number")
 _ENTRY = ("forward", "__call__", "call")
@@ -25,7 +25,7 @@ class SuggestedTap:
     """One edit of a suggestion."""
 
     target: str
-    place: TapPlace
+    place: TappablePlace
     name: str
     value: str | None
     layer_id: str | None
@@ -107,7 +107,7 @@ def _taps(target: str, finder: ModuleFinder) -> Iterator[SuggestedTap]:
         for resolved in resolve_target(target, finder):
             found = finder.find(resolved.module)
             assert found is not None
-            for place in tap_places(function_index(found, resolved.path)):
+            for place in tappable_places(function_index(found, resolved.path)):
                 if place.kind in ("submodule", "collective", "call") and place.values:
                     yield from _place_taps(resolved.name, place, None)
 
@@ -130,7 +130,7 @@ def _class_taps(module: ModuleFile, path: tuple[str, ...], finder: ModuleFinder)
         methods = {name for name in self_methods(index) if _method(class_name, name, finder) is not None}
         todo += sorted(methods - done)
         requested = f"{class_name}.{method}"
-        for place in tap_places(index):
+        for place in tappable_places(index):
             if place.kind == "submodule" and place.callee.removeprefix("self.") in methods:
                 continue
             if place.kind in ("submodule", "collective"):
@@ -149,7 +149,7 @@ def _method(class_name: str, method: str, finder: ModuleFinder) -> tuple[ModuleF
     return None if module is None else (module, resolved)
 
 
-def _place_taps(target: str, place: TapPlace, layer_id: str | None) -> Iterator[SuggestedTap]:
+def _place_taps(target: str, place: TappablePlace, layer_id: str | None) -> Iterator[SuggestedTap]:
     callee = place.callee
     callee = callee.removeprefix("self.") if callee.startswith("self.") else callee.rpartition(".")[2]
     name = re.sub(r"\W+", "_", callee).strip("_")

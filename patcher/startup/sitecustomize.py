@@ -15,11 +15,11 @@ def _activate() -> None:
         return
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     try:
-        from patcher.loading import hook
+        from patcher.load import hook
     except ImportError:
         # A source checkout, or a Python that has no tensortap of its own.
         sys.path.append(root)
-        from patcher.loading import hook
+        from patcher.load import hook
     hook.activate_from_file(plan)
 
 

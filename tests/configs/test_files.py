@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from comparator.dims import COMMON_AXES, parse_dims
-from patcher.reading.config import ConditionalDims, DumpSpec, load_config
-from patcher.reading.inputs import parse_input
+from patcher.config.format import ConditionalDims, DumpSpec
+from patcher.config.load import load_config
+from patcher.config.tap_inputs import parse_input
 from testbed.paths import CONFIGS
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from patcher.check import Checked, check_loaded
-from patcher.loading.compiler import compile_module
-from patcher.reading.config import parse_config
-from patcher.targets.modules import ModuleFinder
+from patcher.config.load import parse_config
+from patcher.load.compile import compile_module
+from patcher.source.modules import ModuleFinder
 
 
 class RecordingTap:

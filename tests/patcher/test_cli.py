@@ -11,10 +11,10 @@ import yaml
 from patcher import cli
 from patcher.check import check_loaded
 from patcher.cli import main
-from patcher.places import function_index, tap_places
-from patcher.reading.config import parse_config
+from patcher.config.load import parse_config
+from patcher.source.modules import ModuleFinder
 from patcher.suggest import suggest_config
-from patcher.targets.modules import ModuleFinder
+from patcher.tappable import function_index, tappable_places
 from tests.patcher.support import block, edits_config
 
 MODEL = block('''
@@ -175,7 +175,7 @@ def test_every_place_that_is_listed_can_be_tapped(folder: Path) -> None:
     finder = ModuleFinder([folder])
     module = finder.find("model_file")
     assert module is not None
-    for place in tap_places(function_index(module, ("Layer", "forward_mlp"))):
+    for place in tappable_places(function_index(module, ("Layer", "forward_mlp"))):
         edit = {place.form: place.pattern, "nth": "all", "dump": {"name": "x", "value": "1"}}
         config = yaml.safe_dump({"patches": [{"target": "model_file.Layer.forward_mlp", "edits": [edit]}]})
         assert check_loaded([parse_config(config)], finder).ok, place

@@ -13,7 +13,7 @@ import pytest
 
 import patcher
 from patcher.errors import PatchError
-from patcher.loading.hook import Activation, activate
+from patcher.load.hook import Activation, activate
 from tests.patcher.support import StandInDumper, edits_config
 
 SOURCE = '''

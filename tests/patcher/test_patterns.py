@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patcher.errors import EditError
-from patcher.matching.matcher import flatten, match_expression, match_statements
-from patcher.matching.pattern import parse_pattern, substitute
+from patcher.match.matcher import flatten, match_expression, match_statements
+from patcher.match.pattern import parse_pattern, substitute
 
 
 def matches(pattern: str, code: str) -> dict[str, str] | None:

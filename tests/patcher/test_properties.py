@@ -9,11 +9,11 @@ from typing import Any
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from patcher.loading.compiler import compile_module
-from patcher.model import ConfigTexts, Dump, Edit, FunctionPatch, ModulePatch
-from patcher.places import TapPlace, tap_places
-from patcher.reading.origin import Origin
-from patcher.rewriting.rewrite import RewrittenModule, rewrite_module
+from patcher.config.yaml_source import Origin
+from patcher.load.compile import compile_module
+from patcher.plan.edits import ConfigTexts, Dump, Edit, FunctionPatch, ModulePatch
+from patcher.rewrite.module import RewrittenModule, rewrite_module
+from patcher.tappable import TappablePlace, tappable_places
 from tests.patcher.support import StandInDumper
 
 VARIABLES = st.sampled_from(["a", "b", "c"])
@@ -115,7 +115,7 @@ def _outcome(code: Any, stand_in: StandInDumper | None, arguments: tuple[int, in
     return result, namespace["log"]
 
 
-def _edits(places: list[TapPlace]) -> list[Edit]:
+def _edits(places: list[TappablePlace]) -> list[Edit]:
     origin = Origin("taps.yaml", 1)
     edits: list[Edit] = []
     for place in places:
@@ -142,15 +142,15 @@ def _rewritten(source: str, edits: list[Edit]) -> RewrittenModule:
 @settings(derandomize=True, max_examples=15)
 @given(functions(), st.tuples(st.integers(-2, 4), st.integers(-2, 4)), st.booleans(), st.randoms())
 def test_taps_never_change_what_a_function_does(source: str, arguments: tuple[int, int], on: bool, random: Any) -> None:
-    from patcher.matching.search import index_function
-    from patcher.rewriting.buffer import FunctionBuffer
+    from patcher.match.function_text import FunctionBuffer
+    from patcher.match.statements import index_function
 
     assume(source.count("\n") < 60)
     tree = ast.parse(source)
     function = tree.body[-1]
     assert isinstance(function, ast.FunctionDef)
     view = FunctionBuffer.from_source(source.split("\n"), function.lineno, function.end_lineno or 0).view()
-    edits = _edits(tap_places(index_function(view, view.find_function(("f",)))))
+    edits = _edits(tappable_places(index_function(view, view.find_function(("f",)))))
     random.shuffle(edits)
     edits = edits[:6]
     rewritten = _rewritten(source, edits)

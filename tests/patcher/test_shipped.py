@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from patcher.cli import main
+from patcher.config.load import load_config
+from patcher.config.shipped import locate_config, shipped_configs
 from patcher.errors import ConfigError
-from patcher.reading.config import load_config
-from patcher.reading.shipped import locate_config, shipped_configs
 from testbed.paths import CONFIGS
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from patcher.check import check_loaded
+from patcher.config.load import parse_config
 from patcher.errors import TargetError
-from patcher.reading.config import parse_config
-from patcher.targets.modules import ModuleFinder
-from patcher.targets.resolve import resolve_target
+from patcher.source.modules import ModuleFinder
+from patcher.source.targets import resolve_target
 from tests.patcher.support import block, check, edit, edits_config, rewrite, run_module
 
 PACKAGE = {
@@ -236,7 +236,7 @@ def test_two_targets_one_within_the_other(tmp_path: Path) -> None:
 def test_encodings_line_ends_and_tabs(tmp_path: Path, data: bytes, expected: object) -> None:
     checked = check(tmp_path, data, edits_config("- {assign: y, after: z = y}\n- {at: return, dump: {name: r}}"))
     assert checked.ok, checked.errors
-    from patcher.loading.compiler import compile_module
+    from patcher.load.compile import compile_module
 
     (module,) = checked.modules
     assert module.rewritten is not None

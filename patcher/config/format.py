@@ -1,0 +1,296 @@
+"""The patch config: its YAML format as pydantic models. ``docs/patch-config.md`` is the reference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from patcher.config.tap_inputs import OPERATIONS, check_operation, parse_input
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, (str, dict)) else value
+
+
+def _scalar_as_code(value: Any) -> Any:
+    return repr(value) if value is None or isinstance(value, (bool, int, float)) else value
+
+
+Patterns = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+"""One pattern, or a list of alternatives: the first that matches anywhere is used."""
+Expression = Annotated[str, BeforeValidator(_scalar_as_code)]
+Requirement = Annotated[list[dict[str, str]], BeforeValidator(_as_list)]
+"""Package to version specifier, such as ``{sglang: ">=0.5.9"}``; in a list, any one of them is enough."""
+
+
+def _kind(value: Any) -> str:
+    """Which alternative a value is meant as, so that messages are about that one alone."""
+    if isinstance(value, (dict, BaseModel)):
+        return "a mapping"
+    if isinstance(value, bool):
+        return "a flag"
+    return "text"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+LEVEL = r"^(full|stats|hash|sample(\((rows|stride)=[1-9][0-9]*\))?)$"
+"""As ``dumper/levels.py`` reads it."""
+LEVELS = "full, sample, sample(rows=N), sample(stride=N), stats or hash"
+
+
+class ConditionalDims(_Strict):
+    """Dims that depend on a condition, which is evaluated at the tap."""
+
+    condition: Expression = Field(alias="if", description="Python expression, evaluated at the tap.")
+    then: str = Field(description="Dims where the condition is true.")
+    otherwise: str = Field(alias="else", description="Dims where it is not.")
+
+
+Dims = Annotated[
+    Annotated[str, Tag("text")] | Annotated[ConditionalDims, Tag("a mapping")],
+    Discriminator(lambda value: _kind(value).replace("a flag", "text")),
+]
+
+
+def _texts_of_inputs(value: Any) -> Any:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list):
+        raise ValueError(f"a list of names of taps is expected, not {names!r}")
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"the name of a tap is text, not {name!r}; put it in quotes if it is meant as a name")
+        parse_input(name)
+    return names
+
+
+class DumpSpec(BaseModel):
+    """What a tap records. Every further key is a tag: a name and a Python expression evaluated at the tap."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Expression] = Field(init=False)
+
+    name: str = Field(min_length=1, description="Name of the record.")
+    value: Expression | None = Field(
+        None,
+        description="Python expression to record. Default: the matched expression (wrap), the assigned target "
+        "(assign), the returned value (at: return).",
+    )
+    condition: Expression | None = Field(
+        None, alias="if", description="Python expression; the value is recorded only where it is true."
+    )
+    dims: Dims | None = Field(
+        None, description="How the dimensions are named and split, see docs/dims.md; or two such texts and a condition."
+    )
+    level: str | None = Field(
+        None,
+        description=f"How much of the value is recorded: {LEVELS}. Default is the run's own setting.",
+        json_schema_extra={"pattern": LEVEL},
+    )
+    grad: bool = Field(False, description="Record the gradient of the value too.")
+    inputs: Annotated[list[str], BeforeValidator(_texts_of_inputs)] = Field(
+        default_factory=list,
+        description="Taps whose values this value is computed from: NAME (of the same tags), NAME@-1 (of the layer "
+        "before), NAME@last (of the last layer).",
+    )
+    operation: str | None = Field(
+        None,
+        description="What computes the value from its inputs.",
+        json_schema_extra={"enum": [*OPERATIONS, None]},
+    )
+
+    @field_validator("operation")
+    @classmethod
+    def _operation_is_known(cls, operation: str | None) -> str | None:
+        if operation is not None:
+            check_operation(operation)
+        return operation
+
+    @field_validator("level")
+    @classmethod
+    def _level_is_known(cls, level: str | None) -> str | None:
+        if level is not None and not re.match(LEVEL, level):
+            raise ValueError(f"{level!r} is no level: say {LEVELS}")
+        return level
+
+    @model_validator(mode="after")
+    def _tags_are_names(self) -> DumpSpec:
+        for tag in self.tags:
+            if not tag.isidentifier():
+                raise ValueError(f"the tag {tag!r} is not a Python name")
+        return self
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Tag name to Python expression."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+Insertion = Annotated[
+    Annotated[str, Tag("text")] | Annotated[bool, Tag("a flag")] | Annotated[DumpSpec, Tag("a mapping")],
+    Discriminator(_kind),
+]
+Wrap = Annotated[
+    Annotated[Patterns, Tag("text")] | Annotated[bool, Tag("a flag")] | Annotated[DumpSpec, Tag("a mapping")],
+    Discriminator(_kind),
+]
+
+
+class EditSpec(_Strict):
+    """One edit: one place (match, at, assign, wrap) and one action (before, after, replace, dump)."""
+
+    match: Patterns | None = Field(None, description="Pattern, or alternatives of which the first found is used.")
+    at: Literal["entry", "return"] | None = Field(None, description="Start of the function, or all its returns.")
+    assign: Patterns | None = Field(None, description="A name or target: after each assignment to it.")
+    wrap: Wrap | None = Field(
+        None, description="A pattern (or true beside `match`): record the matched expression in place."
+    )
+    before: Insertion | None = Field(None, description="Code put before the matched statement.")
+    after: Insertion | None = Field(None, description="Code put after the matched statement.")
+    replace: str | None = Field(None, description="Code that takes the place of what matched; empty deletes it.")
+    prepend: str | None = Field(None, description="Synonym of `before`.")
+    append: str | None = Field(None, description="Synonym of `after`.")
+    replacement: str | None = Field(None, description="Synonym of `replace`.")
+    dump: DumpSpec | None = Field(None, description="Short form of a dump call, after what matched.")
+    nth: int | Literal["all"] | None = Field(
+        None, description="Which of several matches, counted from 1, or from the end as -1, or `all`."
+    )
+    inside: Patterns | None = Field(None, description="Only matches within code that matches this pattern.")
+    optional: bool = Field(False, description="Need not land; `check` says whether it did.")
+    requires: Requirement | None = Field(None, description="The edit is left out for other releases.")
+
+    @model_validator(mode="after")
+    def _one_place_and_one_action(self) -> EditSpec:
+        _exactly_one(
+            {
+                "match": self.match,
+                "at": self.at,
+                "assign": self.assign,
+                "wrap": self.wrap if isinstance(self.wrap, list) else None,
+            },
+            "place",
+        )
+        if self.nth == 0:
+            raise ValueError("nth counts from 1 (or from the end: -1), so 0 is none")
+        actions = self.actions()
+        if len(actions) > 1:
+            raise ValueError(f"only one of {_quoted(actions)} can be said in one edit; make it two edits")
+        if not actions and self.dump is None:
+            raise ValueError("the edit does nothing: say one of 'before', 'after', 'replace', 'dump', 'wrap'")
+        return self._checked_dump(actions)
+
+    def _checked_dump(self, actions: dict[str, Any]) -> EditSpec:
+        for name, value in actions.items():
+            needs_dump = value is True or (name == "wrap" and isinstance(value, list))
+            if needs_dump and self.dump is None:
+                raise ValueError(f"'{name}' needs 'dump' beside it, which says what to record")
+            if not needs_dump and self.dump is not None:
+                raise ValueError(f"only one of '{name}' and 'dump' can be said in one edit; make it two edits")
+            if name == "wrap" and self.match is None and not isinstance(value, list):
+                raise ValueError("'wrap' needs a pattern: as its value, or as 'match' beside it")
+        return self
+
+    def actions(self) -> dict[str, Any]:
+        """The action keys that say something. Blank ones beside another count as left out, as in SGLang."""
+        given = {
+            name: getattr(self, name)
+            for name in ("before", "after", "replace", "prepend", "append", "replacement", "wrap")
+            if getattr(self, name) is not None and getattr(self, name) is not False
+        }
+        spoken = {name: value for name, value in given.items() if not _blank(value)}
+        if spoken:
+            return spoken
+        return {name: value for name, value in given.items() if name in ("replace", "replacement")}
+
+
+class PatchSpec(_Strict):
+    """Edits of one function, or of every function that a glob finds."""
+
+    target: Patterns = Field(
+        description="Dotted name of a function or method, globs allowed; in a list, the first that exists."
+    )
+    edits: list[EditSpec] = Field(default_factory=list)
+    preamble: str = Field("", description="Code put at the start of the function, after its docstring.")
+    optional: bool = Field(False, description="The target need not exist.")
+    requires: Requirement | None = Field(None, description="The patch is left out for other releases.")
+
+    def dumps(self) -> Iterator[tuple[tuple[str | int, ...], DumpSpec]]:
+        """Every short form of the patch, and where it stands in it."""
+        for number, edit in enumerate(self.edits):
+            for key in ("dump", "before", "after", "wrap"):
+                value = getattr(edit, key)
+                if isinstance(value, DumpSpec):
+                    yield ("edits", number, key), value
+
+
+class PatchConfig(_Strict):
+    """A whole patch config file."""
+
+    patches: list[PatchSpec]
+    requires: Requirement | None = Field(None, description="Releases that the config is for; others are refused.")
+    description: str = ""
+
+
+def _exactly_one(given: dict[str, Any], what: str) -> None:
+    spoken = [name for name, value in given.items() if value is not None]
+    if not spoken:
+        raise ValueError(f"the edit names no {what}: say one of {_quoted(given)}")
+    if len(spoken) > 1:
+        raise ValueError(f"only one {what} can be said in one edit, got {_quoted(spoken)}")
+
+
+def _quoted(names: Any) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def config_schema() -> dict[str, Any]:
+    """The schema, as generated from the models that read a config."""
+    schema = PatchConfig.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "tensortap patch config"
+    definitions = schema["$defs"]
+    for name, fields in _ONE_OR_MANY.items():
+        for field in fields:
+            _allow_single(definitions[name]["properties"] if name else schema["properties"], field)
+    scalar = {"type": ["string", "number", "boolean", "null"]}
+    definitions["DumpSpec"]["additionalProperties"] = scalar
+    definitions["DumpSpec"]["properties"]["value"] = {
+        **definitions["DumpSpec"]["properties"]["value"],
+        "anyOf": [scalar],
+    }
+    return schema
+
+
+_ONE_OR_MANY = {
+    "": ("requires",),
+    "PatchSpec": ("target", "requires"),
+    "EditSpec": ("match", "assign", "wrap", "inside", "requires"),
+}
+
+
+def _allow_single(properties: dict[str, Any], name: str) -> None:
+    """What is a list in the models may be a single value in the file."""
+    field = properties[name]
+    kinds: list[dict[str, Any]] = field.pop("anyOf", None) or [
+        {key: field.pop(key) for key in ("type", "items", "minItems") if key in field}
+    ]
+    single = [kind["items"] for kind in kinds if kind.get("type") == "array"]
+    field["anyOf"] = [*single, *kinds]

@@ -1,0 +1,64 @@
+"""What a launched process is told: the plan file, with a digest of what is done to each module."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from patcher.config.load import LoadedConfig
+from patcher.errors import PatchError
+from patcher.load import cache
+from patcher.load.hook import Activation, format_plan
+from patcher.plan.edits import ModulePatch
+from patcher.plan.planner import Plan
+
+
+def make_activation(configs: Sequence[LoadedConfig], plan: Plan) -> Activation:
+    """What a process needs to patch by this plan."""
+    paths = plan.configs.paths
+    configs_json = json.dumps([[path, config.document.text] for path, config in zip(paths, configs, strict=True)])
+    return Activation({patch.module: digest(patch) for patch in plan.modules}, configs_json)
+
+
+def digest(patch: ModulePatch) -> str:
+    """Identifies what is done to a module, and by which version of the patcher's own code."""
+    told = repr((patch, _own_code()))
+    return hashlib.sha256(told.encode()).hexdigest()[:20]
+
+
+@lru_cache(maxsize=1)
+def _own_code() -> str:
+    total = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
+        total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def write_plan(activation: Activation) -> str:
+    """Write the plan file, into the cache folder or, where that cannot be written, a temporary one."""
+    text = format_plan(activation)
+    name = hashlib.sha256(text.encode()).hexdigest()[:20] + ".plan"
+    for make_folder in (_plan_folder, lambda: tempfile.mkdtemp(prefix="tensortap-")):
+        try:
+            folder = make_folder()
+            path = os.path.join(folder, name)
+            handle, temporary = tempfile.mkstemp(dir=folder)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except OSError:
+            continue
+        return path
+    raise PatchError("neither the cache folder nor a temporary folder can be written")
+
+
+def _plan_folder() -> str:
+    folder = os.path.join(cache.folder(), "plans")
+    os.makedirs(folder, exist_ok=True)
+    return folder

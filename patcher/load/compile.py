@@ -1,0 +1,173 @@
+"""Compiling a rewritten module so that it looks like the original to tracebacks, ``inspect`` and profilers.
+
+Only the rewritten functions are parsed anew; their nodes take the place of the original ones in the tree of the
+original source, with the original's line numbers.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType
+from typing import Any
+
+from patcher.config.load import parse_config
+from patcher.errors import PatchError
+from patcher.generated_names import WRAP_FUNCTION
+from patcher.match.function_text import Line
+from patcher.plan.planner import Plan, make_plan
+from patcher.rewrite.module import RewrittenFunction, RewrittenModule, checked, rewrite_module
+from patcher.source.modules import ModuleFinder, decode
+
+
+def compile_patched(module: str, file: str, data: bytes, configs_json: str) -> CodeType:
+    """Rewrite and compile a module. Raises PatchError when an edit does not land."""
+    patches = {patch.module: patch for patch in _plan(configs_json).modules}
+    patch = patches.get(module)
+    if patch is None:
+        raise PatchError("the configs name nothing in it here; was the command checked with another Python?")
+    return compile_module(checked(rewrite_module(decode(data, file), patch, file)), file)
+
+
+@lru_cache(maxsize=4)
+def _plan(configs_json: str) -> Plan:
+    configs = [parse_config(text, path) for path, text in json.loads(configs_json)]
+    return make_plan(configs, ModuleFinder())
+
+
+@dataclass(frozen=True)
+class CodeKey:
+    """What a function's code and its rewritten code have in common: name and first line."""
+
+    name: str
+    line: int
+
+    @classmethod
+    def of(cls, code: types.CodeType) -> CodeKey:
+        """Key of a code object."""
+        return cls(code.co_name, code.co_firstlineno)
+
+
+def compile_module(
+    module: RewrittenModule, filename: str, captured: Mapping[CodeKey, Sequence[str]] | None = None
+) -> types.CodeType:
+    """Code object of the module, as if compiled from ``filename``.
+
+    ``captured`` names, per function, variables of enclosing functions that it has to go on capturing although
+    its new code may not use them, because the closure of a live function cannot change.
+    """
+    tree = module_tree(module)
+    if captured and any(captured.values()):
+        tree = copy.deepcopy(tree)
+        _keep_captured(tree, captured)
+    return compile(tree, filename, "exec", dont_inherit=True)
+
+
+def _keep_captured(tree: ast.Module, captured: Mapping[CodeKey, Sequence[str]]) -> None:
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        names = captured.get(CodeKey(node.name, first), ())
+        if names:
+            # Never executed and not even compiled; the names count as used all the same.
+            use = ast.If(ast.Constant(0), [ast.Expr(ast.Name(name, ast.Load())) for name in names], [])
+            last = node.body[-1]
+            for part in ast.walk(use):
+                ast.copy_location(part, last)
+            node.body.append(use)
+
+
+def module_tree(module: RewrittenModule) -> ast.Module:
+    """Syntax tree of the rewritten module with the line numbers of the original."""
+    source_lines = module.source.split("\n")
+    new = {id(function.node): _function_tree(function, source_lines) for function in module.functions}
+    tree = _Replace(new).visit(module.tree)
+    assert isinstance(tree, ast.Module)
+    prelude = ast.parse("\n".join(module.prelude)).body
+    line = max(module.prelude_line, 1)
+    for node in prelude:
+        for part in ast.walk(node):
+            _place(part, (line, 0), (line, 0))
+    position = sum(1 for node in tree.body if (node.end_lineno or node.lineno) <= module.prelude_line)
+    return ast.Module([*tree.body[:position], *prelude, *tree.body[position:]], tree.type_ignores)
+
+
+class _Replace:
+    """Exchanges function nodes, by identity, in the bodies of modules, classes and blocks."""
+
+    def __init__(self, new: dict[int, ast.stmt]) -> None:
+        self.new = new
+
+    def visit(self, node: Any) -> Any:
+        if id(node) in self.new:
+            return self.new[id(node)]
+        changes: dict[str, list[Any]] = {}
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            children = getattr(node, name, None)
+            if isinstance(children, list):
+                visited = [self.visit(child) for child in children]
+                if any(new is not old for new, old in zip(visited, children, strict=True)):
+                    changes[name] = visited
+        if not changes:
+            return node
+        changed = copy.copy(node)
+        for name, children in changes.items():
+            setattr(changed, name, children)
+        return changed
+
+
+def _function_tree(function: RewrittenFunction, source_lines: Sequence[str]) -> ast.stmt:
+    indented = function.lines[0].text[:1].isspace()
+    text = ("if True:\n" if indented else "") + "\n".join(line.text for line in function.lines) + "\n"
+    node: Any = ast.parse(text).body[0]
+    if indented:
+        node = node.body[0]
+    shift = 2 if indented else 1
+    parts: list[Any] = [part for part in ast.walk(node) if hasattr(part, "lineno")]
+    for part in parts:
+        _place(
+            part,
+            _original(function.lines[part.lineno - shift], part.col_offset, source_lines, end=False),
+            _original(function.lines[part.end_lineno - shift], part.end_col_offset, source_lines, end=True),
+        )
+    inlined: ast.stmt = _InlineWraps().visit(node)
+    return inlined
+
+
+def _original(line: Line, column: int, source_lines: Sequence[str], *, end: bool) -> tuple[int, int]:
+    """Line and column in the original; of changed lines the whole line, so that no caret points astray."""
+    if line.columns_kept:
+        return line.origin, column
+    text = source_lines[line.origin - 1]
+    indent = len(text) - len(text.lstrip())
+    return line.origin, len(text.rstrip().encode()) if end else indent
+
+
+def _place(node: Any, start: tuple[int, int], end: tuple[int, int]) -> None:
+    if not hasattr(node, "lineno"):
+        return
+    end = max(start, end)
+    node.lineno, node.col_offset = start
+    node.end_lineno, node.end_col_offset = end
+
+
+class _InlineWraps(ast.NodeTransformer):
+    """``wrap(tap, value, record)`` becomes ``wrap(tap, value, record) if tap.on else value``.
+
+    It means the same, and a tap that is off then costs no call.
+    """
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if not (isinstance(node.func, ast.Name) and node.func.id == WRAP_FUNCTION):
+            return node
+        tap, value, _ = node.args
+        test = ast.copy_location(ast.Attribute(copy.deepcopy(tap), "on", ast.Load()), node)
+        # A copy, because the compiler tells scopes (lambdas, comprehensions) apart by node.
+        return ast.copy_location(ast.IfExp(test, node, copy.deepcopy(value)), node)

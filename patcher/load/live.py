@@ -1,0 +1,216 @@
+"""Patching functions of modules that are imported already, and restoring them exactly.
+
+A function object is never replaced: only its ``__code__`` is exchanged, so that closures, defaults, attributes
+and whatever decorators have made of it stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from patcher.config.load import LoadedConfig, load_config, parse_config
+from patcher.errors import EditError, PatchError, TargetError
+from patcher.generated_names import DUMPER, TAPS, WRAP_FUNCTION
+from patcher.load.activation import make_activation
+from patcher.load.compile import CodeKey, compile_module
+from patcher.load.hook import Activation, PatchingFinder, activate
+from patcher.load.live_functions import codes_by_key, find_live, function_keys, swap_code
+from patcher.plan.edits import ConfigTexts, ModulePatch
+from patcher.plan.planner import Plan, make_plan
+from patcher.rewrite.module import RewrittenModule, checked, rewrite_module
+from patcher.source.modules import ModuleFinder
+
+ConfigLike = str | Path
+_ADDED_NAMES = (DUMPER, TAPS, WRAP_FUNCTION)
+
+
+@dataclass(eq=False)
+class Applied:
+    """Configs that are active in this process; ``undo`` takes them out."""
+
+    configs: tuple[LoadedConfig, ...]
+    modules: tuple[str, ...]
+    """Target modules that were imported already and have been patched in place."""
+    pending: tuple[str, ...]
+    """Target modules that are patched when they are imported."""
+    _finder: PatchingFinder | None = None
+
+    def undo(self) -> None:
+        """Restore every function exactly, other active configs excepted. A second call does nothing."""
+        if self not in _ACTIVE:
+            return
+        _ACTIVE.remove(self)
+        if self._finder is not None:
+            sys.meta_path.remove(self._finder)
+        for name in self.modules:
+            _update(name)
+        for name in self.pending:
+            _take_out(name, self._finder)
+
+
+@dataclass
+class _LiveModule:
+    """What has to be put back into a module that was patched in place."""
+
+    module: types.ModuleType
+    originals: dict[int, tuple[types.FunctionType, types.CodeType]] = field(default_factory=dict)
+    """By id of the function; the functions are kept alive, so the ids stay theirs."""
+    names: dict[str, Any] = field(default_factory=dict)
+    """Names of the patcher that the module had already, from being patched at import."""
+
+
+_ACTIVE: list[Applied] = []
+_LIVE: dict[str, _LiveModule] = {}
+
+
+def apply(*configs: ConfigLike) -> Applied:
+    """Patch by these configs (paths, or YAML text): imported modules now, others when they are imported.
+
+    Raises PatchError when an edit does not land; nothing is changed then.
+    """
+    loaded = tuple(_load(config) for config in configs)
+    finder = ModuleFinder()
+    plan = make_plan(loaded, finder)
+    if plan.errors:
+        raise PatchError("\n".join(plan.errors))
+    for patch in plan.modules:
+        _rewritten(patch, finder)
+    imported = [patch for patch in plan.modules if patch.module in sys.modules]
+    pending = [patch for patch in plan.modules if patch.module not in sys.modules]
+    applied = Applied(loaded, tuple(p.module for p in imported), tuple(p.module for p in pending))
+    _ACTIVE.append(applied)
+    try:
+        for patch in imported:
+            _update(patch.module)
+    except PatchError:
+        applied.undo()
+        raise
+    if pending:
+        rest = Plan(tuple(pending), (), plan.configs)
+        applied._finder = activate(make_activation(loaded, rest))
+    return applied
+
+
+@contextlib.contextmanager
+def patched(*configs: ConfigLike) -> Iterator[Applied]:
+    """``apply`` for the length of a ``with`` block."""
+    applied = apply(*configs)
+    try:
+        yield applied
+    finally:
+        applied.undo()
+
+
+def _load(config: ConfigLike) -> LoadedConfig:
+    if isinstance(config, str) and "\n" in config:
+        return parse_config(config)
+    return load_config(config)
+
+
+def _update(name: str) -> None:
+    """Bring an imported module in line with the configs that are active now."""
+    _restore(name)
+    patch = _combined(name)
+    module = sys.modules.get(name)
+    if patch is None or module is None:
+        return
+    live = _LiveModule(module)
+    live.names = {added: module.__dict__[added] for added in _ADDED_NAMES if added in module.__dict__}
+    _LIVE[name] = live
+    try:
+        _exchange(live, _rewritten(patch, ModuleFinder()))
+    except PatchError:
+        _restore(name)
+        raise
+
+
+def _exchange(live: _LiveModule, rewritten: RewrittenModule) -> None:
+    """Give the live functions of a module the code of the rewritten one."""
+    module = live.module
+    file = getattr(module, "__file__", None) or module.__name__
+    exec(compile("\n".join(rewritten.prelude), file, "exec", dont_inherit=True), module.__dict__)
+    keys = function_keys(rewritten)
+    functions = find_live(module, set(keys))
+    missing = [key for key in keys if keys[key] and key not in {CodeKey.of(f.__code__) for f in functions}]
+    if missing:
+        raise EditError(f"{module.__name__}.{missing[0].name}: no live function has this source; was the file changed?")
+    captured = {CodeKey.of(function.__code__): function.__code__.co_freevars for function in functions}
+    new = codes_by_key(compile_module(rewritten, file, captured))
+    for function in functions:
+        live.originals.setdefault(id(function), (function, function.__code__))
+        swap_code(function, new[CodeKey.of(function.__code__)], module.__name__)
+
+
+def _restore(name: str) -> None:
+    """Put back what a module was before it was patched in place."""
+    live = _LIVE.pop(name, None)
+    if live is None:
+        return
+    patched_codes = {
+        id(code) for function, _ in live.originals.values() for code in codes_by_key(function.__code__).values()
+    }
+    originals = {key: code for _, original in live.originals.values() for key, code in codes_by_key(original).items()}
+    for function, original in live.originals.values():
+        function.__code__ = original
+    # Functions that patched code has made meanwhile live on: they get the code they would have had.
+    for function in find_live(live.module, set(originals)):
+        if id(function.__code__) in patched_codes:
+            swap_code(function, originals[CodeKey.of(function.__code__)], name)
+    for added in _ADDED_NAMES:
+        live.module.__dict__.pop(added, None)
+    live.module.__dict__.update(live.names)
+
+
+def _take_out(name: str, finder: PatchingFinder | None) -> None:
+    """Undo for a module that was patched while it was imported: it gets the code of its own source."""
+    module = sys.modules.get(name)
+    if module is None or finder is None or _activation_of(module) is not finder.activation:
+        return
+    _restore(name)
+    patch = ModulePatch(name, (), ConfigTexts((), (), ""))
+    combined = _combined(name)
+    rewritten = _rewritten(combined or patch, ModuleFinder())
+    file = getattr(module, "__file__", None) or name
+    for added in _ADDED_NAMES:
+        module.__dict__.pop(added, None)
+    exec(compile("\n".join(rewritten.prelude), file, "exec", dont_inherit=True), module.__dict__)
+    new = codes_by_key(compile_module(rewritten, file))
+    for function in find_live(module, set(new)):
+        swap_code(function, new[CodeKey.of(function.__code__)], name)
+
+
+def _combined(name: str) -> ModulePatch | None:
+    """All that is done to a module: by the command line that launched the process, and by active configs."""
+    configs = [*_launched_with(name), *(config for applied in _ACTIVE for config in applied.configs)]
+    if not any(name in (*applied.modules, *applied.pending) for applied in _ACTIVE):
+        return None
+    plan = make_plan(configs, ModuleFinder())
+    return next((patch for patch in plan.modules if patch.module == name), None)
+
+
+def _launched_with(name: str) -> list[LoadedConfig]:
+    """Configs by which ``patcher run`` patched a module at import."""
+    activation = _activation_of(sys.modules.get(name))
+    if activation is None or not activation.plan_file:
+        return []
+    return [parse_config(text, path) for path, text in json.loads(activation.configs_json)]
+
+
+def _activation_of(module: types.ModuleType | None) -> Activation | None:
+    spec = getattr(module, "__spec__", None)
+    activation: Activation | None = getattr(getattr(spec, "loader", None), "_activation", None)
+    return activation
+
+
+def _rewritten(patch: ModulePatch, finder: ModuleFinder) -> RewrittenModule:
+    source = finder.find(patch.module)
+    if source is None:
+        raise TargetError(f"{patch.module}: its source cannot be found")
+    return checked(rewrite_module(source.source, patch, source.file or patch.module))

@@ -1,0 +1,150 @@
+"""Finding the places in a function that an edit means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import libcst as cst
+
+from patcher.match.function_text import FunctionView
+from patcher.match.matcher import (
+    Bindings,
+    flatten,
+    match,
+    match_expression,
+    match_statements,
+    may_match,
+)
+from patcher.match.pattern import Pattern
+from patcher.match.statements import Block, FunctionIndex, Point, Statement, all_statements, end_of, start_of
+
+
+@dataclass(eq=False)
+class Site:
+    """One place that matches: statements ``first`` to ``last`` of one block, or an expression within one."""
+
+    first: Statement
+    last: Statement
+    bindings: Bindings
+    expression: cst.CSTNode | None = None
+    body_start: Block | None = None
+    """Code goes to the start of this block instead of after the statement (loop variables, ``with … as``)."""
+
+    @property
+    def node(self) -> cst.CSTNode:
+        """The matched node; for several statements the first."""
+        return self.expression if self.expression is not None else self.first.node
+
+
+def find_pattern(index: FunctionIndex, pattern: Pattern) -> list[Site]:
+    """Every place where a pattern matches, in source order."""
+    if pattern.kind == "expression":
+        found = [
+            Site(statement, statement, bindings, expression=node)
+            for node, statement in index.expressions
+            if may_match(pattern, node) and (bindings := match_expression(pattern, node)) is not None
+        ]
+        return sorted(found, key=lambda site: start_of(index.view, site.node))
+    sites: list[Site] = []
+    for block in index.blocks:
+        nodes = [statement.node for statement in block.statements]
+        for start in range(len(nodes)):
+            result = match_statements(pattern, nodes, start)
+            if result is not None and result[0] > start:
+                sites.append(Site(block.statements[start], block.statements[result[0] - 1], result[1]))
+    return sorted(sites, key=lambda site: start_of(index.view, site.first.node))
+
+
+def find_returns(index: FunctionIndex) -> list[Site]:
+    """The function's own return statements."""
+    return [
+        Site(statement, statement, {})
+        for statement in all_statements(index)
+        if statement.own_scope and isinstance(statement.node, cst.Return)
+    ]
+
+
+def find_assignments(index: FunctionIndex, target: cst.CSTNode) -> list[Site]:
+    """Places after which ``target`` has a new value: assignments, loops, ``with … as``, ``import … as``."""
+    sites: list[Site] = []
+    inner = {id(block.suite): block for block in index.blocks}
+    for statement in all_statements(index):
+        if not statement.own_scope:
+            continue
+        for assigned, suite in _assigned(statement.node):
+            bindings = next((b for t in _leaves(assigned) for b in match(target, t, {})), None)
+            if bindings is not None:
+                body = inner.get(id(suite)) if suite is not None else None
+                sites.append(Site(statement, statement, bindings, body_start=body))
+                break
+    walrus = [
+        Site(statement, statement, bindings, expression=node)
+        for node, statement in index.expressions
+        if isinstance(node, cst.NamedExpr) and statement.own_scope
+        for bindings in match(target, node.target, {})
+    ]
+    known = {id(site.first) for site in sites}
+    sites.extend(site for site in walrus if id(site.first) not in known)
+    return sorted(sites, key=lambda site: start_of(index.view, site.first.node))
+
+
+def narrow(index: FunctionIndex, sites: Sequence[Site], pattern: Pattern) -> list[Site]:
+    """Only the sites that lie within code that matches ``pattern``."""
+    ranges: list[tuple[Point, Point]] = []
+    for site in find_pattern(index, pattern):
+        if site.expression is not None:
+            ranges.append((start_of(index.view, site.expression), end_of(index.view, site.expression)))
+        else:
+            ranges.append((start_of(index.view, site.first.node), end_of(index.view, site.last.node)))
+    if pattern.kind == "statements" and len(pattern.statements) == 1:
+        for node, _ in index.branches:
+            if match_statements(pattern, [node], 0) is not None:  # type: ignore[list-item]
+                ranges.append((start_of(index.view, node), _branch_end(index.view, node)))
+    return [
+        site
+        for site in sites
+        if any(
+            start <= start_of(index.view, site.node)
+            and end_of(index.view, site.expression or site.last.node) <= end
+            and (start, end) != (start_of(index.view, site.node), end_of(index.view, site.expression or site.last.node))
+            for start, end in ranges
+        )
+    ]
+
+
+def _branch_end(view: FunctionView, node: cst.CSTNode) -> Point:
+    """Where the ``elif`` part itself ends, without the parts after it."""
+    body = getattr(node, "body", None)
+    statements = flatten(body) if isinstance(body, cst.BaseSuite) else []
+    return end_of(view, statements[-1]) if statements else end_of(view, node)
+
+
+def _assigned(node: cst.CSTNode) -> Iterator[tuple[cst.CSTNode, cst.BaseSuite | None]]:
+    """Targets that a statement assigns, each with the suite at whose start the value is there."""
+    if isinstance(node, cst.Assign):
+        yield from ((target.target, None) for target in node.targets)
+    elif isinstance(node, cst.AnnAssign):
+        if node.value is not None:
+            yield node.target, None
+    elif isinstance(node, cst.AugAssign):
+        yield node.target, None
+    elif isinstance(node, cst.For):
+        yield node.target, node.body
+    elif isinstance(node, cst.With):
+        yield from ((item.asname.name, node.body) for item in node.items if item.asname is not None)
+    elif isinstance(node, (cst.Try, cst.TryStar)):
+        for handler in node.handlers:
+            if handler.name is not None:
+                yield handler.name.name, handler.body
+    elif isinstance(node, (cst.Import, cst.ImportFrom)) and not isinstance(node.names, cst.ImportStar):
+        for alias in node.names:
+            yield (alias.asname.name if alias.asname is not None else alias.name), None
+
+
+def _leaves(target: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    """The single targets in a target, tuples and stars taken apart; the whole target first."""
+    yield target
+    if isinstance(target, (cst.Tuple, cst.List)):
+        for element in target.elements:
+            yield from _leaves(element.value)

@@ -1,0 +1,218 @@
+"""From configs to what is to be done to each module."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from patcher.config.format import ConditionalDims as ConditionalDimsSpec
+from patcher.config.format import DumpSpec, EditSpec, PatchSpec
+from patcher.config.load import LoadedConfig
+from patcher.config.yaml_source import Origin
+from patcher.errors import PatchError, RequirementError, TargetError
+from patcher.plan.edits import Action, Code, ConditionalDims, ConfigTexts, Dump, Edit, FunctionPatch, ModulePatch
+from patcher.source.modules import ModuleFinder
+from patcher.source.releases import Releases
+from patcher.source.targets import ResolvedTarget, resolve_target
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that ``check`` says about a plan besides where edits land."""
+
+    message: str
+    error: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All modules to rewrite, and what was found out on the way."""
+
+    modules: tuple[ModulePatch, ...]
+    notes: tuple[Note, ...]
+    configs: ConfigTexts
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Messages of targets that do not exist and configs for other releases."""
+        return tuple(note.message for note in self.notes if note.error)
+
+
+@dataclass
+class _Function:
+    resolved: ResolvedTarget
+    preambles: list[Code] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
+    count: int = 0
+
+
+def make_plan(configs: Sequence[LoadedConfig], finder: ModuleFinder) -> Plan:
+    """Resolve every target and number every edit. Nothing is imported and no edit is tried yet."""
+    releases = Releases(finder)
+    functions: dict[tuple[str, tuple[str, ...]], _Function] = {}
+    notes: list[Note] = []
+    for config in configs:
+        try:
+            _add_config(config, finder, releases, functions, notes)
+        except RequirementError as error:
+            notes.append(Note(str(error), error=True))
+    texts = _texts(configs)
+    modules: dict[str, list[FunctionPatch]] = {}
+    for function in functions.values():
+        if function.edits or function.preambles:
+            resolved = function.resolved
+            modules.setdefault(resolved.module, []).append(
+                FunctionPatch(
+                    resolved.name,
+                    resolved.module,
+                    resolved.path,
+                    tuple(function.preambles),
+                    tuple(function.edits),
+                )
+            )
+    patches = tuple(ModulePatch(name, tuple(items), texts) for name, items in modules.items())
+    return Plan(patches, tuple(notes), texts)
+
+
+def _add_config(
+    config: LoadedConfig,
+    finder: ModuleFinder,
+    releases: Releases,
+    functions: dict[tuple[str, tuple[str, ...]], _Function],
+    notes: list[Note],
+) -> None:
+    unmet = releases.unmet(config.config.requires)
+    if unmet:
+        raise RequirementError(f"{config.document.origin('requires')}: the config is for another release: {unmet}")
+    for number, patch in enumerate(config.config.patches):
+        unmet = releases.unmet(patch.requires)
+        if unmet:
+            notes.append(Note(f"{config.document.origin('patches', number)}: left out: {unmet}"))
+            continue
+        origin = config.document.origin("patches", number, "target")
+        for resolved in _resolved(patch, origin, finder, notes):
+            key = (resolved.module, resolved.path)
+            function = functions.setdefault(key, _Function(resolved))
+            _add_patch(function, patch, config, number, releases, notes)
+
+
+def _resolved(patch: PatchSpec, origin: Origin, finder: ModuleFinder, notes: list[Note]) -> list[ResolvedTarget]:
+    failures: list[str] = []
+    for target in patch.target:
+        try:
+            found = resolve_target(target, finder)
+        except TargetError as error:
+            failures.append(f"{origin}: {error}")
+            continue
+        for resolved in found:
+            if resolved.elsewhere:
+                notes.append(Note(f"{origin}: {resolved.requested} is defined as {resolved.name}, patched there"))
+        return found
+    if patch.optional:
+        notes.append(Note(f"{failures[0]} (optional)"))
+    else:
+        notes.append(Note("\n".join(failures), error=True))
+    return []
+
+
+def _add_patch(
+    function: _Function,
+    patch: PatchSpec,
+    config: LoadedConfig,
+    number: int,
+    releases: Releases,
+    notes: list[Note],
+) -> None:
+    document = config.document
+    if patch.preamble.strip():
+        preamble = Code(patch.preamble, document.origin("patches", number, "preamble"))
+        function.preambles.append(preamble)
+    for position, spec in enumerate(patch.edits):
+        function.count += 1
+        where = ("patches", number, "edits", position)
+        unmet = releases.unmet(spec.requires)
+        if unmet:
+            notes.append(
+                Note(f"{document.origin(*where)}: {function.resolved.name}#{function.count} left out: {unmet}")
+            )
+            continue
+        function.edits.append(_edit(spec, function.count, config, where, patch.preamble))
+
+
+def _edit(spec: EditSpec, number: int, config: LoadedConfig, where: tuple[str | int, ...], preamble: str) -> Edit:
+    origin = config.document.origin(*where)
+    action, content = _action(spec, config, where)
+    patterns: Sequence[str] = ()
+    if isinstance(spec.wrap, list):
+        patterns = spec.wrap
+    elif spec.match is not None:
+        patterns = spec.match
+    elif spec.assign is not None:
+        patterns = spec.assign
+    place = spec.at or ("assign" if spec.assign is not None else "match")
+    if place == "entry" and action in ("replace", "wrap"):
+        raise PatchError(f"{origin}: 'at: entry' puts code in; there is nothing to {action}")
+    return Edit(
+        number=number,
+        origin=origin,
+        place=place,
+        patterns=tuple(patterns),
+        action=action,
+        content=content,
+        nth=spec.nth,
+        inside=tuple(spec.inside or ()),
+        optional=spec.optional,
+        preamble=preamble,
+    )
+
+
+_SYNONYMS: dict[str, Action] = {"prepend": "before", "append": "after", "replacement": "replace"}
+
+
+def _action(spec: EditSpec, config: LoadedConfig, where: tuple[str | int, ...]) -> tuple[Action, Code | Dump]:
+    given = spec.actions()
+    if not given:
+        assert spec.dump is not None
+        return "after", _dump(spec.dump, config, (*where, "dump"))
+    name, value = next(iter(given.items()))
+    action: Action = _SYNONYMS.get(name, name)  # type: ignore[arg-type]
+    if isinstance(value, DumpSpec):
+        return action, _dump(value, config, (*where, name))
+    if value is True or action == "wrap":
+        assert spec.dump is not None
+        return action, _dump(spec.dump, config, (*where, "dump"))
+    return action, Code(value, config.document.origin(*where, name))
+
+
+def _dump(spec: DumpSpec, config: LoadedConfig, where: tuple[str | int, ...]) -> Dump:
+    document = config.document
+
+    def code(key: str, text: str) -> Code:
+        return Code(text, document.origin(*where, key))
+
+    dims: str | ConditionalDims | None
+    if isinstance(spec.dims, ConditionalDimsSpec):
+        condition = Code(spec.dims.condition, document.origin(*where, "dims", "if"))
+        dims = ConditionalDims(condition, spec.dims.then, spec.dims.otherwise)
+    else:
+        dims = spec.dims
+    return Dump(
+        name=spec.name,
+        value=None if spec.value is None else code("value", spec.value),
+        condition=None if spec.condition is None else code("if", spec.condition),
+        dims=dims,
+        level=spec.level,
+        grad=spec.grad,
+        tags=tuple((tag, code(tag, text)) for tag, text in spec.tags.items()),
+        inputs=tuple(spec.inputs),
+        operation=spec.operation,
+    )
+
+
+def _texts(configs: Sequence[LoadedConfig]) -> ConfigTexts:
+    paths = tuple(str(Path(config.path).resolve()) if Path(config.path).exists() else config.path for config in configs)
+    texts = tuple(config.document.text for config in configs)
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    return ConfigTexts(paths, texts, digest)

@@ -1,0 +1,289 @@
+"""Applying one edit to one function's buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import libcst as cst
+
+from patcher.errors import EditError
+from patcher.generated_names import RETURN_VARIABLE, WRAP_FUNCTION
+from patcher.match.choose import Choice, FunctionScope, choose, is_whole_statement, sites_of
+from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, Kind, Line, ReturnHook, Role
+from patcher.match.pattern import MATCH_CAPTURE, RETURN_CAPTURES
+from patcher.match.search import Site
+from patcher.match.statements import FunctionIndex, Statement, end_of, start_of
+from patcher.plan.edits import Code, Dump, Edit
+from patcher.rewrite.inserted_code import config_code, config_expression, tap_lines, uses_capture, wrapped_value
+from patcher.rewrite.splice import isolate, needs_isolation, replace_range, replace_statements
+from patcher.rewrite.taps import InsertionPoint, TapTable
+
+
+def apply_edit(scopes: Sequence[FunctionScope], edit: Edit, target: str, taps: TapTable) -> list[int]:
+    """Apply an edit; returns the original line of every place. Raises EditError when it does not land.
+
+    ``scopes`` are all definitions of the target (two in ``if …: def f … else: def f …``); the edit has to
+    land as if they were one function, except that ``entry`` and ``return`` mean each of them.
+    """
+    if edit.place == "entry":
+        return [_at_entry(scope, edit, target, taps) for scope in scopes]
+    chosen = choose(scopes, edit)
+    lines: list[int] = []
+    for scope, count in chosen:
+        lines.extend(_apply_at(scope, edit, target, taps, count))
+    return sorted(lines)
+
+
+def _apply_at(scope: FunctionScope, edit: Edit, target: str, taps: TapTable, choice: Choice) -> list[int]:
+    lines: list[int] = []
+    if choice.end:
+        lines.append(_hook_end(scope, edit, target, taps))
+    index, sites = _found(scope, edit, choice)
+    # From the last place to the first, so that earlier places stay where they were found.
+    for number in reversed(choice.numbers):
+        if scope.index(inserted=choice.inserted) is not index:
+            index, sites = _found(scope, edit, choice)
+        while (crowded := _crowded(edit, sites[number])) is not None:
+            isolate(scope.buffer, index.view, crowded)
+            index, sites = _found(scope, edit, choice)
+        lines.append(_apply_to_site(scope, index, sites[number], edit, target, taps))
+    return lines
+
+
+def _found(scope: FunctionScope, edit: Edit, choice: Choice) -> tuple[FunctionIndex, list[Site]]:
+    index = scope.index(inserted=choice.inserted)
+    return index, sites_of(index, edit, choice.pattern)
+
+
+def _crowded(edit: Edit, site: Site) -> Statement | None:
+    """A statement of the site that shares its line with others and has to be set apart first."""
+    if edit.action == "wrap" or (site.expression is not None and edit.action == "replace"):
+        candidates = [site.first] if edit.action == "replace" and is_whole_statement(site) else []
+    elif site.body_start is not None:
+        candidates = [site.body_start.statements[0]]
+    else:
+        candidates = [site.first, site.last]
+    return next((statement for statement in candidates if needs_isolation(statement)), None)
+
+
+def _apply_to_site(
+    scope: FunctionScope, index: FunctionIndex, site: Site, edit: Edit, target: str, taps: TapTable
+) -> int:
+    view = index.view
+    anchor = view.line_at(start_of(view, site.node)[0])
+    point = InsertionPoint(edit, target, anchor.origin, _captures(view, site, edit), taps)
+    if edit.place == "return":
+        _hook_return(view, site, point)
+    elif edit.action == "wrap":
+        assert isinstance(edit.content, Dump)
+        assert site.expression is not None
+        new = wrapped_value(edit.content, point, _as_operand(view, site.expression), WRAP_FUNCTION)
+        replace_range(view, site.expression, new)
+    elif edit.action == "replace":
+        _replace(scope.buffer, index, site, point)
+    elif isinstance(site.expression, cst.NamedExpr) and edit.place == "assign" and isinstance(edit.content, Dump):
+        new = wrapped_value(edit.content, point, _as_operand(view, site.expression), WRAP_FUNCTION)
+        replace_range(view, site.expression, new)
+    else:
+        _insert(scope.buffer, index, site, point)
+    return anchor.origin
+
+
+def _captures(view: FunctionView, site: Site, edit: Edit) -> dict[str, str]:
+    captures = {name: _as_operand(view, node) for name, node in site.bindings.items()}
+    if edit.place == "return":
+        captures.update(dict.fromkeys(RETURN_CAPTURES, RETURN_VARIABLE))
+    elif site.expression is not None:
+        captures[MATCH_CAPTURE] = _as_operand(view, site.expression)
+    elif site.first is site.last and isinstance(site.first.node, cst.BaseSmallStatement):
+        captures[MATCH_CAPTURE] = view.text_of(site.first.node)
+    return captures
+
+
+_ATOMS = (
+    cst.Name, cst.Attribute, cst.Call, cst.Subscript, cst.List, cst.Dict, cst.Set, cst.ListComp, cst.SetComp,
+    cst.DictComp, cst.SimpleString,
+)  # fmt: skip
+
+
+def _as_operand(view: FunctionView, node: cst.CSTNode) -> str:
+    text = view.text_of(node)
+    return text if isinstance(node, _ATOMS) else f"({text})"
+
+
+def _content_lines(point: InsertionPoint, default_value: str | None) -> list[CodeLine]:
+    edit = point.edit
+    if isinstance(edit.content, Dump):
+        return tap_lines(edit.content, point, default_value)
+    return config_code(edit.content, point)
+
+
+def _kind(edit: Edit) -> Kind:
+    return "generated" if isinstance(edit.content, Dump) else "inserted"
+
+
+def _at_entry(scope: FunctionScope, edit: Edit, target: str, taps: TapTable) -> int:
+    index = scope.index()
+    first = index.body.statements[0]
+    if needs_isolation(first):
+        isolate(scope.buffer, index.view, first)
+        index = scope.index()
+    line = entry_line(index)
+    point = InsertionPoint(edit, target, line.origin, {}, taps)
+    insert_at_entry(scope.buffer, index, _content_lines(point, None), _kind(edit), point.owner)
+    return line.origin
+
+
+def entry_line(index: FunctionIndex) -> Line:
+    """The line of the first statement after the docstring (or of the docstring, when it is all there is)."""
+    return index.view.line_at(start_of(index.view, _entry_statement(index).node)[0])
+
+
+def _entry_statement(index: FunctionIndex) -> Statement:
+    statements = index.body.statements
+    number = 1 if _has_docstring(index) else 0
+    # A name must not be used before it is declared global.
+    while number < len(statements) and isinstance(statements[number].node, (cst.Global, cst.Nonlocal)):
+        number += 1
+    return statements[min(number, len(statements) - 1)]
+
+
+def insert_at_entry(
+    buffer: FunctionBuffer, index: FunctionIndex, code: Sequence[CodeLine], kind: Kind, owner: str
+) -> None:
+    """Put code at the start of a function, after its docstring and what earlier edits put there."""
+    view = index.view
+    statements = index.body.statements
+    indent = _indent(view, statements[0])
+    anchor = entry_line(index)
+    last = statements[-1]
+    if _entry_statement(index) is last and _is_preface(last, index):
+        position = buffer.lines.index(view.line_at(end_of(view, last.node)[0])) + 1
+        while position < len(buffer.lines) and buffer.lines[position].role == "entry":
+            position += 1
+    else:
+        position = buffer.lines.index(anchor)
+        while buffer.lines[position - 1].role == "before":
+            position -= 1
+    buffer.insert(position, _lines(code, indent, anchor.origin, kind, "entry", owner))
+
+
+def _has_docstring(index: FunctionIndex) -> bool:
+    first = index.body.statements[0].node
+    return isinstance(first, cst.Expr) and isinstance(first.value, (cst.SimpleString, cst.ConcatenatedString))
+
+
+def _is_preface(statement: Statement, index: FunctionIndex) -> bool:
+    """Whether entry code has to come after this statement: a docstring, or a declaration."""
+    if isinstance(statement.node, (cst.Global, cst.Nonlocal)):
+        return True
+    return statement.index == 0 and _has_docstring(index)
+
+
+def _hook_return(view: FunctionView, site: Site, point: InsertionPoint) -> None:
+    line = view.line_at(start_of(view, site.first.node)[0])
+    line.returns.append(_hook(point))
+
+
+def _hook_end(scope: FunctionScope, edit: Edit, target: str, taps: TapTable) -> int:
+    index = scope.index()
+    if needs_isolation(index.body.statements[-1]):
+        isolate(scope.buffer, index.view, index.body.statements[-1])
+        index = scope.index()
+    last = index.view.line_at(end_of(index.view, index.body.statements[-1].node)[0])
+    point = InsertionPoint(edit, target, last.origin, dict.fromkeys(RETURN_CAPTURES, RETURN_VARIABLE), taps)
+    hook = _hook(point)
+    indent = _indent(index.view, index.body.statements[0])
+    value = [CodeLine(f"{RETURN_VARIABLE} = None")] if hook.needs_value else []
+    position = _skip_after(scope.buffer, scope.buffer.lines.index(last) + 1, indent)
+    while position < len(scope.buffer.lines) and scope.buffer.lines[position].role == "end":
+        position += 1
+    lines = _lines([*value, *hook.lines], indent, last.origin, hook.kind, "end", hook.owner)
+    scope.buffer.insert(position, lines)
+    return last.origin
+
+
+def _hook(point: InsertionPoint) -> ReturnHook:
+    edit = point.edit
+    if edit.action == "replace":
+        raise EditError(f"{edit.origin}: use 'match: return ...' to replace a return statement")
+    default = RETURN_VARIABLE if isinstance(edit.content, Dump) and edit.content.value is None else None
+    lines = tuple(_content_lines(point, default))
+    needs_value = default is not None or any(uses_capture(edit.content, name) for name in RETURN_CAPTURES)
+    return ReturnHook(lines, _kind(edit), point.owner, needs_value)
+
+
+def _insert(buffer: FunctionBuffer, index: FunctionIndex, site: Site, point: InsertionPoint) -> None:
+    edit, owner = point.edit, point.owner
+    view = index.view
+    default = None
+    if isinstance(edit.content, Dump) and edit.place == "assign":
+        default = _assigned_text(edit)
+    code = _content_lines(point, default)
+    if site.body_start is not None:
+        first = site.body_start.statements[0]
+        line = view.line_at(start_of(view, first.node)[0])
+        position = buffer.lines.index(line)
+        while buffer.lines[position - 1].role == "before":
+            position -= 1
+        buffer.insert(position, _lines(code, _indent(view, first), line.origin, _kind(edit), "entry", owner))
+        return
+    indent = _indent(view, site.first)
+    if edit.action == "before":
+        line = view.line_at(start_of(view, site.first.node)[0])
+        position = buffer.lines.index(line)
+        buffer.insert(position, _lines(code, indent, line.origin, _kind(edit), "before", owner))
+        return
+    if isinstance(site.last.node, (cst.Return, cst.Raise, cst.Break, cst.Continue)):
+        word = type(site.last.node).__name__.lower()
+        raise EditError(
+            f"{edit.origin}: code after '{word}' never runs; say 'before', 'wrap' the expression, or 'at: return'"
+        )
+    line = view.line_at(end_of(view, site.last.node)[0])
+    position = _skip_after(buffer, buffer.lines.index(line) + 1, indent)
+    buffer.insert(position, _lines(code, indent, line.origin, _kind(edit), "after", owner))
+
+
+def _skip_after(buffer: FunctionBuffer, position: int, indent: str) -> int:
+    """Code after a statement goes after what earlier edits put after it: edits run in their order.
+
+    What was put after an enclosing statement is less indented and stays behind.
+    """
+    while position < len(buffer.lines):
+        line = buffer.lines[position]
+        if line.role != "after" or len(line.indent) < len(indent):
+            break
+        position += 1
+    return position
+
+
+def _assigned_text(edit: Edit) -> str:
+    return edit.patterns[0].strip()
+
+
+def _replace(buffer: FunctionBuffer, index: FunctionIndex, site: Site, point: InsertionPoint) -> None:
+    edit = point.edit
+    assert isinstance(edit.content, Code)
+    view = index.view
+    if site.expression is not None and not is_whole_statement(site):
+        new = config_expression(edit.content, point)
+        if new is None:
+            raise EditError(
+                f"{edit.content.origin}: the pattern matches an expression within a statement, so an expression "
+                f"has to replace it, not {edit.content.text.strip()!r}"
+            )
+        replace_range(view, site.expression, f"({new})")
+        return
+    code = config_code(edit.content, point) if edit.content.text.strip() else []
+    if not code and len(site.first.block.statements) == site.last.index - site.first.index + 1:
+        code = [CodeLine("pass")]
+    replace_statements(buffer, view, site, code, _indent(view, site.first), point.owner)
+
+
+def _indent(view: FunctionView, statement: Statement) -> str:
+    text = view.line_at(start_of(view, statement.node)[0]).text
+    return text[: len(text) - len(text.lstrip())]
+
+
+def _lines(code: Sequence[CodeLine], indent: str, origin: int, kind: Kind, role: Role, owner: str) -> list[Line]:
+    return [Line(line.at(indent), origin, kind, role, columns_kept=False, owner=owner, indent=indent) for line in code]

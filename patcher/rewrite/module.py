@@ -1,0 +1,316 @@
+"""Rewriting one module: from its source and its edits to the new text."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import libcst as cst
+
+from patcher.config.yaml_source import Origin
+from patcher.errors import EditError, PatchError, TargetError
+from patcher.generated_names import DUMPER, RETURN_VARIABLE, TAPS, WRAP_FUNCTION
+from patcher.match.choose import FunctionScope
+from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, Line
+from patcher.match.statements import Statement, all_statements, end_of, index_function, start_of
+from patcher.plan.edits import Code, Edit, FunctionPatch, ModulePatch
+from patcher.rewrite.apply import apply_edit, insert_at_entry
+from patcher.rewrite.inserted_code import config_code
+from patcher.rewrite.splice import isolate, needs_isolation
+from patcher.rewrite.taps import InsertionPoint, Tap, TapTable
+from patcher.rewrite.undefined_names import NameChecker
+from patcher.source.definitions import find_definitions, functions_within
+
+
+@dataclass(frozen=True)
+class RewrittenFunction:
+    """A rewritten outermost function: where it was, and its new lines."""
+
+    node: ast.FunctionDef | ast.AsyncFunctionDef
+    """The function in the tree of the original source."""
+    first: int
+    last: int
+    """1-based lines of the original, decorators included, both inclusive."""
+    lines: tuple[Line, ...]
+    nested: tuple[tuple[int, str], ...] = ()
+    """First line and name of each function within it that holds an edit or a function that does."""
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where one edit landed, or why it did not."""
+
+    target: str
+    edit: int
+    summary: str
+    origin: Origin
+    lines: tuple[int, ...] = ()
+    """1-based lines of the original file, one for each place."""
+    error: str | None = None
+    taps: tuple[str, ...] = ()
+    optional: bool = False
+    warnings: tuple[str, ...] = ()
+    """What is likely wrong although the edit lands."""
+
+
+@dataclass(frozen=True)
+class RewrittenModule:
+    """A module after its edits."""
+
+    source: str
+    tree: ast.Module
+    """Of the original source."""
+    functions: tuple[RewrittenFunction, ...]
+    taps: tuple[Tap, ...]
+    landings: tuple[Landing, ...]
+    prelude: tuple[str, ...]
+    prelude_line: int
+    """The prelude goes after this 1-based line of the original (0: at the top)."""
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Messages of the edits that did not land and should have."""
+        return tuple(landing.error for landing in self.landings if landing.error and not landing.optional)
+
+    @property
+    def text(self) -> str:
+        """The whole new source."""
+        return self._with_prelude(self.prelude)
+
+    @property
+    def short_text(self) -> str:
+        """The new source with what describes taps and configs cut short, for people."""
+        described = f"{TAPS} = {DUMPER}.install_taps(... {len(self.taps)} taps ...)"
+        return self._with_prelude([described if line.startswith(TAPS) else line for line in self.prelude])
+
+    def _with_prelude(self, prelude: Sequence[str]) -> str:
+        lines = self.source.split("\n")
+        for function in sorted(self.functions, key=lambda function: function.first, reverse=True):
+            lines[function.first - 1 : function.last] = [line.text for line in function.lines]
+        lines[self.prelude_line : self.prelude_line] = prelude
+        return "\n".join(lines)
+
+
+@dataclass
+class _ModuleState:
+    """What the functions of one module share while they are rewritten."""
+
+    source_lines: list[str]
+    tree: ast.Module
+    taps: TapTable
+    names: NameChecker
+    units: dict[int, tuple[ast.FunctionDef | ast.AsyncFunctionDef, FunctionBuffer]] = field(default_factory=dict)
+
+    nested: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+
+    def buffer(self, unit: ast.FunctionDef | ast.AsyncFunctionDef) -> FunctionBuffer:
+        if id(unit) not in self.units:
+            first, last = function_lines(unit)
+            self.units[id(unit)] = (unit, FunctionBuffer.from_source(self.source_lines, first, last))
+        return self.units[id(unit)][1]
+
+
+def rewrite_module(source: str, patch: ModulePatch, file: str) -> RewrittenModule:
+    """Apply all edits of a module.
+
+    ``source`` has ``\\n`` line breaks. An edit that does not land is in ``landings`` with its error; the
+    others are applied all the same. Raises TargetError when the source is not Python.
+    """
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise TargetError(f"{file}: the source of {patch.module} does not parse: {error}") from None
+    state = _ModuleState(source.split("\n"), tree, TapTable(file), NameChecker(tree))
+    landings: list[Landing] = []
+    for function in patch.functions:
+        try:
+            landings.extend(_rewrite_function(state, function))
+        except cst.ParserSyntaxError as error:
+            raise TargetError(f"{function.target}: libcst cannot parse the function: {error.message}") from None
+    functions = []
+    for unit, buffer in state.units.values():
+        _finish(buffer)
+        owner, message = _compile_error(buffer)
+        if message:
+            landings = [_failed(landing, owner, message) for landing in landings]
+        first, last = function_lines(unit)
+        nested = tuple(state.nested.get(id(unit), ()))
+        functions.append(RewrittenFunction(unit, first, last, tuple(buffer.lines), nested))
+    text = "\n".join(line.text for function in functions for line in function.lines)
+    return RewrittenModule(
+        source,
+        tree,
+        tuple(functions),
+        tuple(state.taps.taps),
+        tuple(landings),
+        _prelude(patch, state.taps.taps, text),
+        _prelude_line(tree),
+    )
+
+
+def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[int, int]:
+    """First and last line of a function, decorators included."""
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    assert node.end_lineno is not None
+    return first, node.end_lineno
+
+
+def _rewrite_function(state: _ModuleState, patch: FunctionPatch) -> list[Landing]:
+    definitions = find_definitions(state.tree, patch.path)
+    if not definitions:
+        raise TargetError(f"{patch.target}: no such function in the module that is being imported")
+    for found in definitions:
+        state.nested.setdefault(id(found.unit), []).extend(
+            (function_lines(node)[0], node.name) for node in functions_within(found.unit)
+        )
+    scopes = [FunctionScope(state.buffer(found.unit), found.inner, found.ordinal) for found in definitions]
+    landings: list[Landing] = []
+    for scope in scopes:
+        for preamble in patch.preambles:
+            _insert_preamble(scope, preamble, patch, state.taps)
+    warnings = state.names.unknown(patch, definitions)
+    for edit in patch.edits:
+        landing = _land(scopes, edit, patch.target, state.taps)
+        landings.append(replace(landing, warnings=warnings.get(edit.number, ())))
+    return landings
+
+
+def _land(scopes: Sequence[FunctionScope], edit: Edit, target: str, taps: TapTable) -> Landing:
+    before = len(taps.taps)
+    landing = Landing(target, edit.number, edit.summary, edit.origin, optional=edit.optional)
+    try:
+        lines = apply_edit(scopes, edit, target, taps)
+    except PatchError as error:
+        del taps.taps[before:]
+        return replace(landing, error=str(error))
+    names = tuple(tap.id for tap in taps.taps[before:])
+    return replace(landing, lines=tuple(dict.fromkeys(lines)), taps=names)
+
+
+def _failed(landing: Landing, owner: str, message: str) -> Landing:
+    if f"{landing.target}#{landing.edit}" != owner:
+        return landing
+    return replace(landing, error=f"{landing.origin}: the code of the edit does not compile there: {message}")
+
+
+def _insert_preamble(scope: FunctionScope, preamble: Code, patch: FunctionPatch, taps: TapTable) -> None:
+    index = scope.index()
+    if needs_isolation(index.body.statements[0]):
+        isolate(scope.buffer, index.view, index.body.statements[0])
+        index = scope.index()
+    first = index.view.line_at(start_of(index.view, index.body.statements[0].node)[0])
+    edit = Edit(0, preamble.origin, "entry", (), "before", preamble, preamble=preamble.text)
+    point = InsertionPoint(edit, patch.target, first.origin, {}, taps)
+    code: list[CodeLine] = config_code(preamble, point)
+    insert_at_entry(scope.buffer, index, code, "inserted", f"{patch.target}#preamble")
+
+
+def _finish(buffer: FunctionBuffer) -> None:
+    """Carry out what was asked for at return statements, now that no edit can match them any more."""
+    if not any(line.returns for line in buffer.lines):
+        return
+    view = FunctionView(list(buffer.lines))
+    unit = next(node for node in _functions(view.module))
+    index = index_function(view, unit)
+    hooked = [
+        statement
+        for statement in all_statements(index)
+        if isinstance(statement.node, cst.Return) and view.line_at(start_of(view, statement.node)[0]).returns
+    ]
+    for statement in reversed(hooked):
+        _finish_return(buffer, view, statement)
+
+
+def _functions(module: cst.Module) -> list[cst.FunctionDef]:
+    found: list[cst.FunctionDef] = []
+    for node in module.body:
+        if isinstance(node, cst.FunctionDef):
+            found.append(node)
+        elif isinstance(node, cst.If):
+            found += [child for child in node.body.body if isinstance(child, cst.FunctionDef)]
+    return found
+
+
+def _finish_return(buffer: FunctionBuffer, view: FunctionView, statement: Statement) -> None:
+    assert isinstance(statement.node, cst.Return)
+    line_number, column = start_of(view, statement.node)
+    first = view.line_at(line_number)
+    last = view.line_at(end_of(view, statement.node)[0])
+    indent = first.text[:column]
+    hooks, first.returns = first.returns, []
+    lines = [
+        Line(code.at(indent), last.origin, kind=hook.kind, role="before", columns_kept=False, owner=hook.owner)
+        for hook in hooks
+        for code in hook.lines
+    ]
+    if not any(hook.needs_value for hook in hooks):
+        for line in lines:
+            line.origin = first.origin
+        buffer.insert(buffer.lines.index(first), lines)
+        return
+    bare = statement.node.value is None
+    value = f"{RETURN_VARIABLE} =" + (" None" if bare else "")
+    first.text = indent + value + first.text[column + len("return") :]
+    first.columns_kept = False
+    # ``return None`` is not allowed in an asynchronous generator, a bare ``return`` is.
+    lines.append(Line(indent + ("return" if bare else f"return {RETURN_VARIABLE}"), last.origin, columns_kept=False))
+    buffer.insert(buffer.lines.index(last) + 1, lines)
+
+
+def _compile_error(buffer: FunctionBuffer) -> tuple[str, str]:
+    """The edit whose code cannot stand where it is put, and why; two empty strings when all is well."""
+    indented = buffer.lines[0].text[:1].isspace()
+    # A class around it: methods may use ``super()`` and names with two underscores.
+    text = ("class _:\n" if indented else "") + buffer.text + "\n"
+    try:
+        compile(text, "<patched>", "exec", dont_inherit=True)
+    except SyntaxError as error:
+        number = (error.lineno or 1) - (1 if indented else 0)
+        number = min(max(number, 1), len(buffer.lines))
+        line = buffer.lines[number - 1]
+        owners = [candidate.owner for candidate in buffer.lines if candidate.owner]
+        return line.owner or (owners[-1] if owners else ""), f"{error.msg}: {line.text.strip()!r}"
+    return "", ""
+
+
+def _prelude(patch: ModulePatch, taps: Sequence[Tap], text: str) -> tuple[str, ...]:
+    lines: list[str] = []
+    if taps or re.search(rf"\b{DUMPER}\b", text):
+        lines.append(f"from dumper import dumper as {DUMPER}")
+        entries = ", ".join(repr(tap.as_dict()) for tap in taps) + ("," if taps else "")
+        configs = patch.configs
+        config = {
+            "paths": list(configs.paths),
+            "sha256": configs.sha256,
+            "texts": dict(zip(configs.paths, configs.texts, strict=True)),
+        }
+        lines.append(f"{TAPS} = {DUMPER}.install_taps({patch.module!r}, ({entries}), {config!r})")
+    if re.search(rf"\b{WRAP_FUNCTION}\(", text):
+        lines.append(f"from patcher.load.runtime import record_value as {WRAP_FUNCTION}")
+    return tuple(lines)
+
+
+def _prelude_line(tree: ast.Module) -> int:
+    """The line after which the module's own code begins: docstring and ``__future__`` imports come first."""
+    line = 0
+    for number, node in enumerate(tree.body):
+        docstring = (
+            number == 0
+            and isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        )
+        future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
+        if not (docstring or future):
+            break
+        line = node.end_lineno or node.lineno
+    return line
+
+
+def checked(rewritten: RewrittenModule) -> RewrittenModule:
+    """The module, if all its edits landed; else raises EditError with every message."""
+    if rewritten.errors:
+        raise EditError("\n".join(rewritten.errors))
+    return rewritten

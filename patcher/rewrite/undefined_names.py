@@ -1,0 +1,123 @@
+"""Names in inserted code that nothing where it goes defines: most likely misspelt, or gone in this release."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import difflib
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+
+from patcher.generated_names import DUMPER_NAME
+from patcher.match.pattern import to_python
+from patcher.plan.edits import Code, Dump, Edit, FunctionPatch
+from patcher.source.definitions import Definition, statements_in
+
+_ALWAYS = frozenset((*dir(builtins), DUMPER_NAME, "__class__", "__file__", "__name__", "__spec__"))
+
+
+class NameChecker:
+    """Knows the names of one module."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self._tree = tree
+        self._module: frozenset[str] | None = None
+
+    def unknown(self, patch: FunctionPatch, definitions: Sequence[Definition]) -> dict[int, tuple[str, ...]]:
+        """Per edit number, a message for each name that its code uses and that is defined nowhere in reach."""
+        texts = {edit.number: list(_codes(edit)) for edit in patch.edits}
+        trees = {number: [tree for code in codes if (tree := _parsed(code))] for number, codes in texts.items()}
+        inserted = [tree for found in trees.values() for tree in found]
+        inserted += [tree for code in patch.preambles if (tree := _parsed(code))]
+        known = {*_ALWAYS, *_bound(inserted), *_bound([found.unit for found in definitions])}
+        messages: dict[int, tuple[str, ...]] = {}
+        for number, found in trees.items():
+            unknown = _used(found) - known - self._module_names()
+            if unknown and not self._star_import():
+                near = sorted(known | self._module_names())
+                messages[number] = tuple(_message(name, patch, near) for name in sorted(unknown))
+        return messages
+
+    def _module_names(self) -> frozenset[str]:
+        if self._module is None:
+            names: set[str] = set()
+            for node in statements_in(self._tree.body):
+                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                    names.add(node.name)
+                else:
+                    names |= _bound([node])
+            declared = [node for node in ast.walk(self._tree) if isinstance(node, ast.Global)]
+            self._module = frozenset(names.union(*(node.names for node in declared)))
+        return self._module
+
+    def _star_import(self) -> bool:
+        return "*" in self._module_names()
+
+
+def _codes(edit: Edit) -> Iterator[Code]:
+    if isinstance(edit.content, Code):
+        yield edit.content
+    elif isinstance(edit.content, Dump):
+        yield from edit.content.expressions()
+
+
+def _parsed(code: Code) -> ast.AST | None:
+    try:
+        return ast.parse(textwrap.dedent(to_python(code.text)).strip())
+    except (SyntaxError, ValueError):
+        return None  # said elsewhere
+
+
+def _used(trees: Iterable[ast.AST]) -> set[str]:
+    return {
+        node.id
+        for tree in trees
+        for node in _always_evaluated(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and not node.id.startswith("__tensortap_")
+    }
+
+
+def _always_evaluated(tree: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that are evaluated whenever the code runs: a branch may be meant for another release."""
+    yield tree
+    for name, value in ast.iter_fields(tree):
+        if name in _CONDITIONAL.get(type(tree), ()):
+            continue
+        children = value if isinstance(value, list) else [value]
+        for child in children[:1] if isinstance(tree, ast.BoolOp) else children:
+            if isinstance(child, ast.AST):
+                yield from _always_evaluated(child)
+
+
+_BODIES = ("body", "orelse", "handlers", "finalbody", "elt", "key", "value", "generators")
+_CONDITIONAL: dict[type[ast.AST], Sequence[str]] = dict.fromkeys(
+    (
+        ast.IfExp, ast.Lambda, ast.If, ast.While, ast.For, ast.AsyncFor, ast.Try, ast.FunctionDef, ast.AsyncFunctionDef,
+        ast.ClassDef, ast.Match, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp,
+    ),
+    _BODIES,
+)  # fmt: skip
+
+
+def _bound(trees: Iterable[ast.AST]) -> set[str]:
+    names: set[str] = set()
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+                names.add(node.id)
+            elif isinstance(node, ast.alias):
+                names.add((node.asname or node.name).split(".")[0])
+            elif isinstance(node, ast.arg):
+                names.add(node.arg)
+            elif isinstance(node, _NAMED):
+                names.add(node.name or "")
+    return names
+
+
+_NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
+
+
+def _message(name: str, patch: FunctionPatch, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"nothing in reach of {patch.target} is called {name!r}{hint}"

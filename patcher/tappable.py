@@ -1,0 +1,151 @@
+"""The places of a function that a tap can go to."""
+
+from __future__ import annotations
+
+import builtins
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import libcst as cst
+
+from patcher.errors import TargetError
+from patcher.match.diagnostics import one_line
+from patcher.match.function_text import FunctionBuffer
+from patcher.match.pattern import parse_pattern
+from patcher.match.search import find_pattern, find_returns
+from patcher.match.statements import FunctionIndex, Statement, index_function, start_of
+from patcher.rewrite.module import function_lines
+from patcher.source.definitions import find_definitions
+from patcher.source.modules import ModuleFile
+
+_COLLECTIVE = re.compile(
+    r"(all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|all2all|broadcast|dp_gather|dp_scatter)", re.IGNORECASE
+)
+_UNINTERESTING = frozenset(dir(builtins))
+
+
+@dataclass(frozen=True)
+class TappablePlace:
+    """One place, as an edit would name it."""
+
+    line: int
+    kind: Literal["entry", "submodule", "collective", "call", "return"]
+    form: Literal["at", "match", "wrap"]
+    pattern: str
+    values: tuple[str, ...] = ()
+    """Names that hold the value afterwards."""
+    callee: str = ""
+    count: int = 1
+    """How often the pattern is found in the function."""
+    nth: int | None = None
+    """Which of them it is, where not all of them are to be tapped in this way."""
+
+
+def function_index(module: ModuleFile, path: Sequence[str]) -> FunctionIndex:
+    """Parse one function of a module. Raises TargetError when it does not exist."""
+    definitions = find_definitions(module.tree, path)
+    if not definitions:
+        raise TargetError(f"{module.name}: there is no function {'.'.join(path)!r}")
+    found = definitions[0]
+    first, last = function_lines(found.unit)
+    view = FunctionBuffer.from_source(module.source.split("\n"), first, last).view()
+    return index_function(view, view.find_function(found.inner, found.ordinal))
+
+
+def tappable_places(index: FunctionIndex) -> list[TappablePlace]:
+    """All places in source order: the entry, calls whose value can be recorded, the returns."""
+    first = index.body.statements[0]
+    places = [TappablePlace(_line(index, first.node), "entry", "at", "entry", _parameters(index.function))]
+    seen: set[tuple[str, int | None]] = set()
+    for node, statement in sorted(index.expressions, key=lambda item: start_of(index.view, item[0])):
+        if isinstance(node, cst.Call):
+            place = _call_place(index, node, statement)
+            if place is not None and (place.pattern, place.nth) not in seen:
+                seen.add((place.pattern, place.nth))
+                places.append(place)
+    places += [TappablePlace(_line(index, site.first.node), "return", "at", "return") for site in find_returns(index)]
+    return places
+
+
+def self_methods(index: FunctionIndex) -> list[str]:
+    """Names of the attributes of ``self`` that the function calls."""
+    names = [
+        node.func.attr.value
+        for node, _ in index.expressions
+        if isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute) and _is_self(node.func.value)
+    ]
+    return list(dict.fromkeys(names))
+
+
+def _call_place(index: FunctionIndex, node: cst.Call, statement: Statement) -> TappablePlace | None:
+    callee = one_line(index.view.text_of(node.func), 200)
+    last = callee.rpartition(".")[2]
+    if callee in _UNINTERESTING or not last.isidentifier():
+        return None
+    kind: Literal["submodule", "collective", "call"] = "call"
+    if _COLLECTIVE.search(last):
+        kind = "collective"
+    elif re.fullmatch(r"self\.\w+(\[.+\])?", callee):
+        kind = "submodule"
+    targets = _targets(statement, node)
+    if kind == "call" and re.fullmatch(r"self\.\w+\.\w+", callee) and _passes_on(node, targets):
+        kind = "submodule"
+    wildcard = f"{callee}(...)" if node.args else f"{callee}()"
+    form: Literal["match", "wrap"] = "match" if targets else "wrap"
+    pattern = f"{_target_text(index, statement)} = {wildcard}" if targets else wildcard
+    values = targets
+    if not targets and kind == "collective" and isinstance(statement.node, cst.Expr) and node.args:
+        # A collective that works in place: what it was given holds the result.
+        argument = one_line(index.view.text_of(node.args[0].value), 100)
+        form, values = "match", (argument,)
+    sites = find_pattern(index, parse_pattern(pattern))
+    nth = None
+    if form == "wrap" and any(_targets(site.first, site.node) for site in sites):
+        # Other calls of it are assigned, and are tapped by their names.
+        nth = 1 + next(number for number, site in enumerate(sites) if site.node is node)
+    return TappablePlace(_line(index, node), kind, form, pattern, values, callee, len(sites), nth)
+
+
+def _targets(statement: Statement, call: cst.CSTNode) -> tuple[str, ...]:
+    """The plain names that an assignment of just this call binds; empty for anything else."""
+    node = statement.node
+    if isinstance(node, cst.AnnAssign):
+        target = node.target
+    elif isinstance(node, cst.Assign) and len(node.targets) == 1:
+        target = node.targets[0].target
+    else:
+        return ()
+    if node.value is not call:
+        return ()
+    items = [element.value for element in target.elements] if isinstance(target, cst.Tuple) else [target]
+    names = [item.value for item in items if isinstance(item, cst.Name)]
+    return tuple(name for name in names if name.strip("_")) if len(names) == len(items) else ()
+
+
+def _passes_on(call: cst.Call, targets: Sequence[str]) -> bool:
+    """Whether a call takes and gives back the same variables, as a part of a model's data flow does."""
+    given = {argument.value.value for argument in call.args if isinstance(argument.value, cst.Name)}
+    return bool(given & set(targets))
+
+
+def _target_text(index: FunctionIndex, statement: Statement) -> str:
+    node = statement.node
+    assert isinstance(node, (cst.Assign, cst.AnnAssign))
+    target = node.target if isinstance(node, cst.AnnAssign) else node.targets[0].target
+    return one_line(index.view.text_of(target), 200)
+
+
+def _parameters(function: cst.FunctionDef) -> tuple[str, ...]:
+    parameters = function.params
+    every = (*parameters.posonly_params, *parameters.params, *parameters.kwonly_params)
+    return tuple(parameter.name.value for parameter in every if parameter.name.value not in ("self", "cls"))
+
+
+def _line(index: FunctionIndex, node: cst.CSTNode) -> int:
+    return index.view.line_at(start_of(index.view, node)[0]).origin
+
+
+def _is_self(node: cst.BaseExpression) -> bool:
+    return isinstance(node, cst.Name) and node.value == "self"
