@@ -163,8 +163,8 @@ def open_side(source: PathOrRun, label: str) -> RunView:
     if not isinstance(source, str | os.PathLike):
         return source
     path = Path(source)
+    from dumper.reading.open import open_run
     from dumper.reading.protocol import RunError
-    from dumper.reading.run import open_run
 
     try:
         run: RunView = open_run(path)

@@ -87,8 +87,8 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(path: Path) -> Run:
+    from dumper.reading.open import open_run
     from dumper.reading.protocol import RunError
-    from dumper.reading.run import open_run
 
     if not path.is_dir():
         raise UsageError(f"{path} is no directory; give the directory of a run")
@@ -99,7 +99,7 @@ def _open(path: Path) -> Run:
 
 
 def _selected(run: Run, arguments: argparse.Namespace, names: list[str]) -> list[Record]:
-    from dumper.filters import Filter
+    from dumper.rules.filters import Filter
 
     wanted = Filter(arguments.filter) if arguments.filter else None
     known = {record.name for record in run.records} if names else set()
@@ -159,7 +159,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from dumper.reading.repair import verify_run
+    from dumper.readers.streams.repair import verify_run
 
     report = verify_run(arguments.run)
     for line in report.lines:
@@ -168,7 +168,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _repair(arguments: argparse.Namespace) -> int:
-    from dumper.reading.repair import repair_run
+    from dumper.readers.streams.repair import repair_run
 
     for line in repair_run(arguments.run):
         print(line)

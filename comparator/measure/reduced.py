@@ -96,7 +96,7 @@ def _fingerprint(record: RecordView) -> str | None:
     """The recorded fingerprint, or that of a whole tensor."""
     if record.level == "hash":
         return record.fingerprint
-    from dumper.measures import fingerprint
+    from dumper.values.measures import fingerprint
 
     array = np.ascontiguousarray(load_array(record))
     return fingerprint(record.dtype or "", array.shape, array.reshape(-1).view(np.uint8).data)

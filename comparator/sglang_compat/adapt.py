@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from comparator.match.runs import RecordView, RunView
 from comparator.options import Options
-from dumper.convert.sglang import CONVERTED, SGLangDump
-from dumper.convert.sglang_layouts import AUXILIARY_NAMES
+from dumper.readers.sglang.dump import CONVERTED, SGLangDump
+from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
 
 
 def is_sglang_dump(run: RunView) -> bool:

@@ -46,7 +46,7 @@ from comparator.sglang_compat.sides import (
     without_empty_ranks,
 )
 from comparator.verdict.judge import judge, predicate_for, remarks
-from dumper.convert.sglang import SGLangDump
+from dumper.readers.sglang.dump import SGLangDump
 
 Array = npt.NDArray[Any]
 

@@ -10,7 +10,7 @@ from comparator.match.pairs import Bundle, BundlePair
 from comparator.match.runs import RunView
 from comparator.options import Options
 from comparator.sglang_compat.adapt import skipped_names
-from dumper.convert.sglang import SGLangDump, SGLangRecord
+from dumper.readers.sglang.dump import SGLangDump, SGLangRecord
 
 _ALWAYS_SKIPPED = frozenset({"dump_index", "filename"})
 _DUPLICATE_INDEX = "duplicate_index"

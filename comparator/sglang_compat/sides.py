@@ -17,8 +17,8 @@ from comparator.options import Options
 from comparator.plan.tokens.interface import Side
 from comparator.sglang_compat.places import KNOWN_AXES, active_place
 from comparator.sglang_compat.shards import join_shards
-from dumper.convert.sglang import SGLangDump, SGLangRecord
-from dumper.convert.sglang_layouts import AUXILIARY_NAMES
+from dumper.readers.sglang.dump import SGLangDump, SGLangRecord
+from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
 
 Array = npt.NDArray[Any]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from dumper.recording.cuda import DeviceCopier, pinned_buffer
-from dumper.recording.pools import BufferPool, Shelf
+from dumper.memory.buffers import BufferPool, Shelf
+from dumper.memory.device_copies import DeviceCopier, pinned_buffer
 
 
 @dataclass

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dumper import open_run
-from dumper.reading.repair import verify_run
+from dumper.readers.streams.repair import verify_run
 from tests.dumper.recording.conftest import Recording
 
 pytestmark = pytest.mark.slow

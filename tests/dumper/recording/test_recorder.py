@@ -387,8 +387,8 @@ def test_level_stats(recording: Recording) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int16, torch.bool])
 def test_statistics_on_the_device_and_on_the_host_agree(dtype: torch.dtype) -> None:
-    from dumper.format.dtypes import as_array
-    from dumper.measures import device_statistics, host_statistics, named_statistics
+    from dumper.values.dtypes import as_array
+    from dumper.values.measures import device_statistics, host_statistics, named_statistics
 
     value = torch.randn(50, 3).mul(5).to(dtype)
     data = value.view(torch.uint8).numpy().tobytes()
@@ -468,7 +468,7 @@ def test_a_run_opens_from_its_index_alone(recording: Recording, monkeypatch: pyt
     recorder.close()
     decoded = 0
     from dumper import open_run
-    from dumper.reading import segments
+    from dumper.readers.streams import segments
 
     original = segments.frames.decode_frame
 

@@ -95,7 +95,7 @@ class RecordEncoder:
             try:
                 meta, number, occurrence, data = self._meta(description, content, step)
             except Exception as error:
-                batch.failures.append((description.name, error))
+                batch.failures.append((description.source.name, error))
                 continue
             length = len(data)
             payload = position + _FIXED_BYTES + len(meta)
@@ -151,7 +151,7 @@ class RecordEncoder:
         return prefix + counted + _pack_order(_ORDER, order), encoded.number, occurrence, data
 
     def _meet(self, description: Description) -> _Encoded:
-        counts = self._counts.setdefault((description.name, description.tags, description.stream), {})
+        counts = self._counts.setdefault((description.source.name, description.tags, description.source.stream), {})
         encoded = _Encoded(description, len(self.descriptors), counts)
         self.descriptors.append(description.fields())
         description.encoded = encoded

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dumper.filters import Filter
+from dumper.rules.filters import Filter
 
 KINDS = ("full", "sample", "stats", "hash")
 _LEVEL = re.compile(r"(?P<kind>[a-z]+)(?:\s*\(\s*(?P<key>[a-z]+)\s*=\s*(?P<value>\d+)\s*\))?")
