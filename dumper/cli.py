@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dumper.format.frames import FormatError
 
@@ -99,9 +99,9 @@ def _open(path: Path) -> Run:
 
 
 def _selected(run: Run, arguments: argparse.Namespace, names: list[str]) -> list[Record]:
-    from dumper.rules.filters import Filter
+    from dumper.rules.expressions import Expression
 
-    wanted = Filter(arguments.filter) if arguments.filter else None
+    wanted = Expression(arguments.filter) if arguments.filter else None
     known = {record.name for record in run.records} if names else set()
     for name in names:
         if name not in known:
@@ -109,9 +109,13 @@ def _selected(run: Run, arguments: argparse.Namespace, names: list[str]) -> list
     return [
         record
         for record in run.select(step=arguments.step, rank=arguments.rank)
-        if (not names or record.name in names)
-        and (wanted is None or wanted({**record.tags, "name": record.name, "step": record.step, "rank": record.rank}))
+        if (not names or record.name in names) and (wanted is None or wanted.holds(_values(record)))
     ]
+
+
+def _values(record: Record) -> dict[str, Any]:
+    """What a filter looks at."""
+    return {**record.tags, "name": record.name, "step": record.step, "rank": record.rank}
 
 
 def _unknown_name(name: str, known: set[str]) -> str:

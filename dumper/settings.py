@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dumper.rules.filters import Filter
+from dumper.rules.expressions import Expression
 from dumper.rules.levels import LevelRules
 from dumper.rules.step_rule import StepRule
 
@@ -34,7 +34,7 @@ class Settings:
     run: str = "run"
     """The run directory is ``dir/run``."""
     filter: str | None = None
-    """Which records are wanted (``dumper/rules/filters.py``); None: all."""
+    """Which records are wanted (``dumper/rules/expressions.py``); None: all."""
     level: str | None = None
     """How much is kept of them (``dumper/rules/levels.py``); None: ``full``."""
     steps: str | None = None
@@ -190,7 +190,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "enable": _boolean,
     "dir": _text,
     "run": _text,
-    "filter": _optional(_parsed(Filter)),
+    "filter": _optional(_parsed(Expression)),
     "level": _optional(_parsed(LevelRules.parse)),
     "steps": _optional(_parsed(StepRule.parse)),
     "on_nan": _optional(_number),

@@ -17,7 +17,7 @@ from dumper.layout import TokenLayout
 from dumper.memory.buffers import SMALL
 from dumper.memory.staging import Stager, reduce_value
 from dumper.recording.plans import MOST_PLANS, Plan, SmallTensors
-from dumper.rules.filters import Filter
+from dumper.rules.expressions import Expression
 from dumper.rules.levels import FULL, STATS, Level, LevelRules
 from dumper.settings import Settings
 from dumper.values.dtypes import KNOWN
@@ -56,7 +56,7 @@ class Session:
 
     def _read_rules(self) -> None:
         settings = self._settings
-        self._filter = Filter(settings.filter) if settings.filter else None
+        self._filter = Expression(settings.filter) if settings.filter else None
         self._rules = LevelRules.parse(settings.level) if settings.level else None
         conditions = [self._filter, *(rule for _, rule in self._rules.rules)] if self._rules else [self._filter]
         self._by_step = any(condition is not None and "step" in condition.names for condition in conditions)
@@ -157,7 +157,7 @@ class Session:
     def _choose(self, source: Source, tags: TagsKey, step: int | None) -> Level | None:
         """The level of a record; None when the filter rejects it."""
         names = {**dict(tags), "name": source.name, "rank": self.process.rank, "step": step}
-        if self._filter is not None and not self._filter(names):
+        if self._filter is not None and not self._filter.holds(names):
             return None
         if source.level is not None:
             try:
