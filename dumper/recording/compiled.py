@@ -116,3 +116,12 @@ def record_in_graph(
         else:
             rest += [key, type(tag).__name__, str(tag)]
     torch.ops.tensortap.record(value, recorder, source.name, dims, source.level, source.tap, keys, integers, rest)
+
+
+def is_capturing(value: Any) -> bool:
+    """Whether ``value`` is a CUDA tensor on a stream that is being captured into a graph."""
+    if not getattr(value, "is_cuda", False):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_current_stream_capturing())

@@ -9,7 +9,7 @@ import sys
 # What ``threading.RLock`` is; importing all of threading would cost every patched process.
 from _thread import RLock
 
-from dumper.recording.compiled import Tracing, record_in_graph
+from dumper.recording.compiled import Tracing, is_capturing, record_in_graph
 from dumper.recording.context import AddedTags, Steps, StepScope, ThreadTags
 from dumper.recording.lifecycle import Lifecycle
 from dumper.recording.taps import TapTable
@@ -49,7 +49,7 @@ class Recorder:
         self._lock = RLock()
         self._steps = Steps()
         self._recording = False
-        self._log: LogOnce | None = None
+        self._log_once: LogOnce | None = None
         self._unnested: set[type] = set()
         """Types of values that hold no others: tensors and scalars."""
         self._ended = False
@@ -101,7 +101,7 @@ class Recorder:
 
         self._settings, errors = Settings.from_environment()
         for error in errors:
-            self._say(f"{error}; the setting is ignored")
+            self._log(f"{error}; the setting is ignored")
         self._refresh()
 
     def _refresh(self) -> None:
@@ -382,23 +382,14 @@ class Recorder:
         self._complain(f"step {self._steps.number} was not recorded: {error}", key=f"step {type(error)}")
 
     def _complain(self, message: str, *, key: str) -> None:
-        self._say(f"{message}. The model runs on; this is said once and counted in the run.", key)
+        self._log(f"{message}. The model runs on; this is said once and counted in the run.", key)
 
-    def _say(self, message: str, key: str | None = None) -> None:
-        if self._log is None:
+    def _log(self, message: str, key: str | None = None) -> None:
+        if self._log_once is None:
             from dumper.log_once import LogOnce
 
-            self._log = LogOnce()
-        self._log.say(message, key=key)
-
-
-def is_capturing(value: Any) -> bool:
-    """Whether ``value`` is a CUDA tensor on a stream that is being captured into a graph."""
-    if not getattr(value, "is_cuda", False):
-        return False
-    import torch
-
-    return bool(torch.cuda.is_current_stream_capturing())
+            self._log_once = LogOnce()
+        self._log_once.say(message, key=key)
 
 
 dumper = Recorder()

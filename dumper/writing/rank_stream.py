@@ -43,7 +43,7 @@ class RankStream:
         self._file: RankFile | None = None
         self._segment = 0
         self._claimed = False
-        self._complaints = LogOnce()
+        self._log_once = LogOnce()
         self._retry_at = 0.0
         self._check_at = 0.0
         self._records = RecordEncoder(settings.compression)
@@ -316,7 +316,7 @@ class RankStream:
         return f"{self._settings.run_path} cannot be written: {error.strerror}"
 
     def _complain(self, message: str) -> None:
-        self._complaints.say(
+        self._log_once.say(
             f"rank {self._process.rank}: {message}. The model runs on; what is lost is counted in the run.", key=message
         )
 
