@@ -8,18 +8,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from comparator.arguments import parse_override
 from comparator.errors import ComparatorError
-from comparator.match.runs import RunView
-from comparator.options import Options, parse_override
-from comparator.pipeline import Tally, prepare, run_notes
-from comparator.plan.tokens.interface import TokenMode
-from comparator.report.records import Comparison, LogRecord, SummaryRecord, TensorComparison
-from comparator.verdict.criteria import ThresholdRule, parse_rules
+from comparator.options import Options, ThresholdRule, TokenMode
+from comparator.pipeline import prepare
+from comparator.report.records import (
+    Comparison,
+    ErroredComparison,
+    LogRecord,
+    SkippedComparison,
+    SummaryRecord,
+    TensorComparison,
+)
+from comparator.report.runs import Tally, run_notes
+from comparator.verdict.criteria import parse_rules
+from dumper.reading.protocol import Run, RunError
 
 if TYPE_CHECKING:
     import polars
 
-PathOrRun = str | os.PathLike[str] | RunView
+PathOrRun = str | os.PathLike[str] | Run
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,10 @@ def _row(finding: Comparison) -> dict[str, Any]:
                 "relative_l2": finding.diff.relative_l2,
             }
         row["reason"] = "; ".join(note.message for note in finding.errors) or None
-    else:
-        row["reason"] = getattr(finding, "exception_message", None) or getattr(finding, "message", None)
+    elif isinstance(finding, ErroredComparison):
+        row["reason"] = finding.exception_message or None
+    elif isinstance(finding, SkippedComparison):
+        row["reason"] = finding.message or None
     return row
 
 
@@ -133,12 +143,13 @@ def compare(
         raise ComparatorError(f"unknown setting: {error}") from None
     left, right = open_side(baseline, "baseline"), open_side(target, "target")
     prepared = prepare(left, right, chosen)
-    tally = Tally(chosen, silent_taps=(*left.silent_taps, *right.silent_taps))
+    said = prepared.notes()
+    tally = Tally(prepared.options, [*said["baseline"], *said["target"]])
     findings: list[Comparison] = []
     for finding in prepared.findings():
         tally.add(finding)
         findings.append(finding)
-    logs = [run_notes("baseline", left, chosen), run_notes("target", right, chosen)]
+    logs = [run_notes("baseline", said["baseline"]), run_notes("target", said["target"])]
     return Report(tuple(findings), tally.summary(), tuple(log for log in logs if log is not None))
 
 
@@ -158,16 +169,15 @@ def _rules(threshold: float | str | Sequence[str]) -> tuple[ThresholdRule, ...]:
     return parse_rules(list(threshold))
 
 
-def open_side(source: PathOrRun, label: str) -> RunView:
+def open_side(source: PathOrRun, label: str) -> Run:
     """Open a run; raises ComparatorError that names the path when that is not possible."""
     if not isinstance(source, str | os.PathLike):
         return source
     path = Path(source)
-    from dumper.reading.open import open_run
-    from dumper.reading.protocol import RunError
+    from dumper.reading.run import open_run
 
     try:
-        run: RunView = open_run(path)
+        run: Run = open_run(path)
     except (OSError, ValueError, RunError) as error:
         raise ComparatorError(f"{label}: {error}") from None
     if not len(run.records):

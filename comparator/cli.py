@@ -10,11 +10,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from comparator.api import open_side
+from comparator.arguments import load_override_config, parse_names, parse_override
 from comparator.errors import ComparatorError
-from comparator.options import Options, load_override_config, parse_override
+from comparator.options import Options
 from comparator.verdict.criteria import parse_rules
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -77,7 +79,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--report-path", metavar="FILE",
         help="JSON lines (default: comparator_report.jsonl in the target; '' for none)")  # fmt: skip
     add("--explain", metavar="NAME", help="print the plan for the tensors of this name; compare nothing")
-    add("--strict-taps", action="store_true", help="fail when an installed tap never fired")
+    add("--strict-taps", action="store_true", help="the same as --error tap-never-fired")
+    add("--allow", action="append", default=[], metavar="NAME",
+        help="a message of this name (docs/messages.md) does not make the comparison fail")  # fmt: skip
+    add("--error", action="append", default=[], metavar="NAME", help="a message of this name makes it fail")
     add("--equal-nan", action="store_true", help="NaN equals NaN, and an infinity itself, at the same place")
     add("--min-matched", type=float, default=1.0, metavar="SHARE",
         help="smallest share of the tokens that both sides computed to have been compared (default: 1)")  # fmt: skip
@@ -90,11 +95,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def options_from(arguments: argparse.Namespace) -> Options:
     """The options that a parsed command line stands for; raises ComparatorError for those that make no sense."""
-    settings: dict[str, object] = {}
-    if arguments.grouping_skip_keys is not None:
-        settings["grouping_skip_keys"] = frozenset(arguments.grouping_skip_keys)
-    if arguments.token_aligner:
-        settings["token_aligner"] = arguments.token_aligner
     overrides = [
         *(parse_override(text, "both") for text in arguments.override_dims),
         *(parse_override(text, "baseline") for text in arguments.override_baseline_dims),
@@ -102,6 +102,8 @@ def options_from(arguments: argparse.Namespace) -> Options:
     ]
     if arguments.override_config:
         overrides.extend(load_override_config(Path(arguments.override_config)))
+    defaults = Options()
+    keys = arguments.grouping_skip_keys
     return Options(
         start_step=arguments.start_step,
         end_step=arguments.end_step,
@@ -111,10 +113,13 @@ def options_from(arguments: argparse.Namespace) -> Options:
         allow_skipped_pattern=arguments.allow_skipped_pattern,
         allow_failed_pattern=arguments.allow_failed_pattern,
         strict_taps=arguments.strict_taps,
+        allow=parse_names(arguments.allow, "--allow"),
+        error=parse_names(arguments.error, "--error"),
         equal_nan=arguments.equal_nan,
         min_matched=arguments.min_matched,
         map_config=Path(arguments.map) if arguments.map else None,
-        **settings,  # type: ignore[arg-type]
+        grouping_skip_keys=defaults.grouping_skip_keys if keys is None else frozenset(keys),
+        token_aligner=arguments.token_aligner or defaults.token_aligner,
     )
 
 
@@ -137,9 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare as the arguments say; raises ComparatorError."""
-    from comparator.pipeline import Tally, input_ids, prepare, rank_info, run_notes
+    from comparator.pipeline import prepare
+    from comparator.report.explain import explain
     from comparator.report.records import ConfigRecord
-    from comparator.report.reporters import JsonOutput, ReportFile, TextOutput
+    from comparator.report.reporters import JsonReporter, Reporter, ReportFile, TextReporter, progress, terminal
+    from comparator.report.runs import Tally, input_ids, rank_info, run_notes
 
     baseline_path = _one_path(arguments.baseline_path, arguments.baseline, "baseline")
     target_path = _one_path(arguments.target_path, arguments.target, "target")
@@ -147,43 +154,48 @@ def run(arguments: argparse.Namespace) -> int:
     baseline, target = open_side(baseline_path, "baseline"), open_side(target_path, "target")
     prepared = prepare(baseline, target, options)
     if arguments.explain:
-        from comparator.report.explain import explain
-
-        return explain(prepared, arguments.explain)
-    for flag in ("viz_bundle_details", "visualize_per_token"):
-        if getattr(arguments, flag):
-            print(f"comparator: --{flag.replace('_', '-')} is not supported yet and ignored", file=sys.stderr)
+        code = 0
+        for line in explain(prepared.pairs, arguments.explain, prepared.select, prepared.planner):
+            print(line)
+            code = 1 if line.startswith("  error: ") else code
+        return code
+    for flag, given in (
+        ("viz-bundle-details", arguments.viz_bundle_details),
+        ("visualize-per-token", arguments.visualize_per_token),
+    ):
+        if given:
+            print(f"comparator: --{flag} is not supported yet and ignored", file=sys.stderr)
     report_path = _report_path(arguments.report_path, target.path)
-    report = ReportFile(report_path) if report_path is not None else None
-    output: TextOutput | JsonOutput = (
-        JsonOutput() if arguments.output_format == "json" else TextOutput(arguments.verbosity, len(prepared.pairs))
-    )
-    tally = Tally(options, silent_taps=(*baseline.silent_taps, *target.silent_taps))
-    sinks = [output] if report is None else [output, report]
-    try:
-        with output:
-            opening = [
-                ConfigRecord(config=vars(arguments)),
-                rank_info("baseline", baseline),
-                rank_info("target", target),
-                input_ids("baseline", baseline, options),
-                input_ids("target", target, options),
-                run_notes("baseline", baseline, options),
-                run_notes("target", target, options),
-            ]
-            for record in opening:
-                for sink in sinks if record is not None else []:
-                    sink.add(record)  # type: ignore[arg-type]
-            for finding in prepared.findings():
-                tally.add(finding)
-                for sink in sinks:
-                    sink.add(finding)
-                output.advance()
-            for sink in sinks:
-                sink.add(tally.summary())
-    finally:
-        if report is not None:
-            report.close()
+    console = terminal()
+    reporters: list[Reporter] = [
+        JsonReporter() if arguments.output_format == "json" else TextReporter(console, arguments.verbosity)
+    ]
+    said = prepared.notes()
+    tally = Tally(prepared.options, [*said["baseline"], *said["target"]])
+    with ExitStack() as stack:
+        if report_path is not None:
+            file = ReportFile(report_path)
+            stack.callback(file.close)
+            reporters.append(file)
+        advance = stack.enter_context(progress(console, len(prepared.pairs)))
+        opening = [
+            ConfigRecord(config=vars(arguments)),
+            rank_info("baseline", baseline),
+            rank_info("target", target),
+            input_ids("baseline", baseline, options),
+            input_ids("target", target, options),
+            run_notes("baseline", said["baseline"]),
+            run_notes("target", said["target"]),
+        ]
+        for record in opening:
+            for reporter in reporters if record is not None else []:
+                reporter.report(record)  # type: ignore[arg-type]
+        for finding in prepared.findings(advance):
+            tally.add(finding)
+            for reporter in reporters:
+                reporter.report(finding)
+        for reporter in reporters:
+            reporter.report(tally.summary())
     if report_path is not None:
         print(f"report: {report_path}", file=sys.stderr)
     return tally.exit_code

@@ -294,3 +294,11 @@ def _parse_row_order(kind: Literal["experts", "permutation"], value: str, token:
     if not name or (slash and not (count.isascii() and count.isdigit() and int(count) > 0)):
         raise DimsError(f"cannot read {token!r} in dims {text!r}; expected {token.partition(':=')[0]}:=NAME/COUNT")
     return RowOrder(kind, name, int(count) if slash else None)
+
+
+def count_rows(shape: tuple[int, ...], positions: tuple[int, ...]) -> int:
+    """Rows of the token dimension at ``positions`` (batch and sequence count together); 1 without one."""
+    rows = 1
+    for position in positions:
+        rows *= shape[position]
+    return rows

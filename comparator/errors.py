@@ -10,12 +10,15 @@ class ComparatorError(Exception):
 class PairError(Exception):
     """One pair of bundles that cannot be compared; its category is ``errored`` and the others go on."""
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", name: str = "pair-not-comparable") -> None:
         super().__init__(message)
         self.hint = hint
+        self.name = name
+        """One of ``comparator.messages``."""
 
 
 class DimsError(ValueError):
     """A dims string that cannot be understood, or does not fit the tensor it describes."""
 
     hint = "--override-dims 'NAME:DIMS' corrects dims without a new recording"
+    name = "bad-dims"

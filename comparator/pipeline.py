@@ -1,183 +1,179 @@
-"""Run a whole comparison: one finding after the other, then the summary. Memory holds one pair at a time."""
+"""Run a comparison: index, match, plan, align, measure, one table of measurements, verdicts, findings.
+
+Memory holds the tensors of one unit of work at a time, and the table, which holds numbers.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from comparator.match.pairs import BundlePair, match_bundles
-from comparator.match.runs import RunView, parallel_layout
-from comparator.options import Options, check_options
-from comparator.pairs import compare_pair
-from comparator.plan.pair import SideContext
+import numpy as np
+
+from comparator.arguments import check_options
+from comparator.match.bundles import BundlePair, RunIndex
+from comparator.match.keys import sglang_record
+from comparator.match.pairs import match_bundles
+from comparator.match.runs import choose_rules, index, parallel_layout
+from comparator.measure.measurement import TensorMeasurement
+from comparator.measure.pair import Measurer
+from comparator.measure.units import Families, Profiler, Row, Unit, UnitResult, in_order, measure_unit, units_of
+from comparator.options import Options, Side
+from comparator.plan.context import SideContext
+from comparator.plan.pair import Planner
+from comparator.plan.selection import Selected, select
 from comparator.plan.tokens import build_token_aligner
-from comparator.plan.tokens.interface import Side, SideLayouts, TokenAligner
-from comparator.report.records import (
-    Category,
-    Comparison,
-    InputIdsRecord,
-    LogRecord,
-    Note,
-    RankInfoRecord,
-    SummaryRecord,
-    TensorComparison,
-)
-from comparator.session import Session
-from comparator.sglang_compat import adapt, compare_sglang_pair, match_sglang_bundles, without_batches
+from comparator.plan.tokens.interface import SideLayouts, TokenAligner
+from comparator.report.findings import build
+from comparator.report.records import Comparison
+from comparator.report.runs import notes_of_run
+from comparator.rules import Rules, joins_steps
+from comparator.verdict.judge import Said, Verdict, judge_pair
+from dumper.reading.protocol import Run
 
-
-@dataclass
-class Tally:
-    """Counts categories and decides the exit code as findings go by."""
-
-    options: Options
-    counts: dict[Category, int] = field(default_factory=lambda: {"passed": 0, "failed": 0, "skipped": 0, "errored": 0})
-    disallowed: bool = False
-    first_divergence: Comparison | None = None
-    silent_taps: tuple[str, ...] = ()
-
-    def add(self, finding: Comparison) -> None:
-        self.counts[finding.category] += 1
-        allowed_failure = self.options.allow_failed_pattern
-        if finding.category == "failed":
-            allowed = allowed_failure is not None and re.fullmatch(allowed_failure, finding.name) is not None
-            if not allowed:
-                self.disallowed = True
-                self.first_divergence = self.first_divergence or finding
-        elif finding.category == "errored" or (
-            finding.category == "skipped" and re.fullmatch(self.options.allow_skipped_pattern, finding.name) is None
-        ):
-            self.disallowed = True
-
-    @property
-    def exit_code(self) -> int:
-        """0 when something was compared and all that counts agrees, else 1."""
-        agrees = self.counts["passed"] > 0 and not self.disallowed
-        return 0 if agrees and not (self.options.strict_taps and self.silent_taps) else 1
-
-    def summary(self) -> SummaryRecord:
-        first = self.first_divergence
-        place = None
-        if first is not None:
-            step = "" if first.location.step is None else f"step {first.location.step}: "
-            place = step + first.label
-            if isinstance(first, TensorComparison) and first.first_bad_token:
-                place += f" at {first.first_bad_token}"
-        notes = []
-        if not sum(self.counts.values()):
-            notes.append(Note(kind="error", category="empty", message="nothing to compare"))
-        elif not self.counts["passed"] and not self.counts["failed"] and not self.counts["errored"]:
-            notes.append(Note(kind="error", category="nothing_in_common", message="the runs have no tensor in common"))
-        return SummaryRecord(
-            total=sum(self.counts.values()),
-            passed=self.counts["passed"],
-            failed=self.counts["failed"],
-            skipped=self.counts["skipped"],
-            errored=self.counts["errored"],
-            exit_code=self.exit_code,
-            first_divergence=place,
-            first_divergence_tap=None if first is None else first.tap,
-            errors=notes,
-        )
+Progress = Callable[[int], None]
+"""Called with the number of pairs that were measured since the last call."""
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A comparison that is planned as far as the index goes."""
 
-    baseline: RunView
-    target: RunView
+    baseline: Run
+    target: Run
     options: Options
+    rules: Rules
     pairs: Sequence[BundlePair]
-    session: Session
-    compare: Callable[[BundlePair, Session], list[Comparison]] = compare_pair
+    contexts: Mapping[Side, SideContext]
+    planner: Planner
 
-    def findings(self) -> Iterator[Comparison]:
-        """Compare pair by pair, in the order of execution."""
-        for pair in self.pairs:
-            yield from self.compare(pair, self.session)
+    @cached_property
+    def measurer(self) -> Measurer:
+        return Measurer(self.planner, self.options)
+
+    @cached_property
+    def units(self) -> Sequence[Unit]:
+        """The units of work, in the order of execution of their first pairs."""
+        return units_of(self.pairs, self.rules)
+
+    @cached_property
+    def families(self) -> Families:
+        """Aligned rows of whole families, for what is measured against other families."""
+        return Families(self.pairs, self.select, self.measurer)
+
+    def select(self, number: int) -> list[Selected]:
+        """What of a pair is compared; several where it is compared step by step."""
+        pair = self.pairs[number]
+        return select(pair, self.contexts, self.options, self.rules)
+
+    def measure(self, unit: Unit, profiler: Profiler[object] | None = None) -> UnitResult[object]:
+        """Measure one unit: numbers in, numbers out. Raises ComparatorError for what concerns more than a pair."""
+        return measure_unit(unit, self.select, self.measurer, self.families, profiler)
+
+    def judge(self, row: Row, selected: Selected) -> Verdict:
+        """The verdict on one row of the table, by rules that look at no other row."""
+        return judge_pair(row.measurement, selected.pair.name, selected.left_out, self.options, selected.rules)
+
+    def findings(self, progress: Progress = lambda _: None) -> Iterator[Comparison]:
+        """The findings in the order of execution. Where verdicts may look at other pairs, they come when everything is
+        measured; else as it goes."""
+        details = _Details(self)
+        if not self.rules.whole_table:
+            for unit in self.units:
+                result = self.measure(unit)
+                progress(len(unit.pairs))
+                yield from details.findings(result.rows)
+            return
+        results = []
+        for unit in self.units:
+            results.append(self.measure(unit))
+            progress(len(unit.pairs))
+        yield from details.findings(in_order(results))
+
+    def notes(self) -> dict[Side, list[Said]]:
+        """What is wrong with each run as a whole."""
+        return {
+            "baseline": notes_of_run(self.baseline, self.options),
+            "target": notes_of_run(self.target, self.options),
+        }
 
 
-def prepare(baseline: RunView, target: RunView, options: Options, aligner: TokenAligner | None = None) -> Prepared:
+class _Details:
+    """Judges rows and makes their findings; measures the first failures again, for how their differences are
+    distributed."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._left = prepared.options.detail_limit
+        self._selected: tuple[int, list[Selected]] = (-1, [])
+
+    def findings(self, rows: Iterator[Row] | Sequence[Row]) -> Iterator[Comparison]:
+        for row in rows:
+            selected = self._of(row)
+            verdict = self._prepared.judge(row, selected)
+            measurement = row.measurement
+            if verdict.wants_detail and self._left != 0 and isinstance(measurement, TensorMeasurement):
+                self._left -= 1
+                measurement = self._prepared.measurer.measure(selected, detailed=True)
+            yield build(selected, measurement, verdict, self._prepared.contexts)
+
+    def _of(self, row: Row) -> Selected:
+        if self._selected[0] != row.pair:
+            self._selected = row.pair, self._prepared.select(row.pair)
+        return self._selected[1][row.part]
+
+
+def prepare(baseline: Run, target: Run, options: Options, aligner: TokenAligner | None = None) -> Prepared:
     """Match the bundles of two runs and make ready what every pair needs.
 
     Raises ComparatorError for options, or a map, that cannot be read.
     """
     check_options(options)
+    if options.strict_taps:
+        options = replace(options, error=options.error | {"tap-never-fired"})
+    rules, options = choose_rules(baseline, target, options)
+    indexes: dict[Side, RunIndex] = {"baseline": index(baseline, rules), "target": index(target, rules)}
     if options.map_config is not None:
         from comparator.match.map import apply_map
 
-        baseline = apply_map(baseline, options.map_config, "baseline")
-        target = apply_map(target, options.map_config, "target")
-    options = adapt(options, baseline, target)
-    baseline, target = without_batches(baseline, target)
+        for side, found in list(indexes.items()):
+            indexes[side] = apply_map(found, options.map_config, side)
     contexts: dict[Side, SideContext] = {
-        "baseline": SideContext.of("baseline", baseline, by_rank="rank" not in options.grouping_skip_keys),
-        "target": SideContext.of("target", target, by_rank="rank" not in options.grouping_skip_keys),
+        side: SideContext.of(
+            side,
+            found,
+            by_rank="rank" not in options.grouping_skip_keys,
+            sequence_lengths=_sequence_lengths(found, side, options, rules),
+        )
+        for side, found in indexes.items()
     }
     if aligner is None:
-        mode = options.token_aligner if options.joins_steps else "per_step"
+        mode = options.token_aligner if joins_steps(options, rules) else "per_step"
         aligner = build_token_aligner(mode, _layouts(baseline, options), _layouts(target, options))
-    session = Session(options, contexts, aligner)
-    if options.sglang_rules:
-        pairs = match_sglang_bundles(baseline, target, options)
-        return Prepared(baseline, target, options, pairs, session, compare_sglang_pair)
-    return Prepared(baseline, target, options, match_bundles(baseline, target, options), session)
+    pairs = match_bundles(indexes["baseline"], indexes["target"], options, rules)
+    return Prepared(baseline, target, options, rules, pairs, contexts, Planner(contexts, aligner, options, rules))
 
 
-def _layouts(run: RunView, options: Options) -> SideLayouts:
+def _layouts(run: Run, options: Options) -> SideLayouts:
     steps = tuple(step for step in run.steps if options.start_step <= step <= options.end_step)
     return SideLayouts(run, parallel_layout(run), steps)
 
 
-def run_notes(label: Side, run: RunView, options: Options) -> LogRecord | None:
-    """What is wrong with a run as a whole; None when nothing is."""
-    notes = [
-        Note(kind="warning", category=str(problem.kind), message=f"{label}: {problem.message}")
-        for problem in run.problems
-    ]
-    if run.missing_ranks and not any(note.category == "missing_rank" for note in notes):
-        ranks = ", ".join(map(str, run.missing_ranks))
-        notes.append(
-            Note(kind="warning", category="missing_rank", message=f"{label}: no file of rank {ranks} in {run.path}")
-        )
-    kind = "error" if options.strict_taps else "warning"
-    notes.extend(
-        Note(kind=kind, category="silent_tap", message=f"{label}: tap {tap} never fired")  # type: ignore[arg-type]
-        for tap in run.silent_taps
-    )
-    if not notes:
-        return None
-    errors = [note for note in notes if note.kind == "error"]
-    return LogRecord(errors=errors, infos=[note for note in notes if note.kind != "error"])
-
-
-def rank_info(label: Side, run: RunView) -> RankInfoRecord:
-    """The ranks of a run and where each is on every axis."""
-    rows = [
-        {"rank": rank, **{axis: f"{at}/{size}" for axis, (at, size) in sorted(coordinates.items())}}
-        for rank, coordinates in sorted(parallel_layout(run).items())
-    ]
-    return RankInfoRecord(label=label, rows=rows)
-
-
-def input_ids(label: Side, run: RunView, options: Options) -> InputIdsRecord | None:
-    """Token ids and positions of every pass, from the token layouts; None when the run has none."""
-    rows = []
-    for step in run.steps:
-        for rank in run.ranks if options.start_step <= step <= options.end_step else ():
-            layout = run.layout(step, rank)
-            if layout is None:
-                continue
-            ids = None if layout.token_ids is None else layout.token_ids.tolist()
-            rows.append(
-                {
-                    "step": step,
-                    "rank": rank,
-                    "num_tokens": layout.rows,
-                    "input_ids": "N/A" if ids is None else str(ids),
-                    "positions": str(layout.row_identities()[1].tolist()),
-                }
-            )
-    return InputIdsRecord(label=label, rows=rows) if rows else None
+def _sequence_lengths(found: RunIndex, side: Side, options: Options, rules: Rules) -> Mapping[int, Sequence[int]]:
+    """Rows per sequence in each step, from ``seq_lens`` or ``cu_seqlens_q``, for packed tokens that are split."""
+    if rules.joining != "rows" or options.token_aligner == "per_step":
+        return {}
+    lengths: dict[int, list[int]] = {}
+    for entry in found.entries:
+        record = sglang_record(entry)
+        if record.dumped_name not in ("seq_lens", "cu_seqlens_q") or record.step in lengths or record.error is not None:
+            continue
+        if side == "target" and not options.start_step <= record.step <= options.end_step:
+            continue
+        if record.kind == "tensor" and record.shape is not None and len(record.shape) == 1:
+            values = record.array()
+            each = np.diff(values) if record.dumped_name == "cu_seqlens_q" else values
+            if len(each):
+                lengths[record.step] = [int(length) for length in each]
+    return lengths

@@ -114,3 +114,9 @@ class TokenLayout:
         # A row's position is its number in the pass, moved by where its sequence starts in both.
         position[:real] = np.arange(real) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
         return sequence, position
+
+
+def zigzag_blocks(rank: int, size: int) -> tuple[int, int]:
+    """The blocks of a sequence that a context-parallel rank holds in zigzag order, of ``2 x size``: the r-th and the
+    r-th from the end. Both together cost every rank the same under causal attention."""
+    return rank, 2 * size - 1 - rank

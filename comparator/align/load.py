@@ -1,4 +1,4 @@
-"""Read the payload of a record, and only when it is what was written."""
+"""Read the payload of an entry, and only when it is what was written."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 import numpy.typing as npt
 
 from comparator.errors import PairError
-from comparator.match.runs import RecordView
+from comparator.match.bundles import Entry
 
 
-def load_array(record: RecordView) -> npt.NDArray[Any]:
-    """The array of a record; raises PairError, naming rank and place, when its bytes are damaged."""
-    intact = getattr(record, "is_intact", None)
-    if intact is not None and not intact():
-        where = getattr(record, "source", None)
+def load_array(entry: Entry) -> npt.NDArray[Any]:
+    """The array of an entry, cut to its piece; raises PairError, naming rank and place, when its bytes are damaged."""
+    record = entry.record
+    if not record.is_intact():
         raise PairError(
-            f"the record of {record.name} on rank {record.rank}{f' at {where}' if where else ''} is damaged: its bytes "
-            "do not match their checksum",
+            f"the record of {entry.name} on rank {entry.rank} at {record.source} is damaged: its bytes do not match "
+            "their checksum",
             hint="python -m dumper verify RUN lists what else is",
+            name="damaged-record",
         )
-    return record.array()
+    array = record.array()
+    return array if entry.piece is None else entry.piece.cut(array)

@@ -2,66 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from comparator.align.experts import order_rows
 from comparator.align.load import load_array
-from comparator.align.rows import merge_rows, take_rows
-from comparator.align.unshard import ReplicaDifference, unshard
+from comparator.align.rows import Array, align_axes, merge_rows, take_rows, without_leading_ones
+from comparator.align.unshard import Replicas, unshard
 from comparator.errors import PairError
-from comparator.plan.axes import align_axes
-from comparator.plan.pair import PairPlan, SidePlan, describe_part
-from comparator.plan.tokens.interface import Side
+from comparator.match.bundles import Bundle, BundlePair, Entry
+from comparator.options import Side
+from comparator.plan.context import SideContext
+from comparator.plan.pair import PairPlan
+from comparator.plan.side import SidePlan, describe_part
+from comparator.plan.tokens.interface import TokenPlan
+from comparator.rules import Rules
 
-Array = npt.NDArray[Any]
+VisitReplicas = Callable[[Side, Replicas], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Aligned:
-    """Both sides as arrays that are ready to be measured."""
+    """Both sides as arrays that are ready to be measured: of one shape, unless the sides cannot be brought to one."""
 
     baseline: Array
     target: Array
-    replicas: tuple[tuple[Side, ReplicaDifference], ...] = field(default_factory=tuple)
+    baseline_shape: tuple[int, ...]
+    """The baseline's shape before leading dimensions of length 1 were dropped to fit the target's."""
+    plan: PairPlan
+
+    @property
+    def token_axis(self) -> int | None:
+        """The dimension whose index is the joined row; None where rows are no tokens."""
+        return self.plan.token_axis
+
+    @property
+    def tokens(self) -> TokenPlan | None:
+        """Which token each joined row is; None where there is no token dimension."""
+        return self.plan.tokens
+
+    @property
+    def steps(self) -> npt.NDArray[np.int64] | None:
+        """Per joined row the target's step, shape ``(rows,)``; None where there is no token dimension."""
+        return _steps_of_rows(self.plan)
+
+    @property
+    def same_shape(self) -> bool:
+        return self.baseline.shape == self.target.shape
 
 
-def align(plan: PairPlan) -> Aligned:
-    """Read the records of a plan and carry it out. Memory: the tensors of this pair."""
-    tokens = plan.tokens
-    left, left_replicas = _execute_side(plan.baseline, None if tokens is None else tokens.baseline)
-    right, right_replicas = _execute_side(plan.target, None if tokens is None else tokens.target)
+def align(
+    plan: PairPlan,
+    pair: BundlePair,
+    contexts: Mapping[Side, SideContext],
+    rules: Rules,
+    visit: VisitReplicas | None = None,
+) -> Aligned:
+    """Read the entries of a pair and carry its plan out. Memory: the tensors of this pair.
+
+    ``visit`` gets the replicas of both sides, which are let go once it returns. Raises PairError for damaged records
+    and for parts that do not fit.
+    """
+    assert pair.baseline is not None
+    assert pair.target is not None
+    left = _execute_side(plan, plan.baseline, pair.baseline, contexts["baseline"], rules, visit)
+    right = _execute_side(plan, plan.target, pair.target, contexts["target"], rules, visit)
     if plan.axes is not None:
         left = align_axes(left, plan.axes.baseline)
         right = align_axes(right, plan.axes.target)
-    replicas: list[tuple[Side, ReplicaDifference]] = [("baseline", found) for found in left_replicas]
-    replicas.extend(("target", found) for found in right_replicas)
-    return Aligned(left, right, tuple(replicas))
+    fitted = without_leading_ones(left, right.shape)
+    return Aligned(fitted, right, left.shape, plan)
 
 
-def _execute_side(plan: SidePlan, index: npt.NDArray[np.int64] | None) -> tuple[Array, list[ReplicaDifference]]:
+def _execute_side(
+    pair_plan: PairPlan,
+    plan: SidePlan,
+    bundle: Bundle,
+    context: SideContext,
+    rules: Rules,
+    visit: VisitReplicas | None,
+) -> Array:
+    tokens = pair_plan.tokens
+    index = None if tokens is None else tokens.baseline if plan.side == "baseline" else tokens.target
+    entries: dict[tuple[int | None, int], list[Entry]] = {}
+    for entry in bundle.entries:
+        entries.setdefault((entry.step, entry.rank), []).append(entry)
     arrays: list[Array] = []
-    replicas: list[ReplicaDifference] = []
     used = _rows_used(plan, index)
     for step in plan.steps:
-        by_rank = {record.rank: record for record in step.records}
-        result = unshard(
+        loaded = [_load(entries[step.step, rank].pop(0), plan, context) for rank in step.unshard.ranks]
+        parts = unshard(
             step.unshard,
-            [load_array(by_rank[rank]) for rank in step.unshard.ranks],
+            loaded,
             token_dimensions=plan.token_dimensions,
-            rows=[next(used) for _ in step.unshard.parts],
+            rows=[next(used) for _ in step.unshard.parts] if plan.parts else None,
+            visit=None if visit is None else lambda found: visit(plan.side, found),
+            rounding=rules.rounding,
         )
-        replicas.extend(result.replicas)
         arrays.extend(
             merge_rows(array, (plan.token_dimensions[0], plan.token_dimensions[1])) if plan.merge_rows else array
-            for array in result.arrays
+            for array in parts
         )
     axis = min(plan.token_dimensions, default=0) if plan.merge_rows else (plan.token_dimensions or (0,))[-1]
     joined = arrays[0] if len(arrays) == 1 else _concatenate(arrays, axis, plan)
-    return (joined if index is None else take_rows(joined, index, axis)), replicas
+    if pair_plan.rows is not None:
+        return joined[(slice(None),) * axis + (slice(0, pair_plan.rows),)]
+    return joined if index is None else take_rows(joined, index, axis)
+
+
+def _load(entry: Entry, plan: SidePlan, context: SideContext) -> Array:
+    array = load_array(entry)
+    order = plan.token_order
+    if order is None:
+        return array
+    coordinates = context.world.get(entry.rank, {})
+    split = [coordinates.get(axis, (0, 1)) for axis in order.axes]
+    return order_rows(array, entry, context.companions.of(entry, order.order.name), order, split)
 
 
 def _rows_used(plan: SidePlan, index: npt.NDArray[np.int64] | None) -> Iterator[npt.NDArray[np.int64] | None]:
@@ -79,8 +138,18 @@ def _rows_used(plan: SidePlan, index: npt.NDArray[np.int64] | None) -> Iterator[
 def _concatenate(arrays: list[Array], axis: int, plan: SidePlan) -> Array:
     shapes = {array.shape[:axis] + array.shape[axis + 1 :] for array in arrays}
     if len(shapes) > 1:
-        listed = ", ".join(
-            f"{describe_part(part)} {list(array.shape)}" for part, array in zip(plan.parts, arrays, strict=True)
-        )
-        raise PairError(f"the {plan.side}'s parts have shapes that cannot be joined: {listed}")
+        names = [describe_part(part) for part in plan.parts] or [f"step {step.step}" for step in plan.steps]
+        listed = ", ".join(f"{name} {list(array.shape)}" for name, array in zip(names, arrays, strict=True))
+        raise PairError(f"the {plan.side}'s parts have shapes that cannot be joined: {listed}", name="shapes-differ")
     return np.concatenate(arrays, axis=axis)
+
+
+def _steps_of_rows(plan: PairPlan) -> npt.NDArray[np.int64] | None:
+    side = plan.target
+    if plan.tokens is None:
+        return None
+    steps = np.repeat(
+        np.array([-1 if part.step is None else part.step for part in side.parts], np.int64),
+        [part.rows for part in side.parts],
+    )
+    return steps if plan.tokens.target is None else steps[plan.tokens.target]

@@ -1,4 +1,4 @@
-"""Rows of arrays along the token dimension, however many dimensions it takes."""
+"""Move the rows and dimensions of whole arrays: rows along the token dimension, dimensions into a common order."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from comparator.plan.axes import SideAxes
+
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
-
-
-def count_rows(shape: tuple[int, ...], positions: tuple[int, ...]) -> int:
-    """Rows of the token dimension at ``positions`` (batch and sequence count together); 1 without one."""
-    rows = 1
-    for position in positions:
-        rows *= shape[position]
-    return rows
 
 
 def merge_rows(array: Array, positions: tuple[int, int]) -> Array:
@@ -34,3 +28,24 @@ def take_rows(array: Array, index: Rows, axis: int) -> Array:
         where[axis] = slice(int(index[0]), int(index[-1]) + 1)
         return array[tuple(where)]
     return np.take(array, index, axis=axis)
+
+
+def align_axes(array: Array, side: SideAxes) -> Array:
+    """Apply one side of a plan; a view where numpy can give one."""
+    if side.drop:
+        array = array.squeeze(axis=side.drop)
+    array = array.transpose(side.order)
+    shape: list[int] = []
+    at = 0
+    for count in side.merge:
+        shape.append(int(np.prod(array.shape[at : at + count], dtype=np.int64)))
+        at += count
+    return array.reshape(shape)
+
+
+def without_leading_ones(array: Array, shape: tuple[int, ...]) -> Array:
+    """``array`` without leading dimensions of length 1 when it then has ``shape``."""
+    extra = array.ndim - len(shape)
+    if extra > 0 and array.shape[extra:] == shape and all(length == 1 for length in array.shape[:extra]):
+        return array.reshape(shape)
+    return array

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from comparator.align.rows import Array, Rows, count_rows, merge_rows, take_rows
-from comparator.measure.difference import Difference, measure, same_bytes
+from comparator.align.rows import Array, Rows, merge_rows, take_rows
+from comparator.dims import count_rows
 from comparator.plan.unshard import Operation, UnshardPlan, zigzag_order
-
-REPLICA_TOLERANCE = 1e-6
-"""Largest absolute difference between replicas that still counts as the same (SGLang's comparator uses it)."""
 
 
 @dataclass(frozen=True)
-class ReplicaDifference:
-    """How one replica compares with the one that is used."""
+class Replicas:
+    """Arrays over one axis that should be the same; the first one is used."""
 
     axis: str
     group: int
-    index: int
-    """Position of the replica in its group; the first one (0) is used."""
-    passed: bool
-    difference: Difference | None
-    """None when the shapes differ."""
-
-
-@dataclass(frozen=True)
-class Unsharded:
-    """Arrays in the order of the plan's parts, and how the replicas agreed."""
-
-    arrays: tuple[Array, ...]
-    replicas: tuple[ReplicaDifference, ...]
+    """Number of the group among those that the axis makes."""
+    members: tuple[Array, ...]
+    """Only the rows that will be compared, where all members have the same shape."""
 
 
 def unshard(
@@ -43,22 +30,24 @@ def unshard(
     *,
     token_dimensions: tuple[int, ...] = (),
     rows: Sequence[Rows | None] | None = None,
-) -> Unsharded:
+    visit: Callable[[Replicas], None] | None = None,
+    rounding: Literal["float64", "torch"] = "float64",
+) -> tuple[Array, ...]:
     """Apply the operations of ``plan`` to the arrays of its ranks, given in the order of ``plan.ranks``.
 
-    ``rows`` gives per part the rows along ``token_dimensions`` that will be compared (None: all); replicas are
-    checked there only.
+    Returns arrays in the order of the plan's parts. ``visit`` is called with every group of replicas, whose arrays are
+    let go afterwards; ``rows`` gives per part the rows along ``token_dimensions`` that will be compared (None: all),
+    and the replicas are cut to these. ``rounding`` says how summands are added.
     """
     current = list(arrays)
-    replicas: list[ReplicaDifference] = []
-    owners = _owners(plan)
-    for operation, owner in zip(plan.operations, owners, strict=True):
-        if operation.kind == "pick":
+    for operation, owner in zip(plan.operations, _owners(plan), strict=True):
+        if operation.kind == "pick" and visit is not None:
             used = [None if rows is None else rows[part] for part in owner]
             totals = [count_rows(plan.parts[part].shape, token_dimensions) for part in owner]
-            replicas.extend(_check_replicas(operation, current, token_dimensions, used, totals))
-        current = [_combine(operation, [current[index] for index in group]) for group in operation.groups]
-    return Unsharded(tuple(current), tuple(replicas))
+            for replicas in _replicas(operation, current, token_dimensions, used, totals):
+                visit(replicas)
+        current = [_combine(operation, [current[index] for index in group], rounding) for group in operation.groups]
+    return tuple(current)
 
 
 def _owners(plan: UnshardPlan) -> list[list[int]]:
@@ -75,13 +64,13 @@ def _owners(plan: UnshardPlan) -> list[list[int]]:
     return found[::-1]
 
 
-def _combine(operation: Operation, members: Sequence[Array]) -> Array:
+def _combine(operation: Operation, members: Sequence[Array], rounding: Literal["float64", "torch"]) -> Array:
     if operation.kind == "undo_zigzag":
         return undo_zigzag(members[0], operation.dimension, operation.axis_size, operation.sequence_lengths)
     if len(members) == 1 or operation.kind == "pick":
         return members[0]
     if operation.kind == "sum":
-        return sum_partials(members)
+        return sum_partials(members) if rounding == "float64" else _sum_as_torch(members)
     if operation.kind == "concatenate_sequences":
         return _concatenate_sequences(members, operation.dimension, operation.sequence_lengths, operation.axis_size)
     return np.concatenate(members, axis=operation.dimension)
@@ -95,6 +84,21 @@ def sum_partials(members: Sequence[Array]) -> Array:
     for member in members[1:]:
         total += member.astype(wide, copy=False)
     return total if np.issubdtype(wide, np.integer) else total.astype(dtype, copy=False)
+
+
+def _sum_as_torch(members: Sequence[Array]) -> Array:
+    """Add summands in their own dtype, as ``torch.stack(...).sum(0)`` rounds."""
+    import torch
+
+    dtype = members[0].dtype
+    if dtype.name == "bfloat16":
+        bits = [np.ascontiguousarray(member).view(np.int16) for member in members]
+        total = torch.stack([torch.from_numpy(one).view(torch.bfloat16) for one in bits]).sum(dim=0)
+        half: Array = total.view(torch.int16).numpy().view(dtype)
+        return half
+    stacked = torch.stack([torch.from_numpy(np.ascontiguousarray(member)) for member in members])
+    found: Array = stacked.sum(dim=0).numpy()
+    return found
 
 
 def accumulation_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -142,29 +146,21 @@ def _slice(array: Array, dimension: int, start: int, stop: int) -> Array:
     return array[tuple(index)]
 
 
-def _check_replicas(
+def _replicas(
     operation: Operation,
     arrays: Sequence[Array],
     token_dimensions: tuple[int, ...],
     used: Sequence[Rows | None],
     totals: Sequence[int],
-) -> list[ReplicaDifference]:
-    found: list[ReplicaDifference] = []
+) -> Iterator[Replicas]:
     for number, group in enumerate(operation.groups):
         members = [arrays[index] for index in group]
         rows = used[number]
         whole = count_rows(members[0].shape, token_dimensions) == totals[number]
-        same_shape = [member.shape == members[0].shape for member in members]
-        if rows is not None and whole and token_dimensions and all(same_shape):
+        same_shape = all(member.shape == members[0].shape for member in members)
+        if rows is not None and whole and token_dimensions and same_shape:
             members = [_rows_of(member, token_dimensions, rows) for member in members]
-        for index, other in enumerate(members[1:], start=1):
-            if not same_shape[index]:
-                found.append(ReplicaDifference(operation.axis, number, index, False, None))
-                continue
-            difference = measure(members[0], other)
-            passed = difference.max_abs <= REPLICA_TOLERANCE or same_bytes(members[0], other)
-            found.append(ReplicaDifference(operation.axis, number, index, passed, difference))
-    return found
+        yield Replicas(operation.axis, number, tuple(members))
 
 
 def _rows_of(array: Array, token_dimensions: tuple[int, ...], rows: Rows) -> Array:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from comparator.dims import Dims, parse_dims
 from comparator.errors import ComparatorError, DimsError, PairError
-from comparator.match.runs import RecordView, RunView
-from comparator.plan.tokens.interface import Side
+from comparator.match.bundles import Entry, RunIndex
+from comparator.options import Side
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 
@@ -76,16 +76,16 @@ class Template:
     pattern: re.Pattern[str]
     tag_patterns: tuple[tuple[str, re.Pattern[str]], ...]
 
-    def match(self, record: RecordView) -> dict[str, str] | None:
+    def match(self, entry: Entry) -> dict[str, str] | None:
         """What the placeholders stand for in a record; None when it does not match."""
-        found = self.pattern.fullmatch(record.name)
+        found = self.pattern.fullmatch(entry.name)
         if found is None:
             return None
         values = found.groupdict()
         for key, pattern in self.tag_patterns:
-            if key not in record.tags:
+            if key not in entry.tags:
                 return None
-            tag = pattern.fullmatch(str(record.tags[key]))
+            tag = pattern.fullmatch(str(entry.tags[key]))
             if tag is None:
                 return None
             for name, text in tag.groupdict().items():
@@ -142,58 +142,43 @@ class CompiledRule:
     piece: Slice | None
 
 
-class MappedRecord:
-    """A record under another name, with other dims, or cut to a piece; everything else is the record's own."""
+@dataclass(frozen=True)
+class CutPiece:
+    """The piece of a dimension that a slice names; implements ``comparator.match.bundles.Piece``."""
 
-    def __init__(self, record: RecordView, rule: CompiledRule, values: Mapping[str, str]) -> None:
-        self._record = record
-        self._piece = rule.piece
-        name, tags = rule.result.fill(values)
-        self.name: str = name
-        kept = {key: value for key, value in record.tags.items() if key not in dict(rule.template.tags)}
-        self.tags: Mapping[str, Any] = {**kept, **tags}
-        self.dims: str | None = rule.dims or record.dims
+    slice: Slice
+    dims: str | None
+    name: str
+    """Of the record, for messages."""
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._record, name)
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        shape = self._record.shape
-        if shape is None or self._piece is None:
-            return shape
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         axis = self._axis(len(shape))
         length = sum(stop - start for start, stop in self._ranges(shape[axis]))
         return (*shape[:axis], length, *shape[axis + 1 :])
 
-    def array(self) -> npt.NDArray[Any]:
-        array = self._record.array()
-        if self._piece is None:
-            return array
+    def cut(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The piece of ``array``, which has the shape that was recorded."""
         axis = self._axis(array.ndim)
         ranges = self._ranges(array.shape[axis])
-        index = np.concatenate([np.arange(start, stop) for start, stop in ranges])
-        return np.take(array, index, axis=axis)
+        return np.take(array, np.concatenate([np.arange(start, stop) for start, stop in ranges]), axis=axis)
 
     def _axis(self, ndim: int) -> int:
-        assert self._piece is not None
         if self.dims is None:
-            raise PairError(f"the slice of {self._record.name} needs dims that name {self._piece.dim!r}")
+            raise PairError(f"the slice of {self.name} needs dims that name {self.slice.dim!r}")
         dims: Dims = parse_dims(self.dims)
-        axis = next((at for at, one in enumerate(dims.dimensions) if one.label == self._piece.dim), None)
+        axis = next((at for at, one in enumerate(dims.dimensions) if one.label == self.slice.dim), None)
         if axis is None or axis >= ndim:
-            raise DimsError(f"dims {self.dims!r} of {self._record.name} have no dimension {self._piece.dim!r} to slice")
+            raise DimsError(f"dims {self.dims!r} of {self.name} have no dimension {self.slice.dim!r} to slice")
         return axis
 
     def _ranges(self, length: int) -> list[tuple[int, int]]:
         """The rows of the piece: one range, or one per group."""
-        piece = self._piece
-        assert piece is not None
+        piece = self.slice
         group = piece.group or length
         total = sum(piece.sizes)
         if length % group or (group % total):
             raise PairError(
-                f"{self._record.name}: {group} elements of {piece.dim!r} cannot be cut in the proportions {piece.sizes}"
+                f"{self.name}: {group} elements of {piece.dim!r} cannot be cut in the proportions {piece.sizes}"
             )
         unit = group // total
         first = sum(piece.sizes[: piece.part]) * unit
@@ -201,27 +186,24 @@ class MappedRecord:
         return [(start + first, start + last) for start in range(0, length, group)]
 
 
-class MappedRun:
-    """A run whose records carry the names of the map; everything else is the run's own."""
-
-    def __init__(self, run: RunView, rules: Sequence[CompiledRule]) -> None:
-        self._run = run
-        self.records: list[Any] = list(_mapped(run.records, rules))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._run, name)
-
-
-def _mapped(records: Sequence[RecordView], rules: Sequence[CompiledRule]) -> Iterator[Any]:
-    for record in records:
+def _mapped(entries: Sequence[Entry], rules: Sequence[CompiledRule]) -> Iterator[Entry]:
+    for entry in entries:
         matched = False
         for rule in rules:
-            values = rule.template.match(record)
+            values = rule.template.match(entry)
             if values is not None:
                 matched = True
-                yield MappedRecord(record, rule, values)
+                yield _renamed(entry, rule, values)
         if not matched:
-            yield record
+            yield entry
+
+
+def _renamed(entry: Entry, rule: CompiledRule, values: Mapping[str, str]) -> Entry:
+    name, tags = rule.result.fill(values)
+    kept = {key: value for key, value in entry.tags.items() if key not in dict(rule.template.tags)}
+    dims = rule.dims or entry.dims
+    piece = None if rule.piece is None else CutPiece(rule.piece, dims, entry.name)
+    return replace(entry, name=name, tags={**kept, **tags}, dims=dims, piece=piece)
 
 
 def load_map(path: Path) -> MapConfig:
@@ -273,8 +255,6 @@ def _check_dims(dims: str | None, place: str) -> None:
             raise ComparatorError(f"{place}: {error}") from None
 
 
-def apply_map(run: RunView, path: Path, side: Side) -> RunView:
-    """The run with the names that the map file gives its records."""
-    mapped: Any = MappedRun(run, compile_rules(load_map(path), side, str(path)))
-    view: RunView = mapped
-    return view
+def apply_map(index: RunIndex, path: Path, side: Side) -> RunIndex:
+    """The index with the names, dims and pieces that the map file gives its records."""
+    return replace(index, entries=list(_mapped(index.entries, compile_rules(load_map(path), side, str(path)))))

@@ -1,82 +1,19 @@
-"""What the comparator needs of a run: a structural view of what ``dumper.open_run`` returns."""
+"""What the comparison takes from a run beside its records: ranks and axes, file names, and which rules hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import replace
 
-import numpy.typing as npt
-
-from dumper.layout import TokenLayout
-
-
-class RecordView(Protocol):
-    """One record of a run; nothing of its payload is read until ``array`` or ``value`` is asked for."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def step(self) -> int | None: ...
-    @property
-    def rank(self) -> int: ...
-    @property
-    def tags(self) -> Mapping[str, Any]: ...
-    @property
-    def occurrence(self) -> int: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def level(self) -> str: ...
-    @property
-    def dtype(self) -> str | None: ...
-    @property
-    def shape(self) -> tuple[int, ...] | None: ...
-    @property
-    def dims(self) -> str | None: ...
-    @property
-    def stream(self) -> str: ...
-    @property
-    def recompute(self) -> bool: ...
-    @property
-    def value(self) -> Any: ...
-    @property
-    def statistics(self) -> Mapping[str, Any] | None: ...
-    @property
-    def fingerprint(self) -> str | None: ...
-    def array(self) -> npt.NDArray[Any]: ...
+from comparator.match.bundles import Entry, RunIndex
+from comparator.options import Options
+from comparator.rules import OUR_RULES, SGLANG_RULES, Rules
+from dumper.convert.sglang import CONVERTED, SGLangDump
+from dumper.convert.sglang_layouts import AUXILIARY_NAMES
+from dumper.reading.protocol import Run
 
 
-class HeaderView(Protocol):
-    """What a rank says about itself."""
-
-    @property
-    def parallel(self) -> Mapping[str, tuple[int, int]]: ...
-
-
-class RunView(Protocol):
-    """A recorded run: one of ours or a directory of SGLang's ``.pt`` files."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def ranks(self) -> tuple[int, ...]: ...
-    @property
-    def missing_ranks(self) -> tuple[int, ...]: ...
-    @property
-    def headers(self) -> Mapping[int, HeaderView]: ...
-    @property
-    def steps(self) -> tuple[int, ...]: ...
-    @property
-    def records(self) -> Sequence[RecordView]: ...
-    @property
-    def silent_taps(self) -> Sequence[str]: ...
-    @property
-    def problems(self) -> Sequence[Any]: ...
-    def layout(self, step: int, rank: int) -> TokenLayout | None: ...
-
-
-def parallel_layout(run: RunView) -> dict[int, dict[str, tuple[int, int]]]:
+def parallel_layout(run: Run) -> dict[int, dict[str, tuple[int, int]]]:
     """Per rank its coordinates on every recorded axis: axis to ``(rank, size)``.
 
     An axis that only the token layouts name (a run that was recorded without an engine that knows its ranks) is
@@ -91,7 +28,7 @@ def parallel_layout(run: RunView) -> dict[int, dict[str, tuple[int, int]]]:
     }
 
 
-def _axes_of_layouts(run: RunView, rank: int) -> dict[str, tuple[int, int]]:
+def _axes_of_layouts(run: Run, rank: int) -> Mapping[str, tuple[int, int]]:
     for step in run.steps:
         layout = run.layout(step, rank)
         if layout is not None:
@@ -100,20 +37,61 @@ def _axes_of_layouts(run: RunView, rank: int) -> dict[str, tuple[int, int]]:
     return {}
 
 
-def file_name(record: RecordView, number: int) -> str:
-    """The name of a record in the form of SGLang's dump files, which ``--filter`` searches.
-
-    A record that comes from such a file gives the file's own name (attribute ``filename``).
-    """
-    own = getattr(record, "filename", None)
-    if isinstance(own, str):
-        return own
+def file_name(entry: Entry, number: int) -> str:
+    """The name of an entry in the form of SGLang's dump files; one that comes from such a file has its own."""
+    record = entry.record
+    if record.filename is not None:
+        return record.filename
     parts = [
         f"step={record.step}",
         f"rank={record.rank}",
         f"dump_index={number}",
-        f"name={record.name}",
+        f"name={entry.name}",
         f"recompute_status={'recompute' if record.recompute else 'disabled'}",
-        *(f"{key}={value}" for key, value in record.tags.items()),
+        *(f"{key}={value}" for key, value in entry.tags.items()),
     ]
     return "___".join(parts)
+
+
+def is_sglang_dump(run: Run) -> bool:
+    """Whether a run is a directory of SGLang's ``.pt`` files."""
+    return isinstance(run, SGLangDump)
+
+
+def choose_rules(baseline: Run, target: Run, options: Options) -> tuple[Rules, Options]:
+    """The rules that hold for two runs, and the options as these understand them.
+
+    Between two of SGLang's dumps ``smart`` needs to know the tokens of both sides; without ``input_ids`` and what goes
+    with them, steps are compared one by one.
+    """
+    if not (is_sglang_dump(baseline) and is_sglang_dump(target)):
+        return OUR_RULES, options
+    if options.token_aligner == "smart" and not (_knows_tokens(baseline) and _knows_tokens(target)):
+        options = replace(options, token_aligner="per_step")
+    return SGLANG_RULES, options
+
+
+def index(run: Run, rules: Rules) -> RunIndex:
+    """The records of a run that take part.
+
+    Between two dumps of SGLang's all of them do. Else what its dumper records of every batch does not: such records
+    have no dims, and token layouts, by which rows are aligned, are made from them.
+    """
+    leave_out = rules.grouping == "tags" and (is_sglang_dump(run) or _is_converted(run))
+    return RunIndex(
+        run,
+        [
+            Entry(record, record.name, record.tags, record.dims)
+            for record in run.records
+            if not leave_out or record.name not in AUXILIARY_NAMES or record.dims is not None
+        ],
+    )
+
+
+def _is_converted(run: Run) -> bool:
+    return any(CONVERTED in header.versions for header in run.headers.values())
+
+
+def _knows_tokens(run: Run) -> bool:
+    names = {record.name for record in run.records}
+    return "input_ids" in names and bool(names & {"seq_lens", "cu_seqlens_q", "position_ids", "qkv_format"})

@@ -7,34 +7,23 @@ Work goes in pieces that stay in the processor's cache, so that no copy of a lar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-
-PERCENTILES = (1, 5, 50, 95, 99)
-PERCENTILE_LIMIT = 10_000_000
-"""Percentiles are given for arrays below this number of elements (they need a sorted copy)."""
-_CHUNK = 1 << 16
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Summary of one array; NaN and infinity take part as IEEE arithmetic has it. All zero for an empty one."""
-
-    mean: float = 0.0
-    abs_mean: float = 0.0
-    std: float = 0.0
-    """Sample standard deviation (divided by n - 1); NaN for a single element."""
-    minimum: float = 0.0
-    maximum: float = 0.0
-    nan: int = 0
-    infinite: int = 0
-    percentiles: dict[int, float] = field(default_factory=dict)
+from comparator.measure.statistics import (
+    PERCENTILE_LIMIT,
+    Array,
+    Statistics,
+    Sums,
+    common_dtype,
+    dot,
+    percentiles_of,
+    pieces,
+    to_working,
+    widen,
+)
 
 
 @dataclass(frozen=True)
@@ -77,62 +66,6 @@ class Measured:
     target: Statistics
 
 
-class _Sums:
-    """Running sums over one array."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.total = self.absolute = self.square = 0.0
-        self.minimum = math.inf
-        self.maximum = -math.inf
-        self.nan = self.infinite = 0
-
-    def add(self, values: Array, wide: Array) -> tuple[bool, float]:
-        """Add a piece (``wide`` is the same in float64 or complex128); returns whether all of it is finite, and its
-        sum of squares."""
-        self.count += values.size
-        if values.dtype.kind == "c":
-            magnitude = np.abs(wide)
-            low, high = float(magnitude.min()), float(magnitude.max())
-            self.absolute += float(magnitude.sum())
-            self.total += float(wide.real.sum())
-            square = _dot(magnitude, magnitude)
-        else:
-            low, high = float(values.min()), float(values.max())
-            total = float(wide.sum())
-            self.total += total
-            self.absolute += total if low >= 0 else float(np.abs(wide).sum())
-            square = _dot(wide, wide)
-        self.square += square
-        self.minimum = _lower(self.minimum, low)
-        self.maximum = _higher(self.maximum, high)
-        finite = math.isfinite(low) and math.isfinite(high)
-        if not finite:
-            self.nan += int(np.isnan(values).sum())
-            self.infinite += int(np.isinf(values).sum())
-        return finite, square
-
-    def statistics(self, percentiles: dict[int, float]) -> Statistics:
-        if not self.count:
-            return Statistics()
-        mean = self.total / self.count
-        std = math.nan
-        if self.count > 1:
-            variance = (self.square - self.total * mean) / (self.count - 1)
-            std = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan
-        return Statistics(
-            mean, self.absolute / self.count, std, self.minimum, self.maximum, self.nan, self.infinite, percentiles
-        )
-
-
-def _lower(left: float, right: float) -> float:
-    return math.nan if math.isnan(left) or math.isnan(right) else min(left, right)
-
-
-def _higher(left: float, right: float) -> float:
-    return math.nan if math.isnan(left) or math.isnan(right) else max(left, right)
-
-
 def measure(baseline: Array, target: Array, *, equal_nonfinite: bool = False) -> Difference:
     """Difference of two arrays; see ``compare_arrays``."""
     return compare_arrays(baseline, target, equal_nonfinite=equal_nonfinite).difference
@@ -158,112 +91,105 @@ def compare_arrays(
         return _compare(baseline, target, percentiles, equal_nonfinite, single_precision)
 
 
-def summarize(array: Array, *, percentiles: bool = False) -> Statistics:
-    """Summary of one array."""
-    sums = _Sums()
-    dtype = working_dtype(array.dtype)
-    with np.errstate(all="ignore"):
-        for piece in _pieces(array):
-            values = to_working(piece, dtype)
-            sums.add(values, _wide(values))
-        found = _percentiles(to_working(array.reshape(-1), dtype)) if percentiles else {}
-    return sums.statistics(found)
+@dataclass
+class _Running:
+    """Running sums over two arrays, piece by piece."""
+
+    equal_nonfinite: bool
+    baseline: Sums = field(default_factory=Sums)
+    target: Sums = field(default_factory=Sums)
+    cross: float = 0.0
+    squared: float = 0.0
+    absolute: float = 0.0
+    baseline_square: float = 0.0
+    target_square: float = 0.0
+    differing: int = 0
+    nonfinite_equal: int = 0
+    largest: float = -1.0
+    largest_at: int = 0
+    elements: int = 0
+
+    def add(self, x: Array, y: Array) -> None:
+        """Add a piece of both, in the working dtype."""
+        x_wide, y_wide = widen(x), widen(y)
+        x_finite, x_squares = self.baseline.add(x, x_wide)
+        y_finite, y_squares = self.target.add(y, y_wide)
+        if not (x_finite and y_finite):
+            same = ~np.isfinite(x) & ((x == y) | (np.isnan(x) & np.isnan(y)))
+            self.nonfinite_equal += int(same.sum())
+            if self.equal_nonfinite:
+                x, y = np.where(same, 0, x), np.where(same, 0, y)
+                x_wide, y_wide = widen(x), widen(y)
+                x_squares, y_squares = dot(x_wide, x_wide), dot(y_wide, y_wide)
+        gap = np.abs(y - x)
+        index = int(gap.argmax())
+        peak = float(gap[index])
+        if peak > 0 or math.isnan(peak):
+            self.differing += int(np.count_nonzero(gap))
+            wide_gap = np.abs(y_wide - x_wide)
+            self.squared += dot(wide_gap, wide_gap)
+            self.absolute += float(gap.sum(dtype=np.float64))
+        if not math.isnan(self.largest) and (math.isnan(peak) or peak > self.largest):
+            self.largest, self.largest_at = peak, self.elements + index
+        self.cross += dot(x_wide, y_wide)
+        self.baseline_square += x_squares
+        self.target_square += y_squares
+        self.elements += x.size
+
+    def difference(self, baseline: Array, target: Array, dtype: np.dtype[Any], percentiles: bool) -> Difference:
+        """The difference of the arrays that were added."""
+        if not self.elements:
+            return _NO_DIFFERENCE
+        largest, largest_at, differing = _exact_integers(
+            baseline, target, self.largest, self.largest_at, self.differing
+        )
+        rel = relative = 0.0
+        scale, explained = 1.0, 0.0
+        x_square, squared = self.baseline_square, self.squared
+        if largest != 0.0:
+            total = x_square + self.target_square
+            rel = squared / total if total > 0 else math.nan
+            relative = math.sqrt(squared / x_square) if x_square > 0 else math.inf
+            if x_square > 0 and squared > 0:
+                scale = self.cross / x_square
+                explained = min(max(1.0 - (self.target_square - self.cross * scale) / squared, 0.0), 1.0)
+        coordinate = tuple(int(index) for index in np.unravel_index(largest_at, baseline.shape))
+        return Difference(
+            elements=self.elements,
+            rel=rel,
+            max_abs=largest,
+            mean_abs=self.absolute / self.elements,
+            relative_l2=relative,
+            scale=scale,
+            scale_explains=explained,
+            differing=differing,
+            coordinate=coordinate,
+            baseline_at_max=_scalar(baseline[coordinate], dtype),
+            target_at_max=_scalar(target[coordinate], dtype),
+            nonfinite_equal=self.nonfinite_equal,
+            percentiles=_gap_percentiles(baseline, target, dtype) if percentiles else {},
+        )
 
 
 def _compare(
     baseline: Array, target: Array, percentiles: bool, equal_nonfinite: bool, single_precision: bool
 ) -> Measured:
-    dtype = _common_dtype(baseline.dtype, target.dtype, single_precision)
-    x_sums, y_sums = _Sums(), _Sums()
-    cross = squared = absolute = x_square = y_square = 0.0
-    differing = nonfinite_equal = 0
-    largest = -1.0
-    largest_at = 0
-    at = 0
-    for x_raw, y_raw in zip(_pieces(baseline), _pieces(target), strict=True):
-        x, y = to_working(x_raw, dtype), to_working(y_raw, dtype)
-        x_wide, y_wide = _wide(x), _wide(y)
-        x_finite, x_squares = x_sums.add(x, x_wide)
-        y_finite, y_squares = y_sums.add(y, y_wide)
-        if not (x_finite and y_finite):
-            same = ~np.isfinite(x) & ((x == y) | (np.isnan(x) & np.isnan(y)))
-            nonfinite_equal += int(same.sum())
-            if equal_nonfinite:
-                x, y = np.where(same, 0, x), np.where(same, 0, y)
-                x_wide, y_wide = _wide(x), _wide(y)
-                x_squares, y_squares = _dot(x_wide, x_wide), _dot(y_wide, y_wide)
-        gap = np.abs(y - x)
-        index = int(gap.argmax())
-        peak = float(gap[index])
-        if peak > 0 or math.isnan(peak):
-            differing += int(np.count_nonzero(gap))
-            wide_gap = np.abs(y_wide - x_wide)
-            squared += _dot(wide_gap, wide_gap)
-            absolute += float(gap.sum(dtype=np.float64))
-        if not math.isnan(largest) and (math.isnan(peak) or peak > largest):
-            largest, largest_at = peak, at + index
-        cross += _dot(x_wide, y_wide)
-        x_square += x_squares
-        y_square += y_squares
-        at += x.size
-    if at == 0:
-        return Measured(_NO_DIFFERENCE, x_sums.statistics({}), y_sums.statistics({}))
-    largest, largest_at, differing = _exact_integers(baseline, target, largest, largest_at, differing)
-    difference = _difference(
-        baseline, target, dtype, at, largest, largest_at, differing, squared, absolute, cross,
-        x_square, y_square, nonfinite_equal,
-        _gap_percentiles(baseline, target, dtype) if percentiles else {},
-    )  # fmt: skip
+    dtype = common_dtype(baseline.dtype, target.dtype, single_precision)
+    running = _Running(equal_nonfinite)
+    for x, y in zip(pieces(baseline), pieces(target), strict=True):
+        running.add(to_working(x, dtype), to_working(y, dtype))
+
+    def listed(side: Array) -> dict[int, float]:
+        return percentiles_of(to_working(side.reshape(-1), dtype)) if percentiles and side.size else {}
+
     return Measured(
-        difference,
-        x_sums.statistics(_percentiles(to_working(baseline.reshape(-1), dtype)) if percentiles else {}),
-        y_sums.statistics(_percentiles(to_working(target.reshape(-1), dtype)) if percentiles else {}),
+        running.difference(baseline, target, dtype, percentiles),
+        running.baseline.statistics(listed(baseline)),
+        running.target.statistics(listed(target)),
     )
 
 
 _NO_DIFFERENCE = Difference(0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0, (), 0.0, 0.0)
-
-
-def _difference(
-    baseline: Array,
-    target: Array,
-    dtype: np.dtype[Any],
-    elements: int,
-    largest: float,
-    largest_at: int,
-    differing: int,
-    squared: float,
-    absolute: float,
-    cross: float,
-    x_square: float,
-    y_square: float,
-    nonfinite_equal: int,
-    percentiles: dict[int, float],
-) -> Difference:
-    rel = relative = 0.0
-    scale, explained = 1.0, 0.0
-    if largest != 0.0:
-        rel = squared / (x_square + y_square) if x_square + y_square > 0 else math.nan
-        relative = math.sqrt(squared / x_square) if x_square > 0 else math.inf
-        if x_square > 0 and squared > 0:
-            scale = cross / x_square
-            explained = min(max(1.0 - (y_square - cross * scale) / squared, 0.0), 1.0)
-    coordinate = tuple(int(index) for index in np.unravel_index(largest_at, baseline.shape))
-    return Difference(
-        elements=elements,
-        rel=rel,
-        max_abs=largest,
-        mean_abs=absolute / elements,
-        relative_l2=relative,
-        scale=scale,
-        scale_explains=explained,
-        differing=differing,
-        coordinate=coordinate,
-        baseline_at_max=_scalar(baseline[coordinate], dtype),
-        target_at_max=_scalar(target[coordinate], dtype),
-        nonfinite_equal=nonfinite_equal,
-        percentiles=percentiles,
-    )
 
 
 def _scalar(value: Any, dtype: np.dtype[Any]) -> float:
@@ -281,63 +207,10 @@ def _exact_integers(
     return (1.0, int(unequal.argmax()), count) if count else (largest, largest_at, differing)
 
 
-def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype in which values of ``dtype`` are compared: float32, float64, complex64 or complex128."""
-    if dtype.kind == "c":
-        return np.dtype(np.complex64) if dtype.itemsize <= 8 else np.dtype(np.complex128)
-    if dtype.kind in "iu":
-        return np.dtype(np.float32) if dtype.itemsize <= 2 else np.dtype(np.float64)
-    return np.dtype(np.float32) if dtype.itemsize <= 4 else np.dtype(np.float64)
-
-
-def _common_dtype(left: np.dtype[Any], right: np.dtype[Any], single_precision: bool) -> np.dtype[Any]:
-    if single_precision and left.kind != "c" and right.kind != "c":
-        return np.dtype(np.float32)
-    return np.promote_types(working_dtype(left), working_dtype(right))
-
-
-def to_working(values: Array, dtype: np.dtype[Any]) -> Array:
-    """``values`` in a working dtype; bfloat16 goes by its bits, which is many times faster than a cast."""
-    if values.dtype.name == "bfloat16" and dtype == np.float32:
-        wide = np.ascontiguousarray(values).view(np.uint16).astype(np.uint32)
-        wide <<= 16
-        return wide.view(np.float32)
-    return values.astype(dtype, copy=False)
-
-
-def _dot(left: Array, right: Array) -> float:
-    """Σxy of two vectors, the real part of Σx̄y of complex ones.
-
-    Not by BLAS: its threads cost more than the sum where they have to wait for a busy machine.
-    """
-    if left.dtype.kind == "c":
-        return _dot(left.real, right.real) + _dot(left.imag, right.imag)
-    return float(np.einsum("i,i->", left, right))
-
-
-def _wide(values: Array) -> Array:
-    if values.dtype.kind == "c":
-        return values.astype(np.complex128, copy=False)
-    return values.astype(np.float64, copy=False)
-
-
-def _pieces(array: Array) -> Iterator[Array]:
-    flat = np.ascontiguousarray(array).reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        yield flat[start : start + _CHUNK]
-
-
-def _percentiles(values: Array) -> dict[int, float]:
-    if values.size == 0 or values.size >= PERCENTILE_LIMIT or values.dtype.kind == "c":
-        return {}
-    found = np.percentile(values, PERCENTILES)
-    return {percentile: float(value) for percentile, value in zip(PERCENTILES, found, strict=True)}
-
-
 def _gap_percentiles(baseline: Array, target: Array, dtype: np.dtype[Any]) -> dict[int, float]:
     if baseline.size >= PERCENTILE_LIMIT:
         return {}
-    return _percentiles(np.abs(to_working(target.reshape(-1), dtype) - to_working(baseline.reshape(-1), dtype)))
+    return percentiles_of(np.abs(to_working(target.reshape(-1), dtype) - to_working(baseline.reshape(-1), dtype)))
 
 
 def same_bytes(left: Array, right: Array) -> bool:
@@ -348,33 +221,3 @@ def same_bytes(left: Array, right: Array) -> bool:
         return True
     width = np.dtype(f"u{left.dtype.itemsize}") if left.dtype.itemsize in (1, 2, 4, 8) else np.dtype(np.uint8)
     return bool(np.array_equal(np.ascontiguousarray(left).view(width), np.ascontiguousarray(right).view(width)))
-
-
-def row_differences(
-    baseline: Array, target: Array, dimension: int, *, equal_nonfinite: bool = False
-) -> npt.NDArray[np.float64]:
-    """``rel`` of each slice along ``dimension``: shape ``(baseline.shape[dimension],)``, 0 where both are zero."""
-    dtype = _common_dtype(baseline.dtype, target.dtype, False)
-    rows = baseline.shape[dimension]
-    found = np.zeros(rows, dtype=np.float64)
-    left = np.moveaxis(baseline, dimension, 0).reshape(rows, -1)
-    right = np.moveaxis(target, dimension, 0).reshape(rows, -1)
-    step = max(1, _CHUNK // max(1, left.shape[1] if left.ndim > 1 else 1))
-    with np.errstate(all="ignore"):
-        for start in range(0, rows, step):
-            x = _wide(to_working(left[start : start + step], dtype))
-            y = _wide(to_working(right[start : start + step], dtype))
-            if equal_nonfinite:
-                same = ~np.isfinite(x) & ((x == y) | (np.isnan(x) & np.isnan(y)))
-                x, y = np.where(same, 0, x), np.where(same, 0, y)
-            gap = _row_squares(y - x)
-            norm = _row_squares(x) + _row_squares(y)
-            found[start : start + step] = np.where(gap == 0, 0.0, gap / norm)
-    return found
-
-
-def _row_squares(rows: Array) -> npt.NDArray[np.float64]:
-    if rows.dtype.kind == "c":
-        return _row_squares(rows.real) + _row_squares(rows.imag)
-    squares: npt.NDArray[np.float64] = np.einsum("ij,ij->i", rows, rows)
-    return squares

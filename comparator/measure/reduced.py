@@ -15,74 +15,38 @@ import numpy as np
 from comparator.align.load import load_array
 from comparator.dims import parse_dims
 from comparator.errors import PairError
-from comparator.match.pairs import Bundle, BundlePair
-from comparator.match.runs import RecordView
-from comparator.measure.difference import Difference, Statistics, summarize
-from comparator.options import Options
-from comparator.plan.pair import SideContext
-from comparator.plan.tokens.interface import Side
+from comparator.match.bundles import Bundle, BundlePair, Entry
+from comparator.measure.difference import Difference
+from comparator.measure.measurement import HashMeasurement, StatisticsMeasurement
+from comparator.measure.statistics import Statistics, summarize
+from comparator.options import Options, Side
+from comparator.plan.context import SideContext
 from comparator.plan.unshard import Shard, plan_unshard
-from comparator.report.findings import diff_info, tensor_info, torch_dtype_name
-from comparator.report.records import Location, Note, TensorComparison
-from comparator.verdict.judge import Verdict, judge, predicate_for
 
 _HINT = "record it at level full on both sides"
 
 
-def reduced_level(baseline: Bundle, target: Bundle) -> str | None:
-    """The level at which a pair is compared when it is not ``full`` (or ``sample``) on both sides."""
-    levels = {record.level for record in (*baseline.records, *target.records)}
-    if levels <= {"full"}:
-        return None
-    if levels == {"sample"}:
-        return "sample"
-    if "hash" in levels and levels <= {"hash", "full"}:
-        return "hash"
-    if levels <= {"stats", "full"}:
-        return "stats"
-    raise PairError(f"it is recorded at levels that cannot be compared: {', '.join(sorted(levels))}", hint=_HINT)
-
-
-def compare_reduced(
-    level: str,
-    pair: BundlePair,
-    baseline: Bundle,
-    target: Bundle,
-    options: Options,
-    contexts: Mapping[Side, SideContext],
-) -> TensorComparison:
-    """Compare a pair at level ``hash`` or ``stats``; raises PairError when the records do not allow it."""
-    if level == "hash":
-        return _compare_hashes(pair, baseline, target, contexts)
-    return _compare_statistics(pair, baseline, target, options, contexts)
-
-
-def _compare_hashes(
-    pair: BundlePair, baseline: Bundle, target: Bundle, contexts: Mapping[Side, SideContext]
-) -> TensorComparison:
+def measure_hashes(pair: BundlePair, contexts: Mapping[Side, SideContext]) -> HashMeasurement:
+    """Compare fingerprints; raises PairError when those of shards cannot be put together."""
+    baseline, target = pair.baseline, pair.target
+    assert baseline is not None
+    assert target is not None
     left, right = _by_place(baseline), _by_place(target)
     same_layout = set(left) == set(right) and all(
         contexts["baseline"].world.get(rank, {}) == contexts["target"].world.get(rank, {}) for _, rank in left
     )
     if same_layout:
         unequal = [place for place in left if _fingerprint(left[place]) != _fingerprint(right[place])]
-        note = f"fingerprints differ on rank {', '.join(str(rank) for _, rank in unequal)}" if unequal else ""
+        words = f"fingerprints differ on rank {', '.join(str(rank) for _, rank in unequal)}" if unequal else ""
     else:
-        note = _compare_replicated_hashes(baseline, target)
-    first, other = baseline.records[0], target.records[0]
-    return _finding(
-        pair,
-        "hash",
-        first,
-        other,
-        passed=not note,
-        notes=[Note(kind="info", category="hash", message=note)] if note else [],
-    )
+        words = _compare_replicated_hashes(baseline, target)
+    first, other = baseline.entries[0], target.entries[0]
+    return HashMeasurement((first.record.dtype, other.record.dtype), (first.shape, other.shape), words)
 
 
 def _compare_replicated_hashes(baseline: Bundle, target: Bundle) -> str:
-    shapes = {record.shape for record in (*baseline.records, *target.records)}
-    prints = [{_fingerprint(record) for record in bundle.records} for bundle in (baseline, target)]
+    shapes = {entry.shape for entry in (*baseline.entries, *target.entries)}
+    prints = [{_fingerprint(entry) for entry in bundle.entries} for bundle in (baseline, target)]
     if len(shapes) > 1 or len(prints[0]) > 1 or len(prints[1]) > 1:
         raise PairError(
             "fingerprints cannot be put together from shards: the runs have other parallel layouts, and the ranks "
@@ -92,42 +56,35 @@ def _compare_replicated_hashes(baseline: Bundle, target: Bundle) -> str:
     return "" if prints[0] == prints[1] else "the fingerprints differ"
 
 
-def _fingerprint(record: RecordView) -> str | None:
+def _fingerprint(entry: Entry) -> str | None:
     """The recorded fingerprint, or that of a whole tensor."""
+    record = entry.record
     if record.level == "hash":
         return record.fingerprint
-    from dumper.values.measures import fingerprint
+    from dumper.measures import fingerprint
 
-    array = np.ascontiguousarray(load_array(record))
+    array = np.ascontiguousarray(load_array(entry))
     return fingerprint(record.dtype or "", array.shape, array.reshape(-1).view(np.uint8).data)
 
 
-def _by_place(bundle: Bundle) -> dict[tuple[int | None, int], RecordView]:
-    return {(record.step, record.rank): record for record in bundle.records}
+def _by_place(bundle: Bundle) -> dict[tuple[int | None, int], Entry]:
+    return {(entry.step, entry.rank): entry for entry in bundle.entries}
 
 
-def _compare_statistics(
-    pair: BundlePair, baseline: Bundle, target: Bundle, options: Options, contexts: Mapping[Side, SideContext]
-) -> TensorComparison:
-    left, left_shape = _combined(baseline, pair.name, "baseline", options, contexts["baseline"])
-    right, right_shape = _combined(target, pair.name, "target", options, contexts["target"])
-    elements = math.prod(left_shape)
-    predicate = predicate_for(pair.name, options, integers=False)
-    difference = _difference(left, right, elements)
-    verdict = judge(difference, predicate)
-    mismatch = math.prod(left_shape) != math.prod(right_shape)
-    note = "compared by their statistics: min, max, mean and L2 norm; equal ones do not prove equal tensors"
-    return _finding(
-        pair,
-        "stats",
-        baseline.records[0],
-        target.records[0],
-        passed=verdict.passed and not mismatch,
-        notes=[Note(kind="info", category="stats", message=note)],
-        difference=difference,
-        verdict=verdict,
-        statistics=(left, right),
-        shapes=(left_shape, right_shape),
+def measure_statistics(
+    pair: BundlePair, contexts: Mapping[Side, SideContext], options: Options
+) -> StatisticsMeasurement:
+    """Compare statistics; raises PairError when those of shards cannot be combined."""
+    baseline, target = pair.baseline, pair.target
+    assert baseline is not None
+    assert target is not None
+    left, left_shape = _combined(baseline, pair.name, options, contexts["baseline"])
+    right, right_shape = _combined(target, pair.name, options, contexts["target"])
+    return StatisticsMeasurement(
+        (baseline.entries[0].record.dtype, target.entries[0].record.dtype),
+        (left_shape, right_shape),
+        (left, right),
+        _difference(left, right, math.prod(left_shape)),
     )
 
 
@@ -158,24 +115,22 @@ def _population_std(statistics: Statistics, elements: int) -> float:
     return statistics.std * math.sqrt((elements - 1) / elements)
 
 
-def _combined(
-    bundle: Bundle, name: str, side: Side, options: Options, context: SideContext
-) -> tuple[Statistics, tuple[int, ...]]:
+def _combined(bundle: Bundle, name: str, options: Options, context: SideContext) -> tuple[Statistics, tuple[int, ...]]:
     """Statistics of the whole tensor from those of its shards."""
-    records = sorted(bundle.records, key=lambda one: one.rank)
-    recorded = next((record.dims for record in records if record.dims), None)
-    text = options.dims_for(name, recorded, side)
-    found = [(_statistics(record), tuple(record.shape or ())) for record in records]
-    if len(records) == 1:
+    entries = sorted(bundle.entries, key=lambda one: one.rank)
+    recorded = next((entry.dims for entry in entries if entry.dims), None)
+    text = options.dims_for(name, recorded, context.side)
+    found = [(_statistics(entry), entry.shape) for entry in entries]
+    if len(entries) == 1:
         return found[0]
     if text is None:
         raise PairError(
-            f"the {side} recorded it on several ranks without dims that say how they relate",
+            f"the {context.side} recorded it on several ranks without dims that say how they relate",
             hint="give dims in the patch config or with --override-dims",
         )
     shards = [
-        Shard(record.rank, shape, context.world.get(record.rank, {}))
-        for record, (_, shape) in zip(records, found, strict=True)
+        Shard(entry.rank, shape, context.world.get(entry.rank, {}))
+        for entry, (_, shape) in zip(entries, found, strict=True)
     ]
     plan = plan_unshard(parse_dims(text), shards, world=context.world, missing_ranks=context.run.missing_ranks)
     current = [statistics for statistics, _ in found]
@@ -210,11 +165,12 @@ def _merge(members: Sequence[tuple[Statistics, tuple[int, ...]]]) -> Statistics:
     )
 
 
-def _statistics(record: RecordView) -> Statistics:
+def _statistics(entry: Entry) -> Statistics:
+    record = entry.record
     if record.level == "full":
-        return summarize(load_array(record))
+        return summarize(load_array(entry))
     kept: Mapping[str, Any] = record.statistics or {}
-    elements = math.prod(record.shape or ())
+    elements = math.prod(entry.shape)
     mean, norm = float(kept.get("mean", 0.0)), float(kept.get("l2", 0.0))
     variance = max(norm * norm / elements - mean * mean, 0.0) if elements else 0.0
     return Statistics(
@@ -225,34 +181,4 @@ def _statistics(record: RecordView) -> Statistics:
         maximum=float(kept.get("max", 0.0)),
         nan=int(kept.get("nan", 0)),
         infinite=int(kept.get("inf", 0)),
-    )
-
-
-def _finding(
-    pair: BundlePair,
-    level: str,
-    first: RecordView,
-    other: RecordView,
-    *,
-    passed: bool,
-    notes: list[Note],
-    difference: Difference | None = None,
-    verdict: Verdict | None = None,
-    statistics: tuple[Statistics, Statistics] = (Statistics(), Statistics()),
-    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
-) -> TensorComparison:
-    left_shape, right_shape = shapes or (tuple(first.shape or ()), tuple(other.shape or ()))
-    return TensorComparison(
-        name=pair.name,
-        tags={key: str(value) for key, value in pair.tags},
-        location=Location(step=pair.step),
-        tap=getattr(other, "tap", None),
-        category="passed" if passed else "failed",
-        baseline=tensor_info(left_shape, torch_dtype_name(first.dtype), statistics[0]),
-        target=tensor_info(right_shape, torch_dtype_name(other.dtype), statistics[1]),
-        unified_shape=list(left_shape),
-        shape_mismatch=left_shape != right_shape,
-        diff=None if difference is None or verdict is None else diff_info(difference, verdict),
-        level=level,
-        infos=notes,
     )

@@ -8,6 +8,75 @@ from typing import Any
 
 import numpy as np
 
+from comparator.align.load import load_array
+from comparator.errors import PairError
+from comparator.match.bundles import Bundle, BundlePair
+from comparator.match.keys import sglang_record
+from comparator.measure.measurement import ValueMeasurement
+from comparator.options import Side
+from comparator.rules import Rules
+from dumper.convert.sglang import SGLangRecord
+
+
+def measure_values(pair: BundlePair, rules: Rules) -> ValueMeasurement:
+    """Compare the values of a pair; raises PairError when the ranks of a side hold other values."""
+    assert pair.baseline is not None
+    assert pair.target is not None
+    if rules.values == "first_raw":
+        return _measure_raw(sglang_record(pair.baseline.entries[0]), sglang_record(pair.target.entries[0]))
+    left = _values(pair.baseline, "baseline", rules)
+    right = _values(pair.target, "target", rules)
+    left_value, right_value = left[0], right[0]
+    found: tuple[str, str] | None = None
+    if len(left) == len(right):
+        for one, other in zip(left, right, strict=True):
+            found = first_difference(one, other)
+            if found:
+                left_value, right_value = one, other
+                break
+    else:
+        found = first_difference(left[0], right[0])
+    return _measurement(left_value, right_value, found is None, found)
+
+
+def _measure_raw(baseline: SGLangRecord, target: SGLangRecord) -> ValueMeasurement:
+    left, right = baseline.raw_value(), target.raw_value()
+    try:
+        equal = bool(left == right)
+    except Exception:  # tensors of several elements are neither equal nor not; other types may not compare at all
+        equal = False
+    return _measurement(left, right, equal, None if equal else first_difference(left, right))
+
+
+def _measurement(left: Any, right: Any, equal: bool, found: tuple[str, str] | None) -> ValueMeasurement:
+    path, words = found or (None, "")
+    return ValueMeasurement(repr(left), repr(right), (type(left).__name__, type(right).__name__), equal, path, words)
+
+
+def _values(bundle: Bundle, side: Side, rules: Rules) -> list[Any]:
+    """The value of a bundle: one per step when all ranks agree; raises PairError when ranks of one side do not."""
+    entries = sorted(bundle.entries, key=lambda one: (one.step or 0, one.rank))
+    values = [load_array(entry) if entry.is_tensor else entry.record.value for entry in entries]
+    if rules.first_value_only:
+        return values[:1]
+    by_step: dict[int | None, list[tuple[int, Any]]] = {}
+    for entry, value in zip(entries, values, strict=True):
+        by_step.setdefault(entry.step, []).append((entry.rank, value))
+    kept: list[Any] = []
+    for ranked in by_step.values():
+        first_rank, first = ranked[0]
+        kept.append(first)
+        for rank, value in ranked[1:]:
+            found = first_difference(first, value)
+            if found:
+                raise PairError(
+                    f"ranks {first_rank} and {rank} of the {side} recorded other values: "
+                    f"{found[0] or 'value'}: {found[1]}",
+                    hint="compare rank by rank with --preset raw",
+                    name="ranks-differ",
+                )
+    return kept
+
 
 def first_difference(left: Any, right: Any) -> tuple[str, str] | None:
     """Path and wording of the first difference between two values; None when they are equal.

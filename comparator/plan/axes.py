@@ -8,15 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from comparator.dims import SEQUENCE, TOKEN, Dimension
 from comparator.errors import PairError
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -74,19 +68,6 @@ def plan_axes(baseline: Sequence[Dimension], target: Sequence[Dimension]) -> Axe
         _plan_side(target, result),
         tuple("*".join(group) for group in result),
     )
-
-
-def align_axes(array: Array, side: SideAxes) -> Array:
-    """Apply one side of a plan; a view where numpy can give one."""
-    if side.drop:
-        array = array.squeeze(axis=side.drop)
-    array = array.transpose(side.order)
-    shape: list[int] = []
-    at = 0
-    for count in side.merge:
-        shape.append(int(np.prod(array.shape[at : at + count], dtype=np.int64)))
-        at += count
-    return array.reshape(shape)
 
 
 def _normal(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from comparator.dims import TOKEN, Dims, Modifier
+from comparator.dims import SEQUENCE, TOKEN, Dims, Modifier
 from comparator.errors import DimsError, PairError
+from dumper.layout import zigzag_blocks
 
 Coordinates = Mapping[str, tuple[int, int]]
 """Axis to ``(rank, size)``."""
@@ -67,7 +68,6 @@ class UnshardPlan:
     ranks: tuple[int, ...]
     operations: tuple[Operation, ...]
     parts: tuple[Part, ...]
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class _Planner:
     sizes: Mapping[str, int]
     arrays: list[_Array]
     operations: list[Operation] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    told_apart: bool = True
+    """Whether arrays that agree on every axis that the dims name are an error."""
 
     def group(self, axis: str) -> tuple[tuple[int, ...], ...]:
         """Group arrays that agree on every axis but ``axis``, each group in the order of ``axis``."""
@@ -108,7 +109,7 @@ class _Planner:
             if operation_kind != "pick":
                 self.check_complete(axis, group, operation_kind)
             positions = [self.arrays[index].position[axis] for index in group]
-            if len(set(positions)) != len(positions):
+            if self.told_apart and len(set(positions)) != len(positions):
                 self.fail_undeclared(group)
         if any(len(group) > 1 for group in groups):
             after = [self.combine(operation_kind, group, axis, dimension) for group in groups]
@@ -178,6 +179,7 @@ class _Planner:
             message,
             hint="record it on every rank, give dims that fit with --override-dims, or compare rank by rank with "
             "--preset raw",
+            name="piece-missing",
         )
 
     def fail_undeclared(self, group: Sequence[int]) -> None:
@@ -244,7 +246,7 @@ def plan_unshard(
         Part(part, planner.arrays[index].ranks[0], planner.arrays[index].shape) for part, (index,) in by_part.items()
     )
     ranks = tuple(shard.rank for shard in ordered)
-    return UnshardPlan(ranks, tuple(planner.operations), parts, tuple(planner.notes))
+    return UnshardPlan(ranks, tuple(planner.operations), parts)
 
 
 def _plan_modifier(
@@ -294,16 +296,96 @@ def _undo_zigzag(planner: _Planner, axis: str, dimension: int, lengths: tuple[in
     planner.record("undo_zigzag", axis, groups, planner.arrays, dimension, lengths)
 
 
+def plan_in_file_order(
+    dims: Dims, shards: Sequence[Shard], replicated: Sequence[str], sequence_lengths: Sequence[int] | None
+) -> UnshardPlan:
+    """Plan how ``shards`` become one array as SGLang's comparator does it: replicas first, then the dimensions one
+    after the other, and zigzag orders put right at the end.
+
+    The coordinates of the shards are on the axes that ``replicated`` and the dims name, and no others. Packed tokens
+    are joined sequence by sequence over ``cp`` where ``sequence_lengths`` are known. Raises PairError when one array
+    cannot be made.
+    """
+    sizes = {axis: size for shard in shards for axis, (_, size) in shard.coordinates.items()}
+    arrays = [_Array(one.shape, {axis: at for axis, (at, _) in one.coordinates.items()}, (one.rank,)) for one in shards]
+    world = {shard.rank: shard.coordinates for shard in shards}
+    planner = _Planner(dims, (), world, (), sizes, arrays, told_apart=False)
+    for axis in replicated:
+        planner.apply("pick", axis)
+    for dimension, spec in enumerate(dims.dimensions):
+        for modifier in reversed(spec.modifiers):
+            axis = modifier.axis
+            if axis not in sizes:
+                continue
+            if modifier.partial:
+                planner.apply("sum", axis)
+            elif sequence_lengths is not None and spec.names == (TOKEN,) and axis == "cp":
+                _check_sequences(planner.arrays, dimension, axis, sizes[axis], sequence_lengths)
+                planner.apply("concatenate_sequences", axis, dimension, tuple(sequence_lengths))
+            else:
+                planner.apply("concatenate", axis, dimension)
+    for dimension, spec in enumerate(dims.dimensions):
+        for modifier in spec.modifiers:
+            if modifier.ordering == "zigzag":
+                _undo_last(planner, modifier.axis, dimension, sequence_lengths)
+    if len(planner.arrays) != 1:
+        raise PairError(f"dims {dims.text!r} leave {len(planner.arrays)} tensors where there must be one")
+    (whole,) = planner.arrays
+    ranks = tuple(shard.rank for shard in shards)
+    return UnshardPlan(ranks, tuple(planner.operations), (Part((), whole.ranks[0], whole.shape),))
+
+
+def _check_sequences(
+    arrays: Sequence[_Array], dimension: int, axis: str, size: int, sequence_lengths: Sequence[int]
+) -> None:
+    uneven = [length for length in sequence_lengths if length % size]
+    if uneven:
+        raise PairError(f"a sequence of {uneven[0]} tokens cannot be split evenly over {axis} ({size})")
+    rows = {array.shape[dimension] for array in arrays}
+    if len(rows) > 1:
+        raise PairError("the pieces of packed sequences have other numbers of rows from rank to rank")
+    each = sum(length // size for length in sequence_lengths)
+    if each > min(rows):
+        raise PairError(f"the sequences have {each} rows on each rank, and the tensor {min(rows)}")
+
+
+def _undo_last(planner: _Planner, axis: str, dimension: int, sequence_lengths: Sequence[int] | None) -> None:
+    """Put a zigzag order right in what is whole already; raises PairError where that cannot be."""
+    spec = planner.dims.dimensions[dimension]
+    if spec.names not in ((TOKEN,), (SEQUENCE,)):
+        raise PairError(f"zigzag is for the dimensions s and t, not for {spec.label!r}")
+    if axis not in planner.sizes:
+        raise PairError(
+            f"dims {planner.dims.text!r} have a zigzag order over {axis}, which has one rank only",
+            hint=f"leave out the modifier {axis}:zigzag on this side",
+        )
+    packed = spec.names == (TOKEN,)
+    if packed and sequence_lengths is None:
+        raise PairError(
+            f"packed tokens in zigzag order over {axis} need the lengths of their sequences",
+            hint="compare with --token-aligner and dumps that hold seq_lens or cu_seqlens_q",
+        )
+    lengths = tuple(sequence_lengths or ()) if packed else ()
+    chunks = 2 * planner.sizes[axis]
+    for array in planner.arrays:
+        total = array.shape[dimension]
+        if sum(lengths) > total:
+            raise PairError(f"the sequences have {sum(lengths)} rows, and the tensor {total}")
+        for length in lengths or (total,):
+            if length and math.ceil(length / chunks) * (chunks - 1) >= length:
+                raise PairError(f"a sequence of {length} rows does not make {chunks} chunks")
+    _undo_zigzag(planner, axis, dimension, lengths)
+
+
 def zigzag_order(length: int, size: int) -> list[tuple[int, int]]:
     """The row ranges of a sequence in zigzag order over ``size`` ranks, in natural order.
 
-    Context parallelism balances causal attention by giving rank r the r-th and the r-th last of ``2 * size``
-    chunks; rank after rank, the chunks then lie as 0, 2n-1, 1, 2n-2, ... Chunks have ``ceil(length / 2n)`` rows,
-    the last ones fewer.
+    Rank after rank, the chunks (``dumper.layout.zigzag_blocks``) lie as 0, 2n-1, 1, 2n-2, ... Chunks have
+    ``ceil(length / 2n)`` rows, the last ones fewer.
     """
     count = 2 * size
     rows = math.ceil(length / count) if length else 0
-    lies_as = [chunk for rank in range(size) for chunk in (rank, count - 1 - rank)]
+    lies_as = [chunk for rank in range(size) for chunk in zigzag_blocks(rank, size)]
     starts: dict[int, tuple[int, int]] = {}
     at = 0
     for chunk in lies_as:
@@ -346,6 +428,7 @@ def _undeclared(ranks: Sequence[int], world: Mapping[int, Coordinates], dims: Di
             f"ranks {_listing(ranks)} recorded it, and no recorded axis that dims {dims.text!r} name tells them apart "
             f"(the run recorded {', '.join(recorded) or 'no parallel layout'})",
             hint="record the parallel layout of the run, or keep ranks apart with --preset raw",
+            name="ranks-not-told-apart",
         )
     axes = " or ".join(repr(axis) for axis in differing)
     example = differing[0]
@@ -353,4 +436,5 @@ def _undeclared(ranks: Sequence[int], world: Mapping[int, Coordinates], dims: Di
         f"ranks {_listing(ranks)} recorded it and differ in {axes}, which dims {dims.text!r} do not mention",
         hint=f"write NAME[{example}] for the dimension that is split, [{example}:partial] for summands, "
         f"or '# {example}:replicated'; --override-dims does it without a new recording",
+        name="axis-not-declared",
     )

@@ -2,89 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from comparator.errors import ComparatorError, DimsError, PairError
-from comparator.match.pairs import BundlePair
-from comparator.measure.reduced import reduced_level
-from comparator.pipeline import Prepared
+from comparator.match.bundles import Bundle, BundlePair
 from comparator.plan.axes import SideAxes
-from comparator.plan.pair import PairPlan, SidePlan, StepPlan, plan_pair
-from comparator.plan.tokens.interface import Side, TokenPlan
+from comparator.plan.levels import reduced_level
+from comparator.plan.pair import PairPlan, Planner
+from comparator.plan.selection import Selected
+from comparator.plan.side import SidePlan, StepPlan
+from comparator.plan.tokens.interface import TokenPlan
 from comparator.plan.unshard import Operation
 
+Select = Callable[[int], list[Selected]]
 
-def explain(prepared: Prepared, name: str) -> int:
-    """Print the plans for ``name`` (a name, or a label such as ``attn_output layer_id=3``).
 
-    Returns the exit code: 0, or 1 when a plan cannot be made. Raises ComparatorError when nothing has that name.
+def explain(pairs: Sequence[BundlePair], name: str, select: Select, planner: Planner) -> Iterator[str]:
+    """The plans for ``name`` (a name, or a label such as ``attn_output layer_id=3``), line by line.
+
+    Raises ComparatorError when nothing has that name.
     """
-    pairs = [pair for pair in prepared.pairs if name in (pair.name, pair.label)]
-    if not pairs:
-        import difflib
-
-        names = sorted({pair.name for pair in prepared.pairs})
+    found = [number for number, pair in enumerate(pairs) if name in (pair.name, pair.label)]
+    if not found:
+        names = sorted({pair.name for pair in pairs})
         near = difflib.get_close_matches(name, names, n=3) or names[:10]
         raise ComparatorError(f"--explain: no tensor is called {name!r}; there are {', '.join(near)}")
-    code = 0
-    for pair in pairs:
-        for line in explain_pair(prepared, pair):
-            print(line)
-            code = 1 if line.startswith("  error: ") else code
-    return code
+    for number in found:
+        for selected in select(number):
+            yield from explain_pair(selected, planner)
 
 
-def explain_pair(prepared: Prepared, pair: BundlePair) -> Iterator[str]:
-    """The plan for one pair, line by line."""
+def explain_pair(selected: Selected, planner: Planner) -> Iterator[str]:
+    """The plan for one pair, line by line; a line that begins with ``  error: `` says why there is none."""
+    pair = selected.pair
     yield f"{pair.label}{'' if pair.step is None else f' (step {pair.step})'}"
+    for out in selected.left_out:
+        yield f"  {out.side}: rank {out.rank} step {out.step} is left out: {out.reason}"
     if pair.baseline is None or pair.target is None:
         yield f"  skipped: only the {'target' if pair.baseline is None else 'baseline'} has it"
         return
-    if any(record.kind != "tensor" for record in (*pair.baseline.records, *pair.target.records)):
+    if not selected.kept:
+        yield f"  skipped: {selected.message}"
+        return
+    if not (pair.baseline.all_tensors and pair.target.all_tensors):
         yield "  no tensor: the values are compared structurally"
         return
-    session = prepared.session
-    dims: dict[Side, str | None] = {
-        "baseline": session.dims(pair.baseline, pair.name, "baseline"),
-        "target": session.dims(pair.target, pair.name, "target"),
-    }
     try:
-        level = reduced_level(pair.baseline, pair.target)
+        if selected.error is not None:
+            raise selected.error
+        level = reduced_level(pair)
         if level is not None:
             yield f"  compared at level {level}"
             return
-        plan = plan_pair(
-            pair.baseline,
-            pair.target,
-            dims,
-            session.contexts,
-            session.aligner,
-            joined=prepared.options.joins_steps,
-        )
+        plan = planner.plan(pair, selected.rules)
     except (PairError, DimsError) as error:
         yield f"  error: {error}"
         if isinstance(error, PairError) and error.hint:
             yield f"  hint: {error.hint}"
         return
-    yield from _side_lines(plan.baseline, prepared.baseline.path)
-    yield from _side_lines(plan.target, prepared.target.path)
+    yield from _side_lines(plan.baseline, pair.baseline, planner.contexts["baseline"].run.path)
+    yield from _side_lines(plan.target, pair.target, planner.contexts["target"].run.path)
     yield from _joint_lines(plan)
 
 
-def _side_lines(plan: SidePlan, path: object) -> Iterator[str]:
+def _side_lines(plan: SidePlan, bundle: Bundle, path: Path) -> Iterator[str]:
     yield f"  {plan.side}: {path}, dims {plan.dims.text if plan.dims else 'none'}"
     for step in plan.steps:
-        yield from _step_lines(step)
+        yield from _step_lines(step, bundle)
     if plan.merge_rows:
         yield "    make batch and sequence one dimension of tokens"
 
 
-def _step_lines(plan: StepPlan) -> Iterator[str]:
+def _step_lines(plan: StepPlan, bundle: Bundle) -> Iterator[str]:
     yield f"    step {plan.step}: rows {plan.rows.hold}{f' ({plan.rows.reason})' if plan.rows.reason else ''}"
-    for record in plan.records:
-        source = getattr(record, "filename", None) or getattr(record, "source", None)
-        where = f" ({source})" if source else ""
-        yield f"      read rank {record.rank}{where}: {list(record.shape or ())} {record.dtype}"
+    for entry in bundle.entries:
+        if entry.step == plan.step and entry.rank in plan.unshard.ranks:
+            source = entry.record.filename or entry.record.source
+            yield f"      read rank {entry.rank} ({source}): {list(entry.shape)} {entry.record.dtype}"
     for operation in plan.unshard.operations:
         yield f"      {_operation(operation)}"
     for part in plan.unshard.parts:
@@ -106,7 +102,9 @@ def _operation(operation: Operation) -> str:
 
 
 def _joint_lines(plan: PairPlan) -> Iterator[str]:
-    if plan.tokens is None:
+    if plan.rows is not None:
+        yield f"  rows: the first {plan.rows} of both sides, as they lie"
+    elif plan.tokens is None:
         yield "  tokens: no token dimension on both sides; taken as they are"
     else:
         yield from _token_lines(plan.tokens)

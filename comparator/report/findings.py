@@ -1,44 +1,191 @@
-"""Turn what was measured into the records of a report."""
+"""Make the record of a finding from what was measured and decided: one builder for each kind."""
 
 from __future__ import annotations
 
-import traceback
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
-import numpy.typing as npt
-
-from comparator.align.unshard import REPLICA_TOLERANCE, ReplicaDifference
-from comparator.errors import DimsError, PairError
-from comparator.match.pairs import Bundle, BundlePair
-from comparator.match.runs import RecordView
-from comparator.measure.difference import Difference, Statistics
-from comparator.plan.pair import PairPlan, SideContext
-from comparator.plan.tokens.interface import Side
+from comparator.match.bundles import Bundle, BundlePair, Entry
+from comparator.measure.difference import Difference
+from comparator.measure.measurement import (
+    ArrayNumbers,
+    Failure,
+    HashMeasurement,
+    Measurement,
+    Skipped,
+    StatisticsMeasurement,
+    TensorMeasurement,
+    ValueMeasurement,
+)
+from comparator.measure.statistics import Statistics
+from comparator.options import Side
+from comparator.plan.context import SideContext
+from comparator.plan.selection import LeftOut, Selected
 from comparator.report.records import (
     BundleFile,
     BundleInfo,
     BundleSide,
+    Comparison,
     DiffInfo,
     ErroredComparison,
+    Location,
+    Note,
     ReplicatedCheck,
+    SkippedComparison,
+    TensorComparison,
     TensorInfo,
     TensorStats,
+    TokenCounts,
+    ValueComparison,
 )
-from comparator.session import identity
-from comparator.verdict.judge import Verdict
+from comparator.verdict.judge import REPLICA_TOLERANCE, Category, Judgement, Said, Verdict
 
 
-def errored(pair: BundlePair, error: Exception) -> ErroredComparison:
-    """A pair that cannot be compared, for a reason that concerns it alone: with a hint where one is known, and else (a
-    damaged payload, a fault of ours) with the traceback of the exception that is being handled."""
-    hint = error.hint if isinstance(error, PairError | DimsError) else ""
+class _Common(TypedDict):
+    """The fields that every finding has."""
+
+    name: str
+    tags: dict[str, str]
+    location: Location
+    tap: str | None
+    category: Category
+    errors: list[Note]
+    infos: list[Note]
+
+
+def build(
+    selected: Selected, measurement: Measurement, verdict: Verdict, contexts: Mapping[Side, SideContext]
+) -> Comparison:
+    """The record of one finding."""
+    common = _common(selected.pair, verdict)
+    failure = verdict.failure or (measurement if isinstance(measurement, Failure) else None)
+    if failure is not None:
+        return _errored(common, failure)
+    match measurement:
+        case TensorMeasurement():
+            return _tensor(common, selected, measurement, verdict, contexts)
+        case HashMeasurement():
+            return _reduced(common, "hash", measurement, (Statistics(), Statistics()), None)
+        case StatisticsMeasurement():
+            assert verdict.judgement is not None
+            diff = diff_info(measurement.difference, verdict.judgement)
+            return _reduced(common, "stats", measurement, measurement.statistics, diff)
+        case ValueMeasurement():
+            return _value(common, measurement)
+        case Skipped():
+            return _skipped(common, selected, measurement, contexts)
+    raise AssertionError(measurement)
+
+
+def _common(pair: BundlePair, verdict: Verdict) -> _Common:
+    return {
+        "name": pair.name,
+        "tags": {key: str(value) for key, value in pair.tags},
+        "location": Location(step=pair.step),
+        "tap": pair.tap,
+        "category": verdict.category,
+        "errors": [note_of(one) for one in verdict.said if one.severity == "error"],
+        "infos": [note_of(one) for one in verdict.said if one.severity != "error"],
+    }
+
+
+def note_of(said: Said) -> Note:
+    """A message as reports hold it."""
+    return Note(kind=said.severity, category=said.name, message=said.message)
+
+
+def _errored(common: _Common, failure: Failure) -> ErroredComparison:
     return ErroredComparison(
-        **identity(pair),
-        category="errored",
-        exception_type=type(error).__name__,
-        exception_message=str(error),
-        traceback_str=hint or ("" if isinstance(error, PairError) else traceback.format_exc()),
-        hint=hint,
+        **common,
+        exception_type=failure.type,
+        exception_message=failure.message,
+        traceback_str=failure.traceback,
+        hint=failure.hint,
+        reason=failure.name,
+    )
+
+
+def _tensor(
+    common: _Common,
+    selected: Selected,
+    measurement: TensorMeasurement,
+    verdict: Verdict,
+    contexts: Mapping[Side, SideContext],
+) -> TensorComparison:
+    pair = selected.pair
+    difference, judgement, downcast = measurement.difference, verdict.judgement, None
+    if measurement.downcast is not None and verdict.downcast is not None:
+        downcast = diff_info(measurement.downcast, verdict.downcast)
+    diff = None
+    if difference is not None and judgement is not None:
+        diff = diff_info(difference, judgement, token=measurement.worst_token, max_token_rel=measurement.max_token_rel)
+    return TensorComparison(
+        **common,
+        baseline=tensor_info(measurement.baseline),
+        target=tensor_info(measurement.target),
+        unified_shape=list(measurement.unified_shape),
+        shape_mismatch=difference is None,
+        diff=diff,
+        diff_downcast=downcast,
+        downcast_dtype=None if downcast is None else torch_dtype_name(measurement.downcast_dtype),
+        replicated_checks=_replica_checks(measurement, verdict),
+        raw_bundle_info=BundleInfo(
+            x=_bundle_side(pair.baseline, measurement.dims[0], contexts["baseline"], selected.left_out),
+            y=_bundle_side(pair.target, measurement.dims[1], contexts["target"], selected.left_out),
+        ),
+        tokens=_token_counts(measurement),
+        first_bad_token=measurement.first_bad_token if judgement is not None and not judgement.passed else None,
+    )
+
+
+def _reduced(
+    common: _Common,
+    level: str,
+    measurement: HashMeasurement | StatisticsMeasurement,
+    statistics: tuple[Statistics, Statistics],
+    diff: DiffInfo | None,
+) -> TensorComparison:
+    """A finding about what holds less than the tensors."""
+    left, right = measurement.shapes
+    return TensorComparison(
+        **common,
+        baseline=_info(left, torch_dtype_name(measurement.dtypes[0]), statistics[0]),
+        target=_info(right, torch_dtype_name(measurement.dtypes[1]), statistics[1]),
+        unified_shape=list(left),
+        shape_mismatch=left != right,
+        diff=diff,
+        level=level,
+    )
+
+
+def _value(common: _Common, measurement: ValueMeasurement) -> ValueComparison:
+    return ValueComparison(
+        **common,
+        baseline_value=measurement.baseline,
+        target_value=measurement.target,
+        baseline_type=measurement.types[0],
+        target_type=measurement.types[1],
+        values_equal=measurement.equal,
+        difference_path=measurement.path,
+    )
+
+
+def _skipped(
+    common: _Common, selected: Selected, measurement: Skipped, contexts: Mapping[Side, SideContext]
+) -> SkippedComparison:
+    side, numbers = measurement.available, measurement.numbers
+    bundle = None
+    if side is not None and numbers is not None:
+        bundle = selected.pair.baseline if side == "baseline" else selected.pair.target
+    return SkippedComparison(
+        **common,
+        reason=measurement.reason,
+        message=measurement.message,
+        available_side=side if side is not None and (numbers is not None or selected.rules.whole_table) else None,
+        available_tensor_info=None if numbers is None else tensor_info(numbers),
+        available_bundle_info=None
+        if bundle is None or side is None
+        else _bundle_side(bundle, measurement.dims, contexts[side], selected.left_out),
     )
 
 
@@ -47,13 +194,12 @@ def torch_dtype_name(name: str | None) -> str:
     return f"torch.{name}" if name else "unknown"
 
 
-def numpy_dtype_name(array: npt.NDArray[Any]) -> str:
-    """The dtype of an array as reports write it."""
-    return torch_dtype_name(array.dtype.name)
-
-
-def tensor_info(shape: tuple[int, ...], dtype: str, statistics: Statistics) -> TensorInfo:
+def tensor_info(numbers: ArrayNumbers) -> TensorInfo:
     """Shape, dtype and summary of one side."""
+    return _info(numbers.shape, torch_dtype_name(numbers.dtype), numbers.statistics)
+
+
+def _info(shape: Sequence[int], dtype: str, statistics: Statistics) -> TensorInfo:
     stats = TensorStats(
         mean=statistics.mean,
         abs_mean=statistics.abs_mean,
@@ -68,7 +214,7 @@ def tensor_info(shape: tuple[int, ...], dtype: str, statistics: Statistics) -> T
 
 
 def diff_info(
-    difference: Difference, verdict: Verdict, *, token: str | None = None, max_token_rel: float | None = None
+    difference: Difference, judgement: Judgement, *, token: str | None = None, max_token_rel: float | None = None
 ) -> DiffInfo:
     """Metrics and verdict of one difference."""
     return DiffInfo(
@@ -79,8 +225,8 @@ def diff_info(
         max_diff_coord=list(difference.coordinate),
         baseline_at_max=difference.baseline_at_max,
         target_at_max=difference.target_at_max,
-        predicate=verdict.predicate,
-        passed=verdict.passed,
+        predicate=judgement.predicate,
+        passed=judgement.passed,
         relative_l2=difference.relative_l2,
         scale=difference.scale,
         differing=difference.differing,
@@ -89,44 +235,58 @@ def diff_info(
     )
 
 
-def replica_check(side: Side, found: ReplicaDifference) -> ReplicatedCheck:
-    """How one replica agreed with the one that was used."""
-    verdict = Verdict(found.passed, f"max_abs <= {REPLICA_TOLERANCE}")
-    return ReplicatedCheck(
-        axis=found.axis,
-        group_index=found.group,
-        compared_index=found.index,
-        passed=found.passed,
-        atol=REPLICA_TOLERANCE,
-        diff=None if found.difference is None else diff_info(found.difference, verdict),
-        side=side,
+def _replica_checks(measurement: TensorMeasurement, verdict: Verdict) -> list[ReplicatedCheck]:
+    return [
+        ReplicatedCheck(
+            axis=found.axis,
+            group_index=found.group,
+            compared_index=found.index,
+            passed=passed,
+            atol=REPLICA_TOLERANCE,
+            diff=None
+            if found.difference is None
+            else diff_info(found.difference, Judgement(passed, f"max_abs <= {REPLICA_TOLERANCE}")),
+            side=found.side,
+        )
+        for found, passed in zip(measurement.replicas, verdict.replicas, strict=True)
+    ]
+
+
+def _token_counts(measurement: TensorMeasurement) -> TokenCounts | None:
+    tokens = measurement.tokens
+    if tokens is None:
+        return None
+    return TokenCounts(
+        matched=tokens.matched,
+        only_baseline=dict(tokens.only_baseline),
+        only_target=dict(tokens.only_target),
+        padding_baseline=tokens.dropped_baseline,
+        padding_target=tokens.dropped_target,
     )
 
 
-def bundle_info(pair: BundlePair, plan: PairPlan, contexts: Any) -> BundleInfo:
-    """What was recorded on both sides, before anything is done to it."""
-    assert pair.baseline is not None
-    assert pair.target is not None
-    left, right = plan.baseline, plan.target
-    return BundleInfo(
-        x=bundle_side(pair.baseline, left.dims.text if left.dims else None, contexts["baseline"]),
-        y=bundle_side(pair.target, right.dims.text if right.dims else None, contexts["target"]),
+def _bundle_side(
+    bundle: Bundle | None, dims: str | None, context: SideContext, left_out: Sequence[LeftOut]
+) -> BundleSide | None:
+    """What was recorded on one side, before anything is done to it."""
+    if bundle is None:
+        return None
+    files = [_bundle_file(entry, context) for entry in bundle.entries if entry.is_tensor]
+    files.extend(
+        BundleFile(shape=[], dtype="unknown", rank=out.rank, step=out.step, kept=False, reason=out.reason)
+        for out in left_out
+        if out.side == context.side
     )
-
-
-def bundle_side(bundle: Bundle, dims: str | None, context: SideContext) -> BundleSide:
-    """The records of one side."""
-    files = [_bundle_file(record, context) for record in bundle.records]
     return BundleSide(num_files=len(files), files=files, dims=dims)
 
 
-def _bundle_file(record: RecordView, context: SideContext) -> BundleFile:
-    coordinates = context.world.get(record.rank, {})
+def _bundle_file(entry: Entry, context: SideContext) -> BundleFile:
+    coordinates: Mapping[str, Any] = context.world.get(entry.rank, {})
     return BundleFile(
-        shape=list(record.shape or ()),
-        dtype=torch_dtype_name(record.dtype),
-        rank=record.rank,
+        shape=list(entry.shape),
+        dtype=torch_dtype_name(entry.record.dtype),
+        rank=entry.rank,
         parallel_info={axis: f"{at}/{size}" for axis, (at, size) in coordinates.items()} or None,
-        filename=getattr(record, "filename", None),
-        step=record.step,
+        filename=entry.record.filename,
+        step=entry.step,
     )

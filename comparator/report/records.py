@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Category = Literal["passed", "failed", "skipped", "errored"]
+from comparator.verdict.judge import Category
 
 
 class _Model(BaseModel):
@@ -23,6 +23,7 @@ class Note(_Model):
 
     kind: Literal["error", "info", "warning"]
     category: str
+    """The short name of the message (``comparator.messages``, docs/messages.md): ``axes-not-aligned``."""
     message: str
 
 
@@ -87,6 +88,9 @@ class BundleFile(_Model):
     parallel_info: dict[str, str] | None = None
     filename: str | None = None
     step: int | None = None
+    kept: bool = True
+    """False: it takes no part in the comparison, because of ``reason``."""
+    reason: str | None = None
 
 
 class BundleSide(_Model):
@@ -155,6 +159,9 @@ class _Comparison(_Record):
 
 
 class TensorComparison(_Comparison):
+    """A pair of tensors. ``diff`` is None where the shapes differ (``shape_mismatch``) or only fingerprints were
+    recorded (``level`` is ``hash``)."""
+
     type: Literal["comparison_tensor"] = "comparison_tensor"
     baseline: TensorInfo
     target: TensorInfo
@@ -172,6 +179,8 @@ class TensorComparison(_Comparison):
 
 
 class SkippedComparison(_Comparison):
+    """A pair that was not compared; ``reason`` is one of the words of SGLang's report, or ``request_ids``."""
+
     type: Literal["comparison_skip"] = "comparison_skip"
     reason: str
     message: str = ""
@@ -181,6 +190,8 @@ class SkippedComparison(_Comparison):
 
 
 class ValueComparison(_Comparison):
+    """Values that are no tensors: what both sides hold, as text, and where they first differ."""
+
     type: Literal["comparison_non_tensor"] = "comparison_non_tensor"
     baseline_value: str
     target_value: str
@@ -192,14 +203,20 @@ class ValueComparison(_Comparison):
 
 
 class ErroredComparison(_Comparison):
+    """A pair that cannot be compared, for a reason that concerns it alone."""
+
     type: Literal["comparison_error"] = "comparison_error"
     exception_type: str
     exception_message: str
     traceback_str: str = ""
     hint: str = ""
+    reason: str = "pair-not-comparable"
+    """Short name of the error (docs/messages.md)."""
 
 
 class SummaryRecord(_Record):
+    """The last record: how many comparisons of each category, and what the command line exits with."""
+
     type: Literal["summary"] = "summary"
     total: int
     passed: int
@@ -212,7 +229,7 @@ class SummaryRecord(_Record):
 
 
 Comparison = TensorComparison | SkippedComparison | ValueComparison | ErroredComparison
-AnyRecord = Annotated[
+ReportRecord = (
     ConfigRecord
     | RankInfoRecord
     | InputIdsRecord
@@ -221,11 +238,11 @@ AnyRecord = Annotated[
     | SkippedComparison
     | ValueComparison
     | ErroredComparison
-    | SummaryRecord,
-    Field(discriminator="type"),
-]
+    | SummaryRecord
+)
+AnyRecord = Annotated[ReportRecord, Field(discriminator="type")]
 
 
-def to_json(record: BaseModel) -> str:
+def to_json(record: ReportRecord) -> str:
     """One line of JSON. NaN and infinity, which JSON does not have, become null, as in SGLang's report."""
     return record.model_dump_json()

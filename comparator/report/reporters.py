@@ -1,18 +1,19 @@
-"""Where findings go as they come: the terminal as text or JSON lines, and a report file."""
+"""Where a report goes as it is made: the terminal as text or JSON lines, and a report file."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import TextIO
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from comparator.errors import ComparatorError
 from comparator.report.records import (
+    Comparison,
     ErroredComparison,
     LogRecord,
+    ReportRecord,
     SkippedComparison,
     SummaryRecord,
     TensorComparison,
@@ -21,12 +22,22 @@ from comparator.report.records import (
 )
 from comparator.report.text import STYLES, Verbosity, finding_details, finding_line, log_lines, summary_line
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 PROGRESS_FROM = 50
 """Number of pairs from which a terminal gets a progress bar."""
 
 
+class Reporter(Protocol):
+    """Gets every record of a report, in order; the summary comes last."""
+
+    def report(self, record: ReportRecord) -> None:
+        """Take one record."""
+
+
 class ReportFile:
-    """A file of JSON lines; every record is in the file once it was added."""
+    """A file of JSON lines; every record is in the file once it was reported."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -38,7 +49,7 @@ class ReportFile:
                 "none with --report-path ''"
             ) from None
 
-    def add(self, record: BaseModel) -> None:
+    def report(self, record: ReportRecord) -> None:
         self._file.write(to_json(record) + "\n")
         self._file.flush()
 
@@ -46,57 +57,23 @@ class ReportFile:
         self._file.close()
 
 
-class JsonOutput:
+class JsonReporter:
     """JSON lines on standard output."""
 
-    def add(self, record: BaseModel) -> None:
+    def report(self, record: ReportRecord) -> None:
         sys.stdout.write(to_json(record) + "\n")
 
-    def advance(self) -> None:
-        """A pair is done; nothing to show."""
 
-    def __enter__(self) -> JsonOutput:
-        return self
+class TextReporter:
+    """Text on a console: what people want to see of a record."""
 
-    def __exit__(self, *_: object) -> None:
-        sys.stdout.flush()
-
-
-class TextOutput:
-    """Text on standard output, with a progress bar when it is a terminal and there is much to compare."""
-
-    def __init__(self, verbosity: Verbosity, total: int) -> None:
-        from rich.console import Console
-
+    def __init__(self, console: Console, verbosity: Verbosity) -> None:
+        self._console = console
         self._verbosity = verbosity
         self._told: set[str] = set()
         """What was said of the tokens; most tensors have the same to say, and once is enough."""
-        self._console = Console(highlight=False, soft_wrap=True)
-        self._progress = None
-        if self._console.is_terminal and total >= PROGRESS_FROM:
-            from rich.progress import Progress
 
-            self._progress = Progress(console=self._console, transient=True)
-            self._task = self._progress.add_task("comparing", total=total)
-
-    def __enter__(self) -> TextOutput:
-        if self._progress is not None:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def advance(self) -> None:
-        """A pair is done."""
-        if self._progress is not None:
-            self._progress.advance(self._task)
-
-    def add(self, record: BaseModel) -> None:
-        """Print what people want to see of a record."""
+    def report(self, record: ReportRecord) -> None:
         if isinstance(record, TensorComparison | SkippedComparison | ValueComparison | ErroredComparison):
             self._print(finding_line(record), STYLES[record.category])
             details = finding_details(record, self._verbosity)
@@ -112,16 +89,34 @@ class TextOutput:
             if record.first_divergence_tap:
                 self._print(f"recorded by tap {record.first_divergence_tap}", "bold red")
 
-    def _news_of_tokens(
-        self, record: TensorComparison | SkippedComparison | ValueComparison | ErroredComparison, shown: list[str]
-    ) -> list[str]:
+    def _news_of_tokens(self, record: Comparison, shown: list[str]) -> list[str]:
         """Where sequences part and how they were paired, the first time that it comes up."""
         if self._verbosity == "minimal":
             return []
-        notes = [note.message for note in record.infos if note.category == "tokens"]
+        notes = [note.message for note in record.infos if note.category == "tokens-joined"]
         news = [message for message in notes if message not in self._told and message not in shown]
         self._told.update(notes)
         return news
 
     def _print(self, line: str, style: str | None) -> None:
         self._console.print(line, style=style, markup=False)
+
+
+def terminal() -> Console:
+    """The console that text and progress share."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal when there is much to compare: to be called with the pairs that are done."""
+    if not console.is_terminal or total < PROGRESS_FROM:
+        yield lambda _: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("comparing", total=total)
+        yield lambda done: bar.advance(task, done)

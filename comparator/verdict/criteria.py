@@ -6,10 +6,10 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from comparator.errors import ComparatorError
+from comparator.options import ThresholdRule
 
 METRICS = ("rel", "max_abs", "mean_abs", "relative_l2", "differing", "elements", "max_token_rel")
 """Names that a criterion may use; ``comparator.measure.difference.Difference`` says what they are.
@@ -35,14 +35,6 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-
-
-@dataclass(frozen=True)
-class ThresholdRule:
-    """The criterion for tensors whose whole name matches ``pattern``."""
-
-    pattern: str
-    predicate: str
 
 
 def parse_rules(arguments: Sequence[str]) -> tuple[ThresholdRule, ...]:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dumper.adapters.framework_values import HostCopies, installed_versions, quietly
+from dumper.adapters.asking import installed_versions, quietly
+from dumper.adapters.host_copy import HostCopies
 from dumper.adapters.protocol import Parallel, PendingLayout
 from dumper.adapters.torch_distributed import group_rank
-from dumper.layout import PADDING_ROW, ContextParallelRows, SequenceSpan, TokenLayout
+from dumper.layout import PADDING_ROW, ContextParallelRows, SequenceSpan, TokenLayout, zigzag_blocks
 
 Array = npt.NDArray[np.int64]
 
@@ -150,7 +151,7 @@ def zigzag_positions(length: int, rank: int, size: int) -> Array:
     if length % (2 * size):
         raise ValueError(f"a sequence of {length} tokens cannot be split over {size} context-parallel ranks")
     chunks = np.arange(length, dtype=np.int64).reshape(2 * size, -1)
-    return np.concatenate([chunks[rank], chunks[2 * size - 1 - rank]])
+    return np.concatenate([chunks[block] for block in zigzag_blocks(rank, size)])
 
 
 def _batch_rows(given: ModelInput) -> tuple[npt.NDArray[np.int32], Array]:

@@ -10,16 +10,15 @@ import numpy as np
 
 from dumper.adapters.protocol import Process
 from dumper.convert.outcome import Outcome
-from dumper.format.run_files import status_path
+from dumper.convert.pt_files import OWN_KEYS
+from dumper.convert.sglang import CONVERTED, SGLangDump, SGLangRecord
 from dumper.format.status import StatusBlock
-from dumper.readers.sglang.dump import CONVERTED, SGLangDump, SGLangRecord
-from dumper.readers.sglang.pt_files import OWN_KEYS
-from dumper.rules.levels import FULL
+from dumper.levels import FULL
+from dumper.plain import UnrecordableError, encode_value
 from dumper.settings import Settings
-from dumper.values.plain import UnrecordableError, encode_value
-from dumper.values.source import Source
+from dumper.writing.encoder import RankEncoder
 from dumper.writing.items import BeginStep, Description, Item, Stop, Submission
-from dumper.writing.rank_stream import RankStream
+from dumper.writing.writer import status_path
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -39,7 +38,7 @@ def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome) -> No
         rank, header.world_size, dict(header.parallel), {**header.versions, CONVERTED: "1"}, header.framework
     )
     status = StatusBlock(status_path(path, rank))
-    encoder = RankStream(settings, process, status, lambda: {"fired": {}})
+    encoder = RankEncoder(settings, process, status, lambda: {"fired": {}})
     last: int | None = None
     for record in sorted(dump.select(rank=rank), key=lambda one: one.dump_index):
         # A gradient comes later than the step it belongs to.
@@ -69,12 +68,14 @@ def _submission(record: SGLangRecord, outcome: Outcome) -> Item | None:
         outcome.left_out.append(f"{record.filename}: {error}")
         return None
     description = Description(
-        source=Source.of(record.name, stream=record.stream),
+        name=record.name,
         tags=tuple(_tags(record).items()),
         dims=record.dims,
         dtype=record.dtype,
         shape=record.shape,
         level=FULL,
+        stream=record.stream,
+        tap=None,
         recompute=record.recompute,
     )
     return Submission(description, data, record.step, 0)

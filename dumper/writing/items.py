@@ -9,10 +9,8 @@ from typing import Any, TypeAlias
 
 from dumper.adapters.protocol import PendingLayout
 from dumper.layout import TokenLayout
-from dumper.memory.buffers import Slab
-from dumper.memory.staging import Staged
-from dumper.rules.levels import Level
-from dumper.values.source import Source
+from dumper.levels import Level
+from dumper.recording.staging import Slab, Staged
 
 TagsKey = tuple[tuple[str, Any], ...]
 
@@ -23,32 +21,35 @@ class Description:
     A plain class with slots: it is touched for every record.
     """
 
-    __slots__ = ("dims", "dtype", "encoded", "level", "recompute", "shape", "source", "tags")
+    __slots__ = ("dims", "dtype", "encoded", "level", "name", "recompute", "shape", "stream", "tags", "tap")
 
     def __init__(
         self,
-        source: Source,
+        name: str,
         tags: TagsKey,
         dims: str | None,
         dtype: str | None,
         shape: tuple[int, ...] | None,
         level: Level,
+        stream: str,
+        tap: str | None,
         recompute: bool,
     ) -> None:
-        self.source = source
+        self.name = name
         self.tags = tags
         self.dims = dims
         self.dtype = dtype
         self.shape = shape
         self.level = level
-        """The level that the value has, which is not always what its source asks for."""
+        self.stream = stream
+        self.tap = tap
         self.recompute = recompute
         self.encoded: Any = None
         """Belongs to the writer's thread: what it has worked out for this description."""
 
     def fields(self) -> dict[str, Any]:
         """The description as plain values, absent ones left out."""
-        fields: dict[str, Any] = {"name": self.source.name}
+        fields: dict[str, Any] = {"name": self.name}
         if self.tags:
             fields["tags"] = dict(self.tags)
         if self.dims is not None:
@@ -58,10 +59,10 @@ class Description:
             fields["shape"] = list(self.shape or ())
         if self.level.kind != "full":
             fields["level"] = str(self.level)
-        if self.source.stream != "value":
-            fields["stream"] = self.source.stream
-        if self.source.tap is not None:
-            fields["tap"] = self.source.tap
+        if self.stream != "value":
+            fields["stream"] = self.stream
+        if self.tap is not None:
+            fields["tap"] = self.tap
         if self.recompute:
             fields["recompute"] = True
         return fields

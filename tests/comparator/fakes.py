@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from dumper.layout import SequenceSpan, TokenLayout
 from dumper.reading.headers import silent_taps
@@ -30,6 +31,11 @@ class FakeRecord:
     statistics: Mapping[str, Any] | None = None
     fingerprint: str | None = None
     tap: str | None = None
+    order: int = 0
+    sampled_rows: range | None = None
+    source: str = "memory"
+    filename: str | None = None
+    error: str | None = None
     loads: int = 0
 
     @property
@@ -44,15 +50,30 @@ class FakeRecord:
     def shape(self) -> tuple[int, ...] | None:
         return None if self.data is None else self.data.shape
 
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.data is None else self.data.nbytes
+
+    def is_intact(self) -> bool:
+        return True
+
     def array(self) -> npt.NDArray[Any]:
         assert self.data is not None
         self.loads += 1
         return self.data
 
+    def tensor(self) -> torch.Tensor:
+        return torch.from_numpy(self.array())
+
 
 @dataclass
 class FakeHeader:
     parallel: Mapping[str, tuple[int, int]]
+    rank: int = 0
+    world_size: int = 1
+    versions: Mapping[str, str] = field(default_factory=dict)
+    framework: str | None = None
+    patch_config: Mapping[str, Any] | None = None
 
 
 @dataclass

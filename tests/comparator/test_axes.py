@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comparator.align.rows import align_axes
 from comparator.dims import parse_dims
 from comparator.errors import PairError
-from comparator.plan.axes import align_axes, plan_axes
+from comparator.plan.axes import plan_axes
 from tests.comparator.fakes import values
 
 

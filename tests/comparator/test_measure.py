@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from comparator.measure.difference import compare_arrays, measure, row_differences, same_bytes, summarize, to_working
+from comparator.measure.difference import compare_arrays, measure, same_bytes
+from comparator.measure.rows import row_differences
+from comparator.measure.statistics import summarize, to_working
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 Array = npt.NDArray[Any]

@@ -11,9 +11,9 @@ import pytest
 
 import comparator
 from comparator.api import Report
-from comparator.match.pairs import execution_order
+from comparator.match.order import execution_order
+from comparator.options import TokenMode
 from comparator.pipeline import prepare
-from comparator.plan.tokens.interface import TokenMode
 from comparator.report.records import ErroredComparison, TensorComparison, ValueComparison
 from testbed.synthetic_engine import Engine, Request, serve
 from testbed.synthetic_runs import SyntheticRun, record
@@ -320,7 +320,7 @@ def test_tensors_are_loaded_pair_by_pair() -> None:
     records = [FakeRecord(f"x{i}", values(2, 2), dims="t h") for i in range(5)]
     prepared = prepare(FakeRun(records), FakeRun(records), comparator.Options())
     assert not any(one.loads for one in records)
-    next(prepared.findings())
+    prepared.measure(prepared.units[0])
     assert [one.loads > 0 for one in records] == [True, False, False, False, False]
 
 
@@ -343,7 +343,7 @@ def test_the_order_of_execution_is_that_of_the_rank_that_did_most() -> None:
         for rank, names in enumerate([idle[:2], busy, idle, later])
         for name in names
     ]
-    assert list(dict.fromkeys(record.name for record in execution_order(records))) == [
+    assert list(dict.fromkeys(record.name for record in execution_order(records, lambda record: record.name))) == [
         *["in", "attention", "residual", "gather", "mlp"],
         *later,
     ]

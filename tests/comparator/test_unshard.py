@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comparator.align.unshard import undo_zigzag, unshard
+from comparator.align.unshard import Replicas, undo_zigzag, unshard
 from comparator.dims import parse_dims
 from comparator.errors import DimsError, PairError
+from comparator.measure.replicas import measure_replicas
 from comparator.plan.unshard import Shard, UnshardPlan, plan_unshard
+from comparator.rules import OUR_RULES
 
 Array = npt.NDArray[np.float32]
 Coordinates = Mapping[str, tuple[int, int]]
@@ -26,10 +28,11 @@ def put_together(
 ) -> tuple[UnshardPlan, list[Array]]:
     described = [Shard(rank, array.shape, coordinates) for rank, (coordinates, array) in enumerate(shards)]
     plan = plan_unshard(parse_dims(dims), described, **arguments)  # type: ignore[arg-type]
-    result = unshard(plan, [array for _, array in shards])
-    assert [array.shape for array in result.arrays] == [part.shape for part in plan.parts]
-    assert all(check.passed for check in result.replicas)
-    return plan, list(result.arrays)
+    visited: list[Replicas] = []
+    result = unshard(plan, [array for _, array in shards], visit=visited.append)
+    assert [array.shape for array in result] == [part.shape for part in plan.parts]
+    assert all(np.array_equal(group.members[0], member) for group in visited for member in group.members)
+    return plan, list(result)
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,12 @@ def test_a_replica_that_was_not_recorded_is_no_loss() -> None:
 
 def test_replicas_that_differ_are_found() -> None:
     plan = plan_unshard(parse_dims("t h # tp:replicated"), [Shard(0, X.shape, TP0), Shard(1, X.shape, TP1)])
-    (check,) = unshard(plan, [X, X + 1e-3]).replicas
-    assert not check.passed
-    assert check.difference is not None
-    assert check.difference.max_abs == pytest.approx(1e-3, rel=1e-2)
-    (check,) = unshard(plan, [X, X.copy()]).replicas
-    assert check.passed
+    for other, gap in ((X + 1e-3, pytest.approx(1e-3, rel=1e-2)), (X.copy(), 0)):
+        visited: list[Replicas] = []
+        unshard(plan, [X, other], visit=visited.append)
+        (check,) = measure_replicas("baseline", visited[0], OUR_RULES)
+        assert check.difference is not None
+        assert check.difference.max_abs == gap
 
 
 def test_pieces_that_do_not_fit() -> None:

@@ -6,17 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
+from comparator.options import Side, TokenMode
 from comparator.plan.tokens.classify import RowClassifier
-from comparator.plan.tokens.interface import (
-    RowsClass,
-    RowsQuery,
-    Side,
-    SideLayouts,
-    TokenAligner,
-    TokenMode,
-    TokenPart,
-    TokenPlan,
-)
+from comparator.plan.tokens.interface import RowsClass, RowsQuery, SideLayouts, TokenAligner, TokenPart, TokenPlan
 from comparator.plan.tokens.ordered import plan_ordered
 from comparator.plan.tokens.pairing import pair_sequences
 from comparator.plan.tokens.parts import PartTokens, tokens_of_parts

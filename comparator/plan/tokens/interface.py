@@ -19,10 +19,9 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from comparator.options import Side
 from dumper.layout import TokenLayout
 
-Side = Literal["baseline", "target"]
-TokenMode = Literal["per_step", "concat_steps", "smart"]
 RowsHold = Literal["own", "gathered", "unknown"]
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from comparator.options import Side
 from comparator.plan.tokens import reasons
 from comparator.plan.tokens.episodes import NEVER
-from comparator.plan.tokens.interface import Side, TokenPlan
+from comparator.plan.tokens.interface import TokenPlan
 from comparator.plan.tokens.pairing import SequencePairs
 from comparator.plan.tokens.parts import PartTokens, in_order_of_steps
 from comparator.plan.tokens.rows import NO_TOKEN_ID, UNKNOWN_ROW

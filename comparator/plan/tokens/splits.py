@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from dumper.layout import zigzag_blocks
+
 Indices = npt.NDArray[np.int64]
 
 
@@ -35,12 +37,11 @@ def context_parallel(lengths: Sequence[int], ordering: str, size: int, rank: int
     """
     if ordering == "interleave":
         return np.arange(rank, sum(lengths), size, dtype=np.int64)
-    found = []
+    found: list[Indices] = []
     start = 0
     for length in lengths:
         if ordering == "zigzag":
-            found.append(start + block(length, 2 * size, rank))
-            found.append(start + block(length, 2 * size, 2 * size - 1 - rank))
+            found.extend(start + block(length, 2 * size, number) for number in zigzag_blocks(rank, size))
         elif ordering == "natural":
             found.append(start + block(length, size, rank))
         else:

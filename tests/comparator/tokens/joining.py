@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from comparator.options import Side, TokenMode
 from comparator.plan.tokens import SideLayouts, TokenAligner, TokenPart, TokenPlan, build_token_aligner
-from comparator.plan.tokens.interface import RowsClass, Side, TokenMode
+from comparator.plan.tokens.interface import RowsClass
 from testbed.synthetic_runs import WIDTH, Array, SyntheticRun
 
 

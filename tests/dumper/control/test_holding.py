@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dumper.rules.levels import FULL, Level
+from dumper.levels import FULL, Level
 from dumper.settings import Settings
-from dumper.values.source import Source
 from dumper.writing.holding import Holding
 from dumper.writing.items import Description, Item, Submission, Watched
 
@@ -29,7 +28,7 @@ class FailedCopy:
 
 
 def description(level: Level = FULL) -> Description:
-    return Description(Source.of("x"), (), None, "float32", (4,), level, False)
+    return Description("x", (), None, "float32", (4,), level, "value", None, False)
 
 
 def holding(folder: Path) -> tuple[Holding, list[tuple[int, str]]]:

@@ -1,0 +1,146 @@
+"""What is compared with what: entries, bundles of them, and pairs of bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from comparator.options import Options, Side
+from dumper.reading.protocol import Record, Run
+
+KeyPart = tuple[str, str | int | None]
+Key = tuple[KeyPart, ...]
+
+
+class Piece(Protocol):
+    """A part of a dimension that holds several things (``comparator.match.map``)."""
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]: ...
+    def cut(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A record as the comparison knows it: under the name, tags and dims that hold for it, cut to a piece."""
+
+    record: Record
+    name: str
+    tags: Mapping[str, Any]
+    dims: str | None
+    piece: Piece | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.record.rank
+
+    @property
+    def step(self) -> int | None:
+        return self.record.step
+
+    @property
+    def is_tensor(self) -> bool:
+        return self.record.kind == "tensor"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor that was dumped, whatever its level; empty for a value that is no tensor."""
+        shape = tuple(self.record.shape or ())
+        return shape if self.piece is None else self.piece.shape(shape)
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        """Of the array that is read: at level ``sample`` that of the rows that were kept."""
+        rows = self.record.sampled_rows
+        return self.shape if rows is None else (len(rows), *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class RunIndex:
+    """A run and those of its records that take part, as the comparison knows them."""
+
+    run: Run
+    entries: Sequence[Entry]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The entries on one side that make one logical tensor (or value)."""
+
+    entries: tuple[Entry, ...]
+    order: int
+    """Place of the first one among all of the run, in the order of execution."""
+    history: tuple[Entry, ...] = ()
+    """The entries of all steps with the same name and tags, these among them."""
+    family: Key = ()
+    """What names that history: the key without the step."""
+
+    @property
+    def steps(self) -> tuple[int | None, ...]:
+        return sorted_steps(self.entries)
+
+    @property
+    def recorded_dims(self) -> str | None:
+        return next((entry.dims for entry in self.entries if entry.dims), None)
+
+    def dims(self, name: str, side: Side, options: Options) -> str | None:
+        """The dims that hold for the bundle: an override's, else the recorded ones."""
+        return options.dims_for(name, self.recorded_dims, side)
+
+    @property
+    def all_tensors(self) -> bool:
+        return all(entry.is_tensor for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class BundlePair:
+    """What is compared with what; one side is None when only the other has it."""
+
+    name: str
+    tags: Key
+    """What else tells this pair from others of the name: tags, rank, occurrence, ..."""
+    step: int | None
+    """The step of the target's records; None when several steps are joined."""
+    baseline: Bundle | None
+    target: Bundle | None
+
+    @property
+    def label(self) -> str:
+        """The pair for people: ``attn_output layer_id=3``."""
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self.tags)])
+
+    @property
+    def family(self) -> Key:
+        """The same for all pairs of one name and tags, whatever their step."""
+        return (("name", self.name), *self.tags)
+
+    @property
+    def tap(self) -> str | None:
+        """Id of the tap in the target, or in the baseline where only that has one."""
+        taps = (bundle.entries[0].record.tap for bundle in (self.target, self.baseline) if bundle)
+        return next((tap for tap in taps if tap), None)
+
+
+def sorted_steps(entries: Sequence[Entry]) -> tuple[int | None, ...]:
+    """The steps of entries; what has no step comes first."""
+    return tuple(sorted({entry.step for entry in entries}, key=lambda step: (step is not None, step or 0)))
+
+
+def split_steps(pair: BundlePair) -> list[BundlePair]:
+    """One pair per step of a pair that joins steps; for what has no token dimension to join along."""
+    steps = sorted_steps([entry for side in (pair.baseline, pair.target) if side for entry in side.entries])
+    if len(steps) < 2:
+        return [pair]
+    return [
+        replace(pair, step=step, baseline=_of_step(pair.baseline, step), target=_of_step(pair.target, step))
+        for step in steps
+    ]
+
+
+def _of_step(bundle: Bundle | None, step: int | None) -> Bundle | None:
+    if bundle is None:
+        return None
+    entries = tuple(entry for entry in bundle.entries if entry.step == step)
+    return replace(bundle, entries=entries) if entries else None

@@ -1,0 +1,83 @@
+"""The aligned rows of one family over all its steps, and what each row is: what an analysis of whole tensors gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.align.pair import Aligned
+from comparator.match.bundles import Key
+from comparator.measure.statistics import Array
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class FamilyRows:
+    """Both sides of one tensor, tokens first: arrays of shape ``(rows, channels)`` in their own dtypes."""
+
+    family: Key
+    """Name and tags: ``(("name", "attn_output"), ("layer_id", "3"))``."""
+    baseline: Array
+    target: Array
+    sequence: Integers | None
+    """Per row the number of its sequence, in the order of arrival in the baseline; None where rows have no identity."""
+    position: Integers | None
+    """Per row the position of its token in the sequence, from 0."""
+    step: Integers
+    """Per row the forward pass of the target that computed it; -1 outside any."""
+    baseline_dims: str | None = None
+    target_dims: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @property
+    def decode(self) -> npt.NDArray[np.bool_]:
+        """Per row whether its token came alone in its forward pass, after others of its sequence."""
+        if self.sequence is None or self.position is None:
+            return np.zeros(len(self), np.bool_)
+        passes = (self.step << 32) + self.sequence
+        _, inverse, count = np.unique(passes, return_inverse=True, return_counts=True)
+        found: npt.NDArray[np.bool_] = (count[inverse.reshape(-1)] == 1) & (self.position > 0)
+        return found
+
+
+def pool_rows(family: Key, pairs: Sequence[Aligned]) -> FamilyRows | None:
+    """The rows of all pairs of a family, one after the other.
+
+    None where there is no token dimension, or where pairs have other numbers of channels.
+    """
+    if not pairs or any(one.token_axis is None or one.tokens is None or not one.same_shape for one in pairs):
+        return None
+    baseline = [_rows_by_channels(one.baseline, one.token_axis or 0) for one in pairs]
+    target = [_rows_by_channels(one.target, one.token_axis or 0) for one in pairs]
+    if len({array.shape[1] for array in baseline}) > 1:
+        return None
+    steps = [np.full(len(array), -1, np.int64) if one.steps is None else one.steps[: len(array)]
+             for one, array in zip(pairs, target, strict=True)]  # fmt: skip
+    tokens = [one.tokens for one in pairs if one.tokens is not None]
+    known = all(one.sequence is not None and one.position is not None for one in tokens)
+    plan = pairs[0].plan
+    return FamilyRows(
+        family,
+        _joined(baseline),
+        _joined(target),
+        np.concatenate([np.asarray(one.sequence, np.int64) for one in tokens]) if known else None,
+        np.concatenate([np.asarray(one.position, np.int64) for one in tokens]) if known else None,
+        np.concatenate(steps),
+        plan.baseline.dims.text if plan.baseline.dims else None,
+        plan.target.dims.text if plan.target.dims else None,
+    )
+
+
+def _rows_by_channels(array: Array, axis: int) -> Array:
+    moved = np.moveaxis(array, axis, 0)
+    return moved.reshape(moved.shape[0], -1)
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

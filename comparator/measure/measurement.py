@@ -1,0 +1,147 @@
+"""What measuring a pair gives: numbers and short texts, never tensors. One row of the table of measurements each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from comparator.measure.difference import Difference
+from comparator.measure.statistics import Statistics
+from comparator.options import Side
+
+
+@dataclass(frozen=True)
+class ArrayNumbers:
+    """One side of a pair."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """numpy's name, of ml_dtypes where numpy has none."""
+    statistics: Statistics
+
+
+@dataclass(frozen=True)
+class ReplicaNumbers:
+    """How one replica compares with the one that is used."""
+
+    side: Side
+    axis: str
+    group: int
+    index: int
+    """Position of the replica in its group; the first one (0) is used."""
+    difference: Difference | None
+    """None when the shapes differ."""
+    identical: bool
+    """Every bit is the same; not looked at where the difference says enough."""
+
+
+@dataclass(frozen=True)
+class TokenNumbers:
+    """How many tokens were compared and what only one side had, by reason."""
+
+    matched: int
+    only_baseline: Mapping[str, int]
+    only_target: Mapping[str, int]
+    dropped_baseline: int
+    dropped_target: int
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something that was found on the way; ``name`` is one of ``comparator.messages``."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
+class TensorMeasurement:
+    """A pair of tensors."""
+
+    baseline: ArrayNumbers
+    target: ArrayNumbers
+    unified_shape: tuple[int, ...]
+    """Shape of the aligned baseline."""
+    dims: tuple[str | None, str | None]
+    """That held for baseline and target."""
+    difference: Difference | None
+    """None when the aligned shapes differ."""
+    integers: bool = False
+    """Both sides hold integers or truth values."""
+    replicas: tuple[ReplicaNumbers, ...] = ()
+    downcast: Difference | None = None
+    """The difference once more with both sides in the smaller dtype, where the dtypes are mixed."""
+    downcast_dtype: str | None = None
+    tokens: TokenNumbers | None = None
+    max_token_rel: float | None = None
+    """The largest ``rel`` of a single token; None where tokens cannot be told apart or nothing differs."""
+    worst_token: str | None = None
+    """The token with the largest difference: ``sequence 0, position 5``."""
+    first_bad_token: str | None = None
+    """The first token, in the order of the rows, whose own ``rel`` is beyond ``TOKEN_THRESHOLD``."""
+    remarks: tuple[Remark, ...] = ()
+
+
+@dataclass(frozen=True)
+class HashMeasurement:
+    """A pair of tensors of which fingerprints were recorded."""
+
+    dtypes: tuple[str | None, str | None]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    unequal: str = ""
+    """Where fingerprints differ, in words; empty when they agree."""
+
+
+@dataclass(frozen=True)
+class StatisticsMeasurement:
+    """A pair of tensors of which statistics were recorded; the difference is one of summaries."""
+
+    dtypes: tuple[str | None, str | None]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    statistics: tuple[Statistics, Statistics]
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class ValueMeasurement:
+    """A pair of values that are no tensors, as text."""
+
+    baseline: str
+    target: str
+    types: tuple[str, str]
+    equal: bool
+    path: str | None = None
+    """Where they first differ, ``['layers'][3]``; empty for the whole value, None where that is not known."""
+    difference: str = ""
+    """What differs there."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A pair that is not compared, and why."""
+
+    name: str
+    """One of ``comparator.messages``."""
+    reason: str
+    """The same as SGLang's report says it."""
+    message: str
+    available: Side | None = None
+    """The side that has it."""
+    numbers: ArrayNumbers | None = None
+    """Of its first tensor there."""
+    dims: str | None = None
+    """That hold for it there."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A pair that cannot be compared, for a reason that concerns it alone."""
+
+    name: str
+    type: str
+    message: str
+    hint: str = ""
+    traceback: str = ""
+
+
+Measurement = TensorMeasurement | HashMeasurement | StatisticsMeasurement | ValueMeasurement | Skipped | Failure

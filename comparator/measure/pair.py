@@ -1,0 +1,266 @@
+"""Measure one pair: from a selected pair to its measurement. What goes wrong with a pair is its measurement."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.align.load import load_array
+from comparator.align.pair import Aligned, align
+from comparator.align.unshard import Replicas
+from comparator.errors import ComparatorError, DimsError, PairError
+from comparator.match.bundles import BundlePair
+from comparator.measure.difference import Difference, Measured, compare_arrays
+from comparator.measure.measurement import (
+    ArrayNumbers,
+    Failure,
+    Measurement,
+    Remark,
+    ReplicaNumbers,
+    Skipped,
+    TensorMeasurement,
+    TokenNumbers,
+)
+from comparator.measure.reduced import measure_hashes, measure_statistics
+from comparator.measure.replicas import measure_replicas
+from comparator.measure.rows import row_differences
+from comparator.measure.statistics import PERCENTILE_LIMIT, Array, Statistics, summarize
+from comparator.measure.torch_rounding import compare_as_torch, difference_as_torch_in_bfloat16
+from comparator.measure.values import measure_values
+from comparator.options import Options, Side
+from comparator.plan.levels import reduced_level
+from comparator.plan.pair import PairPlan, Planner
+from comparator.plan.rows import UnrelatedRanksError
+from comparator.plan.selection import Selected
+from comparator.plan.tokens.interface import TokenPlan
+from comparator.rules import Rules
+
+TOKEN_THRESHOLD = 1e-3
+"""``rel`` from which a token counts as the first one that differs."""
+
+_DOWNCAST = {frozenset({"float32", "bfloat16"}): "bfloat16", frozenset({"float32", "float16"}): "float16"}
+
+SeeAligned = Callable[[Selected, Aligned], None]
+"""Called with the aligned arrays of a pair of full tensors of one shape, while they are there."""
+
+
+@dataclass(frozen=True)
+class Measurer:
+    """Measures pairs of two runs. It keeps no tensor and no measurement."""
+
+    planner: Planner
+    options: Options
+
+    def measure(self, selected: Selected, *, detailed: bool = False, see: SeeAligned | None = None) -> Measurement:
+        """Measure a pair; ``detailed`` adds percentiles. ComparatorError is for what concerns more than the pair."""
+        try:
+            return self._measure(selected, detailed, see)
+        except UnrelatedRanksError as error:
+            return self._unrelated(selected, error)
+        except ComparatorError:
+            raise
+        except Exception as error:
+            return failure(error)
+
+    def align(self, selected: Selected, see: SeeAligned) -> None:
+        """Call ``see`` with the aligned arrays of a pair of full tensors of one shape; with no others."""
+        pair = selected.pair
+        if selected.error is not None or not selected.kept or pair.baseline is None or pair.target is None:
+            return
+        if not (pair.baseline.all_tensors and pair.target.all_tensors):
+            return
+        try:
+            if reduced_level(pair) is None:
+                plan = self.planner.plan(pair, selected.rules)
+                aligned = align(plan, pair, self.planner.contexts, selected.rules)
+                if aligned.same_shape:
+                    see(selected, aligned)
+        except (PairError, DimsError, ValueError):
+            return  # its own measurement says why
+
+    def _measure(self, selected: Selected, detailed: bool, see: SeeAligned | None) -> Measurement:
+        pair, rules = selected.pair, selected.rules
+        if selected.error is not None:
+            raise selected.error
+        if not selected.kept:
+            return self._skipped(selected)
+        assert pair.baseline is not None
+        assert pair.target is not None
+        if not (pair.baseline.all_tensors and pair.target.all_tensors):
+            return measure_values(pair, rules)
+        level = reduced_level(pair)
+        if level == "hash":
+            return measure_hashes(pair, self.planner.contexts)
+        if level == "stats":
+            return measure_statistics(pair, self.planner.contexts, self.options)
+        plan = self.planner.plan(pair, rules, sampled=level == "sample")
+        replicas: list[ReplicaNumbers] = []
+
+        def visit(side: Side, found: Replicas) -> None:
+            replicas.extend(measure_replicas(side, found, rules))
+
+        aligned = align(plan, pair, self.planner.contexts, rules, visit)
+        if see is not None and aligned.same_shape and level is None:
+            see(selected, aligned)
+        return measure_aligned(aligned, tuple(replicas), rules, self.options, detailed=detailed)
+
+    def _skipped(self, selected: Selected) -> Skipped:
+        pair = selected.pair
+        if selected.reason == "request_ids":
+            return Skipped("request-ids", selected.reason, selected.message)
+        side: Side = "target" if pair.baseline is None else "baseline"
+        bundle = pair.target or pair.baseline
+        dims = None if bundle is None else bundle.dims(pair.name, side, self.options)
+        numbers = _first_tensor(pair, side)
+        return Skipped(f"only-in-{side}", selected.reason, selected.message, side, numbers, dims)
+
+    def _unrelated(self, selected: Selected, error: UnrelatedRanksError) -> Skipped:
+        available: Side = "target" if error.side == "baseline" else "baseline"
+        numbers = _first_tensor(selected.pair, available)
+        return Skipped(error.name, f"{error.side}_load_failed", str(error), available, numbers, None)
+
+
+def failure(error: Exception) -> Failure:
+    """A pair that cannot be compared: with a hint where one is known, and else (a damaged payload, a fault of ours)
+    with the traceback of the exception that is being handled."""
+    hint = error.hint if isinstance(error, PairError | DimsError) else ""
+    name = error.name if isinstance(error, PairError | DimsError) else "unexpected-error"
+    trace = hint or ("" if isinstance(error, PairError) else traceback.format_exc())
+    return Failure(name, type(error).__name__, str(error), hint, trace)
+
+
+def measure_aligned(
+    aligned: Aligned, replicas: tuple[ReplicaNumbers, ...], rules: Rules, options: Options, *, detailed: bool
+) -> TensorMeasurement:
+    """The numbers of a pair of aligned arrays."""
+    baseline, target, plan = aligned.baseline, aligned.target, aligned.plan
+    dims = tuple(side.dims.text if side.dims else None for side in (plan.baseline, plan.target))
+    remarks = _remarks(plan)
+    if not aligned.same_shape:
+        few = detailed and max(baseline.size, target.size) < PERCENTILE_LIMIT
+        return TensorMeasurement(
+            baseline=_numbers(aligned.baseline_shape, baseline, summarize(baseline, percentiles=few)),
+            target=_numbers(target.shape, target, summarize(target, percentiles=few)),
+            unified_shape=baseline.shape,
+            dims=(dims[0], dims[1]),
+            difference=None,
+            replicas=replicas,
+            tokens=_token_numbers(aligned.tokens),
+            remarks=(*remarks, *_shape_remark(aligned, options)),
+        )
+    measured = _compare(baseline, target, rules, options, percentiles=detailed)
+    difference = measured.difference
+    axis = aligned.token_axis
+    rows = None
+    if rules.token_metrics and axis is not None and difference.max_abs != 0 and baseline.shape[axis]:
+        rows = row_differences(baseline, target, axis, equal_nonfinite=options.equal_nan)
+    downcast, downcast_dtype = _downcast(baseline, target, rules, options)
+    worst = None
+    if aligned.tokens is not None and axis is not None and difference.coordinate:
+        worst = aligned.tokens.describe_row(difference.coordinate[axis])
+    return TensorMeasurement(
+        baseline=_numbers(aligned.baseline_shape, baseline, measured.baseline),
+        target=_numbers(target.shape, target, measured.target),
+        unified_shape=baseline.shape,
+        dims=(dims[0], dims[1]),
+        difference=difference,
+        integers=all(array.dtype.kind in "iub" for array in (baseline, target)),
+        replicas=replicas,
+        downcast=downcast,
+        downcast_dtype=downcast_dtype,
+        tokens=_token_numbers(aligned.tokens),
+        max_token_rel=None if rows is None else float(rows.max()),
+        worst_token=worst,
+        first_bad_token=_first_bad_token(rows, aligned.tokens),
+        remarks=remarks,
+    )
+
+
+def _compare(baseline: Array, target: Array, rules: Rules, options: Options, *, percentiles: bool) -> Measured:
+    if rules.rounding == "torch":
+        return compare_as_torch(baseline, target, percentiles=percentiles)
+    return compare_arrays(
+        baseline,
+        target,
+        percentiles=percentiles,
+        equal_nonfinite=options.equal_nan,
+        single_precision=rules.single_precision,
+    )
+
+
+def _numbers(shape: tuple[int, ...], array: Array, statistics: Statistics) -> ArrayNumbers:
+    return ArrayNumbers(shape, array.dtype.name, statistics)
+
+
+def _first_tensor(pair: BundlePair, side: Side) -> ArrayNumbers | None:
+    """The first tensor of the side that has one, as it was recorded."""
+    bundle = pair.baseline if side == "baseline" else pair.target
+    full = [entry for entry in bundle.entries if entry.is_tensor and entry.record.level == "full"] if bundle else []
+    if not full:
+        return None
+    array = load_array(full[0])
+    return ArrayNumbers(array.shape, full[0].record.dtype or array.dtype.name, summarize(array))
+
+
+def _downcast(baseline: Array, target: Array, rules: Rules, options: Options) -> tuple[Difference | None, str | None]:
+    name = _DOWNCAST.get(frozenset({baseline.dtype.name, target.dtype.name}))
+    if name is None or baseline.dtype == target.dtype:
+        return None, None
+    with np.errstate(all="ignore"):
+        if rules.rounding == "torch":
+            if name != "bfloat16":
+                return None, None
+            return difference_as_torch_in_bfloat16(baseline, target), name
+        dtype = baseline.dtype if baseline.dtype.name == name else target.dtype
+        measured = compare_arrays(baseline.astype(dtype), target.astype(dtype), equal_nonfinite=options.equal_nan)
+    return measured.difference, name
+
+
+def _first_bad_token(rows: npt.NDArray[np.float64] | None, tokens: TokenPlan | None) -> str | None:
+    if rows is None or tokens is None:
+        return None
+    bad = np.flatnonzero(~(rows <= TOKEN_THRESHOLD))
+    if not bad.size:
+        return None
+    row = int(bad[0])
+    return tokens.describe_row(row) or f"row {row}"
+
+
+def _token_numbers(tokens: TokenPlan | None) -> TokenNumbers | None:
+    if tokens is None:
+        return None
+    return TokenNumbers(
+        tokens.matched,
+        dict(tokens.only_baseline),
+        dict(tokens.only_target),
+        tokens.dropped_baseline,
+        tokens.dropped_target,
+    )
+
+
+def _remarks(plan: PairPlan) -> tuple[Remark, ...]:
+    return (
+        *(Remark("axes-not-aligned", message) for message in plan.errors),
+        *(Remark("tokens-joined", message) for message in plan.notes),
+        *(Remark("shared-pieces-assumed", message) for message in plan.warnings),
+    )
+
+
+def _shape_remark(aligned: Aligned, options: Options) -> tuple[Remark, ...]:
+    axis, baseline, target = aligned.token_axis, aligned.baseline, aligned.target
+    if (
+        options.token_aligner != "per_step"
+        or axis is None
+        or axis >= min(baseline.ndim, target.ndim)
+        or baseline.shape[axis] == target.shape[axis]
+    ):
+        return ()
+    message = (
+        f"the token dimension has {baseline.shape[axis]} rows in the baseline and {target.shape[axis]} in the "
+        "target; --token-aligner smart joins the runs on token identity, whatever their steps are"
+    )
+    return (Remark("token-counts-differ", message),)

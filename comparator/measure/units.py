@@ -1,0 +1,121 @@
+"""The units of work and the table that they fill.
+
+A unit is a family: all pairs of one name and tags over all steps. It is described by numbers alone, and what comes back
+are numbers, so that a unit can be sent to another process that has opened the same runs with the same options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from comparator.align.pair import Aligned
+from comparator.match.bundles import BundlePair, Key
+from comparator.measure.family import FamilyRows, pool_rows
+from comparator.measure.measurement import Measurement
+from comparator.measure.pair import Measurer
+from comparator.plan.selection import Selected
+from comparator.rules import Rules
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of work: pairs by their numbers."""
+
+    number: int
+    pairs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table of measurements."""
+
+    pair: int
+    part: int
+    """Number of the step, of a pair that was grouped over steps and is compared step by step; else 0."""
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
+class UnitResult(Generic[P]):
+    """What a unit gives: a row per comparison, and the profile of the family where one was asked for."""
+
+    unit: Unit
+    rows: tuple[Row, ...]
+    profile: P | None = None
+
+
+class Families:
+    """Aligned rows of whole families, for what is measured against other families."""
+
+    def __init__(
+        self, pairs: Sequence[BundlePair], select: Callable[[int], list[Selected]], measurer: Measurer
+    ) -> None:
+        self._select = select
+        self._measurer = measurer
+        self._members: dict[Key, list[int]] = {}
+        for number, pair in enumerate(pairs):
+            self._members.setdefault(pair.family, []).append(number)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """All families, in the order in which they first come."""
+        return tuple(self._members)
+
+    def rows(self, family: Key) -> FamilyRows | None:
+        """The aligned rows of a family, read anew; None where it has none, or where it cannot be aligned."""
+        seen: list[Aligned] = []
+        for number in self._members.get(family, ()):
+            for selected in self._select(number):
+                self._measurer.align(selected, lambda _, aligned: seen.append(aligned))
+        return pool_rows(family, seen)
+
+
+Profiler = Callable[[FamilyRows, Families], P | None]
+"""Makes the profile of a family from its aligned rows; may ask for those of other families."""
+
+
+def units_of(pairs: Sequence[BundlePair], rules: Rules) -> list[Unit]:
+    """The units of a comparison: families where verdicts look at the whole table, else pair by pair."""
+    if not rules.whole_table:
+        return [Unit(number, (number,)) for number in range(len(pairs))]
+    families: dict[Key, list[int]] = {}
+    for number, pair in enumerate(pairs):
+        families.setdefault(pair.family, []).append(number)
+    return [Unit(number, tuple(members)) for number, members in enumerate(families.values())]
+
+
+def measure_unit(
+    unit: Unit,
+    select: Callable[[int], list[Selected]],
+    measurer: Measurer,
+    families: Families | None = None,
+    profiler: Profiler[P] | None = None,
+) -> UnitResult[P]:
+    """Measure all pairs of a unit. With a profiler the aligned arrays of the family are kept until its end."""
+    seen: list[Aligned] = []
+    family: list[Key] = []
+
+    def see(selected: Selected, aligned: Aligned) -> None:
+        family.append(selected.pair.family)
+        seen.append(aligned)
+
+    rows = tuple(
+        Row(number, part, measurer.measure(selected, see=see if profiler is not None else None))
+        for number in unit.pairs
+        for part, selected in enumerate(select(number))
+    )
+    profile: P | None = None
+    if profiler is not None and families is not None and seen:
+        pooled = pool_rows(family[0], seen)
+        profile = None if pooled is None else profiler(pooled, families)
+    return UnitResult(unit, rows, profile)
+
+
+def in_order(results: Sequence[UnitResult[P]]) -> Iterator[Row]:
+    """The rows of the table in the order of the pairs."""
+    rows = [row for result in results for row in result.rows]
+    yield from sorted(rows, key=lambda row: (row.pair, row.part))

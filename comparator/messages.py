@@ -1,0 +1,80 @@
+"""The names of all warnings and errors, one line for each. ``docs/messages.md`` has a paragraph for each.
+
+``--allow NAME`` makes an error one that does not fail the comparison, ``--error NAME`` the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning", "info"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is said under one name."""
+
+    severity: Severity
+    """Without switches. An error makes the pair, or the comparison, fail."""
+    summary: str
+
+
+MESSAGES: Mapping[str, Message] = {
+    # About a run
+    "tap-never-fired": Message("warning", "An installed tap recorded nothing on any rank."),
+    "missing-rank": Message("warning", "A rank of the run has no file."),
+    "truncated": Message("warning", "A file of the run ends in the middle of a record."),
+    "corrupted": Message("warning", "Bytes of a file do not match their checksum, or make no sense."),
+    "lost": Message("warning", "Values could not be recorded and are not in the run."),
+    "unclosed": Message("warning", "A file of the run was not closed; its last records may be missing."),
+    "empty": Message("warning", "A file of the run holds no records."),
+    "unreadable": Message("warning", "A file of the run cannot be read, or has another name than the run's files."),
+    # About the comparison as a whole
+    "nothing-to-compare": Message("error", "Nothing was selected in the runs."),
+    "nothing-in-common": Message("error", "No tensor is in both runs."),
+    # A pair that is not compared
+    "only-in-baseline": Message("info", "Only the baseline has this tensor."),
+    "only-in-target": Message("info", "Only the target has this tensor."),
+    "request-ids": Message("info", "Request ids differ between any two runs and are not compared."),
+    "record-of-batch": Message("info", "SGLang's own record of a batch, from which token layouts are made."),
+    "unreadable-file": Message("error", "A file of a pair cannot be read."),
+    "empty-rank": Message("info", "A data-parallel rank holds an empty tensor and takes no part."),
+    # A pair that cannot be compared
+    "pair-not-comparable": Message("error", "A pair cannot be compared; the message says why."),
+    "bad-dims": Message("error", "Dims cannot be understood, or do not fit the tensor."),
+    "ranks-without-dims": Message("error", "Several ranks recorded a tensor without dims that say how they relate."),
+    "axis-not-declared": Message("error", "Ranks differ in a parallel axis that the dims do not mention."),
+    "ranks-not-told-apart": Message("error", "No recorded axis that the dims name tells the ranks of a tensor apart."),
+    "records-not-told-apart": Message(
+        "error", "A rank recorded a tensor several times in a step, under the same tags."
+    ),
+    "piece-missing": Message("error", "A piece or summand of a tensor was not recorded."),
+    "shapes-differ": Message("error", "Shards of a tensor have shapes that do not fit together."),
+    "dimensions-differ": Message("error", "Both sides name other dimensions, or fuse them in another way."),
+    "no-token-dimension": Message("error", "A tensor has several parts and no token dimension to join them along."),
+    "no-common-token": Message("error", "No token of a tensor is on both sides."),
+    "steps-not-joined": Message("error", "Several steps make one tensor, and nothing says how their tokens join."),
+    "companion-not-recorded": Message("error", "The tensor that says how rows were sorted was not recorded."),
+    "damaged-record": Message("error", "The bytes of a record do not match their checksum."),
+    "levels-differ": Message("error", "A tensor was recorded at levels that cannot be compared with each other."),
+    "samples-differ": Message("error", "The samples of both sides hold other rows."),
+    "ranks-differ": Message("error", "Ranks of one side recorded other values of what is no tensor."),
+    "no-criterion": Message("error", "Criteria were given, and none is for this tensor."),
+    "unexpected-error": Message(
+        "error", "A payload is damaged, or the comparator has a fault; the traceback says where."
+    ),
+    # About a pair that is compared
+    "axes-not-aligned": Message("error", "The dimensions of both sides could not be aligned; compared as they lie."),
+    "too-few-tokens-matched": Message("error", "Fewer tokens were compared than --min-matched asks for."),
+    "token-counts-differ": Message("error", "Both sides have other numbers of tokens in the same step."),
+    "tokens-joined": Message("info", "How tokens were joined: which sequence parted, what was paired by arrival."),
+    "shared-pieces-assumed": Message("warning", "Neighbouring ranks were taken to hold the same piece."),
+    "non-finite": Message("warning", "A side holds NaN or infinite elements."),
+    "scaled": Message("warning", "One factor explains most of the difference, which rounding would not."),
+    "token-differs": Message("warning", "One token differs, which the others hide."),
+    "fingerprints-differ": Message("info", "Fingerprints differ; where is said."),
+    "compared-by-statistics": Message("info", "Only statistics were recorded; equal ones do not prove equal tensors."),
+    "value-differs": Message("info", "A value that is no tensor differs; where is said."),
+}

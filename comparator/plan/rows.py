@@ -1,0 +1,155 @@
+"""Plan a pair that is joined as its rows lie, by what each file says of its rank: the rules of SGLang's comparator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from comparator.dims import SEQUENCE, TOKEN, Dimension, Dims, parse_dims
+from comparator.errors import PairError
+from comparator.match.bundles import Bundle, BundlePair, Entry
+from comparator.match.keys import sglang_record
+from comparator.options import Options, Side
+from comparator.plan.axes import AxesPlan, plan_axes
+from comparator.plan.context import SideContext
+from comparator.plan.ranks import KNOWN_AXES, active_place, check_declared
+from comparator.plan.side import NO_DIMS_HINT, UNKNOWN_ROWS, SidePlan, StepPlan, as_it_is
+from comparator.plan.unshard import Shard, UnshardPlan, plan_in_file_order
+from dumper.convert.sglang_layouts import AUXILIARY_NAMES
+
+SEVERAL_STEPS_HINT = "give --token-aligner, or keep the steps apart: --grouping-skip-keys rank"
+
+
+class UnrelatedRanksError(PairError):
+    """A record of the batch on several ranks, without dims: nothing that could be compared, and no loss."""
+
+    def __init__(self, side: Side, ranks: Sequence[int]) -> None:
+        listed = ", ".join(map(str, ranks))
+        super().__init__(
+            f"SGLang's own record of the batch on ranks {listed}, without dims; token layouts are made from it",
+            name="record-of-batch",
+        )
+        self.side = side
+
+
+@dataclass(frozen=True)
+class RowsPlan:
+    """Both sides, each one tensor of all its steps, and what brings them to one shape."""
+
+    baseline: SidePlan
+    target: SidePlan
+    axes: AxesPlan | None
+    rows: int | None
+    errors: tuple[str, ...] = ()
+
+
+def file_dims(bundle: Bundle, name: str, context: SideContext, options: Options) -> Dims | None:
+    """The dims of a bundle's first file; raises DimsError for dims that cannot be read."""
+    text = options.dims_for(name, bundle.entries[0].dims, context.side)
+    if text is None:
+        return None
+    dims = parse_dims(text)
+    dims.check_axes(KNOWN_AXES | context.axes)
+    return dims
+
+
+def plan_rows(pair: BundlePair, contexts: Mapping[Side, SideContext], options: Options) -> RowsPlan:
+    """Plan a pair of tensors. Raises PairError, DimsError or IndexError when a side cannot be put together."""
+    assert pair.baseline is not None
+    assert pair.target is not None
+    left = _plan_side(pair.baseline, pair.name, contexts["baseline"], options)
+    right = _plan_side(pair.target, pair.name, contexts["target"], options)
+    for plan, bundle in ((left, pair.baseline), (right, pair.target)):
+        if not plan.steps:
+            raise UnrelatedRanksError(plan.side, list(dict.fromkeys(entry.rank for entry in bundle.entries)))
+    rows: int | None = None
+    if options.token_aligner == "concat_steps":
+        # SGLang's comparator takes the baseline's token dimension on both sides.
+        axis = _token_axis(left.dims.dimensions if left.dims else ())
+        left, right = (replace(plan, token_dimensions=(axis,)) for plan in (left, right))
+        rows = min(_length(plan, axis) for plan in (left, right))
+    elif len(left.steps) != 1 or len(right.steps) != 1:
+        raise PairError(
+            f"several steps make one tensor here ({len(left.steps)} in the baseline, {len(right.steps)} in the "
+            "target), and nothing says how their tokens go together",
+            hint=SEVERAL_STEPS_HINT,
+            name="steps-not-joined",
+        )
+    if left.dims is None or right.dims is None:
+        return RowsPlan(left, right, None, rows)
+    _check_fused_order((*left.dims.dimensions, *right.dims.dimensions))
+    try:
+        return RowsPlan(left, right, plan_axes(left.dims.dimensions, right.dims.dimensions), rows)
+    except PairError as error:
+        return RowsPlan(left, right, None, rows, (f"{error}; {error.hint}",))
+
+
+def _length(plan: SidePlan, axis: int) -> int:
+    return sum(part.shape[axis] for step in plan.steps for part in step.unshard.parts)
+
+
+def _plan_side(bundle: Bundle, name: str, context: SideContext, options: Options) -> SidePlan:
+    dims = file_dims(bundle, name, context, options)
+    for entry in bundle.entries:
+        if dims is not None and len(entry.shape) != len(dims.dimensions):
+            dims.check_shape(entry.shape)
+    steps: list[StepPlan] = []
+    for step in bundle.steps:
+        entries = [entry for entry in bundle.entries if entry.step == step]
+        plan = _plan_step(name, entries, context, options)
+        if plan is None and not (name in AUXILIARY_NAMES and dims is None):
+            raise _unrelated(entries, dims, context.side)
+        if plan is not None:
+            steps.append(StepPlan(step, UNKNOWN_ROWS, plan))
+    return SidePlan(context.side, dims, None if dims is None else dims.dimensions, (), False, tuple(steps), ())
+
+
+def _plan_step(name: str, entries: Sequence[Entry], context: SideContext, options: Options) -> UnshardPlan | None:
+    """The plan of one step; None when nothing tells its ranks apart."""
+    if len(entries) == 1:
+        return as_it_is(Shard(entries[0].rank, entries[0].shape, {}))
+    text = options.dims_for(name, entries[0].dims, context.side)
+    if text is None:
+        return None
+    dims = parse_dims(text)
+    places = [active_place(sglang_record(entry), dims.axes - KNOWN_AXES) for entry in entries]
+    replicated, split = check_declared(dims, places, dims.data_parallel_axis or "dp")
+    if not replicated and not split:
+        return None
+    named = {*replicated, *split}
+    shards = [
+        Shard(entry.rank, entry.shape, {axis: place[axis] for axis in named})
+        for entry, place in zip(entries, places, strict=True)
+    ]
+    lengths = context.sequence_lengths.get(cast("int", entries[0].step))
+    return plan_in_file_order(dims, shards, replicated, lengths)
+
+
+def _unrelated(entries: Sequence[Entry], dims: Dims | None, side: Side) -> PairError:
+    ranks = ", ".join(str(entry.rank) for entry in entries)
+    if dims is None:
+        message = f"the {side} recorded it on ranks {ranks} without dims that say how they relate"
+        return PairError(message, hint=NO_DIMS_HINT, name="ranks-without-dims")
+    message = f"the {side} recorded it on ranks {ranks}, and dims {dims.text!r} do not tell them apart"
+    return PairError(message, hint=NO_DIMS_HINT, name="ranks-not-told-apart")
+
+
+def _token_axis(dimensions: Sequence[Dimension]) -> int:
+    names = [dimension.names for dimension in dimensions]
+    for name in (TOKEN, SEQUENCE):
+        if (name,) in names:
+            return names.index((name,))
+    return 0
+
+
+def _check_fused_order(dimensions: Sequence[Dimension]) -> None:
+    fused = [dimension.names for dimension in dimensions if dimension.fused]
+    for names in fused:
+        for other in fused:
+            if names != other and set(names) == set(other):
+                raise PairError(
+                    f"({'*'.join(names)}) and ({'*'.join(other)}) fuse the same dimensions in another order",
+                    hint="write the fused dimension in the same order on both sides, as it lies in memory",
+                    name="dimensions-differ",
+                )

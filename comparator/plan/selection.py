@@ -1,0 +1,203 @@
+"""Which entries of a pair take part, by which rules the pair is compared, and where it is left out: reasons as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+from comparator.dims import parse_dims
+from comparator.errors import DimsError, PairError
+from comparator.match.bundles import Bundle, BundlePair, Entry, split_steps
+from comparator.match.keys import sglang_record
+from comparator.options import Options, Side
+from comparator.plan.context import SideContext
+from comparator.plan.rows import SEVERAL_STEPS_HINT, file_dims
+from comparator.rules import SGLANG_RULES_BY_TOKEN, Rules, joins_steps
+
+REQUEST_IDS = "rids"
+"""The record of request ids, which differ between any two runs."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A record of a pair that takes no part in it, and why."""
+
+    side: Side
+    rank: int
+    step: int | None
+    name: str
+    """``unreadable-file`` or ``empty-rank`` (``comparator.messages``)."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A pair as it is compared: its entries that take part, and the rules that hold for it."""
+
+    pair: BundlePair
+    rules: Rules
+    left_out: tuple[LeftOut, ...] = ()
+    kept: bool = True
+    """False: the pair is skipped, because of ``reason``."""
+    reason: str = ""
+    message: str = ""
+    error: PairError | DimsError | None = None
+    """Why the pair cannot be compared."""
+
+
+def select(pair: BundlePair, contexts: Mapping[Side, SideContext], options: Options, rules: Rules) -> list[Selected]:
+    """What of a pair is compared; one per step of a pair that joins steps which can only be compared one by one."""
+    if rules.grouping == "tags":
+        return [_one_sided(Selected(one, rules)) for one in _steps(pair, options, rules, values_apart=True)]
+    if pair.name == REQUEST_IDS:
+        message = "request ids differ between any two runs and are not compared"
+        return [Selected(pair, rules, kept=False, reason="request_ids", message=message)]
+    readable, left_out = _without_unreadable(pair)
+    found = Selected(readable, rules, left_out)
+    if readable.baseline is None or readable.target is None:
+        return [_one_sided(found)]
+    by_token = options.token_aligner == "smart" or _rows_are_shared(pair, contexts, options)
+    chosen = None if by_token else _as_rows_lie(found, contexts, options)
+    if chosen is not None:
+        return [chosen]
+    pairs = _steps(readable, options, rules, values_apart=False)
+    return [_one_sided(replace(found, pair=one, rules=SGLANG_RULES_BY_TOKEN)) for one in pairs]
+
+
+def _as_rows_lie(found: Selected, contexts: Mapping[Side, SideContext], options: Options) -> Selected | None:
+    """A pair by SGLang's rules; None where they have no answer and ours do."""
+    try:
+        return _without_empty_ranks(found, contexts, options)
+    except _SeveralParts:
+        if not _leaves_steps_apart(found.pair, options):
+            return None
+        message = "several steps and several data-parallel ranks make one tensor here"
+        return replace(found, error=PairError(message, hint=SEVERAL_STEPS_HINT, name="steps-not-joined"))
+    except (PairError, DimsError) as error:
+        return replace(found, error=error)
+
+
+def _one_sided(found: Selected) -> Selected:
+    """A pair that only one side has is left out."""
+    pair = found.pair
+    if pair.baseline is not None and pair.target is not None:
+        return found
+    missing = "baseline" if pair.baseline is None else "target"
+    if pair.baseline is None and pair.target is None:
+        message, missing = "no file of it can be read", "baseline"
+    else:
+        message = f"only the {'target' if pair.baseline is None else 'baseline'} has it"
+    if found.left_out:
+        message = "no file of it can be read"
+    return replace(found, kept=False, reason=f"{missing}_load_failed", message=message)
+
+
+def _steps(pair: BundlePair, options: Options, rules: Rules, *, values_apart: bool) -> list[BundlePair]:
+    joined = joins_steps(options, rules)
+    if pair.step is None and not (joined and _has_token_dimension(pair, options, values_apart)):
+        return split_steps(pair)
+    return [pair]
+
+
+def _has_token_dimension(pair: BundlePair, options: Options, values_apart: bool) -> bool:
+    sides: tuple[tuple[Side, Bundle | None], ...] = (("baseline", pair.baseline), ("target", pair.target))
+    for side, bundle in sides:
+        if bundle is None:
+            continue
+        if any(not entry.is_tensor or entry.record.level != "full" for entry in bundle.entries):
+            return not values_apart
+        dims = bundle.dims(pair.name, side, options)
+        try:
+            if dims is not None and not parse_dims(dims).token_dimensions:
+                return not values_apart
+        except DimsError:
+            return True
+    return True
+
+
+class _SeveralParts(Exception):  # a way out, not an error
+    """More than one data-parallel rank holds rows: SGLang's rules have no answer, ours join them."""
+
+
+def _without_unreadable(pair: BundlePair) -> tuple[BundlePair, tuple[LeftOut, ...]]:
+    left_out: list[LeftOut] = []
+
+    def readable(side: Side, bundle: Bundle | None) -> Bundle | None:
+        if bundle is None:
+            return None
+        for entry in bundle.entries:
+            if entry.record.error is not None:
+                left_out.append(LeftOut(side, entry.rank, entry.step, "unreadable-file", entry.record.error))
+        entries = tuple(entry for entry in bundle.entries if entry.record.error is None)
+        history = tuple(entry for entry in bundle.history if entry.record.error is None) if left_out else bundle.history
+        return replace(bundle, entries=entries, history=history) if entries else None
+
+    found = replace(pair, baseline=readable("baseline", pair.baseline), target=readable("target", pair.target))
+    return found, tuple(left_out)
+
+
+def _without_empty_ranks(found: Selected, contexts: Mapping[Side, SideContext], options: Options) -> Selected:
+    """Keep the files of the one data-parallel rank that holds something.
+
+    Raises _SeveralParts when several do, PairError when none does.
+    """
+    left_out = list(found.left_out)
+    pair = found.pair
+
+    def filled(side: Side, bundle: Bundle) -> Bundle:
+        dims = file_dims(bundle, pair.name, contexts[side], options)
+        axis = (dims.data_parallel_axis if dims else None) or "dp"
+        places = [sglang_record(entry).facts.parallel.get(axis) for entry in bundle.entries]
+        tensors = any(entry.is_tensor for entry in bundle.entries)
+        if places[0] is None or places[0][1] <= 1 or not tensors:
+            return bundle
+        ranks = [0 if place is None else place[0] for place in places]
+        holding = {rank for rank, entry in zip(ranks, bundle.entries, strict=True) if _holds_rows(entry)}
+        if len(holding) > 1:
+            raise _SeveralParts
+        if not holding:
+            raise PairError(f"every {axis} rank of the {side} holds an empty tensor", name="empty-rank")
+        kept = tuple(entry for rank, entry in zip(ranks, bundle.entries, strict=True) if rank in holding)
+        left_out.extend(
+            LeftOut(side, entry.rank, entry.step, "empty-rank", f"{axis} rank {rank} holds an empty tensor")
+            for rank, entry in zip(ranks, bundle.entries, strict=True)
+            if rank not in holding
+        )
+        return replace(bundle, entries=kept)
+
+    assert pair.baseline is not None
+    assert pair.target is not None
+    pair = replace(pair, baseline=filled("baseline", pair.baseline), target=filled("target", pair.target))
+    return replace(found, pair=pair, left_out=tuple(left_out))
+
+
+def _holds_rows(entry: Entry) -> bool:
+    return entry.is_tensor and prod(entry.shape) > 0
+
+
+def _leaves_steps_apart(pair: BundlePair, options: Options) -> bool:
+    """Whether several steps were grouped together, and no token aligner joins them."""
+    bundles = [bundle for bundle in (pair.baseline, pair.target) if bundle is not None]
+    return options.token_aligner == "per_step" and any(len(bundle.steps) > 1 for bundle in bundles)
+
+
+def _rows_are_shared(pair: BundlePair, contexts: Mapping[Side, SideContext], options: Options) -> bool:
+    """Whether data-parallel attention ranks share the rows of a pass, so that some of them are no tokens.
+
+    SGLang's comparator takes such rows for tokens; the token layouts tell ours which they are.
+    """
+    if pair.baseline is None or pair.target is None or "rank" not in options.grouping_skip_keys:
+        return False
+    if _leaves_steps_apart(pair, options):
+        return False
+    sides: tuple[tuple[Side, Bundle], ...] = (("baseline", pair.baseline), ("target", pair.target))
+    for side, bundle in sides:
+        run = contexts[side].run
+        if bundle.dims(pair.name, side, options) is None or not bundle.all_tensors:
+            return False
+        for entry in bundle.entries:
+            layout = run.layout(entry.step, entry.rank) if entry.step is not None else None
+            if layout is not None and layout.data_parallel is not None and layout.data_parallel.size > 1:
+                return True
+    return False

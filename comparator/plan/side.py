@@ -1,0 +1,262 @@
+"""Plan one side of a pair: per step from the ranks' arrays to parts, each with whole tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from comparator.dims import TOKEN, Dimension, Dims, count_rows, parse_dims
+from comparator.errors import PairError
+from comparator.match.bundles import Bundle, Entry
+from comparator.options import Options, Side
+from comparator.plan.context import SideContext
+from comparator.plan.experts import TokenOrder, in_token_order
+from comparator.plan.shared_pieces import Sharing, apart
+from comparator.plan.tokens.interface import RowsClass, TokenAligner, TokenPart
+from comparator.plan.unshard import Part, Shape, Shard, UnshardPlan, plan_unshard
+
+UNKNOWN_ROWS = RowsClass("unknown")
+NO_DIMS_HINT = (
+    "give dims in the patch config or with --override-dims 'NAME:t h[tp]' (or 't h # tp:replicated'), or compare rank "
+    "by rank with --preset raw"
+)
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What the plan of one step is made from."""
+
+    step: int | None
+    shapes: tuple[tuple[int, Shape], ...]
+    """Rank and shape of every array, by rank; shapes in token order."""
+    rows: RowsClass
+    has_layout: bool
+    sequence_lengths: tuple[int, ...] | None
+    """Tokens per sequence of the whole pass, where they are known."""
+
+    @property
+    def ranks(self) -> list[int]:
+        return [rank for rank, _ in self.shapes]
+
+
+@dataclass(frozen=True)
+class SideInputs:
+    """What the plan of one side is made from, beside what is constant for the run: equal inputs give equal plans."""
+
+    dims_text: str | None
+    steps: tuple[StepInputs, ...]
+
+    @property
+    def dims(self) -> Dims | None:
+        return None if self.dims_text is None else parse_dims(self.dims_text)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step of one side: which ranks, what their rows are, how they are unsharded."""
+
+    step: int | None
+    rows: RowsClass
+    unshard: UnshardPlan
+
+
+@dataclass(frozen=True)
+class SidePlan:
+    """All steps of one side and the parts they leave, in order."""
+
+    side: Side
+    dims: Dims | None
+    dimensions: tuple[Dimension, ...] | None
+    """Dimensions of the joined tensor: those of the dims, batch and sequence made one where ``merge_rows``."""
+    token_dimensions: tuple[int, ...]
+    merge_rows: bool
+    steps: tuple[StepPlan, ...]
+    parts: tuple[TokenPart, ...]
+    token_order: TokenOrder | None = None
+    """How the rows of every rank are brought to token order first."""
+
+    @property
+    def ranks(self) -> dict[int | None, tuple[int, ...]]:
+        """Per step the ranks whose arrays take part."""
+        return {step.step: step.unshard.ranks for step in self.steps}
+
+
+def describe_part(part: TokenPart) -> str:
+    """A part for people: ``step 3 attn_dp=1``."""
+    where = "".join(f" {axis}={at}" for axis, at in part.coordinates)
+    return f"step {part.step}{where}" if part.step is not None else where.strip() or f"rank {part.rank}"
+
+
+def side_inputs(
+    bundle: Bundle, name: str, context: SideContext, aligner: TokenAligner, options: Options, *, sampled: bool
+) -> SideInputs:
+    """Everything that the plan of a bundle depends on; raises PairError or DimsError where its rows make no sense."""
+    text = bundle.dims(name, context.side, options)
+    dims = None if text is None else parse_dims(text)
+    order: TokenOrder | None = None
+    if dims is not None:
+        dims.check_axes(context.axes)
+        if dims.row_order is not None:
+            order, dims = in_token_order(dims)
+        if context.by_rank:
+            dims = dims.of_one_rank
+
+    def shape(entry: Entry) -> Shape:
+        if order is not None:
+            return order.shape(entry, context.companions.of(entry, order.order.name))
+        return entry.kept_shape if sampled else entry.shape
+
+    history = bundle.entries if sampled else bundle.history or bundle.entries
+    classes = _classify(bundle, history, dims, context, aligner, shape)
+    by_step: dict[int | None, list[Entry]] = {}
+    for entry in sorted(bundle.entries, key=lambda one: one.rank):
+        by_step.setdefault(entry.step, []).append(entry)
+    steps = tuple(
+        StepInputs(
+            step,
+            tuple((entry.rank, shape(entry)) for entry in by_step[step]),
+            classes.get(step, UNKNOWN_ROWS),
+            context.has_layout(step, by_step[step]),
+            _sequence_lengths(context, step, by_step[step][0].rank),
+        )
+        for step in bundle.steps
+    )
+    return SideInputs(text, steps)
+
+
+def plan_side(inputs: SideInputs, context: SideContext, joined: bool, sharing: Sharing) -> SidePlan:
+    """Plan one side; ``joined`` says that its steps become one tensor."""
+    dims = inputs.dims
+    order: TokenOrder | None = None
+    if dims is not None:
+        if dims.row_order is not None:
+            order, dims = in_token_order(dims)
+        if context.by_rank:
+            dims = dims.of_one_rank
+    token_dimensions = () if dims is None else dims.token_dimensions
+    steps: list[StepPlan] = []
+    parts: list[TokenPart] = []
+    for one in inputs.steps:
+        plan = _plan_step(one, dims, context, sharing)
+        if dims is None and not steps and (plan.rows.hold != "unknown" or (joined and not one.has_layout)):
+            token_dimensions = (0,) if one.shapes[0][1] else ()
+        steps.append(plan)
+        parts.extend(
+            TokenPart(one.step, part.coordinates, part.rank, count_rows(part.shape, token_dimensions), plan.rows.hold)
+            for part in plan.unshard.parts
+        )
+    dimensions = None if dims is None else dims.dimensions
+    return SidePlan(context.side, dims, dimensions, token_dimensions, False, tuple(steps), tuple(parts), order)
+
+
+def with_rows(plan: SidePlan) -> SidePlan:
+    """The plan with batch and sequence made one dimension of tokens."""
+    if len(plan.token_dimensions) < 2 or plan.dims is None:
+        return plan
+    at = min(plan.token_dimensions)
+    kept = [dim for position, dim in enumerate(plan.dims.dimensions) if position not in plan.token_dimensions]
+    return replace(plan, dimensions=(*kept[:at], Dimension((TOKEN,)), *kept[at:]), merge_rows=True)
+
+
+def _plan_step(inputs: StepInputs, dims: Dims | None, context: SideContext, sharing: Sharing) -> StepPlan:
+    ranks = inputs.ranks
+    repeated = sorted({rank for rank in ranks if ranks.count(rank) > 1})
+    if repeated:
+        raise PairError(
+            f"rank {repeated[0]} of the {context.side} has {ranks.count(repeated[0])} records here "
+            f"(step {inputs.step}); they need a tag that tells them apart",
+            name="records-not-told-apart",
+        )
+    if dims is None and len(ranks) > 1:
+        raise PairError(
+            f"the {context.side} recorded it on ranks {', '.join(map(str, ranks))} without dims that say how they "
+            "relate",
+            hint=NO_DIMS_HINT,
+            name="ranks-without-dims",
+        )
+    shapes, rows = inputs.shapes, inputs.rows
+    if rows.hold == "unknown" and dims is not None:
+        shapes, rows = _without_empty_ranks(shapes, rows, dims, context)
+    shards = [Shard(rank, shape, context.world.get(rank, {})) for rank, shape in shapes]
+    if dims is None:
+        return StepPlan(inputs.step, rows, as_it_is(shards[0]))
+    world = context.world
+    if sharing:
+        dims, shards, world = apart(dims, shards, world, sharing)
+    plan = plan_unshard(
+        dims,
+        shards,
+        token_axes=rows.token_axes,
+        scattered_over=rows.scattered_over,
+        world=world or None,
+        missing_ranks=context.run.missing_ranks,
+        sequence_lengths=inputs.sequence_lengths,
+    )
+    return StepPlan(inputs.step, rows, plan)
+
+
+def as_it_is(shard: Shard) -> UnshardPlan:
+    """The plan for the array of one rank, taken whole."""
+    return UnshardPlan((shard.rank,), (), (Part((), shard.rank, shard.shape),))
+
+
+def _classify(
+    bundle: Bundle,
+    history: Sequence[Entry],
+    dims: Dims | None,
+    context: SideContext,
+    aligner: TokenAligner,
+    shape: Callable[[Entry], Shape],
+) -> Mapping[int | None, RowsClass]:
+    """What the rows are in every step of the bundle's history: one step alone may leave it open."""
+    key = (bundle.family, dims.text if dims else None)
+    found = context.classified.get(key)
+    if found is not None:
+        return found
+    positions = (0,) if dims is None else dims.token_dimensions
+    entries = [entry for entry in history if entry.is_tensor]
+    if not positions or any(len(shape(entry)) <= max(positions) for entry in entries):
+        found = {}
+    else:
+        rows: dict[int | None, tuple[tuple[int, int], ...]] = {}
+        for entry in sorted(entries, key=lambda one: one.rank):
+            rows[entry.step] = (*rows.get(entry.step, ()), (entry.rank, count_rows(shape(entry), positions)))
+        split_axes = () if dims is None else _split_axes(dims, positions)
+        data_parallel_axis = dims.data_parallel_axis if dims else None
+        found = aligner.classify_steps(context.side, rows, split_axes, data_parallel_axis)
+    context.classified[key] = found
+    return found
+
+
+def _split_axes(dims: Dims, positions: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(
+        modifier.axis
+        for position in positions
+        for modifier in dims.dimensions[position].modifiers
+        if not modifier.partial
+    )
+
+
+def _without_empty_ranks(
+    shapes: tuple[tuple[int, Shape], ...], rows: RowsClass, dims: Dims, context: SideContext
+) -> tuple[tuple[tuple[int, Shape], ...], RowsClass]:
+    """Without a layout, data-parallel ranks with empty tensors hold nothing; the others become parts."""
+    axis = dims.data_parallel_axis or "dp"
+    named = dims.axes - ({axis} if axis == dims.data_parallel_axis else set())
+    places = {rank: context.world.get(rank, {}).get(axis, (0, 1)) for rank, _ in shapes}
+    if axis in named or all(size < 2 for _, size in places.values()):
+        return shapes, rows
+    filled = {places[rank][0] for rank, shape in shapes if 0 not in shape}
+    if not filled:
+        return shapes, rows
+    kept = tuple((rank, shape) for rank, shape in shapes if places[rank][0] in filled)
+    reason = f"no token layout; {axis} ranks {sorted(filled)} are not empty"
+    return kept, RowsClass("unknown", (axis,) if dims.token_dimensions else (), (), reason)
+
+
+def _sequence_lengths(context: SideContext, step: int | None, rank: int) -> tuple[int, ...] | None:
+    """Tokens per sequence of the whole pass, where its layout is not a context-parallel rank's own part."""
+    layout = None if step is None else context.run.layout(step, rank)
+    if layout is None or (layout.context_parallel is not None and layout.context_parallel.local):
+        return None
+    return tuple(span.count for span in layout.sequences)

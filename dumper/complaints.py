@@ -1,0 +1,20 @@
+"""Trouble, said once: a full disk must not fill the log as well."""
+
+from __future__ import annotations
+
+
+class Complaints:
+    """Error lines in the log of ``tensortap``, one for each kind of trouble."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def say(self, message: str, *, key: str | None = None) -> None:
+        """Log ``message`` unless something was said under this key (the message itself, unless given) before."""
+        key = key or message
+        if key not in self._said:
+            self._said.add(key)
+            # Imported late: logging would double what ``import dumper`` costs every patched process.
+            import logging
+
+            logging.getLogger("tensortap").error("tensortap: %s", message)

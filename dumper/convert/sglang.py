@@ -1,0 +1,329 @@
+"""A directory of SGLang's ``.pt`` dumps, seen through the interface of a run.
+
+File names are the index; a file is read when what is in it is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from dumper.convert import pt_files
+from dumper.convert.pt_files import OWN_KEYS, Content, PtFileError
+from dumper.convert.sglang_layouts import AUXILIARY_NAMES, rank_layouts, with_data_parallel
+from dumper.layout import TokenLayout
+from dumper.reading.headers import RankHeader, largest_world, ranks_without_file
+from dumper.reading.protocol import Problem, RunError, TapCoverage
+from dumper.reading.table import table_of
+
+if TYPE_CHECKING:
+    import polars
+    import torch
+
+_GRADIENT = "grad__"
+CONVERTED = "converted-from-sglang-pt"
+"""Among the versions in the header of a run that was made from a dump."""
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a file says of its value, kept after the value itself is let go."""
+
+    dtype: str | None
+    shape: tuple[int, ...] | None
+    dims: str | None
+    parallel: Mapping[str, tuple[int, int]]
+    meta: Mapping[str, Any]
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class SGLangRecord:
+    """One file of a dump, with the names that records of a run have."""
+
+    path: Path
+    parts: Mapping[str, str]
+    """The parts of the file name, as they are written."""
+    step: int
+    rank: int
+    dump_index: int
+    occurrence: int = 0
+    tap: str | None = field(default=None, init=False)
+    level: str = field(default="full", init=False)
+    statistics: None = field(default=None, init=False)
+    fingerprint: None = field(default=None, init=False)
+
+    @property
+    def filename(self) -> str:
+        return self.path.name
+
+    @property
+    def source(self) -> str:
+        return self.path.name
+
+    @property
+    def order(self) -> int:
+        return self.dump_index
+
+    @property
+    def dumped_name(self) -> str:
+        """The name in the file's name; gradients are called ``grad__NAME``."""
+        return self.parts["name"]
+
+    @property
+    def name(self) -> str:
+        return self.dumped_name.removeprefix(_GRADIENT)
+
+    @property
+    def stream(self) -> str:
+        return "grad" if self.dumped_name.startswith(_GRADIENT) else "value"
+
+    @property
+    def recompute(self) -> bool:
+        return self.parts.get("recompute_status") == "recompute"
+
+    @functools.cached_property
+    def tags(self) -> Mapping[str, Any]:
+        return {key: pt_files.typed(text) for key, text in self.parts.items() if key not in OWN_KEYS}
+
+    @functools.cached_property
+    def facts(self) -> _Facts:
+        try:
+            content = pt_files.load(self.path)
+        except PtFileError as error:
+            return _Facts(None, None, None, {}, {}, str(error))
+        value, meta = content.value, content.meta
+        dims = meta.get("dims")
+        is_tensor = pt_files.is_tensor(value)
+        return _Facts(
+            dtype=pt_files.dtype_name(value) if is_tensor else None,
+            shape=tuple(value.shape) if is_tensor else None,
+            dims=dims if isinstance(dims, str) else None,
+            parallel=pt_files.parallel_layout(meta),
+            meta=meta,
+        )
+
+    @property
+    def error(self) -> str | None:
+        """Why the file cannot be read; None when it can."""
+        return self.facts.error
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """What SGLang's dumper says of the value: the parts of the file name, and more."""
+        return {**self.parts, "rank": self.rank, **self.facts.meta}
+
+    @property
+    def kind(self) -> str:
+        return "tensor" if self.dtype is not None else "value"
+
+    @property
+    def dtype(self) -> str | None:
+        return self.facts.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return self.facts.shape
+
+    @property
+    def dims(self) -> str | None:
+        return self.facts.dims
+
+    @property
+    def nbytes(self) -> int:
+        return self.path.stat().st_size
+
+    @property
+    def sampled_rows(self) -> range | None:
+        return None
+
+    def _content(self) -> Content:
+        try:
+            return pt_files.load(self.path)
+        except PtFileError as error:
+            raise ValueError(str(error)) from None
+
+    def is_intact(self) -> bool:
+        """Whether the file can be read; SGLang writes no checksums but those of the zip format."""
+        try:
+            return pt_files.load(self.path) is not None
+        except PtFileError:
+            return False
+
+    def tensor(self) -> torch.Tensor:
+        """The tensor on the CPU, mapped from the file. Raises ValueError when it is none or cannot be read."""
+        value = self._content().value
+        if not pt_files.is_tensor(value):
+            raise ValueError(f"{self.filename} holds no tensor; read .value")
+        tensor: torch.Tensor = value.detach()
+        return tensor
+
+    def array(self) -> npt.NDArray[Any]:
+        """The tensor as numpy (``ml_dtypes`` for bf16 and fp8). Raises ValueError as ``tensor`` does."""
+        return pt_files.to_array(self.tensor())
+
+    @property
+    def value(self) -> Any:
+        """The value of a record that is no tensor; tensors inside it as numpy arrays. Raises ValueError."""
+        value = self._content().value
+        if pt_files.is_tensor(value):
+            raise ValueError(f"{self.filename} is a tensor; read .array() or .tensor()")
+        return _without_tensors(value)
+
+    def raw_value(self) -> Any:
+        """What the file holds, a ``torch.Tensor`` or plain values with such tensors in them. Raises ValueError."""
+        return self._content().value
+
+    def __repr__(self) -> str:
+        return f"<SGLangRecord {self.filename}>"
+
+
+def _without_tensors(value: Any) -> Any:
+    if pt_files.is_tensor(value):
+        return pt_files.to_array(value)
+    if isinstance(value, dict):
+        return {key: _without_tensors(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_without_tensors, value)) if type(value) in (list, tuple) else list(value)
+    return value
+
+
+class SGLangDump:
+    """A ``dumper.reading.protocol.Run`` on a directory of ``.pt`` files."""
+
+    losses = 0
+    taps: Sequence[TapCoverage] = ()
+    silent_taps: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, records: Sequence[SGLangRecord], problems: Sequence[Problem]) -> None:
+        self.path = path
+        self.records = records
+        self.unnamed_files = tuple(problems)
+        """Files whose names are not those of a dump."""
+        self.ranks = tuple(sorted({record.rank for record in records}))
+        self.steps = tuple(sorted({record.step for record in records}))
+
+    @functools.cached_property
+    def headers(self) -> Mapping[int, RankHeader]:
+        """By rank, from the first of its files that can be read."""
+        return {rank: _header(rank, [record for record in self.records if record.rank == rank]) for rank in self.ranks}
+
+    @property
+    def world_size(self) -> int:
+        return largest_world(self.headers)
+
+    @property
+    def missing_ranks(self) -> tuple[int, ...]:
+        return ranks_without_file(self.headers)
+
+    @functools.cached_property
+    def _layouts(self) -> Mapping[int, Mapping[int, TokenLayout]]:
+        """Per rank, per step; from what SGLang's dumper records of every batch."""
+        by_rank: dict[int, list[SGLangRecord]] = {rank: [] for rank in self.ranks}
+        for record in self.records:
+            if record.dumped_name in AUXILIARY_NAMES:
+                by_rank[record.rank].append(record)
+        parallel = {rank: header.parallel for rank, header in self.headers.items()}
+        found = {rank: rank_layouts(records, parallel[rank]) for rank, records in by_rank.items()}
+        present: dict[int, set[int]] = {rank: set() for rank in self.ranks}
+        for record in self.records:
+            present[record.rank].add(record.step)
+        return with_data_parallel(found, present, parallel)
+
+    def layout(self, step: int, rank: int) -> TokenLayout | None:
+        """Derived from ``input_ids``, ``positions``, ``seq_lens`` and ``rids`` (Megatron: ``cu_seqlens_q`` and
+        ``position_ids``) of the step; None where they are not there or contradict each other."""
+        return self._layouts.get(rank, {}).get(step)
+
+    def select(
+        self, *, name: str | None = None, step: int | None = None, rank: int | None = None, **tags: Any
+    ) -> list[SGLangRecord]:
+        """The records with this name, step, rank and these tags, in order."""
+        return [
+            record
+            for record in self.records
+            if (name is None or record.name == name)
+            and (step is None or record.step == step)
+            and (rank is None or record.rank == rank)
+            and all(key in record.tags and record.tags[key] == value for key, value in tags.items())
+        ]
+
+    @functools.cached_property
+    def problems(self) -> Sequence[Problem]:
+        """Missing ranks and files whose name or content cannot be read. Reads every file's metadata."""
+        found = list(self.unnamed_files)
+        there = ", ".join(map(str, self.ranks))
+        for rank in self.missing_ranks:
+            found.append(Problem("missing_rank", f"rank {rank} of {self.world_size} has no file (there are: {there})"))
+        found += [Problem("unreadable", record.error) for record in self.records if record.error is not None]
+        if not self.records:
+            found.append(Problem("empty", f"{self.path} holds no records"))
+        return found
+
+    def to_polars(self) -> polars.DataFrame:
+        """The index as a table: one row per record."""
+        return table_of(self.records)
+
+
+def open_sglang_dump(path: Path) -> SGLangDump:
+    """Open a directory of ``.pt`` files, or one with exactly one subdirectory of them. No file is read.
+
+    Raises RunError when it is not clear which directory is meant, or none holds a dump.
+    """
+    directory = _directory_of(path)
+    records: list[SGLangRecord] = []
+    problems: list[Problem] = []
+    for file in directory.glob("*.pt"):
+        parts = pt_files.parse_file_name(file.name)
+        try:
+            records.append(SGLangRecord(file, parts, int(parts["step"]), int(parts["rank"]), int(parts["dump_index"])))
+            _ = parts["name"]
+        except (KeyError, ValueError):
+            problems.append(
+                Problem("unreadable", f"{file.name} is not named as SGLang's dumper names files; it is left out")
+            )
+            records = [record for record in records if record.path != file]
+    if not records:
+        raise RunError(f"{directory} holds no file that is named as SGLang's dumper names them (step=…___rank=….pt)")
+    records.sort(key=lambda record: (record.rank, record.dump_index))
+    seen: dict[tuple[Any, ...], int] = {}
+    for record in records:
+        key = tuple(sorted((part, text) for part, text in record.parts.items() if part != "dump_index"))
+        record.occurrence = seen.get(key, 0)
+        seen[key] = record.occurrence + 1
+    return SGLangDump(directory, records, problems)
+
+
+def _directory_of(path: Path) -> Path:
+    if next(path.glob("*.pt"), None) is not None:
+        return path
+    inner = sorted({file.parent for file in path.glob("*/*.pt")})
+    if len(inner) > 1:
+        names = ", ".join(folder.name for folder in inner[:5])
+        raise RunError(f"{path} holds several dumps ({names}); give one of them")
+    if not inner:
+        raise RunError(f"{path} holds no .pt files, and no folder directly in it does")
+    return inner[0]
+
+
+def _header(rank: int, records: Sequence[SGLangRecord]) -> RankHeader:
+    meta: Mapping[str, Any] = {}
+    for record in records:
+        if record.error is None and record.facts.meta:
+            meta = record.facts.meta
+            break
+    world_size = meta.get("world_size")
+    framework = next((key.split("_")[0] for key in pt_files.PARALLEL_KEYS if meta.get(key)), None)
+    return RankHeader(
+        rank=rank,
+        world_size=world_size if isinstance(world_size, int) else rank + 1,
+        parallel=pt_files.parallel_layout(meta),
+        versions={},
+        framework=framework,
+        patch_config=None,
+    )

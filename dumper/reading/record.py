@@ -1,0 +1,248 @@
+"""One record of a run, its value loaded when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dumper.format import frames
+from dumper.format.dtypes import as_array
+from dumper.format.frames import FormatError
+from dumper.format.index import NO_STEP
+from dumper.levels import Level
+from dumper.measures import decode_statistics
+from dumper.plain import decode_value
+from dumper.reading.segments import Segment
+
+if TYPE_CHECKING:
+    import torch
+
+_LARGEST_DECOMPRESSED = 1 << 40
+_PIECE = 16 << 20
+
+
+class StoredRecord:
+    """What was recorded at one tap at one moment on one rank.
+
+    ``name``, ``tags``, ``dims``, ``dtype``, ``shape``, ``level``, ``stream``, ``tap`` and ``recompute`` come from the
+    index; nothing of the value is read before ``array``, ``tensor``, ``value``, ``statistics`` or ``fingerprint``.
+    """
+
+    __slots__ = ("_descriptor", "_row", "_segment", "rank")
+
+    def __init__(self, segment: Segment, row: int, rank: int) -> None:
+        self._segment = segment
+        self._row = row
+        self._descriptor = segment.index.descriptors[int(segment.index.columns["descriptor"][row])]
+        self.rank = rank
+
+    def _column(self, name: str) -> int:
+        return int(self._segment.index.columns[name][self._row])
+
+    @property
+    def name(self) -> str:
+        return str(self._descriptor.get("name", ""))
+
+    @property
+    def step(self) -> int | None:
+        """None outside any step."""
+        step = self._column("step")
+        return None if step == NO_STEP else step
+
+    @property
+    def tags(self) -> Mapping[str, Any]:
+        tags: Mapping[str, Any] = self._descriptor.get("tags", {})
+        return tags
+
+    @property
+    def occurrence(self) -> int:
+        """The n-th record, from 0, of this name and these tags in this step on this rank."""
+        return self._column("occurrence")
+
+    @property
+    def order(self) -> int:
+        """The n-th record, from 0, of this rank."""
+        return self._column("order")
+
+    @property
+    def tap(self) -> str | None:
+        """Id of the tap; None for a call of ``dumper.dump`` in the program's own code."""
+        return self._descriptor.get("tap")
+
+    @property
+    def kind(self) -> str:
+        """``tensor`` or ``value``."""
+        return "tensor" if self.dtype is not None else "value"
+
+    @property
+    def level(self) -> str:
+        """``full``, ``sample``, ``stats`` or ``hash``."""
+        return str(self._descriptor.get("level", "full")).partition("(")[0]
+
+    @property
+    def dtype(self) -> str | None:
+        """torch's name without ``torch.``: ``bfloat16``; of the value that was dumped, whatever its level."""
+        return self._descriptor.get("dtype")
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        shape = self._descriptor.get("shape")
+        return None if shape is None else tuple(shape)
+
+    @property
+    def dims(self) -> str | None:
+        return self._descriptor.get("dims")
+
+    @property
+    def stream(self) -> str:
+        """``value`` or ``grad``."""
+        return str(self._descriptor.get("stream", "value"))
+
+    @property
+    def recompute(self) -> bool:
+        """Whether the value was computed a second time, for activation checkpointing."""
+        return bool(self._descriptor.get("recompute", False))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of payload in the file."""
+        return self._column("payload_bytes")
+
+    @property
+    def sampled_rows(self) -> range | None:
+        """Of level ``sample``: the rows (of the first dimension) that were kept; else None."""
+        if self.level != "sample" or not self.shape:
+            return None
+        return range(self.shape[0])[Level.parse(str(self._descriptor["level"])).row_slice]
+
+    @property
+    def source(self) -> str:
+        """Where the record stands: file name and offset."""
+        return f"{self._segment.path.name}@{self._column('offset')}"
+
+    @property
+    def filename(self) -> None:
+        """Files of a run hold many records."""
+        return None
+
+    @property
+    def error(self) -> None:
+        """What is in the index can be read."""
+        return None
+
+    def payload(self) -> memoryview:
+        """The recorded bytes, decompressed; a view of the mapped file where they are in one piece.
+
+        Raises FormatError when the frame is damaged.
+        """
+        view = memoryview(self._segment.data)
+        frame = self._segment.frame(self._column("offset"))
+        parts = [view[part.offset : part.offset + part.length] for part in frame.payloads]
+        data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+        if b"compression" in frame.meta:
+            meta = frames.decode_meta(frame.meta)
+            if meta.get("compression") == "zstd":
+                data = _decompressed(data, self._uncompressed_bytes(meta))
+            elif meta.get("compression") is not None:
+                raise FormatError(f"{self.source}: compressed with {meta['compression']!r}, which is not known here")
+        return data.toreadonly()
+
+    def _uncompressed_bytes(self, meta: Mapping[str, Any]) -> int:
+        size = meta.get("bytes")
+        if not isinstance(size, int) or not 0 <= size < _LARGEST_DECOMPRESSED:
+            raise FormatError(f"{self.source}: the record does not say how large its value is")
+        return size
+
+    def is_intact(self) -> bool:
+        """Whether the bytes match their checksums."""
+        try:
+            frame = self._segment.frame(self._column("offset"))
+        except FormatError:
+            return False
+        return all(frames.payload_is_intact(self._segment.data, payload) for payload in frame.payloads)
+
+    def array(self) -> npt.NDArray[Any]:
+        """The tensor as numpy (``ml_dtypes`` for bf16 and fp8), read-only, of a sample the rows that were kept.
+
+        Raises ValueError for a record that is no tensor or holds only statistics or a fingerprint, and FormatError
+        when the file is damaged.
+        """
+        dtype, shape = self.dtype, self.shape
+        if dtype is None or shape is None:
+            raise ValueError(f"{self.name} is no tensor; read .value")
+        if self.level in ("stats", "hash"):
+            raise ValueError(f"{self.name} was recorded at level {self.level}; its elements are not in the run")
+        rows = self.sampled_rows
+        if rows is not None:
+            shape = (len(rows), *shape[1:])
+        try:
+            return as_array(self.payload(), dtype, shape)
+        except (ValueError, TypeError) as error:
+            raise FormatError(f"{self.source}: {self.name}: {error}") from error
+
+    def tensor(self) -> torch.Tensor:
+        """The tensor, sharing memory with the mapped file: read-only, ``clone`` it to modify. Imports torch.
+
+        Raises as ``array`` does.
+        """
+        import warnings
+
+        import torch
+
+        array = self.array()
+        assert self.dtype is not None
+        dtype = getattr(torch, self.dtype)
+        shape = array.shape[:-1] if self.dtype == "complex32" else array.shape
+        if array.nbytes == 0:
+            return torch.empty(shape, dtype=dtype)
+        with warnings.catch_warnings():
+            # torch warns that the memory is read-only, as documented above.
+            warnings.simplefilter("ignore")
+            return torch.frombuffer(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, dtype=dtype).reshape(
+                shape
+            )
+
+    @property
+    def value(self) -> Any:
+        """The value of a record that is no tensor. Raises FormatError when the file is damaged."""
+        if self.dtype is not None:
+            raise ValueError(f"{self.name} is a tensor; read .array() or .tensor()")
+        try:
+            return decode_value(self.payload())
+        except ValueError as error:
+            raise FormatError(f"{self.source}: {self.name}: the value cannot be read: {error}") from error
+
+    @property
+    def statistics(self) -> Mapping[str, float | int] | None:
+        """Of level ``stats``: what ``dumper/measures.py`` lists; else None."""
+        if self.level != "stats":
+            return None
+        return decode_statistics(self.payload())
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of level ``hash``: 32 hexadecimal digits; else None."""
+        return bytes(self.payload()).hex() if self.level == "hash" else None
+
+    def __repr__(self) -> str:
+        tags = "".join(f" {key}={value}" for key, value in self.tags.items())
+        return f"<Record {self.name}{tags} step={self.step} rank={self.rank} {self.dtype} {self.shape}>"
+
+
+def _decompressed(data: memoryview, size: int) -> memoryview:
+    import zstandard
+
+    # Piece by piece, since a frame may lie about its size and would be believed.
+    whole = bytearray()
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+            while len(whole) < size and (piece := reader.read(min(_PIECE, size - len(whole)))):
+                whole += piece
+    except zstandard.ZstdError as error:
+        raise FormatError(f"a compressed value cannot be read: {error}") from error
+    if len(whole) != size:
+        raise FormatError(f"a compressed value has {len(whole)} bytes and should have {size}")
+    return memoryview(whole)

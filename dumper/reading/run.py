@@ -1,0 +1,344 @@
+"""Reading runs: ``open_run`` and what it returns. Neither torch nor polars is imported before it is asked for."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dumper.format import frames
+from dumper.format.frames import VERSION, FormatError
+from dumper.format.index import NO_STEP
+from dumper.format.layouts import decode_layout
+from dumper.format.status import read_status
+from dumper.layout import TokenLayout
+from dumper.reading.headers import (
+    RankHeader,
+    largest_world,
+    ranks_without_file,
+    read_coverage,
+    read_header,
+    silent_taps,
+)
+from dumper.reading.protocol import Problem, Run, RunError, TapCoverage
+from dumper.reading.record import StoredRecord
+from dumper.reading.segments import Segment, open_segment
+
+if TYPE_CHECKING:
+    import polars
+
+_RANK_FILE = re.compile(r"rank-(?P<rank>\d+)(?:\.(?P<segment>\d+))?\.msgpack")
+_STATUS_FILE = re.compile(r"rank-(?P<rank>\d+)(?:\.(?P<process>\d+))?\.status")
+_LOSS_WORDS = {
+    "lost_full_memory": "dropped because the memory budget was full",
+    "lost_encoding": "could not be encoded",
+    "lost_writing": "could not be written",
+    "lost_claimed": "of a process that found the rank's file already taken",
+}
+
+
+class Records(Sequence[StoredRecord]):
+    """Records by rank and order, made when they are asked for."""
+
+    def __init__(self, ranks: Mapping[int, RankRecords]) -> None:
+        self._parts = [(rank, segment) for rank, part in sorted(ranks.items()) for segment in part.segments]
+        self._starts = np.cumsum([0, *(len(segment.index) for _, segment in self._parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        rank, segment = self._parts[part]
+        return StoredRecord(segment, int(index - self._starts[part]), rank)
+
+    def __iter__(self) -> Iterator[StoredRecord]:
+        for rank, segment in self._parts:
+            for row in range(len(segment.index)):
+                yield StoredRecord(segment, row, rank)
+
+
+@dataclass
+class RankRecords:
+    """The segments of one rank, and what is read from them on demand."""
+
+    rank: int
+    segments: list[Segment]
+    problems: list[Problem] = field(default_factory=list)
+
+    @functools.cached_property
+    def others(self) -> list[tuple[str, dict[str, Any]]]:
+        """Kind and metadata of every frame that is neither record, step nor index."""
+        found = []
+        for segment in self.segments:
+            for offset in segment.index.others.tolist():
+                try:
+                    frame = segment.frame(offset)
+                    found.append((frame.kind, frames.decode_meta(frame.meta)))
+                except FormatError as error:
+                    self.problems.append(Problem("corrupted", f"{segment.path.name}: {error}"))
+        return found
+
+    @functools.cached_property
+    def steps(self) -> dict[int, dict[str, Any]]:
+        """Metadata of the steps."""
+        found: dict[int, dict[str, Any]] = {}
+        for segment in self.segments:
+            for offset in segment.index.steps.tolist():
+                try:
+                    meta = segment.meta(offset)
+                    found[int(meta["step"])] = meta
+                except (FormatError, KeyError, TypeError, ValueError) as error:
+                    self.problems.append(Problem("corrupted", f"{segment.path.name}: a step cannot be read: {error}"))
+        return found
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        return [meta for found, meta in self.others if found == kind]
+
+
+class RunDirectory:
+    """A recording: a directory with one stream per rank."""
+
+    def __init__(self, path: Path, ranks: Mapping[int, RankRecords], status: Mapping[int, Mapping[str, int]]) -> None:
+        self.path = path
+        self._ranks = ranks
+        self._status = status
+        self.ranks = tuple(sorted(ranks))
+        self.records: Sequence[StoredRecord] = Records(ranks)
+
+    @functools.cached_property
+    def headers(self) -> Mapping[int, RankHeader]:
+        """By rank. A rank whose header is damaged has one that knows the rank alone."""
+        return {rank: _header(part) for rank, part in self._ranks.items()}
+
+    @property
+    def world_size(self) -> int:
+        """The largest world size that a rank knows of, and at least the number of ranks there are."""
+        return largest_world(self.headers)
+
+    @property
+    def missing_ranks(self) -> tuple[int, ...]:
+        """Ranks without a file."""
+        return ranks_without_file(self.headers)
+
+    @functools.cached_property
+    def steps(self) -> tuple[int, ...]:
+        """Numbers of all steps that were begun or hold a record."""
+        numbers: set[int] = set()
+        for part in self._ranks.values():
+            numbers.update(part.steps)
+            for segment in part.segments:
+                numbers.update(np.unique(segment.index.columns["step"]).tolist())
+        return tuple(sorted(numbers - {NO_STEP}))
+
+    def layout(self, step: int, rank: int) -> TokenLayout | None:
+        """The token layout of a step on a rank, None when none was recorded. Raises FormatError when it is
+        malformed."""
+        part = self._ranks.get(rank)
+        encoded = part.steps.get(step, {}).get("layout") if part is not None else None
+        if encoded is None:
+            return None
+        try:
+            return decode_layout(encoded)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise FormatError(
+                f"{self.path}: the token layout of step {step}, rank {rank} is malformed: {error}"
+            ) from error
+
+    def select(
+        self, *, name: str | None = None, step: int | None = None, rank: int | None = None, **tags: Any
+    ) -> list[StoredRecord]:
+        """The records with this name, step, rank and these tags, in order."""
+        found = []
+        for number, part in sorted(self._ranks.items()):
+            if rank is not None and number != rank:
+                continue
+            for segment in part.segments:
+                found += [StoredRecord(segment, row, number) for row in _matching_rows(segment, name, step, tags)]
+        return found
+
+    @functools.cached_property
+    def taps(self) -> Sequence[TapCoverage]:
+        """Every tap that was installed on a rank, and how often it fired there."""
+        return [tap for rank, part in sorted(self._ranks.items()) for tap in _coverage(rank, part)]
+
+    @property
+    def silent_taps(self) -> tuple[str, ...]:
+        """Taps that were installed and fired on no rank, with their place in the source."""
+        return silent_taps(self.taps)
+
+    @property
+    def losses(self) -> int:
+        """Values that were handed to the dumper and are not in the run, as far as is known."""
+        return sum(_lost(status) for status in self._status.values())
+
+    @functools.cached_property
+    def problems(self) -> Sequence[Problem]:
+        """Everything about the run that its reader should know before trusting it."""
+        found: list[Problem] = []
+        for rank, part in sorted(self._ranks.items()):
+            versions = {meta.get("version") for meta in part.of_kind("header")}
+            if later := [version for version in versions if isinstance(version, int) and version > VERSION]:
+                message = f"rank {rank} was written in version {later[0]} of the format; this tensortap reads {VERSION}"
+                found.append(Problem("unreadable", message))
+        for rank in self.missing_ranks:
+            there = ", ".join(map(str, self.ranks))
+            found.append(Problem("missing_rank", f"rank {rank} of {self.world_size} has no file (there are: {there})"))
+        for rank, part in sorted(self._ranks.items()):
+            # Reading these may find damage.
+            _ = (part.others, part.steps)
+            for segment in part.segments:
+                found += segment.problems
+            found += part.problems
+            if part.segments and not part.segments[-1].complete:
+                found.append(Problem("unclosed", f"rank {rank} did not end in order; what reached the file is here"))
+        for rank, status in sorted(self._status.items()):
+            found += _status_problems(rank, status)
+        if not len(self.records):
+            found.append(Problem("empty", f"{self.path} holds no records{self._why_empty()}"))
+        return found
+
+    def _why_empty(self) -> str:
+        held = sum(status.get("held_back", 0) for status in self._status.values())
+        outside = sum(status.get("outside_steps", 0) for status in self._status.values())
+        if held:
+            return f": {held} values were held back, since on_nan waited for a NaN or infinity that did not come"
+        if outside:
+            return f": {outside} values came outside any step; TENSORTAP_OUTSIDE_STEPS=record records them too"
+        return ""
+
+    def to_polars(self) -> polars.DataFrame:
+        """The index as a table: one row per record (``dumper/reading/table.py``)."""
+        from dumper.reading.table import index_table
+
+        return index_table((rank, segment) for rank, part in sorted(self._ranks.items()) for segment in part.segments)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run directory, or a directory of SGLang ``.pt`` files. No payload is read.
+
+    Raises RunError when the path is no directory or holds no recording. Damage to files is no error: see
+    ``Run.problems``.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise RunError(
+            f"{path}: {'not a directory' if path.exists() else 'no such directory'}; give the directory of a run"
+        )
+    ranks: dict[int, RankRecords] = {}
+    for _, file in sorted(
+        (_segment_key(file), file) for file in path.glob("rank-*.msgpack") if _RANK_FILE.fullmatch(file.name)
+    ):
+        rank = _segment_key(file)[0]
+        part = ranks.setdefault(rank, RankRecords(rank, []))
+        try:
+            part.segments.append(open_segment(file))
+        except OSError as error:
+            part.problems.append(Problem("unreadable", f"{file.name} cannot be read: {error.strerror}"))
+    statuses = _read_statuses(path)
+    # A rank whose every value was lost has counts and no records.
+    return RunDirectory(path, ranks, statuses) if ranks or statuses else _open_other(path)
+
+
+def _open_other(path: Path) -> Run:
+    if next(path.rglob("*.pt"), None) is not None:
+        from dumper.convert.sglang import open_sglang_dump
+
+        return open_sglang_dump(path)
+    inner = sorted({file.parent for file in path.glob("*/rank-*.msgpack")})
+    if inner:
+        names = ", ".join(str(folder) for folder in inner[:5])
+        raise RunError(f"{path} is no run but holds some: {names}")
+    content = "is empty" if next(path.iterdir(), None) is None else "holds neither rank-*.msgpack nor .pt files"
+    raise RunError(f"{path} {content}; give the directory of a run (TENSORTAP_DIR/TENSORTAP_RUN)")
+
+
+def _segment_key(file: Path) -> tuple[int, int]:
+    found = _RANK_FILE.fullmatch(file.name)
+    assert found is not None
+    return int(found["rank"]), int(found["segment"] or 0)
+
+
+def _read_statuses(path: Path) -> dict[int, dict[str, int]]:
+    """By rank; the counts of processes that shared a rank are added."""
+    statuses: dict[int, dict[str, int]] = {}
+    for file in sorted(path.glob("rank-*.status")):
+        found = _STATUS_FILE.fullmatch(file.name)
+        try:
+            counts = read_status(file.read_bytes()) if found else None
+        except OSError:
+            counts = None
+        if found is None or counts is None:
+            continue
+        total = statuses.setdefault(int(found["rank"]), dict.fromkeys(counts, 0))
+        for name, count in counts.items():
+            total[name] += count
+    return statuses
+
+
+def _header(part: RankRecords) -> RankHeader:
+    return read_header(part.rank, part.of_kind("header"), part.of_kind("config"))
+
+
+def _matching_rows(segment: Segment, name: str | None, step: int | None, tags: Mapping[str, Any]) -> list[int]:
+    index = segment.index
+    wanted = [
+        number
+        for number, descriptor in enumerate(index.descriptors)
+        if (name is None or descriptor.get("name") == name)
+        and all(key in descriptor.get("tags", {}) and descriptor["tags"][key] == value for key, value in tags.items())
+    ]
+    mask = np.isin(index.columns["descriptor"], np.array(wanted, dtype="<u4"))
+    if step is not None:
+        mask &= index.columns["step"] == step
+    rows: list[int] = np.flatnonzero(mask).tolist()
+    return rows
+
+
+def _coverage(rank: int, part: RankRecords) -> list[TapCoverage]:
+    recorded: dict[str, int] = {}
+    for segment in part.segments:
+        amounts = np.bincount(segment.index.columns["descriptor"], minlength=len(segment.index.descriptors))
+        for descriptor, amount in zip(segment.index.descriptors, amounts.tolist(), strict=False):
+            if (tap := descriptor.get("tap")) is not None:
+                recorded[tap] = recorded.get(tap, 0) + amount
+    return read_coverage(rank, part.of_kind("taps"), part.of_kind("coverage"), recorded, len(part.steps))
+
+
+def _lost(status: Mapping[str, int]) -> int:
+    known = sum(status.get(reason, 0) for reason in _LOSS_WORDS)
+    return known + _still_in_memory(status)
+
+
+def _still_in_memory(status: Mapping[str, int]) -> int:
+    """Values that a process which had no end still held."""
+    if status.get("closed"):
+        return 0
+    done = status.get("written", 0) + status.get("held_back", 0) + sum(status.get(key, 0) for key in _LOSS_WORDS)
+    return max(0, status.get("submitted", 0) - done)
+
+
+def _status_problems(rank: int, status: Mapping[str, int]) -> list[Problem]:
+    found = [
+        Problem("lost", f"rank {rank}: {status[reason]} values {words}")
+        for reason, words in _LOSS_WORDS.items()
+        if status.get(reason)
+    ]
+    if left := _still_in_memory(status):
+        found.append(Problem("lost", f"rank {rank}: {left} values were still in memory when the process ended"))
+    if status.get("failed_taps"):
+        found.append(
+            Problem("lost", f"rank {rank}: taps failed {status['failed_taps']} times to evaluate a value or tag")
+        )
+    return found

@@ -1,0 +1,116 @@
+"""Buffers that are used again: the first touch of fresh memory costs more than the copy into it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+SMALLEST_BUFFER = 4096
+"""Bytes; smaller requests share this size."""
+_STEPS_PER_DOUBLING = 8
+
+
+class _Buffer(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+Buffer = TypeVar("Buffer", bound=_Buffer)
+
+
+def buffer_size(nbytes: int) -> int:
+    """The size in which a request is served, at most an eighth above it, so that few distinct sizes are pooled."""
+    step = max(SMALLEST_BUFFER, (1 << max(0, nbytes - 1).bit_length()) // 2 // _STEPS_PER_DOUBLING)
+    return max(SMALLEST_BUFFER, -(-nbytes // step) * step)
+
+
+class BufferPool:
+    """The memory of all shelves together: buffers in use and free ones stay within ``budget_bytes``.
+
+    Only buffers in use can exceed it; how many those are is the writer's to decide. Thread-safe: the model's threads
+    take buffers, the writer's thread gives them back.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        self._held_bytes = 0
+        """Of buffers in use and free ones."""
+        self._free: dict[tuple[Shelf[Any], int], list[Any]] = {}
+        """By shelf and size; those that were used last come last."""
+        self._lock = threading.Lock()
+
+    def shelf(self, allocate: Callable[[int], Buffer]) -> Shelf[Buffer]:
+        """Buffers of one kind; ``allocate`` makes a fresh one of so many bytes."""
+        return Shelf(self, allocate)
+
+    def take(self, shelf: Shelf[Buffer], size: int) -> Buffer | None:
+        """A free buffer; None, with room made for a fresh one, when there is none."""
+        with self._lock:
+            free = self._free.get((shelf, size))
+            if free:
+                buffer: Buffer = free.pop()
+                return buffer
+            self._held_bytes += size
+            self._keep_within_budget()
+        return None
+
+    def put(self, shelf: Shelf[Buffer], buffer: Buffer) -> None:
+        """Keep a buffer that nobody uses any more, where the budget allows."""
+        key = (shelf, buffer.nbytes)
+        with self._lock:
+            free = self._free.pop(key, [])
+            free.append(buffer)
+            self._free[key] = free
+            self._keep_within_budget()
+
+    def _keep_within_budget(self) -> None:
+        """Let go of free buffers, those of sizes that were not used for long first."""
+        while self._held_bytes > self._budget_bytes and self._free:
+            key = next(iter(self._free))
+            free = self._free[key]
+            if free:
+                free.pop()
+                self._held_bytes -= key[1]
+            else:
+                del self._free[key]
+
+    def let_go(self) -> None:
+        """Free what is not in use."""
+        with self._lock:
+            self._held_bytes -= sum(size * len(buffers) for (_, size), buffers in self._free.items())
+            self._free.clear()
+
+    def forget(self, size: int) -> None:
+        """A buffer of that size could not be made after all."""
+        with self._lock:
+            self._held_bytes -= size
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of buffers in use and free ones."""
+        return self._held_bytes
+
+
+class Shelf(Generic[Buffer]):
+    """Buffers of one kind in a pool."""
+
+    def __init__(self, pool: BufferPool, allocate: Callable[[int], Buffer]) -> None:
+        self.pool = pool
+        self._allocate = allocate
+
+    def take(self, nbytes: int) -> Buffer:
+        """A buffer of ``buffer_size(nbytes)`` bytes, its content undefined. Raises what making a fresh one raises."""
+        size = buffer_size(nbytes)
+        buffer = self.pool.take(self, size)
+        if buffer is not None:
+            return buffer
+        try:
+            return self._allocate(size)
+        except BaseException:
+            self.pool.forget(size)
+            raise
+
+    def give_back(self, buffer: Buffer) -> None:
+        """Return a buffer that nobody reads or writes any more."""
+        self.pool.put(self, buffer)

@@ -1,0 +1,68 @@
+"""What runs while something is recorded: the session with its writer, and the control of it."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from dumper.control import Control
+    from dumper.recording.recorder import Recorder
+    from dumper.recording.session import Session
+    from dumper.recording.staging import Stager
+    from dumper.recording.taps import TapTable
+    from dumper.settings import Settings
+
+
+class Running:
+    """Opens and closes. Its methods are called under the recorder's lock."""
+
+    __slots__ = ("_recorder", "_stager", "_taps", "control", "session")
+
+    def __init__(self, recorder: Recorder, taps: TapTable) -> None:
+        self._recorder = recorder
+        self._taps = taps
+        self._stager: Stager | None = None
+        self.session: Session | None = None
+        self.control: Control | None = None
+
+    def open(self, settings: Settings) -> Session:
+        """The session, begun if there is none. Raises whatever keeps it from beginning."""
+        if self.session is None:
+            self.session = self._begin(settings)
+            self.start_control(settings)
+            if self.control is not None:
+                from dumper.control import place_of
+
+                self.control.set_place(place_of(self.session.process))
+            from dumper.recording.signals import call_at_end
+
+            call_at_end(self._recorder.end)
+        return self.session
+
+    def _begin(self, settings: Settings) -> Session:
+        from dumper.recording.session import Session
+        from dumper.recording.staging import Stager
+
+        # Kept when a run is closed and another begun: its buffers are expensive to make.
+        if self._stager is None or self._stager.pool_bytes != settings.memory_budget:
+            self._stager = Stager(settings.memory_budget)
+        session = Session(settings, self._taps.coverage, self._stager)
+        for module in self._taps.modules:
+            session.add_taps(*module)
+        return session
+
+    def start_control(self, settings: Settings) -> None:
+        """Take part in the control of the run, where the settings say so."""
+        if self.control is None and settings.controlled:
+            from dumper.control import start
+
+            self.control = start(settings.run_path, self._recorder, settings.http_port, settings.http_token)
+
+    def take(self) -> tuple[Session | None, Control | None]:
+        """What has to be closed; nothing is open afterwards."""
+        taken = self.session, self.control
+        self.session = self.control = None
+        return taken
+
+    def forget(self) -> None:
+        """In the child of a fork: the parent's file, threads and buffers are not ours."""
+        self.session = self.control = self._stager = None

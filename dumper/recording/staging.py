@@ -1,0 +1,190 @@
+"""Copies of values as they are now, made on the model's thread, read on the writer's thread."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dumper.format.dtypes import KNOWN, name_of
+from dumper.plain import UnrecordableError, encode_value
+from dumper.recording.pools import BufferPool
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from dumper.recording.cuda import DeviceCopier
+
+SMALL = 64 << 10
+"""Bytes; values up to here share slabs."""
+SLAB_BYTES = 4 << 20
+"""numpy asks for huge pages from this size on."""
+
+copy_memory = ctypes.PYFUNCTYPE(None, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t)(
+    ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
+)
+"""``copy_memory(to, from, length)``, addresses. Keeps the interpreter lock, which takes longer to get back than such a
+copy takes; ``ctypes.memmove`` lets go of it."""
+
+
+class Staged(Protocol):
+    """The bytes of a value, perhaps still on their way."""
+
+    nbytes: int
+
+    def wait(self) -> memoryview:
+        """The bytes; valid until ``release``. Called on the writer's thread; may block."""
+
+    def release(self) -> None:
+        """The bytes are not needed any more."""
+
+
+@dataclass
+class StagedBuffer:
+    """Bytes in a buffer that goes back to a pool."""
+
+    nbytes: int
+    _view: memoryview
+    _give_back: Callable[[], None]
+
+    def wait(self) -> memoryview:
+        return self._view
+
+    def release(self) -> None:
+        self._give_back()
+
+
+class Slab:
+    """A buffer that many small values share; it goes back to its pool when all of them are written."""
+
+    __slots__ = ("address", "buffer", "released", "retired", "taken", "used", "view")
+
+    def __init__(self, buffer: npt.NDArray[np.uint8]) -> None:
+        self.buffer = buffer
+        self.view = buffer.data
+        self.address: int = buffer.ctypes.data
+        self.used = 0
+        """Bytes."""
+        self.taken = 0
+        """Values that were put into it."""
+        self.released = 0
+        """Values that are written."""
+        self.retired = False
+        """Whether no more will be put into it."""
+
+
+def host_buffer(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Fresh host memory; numpy's, since a tensor that was made in inference mode cannot be written outside it."""
+    import numpy as np
+
+    return np.empty(nbytes, dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class Described:
+    """A staged value and what it is."""
+
+    data: bytes | Staged
+    dtype: str | None
+    """None for a value that is no tensor; its bytes are msgpack then."""
+    shape: tuple[int, ...] | None
+
+
+class Stager:
+    """Stages tensors of any device, numpy arrays, and plain values."""
+
+    def __init__(self, pool_bytes: int) -> None:
+        """``pool_bytes``: how much memory copies may hold, those that wait to be used again included."""
+        self.pool_bytes = pool_bytes
+        self._pool = BufferPool(pool_bytes)
+        self.host = self._pool.shelf(host_buffer)
+        self._device_copier: DeviceCopier | None = None
+
+    def stage(self, value: Any) -> Described:
+        """Copy ``value``. Raises UnrecordableError."""
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(value, torch.Tensor):
+            return self._stage_tensor(value.detach())
+        array = as_host_array(value)
+        if array is not None:
+            return Described(array.tobytes(), name_of(array.dtype), array.shape)
+        return Described(encode_value(value), None, None)
+
+    def _stage_tensor(self, value: torch.Tensor) -> Described:
+        dtype, shape = describe_tensor(value)
+        if value.device.type == "cuda":
+            return Described(self._copier().start(value), dtype, shape)
+        return Described(self._stage_on_host(value.cpu()), dtype, shape)
+
+    def _stage_on_host(self, value: torch.Tensor) -> bytes | Staged:
+        nbytes = value.numel() * value.element_size()
+        if nbytes == 0:
+            return b""
+        buffer = self.host.take(nbytes)
+        try:
+            _copy_to(buffer, value, nbytes)
+        except BaseException:
+            self.host.give_back(buffer)
+            raise
+        if nbytes <= SMALL:
+            data = buffer[:nbytes].tobytes()
+            self.host.give_back(buffer)
+            return data
+        return StagedBuffer(nbytes, buffer.data[:nbytes], lambda: self.host.give_back(buffer))
+
+    def _copier(self) -> DeviceCopier:
+        if self._device_copier is None:
+            from dumper.recording.cuda import DeviceCopier, pinned_buffer
+
+            self._device_copier = DeviceCopier(self._pool.shelf(pinned_buffer))
+        return self._device_copier
+
+
+def _copy_to(buffer: npt.NDArray[np.uint8], value: torch.Tensor, nbytes: int) -> None:
+    """Copy a tensor on the host in row-major order."""
+    import torch
+
+    if value.is_contiguous() and not (value.is_conj() or value.is_neg()):
+        # One copy on this thread: torch would share it among its threads, and wait for one that the writer keeps busy.
+        ctypes.memmove(buffer.ctypes.data, value.data_ptr(), nbytes)
+        return
+    with torch.no_grad():
+        # copy_ brings any strides into row-major order and resolves lazy conjugation and negation.
+        torch.from_numpy(buffer[:nbytes]).view(value.dtype).view(value.shape).copy_(value)
+
+
+def describe_tensor(value: torch.Tensor) -> tuple[str, tuple[int, ...]]:
+    """The dtype's name and the shape. Raises UnrecordableError for a tensor that has no bytes to record."""
+    import torch
+
+    if value.device.type == "meta":
+        raise UnrecordableError("a tensor on the meta device has no values to record")
+    if value.layout != torch.strided:
+        raise UnrecordableError(f"tensors of layout {value.layout} cannot be recorded; dump value.to_dense()")
+    if value.is_quantized:
+        raise UnrecordableError("quantized tensors cannot be recorded; dump value.dequantize() or value.int_repr()")
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in KNOWN:
+        raise UnrecordableError(f"tensors of dtype {dtype} cannot be recorded; convert it, for example with .float()")
+    return dtype, tuple(value.shape)
+
+
+def as_host_array(value: Any) -> npt.NDArray[Any] | None:
+    """A little-endian array of a numpy value; None for a value that is none.
+
+    Raises UnrecordableError for an array of a dtype that cannot be recorded.
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(value, numpy.ndarray | numpy.generic):
+        return None
+    array: npt.NDArray[Any] = numpy.asarray(value)
+    try:
+        name_of(array.dtype)
+    except ValueError as error:
+        raise UnrecordableError(str(error)) from None
+    little: npt.NDArray[Any] = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return little

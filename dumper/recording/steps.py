@@ -1,0 +1,91 @@
+"""Where a process stands in its steps, and what is still to be said of the step under way."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+
+class Steps:
+    """Counts steps from 0. Changed under the recorder's lock alone."""
+
+    __slots__ = ("_batch", "_layout", "announced", "begun", "explicit", "inside", "number", "tags")
+
+    def __init__(self) -> None:
+        self.explicit = False
+        """Whether a ``step`` tap is installed: what comes outside a step then belongs to none."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Before the first step of a run."""
+        self.number = 0
+        self.begun = False
+        """Whether a step was ever begun in so many words."""
+        self.inside = not self.explicit
+        self.announced = False
+        """Whether the file knows of the step under way."""
+        self.tags: Mapping[str, Any] = {}
+        self.forget_batch()
+
+    def make_explicit(self) -> None:
+        """A ``step`` tap was installed."""
+        self.explicit = True
+        if not self.begun:
+            self.inside = False
+
+    def begin(self, batch: Any, layout: Any, tags: Mapping[str, Any]) -> None:
+        """The next step. What was recorded before the first was step 0 (SGLang's style: dump, step, dump)."""
+        if self.begun or self.announced:
+            self.number += 1
+        self.begun = self.inside = True
+        self.announced = False
+        self._batch: Any = batch
+        self._layout: Any = layout
+        self.tags = tags
+
+    def end(self) -> None:
+        """The end of the step under way; the next begins at once where steps are not explicit."""
+        self.forget_batch()
+        if self.explicit:
+            self.inside = False
+
+    @property
+    def unsaid(self) -> bool:
+        """Whether there is a step under way of which the file knows nothing yet."""
+        return self.inside and not self.announced and self.begun
+
+    @property
+    def batch_only(self) -> Any:
+        """The engine's batch when it is what tells the layout, else None."""
+        return self._batch if self._layout is None else None
+
+    def take_layout(self) -> Any:
+        """The layout of the step, given or read from the batch, which is let go of. Never waits for a device."""
+        layout, batch = self._layout, self._batch
+        self.forget_batch()
+        if layout is None and batch is not None:
+            from dumper.adapters import read_batch
+
+            layout = read_batch(batch)
+        return layout
+
+    def forget_batch(self) -> None:
+        """Let go of the engine's objects."""
+        self._batch = self._layout = None
+
+
+class StepScope:
+    """What ``step()`` returns: ends the step when a ``with`` block is left, and does nothing otherwise."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
+
+    def __enter__(self) -> StepScope:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end()

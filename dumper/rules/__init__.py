@@ -1,1 +1,0 @@
-"""What is recorded, as text that people write: expressions, filters, levels, steps."""

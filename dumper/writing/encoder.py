@@ -1,0 +1,324 @@
+"""Items to frames to the rank's file, on the writer's thread, with every failure counted instead of raised."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dumper.adapters.protocol import PendingLayout, Process
+from dumper.complaints import Complaints
+from dumper.format import frames
+from dumper.format.layouts import encode_layout
+from dumper.format.status import StatusBlock
+from dumper.measures import fingerprint
+from dumper.recording.staging import Staged
+from dumper.settings import Settings
+from dumper.writing.holding import Holding
+from dumper.writing.items import BeginStep, Description, InstalledTaps, Item, Stop, Submission
+from dumper.writing.records import RecordEncoder
+from dumper.writing.stream import ClaimedError, CutShortError, RankFile, segment_path
+
+logger = logging.getLogger("tensortap")
+
+LARGE = 256 << 10
+"""Bytes; payloads from here on are written by themselves, smaller ones in batches."""
+_CHECK_SECONDS = 0.5
+_RETRY_SECONDS = 1.0
+Coverage = Callable[[], dict[str, Any]]
+
+
+class RankEncoder:
+    """Writes one rank's stream. All but ``claim`` is for the writer's thread; no method raises because of the disk."""
+
+    def __init__(self, settings: Settings, process: Process, status: StatusBlock, coverage: Coverage) -> None:
+        """``coverage`` tells what taps did, for the end."""
+        self._settings = settings
+        self._process = process
+        self._status = status
+        self._coverage = coverage
+        self._file: RankFile | None = None
+        self._segment = 0
+        self._claimed = False
+        self._complaints = Complaints()
+        self._retry_at = 0.0
+        self._check_at = 0.0
+        self._records = RecordEncoder(settings.compression)
+        self._preamble: list[tuple[str, dict[str, Any]]] = []
+        self._holding = Holding(settings, self._lose) if settings.on_nan is not None else None
+
+    def claim(self) -> None:
+        """Make the rank's file, so that it belongs to this process and not to one that is forked from it."""
+        self._open()
+
+    def write(self, batch: Sequence[Item]) -> None:
+        """Write a batch of items in order."""
+        if self._holding is not None:
+            batch = self._holding.release(batch)
+        small: list[tuple[Description, Any, int | None]] = []
+        staged: list[Staged] = []
+        try:
+            for item in batch:
+                if isinstance(item, tuple):
+                    description, slab, offset, nbytes, step = item
+                    data: Any = slab.view[offset : offset + nbytes]
+                    if description.level.kind == "hash" and description.dtype is not None:
+                        data = _fingerprint(description, data)
+                    small.append((description, data, step))
+                elif isinstance(item, Submission):
+                    self._collect(item, small, staged)
+                else:
+                    self._flush(small, staged)
+                    self._write_other(item)
+        finally:
+            self._flush(small, staged)
+            if self._holding is not None:
+                self._status.set("held_back", self._holding.held_back)
+
+    def _collect(
+        self, item: Submission, small: list[tuple[Description, Any, int | None]], staged: list[Staged]
+    ) -> None:
+        """Put a small record to those that are written together; write a large one."""
+        data: Any = item.data
+        description = item.description
+        if not isinstance(data, bytes | memoryview):
+            copy = data
+            try:
+                data = copy.wait()
+            except Exception as error:
+                copy.release()
+                self._lose(1, "lost_encoding", f"{description.name}: the copy failed: {error}")
+                return
+            staged.append(copy)
+        if description.level.kind == "hash" and description.dtype is not None:
+            data = _fingerprint(description, data)
+        if len(data) < LARGE:
+            small.append((description, data, item.step))
+        else:
+            large = None if isinstance(item.data, bytes | memoryview) else staged.pop()
+            self._flush(small, staged)
+            self._append_large(description, data, item.step)
+            if large is not None:
+                large.release()
+
+    def _flush(self, small: list[tuple[Description, Any, int | None]], staged: list[Staged]) -> None:
+        """Write the small records that were collected."""
+        if small:
+            self._append_small(small)
+            small.clear()
+        for copy in staged:
+            copy.release()
+        staged.clear()
+
+    def _append_small(self, small: list[tuple[Description, Any, int | None]]) -> None:
+        file = self._ready()
+        if file is None:
+            self._lose(len(small), "lost_claimed" if self._claimed else "lost_writing")
+            return
+        batch = self._records.encode_small(small, file.position)
+        for name, error in batch.failures:
+            self._lose(1, "lost_encoding", f"{name}: cannot be encoded: {error}")
+        if not batch.ends:
+            return
+        self._fill_descriptors(file)
+        written = len(batch.ends)
+        try:
+            file.append_small(batch.buffers, batch.ends)
+        except CutShortError as error:
+            self._lose(written - error.frames, "lost_writing", self._cannot_be_written(error))
+            written = error.frames
+        file.index.add(batch.rows_of(written))
+        self._wrote(written)
+
+    def _append_large(self, description: Description, data: Any, step: int | None) -> None:
+        file = self._ready()
+        if file is None:
+            self._lose(1, "lost_claimed" if self._claimed else "lost_writing")
+            return
+        offset = file.position
+        row: list[int] = []
+
+        def append() -> None:
+            meta, content, named = self._records.encode_large_meta(description, data, step)
+            view = memoryview(content)
+            size = frames.LARGEST_PAYLOAD
+            payloads = [view[first : first + size] for first in range(0, len(view), size)]
+            placed = file.append_large(frames.encode_head(b"record", meta, len(payloads)), payloads)
+            row.extend((offset, *named, placed[0][0], len(view)))
+
+        if self._guard(1, append):
+            self._fill_descriptors(file)
+            file.index.add(row)
+            self._wrote(1)
+
+    def _write_other(self, item: Item) -> None:
+        if isinstance(item, BeginStep):
+            self._write_step(item)
+        elif isinstance(item, InstalledTaps):
+            self._add_preamble("taps", {"module": item.module, "taps": [dict(tap) for tap in item.taps]})
+            self._add_config(item.config)
+        elif isinstance(item, Stop):
+            self._finish()
+
+    def _write_step(self, item: BeginStep) -> None:
+        meta: dict[str, Any] = {"step": item.number}
+        if item.tags:
+            meta["tags"] = dict(item.tags)
+        try:
+            layout = item.layout.wait() if isinstance(item.layout, PendingLayout) else item.layout
+            if layout is not None:
+                meta["layout"] = encode_layout(layout)
+                frames.encode_meta(meta)
+        except Exception as error:
+            meta.pop("layout", None)
+            self._complain(f"the token layout of step {item.number} cannot be recorded: {error}")
+        file = self._ready()
+        if file is None:
+            return
+        offset = file.position
+        if self._guard(0, lambda: file.append_frame("step", meta)):
+            file.index.steps.append(offset)
+
+    def _fill_descriptors(self, file: RankFile) -> None:
+        known, all_of_them = file.index.descriptors, self._records.descriptors
+        if len(known) < len(all_of_them):
+            known.extend(all_of_them[len(known) :])
+
+    def _wrote(self, count: int) -> None:
+        self._status.add("written", count)
+
+    def _ready(self) -> RankFile | None:
+        """The file to append to; None while there is none. Opens, rolls over and reopens as needed."""
+        if self._claimed:
+            return None
+        now = time.monotonic()
+        if self._file is not None:
+            if now < self._check_at:
+                return self._rolled_over()
+            self._check_at = now + _CHECK_SECONDS
+            if self._file.exists():
+                return self._rolled_over()
+            self._abandon_deleted(self._file)
+        elif now < self._retry_at:
+            return None
+        return self._open()
+
+    def _abandon_deleted(self, file: RankFile) -> None:
+        """The file was deleted under us, which no write notices: what it held is lost."""
+        lost = len(file.index)
+        file.close()
+        self._file = None
+        self._segment += 1
+        self._status.add("written", -lost)
+        try:
+            self._status.recreate()
+        except OSError:
+            logger.debug("tensortap: the counts cannot be written", exc_info=True)
+        self._lose(lost, "lost_writing", f"{file.path} was deleted while it was written; going on in a new file")
+
+    def _rolled_over(self) -> RankFile | None:
+        file = self._file
+        if file is None or file.position < self._settings.segment_size:
+            return file
+        self._guard(0, file.finish)
+        file.close()
+        self._file = None
+        self._segment += 1
+        return self._open()
+
+    def _open(self) -> RankFile | None:
+        try:
+            file = RankFile(segment_path(self._settings.run_path, self._process.rank, self._segment))
+        except ClaimedError as error:
+            self._claimed = True
+            self._complain(error.strerror or str(error))
+            return None
+        except OSError as error:
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            self._complain(self._cannot_be_written(error))
+            return None
+        self._file = file
+        self._check_at = time.monotonic() + _CHECK_SECONDS
+        self._add_frame("header", self._header())
+        for kind, meta in self._preamble:
+            self._add_frame(kind, meta)
+        return file
+
+    def _header(self) -> dict[str, Any]:
+        process = self._process
+        return {
+            "format": "tensortap",
+            "version": frames.VERSION,
+            "rank": process.rank,
+            "world_size": process.world_size,
+            "parallel": {axis: list(place) for axis, place in process.parallel.items()},
+            "framework": process.framework,
+            "versions": process.versions,
+            "segment": self._segment,
+            "process": os.getpid(),
+            "started": time.time(),
+        }
+
+    def _add_preamble(self, kind: str, meta: dict[str, Any]) -> None:
+        self._preamble.append((kind, meta))
+        if self._file is not None:
+            self._add_frame(kind, meta)
+
+    def _add_config(self, config: Mapping[str, Any]) -> None:
+        meta = dict(config)
+        if meta and not any(kind == "config" and known == meta for kind, known in self._preamble):
+            self._add_preamble("config", meta)
+
+    def _add_frame(self, kind: str, meta: dict[str, Any]) -> None:
+        file = self._file
+        if file is None:
+            return
+        offset = file.position
+        if self._guard(0, lambda: file.append_frame(kind, meta)):
+            file.index.others.append(offset)
+
+    def _finish(self) -> None:
+        if self._file is None:
+            self._status.set("closed", 1)
+            return
+        if self._file.exists():
+            self._add_frame("coverage", self._coverage())
+            if self._guard(0, self._file.finish):
+                self._status.set("closed", 1)
+        else:
+            self._abandon_deleted(self._file)
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _guard(self, records: int, write: Callable[[], object]) -> bool:
+        """Run a write; count and report what it loses."""
+        try:
+            write()
+        except OSError as error:
+            self._lose(records, "lost_writing", self._cannot_be_written(error))
+            return False
+        except (ValueError, TypeError, OverflowError) as error:
+            self._lose(records, "lost_encoding", f"cannot be encoded: {error}")
+            return False
+        return True
+
+    def _lose(self, count: int, reason: str, message: str | None = None) -> None:
+        if count:
+            self._status.add(reason, count)
+        if message is not None:
+            self._complain(message)
+
+    def _cannot_be_written(self, error: OSError) -> str:
+        return f"{self._settings.run_path} cannot be written: {error.strerror}"
+
+    def _complain(self, message: str) -> None:
+        self._complaints.say(
+            f"rank {self._process.rank}: {message}. The model runs on; what is lost is counted in the run.", key=message
+        )
+
+
+def _fingerprint(description: Description, data: Any) -> bytes:
+    return bytes.fromhex(fingerprint(description.dtype or "", description.shape or (), data))

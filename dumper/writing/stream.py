@@ -1,0 +1,185 @@
+"""The file of one rank: frames in, bytes on disk, segments, the index, and what happens when a disk fails."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from dumper.format import frames
+from dumper.format.index import IndexColumns
+from dumper.writing.preallocation import Preallocation
+
+CHUNK = 8 << 20
+"""Bytes of a payload that are hashed and written at a time: they stay in the processor's cache in between."""
+CLAIMED_AHEAD = 1 << 20
+"""Bytes; space for writes from here on is claimed first."""
+MOST_VECTORS = 512
+"""Buffers per ``writev``; Linux allows 1024."""
+
+
+class ClaimedError(OSError):
+    """Another process, or an earlier run, holds the rank file."""
+
+
+def segment_path(run: Path, rank: int, segment: int) -> Path:
+    """The file of a rank's n-th segment."""
+    return run / (f"rank-{rank:05d}.msgpack" if segment == 0 else f"rank-{rank:05d}.{segment:04d}.msgpack")
+
+
+class CutShortError(OSError):
+    """Only the first frames of those that were to be appended are in the file."""
+
+    def __init__(self, cause: OSError, frames: int) -> None:
+        super().__init__(cause.errno, cause.strerror, cause.filename)
+        self.frames = frames
+
+
+class RankFile:
+    """Appends frames to one segment. Belongs to the writer thread. Any method may raise OSError.
+
+    After an OSError the file ends with the last complete frame again, wherever the disk allows that.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Claim and create the file.
+
+        Raises ClaimedError when it exists already, and OSError when it cannot be made.
+        """
+        self.path = path
+        self.index = IndexColumns()
+        self.position = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except FileExistsError as error:
+            raise ClaimedError(errno.EEXIST, _claim_message(path), str(path)) from error
+        self._preallocation = Preallocation(self._descriptor)
+        with contextlib.suppress(OSError):
+            # Shows to a second process that this one is alive; some network filesystems cannot lock.
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def exists(self) -> bool:
+        """Whether the file still has a name: a deleted directory takes it away without any error."""
+        return os.fstat(self._descriptor).st_nlink > 0
+
+    def append_small(self, encoded: Sequence[Any], ends: Sequence[int]) -> None:
+        """Append complete frames, given as buffers and the position in the file after each, with few system calls.
+
+        Raises CutShortError when there is no room for all of them.
+        """
+        try:
+            if ends[-1] - self.position >= CLAIMED_AHEAD:
+                # Where not all of it has room, the first frames may have.
+                with contextlib.suppress(OSError):
+                    self._preallocation.claim(self.position, ends[-1] - self.position)
+            for first in range(0, len(encoded), MOST_VECTORS):
+                self._write_all(list(encoded[first : first + MOST_VECTORS]))
+        except OSError as error:
+            reached = self._reached()
+            written = bisect.bisect_right(ends, reached)
+            self.position = ends[written - 1] if written else self.position
+            self._cut_back()
+            raise CutShortError(error, written) from error
+        self.position = ends[-1]
+
+    def append_large(self, head: bytes, payloads: Sequence[memoryview]) -> list[tuple[int, int, int]]:
+        """Append one frame with payloads that are hashed while they are written.
+
+        Returns (offset, length, checksum) of each payload.
+        """
+        placed = []
+        position = self.position
+        lead = head
+        try:
+            for payload in payloads:
+                lead += frames.encode_padding(position + len(lead), len(payload))
+                position += self._write_all([lead])
+                if len(payload) >= CLAIMED_AHEAD:
+                    self._preallocation.claim(position, len(payload))
+                checksum = self._write_and_hash(payload)
+                placed.append((position, len(payload), checksum))
+                position += len(payload)
+                lead = frames.encode_checksum(checksum)
+            position += self._write_all([lead])
+        except OSError:
+            self._cut_back()
+            raise
+        self.position = position
+        return placed
+
+    def append_frame(self, kind: str, meta: dict[str, Any]) -> None:
+        """Append a frame without payload."""
+        encoded = frames.encode_frame(kind, meta, self.position)
+        self.append_small([encoded], [self.position + len(encoded)])
+
+    def finish(self) -> None:
+        """Write the index and the footer. The file is complete afterwards."""
+        offset = self.position
+        index = frames.encode_frame("index", self.index.meta(), offset, (self.index.encode(),))
+        footer = frames.encode_footer(offset)
+        self.append_small([index, footer], [offset + len(index) + len(footer)])
+
+    def close(self) -> None:
+        """Close without writing."""
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+
+    def _write_all(self, buffers: list[Any]) -> int:
+        total = sum(len(buffer) for buffer in buffers)
+        written = os.writev(self._descriptor, buffers)
+        if written < total:
+            rest = memoryview(b"".join(buffers))[written:]
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        return total
+
+    def _write_and_hash(self, payload: memoryview) -> int:
+        """Write a payload and return its checksum. Each chunk is hashed first, which brings it into the cache."""
+        digest = xxhash.xxh3_64()
+        for first in range(0, len(payload), CHUNK):
+            chunk = payload[first : first + CHUNK]
+            digest.update(chunk)
+            self._write_all([chunk])
+        return digest.intdigest()
+
+    def _reached(self) -> int:
+        """Where the last write ended, whole or not."""
+        try:
+            return os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        except OSError:
+            return self.position
+
+    def _cut_back(self) -> None:
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, self.position)
+            os.lseek(self._descriptor, self.position, os.SEEK_SET)
+
+
+def _claim_message(path: Path) -> str:
+    holder = "a process that is still running" if _is_locked(path) else "an earlier run"
+    return (
+        f"{path.name} was already written by {holder}; nothing is overwritten. "
+        "Set TENSORTAP_RUN to another name, or delete the run"
+    )
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
