@@ -1,0 +1,48 @@
+"""Whether two recordings agree, and where error was introduced: from rows of taps to a Diagnosis.
+
+    rows ─▶ profile (numbers of one tap) ─▶ diagnose (all profiles and the graph of taps) ─▶ Diagnosis
+
+Pure functions over numpy arrays and frozen dataclasses; nothing here reads files (but calibrations) or knows runs.
+"""
+
+from comparator.diagnosis.calibration import (
+    Calibration,
+    CalibrationError,
+    calibrate,
+    read_calibration,
+    write_calibration,
+)
+from comparator.diagnosis.floors import Floor, Operation, floor_for
+from comparator.diagnosis.profiling import TapProfile, profile
+from comparator.diagnosis.rows import RowLabels, SideRows, TapKey, TapRows, label_rows
+from comparator.diagnosis.strengths import Test
+from comparator.diagnosis.taps import GraphError, TapDeclaration, TapGraph, TapNode, build_graph
+from comparator.diagnosis.verdict import Diagnosis, Judgement, Options, diagnose
+
+__all__ = [
+    "Calibration",
+    "CalibrationError",
+    "Diagnosis",
+    "Floor",
+    "GraphError",
+    "Judgement",
+    "Operation",
+    "Options",
+    "RowLabels",
+    "SideRows",
+    "TapDeclaration",
+    "TapGraph",
+    "TapKey",
+    "TapNode",
+    "TapProfile",
+    "TapRows",
+    "Test",
+    "build_graph",
+    "calibrate",
+    "diagnose",
+    "floor_for",
+    "label_rows",
+    "profile",
+    "read_calibration",
+    "write_calibration",
+]

@@ -1,0 +1,110 @@
+"""How much two right computations of one operation may differ: floor and gain from dtype, length and ranks.
+
+The model is that of probabilistic rounding analysis (Higham and Mary, SIAM J. Sci. Comput. 41, 2019): roundings are
+independent with mean zero, so their variances add. ``docs/tolerances.md`` derives the numbers and lists what was
+measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Operation = Literal[
+    "source", "attention", "linear", "sum", "sum_without_identity", "mlp", "moe", "combine", "router", "norm",
+    "logits", "unknown",
+]  # fmt: skip
+"""What a tap computes. ``source``: nothing recorded comes before it. ``combine``: what a mixture of experts does after
+its experts. ``unknown``: a tap of which nothing but the order of execution is known."""
+
+UNIT_ROUNDOFF: Mapping[str, float] = {
+    "float64": 2.0**-53,
+    "float32": 2.0**-24,
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+    "float8_e4m3fn": 2.0**-4,
+    "float8_e4m3fnuz": 2.0**-4,
+    "float8_e4m3": 2.0**-4,
+    "float8_e5m2": 2.0**-3,
+    "float8_e5m2fnuz": 2.0**-3,
+}
+"""Half the distance from 1 to the next number."""
+
+RMS_ROUNDING = 2 / math.sqrt(12 * 7 / 3)
+"""Relative L2 error of one rounding, in unit roundoffs: error uniform in the last place, significand uniform in [1, 2).
+"""
+
+ROUNDINGS: Mapping[Operation, float] = {
+    "source": 1.5,
+    "sum": 1.5,
+    "combine": 1.5,
+    "linear": 2,
+    "norm": 2,
+    "logits": 2,
+    "router": 4,
+    "sum_without_identity": 4,
+    "mlp": 8,
+    "moe": 8,
+    "attention": 15,
+    "unknown": 15,
+}
+"""Values stored on the way from the recorded inputs to the recorded output, on one side. A sum has one, and half of
+one for an operand that was rounded between its tap and the sum. Attention: norm 2, q, k, v 3, their norms 4, rotation
+4, probabilities 1, heads 1."""
+
+GAIN: Mapping[Operation, float] = {
+    "source": 0.0,
+    "sum": 0.0,
+    "combine": 1.05,
+    "linear": 1.05,
+    "norm": 1.05,
+    "logits": 1.05,
+    "attention": 1.1,
+    "router": 1.2,
+    "sum_without_identity": 1.6,
+    "mlp": 1.6,
+    "moe": 2.1,
+    "unknown": 2.1,
+}
+"""How much an operation may magnify the relative error of its input. A linear map keeps it on average; a gated MLP
+multiplies two factors that both have it, and weights of experts come on top."""
+
+_DEFAULT_LENGTH = 4096
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What rounding explains: an output error of sqrt((gain · inherited)² + floor²)."""
+
+    floor: float
+    """Relative L2 error of a row when the inputs agree exactly."""
+    gain: float
+
+
+def rounding_error(dtype: str) -> float:
+    """Relative L2 error of storing a value in ``dtype`` once; an unknown dtype counts as float32."""
+    return RMS_ROUNDING * UNIT_ROUNDOFF.get(dtype.removeprefix("torch."), UNIT_ROUNDOFF["float32"])
+
+
+def roundings_of_ranks(ranks: int) -> float:
+    """Roundings, relative to the whole, of a running sum over the partial sums of ``ranks`` ranks.
+
+    The j-th addition rounds a sum of j of them, whose variance is j / ranks of the whole.
+    """
+    return sum(j / ranks for j in range(2, ranks + 1))
+
+
+def floor_for(
+    operation: Operation, baseline_dtype: str, target_dtype: str, *, ranks: int = 1, length: int | None = None
+) -> Floor:
+    """Floor and gain of an operation.
+
+    ``ranks``: partial sums that were added in the dtype itself. ``length``: terms of the sums that were accumulated in
+    float32, whose error grows with the root of the length.
+    """
+    stored = rounding_error(baseline_dtype) ** 2 + rounding_error(target_dtype) ** 2
+    count = ROUNDINGS[operation] + roundings_of_ranks(ranks)
+    accumulated = 2 * rounding_error("float32") ** 2 * (length or _DEFAULT_LENGTH) / 2
+    return Floor(math.sqrt(count * stored + accumulated), GAIN[operation])

@@ -1,0 +1,226 @@
+"""What each tap gets from its inputs: inherited error per row, ties before it, factors that its inputs have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from comparator.diagnosis.calibration import Calibration
+from comparator.diagnosis.floors import Operation, floor_for
+from comparator.diagnosis.measures import NOTHING, TINY, Estimate
+from comparator.diagnosis.profiling import TapProfile
+from comparator.diagnosis.routing import STANDS_OUT, Choices, Flips, count_flips, find_top_k
+from comparator.diagnosis.rows import Float, Mask, RowLabels, TapKey, join_rows
+from comparator.diagnosis.strengths import Context, Test
+from comparator.diagnosis.taps import TapGraph, TapNode
+
+_LINEAR: frozenset[Operation] = frozenset({"linear", "combine", "logits"})
+"""A factor of the input is one of the output."""
+_NORMALISED: frozenset[Operation] = frozenset({"attention", "mlp", "moe", "router", "norm"})
+"""Behind a norm a factor of the input is gone, but for that of massive channels."""
+_ROUTED: frozenset[Operation] = frozenset({"moe", "combine"})
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A tap as its inputs explain it."""
+
+    context: Context
+    inherited: Float
+    """Error that the inputs explain, gain included. Shape ``(rows,)``."""
+    after_flip: bool
+    """Rows with another choice of experts, there or before, have errors that the others do not have."""
+
+
+class Inheritance:
+    """Looks up inputs of taps; made once per pair of runs."""
+
+    def __init__(self, profiles: Mapping[TapKey, TapProfile], graph: TapGraph, calibration: Calibration | None) -> None:
+        self._profiles = profiles
+        self._nodes = {node.key: node for node in graph.nodes}
+        self._order = {node.key: at for at, node in enumerate(graph.nodes)}
+        self._calibration = calibration
+        self._taps = sum(not profile.identical for profile in profiles.values())
+        self.top_k = self._find_top_k()
+        self._ties = self._find_ties()
+        self.without_routing: list[TapKey] = []
+
+    def _explain(self, profile: TapProfile) -> tuple[Float, Float, Float]:
+        """Per row the inherited error, gain included, the floor, and the ratio of the error to both."""
+        inherited = self._inherited(profile, self._nodes[profile.key])
+        bound = floor_for(
+            profile.operation,
+            profile.baseline_dtype,
+            profile.target_dtype,
+            ranks=profile.ranks,
+            length=profile.reduction_length,
+        )
+        own = bound.floor
+        if self._calibration is not None:
+            own = self._calibration.raised(profile.key, own)
+        floor = np.hypot(own, profile.extra_floor)
+        explained = np.hypot(bound.gain * inherited, floor)
+        return bound.gain * inherited, floor, profile.added / np.maximum(explained, TINY)
+
+    def view(self, profile: TapProfile) -> View:
+        node = self._nodes[profile.key]
+        inherited, floor, ratio = self._explain(profile)
+        own_ties = self._own_ties(profile)
+        before = self._ties_before(profile)
+        compared = np.ones(profile.rows, np.bool_) if own_ties is None else ~own_ties
+        unknown = own_ties is None and profile.operation in _ROUTED
+        if unknown and (ratio > STANDS_OUT).any():
+            self.without_routing.append(profile.key)
+        main = self._main_input(node)
+        context = Context(
+            ratio=ratio,
+            floor=floor,
+            compared=compared,
+            steady=~before,
+            inherited_scale=self._inherited_scale(profile, main),
+            outlier_scale=self._outlier_scale(profile, main),
+            taps=max(self._taps, 1),
+            without_routing=unknown,
+            choice=self._choice(profile) if profile.operation in _ROUTED else None,
+        )
+        affected = ~compared | before
+        return View(context, inherited, _stands_out(profile.error, affected))
+
+    def routing_tests(self, profile: TapProfile) -> tuple[Test, ...]:
+        """Whether margins explain the flips of a layer; judged at the router."""
+        if profile.operation != "router":
+            return ()
+        found = self._choice(profile)
+        if found is None:
+            return ()
+        flips = count_flips(profile.key.layer, found)
+        limit = 3 * flips.expected + 3 * np.sqrt(flips.expected) + 3
+        where = f"{flips.flipped} flips of {flips.rows}"
+        return (
+            Test("flip margin", flips.largest_margin / 4.0, flips.largest_margin, 4.0, where),
+            Test("flips", flips.flipped / limit, flips.flipped, float(limit), where),
+        )
+
+    def flips(self) -> tuple[Flips, ...]:
+        """Per layer, from the router's tap where it was recorded."""
+        found: dict[int | None, Flips] = {}
+        for key in self._order:
+            profile = self._profiles.get(key)
+            choice = None if profile is None else self._choice(profile)
+            if choice is not None and key.layer not in found:
+                found[key.layer] = count_flips(key.layer, choice)
+        return tuple(found.values())
+
+    # Error of the inputs
+
+    def _inherited(self, profile: TapProfile, node: TapNode) -> Float:
+        if profile.inherited is not None:
+            return profile.inherited
+        if profile.operation in ("sum", "source"):
+            return np.zeros(profile.rows)
+        found = np.zeros(profile.rows)
+        for key in node.inputs:
+            source = self._profiles.get(key)
+            if source is None or source.identical:
+                continue
+            if profile.operation == "attention" and profile.labels.known and source.labels.known:
+                found = np.maximum(found, _over_prefix(source, profile.labels))
+            else:
+                found = np.maximum(found, _of_rows(source, profile.labels))
+        return found
+
+    def _main_input(self, node: TapNode) -> TapProfile | None:
+        found = [self._profiles[key] for key in node.inputs if key in self._profiles]
+        return found[0] if found else None
+
+    def _inherited_scale(self, profile: TapProfile, main: TapProfile | None) -> Estimate:
+        return main.scale if main is not None and profile.operation in _LINEAR else NOTHING
+
+    def _outlier_scale(self, profile: TapProfile, main: TapProfile | None) -> float:
+        if main is None or profile.operation not in _NORMALISED:
+            return 0.0
+        return abs(main.raw_scale.value - main.scale.value)
+
+    # Ties
+
+    def _find_top_k(self) -> int | None:
+        layers = []
+        for key in self._order:
+            profile = self._profiles.get(key)
+            if profile is None or profile.identical or profile.operation not in _ROUTED or not profile.choices:
+                continue
+            if len(profile.choices) == 1:
+                return profile.choices[0].top_k
+            layers.append((self._explain(profile)[2] > STANDS_OUT, profile.choices))
+        return find_top_k(layers)
+
+    def _choice(self, profile: TapProfile) -> Choices | None:
+        if len(profile.choices) == 1:
+            return profile.choices[0]
+        return next((one for one in profile.choices if one.top_k == self.top_k), None)
+
+    def _own_ties(self, profile: TapProfile) -> Mask | None:
+        """Rows whose experts may be others; None when nothing tells."""
+        if profile.operation not in _ROUTED:
+            return np.zeros(profile.rows, np.bool_)
+        if not profile.choices:
+            return None
+        found = self._choice(profile)
+        return np.zeros(profile.rows, np.bool_) if found is None else found.tied
+
+    def _find_ties(self) -> tuple[tuple[int, RowLabels, Mask], ...]:
+        found = []
+        for key, at in self._order.items():
+            profile = self._profiles.get(key)
+            choice = None if profile is None or profile.operation not in _ROUTED else self._choice(profile)
+            if profile is not None and choice is not None and choice.tied.any():
+                found.append((at, profile.labels, choice.tied))
+        return tuple(found)
+
+    def _ties_before(self, profile: TapProfile) -> Mask:
+        """Rows with a tie in an earlier layer at their own or an earlier position of their sequence."""
+        found = np.zeros(profile.rows, np.bool_)
+        for at, labels, tied in self._ties:
+            if at >= self._order[profile.key]:
+                break
+            if not labels.known or not profile.labels.known:
+                here, there = join_rows(profile.labels, labels)
+                found[here] |= tied[there]
+                continue
+            for sequence in np.unique(labels.sequence[tied]):
+                first = labels.position[tied & (labels.sequence == sequence)].min()
+                found |= (profile.labels.sequence == sequence) & (profile.labels.position >= first)
+        return found
+
+
+def _stands_out(error: Float, affected: Mask) -> bool:
+    """Whether rows behind a tie have an error that the others do not have."""
+    if not affected.any():
+        return False
+    return bool(affected.all() or error[affected].max() > 3 * float(np.median(error[~affected])))
+
+
+def _of_rows(source: TapProfile, labels: RowLabels) -> Float:
+    """The source's error in the rows of ``labels``; rows it does not have get its median."""
+    found = np.full(len(labels), float(np.median(source.error)) if source.rows else 0.0)
+    here, there = join_rows(labels, source.labels)
+    found[here] = source.error[there]
+    return found
+
+
+def _over_prefix(source: TapProfile, labels: RowLabels) -> Float:
+    """Rms error of the source over all rows of the same sequence up to each row."""
+    order = np.lexsort((source.labels.position, source.labels.sequence))
+    sequence, squares = source.labels.sequence[order], source.error[order] ** 2
+    starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(order)), np.bool_), np.diff(sequence) != 0]))
+    total = np.cumsum(squares)
+    before = np.repeat(total[starts] - squares[starts], np.diff(np.append(starts, len(order))))
+    number = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order)))) + 1
+    means = np.empty(len(order))
+    means[order] = np.sqrt(np.maximum(total - before, 0.0) / number)
+    found = np.full(len(labels), float(np.sqrt(squares.mean())) if len(order) else 0.0)
+    here, there = join_rows(labels, source.labels)
+    found[here] = means[there]
+    return found

@@ -1,0 +1,140 @@
+"""Choices of experts from recorded router logits: ties, flips, and how many flips the margins explain.
+
+A choice is no number: where two logits are closer than the pair's own error, rounding decides. Such a row is a tie,
+and what its experts give cannot be compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.diagnosis.floors import UNIT_ROUNDOFF
+from comparator.diagnosis.rows import Float, Mask, Single
+
+COMMON_TOP_K = (1, 2, 4, 6, 8, 10, 16)
+"""Tried when it is not known how many experts a token gets."""
+EXPLAINED_MARGIN = 4.0
+"""Largest midpoint margin, in rms errors of the row's logits, at which rounding may flip a choice: each of two logits
+moves by half its error, so this is 5.7 standard deviations."""
+STANDS_OUT = 4.0
+"""A row whose error is so many times what its inputs explain may be one that other experts computed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """The choice of ``top_k`` experts on both sides. Arrays of shape ``(rows,)``."""
+
+    top_k: int
+    flipped: Mask
+    """The sets of experts differ."""
+    tied: Mask
+    """Flipped, or the margin on a side is within one rounding of the logit."""
+    margin: Float
+    """Midpoint margin between the last chosen and the first other expert, in logits."""
+    noise: Float
+    """Rms difference of the row's logits."""
+    experts: npt.NDArray[np.int16]
+    """The chosen experts on the baseline, shape ``(rows, top_k)``, those that the target did not choose as -1."""
+
+    @property
+    def expected(self) -> float:
+        """Flips that normal errors of the recorded size would cause at these margins."""
+        ratio = np.where(self.noise > 0, self.margin / np.maximum(self.noise, 1e-300), np.inf)
+        return float(sum(math.erfc(min(one, 40.0)) for one in ratio))
+
+
+def choices(baseline: Single, target: Single, top_k: int, dtype: str) -> Choices:
+    """Compare the choices behind two sets of router logits, rows × experts."""
+    rows, experts = baseline.shape
+    if not 0 < top_k < experts:
+        none = np.zeros(rows, np.bool_)
+        return Choices(top_k, none, none, np.full(rows, np.inf), np.zeros(rows), np.empty((rows, 0), np.int16))
+    first, second = (_largest(side, top_k) for side in (baseline, target))
+    common = (first[:, :, None] == second[:, None, :]).any(2)
+    flipped = ~common.all(1)
+    unit = UNIT_ROUNDOFF.get(dtype.removeprefix("torch."), UNIT_ROUNDOFF["float32"])
+    close = np.zeros(rows, np.bool_)
+    for side in (baseline, target):
+        ordered = np.sort(side, axis=1)
+        last, other = ordered[:, experts - top_k], ordered[:, experts - top_k - 1]
+        close |= last - other <= unit * np.maximum(np.abs(last), np.abs(other))
+    middle = np.sort((baseline.astype(np.float64) + target) / 2, axis=1)
+    margin = middle[:, experts - top_k] - middle[:, experts - top_k - 1]
+    noise = np.sqrt(np.square(target.astype(np.float64) - baseline).mean(1))
+    both = np.where(common, first, -1).astype(np.int16)
+    return Choices(top_k, flipped, flipped | close, margin, noise, both)
+
+
+def chosen(logits: Single, top_k: int) -> Mask:
+    """Which experts have the ``top_k`` largest logits. Shape ``(rows, experts)``."""
+    order = _largest(logits, top_k)
+    mask = np.zeros(logits.shape, np.bool_)
+    np.put_along_axis(mask, order, True, axis=1)
+    return mask
+
+
+def _largest(logits: Single, top_k: int) -> npt.NDArray[np.int64]:
+    return np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
+
+
+def standing_out(error: Float) -> Mask:
+    """Rows whose error is far beyond the usual one."""
+    usual = float(np.median(error)) if len(error) else 0.0
+    return error > 1.5 * STANDS_OUT * usual
+
+
+def find_top_k(layers: Sequence[tuple[Mask, Sequence[Choices]]]) -> int | None:
+    """How many experts a token gets, from the rows that stand out: ties of the right number explain most of them.
+
+    ``layers``: per layer the rows that stand out and the choices under each candidate. None when nothing stands out or
+    no candidate explains more than half beyond chance.
+    """
+    gained: dict[int, float] = {}
+    total = sum(int(rows.sum()) for rows, _ in layers)
+    for rows, candidates in layers:
+        for candidate in candidates:
+            share = float(candidate.tied.mean()) if len(rows) else 0.0
+            surplus = float((candidate.tied & rows).sum()) - share * int(rows.sum())
+            gained[candidate.top_k] = gained.get(candidate.top_k, 0.0) + surplus
+    if not total or not gained:
+        return None
+    best = max(gained, key=lambda top_k: gained[top_k])
+    return best if gained[best] >= 0.5 * total else None
+
+
+@dataclass(frozen=True)
+class Flips:
+    """The flips of one layer, for the report."""
+
+    layer: int | None
+    rows: int
+    flipped: int
+    expected: float
+    largest_margin: float
+    """Of a flipped row, in rms errors of its logits."""
+    unexplained: int
+    """Flipped rows with a margin that the error of their logits does not explain."""
+
+
+def count_flips(layer: int | None, found: Choices) -> Flips:
+    ratio = np.where(found.noise > 0, found.margin / np.maximum(found.noise, 1e-300), 0.0)[found.flipped]
+    return Flips(
+        layer,
+        len(found.flipped),
+        int(found.flipped.sum()),
+        found.expected,
+        float(ratio.max(initial=0.0)),
+        int((ratio > EXPLAINED_MARGIN).sum()),
+    )
+
+
+def first_other_token(baseline: npt.NDArray[np.integer], target: npt.NDArray[np.integer]) -> int | None:
+    """Index of the first sampled token that differs; what follows is another text. None when all agree."""
+    count = min(len(baseline), len(target))
+    different = np.flatnonzero(baseline[:count] != target[:count])
+    return int(different[0]) if different.size else None

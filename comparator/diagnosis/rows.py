@@ -1,0 +1,151 @@
+"""What the analysis gets of one tap: both sides as rows × channels, and what each row is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.float64]
+Single = npt.NDArray[np.float32]
+Integer = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TapKey:
+    """Names one tap of one layer, over all steps."""
+
+    name: str
+    layer: int | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+    """What else tells it from others of the name: rank, occurrence, ..., sorted."""
+
+    @property
+    def label(self) -> str:
+        """The tap for people: ``attn_output layer 3``."""
+        layer = () if self.layer is None else (f"layer {self.layer}",)
+        return " ".join([self.name, *layer, *(f"{key}={value}" for key, value in self.tags)])
+
+
+@dataclass(frozen=True, eq=False)
+class RowLabels:
+    """Which token each row is. All arrays have shape ``(rows,)``."""
+
+    sequence: Integer
+    position: Integer
+    decode: Mask
+    """The token came alone in its forward pass, after others of its sequence."""
+    known: bool = True
+    """False when the rows have no identity and are told apart by their number."""
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    @property
+    def keys(self) -> Integer:
+        """One number per row, equal for the same token in another tap."""
+        return (self.sequence << 32) + self.position
+
+    def describe(self, row: int) -> str:
+        """The row for people: ``sequence 0, position 5``."""
+        if not self.known:
+            return f"row {row}"
+        return f"sequence {int(self.sequence[row])}, position {int(self.position[row])}"
+
+
+def label_rows(
+    rows: int,
+    sequence: npt.NDArray[np.integer] | None = None,
+    position: npt.NDArray[np.integer] | None = None,
+    step: npt.NDArray[np.integer] | None = None,
+) -> RowLabels:
+    """Labels of ``rows`` rows, from the joined token list of a pair.
+
+    ``step`` is the forward pass of each row on one side; without it no row counts as decode. Without ``sequence`` or
+    ``position`` the rows have no identity.
+    """
+    if sequence is None or position is None:
+        return RowLabels(np.zeros(rows, np.int64), np.arange(rows, dtype=np.int64), np.zeros(rows, np.bool_), False)
+    number, place = np.asarray(sequence, np.int64), np.asarray(position, np.int64)
+    decode = np.zeros(rows, np.bool_)
+    if step is not None and rows:
+        passes = (np.asarray(step, np.int64) << 32) + number
+        _, inverse, count = np.unique(passes, return_inverse=True, return_counts=True)
+        decode = (count[inverse.reshape(-1)] == 1) & (place > 0)
+    return RowLabels(number, place, decode)
+
+
+@dataclass(frozen=True, eq=False)
+class SideRows:
+    """Both sides of one tensor. Arrays of shape ``(rows, channels)``, float32, in the order of ``labels``."""
+
+    baseline: Single
+    target: Single
+    labels: RowLabels
+
+
+@dataclass(frozen=True, eq=False)
+class TapRows:
+    """Everything that is measured of one tap; see ``comparator.diagnosis.profiling``."""
+
+    key: TapKey
+    values: SideRows
+    baseline_dtype: str = "bfloat16"
+    target_dtype: str = "bfloat16"
+    """Dtypes as they were recorded: they give the unit roundoff of the floors."""
+    operands: tuple[SideRows, ...] = ()
+    """What a sum adds up, as far as it was recorded (``TapNode.operands``). Rows are joined by their labels."""
+    router: SideRows | None = None
+    """Router logits of the layer (``TapNode.router``), rows × experts."""
+    top_k: int | None = None
+    """Experts per token; None when it is not known, then it is found from the rows that differ."""
+    head_size: int | None = None
+    """Channels per head; None when it is not known, then common sizes are tried. Only for taps that hold heads."""
+    ranks: int = 1
+    """Largest number of ranks whose partial sums make the value, on either side."""
+    reduction_length: int | None = None
+    """Terms of the longest sum behind one element; None when it is not known."""
+
+
+def join_rows(first: RowLabels, second: RowLabels) -> tuple[Integer, Integer]:
+    """Indices of the rows of the tokens that both have, in the order of ``first``.
+
+    Rows without identity are joined by number, and only where both have as many.
+    """
+    if not first.known or not second.known:
+        count = len(first) if len(first) == len(second) else 0
+        return np.arange(count, dtype=np.int64), np.arange(count, dtype=np.int64)
+    left, right = first.keys, second.keys
+    if np.array_equal(left, right):
+        same = np.arange(len(left), dtype=np.int64)
+        return same, same
+    _, at, other = np.intersect1d(left, right, return_indices=True)
+    order = np.argsort(at, kind="stable")
+    return at[order].astype(np.int64), other[order].astype(np.int64)
+
+
+def groups_of(labels: RowLabels, requests: int = 16) -> dict[str, Mask]:
+    """Groups of rows that bugs affect alone: name to mask, only those with rows inside and outside.
+
+    Decode, the last token, the last of a prefill, the first token, and each of at most ``requests`` sequences.
+    """
+    if not labels.known or not len(labels):
+        return {}
+    sequence, position = labels.sequence, labels.position
+    numbers, inverse = np.unique(sequence, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    last = np.full(len(numbers), -1, np.int64)
+    np.maximum.at(last, inverse, position)
+    prefilled = np.full(len(numbers), -1, np.int64)
+    np.maximum.at(prefilled, inverse[~labels.decode], position[~labels.decode])
+    groups = {
+        "decode": labels.decode,
+        "last token": position == last[inverse],
+        "last token of the prefill": (position == prefilled[inverse]) & labels.decode.any(),
+        "first token": position == 0,
+    }
+    if 1 < len(numbers) <= requests:
+        groups |= {f"sequence {int(number)}": sequence == number for number in numbers}
+    return {name: mask for name, mask in groups.items() if mask.any() and not mask.all()}

@@ -1,0 +1,241 @@
+"""Every test of the table as a strength: value over threshold, so that 1 is an alarm whatever the test.
+
+A test of a common factor needs both a significance and a size: right kernels do differ by systematic factors, which
+enough rows make significant. The thresholds are few and per kind of operation; ``docs/tolerances.md`` lists them with
+what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from comparator.diagnosis.floors import Operation, floor_for
+from comparator.diagnosis.measures import NOTHING, TINY, Estimate
+from comparator.diagnosis.profiling import CHANNEL_Z, FEWEST_ROWS, TapProfile
+from comparator.diagnosis.routing import Choices
+from comparator.diagnosis.rows import Float, Mask, groups_of
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Thresholds of one kind of operation."""
+
+    growth: float
+    """Median ratio of a row's error to what its inputs and rounding explain."""
+    row: float
+    """Largest ratio of a row."""
+    scale_z: float
+    scale: float
+    """Common factor less one, over the median error of a row."""
+    row_scale: float
+    """Ratio of a row over the median ratio, times |cos| of value and difference."""
+    group: float
+    """Median ratio of a group of rows over that of the others."""
+    group_scale: float
+    channel: float
+
+
+LIMITS: Mapping[Operation, Limits] = {
+    "attention": Limits(1.6, 5, 8, 0.15, 2, 3, 1.0, 6),
+    "linear": Limits(1.4, 2.5, 6, 0.12, 1.6, 2, 0.7, 5),
+    "sum": Limits(1.4, 2.5, 8, 0.10, 2.2, 2.2, 0.6, 6),
+    "sum_without_identity": Limits(1.5, 2.5, 8, 0.12, 1.6, 2, 0.7, 4),
+    "mlp": Limits(1.4, 3, 8, 0.10, 2, 2, 0.7, 3),
+    "moe": Limits(1.5, 4, 8, 0.18, 3, 2.6, 1.0, 3.5),
+    "router": Limits(1.5, 6, 8, 0.30, 8, 3, 1.0, 9),
+    "norm": Limits(1.4, 2.5, 6, 0.12, 1.6, 2, 0.6, 4),
+    "logits": Limits(1.4, 2.5, 6, 0.15, 1.6, 2, 0.6, 5),
+    "combine": Limits(1.4, 2.5, 6, 0.12, 1.6, 2, 1.0, 4),
+    "source": Limits(1.4, 2.5, 8, 0.12, 1.6, 2, 0.7, 5),
+    "unknown": Limits(1.8, 6, 8, 0.30, 8, 3, 1.0, 9),
+}
+GROUP_Z = 6.0
+CHANNEL_SCALE = 2.0
+FEWEST_USERS = 4
+HEAD, HEAD_Z, HEAD_SCALE = 2.2, 10.0, 0.7
+EXPERT, EXPERT_Z, EXPERT_SCALE = 2.0, 8.0, 0.7
+OFFSET_Z, OFFSET = 6.0, 0.4
+SUM_FLOORS, SUM_FACTOR = 8.0, 4.0
+OUTLIER_SHARE = 2.5
+"""Behind a norm an input's factor is gone, but for that of massive channels: this much of it may be left."""
+LEAST_RATIO = 0.7
+"""Rows whose ratio is below count as this much, so that nothing stands out over rows that agree bit for bit."""
+TESTS_OF_THE_TRIAL = 100
+"""Taps up to which significances need no correction; they are far beyond chance for so many."""
+ROWS_OF_THE_TRIAL = 200
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test of one tap."""
+
+    __test__ = False
+
+    name: str
+    strength: float
+    """Value over threshold; from 1 on a fault."""
+    value: float
+    threshold: float
+    where: str = ""
+    """The row, group, channel, head or expert that it is about."""
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What the graph says about a tap, beside its own numbers. Arrays of shape ``(rows,)``."""
+
+    ratio: Float
+    """Error over what inherited error and floor explain."""
+    floor: Float
+    compared: Mask
+    """Rows that are no ties."""
+    steady: Mask
+    """Rows without a tie before them in their sequence, for growth."""
+    inherited_scale: Estimate = NOTHING
+    outlier_scale: float = 0.0
+    """Raw less shrunk factor of the input."""
+    taps: int = 1
+    """Taps that are judged, for the correction of significances."""
+    without_routing: bool = False
+    """Rows may have other experts and nothing recorded tells."""
+    choice: Choices | None = None
+    """The experts of each row, where they are known."""
+
+
+def critical(z: float, tests: int) -> float:
+    """The significance that ``z`` stands for in the trial, when there are ``tests`` tests (Bonferroni, normal tail)."""
+    return math.sqrt(z * z + 2 * math.log(max(1.0, tests / TESTS_OF_THE_TRIAL)))
+
+
+def largest_of(limit: float, rows: int) -> float:
+    """A limit for the largest of ``rows`` ratios, whose tail is taken as exponential beyond the trial's number."""
+    return limit * (1 + 0.1 * math.log(max(1.0, rows / ROWS_OF_THE_TRIAL)))
+
+
+def run_tests(found: TapProfile, context: Context) -> tuple[Test, ...]:
+    """All tests of a tap, strongest first."""
+    if found.identical:
+        return ()
+    tests = [
+        *_whole(found),
+        *_rows(found, context),
+        *_scales(found, context),
+        *_parts(found, context),
+    ]
+    return tuple(sorted(tests, key=lambda test: -test.strength))
+
+
+def _whole(found: TapProfile) -> Iterator[Test]:
+    if found.nonfinite.apart:
+        yield Test("nonfinite", math.inf, found.nonfinite.apart, 0, found.nonfinite.first or "")
+    if any(found.zero):
+        yield Test("zero", math.inf, 1, 0, "baseline" if found.zero[0] else "target")
+    if found.residuals is not None:
+        yield from _identity(found)
+
+
+def _identity(found: TapProfile) -> Iterator[Test]:
+    residuals = found.residuals
+    assert residuals is not None
+    least = _identity_floor(found)
+    for side, own, other in (
+        ("target", residuals.target, residuals.baseline),
+        ("baseline", residuals.baseline, residuals.target),
+    ):
+        limit = max(least, SUM_FACTOR * other)
+        yield Test("sum identity", own / limit, own, limit, side)
+
+
+def _identity_floor(found: TapProfile) -> float:
+    return SUM_FLOORS * floor_for("sum", found.baseline_dtype, found.target_dtype, ranks=found.ranks).floor
+
+
+def _rows(found: TapProfile, context: Context) -> Iterator[Test]:
+    limits, ratio = LIMITS[found.operation], context.ratio
+    compared = context.compared
+    if not compared.any():
+        return
+    steady = context.steady & compared
+    used = steady if steady.sum() >= min(10, compared.sum()) else compared
+    if not (context.without_routing and used.sum() < FEWEST_ROWS):
+        growth = float(np.median(ratio[used]))
+        yield Test("growth", growth / limits.growth, growth, limits.growth)
+    if context.without_routing:
+        return
+    rows = np.flatnonzero(compared)
+    at = int(rows[np.argmax(ratio[rows])])
+    limit = largest_of(limits.row, len(rows))
+    yield Test("row", float(ratio[at]) / limit, float(ratio[at]), limit, found.labels.describe(at))
+    if len(rows) < FEWEST_ROWS:
+        return
+    usual = max(float(np.median(ratio[rows])), LEAST_RATIO)
+    stretched = ratio / usual * found.cosine
+    at = int(rows[np.argmax(stretched[rows])])
+    limit = largest_of(limits.row_scale, len(rows))
+    yield Test("row scale", float(stretched[at]) / limit, float(stretched[at]), limit, found.labels.describe(at))
+    for name, mask in groups_of(found.labels).items():
+        inside, outside = mask & compared, ~mask & compared
+        if min(inside.sum(), outside.sum()) >= FEWEST_ROWS:
+            value = float(np.median(ratio[inside])) / max(float(np.median(ratio[outside])), LEAST_RATIO)
+            yield Test("group", value / limits.group, value, limits.group, name)
+
+
+def _usual_error(found: TapProfile, context: Context) -> float:
+    """Median error of a row, at least half the floor: below it factors are those of single roundings."""
+    rows = context.compared if context.compared.any() else np.ones(found.rows, np.bool_)
+    return max(float(np.median(found.added[rows])), float(np.median(context.floor)) / 2, TINY)
+
+
+def _sized(name: str, estimate: Estimate, z: float, size: float, where: str = "") -> Test:
+    """A factor that is a fault when it is both significant and large: the weaker of both strengths."""
+    strength = min(estimate.z / z, abs(estimate.value) / size)
+    return Test(name, float(strength), abs(estimate.value), size, where)
+
+
+def _scales(found: TapProfile, context: Context) -> Iterator[Test]:
+    limits, usual = LIMITS[found.operation], _usual_error(found, context)
+    z = critical(limits.scale_z, context.taps)
+    change = found.scale.minus(context.inherited_scale)
+    value = math.copysign(max(abs(change.value) - OUTLIER_SHARE * context.outlier_scale, 0.0), change.value)
+    yield _sized("scale", Estimate(value, change.error), z, limits.scale * usual)
+    yield _sized("offset", found.offset, critical(OFFSET_Z, context.taps), OFFSET * usual)
+    for group in found.group_scales:
+        z = critical(GROUP_Z, context.taps)
+        yield _sized("group scale", group.scale, z, limits.group_scale * usual, group.group)
+
+
+def _parts(found: TapProfile, context: Context) -> Iterator[Test]:
+    limits, usual = LIMITS[found.operation], _usual_error(found, context)
+    channels = found.channels
+    if channels is not None:
+        yield Test(
+            "channel", channels.ratio / limits.channel, channels.ratio, limits.channel, f"channel {channels.channel}"
+        )
+        clear = channels.scale.z / critical(CHANNEL_Z, context.taps)
+        where = f"channel {channels.scaled_channel}"
+        size = max(CHANNEL_SCALE, limits.channel / 2)
+        strength = min(clear, channels.scaled_ratio / size)
+        yield Test("channel scale", strength, channels.scaled_ratio, size, where)
+    for block in found.blocks:
+        yield Test("head", block.ratio / HEAD, block.ratio, HEAD, f"head {block.block} of size {block.size}")
+        where = f"head {block.scaled_block} of size {block.size}"
+        yield _sized("head scale", block.scale, critical(HEAD_Z, context.taps), HEAD_SCALE * usual, where)
+    for expert in found.experts:
+        where = f"expert {expert.expert}"
+        yield _sized("expert scale", expert.scale, critical(EXPERT_Z, context.taps), EXPERT_SCALE * usual, where)
+    if context.choice is not None:
+        yield from _experts(context, context.choice)
+
+
+def _experts(context: Context, choice: Choices) -> Iterator[Test]:
+    """Rows that use an expert against those that do not."""
+    ratio, chosen = context.ratio[context.compared], choice.experts[context.compared]
+    for expert in np.unique(chosen[chosen >= 0]):
+        users = (chosen == expert).any(1)
+        if min(users.sum(), (~users).sum()) >= FEWEST_USERS:
+            value = float(np.median(ratio[users])) / max(float(np.median(ratio[~users])), LEAST_RATIO)
+            yield Test("expert", value / EXPERT, value, EXPERT, f"expert {expert}")

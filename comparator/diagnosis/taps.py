@@ -1,0 +1,201 @@
+"""Which taps a tap is computed from, and how: the graph along which error is inherited.
+
+Three sources, in this order: ``inputs:`` and ``operation:`` of the patch config, the names of the shipped configs, the
+order of execution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+
+from comparator.diagnosis.floors import Operation
+from comparator.diagnosis.rows import TapKey
+
+
+@dataclass(frozen=True)
+class TapDeclaration:
+    """A tap as it was recorded; declarations are given in the order of execution."""
+
+    key: TapKey
+    inputs: tuple[str, ...] = ()
+    """``NAME`` (same layer), ``NAME@-1`` (the layer before) or ``NAME@last`` (the last layer that has it)."""
+    operation: str | None = None
+
+
+@dataclass(frozen=True)
+class TapNode:
+    key: TapKey
+    operation: Operation
+    inputs: tuple[TapKey, ...] = ()
+    operands: tuple[TapKey, ...] = ()
+    """Of a sum: the recorded operands. One of two: the other is taken to be the difference (``branch``)."""
+    router: TapKey | None = None
+    """Router logits of the layer, for what depends on the choice of experts."""
+    branch: Operation | None = None
+    """What computes the operand that was not recorded."""
+    assumed: bool = False
+    """Inputs come from the order of execution alone."""
+
+
+@dataclass(frozen=True)
+class TapGraph:
+    nodes: tuple[TapNode, ...]
+    """In the order of execution."""
+    notes: tuple[str, ...] = ()
+    """What was assumed."""
+
+    def node(self, key: TapKey) -> TapNode | None:
+        return next((node for node in self.nodes if node.key == key), None)
+
+
+@dataclass(frozen=True)
+class GraphError:
+    """The declared inputs make no graph."""
+
+    message: str
+
+
+_DECLARED: Mapping[str, Operation] = {
+    name: name for name in ("attention", "linear", "sum", "norm", "mlp", "moe", "router", "logits")
+}
+_EXPERTS, _ROUTER = "moe_expert_output", "moe_router_logits"
+_CONVENTIONS: Mapping[str, tuple[tuple[Operation, tuple[str, ...]], ...]] = {
+    "layer_input": (("sum", ("pre_mlp_residual@-1", "mlp_output@-1")),),
+    "attn_pre_o_proj": (("attention", ("layer_input",)),),
+    "attn_output": (("linear", ("attn_pre_o_proj",)), ("attention", ("layer_input",))),
+    "pre_mlp_residual": (("sum", ("layer_input", "attn_output")),),
+    _ROUTER: (("router", ("pre_mlp_residual",)),),
+    _EXPERTS: (("moe", ("pre_mlp_residual",)),),
+    "mlp_output": (("combine", (_EXPERTS,)), ("mlp", ("pre_mlp_residual",))),
+    "final_norm_output": (("norm", ("pre_mlp_residual@last", "mlp_output@last")),),
+    "next_token_logits": (("logits", ("final_norm_output",)),),
+}
+"""Per name what it is, by the first alternative of which an input was recorded."""
+_BRANCH: Mapping[str, Operation] = {"layer_input": "mlp", "pre_mlp_residual": "attention", "final_norm_output": "mlp"}
+
+
+def build_graph(declared: Sequence[TapDeclaration]) -> TapGraph | GraphError:
+    """The graph of the recorded taps; a GraphError when an input is unreadable or a tap depends on itself."""
+    keys = {declaration.key for declaration in declared}
+    nodes: list[TapNode] = []
+    notes: list[str] = []
+    for at, declaration in enumerate(declared):
+        for text in declaration.inputs:
+            name, _, where = text.partition("@")
+            if not name or ("@" in text and where != "last" and _offset(where) is None):
+                message = f"{declaration.key.name}: {text!r} is no input; expected NAME, NAME@-1 or NAME@last"
+                return GraphError(message)
+        previous = declared[at - 1].key if at else None
+        node = _resolve(declaration, keys, previous)
+        if node.assumed and node.inputs:
+            notes.append(f"{node.key.label}: its input is taken to be {node.inputs[0].label}, the tap before it")
+        nodes.append(node)
+    cycle = _find_cycle(nodes)
+    if cycle:
+        return GraphError(
+            "inputs go in a circle: " + " <- ".join(key.label for key in cycle) + "; a tap cannot depend on itself"
+        )
+    return TapGraph(tuple(nodes), tuple(notes))
+
+
+def _offset(where: str) -> int | None:
+    return int(where) if where[:1] == "-" and where[1:].isdigit() else None
+
+
+def _resolve(declaration: TapDeclaration, keys: set[TapKey], previous: TapKey | None) -> TapNode:
+    key = declaration.key
+    operation = _DECLARED.get(declaration.operation or "")
+    router = _of_name(_ROUTER, key, keys)
+    if declaration.inputs:
+        found = _recorded(declaration.inputs, key, keys)
+        if found:
+            return _node(key, operation or _conventional_operation(key, found), declaration.inputs, found, router, keys)
+        if all("@-" in text for text in declaration.inputs) and key.layer is not None:
+            earlier = [other for other in keys if other.name == key.name and (other.layer or 0) < key.layer]
+            if not earlier:
+                return TapNode(key, "source")
+    for conventional, inputs in _CONVENTIONS.get(key.name, ()):
+        found = _recorded(inputs, key, keys)
+        if found:
+            return _node(key, operation or conventional, inputs, found, router, keys)
+    if previous is None or (key.name == "layer_input" and _is_first(key, keys)):
+        return TapNode(key, "source")
+    return TapNode(key, operation if operation not in (None, "sum") else "unknown", (previous,), assumed=True)
+
+
+def _is_first(key: TapKey, keys: set[TapKey]) -> bool:
+    return not any(other.layer is not None and key.layer is not None and other.layer < key.layer for other in keys)
+
+
+def _conventional_operation(key: TapKey, found: tuple[TapKey, ...]) -> Operation:
+    names = {one.name for one in found}
+    for operation, inputs in _CONVENTIONS.get(key.name, ()):
+        if names & {text.partition("@")[0] for text in inputs}:
+            return operation
+    return "unknown"
+
+
+def _node(
+    key: TapKey,
+    operation: Operation,
+    inputs: tuple[str, ...],
+    found: tuple[TapKey, ...],
+    router: TapKey | None,
+    keys: set[TapKey],
+) -> TapNode:
+    routed = router if operation in ("moe", "combine") or (operation == "mlp" and router is not None) else None
+    if operation == "mlp" and routed is not None:
+        operation = "moe"
+    if operation in ("moe", "combine", "sum") and key.name != _EXPERTS and [one.name for one in found] == [_EXPERTS]:
+        operation = "combine"
+    if operation not in ("sum", "norm") or len(inputs) < 2:
+        return TapNode(key, operation, found, router=routed)
+    if len(found) == len(inputs):
+        return TapNode(key, operation, found, operands=found)
+    branch: Operation = _BRANCH.get(key.name, "unknown")
+    source = found[0]
+    router = _of_name(_ROUTER, source, keys)
+    if branch == "mlp" and router is not None:
+        branch = "moe"
+    routed = router if branch == "moe" else None
+    if operation == "norm":
+        return TapNode(key, branch, found, router=routed)
+    return TapNode(key, operation, found, operands=found, router=routed, branch=branch)
+
+
+def _recorded(inputs: tuple[str, ...], key: TapKey, keys: set[TapKey]) -> tuple[TapKey, ...]:
+    found = (_find(text, key, keys) for text in inputs)
+    return tuple(one for one in found if one is not None)
+
+
+def _find(text: str, key: TapKey, keys: set[TapKey]) -> TapKey | None:
+    name, _, where = text.partition("@")
+    if where == "last":
+        layers = [one for one in keys if one.name == name and one.tags == key.tags]
+        return max(layers, key=lambda one: -1 if one.layer is None else one.layer, default=None)
+    offset = _offset(where) or 0
+    if offset and key.layer is None:
+        return None
+    wanted = TapKey(name, None if key.layer is None else key.layer + offset, key.tags)
+    if wanted in keys:
+        return wanted
+    return None if offset else _of_name(name, key, keys)
+
+
+def _of_name(name: str, key: TapKey, keys: set[TapKey]) -> TapKey | None:
+    """The tap of the layer and tags of ``key``, or of its layer alone where there is one."""
+    wanted = TapKey(name, key.layer, key.tags)
+    if wanted in keys:
+        return wanted
+    others = [one for one in keys if one.name == name and one.layer == key.layer]
+    return others[0] if len(others) == 1 else None
+
+
+def _find_cycle(nodes: Sequence[TapNode]) -> tuple[TapKey, ...]:
+    try:
+        TopologicalSorter({node.key: node.inputs for node in nodes}).prepare()
+    except CycleError as error:
+        return tuple(error.args[1])
+    return ()

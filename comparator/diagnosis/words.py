@@ -1,0 +1,84 @@
+"""A diagnosis in words: one paragraph that says whether the runs agree, and if not where and how they part."""
+
+from __future__ import annotations
+
+from comparator.diagnosis.strengths import Test
+from comparator.diagnosis.verdict import Diagnosis, Judgement
+
+_LOOKS = {
+    "growth": "its rows have {value:.3g} times the error that its inputs and rounding explain",
+    "row": "{where} has {value:.3g} times the error that its inputs and rounding explain",
+    "row scale": "{where} differs by a factor",
+    "scale": "all its elements differ by a common factor of about {factor:.4g}",
+    "offset": "a constant was added to all its elements",
+    "group": "rows of the group '{where}' have {value:.3g} times the error of the others",
+    "group scale": "rows of the group '{where}' differ from the others by a factor of about {factor:.4g}",
+    "channel": "{where} has {value:.3g} times the usual error",
+    "channel scale": "{where} differs by a factor",
+    "head": "{where} has {value:.3g} times the error of the median head",
+    "head scale": "{where} differs by a factor of about {factor:.4g} from the other heads",
+    "expert": "tokens of {where} have {value:.3g} times the error of the others",
+    "expert scale": "tokens of {where} differ by a factor of about {factor:.4g} from the others",
+    "sum identity": "the {where}'s value is not the sum of its operands: a row is off by {value:.3g}",
+    "bits": "{value:.0f} rows differ where the same tap is {where}",
+    "nonfinite": "{value:.0f} elements are NaN or infinite on one side only, from {where} on",
+    "zero": "the {where} is all zero",
+    "flips": "{where} in the choice of experts, of which the margins explain a third at most",
+    "flip margin": "a choice of experts flipped at a margin of {value:.3g} times the error of its logits",
+}
+
+
+def describe(diagnosis: Diagnosis) -> str:
+    """The verdict as one paragraph of plain sentences, for the terminal."""
+    if diagnosis.verdict == "undecided":
+        return "Nothing could be judged: no tap was measured on both sides."
+    sentences = [_opening(diagnosis)]
+    flipped = sum(one.flipped for one in diagnosis.flips)
+    if flipped:
+        rows = sum(one.rows for one in diagnosis.flips)
+        expected = sum(one.expected for one in diagnosis.flips)
+        sentences.append(
+            f"{flipped} of {rows} choices of experts flipped where logits are nearly equal (their margins predict "
+            f"{expected:.1f}); these tokens were left out where they cannot be compared."
+        )
+    if diagnosis.verdict == "differ" and diagnosis.also:
+        layers = ", ".join(str(key.layer) for key in diagnosis.also)
+        sentences.append(f"The same tap stands out in layers {layers} as well.")
+    sentences.extend(f"{note[0].upper()}{note[1:]}." for note in diagnosis.notes[:2])
+    if diagnosis.verdict == "differ" and diagnosis.undecided:
+        sentences.append(f"This pair does not tell {diagnosis.undecided[0]}.")
+    return " ".join(sentences)
+
+
+def _opening(diagnosis: Diagnosis) -> str:
+    if diagnosis.place is None:
+        if diagnosis.first_difference is None:
+            return "The runs agree bit for bit."
+        return (
+            f"The runs agree: every difference is within rounding (the strongest test reaches {diagnosis.nearest:.2f} "
+            "of its threshold)."
+        )
+    place = diagnosis.judgement(diagnosis.place)
+    assert place is not None
+    multiple = f", {place.multiple:.1f} times the floor" if place.multiple >= 1 else ""
+    looks = "; ".join(looks_like(test, place) for test in _telling(place))
+    return (
+        f"The runs differ: error is introduced at {place.key.label} (error {place.error:.2g}, inherited "
+        f"{place.inherited:.2g}{multiple}): {looks}."
+    )
+
+
+def _telling(place: Judgement) -> list[Test]:
+    """At most three tests that failed, one of each kind, those that say most first."""
+    order = ("nonfinite", "zero", "sum identity", "scale", "head scale", "expert scale", "group scale", "offset")
+    failed: dict[str, Test] = {}
+    for test in place.tests:
+        if test.strength >= 1:
+            failed.setdefault(test.name, test)
+    ranked = sorted(failed.values(), key=lambda test: (test.name not in order, -test.strength))
+    return ranked[:3]
+
+
+def looks_like(test: Test, place: Judgement) -> str:
+    """What a failed test says of the difference, as part of a sentence."""
+    return _LOOKS[test.name].format(value=test.value, where=test.where, factor=1 + test.value)
