@@ -174,7 +174,7 @@ def open_side(source: PathOrRun, label: str) -> Run:
     if not isinstance(source, str | os.PathLike):
         return source
     path = Path(source)
-    from dumper.reading.run import open_run
+    from dumper.reading.open import open_run
 
     try:
         run: Run = open_run(path)

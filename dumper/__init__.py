@@ -8,12 +8,12 @@ TYPE_CHECKING = False  # as in typing, whose import would cost every patched pro
 if TYPE_CHECKING:
     from typing import Any
 
+    from dumper.reading.open import open_run
     from dumper.reading.protocol import Run
-    from dumper.reading.run import open_run
 
 __all__ = ["Run", "dumper", "open_run"]
 
-_READING = {"Run": "dumper.reading.protocol", "open_run": "dumper.reading.run"}
+_READING = {"Run": "dumper.reading.protocol", "open_run": "dumper.reading.open"}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dumper.control.steps import StepRule
-from dumper.filters import Filter
-from dumper.levels import LevelRules
+from dumper.rules.expressions import Expression
+from dumper.rules.levels import LevelRules
+from dumper.rules.step_rule import StepRule
 
 PREFIX = "TENSORTAP_"
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?)?B?", re.IGNORECASE)
@@ -34,11 +34,11 @@ class Settings:
     run: str = "run"
     """The run directory is ``dir/run``."""
     filter: str | None = None
-    """Which records are wanted (``dumper/filters.py``); None: all."""
+    """Which records are wanted (``dumper/rules/expressions.py``); None: all."""
     level: str | None = None
-    """How much is kept of them (``dumper/levels.py``); None: ``full``."""
+    """How much is kept of them (``dumper/rules/levels.py``); None: ``full``."""
     steps: str | None = None
-    """Which steps are recorded (``dumper/control/steps.py``); None: all."""
+    """Which steps are recorded (``dumper/rules/step_rule.py``); None: all."""
     on_nan: int | None = None
     """Write nothing until a value holds NaN or infinity, then begin with this many steps before it."""
     outside_steps: str = "count"
@@ -190,7 +190,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "enable": _boolean,
     "dir": _text,
     "run": _text,
-    "filter": _optional(_parsed(Filter)),
+    "filter": _optional(_parsed(Expression)),
     "level": _optional(_parsed(LevelRules.parse)),
     "steps": _optional(_parsed(StepRule.parse)),
     "on_nan": _optional(_number),

@@ -11,8 +11,8 @@ from comparator.match.order import execution_order
 from comparator.match.runs import file_name
 from comparator.options import Options
 from comparator.rules import Rules, joins_steps
-from dumper.convert.sglang import SGLangRecord
-from dumper.convert.sglang_layouts import AUXILIARY_NAMES
+from dumper.readers.sglang.dump import SGLangRecord
+from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
 
 _NEVER_KEYS = frozenset({"dump_index", "filename"})
 _DUPLICATE_INDEX = "duplicate_index"

@@ -8,8 +8,8 @@ from dataclasses import replace
 from comparator.match.bundles import Entry, RunIndex
 from comparator.options import Options
 from comparator.rules import OUR_RULES, SGLANG_RULES, Rules
-from dumper.convert.sglang import CONVERTED, SGLangDump
-from dumper.convert.sglang_layouts import AUXILIARY_NAMES
+from dumper.readers.sglang.dump import CONVERTED, SGLangDump
+from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
 from dumper.reading.protocol import Run
 
 

@@ -61,7 +61,7 @@ def _fingerprint(entry: Entry) -> str | None:
     record = entry.record
     if record.level == "hash":
         return record.fingerprint
-    from dumper.measures import fingerprint
+    from dumper.values.measures import fingerprint
 
     array = np.ascontiguousarray(load_array(entry))
     return fingerprint(record.dtype or "", array.shape, array.reshape(-1).view(np.uint8).data)

@@ -15,7 +15,7 @@ from comparator.match.keys import sglang_record
 from comparator.measure.measurement import ValueMeasurement
 from comparator.options import Side
 from comparator.rules import Rules
-from dumper.convert.sglang import SGLangRecord
+from dumper.readers.sglang.dump import SGLangRecord
 
 
 def measure_values(pair: BundlePair, rules: Rules) -> ValueMeasurement:

@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from comparator.dims import Dims
 from comparator.errors import PairError
-from dumper.convert.pt_files import PARALLEL_KEYS
-from dumper.convert.sglang import SGLangRecord
+from dumper.readers.sglang.dump import SGLangRecord
+from dumper.readers.sglang.pt_files import PARALLEL_KEYS
 
 RECOMPUTED = "recompute_pseudo"
 """Axis that tells a forward pass from its repetition for activation checkpointing."""

@@ -16,7 +16,7 @@ from comparator.plan.context import SideContext
 from comparator.plan.ranks import KNOWN_AXES, active_place, check_declared
 from comparator.plan.side import NO_DIMS_HINT, UNKNOWN_ROWS, SidePlan, StepPlan, as_it_is
 from comparator.plan.unshard import Shard, UnshardPlan, plan_in_file_order
-from dumper.convert.sglang_layouts import AUXILIARY_NAMES
+from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
 
 SEVERAL_STEPS_HINT = "give --token-aligner, or keep the steps apart: --grouping-skip-keys rank"
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dumper.adapters.asking import installed_versions, quietly
-from dumper.adapters.host_copy import HostCopies
+from dumper.adapters.framework_values import HostCopies, installed_versions, quietly
 from dumper.adapters.protocol import Parallel, PendingLayout
 from dumper.adapters.torch_distributed import group_rank
 from dumper.layout import PADDING_ROW, ContextParallelRows, SequenceSpan, TokenLayout, zigzag_blocks

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from dumper.adapters import sglang_parallel
-from dumper.adapters.asking import installed_versions
-from dumper.adapters.host_copy import HostCopies
+from dumper.adapters.framework_values import HostCopies, installed_versions
 from dumper.adapters.protocol import Parallel, PendingLayout
 from dumper.adapters.sglang_rows import GatherFacts, PassFacts, SlotNames, build_layout
 from dumper.adapters.torch_distributed import group_rank

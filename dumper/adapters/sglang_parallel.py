@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from dumper.adapters.asking import quietly
+from dumper.adapters.framework_values import quietly
 from dumper.adapters.protocol import Parallel
 
 _STATE = "sglang.srt.distributed.parallel_state"

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dumper.adapters.asking import installed_versions
-from dumper.adapters.host_copy import HostCopies
+from dumper.adapters.framework_values import HostCopies, installed_versions
 from dumper.adapters.protocol import Parallel, PendingLayout
 from dumper.layout import PADDING_ROW, SequenceSpan, TokenLayout
 

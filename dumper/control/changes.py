@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dumper.control.steps import StepRule
+from dumper.rules.step_rule import StepRule
 
 Changes = dict[str, Any]
 """``enable: bool``, ``filter: str | None``, ``level: str``, ``steps: str``, ``reset: True``; any of them."""

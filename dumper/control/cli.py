@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(asdict(agreed)))
     else:
-        print(_said(changes, agreed))
+        print(_describe_agreement(changes, agreed))
     return _wait(arguments.run, agreed, arguments.wait) if arguments.wait else 0
 
 
@@ -87,7 +87,7 @@ def _changes(arguments: argparse.Namespace) -> Changes:
     return {"enable": True, "steps": f"next {value}" if value.isdigit() else value}
 
 
-def _said(changes: Changes, agreed: Agreed) -> str:
+def _describe_agreement(changes: Changes, agreed: Agreed) -> str:
     steps = sorted(set(agreed.effective.values()))
     where = f"step {steps[0]}" if len(steps) == 1 else f"steps {', '.join(map(str, steps))} (by replica)"
     count = len(agreed.ranks)

@@ -13,6 +13,8 @@ from typing import Any
 
 from dumper.control import files
 from dumper.control.changes import Changes, check
+from dumper.format import json_files
+from dumper.format.run_files import control_folder
 
 _STALE_SECONDS = 15.0
 _MARGIN_SECONDS = 0.5
@@ -54,8 +56,8 @@ class Agreed:
 def read_ranks(run: Path) -> list[Rank]:
     """All ranks that ever published themselves in this run, by number."""
     found = []
-    for path in files.rank_files(run / files.FOLDER):
-        content = files.read(path)
+    for path in files.rank_files(control_folder(run)):
+        content = json_files.read(path)
         if content is not None:
             found.append((content, path.stat().st_mtime))
     newest = max((mtime for _, mtime in found), default=0.0)
@@ -81,7 +83,7 @@ def change(
     answer within ``timeout`` seconds, ValueError for changes that cannot be made.
     """
     checked = check(changes)
-    folder = run / files.FOLDER
+    folder = control_folder(run)
     ranks = expected_ranks(run)
     margin_seconds = _MARGIN_SECONDS
     for _ in range(_ATTEMPTS):
@@ -133,14 +135,14 @@ class _Attempt:
         self._propose()
         seen = self._collect(files.acknowledgement, "see the change")
         effective = self._effective(seen)
-        files.write(files.plan(self._folder, self._generation), {"effective": effective})
+        json_files.write(files.plan(self._folder, self._generation), {"effective": effective})
         answers = self._collect(files.answer, "agree on a step")
         in_time = all(answer["in_time"] for answer in answers)
         if not in_time:
             self._call_off("a rank had passed the step")
             return None
         outcome = files.outcome(self._folder, self._generation)
-        if not files.create(outcome, {"commit": True}) and not _committed(files.read(outcome)):
+        if not json_files.create(outcome, {"commit": True}) and not _committed(json_files.read(outcome)):
             return None
         return Agreed(self._generation, effective, tuple(rank.rank for rank in self._ranks))
 
@@ -152,14 +154,14 @@ class _Attempt:
             "time": time.time(),
         }
         self._generation = files.read_latest(self._folder) + 1
-        while not files.create(files.command(self._folder, self._generation), content):
+        while not json_files.create(files.command(self._folder, self._generation), content):
             self._generation += 1
         self._announce()
 
     def _announce(self) -> None:
         """Somebody who proposed at the same time may have announced an older number after ours."""
         if files.read_latest(self._folder) < self._generation:
-            files.write(files.latest(self._folder), {"generation": self._generation})
+            json_files.write(files.latest(self._folder), {"generation": self._generation})
 
     def _collect(self, path_of: Callable[[Path, int, int], Path], purpose: str) -> list[dict[str, Any]]:
         """One file of every rank. Raises ControlError, after calling the command off, when one is missing."""
@@ -167,7 +169,9 @@ class _Attempt:
         collected: dict[int, dict[str, Any]] = {}
         while True:
             for rank in self._ranks:
-                content = collected.get(rank.rank) or files.read(path_of(self._folder, self._generation, rank.rank))
+                content = collected.get(rank.rank) or json_files.read(
+                    path_of(self._folder, self._generation, rank.rank)
+                )
                 if content is not None:
                     collected[rank.rank] = content
             missing = [rank for rank in self._ranks if rank.rank not in collected]
@@ -191,7 +195,7 @@ class _Attempt:
         )
 
     def _call_off(self, reason: str) -> None:
-        files.create(files.outcome(self._folder, self._generation), {"commit": False, "reason": reason})
+        json_files.create(files.outcome(self._folder, self._generation), {"commit": False, "reason": reason})
 
 
 def effective_steps(

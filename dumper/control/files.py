@@ -1,20 +1,10 @@
-"""The files through which ctl and the ranks agree, in the folder ``control`` of a run.
-
-Every file is written whole under another name and then put in place, so that a reader sees all of it or none;
-a file that may exist only once is put in place by a hard link, which fails when somebody was first. Both hold on
-NFS too. Readers open files instead of asking for their times: opening is what makes a network file system look.
-"""
+"""The files through which ctl and the ranks agree, in the folder ``control`` of a run."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import secrets
 from pathlib import Path
-from typing import Any
 
-FOLDER = "control"
+from dumper.format import json_files
 
 
 def latest(folder: Path) -> Path:
@@ -50,42 +40,8 @@ def rank_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("rank-*.json"))
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Replace the file. Raises OSError."""
-    temporary = _temporary(path, content)
-    os.replace(temporary, path)
-
-
-def create(path: Path, content: dict[str, Any]) -> bool:
-    """Make the file unless it exists; whether this call made it. Raises OSError for anything else."""
-    temporary = _temporary(path, content)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return True
-
-
-def read(path: Path) -> dict[str, Any] | None:
-    """The content, None when there is no such file or it is no JSON object."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def read_latest(folder: Path) -> int:
     """The newest command's number, 0 when there is none."""
-    content = read(latest(folder))
+    content = json_files.read(latest(folder))
     generation = content.get("generation") if content is not None else None
     return generation if isinstance(generation, int) else 0
-
-
-def _temporary(path: Path, content: dict[str, Any]) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    temporary.write_text(json.dumps(content))
-    return temporary

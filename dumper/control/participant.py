@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from dumper.control import files
 from dumper.control.changes import Changes, describe, resolve
+from dumper.format import json_files
 
 _log = logging.getLogger("tensortap")
 
@@ -143,7 +144,7 @@ class Participant:
         return bool(open_commands)
 
     def _begin(self, generation: int) -> None:
-        content = files.read(files.command(self.folder, generation))
+        content = json_files.read(files.command(self.folder, generation))
         if content is None or files.outcome(self.folder, generation).exists():
             return
         expires = self.now() + float(content.get("timeout", 30.0)) + 5.0
@@ -153,7 +154,7 @@ class Participant:
 
     def _advance(self, command: _Command) -> None:
         if command.effective is None:
-            agreed = files.read(files.plan(self.folder, command.generation))
+            agreed = json_files.read(files.plan(self.folder, command.generation))
             if agreed is not None:
                 self._schedule(command, int(agreed["effective"].get(self.place.group, _NEVER)))
         decided = self._outcome(command.generation)
@@ -192,14 +193,14 @@ class Participant:
         self._due = min(steps, default=_NEVER)
 
     def _reply(self, path: Path, **more: Any) -> None:
-        files.write(path, {"rank": self.place.rank, "group": self.place.group, "step": self.step, **more})
+        json_files.write(path, {"rank": self.place.rank, "group": self.place.group, "step": self.step, **more})
 
     def _outcome(self, generation: int) -> bool | None:
-        content = files.read(files.outcome(self.folder, generation))
+        content = json_files.read(files.outcome(self.folder, generation))
         return None if content is None else content.get("commit") is True
 
     def _call_off(self, command: _Command, reason: str) -> None:
         try:
-            files.create(files.outcome(self.folder, command.generation), {"commit": False, "reason": reason})
+            json_files.create(files.outcome(self.folder, command.generation), {"commit": False, "reason": reason})
         except OSError as error:
             _log.warning("tensortap: a change is not applied, its outcome cannot be written: %s", error)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from dumper.control import files
 from dumper.control.participant import Participant, Place, Target
+from dumper.format import json_files
+from dumper.format.run_files import control_folder
 
 if TYPE_CHECKING:
     from dumper.control.http import ControlServer
@@ -42,7 +44,7 @@ class Control:
         """``find_place`` is asked until it knows; with True once the process makes steps, and must know then."""
         self.pid = os.getpid()
         self._run = run
-        self._folder = run / files.FOLDER
+        self._folder = control_folder(run)
         self._http_port = http_port
         self._http_token = http_token
         self._server: ControlServer | None = None
@@ -148,7 +150,7 @@ class Control:
             "state": self._target.state(),
         }
         try:
-            files.write(files.rank_file(self._folder, place.rank), content)
+            json_files.write(files.rank_file(self._folder, place.rank), content)
         except OSError as error:
             self._complain(error)
 

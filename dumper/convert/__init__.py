@@ -1,1 +1,1 @@
-"""Other formats: SGLang's ``.pt`` dumps read as runs, and runs written as ``.pt`` or safetensors."""
+"""Recordings written in other formats: as a run, as SGLang's ``.pt`` files, as safetensors."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dumper.convert.outcome import ConversionError, Outcome, listing, prepare_destination
-from dumper.convert.sglang import SGLangDump
+from dumper.readers.sglang.dump import SGLangDump
+from dumper.reading.open import open_run
 from dumper.reading.protocol import Run, RunError
-from dumper.reading.run import open_run
 
 FORMATS = ("run", "pt", "safetensors")
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dumper.convert import pt_files
 from dumper.convert.outcome import Outcome
-from dumper.convert.sglang_layouts import AUXILIARY_NAMES
 from dumper.layout import PADDING_ROW, TokenLayout
+from dumper.readers.sglang import pt_files
+from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
 
 if TYPE_CHECKING:
     from dumper.reading.protocol import Header, Record, Run

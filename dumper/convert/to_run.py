@@ -10,15 +10,16 @@ import numpy as np
 
 from dumper.adapters.protocol import Process
 from dumper.convert.outcome import Outcome
-from dumper.convert.pt_files import OWN_KEYS
-from dumper.convert.sglang import CONVERTED, SGLangDump, SGLangRecord
+from dumper.format.run_files import status_path
 from dumper.format.status import StatusBlock
-from dumper.levels import FULL
-from dumper.plain import UnrecordableError, encode_value
+from dumper.readers.sglang.dump import CONVERTED, SGLangDump, SGLangRecord
+from dumper.readers.sglang.pt_files import OWN_KEYS
+from dumper.rules.levels import FULL
 from dumper.settings import Settings
-from dumper.writing.encoder import RankEncoder
+from dumper.values.plain import UnrecordableError, encode_value
+from dumper.values.source import Source
 from dumper.writing.items import BeginStep, Description, Item, Stop, Submission
-from dumper.writing.writer import status_path
+from dumper.writing.rank_stream import RankStream
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -38,7 +39,7 @@ def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome) -> No
         rank, header.world_size, dict(header.parallel), {**header.versions, CONVERTED: "1"}, header.framework
     )
     status = StatusBlock(status_path(path, rank))
-    encoder = RankEncoder(settings, process, status, lambda: {"fired": {}})
+    encoder = RankStream(settings, process, status, lambda: {"fired": {}})
     last: int | None = None
     for record in sorted(dump.select(rank=rank), key=lambda one: one.dump_index):
         # A gradient comes later than the step it belongs to.
@@ -68,14 +69,12 @@ def _submission(record: SGLangRecord, outcome: Outcome) -> Item | None:
         outcome.left_out.append(f"{record.filename}: {error}")
         return None
     description = Description(
-        name=record.name,
+        source=Source.of(record.name, stream=record.stream),
         tags=tuple(_tags(record).items()),
         dims=record.dims,
         dtype=record.dtype,
         shape=record.shape,
         level=FULL,
-        stream=record.stream,
-        tap=None,
         recompute=record.recompute,
     )
     return Submission(description, data, record.step, 0)

@@ -1,1 +1,1 @@
-"""A recorded run, read without copies; its listing, its checks and its repair."""
+"""What a recording is to its readers, how one is opened, and how it is shown."""

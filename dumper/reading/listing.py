@@ -15,15 +15,6 @@ if TYPE_CHECKING:
 
 UNFOLDED_WIDTH = 1000
 """Characters; wider than any table here."""
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-def human_size(nbytes: float) -> str:
-    """``1536`` as ``1.5 KiB``."""
-    unit = 0
-    while nbytes >= 1024 and unit < len(_UNITS) - 1:
-        nbytes, unit = nbytes / 1024, unit + 1
-    return f"{nbytes:.0f} B" if unit == 0 else f"{nbytes:.1f} {_UNITS[unit]}"
 
 
 def print_run(run: Run, records: Sequence[Record]) -> None:

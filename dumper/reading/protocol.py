@@ -3,7 +3,7 @@ values that they hold. ``dumper.open_run`` returns a ``Run``, whatever kind of r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -157,7 +157,7 @@ class Record(Protocol):
 
     @property
     def statistics(self) -> Mapping[str, float | int] | None:
-        """Of level ``stats``: what ``dumper/measures.py`` lists; else None."""
+        """Of level ``stats``: what ``dumper/values/measures.py`` lists; else None."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -230,3 +230,19 @@ class Run(Protocol):
 
     def to_polars(self) -> polars.DataFrame:
         """The index as a table: one row per record (``dumper/reading/table.py``)."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How recordings of one kind are found and opened. A folder of ``dumper/readers`` gives one as ``READER``."""
+
+    files: str
+    """What a recording of this kind consists of, for messages: ``rank-*.msgpack``."""
+    holds: Callable[[Path], bool]
+    """Whether a directory is such a recording."""
+    open: Callable[[Path], Run]
+    """Opens it without reading a payload. Raises RunError when it cannot tell which recording is meant."""
+    hint: Callable[[Path], str | None] = lambda path: None
+    """Of a directory that is no recording: what the user may have meant, None when there is nothing to say."""
+    order: int = 0
+    """Readers with a lower number are asked first: those that look at names in the directory itself."""

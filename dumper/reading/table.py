@@ -1,70 +1,50 @@
-"""The index of a run as a polars table: a row per record, without touching the records."""
+"""Records as a polars table: a row per record."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from dumper.format.index import NO_STEP
-from dumper.reading.segments import Segment
+from dumper.reading.protocol import Record
 
 if TYPE_CHECKING:
     import polars
 
-_SHARED = ("name", "dtype", "shape", "dims", "level", "stream", "tap")
-_DEFAULTS = {"level": "full", "stream": "value"}
+COLUMNS = (
+    "rank",
+    "order",
+    "name",
+    "step",
+    "occurrence",
+    "dtype",
+    "shape",
+    "dims",
+    "level",
+    "stream",
+    "tap",
+    "nbytes",
+)
 TAG_PREFIX = "tag."
 
 
-def index_table(segments: Iterable[tuple[int, Segment]]) -> polars.DataFrame:
-    """``rank order name step occurrence dtype shape dims level stream tap nbytes`` and a column ``tag.KEY`` per tag.
-
-    Takes (rank, segment) pairs. Tags of mixed types become text.
-    """
+def table_of(records: Iterable[Record]) -> polars.DataFrame:
+    """``COLUMNS`` and a column ``tag.KEY`` per tag, record by record: for recordings that have no index of ours."""
     import polars
 
-    parts = [_segment_table(rank, segment) for rank, segment in segments]
-    if not parts:
-        return polars.DataFrame()
-    table = polars.concat(_with_equal_tags(parts), how="diagonal_relaxed")
-    names = ("rank", "order", "name", "step", "occurrence", *_SHARED[1:], "nbytes")
-    return table.select(*names, *(column for column in table.columns if column.startswith(TAG_PREFIX)))
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    tags: list[dict[str, Any]] = []
+    for record in records:
+        for name in COLUMNS:
+            value = getattr(record, name)
+            columns[name].append(list(value) if isinstance(value, tuple) else value)
+        tags.append(dict(record.tags))
+    keys = sorted({key for tag in tags for key in tag})
+    series = {TAG_PREFIX + key: tag_series([tag.get(key) for tag in tags]) for key in keys}
+    return polars.DataFrame(columns, strict=False).with_columns(**series)
 
 
-def _segment_table(rank: int, segment: Segment) -> polars.DataFrame:
-    import polars
-
-    index = segment.index
-    steps = polars.Series(index.columns["step"])
-    rows = polars.DataFrame(
-        {
-            "rank": polars.Series([rank], dtype=polars.Int64).new_from_index(0, len(index)),
-            "order": index.columns["order"],
-            "step": polars.select(polars.when(steps != NO_STEP).then(steps)).to_series(),
-            "occurrence": index.columns["occurrence"],
-            "nbytes": index.columns["payload_bytes"],
-        }
-    )
-    shared = _descriptor_table(index.descriptors)
-    return rows.hstack(shared[index.columns["descriptor"]]) if len(index) else rows.hstack(shared.clear())
-
-
-def _descriptor_table(descriptors: tuple[dict[str, Any], ...]) -> polars.DataFrame:
-    """A row per descriptor."""
-    import polars
-
-    columns: dict[str, polars.Series] = {}
-    for name in _SHARED:
-        values = [descriptor.get(name, _DEFAULTS.get(name)) for descriptor in descriptors]
-        kind = polars.List(polars.Int64) if name == "shape" else polars.String
-        columns[name] = polars.Series(values, dtype=kind)
-    keys = sorted({key for descriptor in descriptors for key in descriptor.get("tags", {})})
-    for key in keys:
-        columns[TAG_PREFIX + key] = _tag_series([descriptor.get("tags", {}).get(key) for descriptor in descriptors])
-    return polars.DataFrame(columns)
-
-
-def _tag_series(values: list[Any]) -> polars.Series:
+def tag_series(values: list[Any]) -> polars.Series:
+    """A column of one tag; tags of mixed types become text."""
     import polars
 
     if len({type(value) for value in values if value is not None}) <= 1:
@@ -73,35 +53,3 @@ def _tag_series(values: list[Any]) -> polars.Series:
         except (TypeError, OverflowError):
             pass
     return polars.Series([None if value is None else str(value) for value in values], dtype=polars.String)
-
-
-def _with_equal_tags(parts: list[polars.DataFrame]) -> list[polars.DataFrame]:
-    """Tags that are text in one part are text in all."""
-    import polars
-
-    texts = {name for part in parts for name, kind in part.schema.items() if kind == polars.String}
-    return [
-        part.with_columns(
-            polars.col(name).cast(polars.String)
-            for name in part.columns
-            if name in texts and name.startswith(TAG_PREFIX) and part.schema[name] != polars.String
-        )
-        for part in parts
-    ]
-
-
-def table_of(records: Iterable[Any]) -> polars.DataFrame:
-    """The same table of records of any kind, one by one: for recordings that have no index of ours."""
-    import polars
-
-    names = ("rank", "order", "name", "step", "occurrence", *_SHARED[1:], "nbytes")
-    columns: dict[str, list[Any]] = {name: [] for name in names}
-    tags: list[dict[str, Any]] = []
-    for record in records:
-        for name in names:
-            value = getattr(record, name)
-            columns[name].append(list(value) if isinstance(value, tuple) else value)
-        tags.append(dict(record.tags))
-    keys = sorted({key for tag in tags for key in tag})
-    series = {TAG_PREFIX + key: _tag_series([tag.get(key) for tag in tags]) for key in keys}
-    return polars.DataFrame(columns, strict=False).with_columns(**series)

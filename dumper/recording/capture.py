@@ -6,7 +6,12 @@ import copy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _thread import RLock
+
+    from dumper.values.source import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,29 +27,33 @@ class CapturedRecord:
     """``value`` or ``grad``."""
 
 
-def captured(
-    name: str, value: Any, dims: str | None, tags: Mapping[str, Any], stream: str, step: int
-) -> CapturedRecord:
+def captured(source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int) -> CapturedRecord:
     """Copy a value; tensors are detached."""
     torch = sys.modules.get("torch")
     is_tensor = torch is not None and isinstance(value, torch.Tensor)
     kept = value.detach().clone() if is_tensor else copy.deepcopy(value)
-    return CapturedRecord(name, kept, step, dict(tags), dims, stream)
+    return CapturedRecord(source.name, kept, step, dict(tags), dims, source.stream)
 
 
 class Capture:
     """A ``with`` block whose records go into a list."""
 
-    def __init__(
-        self, begin: Callable[[list[CapturedRecord]], None], end: Callable[[list[CapturedRecord]], None]
-    ) -> None:
-        self._begin = begin
-        self._end = end
+    def __init__(self, lock: RLock, open_captures: list[list[CapturedRecord]], changed: Callable[[], None]) -> None:
+        """``open_captures``: the lists of all blocks that are entered, the innermost last; ``changed`` is called, under
+        ``lock``, when it has become longer or shorter."""
+        self._lock = lock
+        self._open_captures = open_captures
+        self._changed = changed
         self._records: list[CapturedRecord] = []
 
     def __enter__(self) -> list[CapturedRecord]:
-        self._begin(self._records)
+        with self._lock:
+            self._open_captures.append(self._records)
+            self._changed()
         return self._records
 
     def __exit__(self, *exception: object) -> None:
-        self._end(self._records)
+        with self._lock:
+            # By identity: two captures may hold the same records.
+            self._open_captures[:] = [other for other in self._open_captures if other is not self._records]
+            self._changed()

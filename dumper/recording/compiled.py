@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import sys
 
+from dumper.values.source import Source
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
-    from typing import Any, ClassVar
+    from typing import Any, ClassVar, Protocol
 
     import torch
 
-    from dumper.recording.recorder import Recorder
+    class Recorder(Protocol):
+        """The part of the recorder that the operator needs."""
+
+        def submit_from_graph(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None: ...
+
 
 _KINDS: dict[str, Callable[[str], Any]] = {
     "float": float,
@@ -78,7 +84,7 @@ def _register(torch: Any, recorders: Mapping[int, Recorder]) -> None:
         target = recorders.get(recorder)
         if target is not None:
             tags = {**dict(zip(keys, integers, strict=True)), **_decode_tags(rest)}
-            target.submit_from_graph(name, value, dims, tags, level=level, tap=tap)
+            target.submit_from_graph(Source.of(name, level, tap=tap), value, dims, tags)
 
     def fake(*arguments: Any) -> None:
         """Tracing needs to know what comes out: nothing."""
@@ -95,14 +101,7 @@ def _decode_tags(tags: list[str]) -> dict[str, Any]:
 
 
 def record_in_graph(
-    recorder: int | None,
-    name: str,
-    value: torch.Tensor,
-    dims: str | None,
-    tags: dict[str, Any],
-    *,
-    level: str | None,
-    tap: str | None,
+    recorder: int | None, source: Source, value: torch.Tensor, dims: str | None, tags: dict[str, Any]
 ) -> None:
     """Traced, never run: leaves the operator in the graph."""
     import torch
@@ -116,4 +115,13 @@ def record_in_graph(
             integers.append(tag)
         else:
             rest += [key, type(tag).__name__, str(tag)]
-    torch.ops.tensortap.record(value, recorder, name, dims, level, tap, keys, integers, rest)
+    torch.ops.tensortap.record(value, recorder, source.name, dims, source.level, source.tap, keys, integers, rest)
+
+
+def is_capturing(value: Any) -> bool:
+    """Whether ``value`` is a CUDA tensor on a stream that is being captured into a graph."""
+    if not getattr(value, "is_cuda", False):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_current_stream_capturing())

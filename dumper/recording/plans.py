@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dumper.levels import FULL, Level
+from dumper.rules.levels import FULL, Level
+from dumper.values.source import Source
 from dumper.writing.items import Description, TagsKey
 
 MOST_PLANS = 50_000
@@ -25,18 +26,14 @@ class SmallTensors:
 
 
 class Plan:
-    """What is to be done with the records of one name, tags, dims, level, tap and stream."""
+    """What is to be done with the records of one source, tags and dims."""
 
-    __slots__ = ("chosen", "descriptions", "dims", "name", "small", "stream", "tags", "tap", "whole")
+    __slots__ = ("chosen", "descriptions", "dims", "small", "source", "tags", "whole")
 
-    def __init__(
-        self, name: str, tags: TagsKey, dims: str | None, tap: str | None, stream: str, chosen: Level | None
-    ) -> None:
-        self.name = name
+    def __init__(self, source: Source, tags: TagsKey, dims: str | None, chosen: Level | None) -> None:
+        self.source = source
         self.tags = tags
         self.dims = dims
-        self.tap = tap
-        self.stream = stream
         self.chosen = chosen
         """None when the filter rejects them."""
         self.whole = chosen is not None and chosen.kind in ("full", "hash")
@@ -55,7 +52,7 @@ class Plan:
                 self.descriptions.clear()
             kept = level or self.chosen or FULL
             description = self.descriptions[key] = Description(
-                self.name, self.tags, self.dims, dtype, shape, kept, self.stream, self.tap, recompute
+                self.source, self.tags, self.dims, dtype, shape, kept, recompute
             )
         return description
 

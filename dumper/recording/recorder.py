@@ -9,25 +9,24 @@ import sys
 # What ``threading.RLock`` is; importing all of threading would cost every patched process.
 from _thread import RLock
 
-from dumper.recording.compiled import Tracing, record_in_graph
-from dumper.recording.running import Running
-from dumper.recording.steps import Steps, StepScope
+from dumper.recording.compiled import Tracing, is_capturing, record_in_graph
+from dumper.recording.context import AddedTags, Steps, StepScope, ThreadTags
+from dumper.recording.lifecycle import Lifecycle
 from dumper.recording.taps import TapTable
-from dumper.recording.thread_tags import ThreadTags
+from dumper.values.source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from dumper.complaints import Complaints
     from dumper.layout import TokenLayout
+    from dumper.log_once import LogOnce
     from dumper.recording.attach import Attachment
     from dumper.recording.capture import Capture, CapturedRecord
     from dumper.recording.graphs import GraphTaps
     from dumper.recording.session import Session
     from dumper.recording.taps import Tap
-    from dumper.recording.thread_tags import AddedTags
     from dumper.settings import Settings
 
 
@@ -43,14 +42,14 @@ class Recorder:
         """How the graphs of ``torch.compile`` name this recorder; None while the process has no torch."""
         self._settings: Settings | None = settings
         self._taps = TapTable()
-        self._running = Running(self, self._taps)
-        self._context = ThreadTags()
+        self._open = Lifecycle(self, self.end, self._taps)
+        self._thread_tags = ThreadTags()
         self._captures: list[list[CapturedRecord]] = []
         self._graph_taps: GraphTaps | None = None
         self._lock = RLock()
         self._steps = Steps()
         self._recording = False
-        self._complaints: Complaints | None = None
+        self._log_once: LogOnce | None = None
         self._unnested: set[type] = set()
         """Types of values that hold no others: tensors and scalars."""
         self._ended = False
@@ -69,8 +68,8 @@ class Recorder:
         """
         with self._lock:
             self._settings = self.settings.changed(**settings)
-            if self._running.session is not None:
-                self._running.session.reconfigure(self._settings)
+            if self._open.session is not None:
+                self._open.session.reconfigure(self._settings)
             self._refresh()
 
     def apply(self, changes: dict[str, Any]) -> None:
@@ -80,7 +79,7 @@ class Recorder:
     def state(self) -> dict[str, Any]:
         """Plain values for ``python -m dumper ctl RUN status``."""
         settings = self.settings
-        counts = self._running.session.counts() if self._running.session is not None else {}
+        counts = self._open.session.counts() if self._open.session is not None else {}
         return {
             "settings": {key: getattr(settings, key) for key in ("enable", "filter", "level", "steps")},
             "step": self._steps.number,
@@ -102,7 +101,7 @@ class Recorder:
 
         self._settings, errors = Settings.from_environment()
         for error in errors:
-            self._say(f"{error}; the setting is ignored")
+            self._log(f"{error}; the setting is ignored")
         self._refresh()
 
     def _refresh(self) -> None:
@@ -124,10 +123,10 @@ class Recorder:
             installed = self._taps.install(self, (module, taps, config))
             if any(tap.kind == "step" for tap in installed):
                 self._steps.make_explicit()
-            if self._running.session is not None:
-                self._running.session.add_taps(module, taps, config)
+            if self._open.session is not None:
+                self._open.session.add_taps(module, taps, config)
             if self._settings is not None:
-                self._running.start_control(self._settings)
+                self._open.start_control(self._settings)
             self._refresh()
         return installed
 
@@ -160,9 +159,9 @@ class Recorder:
         steps.begin(batch, layout, tags)
         if self._settings is None:
             return
-        self._running.start_control(self._settings)
-        if self._running.control is not None:
-            self._running.control.at_step(steps.number)
+        self._open.start_control(self._settings)
+        if self._open.control is not None:
+            self._open.control.at_step(steps.number)
         self._refresh()
         if self._recording and steps.batch_only is not None:
             from dumper.adapters import complete_at_start
@@ -178,7 +177,7 @@ class Recorder:
 
     def _announce_step(self) -> None:
         """Write the step with its token layout, once, when its first record comes or it ends."""
-        if self._steps.unsaid and self._recording and not self._captures:
+        if self._steps.unannounced and self._recording and not self._captures:
             try:
                 session = self._open_session()
                 self._steps.announced = True
@@ -188,7 +187,7 @@ class Recorder:
 
     def ctx(self, **tags: Any) -> AddedTags:
         """Add tags to every record of this thread inside a ``with`` block; a record's own tags win."""
-        return self._context.adding(tags)
+        return self._thread_tags.adding(tags)
 
     # Records
 
@@ -202,13 +201,27 @@ class Recorder:
         grad: bool = False,
         **tags: Any,
     ) -> None:
-        """Record ``value`` (a tensor, an array, a number, text, a list or map of plain values) as it is now."""
+        """Record a value as it is now: a tensor, an array, a number, text, or a list or map of plain values.
+
+        The value is copied before the call returns (from an accelerator the copy is started, and nothing waits for it),
+        so it may be modified afterwards. A tuple, a dataclass or a map that holds tensors is recorded tensor by tensor,
+        as ``name.key``. Nothing is recorded, and the call costs next to nothing, while recording is off. Never raises:
+        a value that cannot be recorded is logged once and counted in the run.
+
+        ``name``: what the comparator pairs by, together with ``tags`` (``layer_id=3``; numbers and text) and the step.
+        ``dims``: what the dimensions are and how each is split, such as ``"t h[attn_tp:partial]"`` (docs/dims.md);
+        needed to compare runs of different parallel layouts.
+        ``level``: how much is kept of this value, ``full``, ``sample(rows=8)``, ``sample(stride=4)``, ``stats`` or
+        ``hash``; the setting ``level`` decides where it is None.
+        ``grad``: whether the gradient is recorded too, when the backward pass has computed it (stream ``grad``).
+        """
         if not self._recording:
             return
+        source = Source.of(name, level, grad)
         if Tracing.is_compiling():
-            record_in_graph(self.number, name, value, dims, tags, level=level, tap=None)
+            record_in_graph(self.number, source, value, dims, tags)
         else:
-            self.submit(name, value, dims, tags, level=level, grad=grad)
+            self.submit(source, value, dims, tags)
 
     def dump_dict(self, name: str, value: Any, *, dims: str | None = None, **tags: Any) -> None:
         """Record every leaf of a nested dict, dataclass, list or tuple as ``name.key``."""
@@ -216,7 +229,7 @@ class Recorder:
             from dumper.recording.flatten import named_leaves
 
             for leaf_name, leaf in named_leaves(name, value):
-                self.submit(leaf_name, leaf, dims, tags)
+                self.submit(Source.of(leaf_name), leaf, dims, tags)
 
     def dump_model(self, model: Any, *, prefix: str = "param", grad: bool = True, **tags: Any) -> None:
         """Record every parameter of a module as ``prefix.path``, and its gradient where it has one."""
@@ -224,7 +237,7 @@ class Recorder:
             from dumper.recording.flatten import parameters
 
             for name, value, stream in parameters(model, prefix, with_gradients=grad):
-                self.submit(name, value, None, tags, stream=stream)
+                self.submit(Source.of(name, stream=stream), value, None, tags)
 
     def attach(self, model: Any, pattern: str, **options: Any) -> Attachment:
         """Record inputs and outputs of modules by path (``attach.py``). Raises ValueError without a match."""
@@ -237,100 +250,77 @@ class Recorder:
         enabled."""
         from dumper.recording.capture import Capture
 
-        return Capture(self._begin_capture, self._end_capture)
-
-    def _begin_capture(self, records: list[CapturedRecord]) -> None:
-        with self._lock:
-            self._captures.append(records)
-            self._refresh()
-
-    def _end_capture(self, records: list[CapturedRecord]) -> None:
-        with self._lock:
-            # By identity: two captures may hold the same records.
-            self._captures = [other for other in self._captures if other is not records]
-            self._refresh()
+        return Capture(self._lock, self._captures, self._refresh)
 
     def submit(
-        self,
-        name: str,
-        value: Any,
-        dims: str | None,
-        tags: Mapping[str, Any],
-        level: str | None = None,
-        grad: bool = False,
-        tap: str | None = None,
-        stream: str = "value",
-        step: int | None = None,
+        self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None = None
     ) -> None:
         """Record a value. ``step`` is the current one unless given (gradients come with that of their forward pass)."""
         if not self._recording:
             return
         try:
-            context = self._context.tags
-            if context:
-                tags = {**context, **tags}
-            if type(value) not in self._unnested and self._submit_leaves(name, value, dims, tags, level, grad, tap):
+            added = self._thread_tags.tags
+            if added:
+                tags = {**added, **tags}
+            if type(value) not in self._unnested and self._submit_parts(source, value, dims, tags):
                 return
             if is_capturing(value):
-                self._put_into_graph(name, value, dims, tags, level, tap)
+                self._put_into_graph(source, value, dims, tags)
                 return
             if self._captures:
-                self._capture_value(name, value, dims, tags, stream, step)
+                self._capture_value(source, value, dims, tags, step)
             elif step is not None or self._has_step():
-                session = self._running.session or self._open_session()
+                session = self._open.session or self._open_session()
                 if step is None and self._steps.inside:
                     step = self._steps.number
-                session.submit(name, value, dims, tags, level, tap, stream, step)
-            if grad and stream == "value":
-                from dumper.recording.gradients import record_gradient
-
-                record_gradient(self, name, value, dims, tags, tap, self._steps.number)
+                session.submit(source, value, dims, tags, step)
+            if source.grad and source.stream == "value":
+                self._await_gradient(source, value, dims, tags)
         except Exception as error:
-            self._complain(f"{name} was not recorded: {error}", key=f"{name}{type(error)}")
+            self._complain(f"{source.name} was not recorded: {error}", key=f"{source.name}{type(error)}")
 
-    def _submit_leaves(
-        self,
-        name: str,
-        value: Any,
-        dims: str | None,
-        tags: Mapping[str, Any],
-        level: str | None,
-        grad: bool,
-        tap: str | None,
-    ) -> bool:
+    def _submit_parts(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> bool:
         """Record the tensors in a nested value (a module's tuple, an output object) as ``name.path``; False without."""
         from dumper.recording.flatten import can_hold_tensors, tensor_leaves
 
         if not can_hold_tensors(type(value)):
             self._unnested.add(type(value))
             return False
-        leaves = tensor_leaves(name, value)
+        leaves = tensor_leaves(source.name, value)
         for leaf_name, leaf in leaves:
-            self.submit(leaf_name, leaf, dims, tags, level=level, grad=grad, tap=tap)
+            self.submit(source.part(leaf_name), leaf, dims, tags)
         return bool(leaves)
 
-    def submit_from_graph(
-        self, name: str, value: Any, dims: str | None, tags: Mapping[str, Any], *, level: str | None, tap: str | None
-    ) -> None:
+    def _await_gradient(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None:
+        """Record the gradient of ``value`` when it arrives, under the step of its forward pass.
+
+        Values that no gradient flows into (no tensor, or ``requires_grad`` is False) are left alone.
+        """
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(value, torch.Tensor) or not value.requires_grad:
+            return
+        gradient_source, step = source.gradient(), self._steps.number
+        value.register_hook(lambda gradient: self.submit(gradient_source, gradient, dims, tags, step))
+
+    def submit_from_graph(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None:
         """What ``submit`` does, for a tap whose code does not run: inside compiled code or a CUDA graph."""
         if self._recording:
-            self._taps.count(tap, 1)
-            self.submit(name, value, dims, tags, level=level, tap=tap)
+            self._taps.count(source.tap, 1)
+            self.submit(source, value, dims, tags)
 
-    def _put_into_graph(
-        self, name: str, value: Any, dims: str | None, tags: Mapping[str, Any], level: str | None, tap: str | None
-    ) -> None:
+    def _put_into_graph(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None:
         """Record ``value`` at every replay of the CUDA graph that is being captured; the capture itself is no event."""
         from dumper.recording.graphs import GraphTaps
 
-        self._taps.count(tap, -1)
+        self._taps.count(source.tap, -1)
         if self._graph_taps is None:
             self._graph_taps = GraphTaps()
 
         def replayed(buffer: Any) -> None:
-            self.submit_from_graph(name, buffer, dims, tags, level=level, tap=tap)
+            self.submit_from_graph(source, buffer, dims, tags)
 
-        self._graph_taps.capture(replayed, value, (tap, name, *((key, str(tag)) for key, tag in tags.items())))
+        tap = (source.tap, source.name, *((key, str(tag)) for key, tag in tags.items()))
+        self._graph_taps.capture(replayed, value, tap)
 
     def _has_step(self) -> bool:
         """Whether a record that comes now is wanted: it belongs to a step, or need not."""
@@ -347,22 +337,21 @@ class Recorder:
         return False
 
     def _capture_value(
-        self, name: str, value: Any, dims: str | None, tags: Mapping[str, Any], stream: str, step: int | None
+        self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None
     ) -> None:
         from dumper.recording.capture import captured
 
-        step = self._steps.number if step is None else step
-        self._captures[-1].append(captured(name, value, dims, tags, stream, step))
+        self._captures[-1].append(captured(source, value, dims, tags, self._steps.number if step is None else step))
 
     # The session: what is open while something is recorded
 
     def _open_session(self) -> Session:
         with self._lock:
-            return self._running.open(self.settings)
+            return self._open.open(self.settings)
 
     def flush(self) -> None:
         """Return when all that was dumped is in the file."""
-        session = self._running.session
+        session = self._open.session
         if session is not None:
             session.flush()
 
@@ -370,7 +359,7 @@ class Recorder:
         """Complete the files. What is dumped afterwards begins anew, with step 0, which needs another run name."""
         with self._lock:
             self._announce_step()
-            session, control = self._running.take()
+            session, control = self._open.take()
             self._steps.reset()
             self._refresh()
         if control is not None:
@@ -387,29 +376,20 @@ class Recorder:
     def _forked(self) -> None:
         """In the child of a fork: the parent's file and threads are not ours."""
         self._lock = RLock()
-        self._running.forget()
+        self._open.forget()
 
     def _complain_of_step(self, error: Exception) -> None:
         self._complain(f"step {self._steps.number} was not recorded: {error}", key=f"step {type(error)}")
 
     def _complain(self, message: str, *, key: str) -> None:
-        self._say(f"{message}. The model runs on; this is said once and counted in the run.", key)
+        self._log(f"{message}. The model runs on; this is said once and counted in the run.", key)
 
-    def _say(self, message: str, key: str | None = None) -> None:
-        if self._complaints is None:
-            from dumper.complaints import Complaints
+    def _log(self, message: str, key: str | None = None) -> None:
+        if self._log_once is None:
+            from dumper.log_once import LogOnce
 
-            self._complaints = Complaints()
-        self._complaints.say(message, key=key)
-
-
-def is_capturing(value: Any) -> bool:
-    """Whether ``value`` is a CUDA tensor on a stream that is being captured into a graph."""
-    if not getattr(value, "is_cuda", False):
-        return False
-    import torch
-
-    return bool(torch.cuda.is_current_stream_capturing())
+            self._log_once = LogOnce()
+        self._log_once.say(message, key=key)
 
 
 dumper = Recorder()

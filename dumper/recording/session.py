@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from dumper.adapters import describe_process
 from dumper.adapters.protocol import PendingLayout, Process
-from dumper.filters import Filter
-from dumper.format.dtypes import KNOWN
+from dumper.format.run_files import status_path
 from dumper.format.status import StatusBlock
 from dumper.layout import TokenLayout
-from dumper.levels import FULL, STATS, Level, LevelRules
+from dumper.memory.buffers import SMALL
+from dumper.memory.staging import Stager, reduce_value
 from dumper.recording.plans import MOST_PLANS, Plan, SmallTensors
-from dumper.recording.reduced import reduce_value
-from dumper.recording.staging import SMALL, Stager
+from dumper.rules.expressions import Expression
+from dumper.rules.levels import FULL, STATS, Level, LevelRules
 from dumper.settings import Settings
-from dumper.writing.encoder import Coverage, RankEncoder
+from dumper.values.dtypes import KNOWN
+from dumper.values.source import Source
 from dumper.writing.items import BeginStep, InstalledTaps, Submission, TagsKey, Watched
-from dumper.writing.writer import OVERHEAD_BYTES, Writer, current_process, status_path
+from dumper.writing.rank_stream import Coverage, RankStream
+from dumper.writing.writer import OVERHEAD_BYTES, Writer
 
 logger = logging.getLogger("tensortap")
 
@@ -35,7 +38,7 @@ class Session:
         self.process = describe_process()
         self.status = _open_status(settings, self.process)
         self._stager = stager
-        encoder = RankEncoder(settings, self.process, self.status, coverage)
+        encoder = RankStream(settings, self.process, self.status, coverage)
         encoder.claim()
         self._writer = Writer(settings, encoder, stager.host)
         self._plans: dict[tuple[Any, ...], Plan] = {}
@@ -53,40 +56,30 @@ class Session:
 
     def _read_rules(self) -> None:
         settings = self._settings
-        self._filter = Filter(settings.filter) if settings.filter else None
+        self._filter = Expression(settings.filter) if settings.filter else None
         self._rules = LevelRules.parse(settings.level) if settings.level else None
         conditions = [self._filter, *(rule for _, rule in self._rules.rules)] if self._rules else [self._filter]
         self._by_step = any(condition is not None and "step" in condition.names for condition in conditions)
         self._plans = {}
 
-    def submit(
-        self,
-        name: str,
-        value: Any,
-        dims: str | None,
-        tags: Mapping[str, Any],
-        level: str | None,
-        tap: str | None,
-        stream: str,
-        step: int | None,
-    ) -> None:
+    def submit(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None) -> None:
         """Copy a value and hand it to the writer.
 
         Raises UnrecordableError and whatever the copy raises; the loss is counted already.
         """
         # The types belong to the key: True, 1 and 1.0 are equal.
         rules_step = step if self._by_step else None
-        key = (name, dims, level, tap, stream, rules_step, *tags.items(), *map(type, tags.values()))
+        key = (source, dims, rules_step, *tags.items(), *map(type, tags.values()))
         try:
             plan = self._plans.get(key)
         except TypeError:
             # A tag that cannot be hashed.
-            plan = self._make_plan(name, dims, level, tap, stream, rules_step, tags)
+            plan = self._make_plan(source, dims, tags, rules_step)
         else:
             if plan is None:
                 if len(self._plans) > MOST_PLANS:
                     self._plans.clear()
-                plan = self._plans[key] = self._make_plan(name, dims, level, tap, stream, rules_step, tags)
+                plan = self._plans[key] = self._make_plan(source, dims, tags, rules_step)
         if plan.chosen is None:
             return
         self.status.submitted(self._next_number())
@@ -120,7 +113,7 @@ class Session:
 
     def _submit_any(self, plan: Plan, value: Any, step: int | None) -> None:
         """The long way: any value, any device, any level."""
-        self._meet_torch()
+        self._look_up_torch()
         assert plan.chosen is not None
         level = plan.chosen
         if level.kind == "sample" and self._settings.on_nan is not None:
@@ -153,37 +146,27 @@ class Session:
         else:
             self._writer.put(submission)
 
-    def _make_plan(
-        self,
-        name: str,
-        dims: str | None,
-        level: str | None,
-        tap: str | None,
-        stream: str,
-        step: int | None,
-        tags: Mapping[str, Any],
-    ) -> Plan:
+    def _make_plan(self, source: Source, dims: str | None, tags: Mapping[str, Any], step: int | None) -> Plan:
         scalars = _as_scalars(tags)
-        known = (name, dims, level, tap, stream, step, *scalars, *(type(value) for _, value in scalars))
+        known = (source, dims, step, *scalars, *(type(value) for _, value in scalars))
         plan = self._plans.get(known)
         if plan is None:
-            chosen = self._choose(name, scalars, level, step)
-            plan = self._plans[known] = Plan(name, scalars, dims, tap, stream, chosen)
+            plan = self._plans[known] = Plan(source, scalars, dims, self._choose(source, scalars, step))
         return plan
 
-    def _choose(self, name: str, tags: TagsKey, level: str | None, step: int | None) -> Level | None:
+    def _choose(self, source: Source, tags: TagsKey, step: int | None) -> Level | None:
         """The level of a record; None when the filter rejects it."""
-        names = {**dict(tags), "name": name, "rank": self.process.rank, "step": step}
-        if self._filter is not None and not self._filter(names):
+        names = {**dict(tags), "name": source.name, "rank": self.process.rank, "step": step}
+        if self._filter is not None and not self._filter.holds(names):
             return None
-        if level is not None:
+        if source.level is not None:
             try:
-                return Level.parse(level)
+                return Level.parse(source.level)
             except ValueError as error:
-                logger.error("tensortap: %s: %s. The rules of the settings are used instead.", name, error)
+                logger.error("tensortap: %s: %s. The rules of the settings are used instead.", source.name, error)
         return self._rules.choose(names) if self._rules is not None else FULL
 
-    def _meet_torch(self) -> None:
+    def _look_up_torch(self) -> None:
         """Look up what the short way needs, once torch is there."""
         torch = sys.modules.get("torch")
         if torch is None or self._plain_tensors or not hasattr(torch, "Tensor"):
@@ -223,7 +206,7 @@ def _open_status(settings: Settings, process: Process) -> StatusBlock:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            path = status_path(settings.run_path, process.rank, current_process())
+            path = status_path(settings.run_path, process.rank, os.getpid())
         return StatusBlock(path)
     except OSError:
         return StatusBlock(None)

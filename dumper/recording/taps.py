@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from dumper.recording.compiled import Tracing, record_in_graph
+from dumper.values.source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from typing import Any
+    from typing import Any, Protocol
 
     Module = tuple[str, tuple[Mapping[str, Any], ...], Mapping[str, Any]]
     """What ``install_taps`` is called with."""
 
-    from dumper.recording.recorder import Recorder
+    class Recorder(Protocol):
+        """The part of the recorder that taps need."""
+
+        number: int | None
+
+        def submit(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None: ...
+
+        def tap_failed(self, tap: Tap) -> None: ...
 
 
 class Tap:
     """One tap. Generated code reads ``on`` before it evaluates anything; no method raises."""
 
-    __slots__ = ("_recorder", "failures", "fired", "grad", "id", "kind", "level", "name", "on")
+    __slots__ = ("_recorder", "_source", "failures", "fired", "id", "kind", "name", "on")
 
     def __init__(self, recorder: Recorder, info: Mapping[str, Any]) -> None:
         """``info``: the entry of ``install_taps``, plain values (docs/architecture.md, contract 1)."""
@@ -26,8 +34,7 @@ class Tap:
         self.id: str = info["id"]
         self.name: str = info["name"]
         self.kind: str = info.get("kind", "dump")
-        self.level: str | None = info.get("level")
-        self.grad: bool = bool(info.get("grad", False))
+        self._source = Source.of(self.name, info.get("level"), bool(info.get("grad", False)), self.id)
         self.on = False
         self.fired = 0
         self.failures = 0
@@ -35,30 +42,20 @@ class Tap:
     def record(self, value: Any, dims: str | None = None, /, **tags: Any) -> None:
         """Record a value under the tap's own name."""
         if Tracing.is_compiling():
-            record_in_graph(self._recorder.number, self.name, value, dims, tags, level=self.level, tap=self.id)
+            record_in_graph(self._recorder.number, self._source, value, dims, tags)
             return
         self.fired += 1
-        self._recorder.submit(self.name, value, dims, tags, level=self.level, grad=self.grad, tap=self.id)
+        self._recorder.submit(self._source, value, dims, tags)
 
     def dump(self, name: str, value: Any, dims: str | None = None, **tags: Any) -> None:
         """Record a value under a name that the code at the tap gives."""
-        level = tags.pop("level", self.level)
-        grad = tags.pop("grad", self.grad)
+        own = self._source
+        source = Source.of(name, tags.pop("level", own.level), bool(tags.pop("grad", own.grad)), own.tap)
         if Tracing.is_compiling():
-            record_in_graph(self._recorder.number, name, value, dims, tags, level=level, tap=self.id)
+            record_in_graph(self._recorder.number, source, value, dims, tags)
             return
         self.fired += 1
-        self._recorder.submit(name, value, dims, tags, level=level, grad=grad, tap=self.id)
-
-    def step(self, batch: Any = None, **arguments: Any) -> Any:
-        """``dumper.step`` from a tap of kind ``step``."""
-        self.fired += 1
-        return self._recorder.step(batch, **arguments)
-
-    def end_step(self) -> None:
-        """``dumper.end_step`` from a tap of kind ``step``."""
-        self.fired += 1
-        self._recorder.end_step()
+        self._recorder.submit(source, value, dims, tags)
 
     def failed(self) -> None:
         """The expression of the value or of a tag raised; called while the exception is being handled."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dumper.control.on_nan import NanSignal, NanTrigger, has_nonfinite
-from dumper.format.dtypes import as_array
-from dumper.measures import decode_statistics, is_nonfinite
-from dumper.recording.staging import Staged
+from dumper.memory.staging import Staged
 from dumper.settings import Settings
+from dumper.values.dtypes import as_array
+from dumper.values.measures import decode_statistics, is_nonfinite
 from dumper.writing.items import BeginStep, Description, Item, SmallValue, Submission, Watched
+from dumper.writing.nan_trigger import NanSignal, NanTrigger, has_nonfinite
 
 Lose = Callable[[int, str, str], None]
 
@@ -59,7 +59,7 @@ class Holding:
             try:
                 data = _bytes_of(item.data)
             except Exception as error:
-                self._lose(1, "lost_encoding", f"{description.name}: the copy failed: {error}")
+                self._lose(1, "lost_encoding", f"{description.source.name}: the copy failed: {error}")
                 self.held_back -= 1
                 return []
         waiting = Submission(description, data, step, 0)

@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 
 from dumper.adapters.protocol import PendingLayout
 from dumper.layout import TokenLayout
-from dumper.levels import Level
-from dumper.recording.staging import Slab, Staged
+from dumper.memory.buffers import Slab
+from dumper.memory.staging import Staged
+from dumper.rules.levels import Level
+from dumper.values.source import Source
 
 TagsKey = tuple[tuple[str, Any], ...]
 
@@ -21,35 +23,32 @@ class Description:
     A plain class with slots: it is touched for every record.
     """
 
-    __slots__ = ("dims", "dtype", "encoded", "level", "name", "recompute", "shape", "stream", "tags", "tap")
+    __slots__ = ("dims", "dtype", "encoded", "level", "recompute", "shape", "source", "tags")
 
     def __init__(
         self,
-        name: str,
+        source: Source,
         tags: TagsKey,
         dims: str | None,
         dtype: str | None,
         shape: tuple[int, ...] | None,
         level: Level,
-        stream: str,
-        tap: str | None,
         recompute: bool,
     ) -> None:
-        self.name = name
+        self.source = source
         self.tags = tags
         self.dims = dims
         self.dtype = dtype
         self.shape = shape
         self.level = level
-        self.stream = stream
-        self.tap = tap
+        """The level that the value has, which is not always what its source asks for."""
         self.recompute = recompute
         self.encoded: Any = None
         """Belongs to the writer's thread: what it has worked out for this description."""
 
     def fields(self) -> dict[str, Any]:
         """The description as plain values, absent ones left out."""
-        fields: dict[str, Any] = {"name": self.name}
+        fields: dict[str, Any] = {"name": self.source.name}
         if self.tags:
             fields["tags"] = dict(self.tags)
         if self.dims is not None:
@@ -59,10 +58,10 @@ class Description:
             fields["shape"] = list(self.shape or ())
         if self.level.kind != "full":
             fields["level"] = str(self.level)
-        if self.stream != "value":
-            fields["stream"] = self.stream
-        if self.tap is not None:
-            fields["tap"] = self.tap
+        if self.source.stream != "value":
+            fields["stream"] = self.source.stream
+        if self.source.tap is not None:
+            fields["tap"] = self.source.tap
         if self.recompute:
             fields["recompute"] = True
         return fields

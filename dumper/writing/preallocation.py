@@ -19,6 +19,11 @@ class Preallocation:
         self._descriptor = descriptor
         self._fallocate = _find_fallocate()
 
+    @property
+    def offered(self) -> bool:
+        """Whether the file system takes claims, as far as the claims so far have shown."""
+        return self._fallocate is not None
+
     def claim(self, offset: int, nbytes: int) -> None:
         """Claim space for bytes that are written next. Raises OSError when there is no room for them."""
         if self._fallocate is None or not self._fallocate(self._descriptor, _KEEP_SIZE, offset, nbytes):

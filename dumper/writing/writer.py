@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import deque
-from pathlib import Path
 from typing import Any
 
-from dumper.recording.pools import Shelf
-from dumper.recording.staging import SLAB_BYTES, Slab, copy_memory
+from dumper.memory.buffers import SLAB_BYTES, Shelf, Slab, copy_memory
 from dumper.settings import Settings
-from dumper.writing.encoder import RankEncoder
 from dumper.writing.items import Barrier, Description, Item, Stop, Submission
+from dumper.writing.rank_stream import RankStream
 
 logger = logging.getLogger("tensortap")
 
@@ -40,7 +37,7 @@ LARGEST_BATCH_BYTES = 16 << 20
 class Writer:
     """Owns the thread and the memory budget of one process. ``put`` may be called from any thread."""
 
-    def __init__(self, settings: Settings, encoder: RankEncoder, shelf: Shelf[Any]) -> None:
+    def __init__(self, settings: Settings, encoder: RankStream, shelf: Shelf[Any]) -> None:
         self._encoder = encoder
         self._shelf = shelf
         self._slab = Slab(shelf.take(SLAB_BYTES))
@@ -149,11 +146,6 @@ class Writer:
             self._reserved -= reserved
             self._room.notify_all()
 
-    @property
-    def bytes_waiting(self) -> int:
-        """Bytes of values that are not in the file yet."""
-        return self._reserved
-
     def flush(self) -> bool:
         """Wait until all that was handed over is in the file; False when the thread has ended instead."""
         barrier = Barrier(threading.Event())
@@ -237,13 +229,3 @@ class Writer:
             elif isinstance(item, Submission):
                 reserved += item.reserved
         return batch
-
-
-def status_path(run: Path, rank: int, process: int | None = None) -> Path:
-    """The status file of a rank; of a process that could not claim the rank's file, one with its process id."""
-    return run / (f"rank-{rank:05d}.status" if process is None else f"rank-{rank:05d}.{process}.status")
-
-
-def current_process() -> int:
-    """The process id, asked for anew: a fork changes it."""
-    return os.getpid()

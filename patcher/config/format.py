@@ -49,7 +49,7 @@ class _Strict(BaseModel):
 
 
 LEVEL = r"^(full|stats|hash|sample(\((rows|stride)=[1-9][0-9]*\))?)$"
-"""As ``dumper/levels.py`` reads it."""
+"""As ``dumper/rules/levels.py`` reads it."""
 LEVELS = "full, sample, sample(rows=N), sample(stride=N), stats or hash"
 
 

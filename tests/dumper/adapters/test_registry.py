@@ -161,7 +161,7 @@ def test_a_mesh_without_names_is_refused() -> None:
 
 
 def test_host_copies_are_of_the_moment() -> None:
-    from dumper.adapters.host_copy import HostCopies
+    from dumper.adapters.framework_values import HostCopies
 
     tensor = torch.tensor([[1, 2], [3, 4]], dtype=torch.int32)
     copies = HostCopies({"tensor": tensor, "list": [5, 6], "none": None, "empty": torch.zeros(0)})

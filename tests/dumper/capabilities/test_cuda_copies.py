@@ -1,136 +1,80 @@
-"""Copies from a device, with stand-ins for its streams and events: what waits for what, and what is used again when.
-
-A real device is needed to see the copies run beside the model; the order in which they are asked for is tested here.
-"""
+"""Copies from a CUDA device: what they hold, whatever the model does next, and that nothing waits for them."""
 
 from __future__ import annotations
-
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import pytest
 import torch
 
-from dumper.recording.cuda import DeviceCopier, pinned_buffer
-from dumper.recording.pools import BufferPool, Shelf
+from dumper.memory.buffers import BufferPool, Shelf
+from dumper.memory.device_copies import DeviceCopier, pinned_buffer
 
-
-@dataclass
-class StandInDevice:
-    """A device with a compute stream, on which everything is done at once and noted."""
-
-    log: list[str] = field(default_factory=list)
-    current: str = "compute"
-    capturing: bool = False
-
-
-class StandInStream:
-    def __init__(self, device: StandInDevice, name: str) -> None:
-        self._device = device
-        self.name = name
-
-    def wait_stream(self, other: StandInStream) -> None:
-        self._device.log.append(f"{self.name} waits for {other.name}")
-
-
-class StandInEvent:
-    def __init__(self, device: StandInDevice) -> None:
-        self._device = device
-
-    def record(self, stream: StandInStream) -> None:
-        self._device.log.append(f"event on {stream.name}")
-
-    def synchronize(self) -> None:
-        self._device.log.append("host waits for event")
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> StandInDevice:
-    device = StandInDevice()
-    compute = StandInStream(device, "compute")
-
-    @contextlib.contextmanager
-    def stream(entered: StandInStream) -> Iterator[None]:
-        before, device.current = device.current, entered.name
-        yield
-        device.current = before
-
-    def copied(buffer: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
-        device.log.append(f"{'asynchronous' if non_blocking else 'blocking'} copy on {device.current}")
-        return copy(buffer, source)
-
-    def clone(value: torch.Tensor, **options: object) -> torch.Tensor:
-        device.log.append(f"clone on {device.current}")
-        return cloned(value, **options)
-
-    copy, cloned = torch.Tensor.copy_, torch.Tensor.clone
-    monkeypatch.setattr(torch.Tensor, "copy_", copied)
-    monkeypatch.setattr(torch.Tensor, "clone", clone)
-    monkeypatch.setattr(
-        torch.Tensor, "record_stream", lambda _, stream: device.log.append(f"memory is read by {stream.name}")
-    )
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: device.capturing)
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: compute)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device=None, *, side=device: StandInStream(side, "side"))
-    monkeypatch.setattr(torch.cuda, "stream", stream)
-    monkeypatch.setattr(torch.cuda, "Event", lambda: StandInEvent(device))
-    return device
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
+]
 
 
 @pytest.fixture
 def shelf() -> Shelf[torch.Tensor]:
-    return BufferPool(1 << 20).shelf(pinned_buffer)
+    return BufferPool(1 << 30).shelf(pinned_buffer)
 
 
-def test_the_side_stream_copies_what_the_compute_stream_has_cloned(
-    device: StandInDevice, shelf: Shelf[torch.Tensor]
-) -> None:
-    copy = DeviceCopier(shelf).start(torch.arange(12.0).view(3, 4))
-    assert device.log == [
-        "clone on compute",
-        "side waits for compute",
-        "asynchronous copy on side",
-        "event on side",
-        "memory is read by side",
-    ]
-    copy.wait()
-    assert device.log[-1] == "host waits for event"
+def _bytes(value: torch.Tensor) -> bytes:
+    return value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def test_what_is_modified_next_was_copied_before(device: StandInDevice, shelf: Shelf[torch.Tensor]) -> None:
-    value = torch.arange(12, dtype=torch.bfloat16).view(3, 4).t()
-    expected = value.contiguous().view(torch.uint8).numpy().tobytes()
-    copy = DeviceCopier(shelf).start(value)
-    value.zero_()
-    assert bytes(copy.wait()) == expected
-
-
-def test_a_lazy_conjugate_is_resolved(device: StandInDevice, shelf: Shelf[torch.Tensor]) -> None:
-    value = torch.tensor([1 + 2j, 3 - 4j])
-    copy = DeviceCopier(shelf).start(value.conj())
-    assert bytes(copy.wait()) == value.conj().resolve_conj().numpy().tobytes()
-
-
-def test_an_empty_tensor(device: StandInDevice, shelf: Shelf[torch.Tensor]) -> None:
-    assert bytes(DeviceCopier(shelf).start(torch.empty(0, 3)).wait()) == b""
-
-
-def test_a_buffer_is_used_again_when_it_was_released(device: StandInDevice, shelf: Shelf[torch.Tensor]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool])
+def test_what_is_modified_next_was_copied_before(shelf: Shelf[torch.Tensor], dtype: torch.dtype) -> None:
     copier = DeviceCopier(shelf)
-    first, second = copier.start(torch.zeros(100)), copier.start(torch.ones(100))
-    assert bytes(first.wait()) == bytes(400)
-    buffers = [copy.wait().obj for copy in (first, second)]
-    assert len({id(buffer) for buffer in buffers}) == 2
-    held = shelf.take(400)  # a third one, since both are in use
+    copies, expected = [], []
+    for number in range(20):
+        value = torch.full((1 << 20,), float(number % 2), device="cuda").to(dtype).view(1 << 10, 1 << 10).t()
+        expected.append(_bytes(value))
+        copies.append(copier.start(value))
+        value.copy_(torch.zeros_like(value))
+        del value  # its memory is handed out again
+    assert [bytes(copy.wait()) for copy in copies] == expected
+
+
+def test_a_value_that_is_still_being_computed(shelf: Shelf[torch.Tensor]) -> None:
+    torch.cuda._sleep(200_000_000)
+    value = torch.arange(1 << 20, device="cuda").float()
+    copy = DeviceCopier(shelf).start(value)
+    # The call has returned while the device was still busy.
+    assert not copy._done.query()
+    assert bytes(copy.wait()) == _bytes(torch.arange(1 << 20).float())
+
+
+def test_a_value_of_another_stream(shelf: Shelf[torch.Tensor]) -> None:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        value = torch.arange(1 << 16, device="cuda")
+        copy = DeviceCopier(shelf).start(value)
+    assert bytes(copy.wait()) == _bytes(torch.arange(1 << 16))
+
+
+def test_a_lazy_conjugate_is_resolved(shelf: Shelf[torch.Tensor]) -> None:
+    value = torch.tensor([1 + 2j, 3 - 4j], device="cuda")
+    assert bytes(DeviceCopier(shelf).start(value.conj()).wait()) == _bytes(value.conj().resolve_conj())
+
+
+def test_an_empty_tensor(shelf: Shelf[torch.Tensor]) -> None:
+    assert bytes(DeviceCopier(shelf).start(torch.empty(0, 3, device="cuda")).wait()) == b""
+
+
+def test_a_buffer_is_used_again_when_it_was_released(shelf: Shelf[torch.Tensor]) -> None:
+    copier = DeviceCopier(shelf)
+    first, second = (copier.start(torch.full((100,), float(n), device="cuda")) for n in range(2))
+    first.wait()
+    second.wait()
+    assert first._buffer is not second._buffer
     first.release()
-    third = copier.start(torch.full((100,), 2.0))
-    assert third._buffer is first._buffer
-    assert third._buffer is not held
+    assert copier.start(torch.full((100,), 2.0, device="cuda"))._buffer is first._buffer
 
 
-def test_no_copy_is_started_while_a_graph_is_captured(device: StandInDevice, shelf: Shelf[torch.Tensor]) -> None:
-    device.capturing = True
-    with pytest.raises(RuntimeError, match="while a CUDA graph is being captured"):
-        DeviceCopier(shelf).start(torch.zeros(3))
+def test_no_copy_is_started_while_a_graph_is_captured(shelf: Shelf[torch.Tensor]) -> None:
+    copier = DeviceCopier(shelf)
+    value = torch.zeros(3, device="cuda")
+    with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(RuntimeError, match="CUDA graph is being captured"):
+        copier.start(value)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dumper.control import files
 from dumper.control.controller import effective_steps
 from dumper.control.participant import Participant, Place
+from dumper.format import json_files
 
 
 class Recorder:
@@ -68,20 +69,20 @@ class Engine:
         self.ranks[rank].poll()
 
     def propose(self, changes: dict[str, Any]) -> None:
-        files.create(files.command(self.folder, 1), {"changes": changes, "timeout": 30.0})
-        files.write(files.latest(self.folder), {"generation": 1})
+        json_files.create(files.command(self.folder, 1), {"changes": changes, "timeout": 30.0})
+        json_files.write(files.latest(self.folder), {"generation": 1})
 
     def plan(self, margin: int) -> None:
-        words = [files.read(files.acknowledgement(self.folder, 1, rank)) for rank in range(len(self.ranks))]
+        words = [json_files.read(files.acknowledgement(self.folder, 1, rank)) for rank in range(len(self.ranks))]
         if all(words) and not files.plan(self.folder, 1).exists():
             step = max(word["step"] for word in words if word) + margin
-            files.write(files.plan(self.folder, 1), {"effective": {"0": step}})
+            json_files.write(files.plan(self.folder, 1), {"effective": {"0": step}})
 
     def decide(self) -> None:
-        answers = [files.read(files.answer(self.folder, 1, rank)) for rank in range(len(self.ranks))]
+        answers = [json_files.read(files.answer(self.folder, 1, rank)) for rank in range(len(self.ranks))]
         if all(answers):
             in_time = all(answer["in_time"] for answer in answers if answer)
-            files.create(files.outcome(self.folder, 1), {"commit": in_time})
+            json_files.create(files.outcome(self.folder, 1), {"commit": in_time})
 
 
 RANKS = 3
@@ -124,7 +125,7 @@ def test_all_ranks_change_at_one_step_or_none_does(moves: list[tuple[str, int]])
         changed_at = {recorder.applied[0][0] if recorder.applied else None for recorder in engine.recorders}
         assert len(changed_at) == 1
         assert all(len(recorder.applied) <= 1 for recorder in engine.recorders)
-        outcome = files.read(files.outcome(engine.folder, 1))
+        outcome = json_files.read(files.outcome(engine.folder, 1))
         assert outcome is not None
         assert (changed_at != {None}) == outcome["commit"]
 
@@ -187,14 +188,14 @@ def test_a_controller_that_dies_holds_nobody_up(engine: Engine) -> None:
     engine.step(1)
     assert engine.time < 5
     assert [recorder.applied for recorder in engine.recorders] == [[], []]
-    outcome = files.read(files.outcome(engine.folder, 1))
+    outcome = json_files.read(files.outcome(engine.folder, 1))
     assert outcome is not None
     assert "rank 0 reached step 0 without a decision" in outcome["reason"]
 
 
 def test_what_was_decided_before_a_rank_came_is_not_for_it(engine: Engine) -> None:
     engine.propose({"enable": True})
-    files.create(files.outcome(engine.folder, 1), {"commit": True})
+    json_files.create(files.outcome(engine.folder, 1), {"commit": True})
     recorder = Recorder()
     recorder.participant = Participant(engine.folder, Place(0, 1), recorder)
     recorder.participant.poll()

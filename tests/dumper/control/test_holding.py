@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dumper.levels import FULL, Level
+from dumper.rules.levels import FULL, Level
 from dumper.settings import Settings
+from dumper.values.source import Source
 from dumper.writing.holding import Holding
 from dumper.writing.items import Description, Item, Submission, Watched
 
@@ -28,7 +29,7 @@ class FailedCopy:
 
 
 def description(level: Level = FULL) -> Description:
-    return Description("x", (), None, "float32", (4,), level, "value", None, False)
+    return Description(Source.of("x"), (), None, "float32", (4,), level, False)
 
 
 def holding(folder: Path) -> tuple[Holding, list[tuple[int, str]]]:

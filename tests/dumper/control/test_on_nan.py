@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dumper.control import on_nan
-from dumper.control.on_nan import NanSignal, NanTrigger, has_nonfinite
+from dumper.writing import nan_trigger as on_nan
+from dumper.writing.nan_trigger import NanSignal, NanTrigger, has_nonfinite
 
 CLEAN = False
 BROKEN = True

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dumper import open_run
-from dumper.convert.pt_files import parse_file_name, typed
 from dumper.layout import PADDING_ROW, SequenceSpan
+from dumper.readers.sglang.pt_files import parse_file_name, typed
 from dumper.reading.protocol import RunError
 from tests.dumper.convert.dumps import DumpWriter
 

@@ -15,10 +15,10 @@ with atheris.instrument_imports(include=["dumper"]):
     from dumper.format import frames
     from dumper.format.index import from_columns
     from dumper.format.status import read_status
-    from dumper.reading.headers import read_coverage, read_header
-    from dumper.reading.record import StoredRecord
-    from dumper.reading.repair import Report, verify_data
-    from dumper.reading.segments import Segment, scan
+    from dumper.readers.streams.metadata import read_coverage, read_header
+    from dumper.readers.streams.record import StoredRecord
+    from dumper.readers.streams.repair import Report, verify_data
+    from dumper.readers.streams.segments import Segment, scan
 
 
 def read(data: bytes) -> None:

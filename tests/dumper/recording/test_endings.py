@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from dumper import open_run
-from dumper.reading.repair import verify_run
+from dumper.format.run_files import status_path
+from dumper.format.status import read_status
+from dumper.readers.streams.repair import verify_run
 from tests.dumper.recording.conftest import Recording
 
 pytestmark = pytest.mark.slow
@@ -61,7 +63,13 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 """,
-    "SIGKILL a moment later": "record(500); time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)",
+    "SIGKILL when the writer is done": """
+record(500)
+deadline = time.monotonic() + 60
+while dumper.state()["records"] < 500 and time.monotonic() < deadline:
+    time.sleep(0.005)
+os.kill(os.getpid(), signal.SIGKILL)
+""",
     "SIGKILL after flush": "record(500); dumper.flush(); os.kill(os.getpid(), signal.SIGKILL)",
 }
 
@@ -135,8 +143,9 @@ while True:
 """
 
 
-def _kill_under_load(folder: Path, ranks: int, delay: float) -> None:
-    """Start ranks that record without pause, kill them all, and check every record that is there."""
+def _kill_under_load(folder: Path, ranks: int, records: int) -> None:
+    """Start ranks that record without pause, kill them all when each has written so many records, and check every
+    record that is there."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", LOAD, str(rank), str(ranks)],
@@ -145,25 +154,38 @@ def _kill_under_load(folder: Path, ranks: int, delay: float) -> None:
         )
         for rank in range(ranks)
     ]
+    deadline = time.monotonic() + 100
     try:
         for process in processes:
             assert process.stdout is not None
             process.stdout.readline()
-        time.sleep(delay)
+        while min(_written(folder / "run", rank) for rank in range(ranks)) < records:
+            assert time.monotonic() < deadline, f"no {records} records were written in time"
+            time.sleep(0.001)
     finally:
         for process in processes:
             process.kill()
         for process in processes:
             process.communicate()
-    _check_killed(folder / "run", ranks)
+    _check_killed(folder / "run", ranks, records)
 
 
-def _check_killed(path: Path, ranks: int) -> None:
-    if not any(path.glob("*.msgpack")):
-        return
+def _written(run: Path, rank: int) -> int:
+    """How many records a rank says it has written."""
+    path = status_path(run, rank)
+    counts = read_status(path.read_bytes()) if path.exists() else None
+    return 0 if counts is None else counts["written"]
+
+
+def _check_killed(path: Path, ranks: int, records: int) -> None:
+    if not records and not any(path.glob("*.msgpack")):
+        return  # killed before there was anything
     run = open_run(path)
     assert verify_run(path).intact
     assert not {"corrupted", "unreadable"} & {problem.kind for problem in run.problems}
+    for rank in range(ranks):
+        # What was counted as written is in the file; the last write may not have been counted.
+        assert len(run.select(rank=rank)) >= max(records, _written(path, rank))
     for rank in run.ranks:
         # Killed before its header was written, a rank knows nothing of itself, and has no records.
         assert run.headers[rank].world_size == ranks or not run.select(rank=rank)
@@ -178,17 +200,15 @@ def _check_killed(path: Path, ranks: int) -> None:
 
 
 def test_kill_under_load(tmp_path: Path) -> None:
-    _kill_under_load(tmp_path, ranks=2, delay=0.3)
-    run = open_run(tmp_path / "run")
-    assert len(run.records) > 0
-    assert "unclosed" in {problem.kind for problem in run.problems}
+    _kill_under_load(tmp_path, ranks=2, records=300)
+    assert "unclosed" in {problem.kind for problem in open_run(tmp_path / "run").problems}
 
 
 @pytest.mark.slow
 def test_kill_at_200_random_moments(tmp_path: Path) -> None:
     generator = random.Random(3)
     for number in range(100):
-        _kill_under_load(tmp_path / str(number), ranks=2, delay=generator.random() * 0.4)
+        _kill_under_load(tmp_path / str(number), ranks=2, records=generator.choice((0, 1, generator.randrange(2000))))
 
 
 def test_what_was_in_memory_is_counted(tmp_path: Path) -> None:
@@ -220,6 +240,8 @@ def test_reading_imports_no_torch(recording: Recording) -> None:
     code = f"""
 import sys
 from dumper import open_run
+from dumper.format.run_files import status_path
+from dumper.format.status import read_status
 run = open_run({str(recording.path)!r})
 run.records[0].array(), run.records[1].statistics, run.problems, run.to_polars()
 print("torch" in sys.modules)

@@ -90,7 +90,7 @@ def test_a_directory_that_is_a_file(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_a_directory_that_disappears_is_made_again_and_the_loss_counted(
     recording: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dumper.writing.encoder._CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("dumper.writing.rank_stream._CHECK_SECONDS", 0.0)
     recorder = recording.start()
     for number in range(5):
         recorder.dump("x", torch.full((3,), float(number)))

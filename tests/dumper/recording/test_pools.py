@@ -12,8 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dumper.recording.pools import SMALLEST_BUFFER, BufferPool, buffer_size
-from dumper.recording.staging import SLAB_BYTES
+from dumper.memory.buffers import SLAB_BYTES, SMALLEST_BUFFER, BufferPool, buffer_size
 from dumper.writing import writer
 from tests.dumper.recording.conftest import Recording
 
@@ -80,7 +79,7 @@ def test_an_idle_writer_lets_go_of_free_buffers(recording: Recording, monkeypatc
     for number in range(5):
         recorder.dump("x", torch.full((1 << 20,), float(number)))
     recorder.flush()
-    session = recorder._running.session
+    session = recorder._open.session
     assert session is not None
     pool = session._stager.host.pool
     deadline = time.monotonic() + 60

@@ -12,8 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dumper.format.dtypes import KNOWN
-from dumper.plain import UnrecordableError, decode_value, encode_value
+from dumper.values.dtypes import KNOWN
+from dumper.values.plain import UnrecordableError, decode_value, encode_value
 from tests.dumper.recording.conftest import Recording
 
 DTYPES = sorted(name for name in KNOWN if hasattr(torch, name))

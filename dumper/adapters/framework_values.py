@@ -1,7 +1,9 @@
-"""Small integer tensors brought to the host without making the model wait for them."""
+"""Values of a framework: those that a release, or this moment, may not have, and small tensors on a device."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +12,23 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.int64]
+
+
+def quietly(read: Callable[[], Any]) -> Any:
+    """What ``read`` returns, None when it raises."""
+    try:
+        return read()
+    except Exception:
+        return None
+
+
+def installed_versions(*distributions: str) -> dict[str, str]:
+    """Distribution name to version, of those that are installed."""
+    found = {}
+    for distribution in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[distribution] = importlib.metadata.version(distribution)
+    return found
 
 
 class HostCopies:

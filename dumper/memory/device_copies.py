@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dumper.recording.pools import Shelf
+from dumper.memory.buffers import Shelf
 
 if TYPE_CHECKING:
     import torch

@@ -1,9 +1,8 @@
-"""Reading runs: ``open_run`` and what it returns. Neither torch nor polars is imported before it is asked for."""
+"""A run directory: one stream of frames per rank. Neither torch nor polars is imported before it is asked for."""
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,25 +14,18 @@ from dumper.format import frames
 from dumper.format.frames import VERSION, FormatError
 from dumper.format.index import NO_STEP
 from dumper.format.layouts import decode_layout
+from dumper.format.run_files import RANK_FILE, STATUS_FILE
 from dumper.format.status import read_status
 from dumper.layout import TokenLayout
-from dumper.reading.headers import (
-    RankHeader,
-    largest_world,
-    ranks_without_file,
-    read_coverage,
-    read_header,
-    silent_taps,
-)
-from dumper.reading.protocol import Problem, Run, RunError, TapCoverage
-from dumper.reading.record import StoredRecord
-from dumper.reading.segments import Segment, open_segment
+from dumper.readers.streams.metadata import read_coverage, read_header
+from dumper.readers.streams.record import StoredRecord
+from dumper.readers.streams.segments import Segment, open_segment
+from dumper.reading.headers import RankHeader, largest_world, ranks_without_file, silent_taps
+from dumper.reading.protocol import Problem, TapCoverage
 
 if TYPE_CHECKING:
     import polars
 
-_RANK_FILE = re.compile(r"rank-(?P<rank>\d+)(?:\.(?P<segment>\d+))?\.msgpack")
-_STATUS_FILE = re.compile(r"rank-(?P<rank>\d+)(?:\.(?P<process>\d+))?\.status")
 _LOSS_WORDS = {
     "lost_full_memory": "dropped because the memory budget was full",
     "lost_encoding": "could not be encoded",
@@ -220,25 +212,21 @@ class RunDirectory:
 
     def to_polars(self) -> polars.DataFrame:
         """The index as a table: one row per record (``dumper/reading/table.py``)."""
-        from dumper.reading.table import index_table
+        from dumper.readers.streams.index_table import index_table
 
         return index_table((rank, segment) for rank, part in sorted(self._ranks.items()) for segment in part.segments)
 
 
-def open_run(path: str | Path) -> Run:
-    """Open a run directory, or a directory of SGLang ``.pt`` files. No payload is read.
+def holds_streams(path: Path) -> bool:
+    """Whether a directory holds the files of a rank. A rank whose every value was lost has counts and no records."""
+    return any(RANK_FILE.fullmatch(file.name) for file in path.glob("rank-*.msgpack")) or bool(_read_statuses(path))
 
-    Raises RunError when the path is no directory or holds no recording. Damage to files is no error: see
-    ``Run.problems``.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise RunError(
-            f"{path}: {'not a directory' if path.exists() else 'no such directory'}; give the directory of a run"
-        )
+
+def open_streams(path: Path) -> RunDirectory:
+    """Open a run directory. Damage to files is no error: see ``problems``."""
     ranks: dict[int, RankRecords] = {}
     for _, file in sorted(
-        (_segment_key(file), file) for file in path.glob("rank-*.msgpack") if _RANK_FILE.fullmatch(file.name)
+        (_segment_key(file), file) for file in path.glob("rank-*.msgpack") if RANK_FILE.fullmatch(file.name)
     ):
         rank = _segment_key(file)[0]
         part = ranks.setdefault(rank, RankRecords(rank, []))
@@ -246,26 +234,17 @@ def open_run(path: str | Path) -> Run:
             part.segments.append(open_segment(file))
         except OSError as error:
             part.problems.append(Problem("unreadable", f"{file.name} cannot be read: {error.strerror}"))
-    statuses = _read_statuses(path)
-    # A rank whose every value was lost has counts and no records.
-    return RunDirectory(path, ranks, statuses) if ranks or statuses else _open_other(path)
+    return RunDirectory(path, ranks, _read_statuses(path))
 
 
-def _open_other(path: Path) -> Run:
-    if next(path.rglob("*.pt"), None) is not None:
-        from dumper.convert.sglang import open_sglang_dump
-
-        return open_sglang_dump(path)
+def runs_inside(path: Path) -> str | None:
+    """What to say of a directory that is no run but holds some."""
     inner = sorted({file.parent for file in path.glob("*/rank-*.msgpack")})
-    if inner:
-        names = ", ".join(str(folder) for folder in inner[:5])
-        raise RunError(f"{path} is no run but holds some: {names}")
-    content = "is empty" if next(path.iterdir(), None) is None else "holds neither rank-*.msgpack nor .pt files"
-    raise RunError(f"{path} {content}; give the directory of a run (TENSORTAP_DIR/TENSORTAP_RUN)")
+    return f"{path} is no run but holds some: {', '.join(map(str, inner[:5]))}" if inner else None
 
 
 def _segment_key(file: Path) -> tuple[int, int]:
-    found = _RANK_FILE.fullmatch(file.name)
+    found = RANK_FILE.fullmatch(file.name)
     assert found is not None
     return int(found["rank"]), int(found["segment"] or 0)
 
@@ -274,7 +253,7 @@ def _read_statuses(path: Path) -> dict[int, dict[str, int]]:
     """By rank; the counts of processes that shared a rank are added."""
     statuses: dict[int, dict[str, int]] = {}
     for file in sorted(path.glob("rank-*.status")):
-        found = _STATUS_FILE.fullmatch(file.name)
+        found = STATUS_FILE.fullmatch(file.name)
         try:
             counts = read_status(file.read_bytes()) if found else None
         except OSError:

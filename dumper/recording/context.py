@@ -1,6 +1,9 @@
-"""Where a process stands in its steps, and what is still to be said of the step under way."""
+"""What surrounds a record: the step under way, and the tags that its thread adds."""
 
 from __future__ import annotations
+
+# What ``threading.local`` is; importing all of threading would cost every patched process.
+from _thread import _local
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ class Steps:
         """Before the first step of a run."""
         self.number = 0
         self.begun = False
-        """Whether a step was ever begun in so many words."""
+        """Whether ``step`` was ever called."""
         self.inside = not self.explicit
         self.announced = False
         """Whether the file knows of the step under way."""
@@ -52,7 +55,7 @@ class Steps:
             self.inside = False
 
     @property
-    def unsaid(self) -> bool:
+    def unannounced(self) -> bool:
         """Whether there is a step under way of which the file knows nothing yet."""
         return self.inside and not self.announced and self.begun
 
@@ -89,3 +92,33 @@ class StepScope:
 
     def __exit__(self, *exception: object) -> None:
         self._end()
+
+
+class ThreadTags(_local):
+    """The tags of the thread that asks."""
+
+    def __init__(self) -> None:
+        self.tags: Mapping[str, Any] = {}
+
+    def adding(self, tags: Mapping[str, Any]) -> AddedTags:
+        """A context manager that adds tags to those of the thread that enters it."""
+        return AddedTags(self, tags)
+
+
+class AddedTags:
+    """Adds tags inside a ``with`` block."""
+
+    __slots__ = ("_added", "_before", "_of_thread")
+
+    def __init__(self, of_thread: ThreadTags, added: Mapping[str, Any]) -> None:
+        self._of_thread = of_thread
+        self._added = added
+        self._before: list[Mapping[str, Any]] = []
+
+    def __enter__(self) -> None:
+        before = self._of_thread.tags
+        self._before.append(before)
+        self._of_thread.tags = {**before, **self._added}
+
+    def __exit__(self, *exception: object) -> None:
+        self._of_thread.tags = self._before.pop()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dumper.filters import Filter
+from dumper.rules.expressions import Expression
 
 KINDS = ("full", "sample", "stats", "hash")
 _LEVEL = re.compile(r"(?P<kind>[a-z]+)(?:\s*\(\s*(?P<key>[a-z]+)\s*=\s*(?P<value>\d+)\s*\))?")
@@ -66,21 +66,21 @@ class LevelRules:
     """Rules in order; immutable."""
 
     text: str
-    rules: tuple[tuple[Level, Filter | None], ...]
+    rules: tuple[tuple[Level, Expression | None], ...]
 
     @classmethod
     def parse(cls, text: str) -> LevelRules:
-        """Raises ValueError (FilterError for the condition of a rule) that quotes the part it cannot read."""
+        """Raises ValueError (ExpressionError for the condition of a rule) that quotes the part it cannot read."""
         rules = []
         for part in _split(text):
             level, separator, condition = part.partition(" if ")
-            rules.append((Level.parse(level), Filter(condition) if separator else None))
+            rules.append((Level.parse(level), Expression(condition, kind="condition") if separator else None))
         return cls(text, tuple(rules))
 
     def choose(self, names: Mapping[str, Any]) -> Level:
         """The level of a record with these names (as for a filter)."""
         for level, condition in self.rules:
-            if condition is None or condition(names):
+            if condition is None or condition.holds(names):
                 return level
         return FULL
 

@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dumper.control import files
+from dumper.format import json_files
+from dumper.format.run_files import control_folder
 
 _log = logging.getLogger("tensortap")
 
@@ -28,15 +29,15 @@ class NanSignal:
     """
 
     def __init__(self, run: Path) -> None:
-        self._path = run / files.FOLDER / "nan.json"
-        self._before = files.read(self._path)
+        self._path = control_folder(run) / "nan.json"
+        self._before = json_files.read(self._path)
         self._look_at = 0.0
 
     def give(self, step: int | None) -> None:
         """This rank has seen one. Never raises."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            files.write(self._path, {"step": step, "time": time.time()})
+            json_files.write(self._path, {"step": step, "time": time.time()})
         except OSError as error:
             _log.warning("tensortap: the other ranks do not learn of the NaN: %s", error)
 
@@ -46,7 +47,7 @@ class NanSignal:
         if now < self._look_at:
             return False
         self._look_at = now + _LOOK_SECONDS
-        content = files.read(self._path)
+        content = json_files.read(self._path)
         return content is not None and content != self._before
 
 

@@ -13,9 +13,9 @@ from dumper.format import frames
 from dumper.format.frames import FormatError, Frame
 from dumper.format.status import read_status
 from dumper.format.walk import Damage, frames_and_damage
+from dumper.readers.streams.segments import map_file, read_index, scan
+from dumper.reading.open import open_run
 from dumper.reading.protocol import RunError
-from dumper.reading.run import open_run
-from dumper.reading.segments import map_file, read_index, scan
 
 _SUFFIX = ".damaged"
 _Data = mmap.mmap | bytes

@@ -1,4 +1,5 @@
-"""Copies of values as they are now, made on the model's thread, read on the writer's thread."""
+"""Copies of values, or of what a level keeps of them, as they are now: made on the model's thread, read on the
+writer's."""
 
 from __future__ import annotations
 
@@ -8,27 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dumper.format.dtypes import KNOWN, name_of
-from dumper.plain import UnrecordableError, encode_value
-from dumper.recording.pools import BufferPool
+from dumper.memory.buffers import SMALL, BufferPool, host_buffer
+from dumper.rules.levels import FULL, Level
+from dumper.values.dtypes import KNOWN, name_of
+from dumper.values.measures import STATISTICS, device_statistics, host_statistics
+from dumper.values.plain import UnrecordableError, encode_value
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
 
-    from dumper.recording.cuda import DeviceCopier
-
-SMALL = 64 << 10
-"""Bytes; values up to here share slabs."""
-SLAB_BYTES = 4 << 20
-"""numpy asks for huge pages from this size on."""
-
-copy_memory = ctypes.PYFUNCTYPE(None, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t)(
-    ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
-)
-"""``copy_memory(to, from, length)``, addresses. Keeps the interpreter lock, which takes longer to get back than such a
-copy takes; ``ctypes.memmove`` lets go of it."""
+    from dumper.memory.device_copies import DeviceCopier
 
 
 class Staged(Protocol):
@@ -56,32 +48,6 @@ class StagedBuffer:
 
     def release(self) -> None:
         self._give_back()
-
-
-class Slab:
-    """A buffer that many small values share; it goes back to its pool when all of them are written."""
-
-    __slots__ = ("address", "buffer", "released", "retired", "taken", "used", "view")
-
-    def __init__(self, buffer: npt.NDArray[np.uint8]) -> None:
-        self.buffer = buffer
-        self.view = buffer.data
-        self.address: int = buffer.ctypes.data
-        self.used = 0
-        """Bytes."""
-        self.taken = 0
-        """Values that were put into it."""
-        self.released = 0
-        """Values that are written."""
-        self.retired = False
-        """Whether no more will be put into it."""
-
-
-def host_buffer(nbytes: int) -> npt.NDArray[np.uint8]:
-    """Fresh host memory; numpy's, since a tensor that was made in inference mode cannot be written outside it."""
-    import numpy as np
-
-    return np.empty(nbytes, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -138,7 +104,7 @@ class Stager:
 
     def _copier(self) -> DeviceCopier:
         if self._device_copier is None:
-            from dumper.recording.cuda import DeviceCopier, pinned_buffer
+            from dumper.memory.device_copies import DeviceCopier, pinned_buffer
 
             self._device_copier = DeviceCopier(self._pool.shelf(pinned_buffer))
         return self._device_copier
@@ -188,3 +154,38 @@ def as_host_array(value: Any) -> npt.NDArray[Any] | None:
         raise UnrecordableError(str(error)) from None
     little: npt.NDArray[Any] = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return little
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What is kept, and what it was made of."""
+
+    kept: Any
+    level: Level
+    """``full`` where there is nothing to reduce: values that are no tensors, and samples of scalars."""
+    dtype: str | None
+    """Of the original; None for a value that is no tensor."""
+    shape: tuple[int, ...] | None
+
+
+def reduce_value(value: Any, level: Level) -> Reduced:
+    """Reduce a tensor or array. Raises UnrecordableError for a tensor that has no bytes to record."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        value = value.detach()
+        dtype, shape = describe_tensor(value)
+        if level.kind == "stats":
+            return Reduced(device_statistics(value), level, dtype, shape)
+    else:
+        array = as_host_array(value)
+        if array is None:
+            return Reduced(value, FULL, None, None)
+        value, dtype, shape = array, name_of(array.dtype), array.shape
+        if level.kind == "stats":
+            import numpy as np
+
+            numbers = host_statistics(array)
+            return Reduced(np.array([numbers[name] for name in STATISTICS], dtype="<f8"), level, dtype, shape)
+    if not shape:
+        return Reduced(value, FULL, dtype, shape)
+    return Reduced(value[level.row_slice], level, dtype, shape)

@@ -144,7 +144,7 @@ def to_array(tensor: Any) -> npt.NDArray[Any]:
 
     Raises ValueError for tensors that are not plain (quantized, sparse).
     """
-    from dumper.format.dtypes import numpy_dtype
+    from dumper.values.dtypes import numpy_dtype
 
     name = dtype_name(tensor)
     tensor = tensor.detach()

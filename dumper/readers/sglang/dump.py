@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from dumper.convert import pt_files
-from dumper.convert.pt_files import OWN_KEYS, Content, PtFileError
-from dumper.convert.sglang_layouts import AUXILIARY_NAMES, rank_layouts, with_data_parallel
 from dumper.layout import TokenLayout
+from dumper.readers.sglang import pt_files
+from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
+from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES, rank_layouts, with_data_parallel
 from dumper.reading.headers import RankHeader, largest_world, ranks_without_file
 from dumper.reading.protocol import Problem, RunError, TapCoverage
 from dumper.reading.table import table_of
@@ -268,6 +268,11 @@ class SGLangDump:
     def to_polars(self) -> polars.DataFrame:
         """The index as a table: one row per record."""
         return table_of(self.records)
+
+
+def holds_dump(path: Path) -> bool:
+    """Whether there are ``.pt`` files in a directory or below it."""
+    return next(path.rglob("*.pt"), None) is not None
 
 
 def open_sglang_dump(path: Path) -> SGLangDump:

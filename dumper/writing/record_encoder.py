@@ -95,7 +95,7 @@ class RecordEncoder:
             try:
                 meta, number, occurrence, data = self._meta(description, content, step)
             except Exception as error:
-                batch.failures.append((description.name, error))
+                batch.failures.append((description.source.name, error))
                 continue
             length = len(data)
             payload = position + _FIXED_BYTES + len(meta)
@@ -132,7 +132,7 @@ class RecordEncoder:
         return meta, data, [number, NO_STEP if step is None else step, occurrence, self._order - 1]
 
     def _meta(self, description: Description, data: Any, step: int | None) -> tuple[bytes, int, int, Any]:
-        encoded: _Encoded = description.encoded or self._meet(description)
+        encoded: _Encoded = description.encoded or self._encode_shared(description)
         counts = encoded.counts
         occurrence = counts.get(step, 0)
         counts[step] = occurrence + 1
@@ -150,8 +150,8 @@ class RecordEncoder:
         counted = _OCCURRENCES[occurrence] if occurrence < 256 else _pair("occurrence", occurrence)
         return prefix + counted + _pack_order(_ORDER, order), encoded.number, occurrence, data
 
-    def _meet(self, description: Description) -> _Encoded:
-        counts = self._counts.setdefault((description.name, description.tags, description.stream), {})
+    def _encode_shared(self, description: Description) -> _Encoded:
+        counts = self._counts.setdefault((description.source.name, description.tags, description.source.stream), {})
         encoded = _Encoded(description, len(self.descriptors), counts)
         self.descriptors.append(description.fields())
         description.encoded = encoded

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 
-class Complaints:
+class LogOnce:
     """Error lines in the log of ``tensortap``, one for each kind of trouble."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._keys: set[str] = set()
 
     def say(self, message: str, *, key: str | None = None) -> None:
         """Log ``message`` unless something was said under this key (the message itself, unless given) before."""
         key = key or message
-        if key not in self._said:
-            self._said.add(key)
+        if key not in self._keys:
+            self._keys.add(key)
             # Imported late: logging would double what ``import dumper`` costs every patched process.
             import logging
 

@@ -9,17 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dumper.adapters.protocol import PendingLayout, Process
-from dumper.complaints import Complaints
 from dumper.format import frames
 from dumper.format.layouts import encode_layout
+from dumper.format.run_files import segment_path
 from dumper.format.status import StatusBlock
-from dumper.measures import fingerprint
-from dumper.recording.staging import Staged
+from dumper.log_once import LogOnce
+from dumper.memory.staging import Staged
 from dumper.settings import Settings
+from dumper.values.measures import fingerprint
 from dumper.writing.holding import Holding
 from dumper.writing.items import BeginStep, Description, InstalledTaps, Item, Stop, Submission
-from dumper.writing.records import RecordEncoder
-from dumper.writing.stream import ClaimedError, CutShortError, RankFile, segment_path
+from dumper.writing.rank_file import ClaimedError, CutShortError, RankFile
+from dumper.writing.record_encoder import RecordEncoder
 
 logger = logging.getLogger("tensortap")
 
@@ -30,7 +31,7 @@ _RETRY_SECONDS = 1.0
 Coverage = Callable[[], dict[str, Any]]
 
 
-class RankEncoder:
+class RankStream:
     """Writes one rank's stream. All but ``claim`` is for the writer's thread; no method raises because of the disk."""
 
     def __init__(self, settings: Settings, process: Process, status: StatusBlock, coverage: Coverage) -> None:
@@ -42,7 +43,7 @@ class RankEncoder:
         self._file: RankFile | None = None
         self._segment = 0
         self._claimed = False
-        self._complaints = Complaints()
+        self._log_once = LogOnce()
         self._retry_at = 0.0
         self._check_at = 0.0
         self._records = RecordEncoder(settings.compression)
@@ -89,7 +90,7 @@ class RankEncoder:
                 data = copy.wait()
             except Exception as error:
                 copy.release()
-                self._lose(1, "lost_encoding", f"{description.name}: the copy failed: {error}")
+                self._lose(1, "lost_encoding", f"{description.source.name}: the copy failed: {error}")
                 return
             staged.append(copy)
         if description.level.kind == "hash" and description.dtype is not None:
@@ -315,7 +316,7 @@ class RankEncoder:
         return f"{self._settings.run_path} cannot be written: {error.strerror}"
 
     def _complain(self, message: str) -> None:
-        self._complaints.say(
+        self._log_once.say(
             f"rank {self._process.rank}: {message}. The model runs on; what is lost is counted in the run.", key=message
         )
 

@@ -41,12 +41,6 @@ class StepRule:
     def wants(self, step: int) -> bool:
         return any(term.wants(step) for term in self.terms)
 
-    @property
-    def last(self) -> int | None:
-        """The last step that is ever wanted, None when there is none."""
-        ends = [term.last for term in self.terms]
-        return None if None in ends else max(end for end in ends if end is not None)
-
     def __str__(self) -> str:
         return self.text
 

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+SMALL = 64 << 10
+"""Bytes; values up to here share slabs."""
+SLAB_BYTES = 4 << 20
+"""numpy asks for huge pages from this size on."""
+
+copy_memory = ctypes.PYFUNCTYPE(None, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t)(
+    ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
+)
+"""``copy_memory(to, from, length)``, addresses. Keeps the interpreter lock, which takes longer to get back than such a
+copy takes; ``ctypes.memmove`` lets go of it."""
 SMALLEST_BUFFER = 4096
 """Bytes; smaller requests share this size."""
 _STEPS_PER_DOUBLING = 8
@@ -114,3 +129,29 @@ class Shelf(Generic[Buffer]):
     def give_back(self, buffer: Buffer) -> None:
         """Return a buffer that nobody reads or writes any more."""
         self.pool.put(self, buffer)
+
+
+class Slab:
+    """A buffer that many small values share; it goes back to its pool when all of them are written."""
+
+    __slots__ = ("address", "buffer", "released", "retired", "taken", "used", "view")
+
+    def __init__(self, buffer: npt.NDArray[np.uint8]) -> None:
+        self.buffer = buffer
+        self.view = buffer.data
+        self.address: int = buffer.ctypes.data
+        self.used = 0
+        """Bytes."""
+        self.taken = 0
+        """Values that were put into it."""
+        self.released = 0
+        """Values that are written."""
+        self.retired = False
+        """Whether no more will be put into it."""
+
+
+def host_buffer(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Fresh host memory; numpy's, since a tensor that was made in inference mode cannot be written outside it."""
+    import numpy as np
+
+    return np.empty(nbytes, dtype=np.uint8)

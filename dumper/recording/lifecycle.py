@@ -1,24 +1,28 @@
-"""What runs while something is recorded: the session with its writer, and the control of it."""
+"""What is open while something is recorded, from the first value to the end of the process: the session with its
+writer, and the control of it."""
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from dumper.control import Control
-    from dumper.recording.recorder import Recorder
+    from collections.abc import Callable
+
+    from dumper.control import Control, Target
+    from dumper.memory.staging import Stager
     from dumper.recording.session import Session
-    from dumper.recording.staging import Stager
     from dumper.recording.taps import TapTable
     from dumper.settings import Settings
 
 
-class Running:
+class Lifecycle:
     """Opens and closes. Its methods are called under the recorder's lock."""
 
-    __slots__ = ("_recorder", "_stager", "_taps", "control", "session")
+    __slots__ = ("_at_end", "_controlled", "_stager", "_taps", "control", "session")
 
-    def __init__(self, recorder: Recorder, taps: TapTable) -> None:
-        self._recorder = recorder
+    def __init__(self, controlled: Target, at_end: Callable[[], None], taps: TapTable) -> None:
+        """``controlled`` takes over what is changed from outside; ``at_end`` is called when the process ends."""
+        self._controlled = controlled
+        self._at_end = at_end
         self._taps = taps
         self._stager: Stager | None = None
         self.session: Session | None = None
@@ -33,14 +37,14 @@ class Running:
                 from dumper.control import place_of
 
                 self.control.set_place(place_of(self.session.process))
-            from dumper.recording.signals import call_at_end
+            from dumper.recording.process_end import call_at_end
 
-            call_at_end(self._recorder.end)
+            call_at_end(self._at_end)
         return self.session
 
     def _begin(self, settings: Settings) -> Session:
+        from dumper.memory.staging import Stager
         from dumper.recording.session import Session
-        from dumper.recording.staging import Stager
 
         # Kept when a run is closed and another begun: its buffers are expensive to make.
         if self._stager is None or self._stager.pool_bytes != settings.memory_budget:
@@ -55,7 +59,7 @@ class Running:
         if self.control is None and settings.controlled:
             from dumper.control import start
 
-            self.control = start(settings.run_path, self._recorder, settings.http_port, settings.http_token)
+            self.control = start(settings.run_path, self._controlled, settings.http_port, settings.http_token)
 
     def take(self) -> tuple[Session | None, Control | None]:
         """What has to be closed; nothing is open afterwards."""

@@ -29,11 +29,6 @@ class ClaimedError(OSError):
     """Another process, or an earlier run, holds the rank file."""
 
 
-def segment_path(run: Path, rank: int, segment: int) -> Path:
-    """The file of a rank's n-th segment."""
-    return run / (f"rank-{rank:05d}.msgpack" if segment == 0 else f"rank-{rank:05d}.{segment:04d}.msgpack")
-
-
 class CutShortError(OSError):
     """Only the first frames of those that were to be appended are in the file."""
 

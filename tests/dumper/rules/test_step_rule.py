@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dumper.control.steps import StepRule
+from dumper.rules.step_rule import StepRule
 
 
 @pytest.mark.parametrize(
@@ -42,11 +42,6 @@ def test_what_cannot_be_read_is_quoted(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match="steps") as caught:
         StepRule.parse(text)
     assert complaint in str(caught.value)
-
-
-def test_last_step() -> None:
-    assert StepRule.parse("3-9,12").last == 12
-    assert StepRule.parse("3-9,12-").last is None
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 200))

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dumper.format import frames
-from dumper.format.dtypes import as_array
 from dumper.format.frames import FormatError
 from dumper.format.index import NO_STEP
-from dumper.levels import Level
-from dumper.measures import decode_statistics
-from dumper.plain import decode_value
-from dumper.reading.segments import Segment
+from dumper.readers.streams.segments import Segment
+from dumper.rules.levels import Level
+from dumper.values.dtypes import as_array
+from dumper.values.measures import decode_statistics
+from dumper.values.plain import decode_value
 
 if TYPE_CHECKING:
     import torch
@@ -217,7 +217,7 @@ class StoredRecord:
 
     @property
     def statistics(self) -> Mapping[str, float | int] | None:
-        """Of level ``stats``: what ``dumper/measures.py`` lists; else None."""
+        """Of level ``stats``: what ``dumper/values/measures.py`` lists; else None."""
         if self.level != "stats":
             return None
         return decode_statistics(self.payload())

@@ -1,0 +1,24 @@
+"""The names of the files in a run directory, for those that write them and those that read them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+RANK_FILE = re.compile(r"rank-(?P<rank>\d+)(?:\.(?P<segment>\d+))?\.msgpack")
+STATUS_FILE = re.compile(r"rank-(?P<rank>\d+)(?:\.(?P<process>\d+))?\.status")
+
+
+def segment_path(run: Path, rank: int, segment: int) -> Path:
+    """The file of a rank's n-th segment."""
+    return run / (f"rank-{rank:05d}.msgpack" if segment == 0 else f"rank-{rank:05d}.{segment:04d}.msgpack")
+
+
+def status_path(run: Path, rank: int, process: int | None = None) -> Path:
+    """The status file of a rank; of a process that could not claim the rank's file, one with its process id."""
+    return run / (f"rank-{rank:05d}.status" if process is None else f"rank-{rank:05d}.{process}.status")
+
+
+def control_folder(run: Path) -> Path:
+    """Where the processes of a run agree on changes, and tell each other of a NaN."""
+    return run / "control"

@@ -1,0 +1,1 @@
+"""What is recorded, as text that people write: expressions, filters, levels, steps."""

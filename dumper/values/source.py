@@ -1,0 +1,57 @@
+"""Where values come from: what is the same for every value that is recorded at one place."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+_MOST_REMEMBERED = 50_000
+"""Sources that are remembered; names that count without end must not fill the memory."""
+
+
+class Source:
+    """The name of a value and how it is to be recorded; made once per place by ``of``, and compared by identity.
+
+    A plain class with slots: it is hashed for every record.
+    """
+
+    __slots__ = ("grad", "level", "name", "stream", "tap")
+
+    _known: ClassVar[dict[tuple[str, str | None, bool, str | None, str], Source]] = {}
+
+    def __init__(self, name: str, level: str | None, grad: bool, tap: str | None, stream: str) -> None:
+        self.name = name
+        self.level = level
+        """The level that was asked for here, as text; None leaves it to the settings."""
+        self.grad = grad
+        """Whether the gradient is to be recorded too."""
+        self.tap = tap
+        """Id of the tap; None for a call in the program's own code."""
+        self.stream = stream
+        """``value`` or ``grad``."""
+
+    @classmethod
+    def of(
+        cls, name: str, level: str | None = None, grad: bool = False, tap: str | None = None, stream: str = "value"
+    ) -> Source:
+        """The one source like this."""
+        key = (name, level, grad, tap, stream)
+        try:
+            source = cls._known.get(key)
+        except TypeError:
+            # A name or a level that cannot be hashed is no text; whoever passed it is not to be stopped by that.
+            return cls.of(str(name), None if level is None else str(level), bool(grad), tap, stream)
+        if source is None:
+            if len(cls._known) >= _MOST_REMEMBERED:
+                cls._known.clear()
+            source = cls._known[key] = cls(name, level, grad, tap, stream)
+        return source
+
+    def part(self, name: str) -> Source:
+        """The source of one part of a nested value, under a name of its own."""
+        return Source.of(name, self.level, self.grad, self.tap, self.stream)
+
+    def gradient(self) -> Source:
+        """The source of the gradient of the value."""
+        return Source.of(self.name, None, False, self.tap, "grad")
