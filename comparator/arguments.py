@@ -23,7 +23,6 @@ def check_options(options: Options) -> None:
         except DimsError as error:
             raise ComparatorError(f"--override-dims: {error}") from None
     for flag, pattern in (
-        ("--filter", options.filter),
         ("--allow-skipped-pattern", options.allow_skipped_pattern),
         ("--allow-failed-pattern", options.allow_failed_pattern),
     ):

@@ -56,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--target-path", metavar="DIR", help="the same as TARGET")
     add("--start-step", type=int, default=0, help="first step to compare (default: 0)")
     add("--end-step", type=int, default=1_000_000, help="last step to compare")
-    add("--filter", metavar="REGEX", help="compare records whose 'step=…___rank=…___name=…___layer_id=…' matches")
+    add("--filter", metavar="EXPR",
+        help="compare these records, as for dumper ls: 'name == \"attn_output\" and layer_id in [0, 1]' (between two "
+        "dumps of SGLang's: a regular expression, searched in file names)")  # fmt: skip
     add(
         "--diff-threshold", nargs="*", metavar="REGEX PREDICATE", default=[],
         help="largest rel, or pairs of name pattern and criterion over rel, max_abs, mean_abs, relative_l2; the "

@@ -36,7 +36,8 @@ class Options:
     start_step: int = 0
     end_step: int = 1_000_000
     filter: str | None = None
-    """Regular expression, searched in ``step=…___rank=…___name=…___layer_id=…``."""
+    """Which records are compared: an expression as for ``dumper ls --filter`` (``name == "x" and layer_id < 2``);
+    between two of SGLang's dumps the regular expression of its comparator, searched in file names."""
     grouping_skip_keys: frozenset[str] = frozenset({"rank"})
     """What does not tell bundles apart: with ``rank``, the records of all ranks make one tensor."""
     token_aligner: TokenMode = "per_step"

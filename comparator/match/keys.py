@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from comparator.errors import ComparatorError
 from comparator.match.bundles import Entry, Key, KeyPart, RunIndex
 from comparator.match.order import execution_order
-from comparator.match.runs import file_name
 from comparator.options import Options
 from comparator.rules import Rules, joins_steps
 from dumper.readers.sglang.dump import SGLangRecord
 from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
+from dumper.rules.expressions import Expression, ExpressionError
 
 _NEVER_KEYS = frozenset({"dump_index", "filename"})
 _DUPLICATE_INDEX = "duplicate_index"
@@ -37,7 +40,8 @@ def keyed_entries(baseline: RunIndex, target: RunIndex, options: Options, rules:
 ]:  # fmt: skip
     """The entries of both sides with their keys, in the order in which their bundles are listed."""
     if rules.grouping == "tags":
-        return _by_tags(baseline, options, rules), _by_tags(target, options, rules)
+        wanted = None if options.filter is None else _parse_filter(options.filter, baseline, target)
+        return _by_tags(baseline, options, rules, wanted), _by_tags(target, options, rules, wanted)
     ours = {key for entry in baseline.entries for key in _parts(entry)} | {_DUPLICATE_INDEX}
     names = sorted(
         ({key for entry in target.entries for key in _parts(entry)} | {_DUPLICATE_INDEX})
@@ -50,18 +54,47 @@ def keyed_entries(baseline: RunIndex, target: RunIndex, options: Options, rules:
     return left, list(_chosen_files(target, columns, options))
 
 
-def _by_tags(index: RunIndex, options: Options, rules: Rules) -> list[Keyed]:
-    pattern = re.compile(options.filter) if options.filter else None
+def _by_tags(index: RunIndex, options: Options, rules: Rules, wanted: Expression | None) -> list[Keyed]:
     joined = joins_steps(options, rules) or "step" in options.grouping_skip_keys
     found: list[Keyed] = []
     for number, entry in enumerate(execution_order(index.entries, place_of)):
         step = entry.step
         if step is not None and not options.start_step <= step <= options.end_step:
             continue
-        selected = pattern is None or pattern.search(file_name(entry, number)) is not None
+        selected = wanted is None or wanted.holds(_filtered_values(entry))
         key = _key_of_tags(entry, options.grouping_skip_keys, joined)
         found.append(Keyed(entry, key, key, number, selected))
     return found
+
+
+def _parse_filter(text: str, baseline: RunIndex, target: RunIndex) -> Expression:
+    """A filter in the language of ``dumper ls --filter``; raises ComparatorError also for names that no record has."""
+    example = "write it as for 'dumper ls --filter': 'name == \"attn_output\" and layer_id in [0, 1]'"
+    try:
+        wanted = Expression(text)
+    except ExpressionError as error:
+        raise ComparatorError(f"--filter: {error}; {example}") from None
+    known = {"name", "step", "rank"}.union(*(entry.tags for side in (baseline, target) for entry in side.entries))
+    unknown = sorted(wanted.names - known)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=3) or sorted(known)
+        raise ComparatorError(
+            f"--filter: no record of the runs has {unknown[0]!r}; there are {', '.join(near)}; {example}"
+        )
+    return wanted
+
+
+def _filtered_values(entry: Entry) -> dict[str, Any]:
+    """What a filter looks at."""
+    return {**entry.tags, "name": entry.name, "step": entry.step, "rank": entry.rank}
+
+
+def _file_pattern(text: str | None) -> re.Pattern[str] | None:
+    """The filter of SGLang's comparator, a regular expression that is searched in file names."""
+    try:
+        return re.compile(text) if text else None
+    except re.error as error:
+        raise ComparatorError(f"--filter: {text!r} is not a regular expression: {error}") from None
 
 
 def place_of(entry: Entry) -> Key:
@@ -107,7 +140,7 @@ def _compared_files(index: RunIndex, options: Options) -> Iterator[tuple[int, En
 def _chosen_files(
     index: RunIndex, columns: tuple[tuple[str, ...], tuple[str, ...]], options: Options
 ) -> Iterator[Keyed]:
-    pattern = re.compile(options.filter) if options.filter else None
+    pattern = _file_pattern(options.filter)
     for number, entry in _compared_files(index, options):
         record = sglang_record(entry)
         if not options.start_step <= record.step <= options.end_step:

@@ -37,22 +37,6 @@ def _axes_of_layouts(run: Run, rank: int) -> Mapping[str, tuple[int, int]]:
     return {}
 
 
-def file_name(entry: Entry, number: int) -> str:
-    """The name of an entry in the form of SGLang's dump files; one that comes from such a file has its own."""
-    record = entry.record
-    if record.filename is not None:
-        return record.filename
-    parts = [
-        f"step={record.step}",
-        f"rank={record.rank}",
-        f"dump_index={number}",
-        f"name={entry.name}",
-        f"recompute_status={'recompute' if record.recompute else 'disabled'}",
-        *(f"{key}={value}" for key, value in entry.tags.items()),
-    ]
-    return "___".join(parts)
-
-
 def is_sglang_dump(run: Run) -> bool:
     """Whether a run is a directory of SGLang's ``.pt`` files."""
     return isinstance(run, SGLangDump)

@@ -84,7 +84,7 @@ def test_the_same_as_paths(runs: dict[str, str]) -> None:
     assert main([*arguments]) == 1
     assert main([*arguments, "--end-step", "0"]) == 0
     assert main([*arguments, "--start-step", "2"]) == 0
-    assert main([*arguments, "--filter", "name=settings"]) == 0
+    assert main([*arguments, "--filter", "name == 'settings'"]) == 0
     assert main([*arguments, "--diff-threshold", "0.5"]) == 0
     assert main([*arguments, "--diff-threshold", "se.*", "rel <= 0", "out", "rel <= 0.5"]) == 0
 

@@ -64,11 +64,11 @@ def test_a_recorded_permutation() -> None:
             [FakeRecord("rows", rows, dims="r"), FakeRecord("out", sent, dims=f"t h # permuted:=rows/{CHOICES}")]
         )
 
-    assert comparator.compare(baseline, target(order), filter="name=out").passed
-    assert not comparator.compare(baseline, target(order[::-1].copy()), filter="name=out").passed
+    assert comparator.compare(baseline, target(order), filter="name == 'out'").passed
+    assert not comparator.compare(baseline, target(order[::-1].copy()), filter="name == 'out'").passed
     broken = order.copy()
     broken[0] = broken[1]
-    assert "no permutation" in comparator.compare(baseline, target(broken), filter="name=out").describe()
+    assert "no permutation" in comparator.compare(baseline, target(broken), filter="name == 'out'").describe()
 
 
 @pytest.mark.parametrize(
@@ -82,5 +82,5 @@ def test_a_recorded_permutation() -> None:
 def test_what_is_missing_is_named(dims: str, message: str) -> None:
     pairs, experts = routed(0)
     target = sorted_run(pairs, experts, 2 if "moe_ep" in dims else 1, dims)
-    report = comparator.compare(target, target, filter="expert_out")
+    report = comparator.compare(target, target, filter="name == 'expert_out'")
     assert message in report.describe()

@@ -312,7 +312,7 @@ def test_a_step_range() -> None:
 
 def test_a_filter_searches_name_and_tags() -> None:
     records = [FakeRecord("x", values(2, 2), dims="t h", tags={"layer_id": layer}) for layer in range(3)]
-    report = comparator.compare(FakeRun(records), FakeRun(records), filter="name=x___.*layer_id=1")
+    report = comparator.compare(FakeRun(records), FakeRun(records), filter='name == "x" and layer_id == 1')
     assert [f.label for f in report] == ["x layer_id=1"]
 
 

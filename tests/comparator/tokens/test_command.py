@@ -113,6 +113,8 @@ def test_context_parallel_runs(tmp_path: Path, ordering: str, kind: str, local: 
     dims = dict.fromkeys(("own", "scattered"), f"t[attn_cp:{ordering}] h # tp:replicated")
     baseline = write(record(serve(SEVERAL, Engine())), tmp_path / "baseline")
     target = write(split, tmp_path / "target", dims=dims)
-    code, records = compare(baseline, target, "--token-aligner", "smart", "--filter", "own", "--diff-threshold", "0")
+    code, records = compare(
+        baseline, target, "--token-aligner", "smart", "--filter", "name == 'own'", "--diff-threshold", "0"
+    )
     assert code == 0, records
     assert categories(records) == {"passed": 1}
