@@ -75,7 +75,6 @@ class NanTrigger(Generic[Item]):
         self._kept: deque[_KeptStep[Item]] = deque()
         self._held_bytes = 0
         self.fired = False
-        self.fired_at_step: int | None = None
 
     @property
     def held_bytes(self) -> int:
@@ -93,20 +92,20 @@ class NanTrigger(Generic[Item]):
         if nonfinite:
             return self.see(step)
         if self._signal is not None and self._signal.given():
-            return self.fire(step)
+            return self.fire()
         return []
 
     def see(self, step: int | None) -> list[Item]:
         """This rank has seen a NaN or an infinity: tell the others, and start to write as ``fire`` does."""
         if self._signal is not None and not self.fired:
             self._signal.give(step)
-        return self.fire(step)
+        return self.fire()
 
-    def fire(self, step: int | None) -> list[Item]:
+    def fire(self) -> list[Item]:
         """Start to write, also when another rank saw it: returns what was held, oldest first."""
         if self.fired:
             return []
-        self.fired, self.fired_at_step = True, step
+        self.fired = True
         items = [item for kept in self._kept for item in kept.items]
         self._kept.clear()
         self._held_bytes = 0

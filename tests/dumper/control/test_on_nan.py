@@ -49,7 +49,6 @@ def test_the_last_steps_are_written_and_everything_after() -> None:
     assert trigger.offer(5, "5a", 16, nonfinite=CLEAN) == []
     assert trigger.offer(5, "5b", 16, nonfinite=BROKEN) == ["3a", "3b", "4a", "4b", "5a", "5b"]
     assert trigger.fired
-    assert trigger.fired_at_step == 5
     assert trigger.offer(6, "6a", 16, nonfinite=CLEAN) == ["6a"]
     assert trigger.held_bytes == 0
 
@@ -78,8 +77,8 @@ def test_another_rank_can_fire_it() -> None:
     trigger: NanTrigger[int] = NanTrigger(keep_steps=0, budget_bytes=100)
     trigger.offer(0, 1, 1, nonfinite=CLEAN)
     trigger.offer(1, 2, 1, nonfinite=CLEAN)
-    assert trigger.fire(1) == [2]
-    assert trigger.fire(1) == []
+    assert trigger.fire() == [2]
+    assert trigger.fire() == []
 
 
 def test_a_negative_number_of_steps_is_refused() -> None:

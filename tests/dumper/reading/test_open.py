@@ -1,0 +1,67 @@
+"""``open_run`` knows every folder of ``dumper/readers``, and says what it looked for when there is nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dumper.readers
+from dumper import open_run
+from dumper.reading.open import known_readers
+from dumper.reading.protocol import RunError
+
+ANOTHER_KIND = """
+from dumper.reading.protocol import Reader
+
+class Notes:
+    def __init__(self, path):
+        self.path = path
+
+READER = Reader("notes.txt", lambda path: (path / "notes.txt").exists(), Notes)
+"""
+
+
+@pytest.fixture
+def another_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder beside those that ship, as somebody would add it."""
+    folder = tmp_path / "more" / "notes"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(ANOTHER_KIND)
+    monkeypatch.setattr(dumper.readers, "__path__", [*dumper.readers.__path__, str(tmp_path / "more")])
+    known_readers.cache_clear()
+    yield tmp_path
+    known_readers.cache_clear()
+    sys.modules.pop("dumper.readers.notes", None)
+
+
+def test_a_further_kind_of_recording_is_a_folder_and_nothing_else(another_kind: Path) -> None:
+    recording = another_kind / "recording"
+    recording.mkdir()
+    with pytest.raises(RunError, match="is empty"):
+        open_run(recording)
+    (recording / "notes.txt").write_text("x")
+    assert type(open_run(recording)).__name__ == "Notes"
+    (recording / "notes.txt").rename(recording / "other.txt")
+    with pytest.raises(RunError, match=r"holds neither .*notes\.txt"):
+        open_run(recording)
+
+
+def test_what_ships() -> None:
+    assert [reader.files for reader in known_readers()] == ["rank-*.msgpack", ".pt"]
+
+
+def test_a_folder_of_runs_names_them(tmp_path: Path) -> None:
+    (tmp_path / "tp1").mkdir()
+    (tmp_path / "tp1" / "rank-00000.msgpack").write_bytes(b"")
+    with pytest.raises(RunError, match=r"is no run but holds some: .*tp1"):
+        open_run(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "complaint"), [("absent", "no such directory"), ("file", "not a directory")])
+def test_no_directory(tmp_path: Path, name: str, complaint: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match=complaint):
+        open_run(tmp_path / name)
