@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m patcher", description="Put dump calls into a program's own source from a config file."
     )
     actions = parser.add_subparsers(dest="action", required=True)
-    check = actions.add_parser("check", help="say where each edit would land, or why not; runs nothing")
+    check = actions.add_parser("check", help="show where each edit would land, or why not; runs nothing")
     diff = actions.add_parser("diff", help="print the unified diff of the patched source")
     run = actions.add_parser("run", help="run a command with the configs active in it and in its children")
     for action in (check, diff, run):
@@ -148,8 +148,6 @@ def _configs(options: argparse.Namespace) -> int:
     from patcher.config.shipped import shipped_configs, summary
 
     configs = shipped_configs()
-    if not configs:
-        raise PatchError("this installation holds no configs; they are in the folder configs of the source")
     width = max(map(len, configs))
     for name, file in configs.items():
         print(f"{name:<{width}}  {summary(file)}")

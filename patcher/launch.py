@@ -83,9 +83,7 @@ def _refuse_isolated(command: Sequence[str]) -> None:
         if not option.startswith("-") or option.startswith("--") or option in ("-m", "-c"):
             return
         if set("IES") & set(option[1:]):
-            raise PatchError(
-                f"run: {command[0]} {option} ignores PYTHONPATH, through which the patcher comes in; leave it out"
-            )
+            raise PatchError(f"run: {command[0]} {option} ignores PYTHONPATH, which the patcher needs; leave it out")
 
 
 def _refuse_script_target(command: Sequence[str], checked: Checked) -> None:

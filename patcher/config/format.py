@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,9 @@ from pydantic import (
 )
 
 from patcher.config.tap_inputs import OPERATIONS, check_operation, parse_input
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def _as_list(value: Any) -> Any:
@@ -78,18 +81,12 @@ def _texts_of_inputs(value: Any) -> Any:
     return names
 
 
-class DumpSpec(BaseModel):
-    """What a tap records. Every further key is a tag: a name and a Python expression evaluated at the tap."""
+class TapSettings(BaseModel):
+    """How taps record. Every further key is a tag: a name and a Python expression evaluated at the tap."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Expression] = Field(init=False)
 
-    name: str = Field(min_length=1, description="Name of the record.")
-    value: Expression | None = Field(
-        None,
-        description="Python expression to record. Default: the matched expression (wrap), the assigned target "
-        "(assign), the returned value (at: return).",
-    )
     condition: Expression | None = Field(
         None, alias="if", description="Python expression; the value is recorded only where it is true."
     )
@@ -102,6 +99,47 @@ class DumpSpec(BaseModel):
         json_schema_extra={"pattern": LEVEL},
     )
     grad: bool = Field(False, description="Record the gradient of the value too.")
+
+    @field_validator("level")
+    @classmethod
+    def _level_is_known(cls, level: str | None) -> str | None:
+        if level is not None and not re.match(LEVEL, level):
+            raise ValueError(f"{level!r} is not a level: use {LEVELS}")
+        return level
+
+    @model_validator(mode="after")
+    def _tags_are_names(self) -> Self:
+        for tag in self.tags:
+            if not tag.isidentifier():
+                raise ValueError(f"the tag {tag!r} is not a Python name")
+        return self
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Tag name to Python expression."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TapDefaults(TapSettings):
+    """What the taps of a patch or of a file record alike, where they do not say otherwise."""
+
+    @model_validator(mode="after")
+    def _nothing_of_one_tap(self) -> Self:
+        own = sorted({"name", "value", "inputs", "operation"} & self.tags.keys())
+        if own:
+            raise ValueError(f"{_quoted(own)} cannot be a default, because it belongs to one tap")
+        return self
+
+
+class DumpSpec(TapSettings):
+    """What a tap records. Every further key is a tag: a name and a Python expression evaluated at the tap."""
+
+    name: str = Field(min_length=1, description="Name of the record.")
+    value: Expression | None = Field(
+        None,
+        description="Python expression to record. Default: the matched expression (wrap), the assigned target "
+        "(assign), the returned value (at: return).",
+    )
     inputs: Annotated[list[str], BeforeValidator(_texts_of_inputs)] = Field(
         default_factory=list,
         description="Taps whose values this value is computed from: NAME (of the same tags), NAME@-1 (of the layer "
@@ -119,25 +157,6 @@ class DumpSpec(BaseModel):
         if operation is not None:
             check_operation(operation)
         return operation
-
-    @field_validator("level")
-    @classmethod
-    def _level_is_known(cls, level: str | None) -> str | None:
-        if level is not None and not re.match(LEVEL, level):
-            raise ValueError(f"{level!r} is no level: say {LEVELS}")
-        return level
-
-    @model_validator(mode="after")
-    def _tags_are_names(self) -> DumpSpec:
-        for tag in self.tags:
-            if not tag.isidentifier():
-                raise ValueError(f"the tag {tag!r} is not a Python name")
-        return self
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """Tag name to Python expression."""
-        return dict(self.__pydantic_extra__ or {})
 
 
 Insertion = Annotated[
@@ -188,9 +207,9 @@ class EditSpec(_Strict):
             raise ValueError("nth counts from 1 (or from the end: -1), so 0 is none")
         actions = self.actions()
         if len(actions) > 1:
-            raise ValueError(f"only one of {_quoted(actions)} can be said in one edit; make it two edits")
+            raise ValueError(f"only one of {_quoted(actions)} is allowed in one edit; make it two edits")
         if not actions and self.dump is None:
-            raise ValueError("the edit does nothing: say one of 'before', 'after', 'replace', 'dump', 'wrap'")
+            raise ValueError("the edit does nothing: it needs one of 'before', 'after', 'replace', 'dump', 'wrap'")
         return self._checked_dump(actions)
 
     def _checked_dump(self, actions: dict[str, Any]) -> EditSpec:
@@ -199,21 +218,21 @@ class EditSpec(_Strict):
             if needs_dump and self.dump is None:
                 raise ValueError(f"'{name}' needs 'dump' beside it, which says what to record")
             if not needs_dump and self.dump is not None:
-                raise ValueError(f"only one of '{name}' and 'dump' can be said in one edit; make it two edits")
+                raise ValueError(f"only one of '{name}' and 'dump' is allowed in one edit; make it two edits")
             if name == "wrap" and self.match is None and not isinstance(value, list):
                 raise ValueError("'wrap' needs a pattern: as its value, or as 'match' beside it")
         return self
 
     def actions(self) -> dict[str, Any]:
-        """The action keys that say something. Blank ones beside another count as left out, as in SGLang."""
+        """The action keys that have a value. Blank ones beside another count as left out, as in SGLang."""
         given = {
             name: getattr(self, name)
             for name in ("before", "after", "replace", "prepend", "append", "replacement", "wrap")
             if getattr(self, name) is not None and getattr(self, name) is not False
         }
-        spoken = {name: value for name, value in given.items() if not _blank(value)}
-        if spoken:
-            return spoken
+        given_values = {name: value for name, value in given.items() if not _blank(value)}
+        if given_values:
+            return given_values
         return {name: value for name, value in given.items() if name in ("replace", "replacement")}
 
 
@@ -225,6 +244,7 @@ class PatchSpec(_Strict):
     )
     edits: list[EditSpec] = Field(default_factory=list)
     preamble: str = Field("", description="Code put at the start of the function, after its docstring.")
+    defaults: TapDefaults | None = Field(None, description="What all taps of the patch record alike.")
     optional: bool = Field(False, description="The target need not exist.")
     requires: Requirement | None = Field(None, description="The patch is left out for other releases.")
 
@@ -237,20 +257,50 @@ class PatchSpec(_Strict):
                     yield ("edits", number, key), value
 
 
+class BaseConfig(_Strict):
+    """A config that another one builds on."""
+
+    config: str = Field(description="A file, relative to this file, or the name of a config that ships.")
+    arguments: dict[str, Any] = Field(default_factory=dict, alias="with", description="Values of its parameters.")
+
+
+def _as_bases(value: Any) -> Any:
+    entries = value if isinstance(value, list) else [value]
+    return [{"config": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
+Bases = Annotated[list[BaseConfig], BeforeValidator(_as_bases)]
+
+
 class PatchConfig(_Strict):
     """A whole patch config file."""
 
-    patches: list[PatchSpec]
+    patches: list[PatchSpec] = Field(default_factory=list)
+    extends: Bases = Field(
+        default_factory=list, description="Configs that this one builds on; their patches come first."
+    )
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Names that ${NAME} in this file stands for, and their values. Without a value, who extends this "
+        "config has to give one.",
+    )
+    defaults: TapDefaults | None = Field(None, description="What all taps of the file record alike.")
     requires: Requirement | None = Field(None, description="Releases that the config is for; others are refused.")
     description: str = ""
 
+    @model_validator(mode="after")
+    def _does_something(self) -> PatchConfig:
+        if not {"patches", "extends"} & self.model_fields_set:
+            raise ValueError("the key 'patches' is missing")
+        return self
+
 
 def _exactly_one(given: dict[str, Any], what: str) -> None:
-    spoken = [name for name, value in given.items() if value is not None]
-    if not spoken:
-        raise ValueError(f"the edit names no {what}: say one of {_quoted(given)}")
-    if len(spoken) > 1:
-        raise ValueError(f"only one {what} can be said in one edit, got {_quoted(spoken)}")
+    given_values = [name for name, value in given.items() if value is not None]
+    if not given_values:
+        raise ValueError(f"the edit names no {what}: it needs one of {_quoted(given)}")
+    if len(given_values) > 1:
+        raise ValueError(f"only one {what} is allowed in one edit, got {_quoted(given_values)}")
 
 
 def _quoted(names: Any) -> str:
@@ -271,7 +321,13 @@ def config_schema() -> dict[str, Any]:
         for field in fields:
             _allow_single(definitions[name]["properties"] if name else schema["properties"], field)
     scalar = {"type": ["string", "number", "boolean", "null"]}
-    definitions["DumpSpec"]["additionalProperties"] = scalar
+    for name in ("DumpSpec", "TapDefaults"):
+        definitions[name]["additionalProperties"] = scalar
+    extends = schema["properties"]["extends"]
+    base = extends["items"]
+    extends["items"] = {"anyOf": [{"type": "string"}, base]}
+    extends["anyOf"] = [{"type": "string"}, base, {"type": extends.pop("type"), "items": extends.pop("items")}]
+    schema["anyOf"] = [{"required": ["patches"]}, {"required": ["extends"]}]
     definitions["DumpSpec"]["properties"]["value"] = {
         **definitions["DumpSpec"]["properties"]["value"],
         "anyOf": [scalar],

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
-from collections.abc import Iterator
-from functools import lru_cache
+import importlib.resources
 from pathlib import Path
-
-_KNOWN_CONFIG = ("sglang", "forward.yaml")
-_INSTALLED = "share/tensortap/configs"
-"""Below the prefix of the environment, as ``pyproject.toml`` says."""
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Name (``sglang/qwen3``) to file of every config that ships; empty when they were left out of an installation."""
-    root = _root()
-    if root is None:
-        return {}
-    return {file.relative_to(root).with_suffix("").as_posix(): file for file in sorted(root.glob("*/*.yaml"))}
+    """Name (``sglang/qwen3``) to file of every config that ships, without ``bases``, which others only build on."""
+    return {_name(file.relative_to(_root())): file for file in sorted(_root().glob("*/*.yaml"))}
 
 
 def locate_config(config: str | Path) -> Path:
@@ -27,9 +18,10 @@ def locate_config(config: str | Path) -> Path:
     A file that exists wins, a folder of that name does not. What is neither is returned as it is.
     """
     path = Path(config)
-    if path.exists() and not path.is_dir():
+    if (path.exists() and not path.is_dir()) or path.is_absolute() or ".." in path.parts:
         return path
-    return shipped_configs().get(_name(path), path)
+    shipped = _root() / f"{_name(path)}.yaml"
+    return shipped if shipped.is_file() else path
 
 
 def nearest_shipped(config: str | Path) -> list[str]:
@@ -56,20 +48,5 @@ def _name(path: Path) -> str:
     return name.as_posix().removeprefix("configs/")
 
 
-@lru_cache(maxsize=1)
-def _root() -> Path | None:
-    return next((root for root in _candidates() if root.joinpath(*_KNOWN_CONFIG).is_file()), None)
-
-
-def _candidates() -> Iterator[Path]:
-    packages = Path(__file__).resolve().parents[2]
-    yield packages / "configs"
-    # As ``pip install --target`` leaves them.
-    yield packages / _INSTALLED
-    try:
-        files = importlib.metadata.files("tensortap") or []
-    except importlib.metadata.PackageNotFoundError:
-        return
-    for file in files:
-        if file.as_posix().endswith("/".join((_INSTALLED, *_KNOWN_CONFIG))):
-            yield Path(str(file.locate())).resolve().parents[1]
+def _root() -> Path:
+    return Path(str(importlib.resources.files("patcher") / "configs")).resolve()

@@ -15,7 +15,7 @@ _MAX_VALUES = 100_000
 
 @dataclass(frozen=True)
 class Origin:
-    """Where in a patch config something was said: file and 1-based line."""
+    """Where in a patch config a value stands: file and 1-based line."""
 
     path: str
     line: int

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from patcher.config.load import LoadedConfig
+from patcher.config.load import LoadedConfig, configs_to_json
 from patcher.errors import PatchError
 from patcher.load import cache
 from patcher.load.hook import Activation, format_plan
@@ -20,15 +19,13 @@ from patcher.plan.planner import Plan
 
 def make_activation(configs: Sequence[LoadedConfig], plan: Plan) -> Activation:
     """What a process needs to patch by this plan."""
-    paths = plan.configs.paths
-    configs_json = json.dumps([[path, config.document.text] for path, config in zip(paths, configs, strict=True)])
-    return Activation({patch.module: digest(patch) for patch in plan.modules}, configs_json)
+    return Activation({patch.module: digest(patch) for patch in plan.modules}, configs_to_json(configs))
 
 
 def digest(patch: ModulePatch) -> str:
     """Identifies what is done to a module, and by which version of the patcher's own code."""
-    told = repr((patch, _own_code()))
-    return hashlib.sha256(told.encode()).hexdigest()[:20]
+    identity = repr((patch, _own_code()))
+    return hashlib.sha256(identity.encode()).hexdigest()[:20]
 
 
 @lru_cache(maxsize=1)

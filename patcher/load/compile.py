@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import json
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any
 
-from patcher.config.load import parse_config
+from patcher.config.load import configs_from_json
 from patcher.errors import PatchError
 from patcher.generated_names import WRAP_FUNCTION
 from patcher.match.function_text import Line
@@ -36,8 +35,7 @@ def compile_patched(module: str, file: str, data: bytes, configs_json: str) -> C
 
 @lru_cache(maxsize=4)
 def _plan(configs_json: str) -> Plan:
-    configs = [parse_config(text, path) for path, text in json.loads(configs_json)]
-    return make_plan(configs, ModuleFinder())
+    return make_plan(configs_from_json(configs_json), ModuleFinder())
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,9 @@ class Activation:
         """Say which target modules another import hook has loaded in our place."""
         for name in self.digests:
             if name in sys.modules and name not in self.served:
-                self.report(f"{name} ran unpatched: it was imported before the patcher came, or by another import hook")
+                self.report(
+                    f"{name} ran unpatched: it was imported before the patcher was active, or by another import hook"
+                )
 
     def report(self, message: str) -> None:
         """Say it on stderr and note it beside the plan: the importing program may swallow the exception."""
@@ -154,7 +156,7 @@ def activate(activation: Activation) -> PatchingFinder | None:
     for name in activation.digests:
         if name in sys.modules:
             activation.report(
-                f"{name} was imported before the patcher came, so it runs unpatched; "
+                f"{name} was imported before the patcher was active, so it runs unpatched; "
                 "import it later, or use patcher.apply(CONFIG)"
             )
             activation.served.add(name)

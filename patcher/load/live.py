@@ -7,7 +7,6 @@ and whatever decorators have made of it stay as they are.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import types
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from patcher.config.load import LoadedConfig, load_config, parse_config
+from patcher.config.load import LoadedConfig, configs_from_json, load_config, parse_config
 from patcher.errors import EditError, PatchError, TargetError
 from patcher.generated_names import DUMPER, TAPS, WRAP_FUNCTION
 from patcher.load.activation import make_activation
@@ -200,7 +199,7 @@ def _launched_with(name: str) -> list[LoadedConfig]:
     activation = _activation_of(sys.modules.get(name))
     if activation is None or not activation.plan_file:
         return []
-    return [parse_config(text, path) for path, text in json.loads(activation.configs_json)]
+    return configs_from_json(activation.configs_json)
 
 
 def _activation_of(module: types.ModuleType | None) -> Activation | None:

@@ -43,7 +43,7 @@ def ambiguous(edit: Edit, sites: Sequence[tuple[FunctionIndex, Site]]) -> str:
     """A pattern that is found more than once."""
     return (
         f"{edit.origin}: {edit.summary} is found {times(len(sites))}; "
-        f"narrow it with 'inside', or say which with 'nth: 1', 'nth: -1' or 'nth: all':\n{places(sites)}"
+        f"narrow it with 'inside', or choose with 'nth: 1', 'nth: -1' or 'nth: all':\n{places(sites)}"
     )
 
 
@@ -89,7 +89,7 @@ def _likeness(pattern: str, code: str) -> float:
     pattern = one_line(pattern, 300)
     if "..." not in pattern:
         return difflib.SequenceMatcher(None, pattern, code, autojunk=False).ratio()
-    said = pattern.replace("...", "")
-    blocks = difflib.SequenceMatcher(None, said, code, autojunk=False).get_matching_blocks()
+    literal = pattern.replace("...", "")
+    blocks = difflib.SequenceMatcher(None, literal, code, autojunk=False).get_matching_blocks()
     alike = sum(block.size for block in blocks if block.size >= _ALIKE_FROM)
-    return alike / max(len(said), 1)
+    return alike / max(len(literal), 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from patcher.config.format import ConditionalDims as ConditionalDimsSpec
 from patcher.config.format import DumpSpec, EditSpec, PatchSpec
-from patcher.config.load import LoadedConfig
+from patcher.config.load import ConfigFile, LoadedConfig
 from patcher.config.yaml_source import Origin
 from patcher.errors import PatchError, RequirementError, TargetError
 from patcher.plan.edits import Action, Code, ConditionalDims, ConfigTexts, Dump, Edit, FunctionPatch, ModulePatch
@@ -53,7 +53,7 @@ def make_plan(configs: Sequence[LoadedConfig], finder: ModuleFinder) -> Plan:
     releases = Releases(finder)
     functions: dict[tuple[str, tuple[str, ...]], _Function] = {}
     notes: list[Note] = []
-    for config in configs:
+    for config in [file for loaded in configs for file in loaded.files]:
         try:
             _add_config(config, finder, releases, functions, notes)
         except RequirementError as error:
@@ -77,7 +77,7 @@ def make_plan(configs: Sequence[LoadedConfig], finder: ModuleFinder) -> Plan:
 
 
 def _add_config(
-    config: LoadedConfig,
+    config: ConfigFile,
     finder: ModuleFinder,
     releases: Releases,
     functions: dict[tuple[str, tuple[str, ...]], _Function],
@@ -120,7 +120,7 @@ def _resolved(patch: PatchSpec, origin: Origin, finder: ModuleFinder, notes: lis
 def _add_patch(
     function: _Function,
     patch: PatchSpec,
-    config: LoadedConfig,
+    config: ConfigFile,
     number: int,
     releases: Releases,
     notes: list[Note],
@@ -141,7 +141,7 @@ def _add_patch(
         function.edits.append(_edit(spec, function.count, config, where, patch.preamble))
 
 
-def _edit(spec: EditSpec, number: int, config: LoadedConfig, where: tuple[str | int, ...], preamble: str) -> Edit:
+def _edit(spec: EditSpec, number: int, config: ConfigFile, where: tuple[str | int, ...], preamble: str) -> Edit:
     origin = config.document.origin(*where)
     action, content = _action(spec, config, where)
     patterns: Sequence[str] = ()
@@ -171,7 +171,7 @@ def _edit(spec: EditSpec, number: int, config: LoadedConfig, where: tuple[str | 
 _SYNONYMS: dict[str, Action] = {"prepend": "before", "append": "after", "replacement": "replace"}
 
 
-def _action(spec: EditSpec, config: LoadedConfig, where: tuple[str | int, ...]) -> tuple[Action, Code | Dump]:
+def _action(spec: EditSpec, config: ConfigFile, where: tuple[str | int, ...]) -> tuple[Action, Code | Dump]:
     given = spec.actions()
     if not given:
         assert spec.dump is not None
@@ -186,7 +186,7 @@ def _action(spec: EditSpec, config: LoadedConfig, where: tuple[str | int, ...]) 
     return action, Code(value, config.document.origin(*where, name))
 
 
-def _dump(spec: DumpSpec, config: LoadedConfig, where: tuple[str | int, ...]) -> Dump:
+def _dump(spec: DumpSpec, config: ConfigFile, where: tuple[str | int, ...]) -> Dump:
     document = config.document
 
     def code(key: str, text: str) -> Code:
@@ -212,7 +212,10 @@ def _dump(spec: DumpSpec, config: LoadedConfig, where: tuple[str | int, ...]) ->
 
 
 def _texts(configs: Sequence[LoadedConfig]) -> ConfigTexts:
-    paths = tuple(str(Path(config.path).resolve()) if Path(config.path).exists() else config.path for config in configs)
-    texts = tuple(config.document.text for config in configs)
-    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    return ConfigTexts(paths, texts, digest)
+    texts: dict[str, str] = {}
+    for config in configs:
+        path = str(Path(config.path).resolve()) if Path(config.path).exists() else config.path
+        texts[path] = config.text
+        texts.update(config.bases)
+    digest = hashlib.sha256("\0".join(texts.values()).encode()).hexdigest()
+    return ConfigTexts(tuple(texts), tuple(texts.values()), digest)

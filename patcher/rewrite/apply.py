@@ -237,7 +237,7 @@ def _insert(buffer: FunctionBuffer, index: FunctionIndex, site: Site, point: Ins
     if isinstance(site.last.node, (cst.Return, cst.Raise, cst.Break, cst.Continue)):
         word = type(site.last.node).__name__.lower()
         raise EditError(
-            f"{edit.origin}: code after '{word}' never runs; say 'before', 'wrap' the expression, or 'at: return'"
+            f"{edit.origin}: code after '{word}' never runs; use 'before', 'wrap' the expression, or 'at: return'"
         )
     line = view.line_at(end_of(view, site.last.node)[0])
     position = _skip_after(buffer, buffer.lines.index(line) + 1, indent)

@@ -65,7 +65,7 @@ def _parsed(code: Code) -> ast.AST | None:
     try:
         return ast.parse(textwrap.dedent(to_python(code.text)).strip())
     except (SyntaxError, ValueError):
-        return None  # said elsewhere
+        return None  # reported where the code is inserted
 
 
 def _used(trees: Iterable[ast.AST]) -> set[str]:

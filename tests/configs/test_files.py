@@ -13,11 +13,11 @@ from patcher.config.load import load_config
 from patcher.config.tap_inputs import parse_input
 from testbed.paths import CONFIGS
 
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+FILES = sorted(CONFIGS.glob("*/*.yaml"))
 
 
 def taps(file: Path) -> list[DumpSpec]:
-    return [spec for patch in load_config(file).config.patches for _, spec in patch.dumps()]
+    return [spec for part in load_config(file).files for patch in part.config.patches for _, spec in patch.dumps()]
 
 
 def dims(spec: DumpSpec) -> list[str]:

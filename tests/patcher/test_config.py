@@ -161,7 +161,7 @@ def test_prelude_comes_after_docstring_and_future_imports_and_only_if_needed(tmp
         (edits_config("- {mach: a, before: b}"), "taps.yaml:4: unknown key 'mach'; did you mean 'match'?"),
         (edits_config("- {match: a, before: b, after: c}"), "taps.yaml:4: patches.0.edits.0: only one of"),
         (edits_config("- {match: a, prepend: b, dump: {name: x}}"), "only one of 'prepend' and 'dump'"),
-        (edits_config("- {match: a, at: entry, before: b}"), "only one place can be said in one edit"),
+        (edits_config("- {match: a, at: entry, before: b}"), "only one place is allowed in one edit"),
         (edits_config("- {before: b}"), "the edit names no place"),
         (edits_config("- {match: a}"), "the edit does nothing"),
         (edits_config("- {match: a, nth: 0, before: b}"), "nth counts from 1"),
@@ -172,9 +172,9 @@ def test_prelude_comes_after_docstring_and_future_imports_and_only_if_needed(tmp
         (edits_config("- {at: entry, dump: {name: x, layer-id: 1}}"), "the tag 'layer-id' is not a Python name"),
         (
             edits_config("- {at: entry, dump: {name: x, level: all}}"),
-            "'all' is no level: say full, sample, sample(rows=N), sample(stride=N), stats or hash",
+            "'all' is not a level: use full, sample, sample(rows=N), sample(stride=N), stats or hash",
         ),
-        (edits_config("- {at: entry, dump: {name: x, level: sample(rows=0)}}"), "'sample(rows=0)' is no level"),
+        (edits_config("- {at: entry, dump: {name: x, level: sample(rows=0)}}"), "'sample(rows=0)' is not a level"),
         (
             edits_config("- {at: entry, dump: {name: x, operation: atention}}"),
             "taps.yaml:4: patches.0.edits.0.dump.operation: there is no operation 'atention'; did you mean 'attention'",
@@ -209,7 +209,7 @@ def test_a_wrong_config_says_where_and_why(text: str, message: str) -> None:
 
 def test_a_tap_of_the_layer_before_closes_no_cycle() -> None:
     edits = "- {at: entry, dump: {name: x, inputs: [y@-1]}}\n- {at: return, dump: {name: y, inputs: x}}"
-    config = parse_config(edits_config(edits), "taps.yaml").config
+    config = parse_config(edits_config(edits), "taps.yaml").files[0].config
     assert [spec.inputs for _, spec in config.patches[0].dumps()] == [["y@-1"], ["x"]]
 
 
@@ -277,7 +277,7 @@ def test_an_edit_that_does_not_land_says_why(tmp_path: Path, edits: str, message
 def test_a_pattern_found_twice_lists_both_places(tmp_path: Path) -> None:
     source = "def f(x):\n    y = g(x)\n    # g(x) here\n    z = 'g(x)', g(\n        x)\n"
     assert errors(tmp_path, source, "- {match: g(x), before: a}") == (
-        "taps.yaml:4: match: g(x) is found twice; narrow it with 'inside', or say which with 'nth: 1', 'nth: -1' or "
+        "taps.yaml:4: match: g(x) is found twice; narrow it with 'inside', or choose with 'nth: 1', 'nth: -1' or "
         "'nth: all':\n  1. line 2: g(x)\n  2. line 4: g( x)"
     )
 

@@ -207,7 +207,7 @@ def test_the_hook_says_which_modules_came_before_it(
     sys.meta_path.remove(finder)
     said = capsys.readouterr().err
     assert said == (
-        "tensortap: live_target was imported before the patcher came, so it runs unpatched; import it later, "
+        "tensortap: live_target was imported before the patcher was active, so it runs unpatched; import it later, "
         "or use patcher.apply(CONFIG)\n"
     )
     assert (tmp_path / "plan.errors").read_text().endswith(said.removeprefix("tensortap: "))

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_config_has_a_name_and_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    files = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in CONFIGS.rglob("*.yaml")}
+    files = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in CONFIGS.glob("*/*.yaml")}
     assert shipped_configs() == files
     assert main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -62,12 +62,21 @@ def test_what_is_neither_gets_a_hint(name: str, hint: str) -> None:
 def test_an_installation_has_them(tmp_path: Path) -> None:
     source, installed = tmp_path / "source", tmp_path / "installed"
     for name in ("patcher", "dumper", "comparator", "configs"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", str(installed), str(source)], check=True, capture_output=True)
-    code = "import patcher, patcher.cli; print(patcher.__file__); patcher.cli.main(['configs'])"
+    code = """
+import patcher.cli
+from patcher.config.load import load_config
+from patcher.config.shipped import shipped_configs
+print(patcher.__file__)
+patcher.cli.main(["configs"])
+for name in shipped_configs():
+    files = load_config(name).files
+    print(name, files[0].document.path)
+"""
     done = subprocess.run(
         [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {[str(installed), *sys.path]!r}\n{code}"],
         cwd=tmp_path,
@@ -77,4 +86,6 @@ def test_an_installation_has_them(tmp_path: Path) -> None:
     )
     first, *lines = done.stdout.splitlines()
     assert first.startswith(str(installed))
-    assert [line.split()[0] for line in lines] == sorted(shipped_configs())
+    names = sorted(shipped_configs())
+    assert [line.split()[0] for line in lines] == names * 2
+    assert all(line.split()[1].startswith(str(installed)) for line in lines[len(names) :])
