@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from comparator.messages import MESSAGES
 from testbed.paths import CHECKOUT
 from tests.harness.documents import PAGES, blocks
 
@@ -57,8 +58,13 @@ def problem_kinds() -> set[str]:
     return {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
 
 
-def test_every_problem_of_a_run_has_a_paragraph() -> None:
+def test_every_message_has_a_paragraph_and_no_other_has() -> None:
+    page = (CHECKOUT / "docs/messages.md").read_text()
+    described = re.findall(r"^### (\S+)\n\n\S", page, flags=re.MULTILINE)
+    assert sorted(described) == sorted(MESSAGES)
+
+
+def test_the_comparator_names_every_problem_of_a_run() -> None:
     kinds = problem_kinds()
-    part = re.split(r"^## ", (CHECKOUT / "docs/messages.md").read_text(), flags=re.MULTILINE)[1]
     assert kinds
-    assert set(re.findall(r"^### (\S+)\n\n\S", part, flags=re.MULTILINE)) == kinds
+    assert {kind.replace("_", "-") for kind in kinds} <= set(MESSAGES)
