@@ -1,7 +1,7 @@
 """Serves a small Qwen3-MoE with real SGLang servers under several parallel layouts and compares what they computed.
 
-Each layout is recorded once. Then the rows of ``testbed.scenario.ROWS`` are compared, and one layout is served again
-with a planted fault, which the comparison has to find. Exit code 0 only when all of it came out as expected.
+Each layout of ``testbed.scenario`` is recorded once, and some with a planted fault, which the comparison has to find.
+Exit code 0 only when all of it came out as expected.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from testbed.comparison import Outcome, compare
-from testbed.layouts import LAYOUTS, record
+from testbed.layouts import LAYOUTS, PROMPT, Layout, record
 from testbed.models import tiny_model
-from testbed.scenario import ROWS, Row
+from testbed.scenario import FAULTY_ROWS, LONG_PROMPT_ROWS, ROWS, Row
 from testbed.servers import ServerError
 
-FAULTY = "tp2-scaled"
 WIDTH = 120
 console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
@@ -33,12 +32,14 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the recordings")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--long-prompt", action="store_true", help="also a prompt of 64 tokens, and a factor of 1.005")
+    options = parser.parse_args()
+    rows = (*ROWS, *FAULTY_ROWS, *(LONG_PROMPT_ROWS if options.long_prompt else ()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the servers as on Ctrl-C
     try:
-        return run(out)
+        return run(options.out, rows)
     except KeyboardInterrupt:
-        console.print("\n[bold]Stopped.[/bold] The servers are stopped too; what was recorded is in", str(out))
+        console.print("\n[bold]Stopped.[/bold] The servers are stopped too; what was recorded is in", str(options.out))
         return 130
     except ServerError as error:
         console.print("\n[bold red]A server failed:[/bold red]", end=" ")
@@ -46,30 +47,36 @@ def main() -> int:
         return 1
 
 
-def run(out: Path) -> int:
-    names = list(dict.fromkeys(name for row in ROWS for name in (row.baseline, row.target)))
-    for name in (*names, FAULTY):
+def run(out: Path, rows: tuple[Row, ...]) -> int:
+    names = list(dict.fromkeys(name for row in rows for name in (row.baseline, row.target)))
+    for name in names:
         shutil.rmtree(out / name, ignore_errors=True)
-    console.print(f"Serving a tiny Qwen3-MoE with SGLang {len(names) + 1} times; every rank records to {out}/LAYOUT.")
+    console.print(f"Serving a tiny Qwen3-MoE with SGLang {len(names)} times; every rank records to {out}/LAYOUT.")
     timed("write the model", lambda: tiny_model("qwen3_moe"))
     for name in names:
-        layout = LAYOUTS[name]
-        timed(f"record {name:<6} {shlex.join(layout.flags)}", partial(record, layout, out / layout.name))
-    timed(
-        "record tp2 again, with layer 1's attention output scaled by 1.5 on one rank",
-        partial(record, LAYOUTS[FAULTY], out / FAULTY),
-    )
+        timed(f"record {name:<10} {described(LAYOUTS[name])}", partial(record, LAYOUTS[name], out / name))
 
-    outcomes = [(row, compare(out / row.baseline, out / row.target, row.flags)) for row in ROWS]
-    fault = compare(out / "tp2", out / FAULTY)
-    for outcome in (*(outcome for _, outcome in outcomes), fault):
+    outcomes = [(row, compare(out / row.baseline, out / row.target, row.flags)) for row in rows]
+    for _, outcome in outcomes:
         if outcome.messages:
             console.print(outcome.messages, style="yellow", markup=False)
-    show_fault(out / "tp2", out / FAULTY, fault)
-    show_table(outcomes)
-    well = all(as_expected(row, outcome) for row, outcome in outcomes) and found(fault)
+    for row, outcome in outcomes:
+        if row.fault is not None:
+            show_fault(out, row, outcome)
+    show_table([(row, outcome) for row, outcome in outcomes if row.fault is None])
+    well = all(as_expected(row, outcome) for row, outcome in outcomes)
     console.print("[bold green]All as expected.[/bold green]" if well else "[bold red]Not as expected.[/bold red]")
     return 0 if well else 1
+
+
+def described(layout: Layout) -> str:
+    """How it is served, in a few words."""
+    parts = [shlex.join(layout.flags)]
+    if layout.prompt != PROMPT:
+        parts.append(f"a prompt of {len(layout.prompt)} tokens")
+    if layout.fault is not None:
+        parts.append(f"with the fault {layout.fault}")
+    return ", ".join(parts)
 
 
 def timed(what: str, work: Callable[[], object]) -> None:
@@ -80,20 +87,20 @@ def timed(what: str, work: Callable[[], object]) -> None:
 
 
 def as_expected(row: Row, outcome: Outcome) -> bool:
-    """Exit code 0; and every tensor passed, unless the flags of the row let some fail."""
+    """A fault is found where it was planted. Else exit code 0, and every tensor passed, unless the flags of the row let
+    some fail."""
+    if row.fault is not None:
+        failed = outcome.named("failed")
+        return outcome.exit_code == 1 and bool(failed) and failed[0].startswith(row.fault)
     return outcome.exit_code == 0 and (outcome.all_passed or "--allow-failed-pattern" in row.flags)
 
 
-def found(fault: Outcome) -> bool:
-    return fault.exit_code == 1 and bool(fault.named("failed")) and fault.named("failed")[0].startswith("attn_output")
-
-
-def show_fault(baseline: Path, target: Path, fault: Outcome) -> None:
-    console.print("\n[bold]The planted fault[/bold]")
-    console.print(f"  $ python -m comparator {baseline} {target}", markup=False)
-    summary = fault.summary
-    console.print(f"  {summary['passed']} passed, {summary['failed']} failed, exit code {fault.exit_code}")
-    for name in fault.named("failed")[:1]:
+def show_fault(out: Path, row: Row, outcome: Outcome) -> None:
+    console.print(f"\n[bold]A planted fault[/bold]: {LAYOUTS[row.target].fault}", highlight=False)
+    console.print(f"  $ python -m comparator {out / row.baseline} {out / row.target}", markup=False)
+    summary = outcome.summary
+    console.print(f"  {summary['passed']} passed, {summary['failed']} failed, exit code {outcome.exit_code}")
+    for name in outcome.named("failed")[:1]:
         console.print(f"  the failures start at: {name}", style="red", markup=False)
 
 
@@ -107,7 +114,7 @@ def show_table(outcomes: list[tuple[Row, Outcome]]) -> None:
         summary = outcome.summary
         style = "green" if as_expected(row, outcome) else "red"
         counts = [str(summary[key]) for key in ("passed", "failed", "skipped", "errored")]
-        flags = [shlex.join(LAYOUTS[name].flags) for name in (row.baseline, row.target)]
+        flags = [described(LAYOUTS[name]) for name in (row.baseline, row.target)]
         table.add_row(*flags, shlex.join(row.flags) or "none", *counts, str(outcome.exit_code), style=style)
     console.print(table)
 

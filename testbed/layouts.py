@@ -11,6 +11,8 @@ from testbed.servers import Generated, Recording, sglang_server
 
 PROMPT = (84, 104, 101, 32, 99)
 """Five tokens: the case in which data-parallel attention leaves one rank without any."""
+LONG_PROMPT = tuple(1 + 37 * number % 255 for number in range(64))
+"""64 tokens: enough for some whose choice of experts hangs on a rounding."""
 NEW_TOKENS = 6
 TAPS = frozenset(
     {
@@ -28,13 +30,16 @@ TAPS = frozenset(
 
 @dataclass(frozen=True)
 class Layout:
-    """A model and how it is spread over ranks."""
+    """A model, how it is spread over ranks, and the request that it serves."""
 
     name: str
     model: ModelName
     flags: tuple[str, ...]
     fault: str | None = None
     """A config of ``configs/faults`` that is patched in as well."""
+    prompt: tuple[int, ...] = PROMPT
+    fork: bool = False
+    """Whether ranks are forked from the launcher, to start sooner; SGLang spawns them."""
 
     @property
     def configs(self) -> tuple[Path, ...]:
@@ -52,6 +57,15 @@ LAYOUTS = {
         Layout("dp2", "qwen3_moe", DATA_PARALLEL_ATTENTION),
         Layout("tp2-scaled", "qwen3_moe", ("--tp", "2"), fault="qwen3_moe_scaled_attention_output"),
         Layout("tp2-dropped", "qwen3_moe", ("--tp", "2"), fault="qwen3_moe_dropped_all_reduce"),
+        Layout("long-tp1", "qwen3_moe", ("--tp", "1"), prompt=LONG_PROMPT),
+        Layout("long-tp2", "qwen3_moe", ("--tp", "2"), prompt=LONG_PROMPT),
+        Layout(
+            "long-tp2-scaled",
+            "qwen3_moe",
+            ("--tp", "2"),
+            fault="qwen3_moe_slightly_scaled_attention_output",
+            prompt=LONG_PROMPT,
+        ),
         Layout("dense-tp1", "qwen3", ("--tp", "1")),
         Layout("dense-tp2", "qwen3", ("--tp", "2")),
     )
@@ -59,7 +73,8 @@ LAYOUTS = {
 
 
 def record(layout: Layout, run: Path) -> Generated:
-    """Serves ``PROMPT`` once under the layout and records it to ``run``. Raises ServerError."""
+    """Serves the prompt of the layout once and records it to ``run``. Raises ServerError."""
     recording = Recording(layout.configs, run)
-    with sglang_server(layout.model, layout.flags, log=run.with_suffix(".log"), recording=recording) as server:
-        return server.generate(PROMPT, new_tokens=NEW_TOKENS)
+    log = run.with_suffix(".log")
+    with sglang_server(layout.model, layout.flags, log=log, recording=recording, fork=layout.fork) as server:
+        return server.generate(layout.prompt, new_tokens=NEW_TOKENS)
