@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparator.arguments import parse_override
+from comparator.diagnosis import Diagnosis
+from comparator.diagnosis.words import describe
 from comparator.errors import ComparatorError
 from comparator.options import Options, ThresholdRule, TokenMode
 from comparator.pipeline import prepare
@@ -20,7 +22,7 @@ from comparator.report.records import (
     SummaryRecord,
     TensorComparison,
 )
-from comparator.report.runs import Tally, run_notes
+from comparator.report.runs import Tally, introduces, run_notes
 from comparator.verdict.criteria import parse_rules
 from dumper.reading.protocol import Run, RunError
 
@@ -38,6 +40,8 @@ class Report:
     summary: SummaryRecord
     logs: tuple[LogRecord, ...] = ()
     """Findings about the runs themselves: missing ranks, damaged files, silent taps."""
+    diagnosis: Diagnosis | None = None
+    """Whether the runs agree, and where error was introduced; None for two dumps of SGLang's own."""
 
     def __iter__(self) -> Iterator[Comparison]:
         return iter(self.findings)
@@ -56,8 +60,10 @@ class Report:
 
     @property
     def first_divergence(self) -> Comparison | None:
-        """The first failed finding in the order of execution; None when nothing failed."""
-        return next((finding for finding in self.findings if finding.category == "failed"), None)
+        """The first failed finding in the order of execution, of the tap where error was introduced if that is known;
+        None when nothing failed."""
+        failed = [finding for finding in self.findings if finding.category == "failed"]
+        return next((finding for finding in failed if introduces(finding)), failed[0] if failed else None)
 
     def to_polars(self) -> polars.DataFrame:
         """One row per finding: name, tags, step, category and the metrics (null where there are none)."""
@@ -84,7 +90,10 @@ class Report:
         from comparator.report.text import finding_line, summary_line
 
         bad = [finding for finding in self.findings if finding.category in ("failed", "errored")]
-        lines = [summary_line(self.summary), *(finding_line(finding) for finding in bad[:limit])]
+        lines = [summary_line(self.summary)]
+        if self.diagnosis is not None:
+            lines.append(describe(self.diagnosis))
+        lines.extend(finding_line(finding) for finding in bad[:limit])
         if len(bad) > limit:
             lines.append(f"... and {len(bad) - limit} more")
         return "\n".join(lines)
@@ -145,12 +154,18 @@ def compare(
     prepared = prepare(left, right, chosen)
     said = prepared.notes()
     tally = Tally(prepared.options, [*said["baseline"], *said["target"]])
+    comparing = prepared.comparing()
     findings: list[Comparison] = []
-    for finding in prepared.findings():
+    for finding in comparing:
         tally.add(finding)
         findings.append(finding)
     logs = [run_notes("baseline", said["baseline"]), run_notes("target", said["target"])]
-    return Report(tuple(findings), tally.summary(), tuple(log for log in logs if log is not None))
+    return Report(
+        tuple(findings),
+        tally.summary(comparing.diagnosis),
+        tuple(log for log in logs if log is not None),
+        comparing.diagnosis,
+    )
 
 
 def assert_runs_match(baseline: PathOrRun, target: PathOrRun, **settings: Any) -> Report:

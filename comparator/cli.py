@@ -145,8 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Compare as the arguments say; raises ComparatorError."""
     from comparator.pipeline import prepare
+    from comparator.report.diagnosis import diagnosis_record
     from comparator.report.explain import explain
-    from comparator.report.records import ConfigRecord
+    from comparator.report.records import ConfigRecord, ReportRecord
     from comparator.report.reporters import JsonReporter, Reporter, ReportFile, TextReporter, progress, terminal
     from comparator.report.runs import Tally, input_ids, rank_info, run_notes
 
@@ -192,12 +193,17 @@ def run(arguments: argparse.Namespace) -> int:
         for record in opening:
             for reporter in reporters if record is not None else []:
                 reporter.report(record)  # type: ignore[arg-type]
-        for finding in prepared.findings(advance):
+        comparing = prepared.comparing(advance)
+        for finding in comparing:
             tally.add(finding)
             for reporter in reporters:
                 reporter.report(finding)
-        for reporter in reporters:
-            reporter.report(tally.summary())
+        closing: list[ReportRecord] = [tally.summary(comparing.diagnosis)]
+        if comparing.diagnosis is not None:
+            closing.insert(0, diagnosis_record(comparing.diagnosis, comparing.tap_ids))
+        for last in closing:
+            for reporter in reporters:
+                reporter.report(last)
     if report_path is not None:
         print(f"report: {report_path}", file=sys.stderr)
     return tally.exit_code

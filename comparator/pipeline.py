@@ -12,13 +12,14 @@ from functools import cached_property
 import numpy as np
 
 from comparator.arguments import check_options
+from comparator.diagnosis import Diagnosis, TapKey
 from comparator.match.bundles import BundlePair, RunIndex
 from comparator.match.keys import sglang_record
 from comparator.match.pairs import match_bundles
 from comparator.match.runs import choose_rules, index, parallel_layout
 from comparator.measure.measurement import TensorMeasurement
 from comparator.measure.pair import Measurer
-from comparator.measure.units import Families, Profiler, Row, Unit, UnitResult, in_order, measure_unit, units_of
+from comparator.measure.units import Families, MakeProfile, P, Row, Unit, UnitResult, in_order, measure_unit, units_of
 from comparator.options import Options, Side
 from comparator.plan.context import SideContext
 from comparator.plan.pair import Planner
@@ -29,7 +30,10 @@ from comparator.report.findings import build
 from comparator.report.records import Comparison
 from comparator.report.runs import notes_of_run
 from comparator.rules import Rules, joins_steps
+from comparator.verdict.analysis import Analysis, analyse, with_analysis
 from comparator.verdict.judge import Said, Verdict, judge_pair
+from comparator.verdict.profiles import FamilyProfile, Profiler
+from comparator.verdict.taps import collect_taps, tap_key
 from dumper.reading.protocol import Run
 
 Progress = Callable[[int], None]
@@ -67,7 +71,7 @@ class Prepared:
         pair = self.pairs[number]
         return select(pair, self.contexts, self.options, self.rules)
 
-    def measure(self, unit: Unit, profiler: Profiler[object] | None = None) -> UnitResult[object]:
+    def measure(self, unit: Unit, profiler: MakeProfile[P] | None = None) -> UnitResult[P]:
         """Measure one unit: numbers in, numbers out. Raises ComparatorError for what concerns more than a pair."""
         return measure_unit(unit, self.select, self.measurer, self.families, profiler)
 
@@ -75,21 +79,9 @@ class Prepared:
         """The verdict on one row of the table, by rules that look at no other row."""
         return judge_pair(row.measurement, selected.pair.name, selected.left_out, self.options, selected.rules)
 
-    def findings(self, progress: Progress = lambda _: None) -> Iterator[Comparison]:
-        """The findings in the order of execution. Where verdicts may look at other pairs, they come when everything is
-        measured; else as it goes."""
-        details = _Details(self)
-        if not self.rules.whole_table:
-            for unit in self.units:
-                result = self.measure(unit)
-                progress(len(unit.pairs))
-                yield from details.findings(result.rows)
-            return
-        results = []
-        for unit in self.units:
-            results.append(self.measure(unit))
-            progress(len(unit.pairs))
-        yield from details.findings(in_order(results))
+    def comparing(self, progress: Progress = lambda _: None) -> Comparing:
+        """The comparison under way: iterate over it for the findings."""
+        return Comparing(self, progress)
 
     def notes(self) -> dict[Side, list[Said]]:
         """What is wrong with each run as a whole."""
@@ -99,24 +91,66 @@ class Prepared:
         }
 
 
-class _Details:
-    """Judges rows and makes their findings; measures the first failures again, for how their differences are
-    distributed."""
+class Comparing:
+    """A comparison under way. Iterating over it gives the findings in the order of execution.
 
-    def __init__(self, prepared: Prepared) -> None:
+    They come once everything is measured where verdicts may look at other pairs, else as it goes.
+    """
+
+    def __init__(self, prepared: Prepared, progress: Progress) -> None:
         self._prepared = prepared
-        self._left = prepared.options.detail_limit
+        self._progress = progress
+        self._details_left = prepared.options.detail_limit
         self._selected: tuple[int, list[Selected]] = (-1, [])
+        self._analysis: Analysis | None = None
 
-    def findings(self, rows: Iterator[Row] | Sequence[Row]) -> Iterator[Comparison]:
-        for row in rows:
-            selected = self._of(row)
-            verdict = self._prepared.judge(row, selected)
-            measurement = row.measurement
-            if verdict.wants_detail and self._left != 0 and isinstance(measurement, TensorMeasurement):
-                self._left -= 1
-                measurement = self._prepared.measurer.measure(selected, detailed=True)
-            yield build(selected, measurement, verdict, self._prepared.contexts)
+    @property
+    def diagnosis(self) -> Diagnosis | None:
+        """Whether the runs agree, and where error was introduced.
+
+        None until everything is measured, and under rules that look at single pairs only.
+        """
+        return None if self._analysis is None else self._analysis.diagnosis
+
+    @property
+    def tap_ids(self) -> dict[TapKey, str]:
+        """The ids of the taps that the diagnosis speaks of."""
+        return {tap_key(pair.family): pair.tap for pair in self._prepared.pairs if pair.tap is not None}
+
+    def __iter__(self) -> Iterator[Comparison]:
+        prepared = self._prepared
+        if not prepared.rules.whole_table:
+            for unit in prepared.units:
+                result: UnitResult[None] = prepared.measure(unit)
+                self._progress(len(unit.pairs))
+                yield from map(self._finding, result.rows)
+            return
+        taps = collect_taps(prepared.pairs, prepared.baseline, prepared.target)
+        profiler = Profiler(taps)
+        results: list[UnitResult[FamilyProfile]] = []
+        for unit in prepared.units:
+            results.append(prepared.measure(unit, profiler))
+            self._progress(len(unit.pairs))
+        profiles = {
+            prepared.pairs[result.unit.pairs[0]].family: result.profile
+            for result in results
+            if result.profile is not None
+        }
+        self._analysis = analyse(profiles, taps, prepared.options)
+        yield from map(self._finding, in_order(results))
+
+    def _finding(self, row: Row) -> Comparison:
+        """Judge a row and make its finding; the first failures are measured again, for how their differences are
+        distributed."""
+        selected = self._of(row)
+        measurement = row.measurement
+        verdict = self._prepared.judge(row, selected)
+        if self._analysis is not None:
+            verdict = with_analysis(self._analysis, selected.pair, verdict, measurement)
+        if verdict.wants_detail and self._details_left != 0 and isinstance(measurement, TensorMeasurement):
+            self._details_left -= 1
+            measurement = self._prepared.measurer.measure(selected, detailed=True)
+        return build(selected, measurement, verdict, self._prepared.contexts)
 
     def _of(self, row: Row) -> Selected:
         if self._selected[0] != row.pair:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,11 @@ class FamilyRows:
         return len(self.step)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that both sides take."""
+        return self.baseline.nbytes + self.target.nbytes
+
+    @property
     def decode(self) -> npt.NDArray[np.bool_]:
         """Per row whether its token came alone in its forward pass, after others of its sequence."""
         if self.sequence is None or self.position is None:
@@ -49,24 +55,24 @@ class FamilyRows:
 def pool_rows(family: Key, pairs: Sequence[Aligned]) -> FamilyRows | None:
     """The rows of all pairs of a family, one after the other.
 
-    None where there is no token dimension, or where pairs have other numbers of channels.
+    Where a pair has no token dimension, rows are its first dimension and have no identity. None where pairs have other
+    numbers of channels.
     """
-    if not pairs or any(one.token_axis is None or one.tokens is None or not one.same_shape for one in pairs):
+    if not pairs or not all(one.same_shape for one in pairs):
         return None
-    baseline = [_rows_by_channels(one.baseline, one.token_axis or 0) for one in pairs]
-    target = [_rows_by_channels(one.target, one.token_axis or 0) for one in pairs]
+    baseline = [_rows_by_channels(one.baseline, one.plan.row_dimensions) for one in pairs]
+    target = [_rows_by_channels(one.target, one.plan.row_dimensions) for one in pairs]
     if len({array.shape[1] for array in baseline}) > 1:
         return None
-    steps = [np.full(len(array), -1, np.int64) if one.steps is None else one.steps[: len(array)]
-             for one, array in zip(pairs, target, strict=True)]  # fmt: skip
-    tokens = [one.tokens for one in pairs if one.tokens is not None]
-    known = all(one.sequence is not None and one.position is not None for one in tokens)
+    steps = [_steps_of(one, len(array)) for one, array in zip(pairs, target, strict=True)]
+    tokens = [one.tokens for one in pairs if one.tokens is not None and one.plan.row_dimensions]
+    known = len(tokens) == len(pairs) and all(one.request is not None and one.position is not None for one in tokens)
     plan = pairs[0].plan
     return FamilyRows(
         family,
         _joined(baseline),
         _joined(target),
-        np.concatenate([np.asarray(one.sequence, np.int64) for one in tokens]) if known else None,
+        np.concatenate([np.asarray(one.request, np.int64) for one in tokens]) if known else None,
         np.concatenate([np.asarray(one.position, np.int64) for one in tokens]) if known else None,
         np.concatenate(steps),
         plan.baseline.dims.text if plan.baseline.dims else None,
@@ -74,9 +80,20 @@ def pool_rows(family: Key, pairs: Sequence[Aligned]) -> FamilyRows | None:
     )
 
 
-def _rows_by_channels(array: Array, axis: int) -> Array:
-    moved = np.moveaxis(array, axis, 0)
-    return moved.reshape(moved.shape[0], -1)
+def _steps_of(pair: Aligned, rows: int) -> Integers:
+    if pair.steps is not None and len(pair.steps) >= rows and pair.plan.row_dimensions:
+        return pair.steps[:rows]
+    steps = {step.step for step in pair.plan.target.steps}
+    step = steps.pop() if len(steps) == 1 else None
+    return np.full(rows, -1 if step is None else step, np.int64)
+
+
+def _rows_by_channels(array: Array, row_dimensions: tuple[int, ...]) -> Array:
+    if array.ndim < 2 and not row_dimensions:
+        return array.reshape(1, -1)
+    first = row_dimensions or (0,)
+    moved = np.moveaxis(array, first, tuple(range(len(first))))
+    return moved.reshape(math.prod(moved.shape[: len(first)]), math.prod(moved.shape[len(first) :]))
 
 
 def _joined(arrays: Sequence[Array]) -> Array:

@@ -6,6 +6,7 @@ are numbers, so that a unit can be sent to another process that has opened the s
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -19,6 +20,9 @@ from comparator.plan.selection import Selected
 from comparator.rules import Rules
 
 P = TypeVar("P")
+
+KEPT_BYTES = 256 << 20
+"""Aligned rows that are kept for the taps that are computed from them."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Families:
         self._select = select
         self._measurer = measurer
         self._members: dict[Key, list[int]] = {}
+        self._kept: OrderedDict[Key, FamilyRows | None] = OrderedDict()
         for number, pair in enumerate(pairs):
             self._members.setdefault(pair.family, []).append(number)
 
@@ -66,15 +71,28 @@ class Families:
         return tuple(self._members)
 
     def rows(self, family: Key) -> FamilyRows | None:
-        """The aligned rows of a family, read anew; None where it has none, or where it cannot be aligned."""
+        """The aligned rows of a family; None where it has none, or where it cannot be aligned.
+
+        The families that were asked for last are kept while they take at most ``KEPT_BYTES``.
+        """
+        if family in self._kept:
+            self._kept.move_to_end(family)
+            return self._kept[family]
         seen: list[Aligned] = []
         for number in self._members.get(family, ()):
             for selected in self._select(number):
                 self._measurer.align(selected, lambda _, aligned: seen.append(aligned))
-        return pool_rows(family, seen)
+        return self.keep(family, pool_rows(family, seen))
+
+    def keep(self, family: Key, rows: FamilyRows | None) -> FamilyRows | None:
+        """Remember rows that were aligned: the taps behind this one are measured against it next."""
+        self._kept[family] = rows
+        while sum(0 if one is None else one.nbytes for one in self._kept.values()) > KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return rows
 
 
-Profiler = Callable[[FamilyRows, Families], P | None]
+MakeProfile = Callable[[FamilyRows, Families], P | None]
 """Makes the profile of a family from its aligned rows; may ask for those of other families."""
 
 
@@ -93,7 +111,7 @@ def measure_unit(
     select: Callable[[int], list[Selected]],
     measurer: Measurer,
     families: Families | None = None,
-    profiler: Profiler[P] | None = None,
+    profiler: MakeProfile[P] | None = None,
 ) -> UnitResult[P]:
     """Measure all pairs of a unit. With a profiler the aligned arrays of the family are kept until its end."""
     seen: list[Aligned] = []
@@ -110,7 +128,7 @@ def measure_unit(
     )
     profile: P | None = None
     if profiler is not None and families is not None and seen:
-        pooled = pool_rows(family[0], seen)
+        pooled = families.keep(family[0], pool_rows(family[0], seen))
         profile = None if pooled is None else profiler(pooled, families)
     return UnitResult(unit, rows, profile)
 

@@ -57,6 +57,20 @@ class PairPlan:
         return self.axes.result.index("s") if "s" in self.axes.result else None
 
 
+    @property
+    def row_dimensions(self) -> tuple[int, ...]:
+        """The dimensions of the aligned arrays whose elements, in row-major order, are the joined rows: one, or batch and
+        sequence. Empty where rows are no tokens."""
+        if self.token_axis is not None:
+            return (self.token_axis,)
+        if self.tokens is None or not self.target.token_dimensions:
+            return ()
+        if self.axes is None:
+            return self.target.token_dimensions
+        names = ("b", "s")
+        return tuple(map(self.axes.result.index, names)) if set(names) <= set(self.axes.result) else ()
+
+
 class Planner:
     """Plans pairs of two runs, and remembers the plans of pairs that are alike."""
 

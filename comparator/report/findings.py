@@ -21,6 +21,7 @@ from comparator.measure.statistics import Statistics
 from comparator.options import Side
 from comparator.plan.context import SideContext
 from comparator.plan.selection import LeftOut, Selected
+from comparator.report.diagnosis import tap_analysis
 from comparator.report.records import (
     BundleFile,
     BundleInfo,
@@ -135,6 +136,7 @@ def _tensor(
         ),
         tokens=_token_counts(measurement),
         first_bad_token=measurement.first_bad_token if judgement is not None and not judgement.passed else None,
+        analysis=None if verdict.analysis is None else tap_analysis(verdict.analysis),
     )
 
 

@@ -158,6 +158,35 @@ class _Comparison(_Record):
         return " ".join([self.name, *(f"{key}={value}" for key, value in self.tags.items())])
 
 
+class StrongestTest(_Model):
+    """The test that comes nearest to an alarm, or is the strongest alarm; ``strength`` is value over threshold."""
+
+    name: str
+    strength: float
+    value: float
+    threshold: float
+    where: str = ""
+
+
+class TapAnalysis(_Model):
+    """Where the error of a tap comes from. Errors are relative L2 errors of a row, medians over the rows."""
+
+    judged: Literal["within-rounding", "introduced-here", "inherited-from", "after-a-routing-flip", "not-judged"]
+    source: str | None = None
+    """The tap where an inherited error was introduced."""
+    error: float
+    inherited: float
+    introduced: float
+    floor: float
+    """What rounding explains when the inputs are equal."""
+    multiple: float
+    """The introduced error as a multiple of the floor."""
+    rows: int
+    rows_left_out: int
+    """Rows that chose other experts and are not compared."""
+    test: StrongestTest | None = None
+
+
 class TensorComparison(_Comparison):
     """A pair of tensors. ``diff`` is None where the shapes differ (``shape_mismatch``) or only fingerprints were
     recorded (``level`` is ``hash``)."""
@@ -176,6 +205,8 @@ class TensorComparison(_Comparison):
     level: str = "full"
     first_bad_token: str | None = None
     """The first token, in the order of the rows, whose own ``rel`` is beyond the threshold."""
+    analysis: TapAnalysis | None = None
+    """What the analysis of all pairs says about the tap, over all its steps; None where it was not analysed."""
 
 
 class SkippedComparison(_Comparison):
@@ -214,6 +245,45 @@ class ErroredComparison(_Comparison):
     """Short name of the error (docs/messages.md)."""
 
 
+class Place(_Model):
+    """A tap of a layer."""
+
+    name: str
+    layer: int | None = None
+    tags: dict[str, str] = {}
+    tap: str | None = None
+    """Id of the tap."""
+
+
+class RoutingFlips(_Model):
+    """Tokens of one layer that chose other experts on both sides."""
+
+    layer: int | None
+    rows: int
+    flipped: int
+    expected: float
+    """How many the margins between experts predict, given the error of the logits."""
+
+
+class DiagnosisRecord(_Record):
+    """What the analysis of all pairs found; it comes before the summary."""
+
+    type: Literal["diagnosis"] = "diagnosis"
+    verdict: Literal["agree", "differ", "undecided"]
+    words: str
+    """One paragraph."""
+    place: Place | None = None
+    """The tap where error was introduced; None when the runs agree."""
+    also: list[Place] = []
+    nearest: float
+    """Strength of the strongest test; from 1 on the runs differ."""
+    first_different_bit: Place | None = None
+    first_different_row: str | None = None
+    flips: list[RoutingFlips] = []
+    undecided: list[str] = []
+    notes: list[str] = []
+
+
 class SummaryRecord(_Record):
     """The last record: how many comparisons of each category, and what the command line exits with."""
 
@@ -226,6 +296,8 @@ class SummaryRecord(_Record):
     exit_code: int = 0
     first_divergence: str | None = None
     first_divergence_tap: str | None = None
+    verdict: Literal["agree", "differ", "undecided"] | None = None
+    """What the analysis of all pairs says; None where there was none."""
 
 
 Comparison = TensorComparison | SkippedComparison | ValueComparison | ErroredComparison
@@ -238,6 +310,7 @@ ReportRecord = (
     | SkippedComparison
     | ValueComparison
     | ErroredComparison
+    | DiagnosisRecord
     | SummaryRecord
 )
 AnyRecord = Annotated[ReportRecord, Field(discriminator="type")]

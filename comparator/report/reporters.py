@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from comparator.errors import ComparatorError
 from comparator.report.records import (
     Comparison,
+    DiagnosisRecord,
     ErroredComparison,
     LogRecord,
     ReportRecord,
@@ -82,6 +83,8 @@ class TextReporter:
         elif isinstance(record, LogRecord):
             for line in log_lines(record):
                 self._print(line, "yellow")
+        elif isinstance(record, DiagnosisRecord):
+            self._print(record.words, "bold red" if record.verdict == "differ" else None)
         elif isinstance(record, SummaryRecord):
             self._print(summary_line(record), "bold green" if record.exit_code == 0 else "bold red")
             if record.first_divergence:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from comparator.diagnosis import Diagnosis
 from comparator.match.runs import parallel_layout
 from comparator.options import Options, Side
 from comparator.report.findings import note_of
@@ -71,6 +72,12 @@ def input_ids(label: Side, run: Run, options: Options) -> InputIdsRecord | None:
     return InputIdsRecord(label=label, rows=rows) if rows else None
 
 
+def introduces(finding: Comparison) -> bool:
+    """Whether the analysis says that error came in at the tap of a finding."""
+    analysis = finding.analysis if isinstance(finding, TensorComparison) else None
+    return analysis is not None and analysis.judged == "introduced-here"
+
+
 @dataclass
 class Tally:
     """Counts categories and decides the exit code as findings go by."""
@@ -90,7 +97,9 @@ class Tally:
             allowed = allowed_failure is not None and re.fullmatch(allowed_failure, finding.name) is not None
             if not allowed:
                 self.disallowed = True
-                self.first_divergence = self.first_divergence or finding
+                known = self.first_divergence
+                if known is None or (introduces(finding) and not introduces(known)):
+                    self.first_divergence = finding
         elif isinstance(finding, ErroredComparison):
             self.disallowed |= finding.reason not in self.options.allow
         elif finding.category == "skipped" and re.fullmatch(self.options.allow_skipped_pattern, finding.name) is None:
@@ -102,7 +111,7 @@ class Tally:
         agrees = self.counts["passed"] > 0 and not self.disallowed
         return 0 if agrees and not any(one.severity == "error" for one in self.of_runs) else 1
 
-    def summary(self) -> SummaryRecord:
+    def summary(self, diagnosis: Diagnosis | None = None) -> SummaryRecord:
         """The last record of a report."""
         first = self.first_divergence
         place = None
@@ -125,5 +134,6 @@ class Tally:
             exit_code=self.exit_code,
             first_divergence=place,
             first_divergence_tap=None if first is None else first.tap,
+            verdict=None if diagnosis is None else diagnosis.verdict,
             errors=[note_of(one) for one in said],
         )

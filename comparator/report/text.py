@@ -11,6 +11,7 @@ from comparator.report.records import (
     LogRecord,
     SkippedComparison,
     SummaryRecord,
+    TapAnalysis,
     TensorComparison,
     ValueComparison,
 )
@@ -63,9 +64,31 @@ def finding_details(finding: Comparison, verbosity: Verbosity) -> list[str]:
     return lines
 
 
+def analysis_line(analysis: TapAnalysis) -> str:
+    """Where the error of a tap comes from, in one line."""
+    said = {
+        "introduced-here": "introduced here",
+        "inherited-from": f"inherited from {analysis.source}",
+        "after-a-routing-flip": "after a routing flip",
+        "within-rounding": "within rounding",
+        "not-judged": "not judged",
+    }[analysis.judged]
+    line = (
+        f"{said}: error {analysis.error:.2g} of a row, of which its inputs explain {analysis.inherited:.2g}; "
+        f"{analysis.multiple:.3g} times the floor of {analysis.floor:.2g}"
+    )
+    test = analysis.test
+    if analysis.judged == "introduced-here" and test is not None:
+        where = f" at {test.where}" if test.where else ""
+        line += f"; {test.name}{where} reaches {test.strength:.3g} times its threshold"
+    return line
+
+
 def _tensor_details(finding: TensorComparison, verbosity: Verbosity) -> list[str]:
     lines: list[str] = []
     diff = finding.diff
+    if finding.analysis is not None and (finding.category == "failed" or verbosity == "verbose"):
+        lines.append(analysis_line(finding.analysis))
     if diff is not None and (finding.category == "failed" or verbosity == "verbose"):
         token = f" ({diff.max_diff_token})" if diff.max_diff_token else ""
         lines.append(

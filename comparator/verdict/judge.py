@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from comparator.diagnosis import Judgement as TapJudgement
 from comparator.errors import PairError
 from comparator.measure.difference import Difference
 from comparator.measure.measurement import (
@@ -67,6 +68,8 @@ class Verdict:
     said: tuple[Said, ...] = ()
     failure: Failure | None = None
     """Why it could not be judged; None when it could, or when it was not even measured."""
+    analysis: TapJudgement | None = None
+    """What the analysis of all pairs says about the tap; None where it was not analysed."""
 
     @property
     def wants_detail(self) -> bool:

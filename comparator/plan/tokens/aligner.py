@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
+
 from comparator.options import Side, TokenMode
 from comparator.plan.tokens.classify import RowClassifier
 from comparator.plan.tokens.interface import RowsClass, RowsQuery, SideLayouts, TokenAligner, TokenPart, TokenPlan
@@ -36,6 +39,17 @@ class _SideTokens:
 
     def parts(self, parts: tuple[TokenPart, ...]) -> list[PartTokens]:
         return tokens_of_parts(self.places, self.rows, parts)
+
+    def requests(self, parts: list[PartTokens], plan: TokenPlan) -> npt.NDArray[np.int64] | None:
+        """Per joined row the number of its sequence in the run; None where a row has none."""
+        if plan.sequence is None:
+            return None
+        numbers = np.full(sum(found.part.rows for found in parts), -1, np.int64)
+        for found in parts:
+            if found.tokens is not None and found.part.step is not None:
+                numbers[found.indices] = self.sequences.number_rows(found.part.step, found.tokens)
+        joined = numbers[: plan.matched] if plan.baseline is None else numbers[plan.baseline]
+        return joined if (joined >= 0).all() else None
 
     @cached_property
     def sequences(self) -> SequenceTable:
@@ -85,6 +99,7 @@ class RunTokenAligner:
             plan = plan_smart(self._space, one, other)
         else:
             plan = plan_ordered(one, other, one_step=self._mode == "per_step")
+            plan = replace(plan, request=self._sides["baseline"].requests(one, plan))
         problems = tuple(
             f"{name}: {problem}"
             for name, side in self._sides.items()

@@ -104,6 +104,9 @@ class TokenPlan:
     """Per joined row the number of its sequence (order of arrival in the baseline)."""
     position: npt.NDArray[np.int64] | None = None
     """Per joined row the position of its token in the sequence."""
+    request: npt.NDArray[np.int64] | None = None
+    """Per joined row the number of its sequence among all of the baseline, in order of arrival; None where that is not
+    known. The same for all passes of a sequence, which ``sequence`` is only where plans are made for whole runs."""
     notes: tuple[str, ...] = ()
     """Sentences for the report: which sequence parted at which token, identical prompts paired by arrival."""
     error: str | None = None

@@ -92,6 +92,7 @@ def plan_smart(space: SharedSpace, baseline: list[PartTokens], target: list[Part
         dropped_target=other.dropped,
         sequence=_sequence_numbers(space)[pair[joined]],
         position=position[joined],
+        request=_sequence_numbers(space)[pair[joined]].astype(np.int64),
         notes=space.pairs.notes,
     )
     return plan if plan.matched else _with_nothing_joined(plan)

@@ -1,0 +1,57 @@
+"""Make the records that say what the analysis found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from comparator.diagnosis import Diagnosis, TapKey
+from comparator.diagnosis import Judgement as TapJudgement
+from comparator.diagnosis.words import describe
+from comparator.report.records import DiagnosisRecord, Place, RoutingFlips, StrongestTest, TapAnalysis
+
+
+def tap_analysis(judgement: TapJudgement) -> TapAnalysis:
+    """What is said about one tap."""
+    test = judgement.tests[0] if judgement.tests else None
+    return TapAnalysis(
+        judged=judgement.judged,
+        source=None if judgement.source is None else judgement.source.label,
+        error=judgement.error,
+        inherited=judgement.inherited,
+        introduced=judgement.introduced,
+        floor=judgement.floor,
+        multiple=judgement.multiple,
+        rows=judgement.rows,
+        rows_left_out=judgement.left_out,
+        test=None
+        if test is None
+        else StrongestTest(
+            name=test.name, strength=test.strength, value=test.value, threshold=test.threshold, where=test.where
+        ),
+    )
+
+
+def diagnosis_record(diagnosis: Diagnosis, taps: Mapping[TapKey, str] | None = None) -> DiagnosisRecord:
+    """The diagnosis as a record; ``taps`` gives the ids of the taps."""
+
+    def place(key: TapKey | None) -> Place | None:
+        if key is None:
+            return None
+        return Place(name=key.name, layer=key.layer, tags=dict(key.tags), tap=(taps or {}).get(key))
+
+    first = diagnosis.first_difference
+    return DiagnosisRecord(
+        verdict=diagnosis.verdict,
+        words=describe(diagnosis),
+        place=place(diagnosis.place),
+        also=[found for found in map(place, diagnosis.also) if found is not None],
+        nearest=diagnosis.nearest,
+        first_different_bit=None if first is None else place(first[0]),
+        first_different_row=None if first is None else first[1].row,
+        flips=[
+            RoutingFlips(layer=flips.layer, rows=flips.rows, flipped=flips.flipped, expected=flips.expected)
+            for flips in diagnosis.flips
+        ],
+        undecided=list(diagnosis.undecided),
+        notes=list(diagnosis.notes),
+    )

@@ -1,0 +1,114 @@
+"""The verdict that looks at all pairs at once: which of them fail because of what the diagnosis found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.diagnosis import Diagnosis, Judgement, TapProfile, diagnose
+from comparator.diagnosis import Options as AnalysisOptions
+from comparator.match.bundles import BundlePair, Key
+from comparator.measure.measurement import Measurement, TensorMeasurement
+from comparator.options import Options
+from comparator.verdict.criteria import find_rule
+from comparator.verdict.judge import Judgement as Criterion
+from comparator.verdict.judge import Verdict
+from comparator.verdict.profiles import FamilyProfile
+from comparator.verdict.taps import Taps
+
+ROW_FLOORS = 2.5
+"""A row whose error is so many floors fails its pair, where its tap introduces or inherits a fault."""
+CRITERION = "introduced error within rounding"
+
+
+@dataclass(frozen=True)
+class PairAnalysis:
+    """What the diagnosis says about one pair."""
+
+    tap: Judgement
+    """Of its tap, over all steps."""
+    failed: bool
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The diagnosis of a comparison and what it means for each pair."""
+
+    diagnosis: Diagnosis
+    taps: Taps
+    profiles: Mapping[Key, FamilyProfile]
+    judged_by_criterion: frozenset[str] = frozenset()
+    """Names for which ``--diff-threshold`` has a criterion."""
+
+    def of(self, pair: BundlePair) -> PairAnalysis | None:
+        """What is said about a pair; None where its tap is not analysed, or has a criterion of its own."""
+        found = self.profiles.get(pair.family)
+        if found is None or found.profile.key.name in self.judged_by_criterion:
+            return None
+        judgement = self.diagnosis.judgement(found.profile.key)
+        if judgement is None or judgement.judged == "not-judged":
+            return None
+        return PairAnalysis(judgement, judgement.judged in FAULTY and self._fails(pair, found, judgement))
+
+    def _fails(self, pair: BundlePair, found: FamilyProfile, judgement: Judgement) -> bool:
+        beyond = _rows_beyond(found.profile, judgement)
+        own = _rows_of(pair, found.steps)
+        if not beyond.any():
+            return bool(found.profile.error[own].any())
+        return bool(beyond[own].any())
+
+
+FAULTY = ("introduced-here", "inherited-from")
+
+
+def analyse(profiles: Mapping[Key, FamilyProfile], taps: Taps, options: Options) -> Analysis:
+    """Diagnose from the profiles of all families."""
+    own = frozenset(
+        key.name
+        for family, key in taps.keys.items()
+        if find_rule(options.diff_threshold, str(family[0][1])) is not None
+    )
+    diagnosis = diagnose([found.profile for found in profiles.values()], taps.graph, AnalysisOptions(ignored=own))
+    if taps.problem is not None:
+        note = f"the declared inputs of the taps are not used: {taps.problem}"
+        diagnosis = replace(diagnosis, notes=(note, *diagnosis.notes))
+    return Analysis(diagnosis, taps, profiles, own)
+
+
+def _rows_beyond(profile: TapProfile, judgement: Judgement) -> npt.NDArray[np.bool_]:
+    """Rows whose error stands out; where most do, those above the floor."""
+    beyond: npt.NDArray[np.bool_] = profile.error > judgement.floor * ROW_FLOORS
+    return beyond if beyond.any() else profile.error > judgement.floor
+
+
+def _rows_of(pair: BundlePair, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    if pair.step is None:
+        return np.ones(len(steps), np.bool_)
+    found: npt.NDArray[np.bool_] = steps == pair.step
+    return found
+
+
+def with_analysis(analysis: Analysis, pair: BundlePair, verdict: Verdict, measurement: Measurement) -> Verdict:
+    """The verdict on a pair with what the analysis says, which takes the place of the default criterion.
+
+    What fails for another reason (replicas, missing tokens, NaN that meet no criterion) still does.
+    """
+    found = analysis.of(pair)
+    if found is None or not isinstance(measurement, TensorMeasurement) or verdict.judgement is None:
+        return verdict
+    difference = measurement.difference
+    if difference is None or np.isnan(difference.rel):
+        return verdict
+    criterion = Criterion(not found.failed, CRITERION)
+    failed = found.failed or not all(verdict.replicas) or any(one.severity == "error" for one in verdict.said)
+    said = tuple(one for one in verdict.said if found.failed or one.name not in NOISE)
+    return replace(
+        verdict, category="failed" if failed else "passed", judgement=criterion, said=said, analysis=found.tap
+    )
+
+
+NOISE = ("scaled", "token-differs")
+"""Remarks on single pairs that the analysis, which knows the noise, makes needless where it finds no fault."""

@@ -1,0 +1,69 @@
+"""Measure a family for the analysis: from its aligned rows, and those of the taps that it sums up, to numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.diagnosis import SideRows, TapKey, TapProfile, TapRows, label_rows, profile
+from comparator.measure.family import FamilyRows
+from comparator.measure.statistics import Array, to_working
+from comparator.measure.units import Families
+from comparator.verdict.taps import Taps
+
+
+@dataclass(frozen=True, eq=False)
+class FamilyProfile:
+    """The profile of a family, and which forward pass computed each of its rows."""
+
+    profile: TapProfile
+    steps: npt.NDArray[np.int64]
+    """Shape ``(rows,)``: the target's step, -1 outside any."""
+
+
+@dataclass(frozen=True)
+class Profiler:
+    """Makes the profile of a family of floating-point tensors; None for all else."""
+
+    taps: Taps
+
+    def __call__(self, found: FamilyRows, families: Families) -> FamilyProfile | None:
+        key = self.taps.keys.get(found.family)
+        node = None if key is None else self.taps.graph.node(key)
+        if key is None or node is None or not (is_analysed(found.baseline) and is_analysed(found.target)):
+            return None
+        operands = [self._rows_of(other, families) for other in node.operands]
+        router = None if node.router is None else self._rows_of(node.router, families)
+        rows = TapRows(
+            key,
+            _side_rows(found),
+            found.baseline.dtype.name,
+            found.target.dtype.name,
+            operands=tuple(operand for operand in operands if operand is not None)
+            if all(operand is not None for operand in operands)
+            else (),
+            router=router,
+            ranks=self.taps.ranks,
+        )
+        return FamilyProfile(profile(rows, node), found.step)
+
+    def _rows_of(self, key: TapKey, families: Families) -> SideRows | None:
+        family = self.taps.families.get(key)
+        found = None if family is None else families.rows(family)
+        if found is None or not (is_analysed(found.baseline) and is_analysed(found.target)):
+            return None
+        return _side_rows(found)
+
+
+def is_analysed(array: Array) -> bool:
+    """Whether an array holds real floating-point numbers that float32 can hold, those of ml_dtypes included."""
+    name = array.dtype.name
+    return name in ("float16", "float32") or name.startswith(("bfloat16", "float8", "float6", "float4"))
+
+
+def _side_rows(found: FamilyRows) -> SideRows:
+    labels = label_rows(len(found), found.sequence, found.position, found.step)
+    single = np.dtype(np.float32)
+    return SideRows(to_working(found.baseline, single), to_working(found.target, single), labels)

@@ -1,0 +1,68 @@
+"""The taps of a pair of runs as the analysis knows them: their names, what they are computed from, their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from comparator.diagnosis import GraphError, TapDeclaration, TapGraph, TapKey, build_graph
+from comparator.match.bundles import BundlePair, Key
+from dumper.reading.protocol import Run, TapCoverage
+
+LAYER_TAGS = ("layer_id", "layer", "layer_idx", "layer_number")
+"""Tags that count layers; the first one that a tap has and that is a whole number is its layer."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """All taps that both runs recorded, in the order of execution."""
+
+    keys: Mapping[Key, TapKey]
+    """By family."""
+    families: Mapping[TapKey, Key]
+    graph: TapGraph
+    ranks: int = 1
+    """The most ranks that either run has."""
+    problem: str | None = None
+    """Why the declared inputs are not used."""
+
+
+def collect_taps(pairs: Sequence[BundlePair], baseline: Run, target: Run) -> Taps:
+    """The taps of the pairs that both sides have. Inputs come from the target's taps, else from the baseline's.
+
+    Where declared inputs make no graph they are left aside, and ``problem`` says why.
+    """
+    covered = {tap.id: tap for run in (baseline, target) for tap in run.taps}
+    declared: dict[Key, TapDeclaration] = {}
+    for pair in pairs:
+        if pair.baseline is not None and pair.target is not None and pair.family not in declared:
+            declared[pair.family] = _declare(pair, covered)
+    keys = {family: declaration.key for family, declaration in declared.items()}
+    graph = build_graph(list(declared.values()))
+    problem = None
+    if isinstance(graph, GraphError):
+        problem = graph.message
+        graph = build_graph([replace(declaration, inputs=()) for declaration in declared.values()])
+    if isinstance(graph, GraphError):  # not without declared inputs: names and the order of execution have no circles
+        raise AssertionError(graph.message)
+    ranks = max(len(baseline.ranks), len(target.ranks), 1)
+    return Taps(keys, {key: family for family, key in keys.items()}, graph, ranks, problem)
+
+
+def _declare(pair: BundlePair, covered: Mapping[str, TapCoverage]) -> TapDeclaration:
+    key = tap_key(pair.family)
+    tap = covered.get(pair.tap or "")
+    if tap is None or any(tag == "stream" for tag, _ in key.tags):
+        return TapDeclaration(key)
+    return TapDeclaration(key, tap.inputs, tap.operation)
+
+
+def tap_key(family: Key) -> TapKey:
+    """The name of a family in the analysis. Gradients flow the other way: no convention holds for their names."""
+    name = str(family[0][1])
+    tags = {tag: str(value) for tag, value in family[1:]}
+    layer_tag = next((tag for tag in LAYER_TAGS if tags.get(tag, "").isdecimal()), None)
+    layer = None if layer_tag is None else int(tags.pop(layer_tag))
+    if tags.get("stream") == "grad":
+        name = f"gradient of {name}"
+    return TapKey(name, layer, tuple(sorted(tags.items())))
