@@ -22,7 +22,7 @@ from comparator.report.records import (
     SummaryRecord,
     TensorComparison,
 )
-from comparator.report.runs import Tally, introduces, run_notes
+from comparator.report.runs import Tally, earlier_of, run_notes
 from comparator.verdict.criteria import parse_rules
 from dumper.reading.protocol import Run, RunError
 
@@ -60,10 +60,14 @@ class Report:
 
     @property
     def first_divergence(self) -> Comparison | None:
-        """The first failed finding in the order of execution, of the tap where error was introduced if that is known;
-        None when nothing failed."""
-        failed = [finding for finding in self.findings if finding.category == "failed"]
-        return next((finding for finding in failed if introduces(finding)), failed[0] if failed else None)
+        """The first failed finding in the order of execution; None when nothing failed.
+
+        Within its step the one of the tap where error was introduced, where that is known.
+        """
+        first: Comparison | None = None
+        for finding in self.of("failed"):
+            first = earlier_of(first, finding)
+        return first
 
     def to_polars(self) -> polars.DataFrame:
         """One row per finding: name, tags, step, category and the metrics (null where there are none)."""

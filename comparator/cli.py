@@ -9,15 +9,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from comparator.api import open_side
 from comparator.arguments import load_override_config, parse_names, parse_override
 from comparator.errors import ComparatorError
 from comparator.options import Options
 from comparator.verdict.criteria import parse_rules
+
+if TYPE_CHECKING:
+    from comparator.pipeline import Comparing
+    from comparator.report.records import ReportRecord
+    from comparator.report.reporters import Reporter
+    from comparator.report.runs import Tally
 
 PRESETS: dict[str, dict[str, object]] = {
     "raw": {"grouping_skip_keys": []},
@@ -145,10 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Compare as the arguments say; raises ComparatorError."""
     from comparator.pipeline import prepare
-    from comparator.report.diagnosis import diagnosis_record
     from comparator.report.explain import explain
-    from comparator.report.records import ConfigRecord, ReportRecord
-    from comparator.report.reporters import JsonReporter, Reporter, ReportFile, TextReporter, progress, terminal
+    from comparator.report.records import ConfigRecord
+    from comparator.report.reporters import JsonReporter, ReportFile, TextReporter, progress, terminal
     from comparator.report.runs import Tally, input_ids, rank_info, run_notes
 
     baseline_path = _one_path(arguments.baseline_path, arguments.baseline, "baseline")
@@ -193,20 +199,27 @@ def run(arguments: argparse.Namespace) -> int:
         for record in opening:
             for reporter in reporters if record is not None else []:
                 reporter.report(record)  # type: ignore[arg-type]
-        comparing = prepared.comparing(advance)
-        for finding in comparing:
-            tally.add(finding)
-            for reporter in reporters:
-                reporter.report(finding)
-        closing: list[ReportRecord] = [tally.summary(comparing.diagnosis)]
-        if comparing.diagnosis is not None:
-            closing.insert(0, diagnosis_record(comparing.diagnosis, comparing.tap_ids))
-        for last in closing:
-            for reporter in reporters:
-                reporter.report(last)
+        _report_findings(prepared.comparing(advance), tally, reporters)
     if report_path is not None:
         print(f"report: {report_path}", file=sys.stderr)
     return tally.exit_code
+
+
+def _report_findings(comparing: Comparing, tally: Tally, reporters: Sequence[Reporter]) -> None:
+    """Report every finding, then the diagnosis, then the summary."""
+    from comparator.report.diagnosis import diagnosis_record
+
+    def records() -> Iterator[ReportRecord]:
+        for finding in comparing:
+            tally.add(finding)
+            yield finding
+        if comparing.diagnosis is not None:
+            yield diagnosis_record(comparing.diagnosis, comparing.tap_ids)
+        yield tally.summary(comparing.diagnosis)
+
+    for record in records():
+        for reporter in reporters:
+            reporter.report(record)
 
 
 def _one_path(flag: str | None, positional: str | None, what: str) -> str:

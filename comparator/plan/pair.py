@@ -56,11 +56,12 @@ class PairPlan:
             return min(side.token_dimensions) if side.merge_rows else side.token_dimensions[-1]
         return self.axes.result.index("s") if "s" in self.axes.result else None
 
-
     @property
     def row_dimensions(self) -> tuple[int, ...]:
-        """The dimensions of the aligned arrays whose elements, in row-major order, are the joined rows: one, or batch and
-        sequence. Empty where rows are no tokens."""
+        """The dimensions of the aligned arrays whose elements, in row-major order, are the joined rows.
+
+        One, or batch and sequence; empty where rows are no tokens.
+        """
         if self.token_axis is not None:
             return (self.token_axis,)
         if self.tokens is None or not self.target.token_dimensions:

@@ -72,8 +72,18 @@ def input_ids(label: Side, run: Run, options: Options) -> InputIdsRecord | None:
     return InputIdsRecord(label=label, rows=rows) if rows else None
 
 
-def introduces(finding: Comparison) -> bool:
-    """Whether the analysis says that error came in at the tap of a finding."""
+def earlier_of(known: Comparison | None, finding: Comparison) -> Comparison:
+    """Which of two failures, given in the order of execution, comes first.
+
+    Within a step one where the analysis says that error was introduced precedes those that inherit it.
+    """
+    if known is None:
+        return finding
+    same_step = known.location.step == finding.location.step
+    return finding if same_step and _introduces(finding) and not _introduces(known) else known
+
+
+def _introduces(finding: Comparison) -> bool:
     analysis = finding.analysis if isinstance(finding, TensorComparison) else None
     return analysis is not None and analysis.judged == "introduced-here"
 
@@ -97,9 +107,7 @@ class Tally:
             allowed = allowed_failure is not None and re.fullmatch(allowed_failure, finding.name) is not None
             if not allowed:
                 self.disallowed = True
-                known = self.first_divergence
-                if known is None or (introduces(finding) and not introduces(known)):
-                    self.first_divergence = finding
+                self.first_divergence = earlier_of(self.first_divergence, finding)
         elif isinstance(finding, ErroredComparison):
             self.disallowed |= finding.reason not in self.options.allow
         elif finding.category == "skipped" and re.fullmatch(self.options.allow_skipped_pattern, finding.name) is None:

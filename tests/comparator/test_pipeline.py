@@ -219,9 +219,14 @@ def test_integers_must_be_equal() -> None:
     assert comparator.compare(run_of(ids, dims="t"), run_of(other, dims="t"), diff_threshold="rel <= 1e-3").passed
 
 
-def test_a_passing_scale_is_pointed_out() -> None:
+def test_a_common_factor_fails_unless_a_criterion_allows_it_which_points_it_out() -> None:
     x = values(8, 16)
-    report = comparator.compare(run_of(x), run_of(x * np.float32(1.02)))
+    runs = run_of(x), run_of(x * np.float32(1.02))
+    failed = comparator.compare(*runs)
+    assert not failed.passed
+    assert failed.diagnosis is not None
+    assert failed.diagnosis.verdict == "differ"
+    report = comparator.compare(*runs, diff_threshold="rel <= 1e-3")
     assert report.passed
     assert any("1.02 times the baseline" in note.message for note in only(report).infos)
 
