@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -306,6 +307,46 @@ def test_silent_taps() -> None:
     assert report.passed
     assert "m#2:y (model.py:1) never fired" in report.logs[0].infos[0].message
     assert not comparator.compare(run_of(values(2, 2)), target, strict_taps=True).passed
+
+
+def test_messages_are_switched_by_name() -> None:
+    spoiled = values(2, 2)
+    spoiled[0, 0] = math.nan
+    both = FakeRun([FakeRecord("x", values(2, 2), dims="t h"), FakeRecord("mask", spoiled, dims="t h")])
+    one = FakeRun([both.records[0]])
+    assert comparator.compare(one, both).passed
+    assert not comparator.compare(one, both, error=frozenset({"only-in-target"})).passed
+    assert comparator.compare(both, both, equal_nan=True).passed
+    assert not comparator.compare(both, both, equal_nan=True, error=frozenset({"non-finite"})).passed
+    with pytest.raises(comparator.ComparatorError, match="non-finite"):
+        comparator.compare(both, both, allow=frozenset({"nonfinite"}))
+
+
+def test_units_and_what_they_give_can_be_sent_elsewhere() -> None:
+    records = [
+        FakeRecord(name, values(3, 2, seed=step), step=step, dims="t h") for step in range(3) for name in ("x", "y")
+    ]
+    prepared = prepare(FakeRun(records), FakeRun(records), comparator.Options())
+    assert [unit.pairs for unit in prepared.units] == [(0, 2, 4), (1, 3, 5)]
+    for unit in prepared.units:
+        result = pickle.loads(pickle.dumps(prepared.measure(pickle.loads(pickle.dumps(unit)))))
+        assert [row.pair for row in result.rows] == list(unit.pairs)
+
+
+def test_layers_share_a_plan_and_a_family_gives_its_rows() -> None:
+    records = [
+        FakeRecord("x", values(2, 4, seed=step), step=step, dims="t h", tags={"layer_id": layer})
+        for step in range(2)
+        for layer in range(3)
+    ]
+    prepared = prepare(FakeRun(records), FakeRun(records), comparator.Options())
+    plans = [prepared.planner.plan(pair, prepared.rules) for pair in prepared.pairs]
+    assert plans[0] is plans[1] is plans[2]
+    assert plans[3] is not plans[0]
+    rows = prepared.families.rows(prepared.pairs[1].family)
+    assert rows is not None
+    assert rows.step.tolist() == [0, 0, 1, 1]
+    assert np.array_equal(rows.target, np.concatenate([values(2, 4, seed=0), values(2, 4, seed=1)]))
 
 
 def test_a_step_range() -> None:
