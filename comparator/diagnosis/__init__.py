@@ -14,10 +14,12 @@ from comparator.diagnosis.calibration import (
 )
 from comparator.diagnosis.floors import Floor, Operation, floor_for
 from comparator.diagnosis.profiling import TapProfile, profile
+from comparator.diagnosis.reference import ReferenceDiagnosis, ReferenceTap, diagnose_reference
 from comparator.diagnosis.rows import RowLabels, SideRows, TapKey, TapRows, label_rows
 from comparator.diagnosis.strengths import Test
 from comparator.diagnosis.taps import GraphError, TapDeclaration, TapGraph, TapNode, build_graph
 from comparator.diagnosis.verdict import Diagnosis, Judgement, Options, diagnose
+from comparator.diagnosis.words import describe
 
 __all__ = [
     "Calibration",
@@ -28,6 +30,8 @@ __all__ = [
     "Judgement",
     "Operation",
     "Options",
+    "ReferenceDiagnosis",
+    "ReferenceTap",
     "RowLabels",
     "SideRows",
     "TapDeclaration",
@@ -39,7 +43,9 @@ __all__ = [
     "Test",
     "build_graph",
     "calibrate",
+    "describe",
     "diagnose",
+    "diagnose_reference",
     "floor_for",
     "label_rows",
     "profile",

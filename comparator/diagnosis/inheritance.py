@@ -20,6 +20,8 @@ _LINEAR: frozenset[Operation] = frozenset({"linear", "combine", "logits"})
 """A factor of the input is one of the output."""
 _NORMALISED: frozenset[Operation] = frozenset({"attention", "mlp", "moe", "router", "norm"})
 """Behind a norm a factor of the input is gone, but for that of massive channels."""
+_CAUSAL: frozenset[Operation] = frozenset({"attention", "unknown"})
+"""A row may depend on all rows before it in its sequence."""
 _ROUTED: frozenset[Operation] = frozenset({"moe", "combine"})
 
 
@@ -47,9 +49,13 @@ class Inheritance:
         self._ties = self._find_ties()
         self.without_routing: list[TapKey] = []
 
-    def _explain(self, profile: TapProfile) -> tuple[Float, Float, Float]:
-        """Per row the inherited error, gain included, the floor, and the ratio of the error to both."""
-        inherited = self._inherited(profile, self._nodes[profile.key])
+    def _explain(self, profile: TapProfile) -> tuple[Float, Float, Float, Float]:
+        """Per row the inherited error, gain included, the floor, and the ratios of the error to both.
+
+        The second ratio is for single rows: an attention may look at one token alone, so that it may inherit the
+        largest error before it.
+        """
+        inherited, largest = self._inherited(profile, self._nodes[profile.key])
         bound = floor_for(
             profile.operation,
             profile.baseline_dtype,
@@ -61,12 +67,13 @@ class Inheritance:
         if self._calibration is not None:
             own = self._calibration.raised(profile.key, own)
         floor = np.hypot(own, profile.extra_floor)
-        explained = np.hypot(bound.gain * inherited, floor)
-        return bound.gain * inherited, floor, profile.added / np.maximum(explained, TINY)
+        explained = np.maximum(np.hypot(bound.gain * inherited, floor), TINY)
+        most = np.maximum(np.hypot(bound.gain * largest, floor), TINY)
+        return bound.gain * inherited, floor, profile.added / explained, profile.added / most
 
     def view(self, profile: TapProfile) -> View:
         node = self._nodes[profile.key]
-        inherited, floor, ratio = self._explain(profile)
+        inherited, floor, ratio, row_ratio = self._explain(profile)
         own_ties = self._own_ties(profile)
         before = self._ties_before(profile)
         compared = np.ones(profile.rows, np.bool_) if own_ties is None else ~own_ties
@@ -76,6 +83,7 @@ class Inheritance:
         main = self._main_input(node)
         context = Context(
             ratio=ratio,
+            row_ratio=row_ratio,
             floor=floor,
             compared=compared,
             steady=~before,
@@ -115,21 +123,23 @@ class Inheritance:
 
     # Error of the inputs
 
-    def _inherited(self, profile: TapProfile, node: TapNode) -> Float:
+    def _inherited(self, profile: TapProfile, node: TapNode) -> tuple[Float, Float]:
+        """Per row the usual and the largest error that the inputs may hand on, before the gain."""
         if profile.inherited is not None:
-            return profile.inherited
+            return profile.inherited, profile.inherited
+        usual, largest = np.zeros(profile.rows), np.zeros(profile.rows)
         if profile.operation in ("sum", "source"):
-            return np.zeros(profile.rows)
-        found = np.zeros(profile.rows)
+            return usual, largest
         for key in node.inputs:
             source = self._profiles.get(key)
             if source is None or source.identical:
                 continue
-            if profile.operation == "attention" and profile.labels.known and source.labels.known:
-                found = np.maximum(found, _over_prefix(source, profile.labels))
+            if profile.operation in _CAUSAL and profile.labels.known and source.labels.known:
+                mean, most = _over_prefix(source, profile.labels)
             else:
-                found = np.maximum(found, _of_rows(source, profile.labels))
-        return found
+                mean = most = _of_rows(source, profile.labels)
+            usual, largest = np.maximum(usual, mean), np.maximum(largest, most)
+        return usual, largest
 
     def _main_input(self, node: TapNode) -> TapProfile | None:
         found = [self._profiles[key] for key in node.inputs if key in self._profiles]
@@ -210,17 +220,17 @@ def _of_rows(source: TapProfile, labels: RowLabels) -> Float:
     return found
 
 
-def _over_prefix(source: TapProfile, labels: RowLabels) -> Float:
-    """Rms error of the source over all rows of the same sequence up to each row."""
+def _over_prefix(source: TapProfile, labels: RowLabels) -> tuple[Float, Float]:
+    """Rms and largest error of the source over all rows of the same sequence up to each row."""
     order = np.lexsort((source.labels.position, source.labels.sequence))
-    sequence, squares = source.labels.sequence[order], source.error[order] ** 2
-    starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(order)), np.bool_), np.diff(sequence) != 0]))
-    total = np.cumsum(squares)
-    before = np.repeat(total[starts] - squares[starts], np.diff(np.append(starts, len(order))))
-    number = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order)))) + 1
-    means = np.empty(len(order))
-    means[order] = np.sqrt(np.maximum(total - before, 0.0) / number)
-    found = np.full(len(labels), float(np.sqrt(squares.mean())) if len(order) else 0.0)
+    sequence, errors = source.labels.sequence[order], source.error[order]
+    mean, most = np.zeros(len(order)), np.zeros(len(order))
+    for number in np.unique(sequence):
+        rows = np.flatnonzero(sequence == number)
+        mean[order[rows]] = np.sqrt(np.cumsum(errors[rows] ** 2) / np.arange(1, len(rows) + 1))
+        most[order[rows]] = np.maximum.accumulate(errors[rows])
+    usual = np.full(len(labels), float(np.sqrt(np.mean(errors**2))) if len(order) else 0.0)
+    largest = np.full(len(labels), float(errors.max(initial=0.0)))
     here, there = join_rows(labels, source.labels)
-    found[here] = means[there]
-    return found
+    usual[here], largest[here] = mean[there], most[there]
+    return usual, largest

@@ -90,6 +90,8 @@ class Context:
 
     ratio: Float
     """Error over what inherited error and floor explain."""
+    row_ratio: Float
+    """The same with the largest error that a row may inherit: for tests of single rows and groups."""
     floor: Float
     compared: Mask
     """Rows that are no ties."""
@@ -166,6 +168,7 @@ def _rows(found: TapProfile, context: Context) -> Iterator[Test]:
         yield Test("growth", growth / limits.growth, growth, limits.growth)
     if context.without_routing:
         return
+    ratio = context.row_ratio
     rows = np.flatnonzero(compared)
     at = int(rows[np.argmax(ratio[rows])])
     limit = largest_of(limits.row, len(rows))

@@ -205,7 +205,7 @@ def _with_sources(judgements: list[Judgement], place: Judgement, graph: TapGraph
     behind = _descendants(place.key, graph)
     changed = []
     for one in judgements:
-        inherits = one.key in behind and one.judged != "not-judged" and one.error > 0
+        inherits = one.key in behind and one.judged != "not-judged" and bool(one.error > 0 or one.tests)
         if inherits and (one.judged == "introduced-here" or one.inherited > one.floor):
             changed.append(replace(one, judged="inherited-from", source=place.key))
         else:

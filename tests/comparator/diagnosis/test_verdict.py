@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from comparator.diagnosis import Calibration, Options, TapKey, diagnose, profile
+from comparator.diagnosis.words import describe
+from tests.comparator.diagnosis.simulator import (
+    HEAD_SIZE,
+    Kernels,
+    Model,
+    Recording,
+    compare,
+    labels,
+    profiles_of,
+)
+
+KERNELS = {
+    "plain": Kernels(),
+    "two ranks": Kernels(pieces=2),
+    "four ranks": Kernels(pieces=4),
+    "eager": Kernels(eager=True),
+    "fused": Kernels(fused_norm=True),
+    "eager, two ranks, fused": Kernels(pieces=2, eager=True, fused_norm=True),
+}
+DENSE, EXPERTS = Model(0), Model(0, experts=True)
+
+
+def at(tap, number, change):
+    """A fault at one tap of one layer."""
+
+    def fault(name, layer, value):
+        return change(value) if (name, layer) == (tap, number) else value
+
+    return fault
+
+
+def scaled(factor, rows=slice(None), columns=slice(None)):
+    def change(value):
+        value[rows, columns] *= np.float32(factor)
+        return value
+
+    return change
+
+
+DECODE, LAST = labels().decode, np.array([11, 51, 75])
+FAULTS = {
+    "scale": ("attn_output", 1, scaled(1.02), "scale", False),
+    "scale of the MLP": ("mlp_output", 1, scaled(0.97), "scale", False),
+    "row": ("mlp_output", 1, scaled(0.5, [30]), "row", False),
+    "row scale": ("attn_output", 1, scaled(0.9, [30]), "row scale", False),
+    "last tokens": ("attn_output", 1, scaled(0.7, LAST), "row", False),
+    "decode": ("attn_output", 1, scaled(0.9, DECODE), "group", False),
+    "group scale": ("attn_output", 1, scaled(0.95, DECODE), "group scale", False),
+    "channel": ("mlp_output", 1, scaled(1.5, slice(None), [17]), "channel", False),
+    "channel scale": ("attn_output", 1, scaled(1.3, slice(None), [17]), "channel scale", False),
+    "head": ("attn_pre_o_proj", 1, scaled(0, slice(None), slice(HEAD_SIZE, 2 * HEAD_SIZE)), "head", False),
+    "head scale": ("attn_pre_o_proj", 1, scaled(1.1, slice(None), slice(0, HEAD_SIZE)), "head scale", False),
+    "offset": ("attn_output", 1, lambda value: value + np.float32(0.02) * np.std(value), "offset", False),
+    "noise": ("mlp_output", 1, lambda value: value + 0.1 * np.std(value) * _noise(value.shape), "growth", False),
+    "residual twice": ("pre_mlp_residual", 1, scaled(2), "sum identity", False),
+    "branch dropped": ("residual", 1, lambda value: value * np.float32(0.5), "sum identity", False),
+    "expert": ("expert 3", 1, scaled(0.5), "expert", True),
+    "expert scale": ("expert 3", 1, scaled(0.9), "expert scale", True),
+    "router": ("moe_router_logits", 1, lambda value: value + 0.2 * _noise(value.shape), "growth", True),
+    "NaN": ("mlp_output", 1, lambda value: np.where(np.arange(value.size).reshape(value.shape) == 77, np.nan, value),
+            "nonfinite", False),
+    "zero": ("attn_output", 1, scaled(0), "zero", False),
+}  # fmt: skip
+PLACES = {"residual": TapKey("layer_input", 2), "expert 3": TapKey("moe_expert_output", 1)}
+
+
+def _noise(shape):
+    return np.random.default_rng(5).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def clean():
+    return {
+        (experts, name): (EXPERTS if experts else DENSE).run(kernels)
+        for experts in (False, True)
+        for name, kernels in KERNELS.items()
+    }
+
+
+@pytest.mark.parametrize("experts", [False, True])
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(KERNELS, 2))[::2])
+def test_no_alarm_between_kernels_that_are_right(clean, experts, one, other):
+    found = compare(clean[experts, one], clean[experts, other])
+    assert found.verdict == "agree", (found.place, found.nearest, describe(found))
+    assert "within rounding" in describe(found)
+
+
+@pytest.mark.parametrize("baseline", ["two ranks", "eager"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_test_sees_its_fault_at_its_tap(clean, fault, baseline):
+    tap, layer, change, test, experts = FAULTS[fault]
+    target = (EXPERTS if experts else DENSE).run(Kernels(), at(tap, layer, change))
+    found = compare(clean[experts, baseline], target, **({"top_k": 2} if experts else {}))
+    place = PLACES.get(tap, TapKey(tap, layer))
+    assert found.verdict == "differ"
+    assert found.place == place, (found.place, describe(found))
+    strengths = {one.name: one.strength for one in reversed(found.judgement(place).tests)}
+    assert strengths[test] >= 1, strengths
+    assert place.label in describe(found)
+    later = found.judgement(TapKey("final_norm_output"))
+    assert (later.judged, later.source) == ("inherited-from", place)
+
+
+def test_the_first_difference_of_bits_under_equal_kernels_needs_no_size(clean):
+    target = DENSE.run(Kernels(), at("attn_output", 1, scaled(1.004)))
+    found = compare(clean[False, "plain"], target)
+    assert found.place == TapKey("attn_output", 1)
+    assert found.first_difference[0] == TapKey("attn_output", 1)
+
+
+def test_equal_runs_agree_bit_for_bit(clean):
+    found = compare(clean[True, "plain"], EXPERTS.run())
+    assert found.verdict == "agree"
+    assert found.nearest == 0
+    assert describe(found) == "The runs agree bit for bit."
+
+
+def test_identical_inputs_and_an_output_beyond_rounding(clean):
+    change = lambda value: value + 0.03 * np.std(value) * _noise(value.shape)  # noqa: E731
+    found = compare(clean[False, "plain"], DENSE.run(Kernels(), at("next_token_logits", None, change)))
+    assert found.place == TapKey("next_token_logits")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("experts", [False, True])
+def test_floors_follow_the_dtype(dtype, experts):
+    model = EXPERTS if experts else DENSE
+    baseline = model.run(Kernels(pieces=2, dtype=dtype))
+    assert compare(baseline, model.run(Kernels(eager=True, dtype=dtype))).verdict == "agree"
+    faulty = model.run(Kernels(dtype=dtype), at("attn_output", 1, scaled(1.005)))
+    assert compare(baseline, faulty).place == TapKey("attn_output", 1)
+
+
+def test_values_of_a_coarser_dtype_than_recorded_are_a_fault(clean):
+    rounded = lambda value: value.astype("float16").view("int16").__and__(-256).view("float16").astype("float32")  # noqa: E731
+    target = DENSE.run(Kernels(), at("mlp_output", 1, rounded))
+    assert compare(clean[False, "eager"], target).place == TapKey("mlp_output", 1)
+
+
+def test_sides_of_different_dtypes_agree_within_the_coarser_one(clean):
+    found = compare(clean[False, "plain"], DENSE.run(Kernels(dtype="float32")))
+    assert found.verdict == "agree"
+    profiles, graph = profiles_of(clean[False, "plain"], DENSE.run(Kernels(dtype="float32")))
+    mixed = [replace(one, target_dtype="float32") for one in profiles]
+    assert any("float32" in note for note in diagnose(mixed, graph).notes)
+
+
+def test_swapping_the_sides_keeps_the_verdict(clean):
+    target = DENSE.run(Kernels(), at("attn_output", 1, scaled(1.02)))
+    one, other = clean[False, "eager"], target
+    there, back = compare(one, other), compare(other, one)
+    assert there.place == back.place
+    for forward in there.judgements:
+        assert forward.strength == pytest.approx(back.judgement(forward.key).strength, rel=0.02, abs=0.02)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_order_of_rows_does_not_matter(seed):
+    one, other = EXPERTS.run(Kernels(pieces=2)), EXPERTS.run(Kernels(eager=True))
+    order = np.random.default_rng(seed).permutation(len(one.labels))
+    shuffled = [
+        Recording(
+            {key: value[order] for key, value in run.values.items()},
+            replace(
+                run.labels,
+                sequence=run.labels.sequence[order],
+                position=run.labels.position[order],
+                decode=run.labels.decode[order],
+            ),
+            run.dtype,
+        )
+        for run in (one, other)
+    ]
+    plain, mixed = compare(one, other), compare(*shuffled)
+    for judgement in plain.judgements:
+        assert judgement.strength == pytest.approx(mixed.judgement(judgement.key).strength, rel=1e-3, abs=1e-3)
+
+
+def test_flips_are_counted_and_are_no_fault(clean):
+    found = compare(clean[True, "eager, two ranks, fused"], clean[True, "four ranks"])
+    assert found.verdict == "agree"
+    assert found.top_k in (2, None)
+    known = compare(clean[True, "eager, two ranks, fused"], clean[True, "four ranks"], top_k=2)
+    assert known.top_k == 2
+    assert len(known.flips) == 3
+    assert all(flips.unexplained == 0 for flips in known.flips)
+
+
+def test_calibration_raises_a_floor_and_hides_what_it_was_measured_on(clean):
+    target = DENSE.run(Kernels(), at("mlp_output", 1, lambda value: value + 0.1 * np.std(value) * _noise(value.shape)))
+    options = Options(Calibration({"mlp_output": 0.2}))
+    assert compare(clean[False, "eager"], target).place == TapKey("mlp_output", 1)
+    judgement = compare(clean[False, "eager"], target, options).judgement(TapKey("mlp_output", 1))
+    assert judgement.strength < 1
+
+
+def test_names_with_thresholds_of_their_own_are_no_place(clean):
+    target = DENSE.run(Kernels(), at("attn_output", 1, scaled(1.02)))
+    found = compare(clean[False, "eager"], target, Options(ignored=frozenset({"attn_output"})))
+    assert found.place != TapKey("attn_output", 1)
+    assert found.judgement(TapKey("attn_output", 1)).strength >= 1
+
+
+def _one_tap(baseline, target, **changes):
+    rows = Recording({TapKey("mine"): baseline}, _plain(len(baseline)), "bfloat16")
+    return compare(rows, Recording({TapKey("mine"): target}, rows.labels, "bfloat16"), **changes)
+
+
+def _plain(rows):
+    return replace(labels(), sequence=np.zeros(rows, np.int64), position=np.arange(rows), decode=np.zeros(rows, bool))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "target", "verdict"),
+    [
+        (np.ones((1, 8)), np.ones((1, 8)) * 1.5, "differ"),
+        (np.ones((1, 8)), np.ones((1, 8)) * 1.001, "agree"),
+        (np.zeros((5, 8)), np.zeros((5, 8)), "agree"),
+        (np.zeros((5, 8)), np.ones((5, 8)), "differ"),
+        (np.full((9, 64), 3.0), np.full((9, 64), 3.0), "agree"),
+        (np.full((9, 64), 3.0), np.full((9, 64), 3.3), "differ"),
+        (np.full((9, 64), np.nan), np.full((9, 64), np.nan), "agree"),
+        (np.full((9, 64), np.inf), np.full((9, 64), -np.inf), "differ"),
+        (np.full((9, 64), np.inf), np.full((9, 64), 1.0), "differ"),
+        (np.empty((0, 8)), np.empty((0, 8)), "undecided"),
+        (np.empty((8, 0)), np.empty((8, 0)), "undecided"),
+        (np.ones((9, 1)), np.ones((9, 1)) * 2, "differ"),
+        (np.full((9, 64), 1e38), np.full((9, 64), -1e38), "differ"),
+        (np.full((9, 64), 1e-40), np.full((9, 64), 1e-40), "agree"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("error")
+def test_degenerate_tensors_have_a_defined_verdict(baseline, target, verdict):
+    found = _one_tap(baseline.astype(np.float32), target.astype(np.float32))
+    assert found.verdict == verdict
+    assert describe(found)
+
+
+def test_wrong_shapes_are_named():
+    profiles, graph = profiles_of(DENSE.run(), DENSE.run())
+    rows = np.ones((3, 4), np.float32)
+    from comparator.diagnosis import SideRows, TapRows
+
+    with pytest.raises(ValueError, match="layer_input layer 0: expected two arrays"):
+        profile(TapRows(profiles[0].key, SideRows(rows, rows[:2], _plain(3))), graph.nodes[0])
+
+
+def test_taps_without_a_profile_are_not_judged(clean):
+    profiles, graph = profiles_of(clean[False, "plain"], clean[False, "eager"])
+    found = diagnose(profiles[1:], graph)
+    assert found.judgements[0].judged == "not-judged"
+    assert found.verdict == "agree"
+    assert diagnose([], graph).verdict == "undecided"
