@@ -12,7 +12,7 @@ from comparator.diagnosis.floors import Operation, floor_for
 from comparator.diagnosis.measures import NOTHING, TINY, Estimate
 from comparator.diagnosis.profiling import TapProfile
 from comparator.diagnosis.routing import STANDS_OUT, Choices, Flips, count_flips, find_top_k
-from comparator.diagnosis.rows import Float, Mask, RowLabels, TapKey, join_rows
+from comparator.diagnosis.rows import Float, Mask, RowLabels, TapKey, has_whole_prefix, join_rows
 from comparator.diagnosis.strengths import Context, Test
 from comparator.diagnosis.taps import TapGraph, TapNode
 
@@ -199,6 +199,7 @@ class Inheritance:
                 here, there = join_rows(profile.labels, labels)
                 found[here] |= tied[there]
                 continue
+            found |= ~has_whole_prefix(profile.labels)
             for sequence in np.unique(labels.sequence[tied]):
                 first = labels.position[tied & (labels.sequence == sequence)].min()
                 found |= (profile.labels.sequence == sequence) & (profile.labels.position >= first)
@@ -221,7 +222,10 @@ def _of_rows(source: TapProfile, labels: RowLabels) -> Float:
 
 
 def _over_prefix(source: TapProfile, labels: RowLabels) -> tuple[Float, Float]:
-    """Rms and largest error of the source over all rows of the same sequence up to each row."""
+    """Rms and largest error of the source over all rows of the same sequence up to each row.
+
+    A row whose earlier tokens were not all compared (a cached prefix) may inherit the error of any row.
+    """
     order = np.lexsort((source.labels.position, source.labels.sequence))
     sequence, errors = source.labels.sequence[order], source.error[order]
     mean, most = np.zeros(len(order)), np.zeros(len(order))
@@ -229,7 +233,11 @@ def _over_prefix(source: TapProfile, labels: RowLabels) -> tuple[Float, Float]:
         rows = np.flatnonzero(sequence == number)
         mean[order[rows]] = np.sqrt(np.cumsum(errors[rows] ** 2) / np.arange(1, len(rows) + 1))
         most[order[rows]] = np.maximum.accumulate(errors[rows])
-    usual = np.full(len(labels), float(np.sqrt(np.mean(errors**2))) if len(order) else 0.0)
+    overall = float(np.sqrt(np.mean(errors**2))) if len(order) else 0.0
+    partly = ~has_whole_prefix(source.labels)
+    mean[partly] = np.maximum(mean[partly], overall)
+    most[partly] = errors.max(initial=0.0)
+    usual = np.full(len(labels), overall)
     largest = np.full(len(labels), float(errors.max(initial=0.0)))
     here, there = join_rows(labels, source.labels)
     usual[here], largest[here] = mean[there], most[there]

@@ -287,10 +287,11 @@ class _Measuring:
         )
 
     def _part(self, weights: Single, left: Single, right: Single) -> _Part:
-        nothing = np.zeros(len(left))
-        plain = _Part(
-            self.node.operation, midpoint(left, right), right - left, row_sizes(left, right), None, nothing, None
-        )
+        nothing, sizes = np.zeros(len(left)), row_sizes(left, right)
+        if self.node.operation == "router" and len(sizes):
+            # Few logits may all be small by chance; their error is that of logits of usual size.
+            sizes = np.maximum(sizes, float(np.median(sizes)))
+        plain = _Part(self.node.operation, midpoint(left, right), right - left, sizes, None, nothing, None)
         if not self.tap.operands or self.node.operation not in ("sum", "norm"):
             return plain
         summed = self._sum_of_operands()

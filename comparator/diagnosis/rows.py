@@ -126,6 +126,16 @@ def join_rows(first: RowLabels, second: RowLabels) -> tuple[Integer, Integer]:
     return at[order].astype(np.int64), other[order].astype(np.int64)
 
 
+def has_whole_prefix(labels: RowLabels) -> Mask:
+    """Rows whose earlier tokens, from position 0 on, are rows as well. Shape ``(rows,)``."""
+    order = np.lexsort((labels.position, labels.sequence))
+    sequence, position = labels.sequence[order], labels.position[order]
+    start = np.searchsorted(sequence, sequence, side="left")
+    found = np.zeros(len(labels), np.bool_)
+    found[order] = np.arange(len(order)) - start == position
+    return found
+
+
 def groups_of(labels: RowLabels, requests: int = 16) -> dict[str, Mask]:
     """Groups of rows that bugs affect alone: name to mask, only those with rows inside and outside.
 

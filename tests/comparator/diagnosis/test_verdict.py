@@ -263,3 +263,21 @@ def test_taps_without_a_profile_are_not_judged(clean):
     assert found.judgements[0].judged == "not-judged"
     assert found.verdict == "agree"
     assert diagnose([], graph).verdict == "undecided"
+
+
+def test_a_cached_prefix_may_hand_on_the_error_of_any_row(clean):
+    """Rows 20 on of a sequence attend to tokens that were computed for another one, where the choice flipped."""
+    profiles, graph = profiles_of(clean[True, "eager"], clean[True, "two ranks"])
+    found = []
+    for one in profiles:
+        error = one.error.copy()
+        if one.key == TapKey("layer_input", 1):
+            error[2] = 0.5
+        if one.key == TapKey("attn_pre_o_proj", 1):
+            error[45] = 0.3
+        moved = replace(one.labels, position=one.labels.position + 60 * (one.labels.sequence == 1))
+        added = error if one.operation == "attention" else one.added
+        found.append([replace(one, error=error, added=added, labels=label) for label in (one.labels, moved)])
+    whole, cached = ([pair[number] for pair in found] for number in (0, 1))
+    assert diagnose(whole, graph).place == TapKey("attn_pre_o_proj", 1)
+    assert diagnose(cached, graph).place != TapKey("attn_pre_o_proj", 1)
