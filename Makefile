@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-vllm demo test test-fast lint format clean
+.PHONY: help venv venv-vllm demo test test-fast lint drift format clean
 
 export PYTHON
 python := .venv/bin/python
@@ -30,6 +30,9 @@ lint: venv ## Linter, formatter, type checker, and who may import whom
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy
 	@.venv/bin/lint-imports --no-logo --no-cache
+
+drift: venv ## Check the shipped configs against the newest releases of the engines
+	@$(python) -m testbed.drift
 
 format: venv ## Let the linter and the formatter mend what they can
 	@$(python) -m ruff check --fix .

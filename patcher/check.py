@@ -70,7 +70,6 @@ class Checked:
                     "taps": list(landing.taps),
                     "optional": landing.optional,
                     "error": landing.error,
-                    "warnings": list(landing.warnings),
                 }
                 for module in self.modules
                 for landing in module.landings

@@ -89,7 +89,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _print_report(checked: Checked) -> None:
     for note in checked.plan.notes:
-        print(f"{'ERROR' if note.error else 'note '}  {note.message}")
+        print(f"{'ERROR' if note.error else 'warn ' if note.warning else 'note '}  {note.message}")
     for module in checked.modules:
         for landing in module.landings:
             name = f"{landing.target}#{landing.edit}"
@@ -98,8 +98,6 @@ def _print_report(checked: Checked) -> None:
             else:
                 where = ", ".join(f"{module.file}:{line}" for line in landing.lines)
                 print(f"ok     {name}  {landing.summary}  ->  {where}")
-            for warning in landing.warnings:
-                print(f"warn   {name}  {landing.origin}: {warning}")
         for problem in module.problems:
             print(f"ERROR  {problem}")
     count = sum(len(module.landings) for module in checked.modules)

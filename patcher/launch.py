@@ -33,6 +33,9 @@ def launch(configs: Sequence[str | Path], command: Sequence[str]) -> int:
             print(f"patcher: {message}", file=sys.stderr)
         print("patcher: the command was not started, because not every edit lands", file=sys.stderr)
         return 1
+    for note in checked.plan.notes:
+        if note.warning:
+            print(f"patcher: {note.message}", file=sys.stderr)
     _refuse_script_target(command, checked)
     activation = make_activation(loaded, checked.plan)
     _fill_cache(checked, activation)

@@ -6,6 +6,7 @@ Those of SGLang's releases are what patch configs are checked against.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,10 @@ PLATFORM = ("--python-version", "3.11", "--platform", "manylinux_2_34_x86_64", "
 """The sources are the same in every wheel of a release, so any one will do, whatever runs the tests."""
 
 
+TRANSFORMERS_RELEASES = ("5.20.0", "5.22.0", "5.24.0")
+"""Of Transformers, beside the one that is installed: in 5.21 and 5.24 the models were changed."""
+
+
 class WheelError(RuntimeError):
     """A wheel that could not be had."""
 
@@ -29,6 +34,20 @@ class WheelError(RuntimeError):
 def sglang_wheel(release: str) -> Path:
     """The wheel of a release, downloaded if it is not in the cache. Raises WheelError."""
     return _wheel("sglang", release, PLATFORM)
+
+
+def transformers_wheel(release: str) -> Path:
+    """The wheel of a release of Transformers, downloaded if it is not in the cache. Raises WheelError."""
+    return _wheel("transformers", release, ())
+
+
+def newest_wheel(package: str) -> Path:
+    """The wheel of the newest release that the package index serves. Raises WheelError."""
+    with tempfile.TemporaryDirectory() as folder:
+        _download(package, PLATFORM, Path(folder))
+        (wheel,) = Path(folder).glob("*.whl")
+        WHEELS.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.move(wheel, WHEELS / wheel.name))
 
 
 def unpacked_wheel(package: str, release: str) -> Path:
@@ -49,17 +68,21 @@ def _wheel(package: str, release: str, platform: Sequence[str]) -> Path:
     if cached is not None:
         return cached
     WHEELS.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run(
-        [*pip, *platform, "--dest", str(WHEELS), f"{package}=={release}"], capture_output=True, text=True, check=False
-    )
+    _download(f"{package}=={release}", platform, WHEELS)
     cached = _cached(package, release)
-    if done.returncode != 0 or cached is None:
+    if cached is None:
+        raise WheelError(f"pip downloaded {package} {release}, but not as a wheel")
+    return cached
+
+
+def _download(wanted: str, platform: Sequence[str], folder: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run([*pip, *platform, "--dest", str(folder), wanted], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
         raise WheelError(
-            f"{package} {release} could not be downloaded from the package index; put its wheel into {WHEELS} or make "
+            f"{wanted} could not be downloaded from the package index; put its wheel into {WHEELS} or make "
             f"the index reachable for pip:\n{done.stderr.strip()[-1500:]}"
         )
-    return cached
 
 
 def known_releases() -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from typing import Any
 
 from dumper.adapters.protocol import Adapter, Parallel, PendingLayout, Process
 from dumper.layout import TokenLayout
@@ -21,6 +22,7 @@ __all__ = [
     "complete_at_start",
     "describe_process",
     "is_settled",
+    "last_tokens",
     "loaded_adapters",
     "read_batch",
     "register",
@@ -127,6 +129,15 @@ def read_batch(batch: object) -> TokenLayout | PendingLayout | None:
         f"the step gets no token layout (give one with step(layout=TokenLayout(...)))"
     )
     return None
+
+
+def last_tokens(value: Any, batch: Any) -> Any:
+    """The rows of ``value`` that belong to the last token of each sequence. Raises ValueError when nobody can tell."""
+    for adapter in loaded_adapters():
+        find = getattr(adapter, "last_tokens", None)
+        if find is not None and adapter.accepts(batch):
+            return find(value, batch)
+    raise ValueError(f"no adapter can tell the last tokens of a {type(batch).__module__}.{type(batch).__qualname__}")
 
 
 _warned: set[str] = set()

@@ -1,27 +1,33 @@
 """Transformers: the keyword arguments of a model's ``forward`` as a token layout.
 
 ``dumper.step(batch)`` takes them as a mapping: ``input_ids`` or ``inputs_embeds``, and whichever of
-``attention_mask``, ``position_ids``, ``past_key_values``, ``cache_position``, ``cu_seq_lens_q``, ``labels``
-there are. A token's position counts the tokens of its sequence, padding on either side left out.
+``attention_mask``, ``position_ids``, ``past_key_values`` (since 5.24 ``cache``), ``cache_position``, ``cu_seq_lens_q``,
+``labels`` there are; others are left aside. A token's position counts the tokens of its sequence, padding on either
+side left out.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from dumper.adapters.framework_values import HostCopies, installed_versions
 from dumper.adapters.protocol import Parallel, PendingLayout
-from dumper.layout import PADDING_ROW, SequenceSpan, TokenLayout
-
-Array = npt.NDArray[np.int64]
+from dumper.adapters.transformers_rows import (
+    Array,
+    ForwardArguments,
+    causal_rows,
+    covered,
+    ends,
+    goes_on,
+    is_packed,
+    rows_of,
+)
+from dumper.layout import SequenceSpan, TokenLayout
 
 _COPIED = ("input_ids", "attention_mask", "position_ids", "cache_position", "cu_seq_lens_q")
+_CACHE_NAMES = ("past_key_values", "cache")
 
 
 class TransformersAdapter:
@@ -48,65 +54,64 @@ class TransformersAdapter:
     def read_batch(self, batch: object) -> TokenLayout | PendingLayout | None:
         """None for a batch without a batch and a sequence dimension.
 
-        Raises ValueError when the arguments contradict each other.
+        Raises ValueError when the arguments contradict each other, or when they do not tell which rows are padding.
         """
         assert isinstance(batch, Mapping)
         shape = _shape(batch)
         if shape is None:
             return None
-        past = _past_length(batch.get("past_key_values"))
-        call = self._calls.number(batch.get("past_key_values"), past)
+        cache = _cache(batch)
+        past = _past_length(cache)
+        call = self._calls.number(cache, past)
         training = batch.get("labels") is not None
         tensors = {name: batch.get(name) for name in _COPIED}
-        mask = tensors["attention_mask"]
-        if mask is not None and len(getattr(mask, "shape", ())) != 2:
-            del tensors["attention_mask"]  # A mask per query says nothing of padding that can be relied on.
+        mask = tensors.pop("attention_mask")
+        if len(getattr(mask, "shape", ())) == 4 and hasattr(mask, "detach"):
+            names = ("causal_real", "causal_past", "plain")
+            tensors.update(zip(names, causal_rows(mask, past, shape[1]), strict=True))
+        elif len(getattr(mask, "shape", ())) == 2:
+            tensors["attention_mask"] = mask
         copies = HostCopies(tensors)
 
         def finish() -> TokenLayout:
-            return build_layout(ForwardArguments(shape, call, past, training, **copies.wait()))
+            arrays = copies.wait()
+            plain = arrays.pop("plain", None)
+            if plain is not None and not plain.all():
+                raise ValueError(
+                    "an attention mask per query that is not causal does not tell which rows are padding; "
+                    "give the 2-D mask, or step(layout=...)"
+                )
+            return build_layout(ForwardArguments(shape, call, past, training, **arrays))
 
         return PendingLayout(finish) if copies.pending else finish()
 
+    def last_tokens(self, value: Any, batch: Mapping[str, Any]) -> Any:
+        """Of ``value``, shape (batch, sequence, ...), the rows of each sequence's last token, shape (sequences, ...).
 
-@dataclass(frozen=True)
-class ForwardArguments:
-    """What a forward pass was given, on the host; arrays are flat."""
-
-    shape: tuple[int, int]
-    """(batch, sequence)."""
-    call: int
-    """Number of the generation, or of the single pass without a cache, that this pass belongs to."""
-    past: int
-    """Tokens in the cache before this pass, padding included."""
-    training: bool = False
-    input_ids: Array | None = None
-    attention_mask: Array | None = None
-    """Of the cached tokens and of this pass, per sequence; 0 is padding."""
-    position_ids: Array | None = None
-    cache_position: Array | None = None
-    cu_seq_lens_q: Array | None = None
-    """Where the sequences of a packed batch begin, and where the last one ends."""
+        ``value`` may hold only the last columns of the pass, as logits do. To be called after the pass has filled its
+        cache. Sequences whose last token ``value`` does not hold are left out.
+        """
+        shape = _shape(batch)
+        if shape is None or len(value.shape) < 2 or value.shape[0] != shape[0]:
+            raise ValueError(f"last_tokens: {list(value.shape)} is not (batch, sequence, ...) of this pass")
+        kept = min(int(value.shape[1]), shape[1])
+        return value[:, -kept:][_last_rows(batch, shape)[:, -kept:].to(value.device)]
 
 
 def build_layout(given: ForwardArguments) -> TokenLayout:
     """The token layout of the pass. Raises ValueError when the arguments contradict each other."""
     batch, length = given.shape
-    starts = _packed_starts(given)
-    if starts is not None:
-        sequence, position = _packed_rows(starts, batch * length)
-        names = [f"{given.call}-{index}" for index in range(len(starts))]
-    else:
-        sequence, position = _batch_rows(given)
-        names = [f"{given.call}-{index}" for index in range(batch)]
+    rows = rows_of(given)
     mode = "train" if given.training else "decode" if length == 1 and given.past > 0 else "prefill"
     return TokenLayout(
         forward_mode=mode,
-        sequences=tuple(_span(name, position[sequence == index]) for index, name in enumerate(names)),
+        sequences=tuple(
+            _span(f"{given.call}-{index}", rows.position[rows.sequence == index]) for index in range(rows.sequences)
+        ),
         rows=batch * length,
         token_ids=given.input_ids,
-        row_sequence=sequence,
-        row_position=position,
+        row_sequence=rows.sequence,
+        row_position=rows.position,
         batch_shape=(batch, length),
     )
 
@@ -115,52 +120,30 @@ def _span(name: str, positions: Array) -> SequenceSpan:
     return SequenceSpan(name, int(positions[0]) if len(positions) else 0, len(positions))
 
 
-def _batch_rows(given: ForwardArguments) -> tuple[npt.NDArray[np.int32], Array]:
-    """One sequence per row of the batch; padding as the attention mask says."""
-    batch, length = given.shape
-    sequence = np.repeat(np.arange(batch, dtype=np.int32), length)
-    if given.attention_mask is not None:
-        mask = given.attention_mask.reshape(batch, -1) != 0
-        columns = mask.shape[1]
-        if columns < length:
-            raise ValueError(f"an attention mask of {columns} columns for {length} tokens a sequence")
-        # A mask of a static cache is wider than what there is, one of this pass alone does not cover the past.
-        end = min(columns, given.past + length)
-        uncovered = given.past + length - end
-        position = (mask.cumsum(axis=1) - 1)[:, end - length : end] + uncovered
-        real = mask[:, end - length : end]
-        return (
-            np.where(real, sequence.reshape(batch, length), PADDING_ROW).astype(np.int32).reshape(-1),
-            np.where(real, position, 0).astype(np.int64).reshape(-1),
-        )
-    if given.position_ids is not None and given.position_ids.size in (length, batch * length):
-        position = np.broadcast_to(given.position_ids.reshape(-1, length), (batch, length))
-    elif given.cache_position is not None and given.cache_position.size == length:
-        position = np.broadcast_to(given.cache_position, (batch, length))
-    else:
-        position = np.broadcast_to(np.arange(given.past, given.past + length), (batch, length))
-    return sequence, position.astype(np.int64).reshape(-1)
+def _last_rows(batch: Mapping[str, Any], shape: tuple[int, int]) -> Any:
+    """Per row of the pass whether it is the last token of its sequence: a bool tensor of shape (batch, sequence)."""
+    import torch
 
-
-def _packed_starts(given: ForwardArguments) -> Array | None:
-    """Rows at which the sequences of a packed batch begin, None for an ordinary batch."""
-    batch, length = given.shape
-    if batch != 1:
-        return None
-    if given.cu_seq_lens_q is not None:
-        return given.cu_seq_lens_q[:-1]
-    positions = given.position_ids
-    if given.attention_mask is not None or positions is None or positions.size != length or given.past:
-        return None
-    starts = np.flatnonzero(positions == 0)
-    steps = np.diff(positions)
-    packed = len(starts) > 1 and starts[0] == 0 and bool(np.all((steps == 1) | (positions[1:] == 0)))
-    return starts if packed else None
-
-
-def _packed_rows(starts: Array, rows: int) -> tuple[npt.NDArray[np.int32], Array]:
-    sequence = (np.searchsorted(starts, np.arange(rows), side="right") - 1).astype(np.int32)
-    return sequence, np.arange(rows, dtype=np.int64) - starts[sequence]
+    length = shape[1]
+    past = max(_past_length(_cache(batch)) - length, 0)
+    mask, position, packed = (batch.get(name) for name in ("attention_mask", "position_ids", "cu_seq_lens_q"))
+    like = next(item for name in ("input_ids", "inputs_embeds") if (item := batch.get(name)) is not None)
+    real = torch.ones(shape, dtype=torch.bool, device=like.device)
+    if packed is not None and shape[0] == 1:
+        last = real & False
+        last[0, (packed[1:] - 1)[packed[1:] > packed[:-1]].long()] = True
+        return last
+    if mask is not None and mask.dim() == 2:
+        real = covered(mask != 0, past, length)[0][:, -length:]
+    elif mask is not None and mask.dim() == 4:
+        real = causal_rows(mask, past, length)[0]
+    follows = real & False
+    follows[:, 1:] = real[:, 1:] & real[:, :-1]
+    if position is not None and position.numel() in (length, shape[0] * length) and not past:
+        position = position.reshape(-1, length).expand(shape).to(real.device)
+        if is_packed(real, position):
+            follows = goes_on(real, position)
+    return ends(real, follows)
 
 
 def _shape(batch: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -169,6 +152,10 @@ def _shape(batch: Mapping[str, Any]) -> tuple[int, int] | None:
         if shape is not None and len(shape) >= 2:
             return int(shape[0]), int(shape[1])
     return None
+
+
+def _cache(batch: Mapping[str, Any]) -> Any:
+    return next((batch[name] for name in _CACHE_NAMES if batch.get(name) is not None), None)
 
 
 def _past_length(cache: Any) -> int:

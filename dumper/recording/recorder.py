@@ -189,6 +189,13 @@ class Recorder:
         """Add tags to every record of this thread inside a ``with`` block; a record's own tags win."""
         return self._thread_tags.adding(tags)
 
+    def last_tokens(self, value: Any, batch: Any) -> Any:
+        """Of ``value``, shape (batch, sequence, ...), the rows of the last token of each sequence of the engine's
+        batch, shape (sequences, ...). For the expressions of taps: raises ValueError where no adapter can tell."""
+        from dumper.adapters import last_tokens
+
+        return last_tokens(value, batch)
+
     # Records
 
     def dump(

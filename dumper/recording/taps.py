@@ -7,7 +7,8 @@ from dumper.values.source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from typing import Any, Protocol
 
     Module = tuple[str, tuple[Mapping[str, Any], ...], Mapping[str, Any]]
@@ -20,7 +21,28 @@ if TYPE_CHECKING:
 
         def submit(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None: ...
 
+        def step(self, batch: Any = None, **tags: Any) -> object: ...
+
+        def end_step(self) -> None: ...
+
+        def ctx(self, **tags: Any) -> AbstractContextManager[None]: ...
+
         def tap_failed(self, tap: Tap) -> None: ...
+
+
+class _NothingAdded:
+    """A context that does nothing."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+
+_NOTHING_ADDED = _NothingAdded()
 
 
 class Tap:
@@ -56,6 +78,27 @@ class Tap:
             return
         self.fired += 1
         self._recorder.submit(source, value, dims, tags)
+
+    def step(self, batch: Any = None, **tags: Any) -> None:
+        """``dumper.step`` from a tap of kind ``step``."""
+        self.fired += 1
+        self._recorder.step(batch, **tags)
+
+    def end_step(self) -> None:
+        """``dumper.end_step`` from a tap of kind ``step``."""
+        self.fired += 1
+        self._recorder.end_step()
+
+    def tagging(self, tags: Callable[[], Mapping[str, Any]]) -> AbstractContextManager[None]:
+        """A context in which everything that this thread records gets further tags, where they can be evaluated."""
+        if self.on:
+            try:
+                added = self._recorder.ctx(**tags())
+                self.fired += 1
+                return added
+            except Exception:
+                self.failed()
+        return _NOTHING_ADDED
 
     def failed(self) -> None:
         """The expression of the value or of a tag raised; called while the exception is being handled."""

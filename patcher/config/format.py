@@ -81,11 +81,27 @@ def _texts_of_inputs(value: Any) -> Any:
     return names
 
 
-class TapSettings(BaseModel):
-    """How taps record. Every further key is a tag: a name and a Python expression evaluated at the tap."""
+class _Tagged(BaseModel):
+    """Keys that are known, and further ones that are tags: names and Python expressions."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Expression] = Field(init=False)
+
+    @model_validator(mode="after")
+    def _tags_are_names(self) -> Self:
+        for tag in self.tags:
+            if not tag.isidentifier():
+                raise ValueError(f"the tag {tag!r} is not a Python name")
+        return self
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Tag name to Python expression."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TapSettings(_Tagged):
+    """How taps record. Every further key is a tag: a name and a Python expression evaluated at the tap."""
 
     condition: Expression | None = Field(
         None, alias="if", description="Python expression; the value is recorded only where it is true."
@@ -106,18 +122,6 @@ class TapSettings(BaseModel):
         if level is not None and not re.match(LEVEL, level):
             raise ValueError(f"{level!r} is not a level: use {LEVELS}")
         return level
-
-    @model_validator(mode="after")
-    def _tags_are_names(self) -> Self:
-        for tag in self.tags:
-            if not tag.isidentifier():
-                raise ValueError(f"the tag {tag!r} is not a Python name")
-        return self
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """Tag name to Python expression."""
-        return dict(self.__pydantic_extra__ or {})
 
 
 class TapDefaults(TapSettings):
@@ -159,6 +163,39 @@ class DumpSpec(TapSettings):
         return operation
 
 
+class StepSpec(_Tagged):
+    """Begins a step. Every further key is a tag of the step."""
+
+    batch: Expression | None = Field(
+        None, description="Python expression of the engine's batch, which tells the token layout."
+    )
+    condition: Expression | None = Field(
+        None, alias="if", description="Python expression; a step begins only where it is true."
+    )
+
+
+class EndStepSpec(_Strict):
+    """Ends the step under way."""
+
+    condition: Expression | None = Field(
+        None, alias="if", description="Python expression; the step ends only where it is true."
+    )
+
+
+class TagsSpec(_Tagged):
+    """Tags of everything that is recorded while the matched statement runs."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.tags:
+            raise ValueError("'tags' names no tag")
+        return self
+
+
+SHORT_FORMS = ("dump", "step", "end_step", "tags")
+Undefined = Literal[True] | tuple[str, ...]
+_UNDEFINED = "Names that code may use although nothing in reach defines them (true: any)"
+
 Insertion = Annotated[
     Annotated[str, Tag("text")] | Annotated[bool, Tag("a flag")] | Annotated[DumpSpec, Tag("a mapping")],
     Discriminator(_kind),
@@ -185,6 +222,10 @@ class EditSpec(_Strict):
     append: str | None = Field(None, description="Synonym of `after`.")
     replacement: str | None = Field(None, description="Synonym of `replace`.")
     dump: DumpSpec | None = Field(None, description="Short form of a dump call, after what matched.")
+    step: StepSpec | Literal[True] | None = Field(None, description="A step begins here.")
+    end_step: EndStepSpec | Literal[True] | None = Field(None, description="The step under way ends here.")
+    tags: TagsSpec | None = Field(None, description="Tags of what is recorded while the matched statement runs.")
+    undefined: Undefined = Field((), description=f"{_UNDEFINED}, in this edit.")
     nth: int | Literal["all"] | None = Field(
         None, description="Which of several matches, counted from 1, or from the end as -1, or `all`."
     )
@@ -208,17 +249,25 @@ class EditSpec(_Strict):
         actions = self.actions()
         if len(actions) > 1:
             raise ValueError(f"only one of {_quoted(actions)} is allowed in one edit; make it two edits")
-        if not actions and self.dump is None:
-            raise ValueError("the edit does nothing: it needs one of 'before', 'after', 'replace', 'dump', 'wrap'")
-        return self._checked_dump(actions)
+        short = [name for name in SHORT_FORMS if getattr(self, name) is not None]
+        if len(short) > 1:
+            raise ValueError(f"only one of {_quoted(short)} is allowed in one edit; make it two edits")
+        if not actions and not short:
+            raise ValueError(
+                f"the edit does nothing: it needs one of 'before', 'after', 'replace', 'wrap', {_quoted(SHORT_FORMS)}"
+            )
+        if self.tags is not None and (actions or self.match is None):
+            raise ValueError("'tags' stands beside 'match' alone: it is about what runs there")
+        return self._checked_short_form(actions)
 
-    def _checked_dump(self, actions: dict[str, Any]) -> EditSpec:
+    def _checked_short_form(self, actions: dict[str, Any]) -> EditSpec:
+        beside = next((form for form in SHORT_FORMS if getattr(self, form) is not None), None)
         for name, value in actions.items():
-            needs_dump = value is True or (name == "wrap" and isinstance(value, list))
-            if needs_dump and self.dump is None:
+            needed = value is True or (name == "wrap" and isinstance(value, list))
+            if needed and (beside is None or (name == "wrap" and beside != "dump")):
                 raise ValueError(f"'{name}' needs 'dump' beside it, which says what to record")
-            if not needs_dump and self.dump is not None:
-                raise ValueError(f"only one of '{name}' and 'dump' is allowed in one edit; make it two edits")
+            if not needed and beside is not None:
+                raise ValueError(f"only one of '{name}' and '{beside}' is allowed in one edit; make it two edits")
             if name == "wrap" and self.match is None and not isinstance(value, list):
                 raise ValueError("'wrap' needs a pattern: as its value, or as 'match' beside it")
         return self
@@ -245,6 +294,7 @@ class PatchSpec(_Strict):
     edits: list[EditSpec] = Field(default_factory=list)
     preamble: str = Field("", description="Code put at the start of the function, after its docstring.")
     defaults: TapDefaults | None = Field(None, description="What all taps of the patch record alike.")
+    undefined: Undefined = Field((), description=f"{_UNDEFINED}, in the preamble and all edits.")
     optional: bool = Field(False, description="The target need not exist.")
     requires: Requirement | None = Field(None, description="The patch is left out for other releases.")
 
@@ -286,6 +336,9 @@ class PatchConfig(_Strict):
     )
     defaults: TapDefaults | None = Field(None, description="What all taps of the file record alike.")
     requires: Requirement | None = Field(None, description="Releases that the config is for; others are refused.")
+    tried: Requirement | None = Field(
+        None, description="Releases that the config was tried with; for others, which may work, there is a note."
+    )
     description: str = ""
 
     @model_validator(mode="after")
@@ -321,7 +374,7 @@ def config_schema() -> dict[str, Any]:
         for field in fields:
             _allow_single(definitions[name]["properties"] if name else schema["properties"], field)
     scalar = {"type": ["string", "number", "boolean", "null"]}
-    for name in ("DumpSpec", "TapDefaults"):
+    for name in ("DumpSpec", "TapDefaults", "StepSpec", "TagsSpec"):
         definitions[name]["additionalProperties"] = scalar
     extends = schema["properties"]["extends"]
     base = extends["items"]
@@ -336,7 +389,7 @@ def config_schema() -> dict[str, Any]:
 
 
 _ONE_OR_MANY = {
-    "": ("requires",),
+    "": ("requires", "tried"),
     "PatchSpec": ("target", "requires"),
     "EditSpec": ("match", "assign", "wrap", "inside", "requires"),
 }

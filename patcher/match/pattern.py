@@ -22,6 +22,7 @@ ANY = "__tensortap_any__"
 CAPTURE_PREFIX = "__tensortap_capture_"
 MATCH_CAPTURE = "MATCH"
 RETURN_CAPTURES = ("return", "RETURN")
+ARGUMENTS_CAPTURE = "arguments"
 
 _STRING = r"'''(?:\\.|[^\\])*?'''|\"\"\"(?:\\.|[^\\])*?\"\"\"|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\""
 _TOKEN = re.compile(

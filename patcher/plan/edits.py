@@ -51,6 +51,36 @@ class Dump:
 
 
 @dataclass(frozen=True)
+class Step:
+    """The short form of the beginning of a step, or of its end."""
+
+    ends: bool
+    batch: Code | None = None
+    condition: Code | None = None
+    tags: tuple[tuple[str, Code], ...] = ()
+
+    def expressions(self) -> tuple[Code, ...]:
+        """All Python expressions that are evaluated there."""
+        optional = (self.condition, self.batch)
+        return (*(code for code in optional if code is not None), *(code for _, code in self.tags))
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Tags of everything that is recorded while the matched code runs."""
+
+    tags: tuple[tuple[str, Code], ...]
+
+    def expressions(self) -> tuple[Code, ...]:
+        """All Python expressions that are evaluated there."""
+        return tuple(code for _, code in self.tags)
+
+
+ShortForm = Dump | Step | Tags
+"""What may fail without breaking the model."""
+
+
+@dataclass(frozen=True)
 class Edit:
     """One edit of one function."""
 
@@ -60,10 +90,12 @@ class Edit:
     place: Literal["match", "entry", "return", "assign"]
     patterns: tuple[str, ...]
     action: Action
-    content: Code | Dump
+    content: Code | ShortForm
     nth: int | Literal["all"] | None = None
     inside: tuple[str, ...] = ()
     optional: bool = False
+    undefined: tuple[str, ...] = ()
+    """Names that its code may use although nothing in reach defines them; ``*`` for any."""
     preamble: str = ""
     """The preamble of the edit's patch: a name ``dumper`` bound there is not ours."""
 
@@ -89,6 +121,8 @@ class FunctionPatch:
     """Names from the module's top level to the function."""
     preambles: tuple[Code, ...]
     edits: tuple[Edit, ...]
+    undefined: tuple[str, ...] = ()
+    """Names that its preambles may use although nothing in reach defines them; ``*`` for any."""
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from patcher.config.format import ConditionalDims as ConditionalDimsSpec
-from patcher.config.format import DumpSpec, EditSpec, PatchSpec
+from patcher.config.format import DumpSpec, EditSpec, PatchSpec, StepSpec, Undefined
 from patcher.config.load import ConfigFile, LoadedConfig
 from patcher.config.yaml_source import Origin
 from patcher.errors import PatchError, RequirementError, TargetError
-from patcher.plan.edits import Action, Code, ConditionalDims, ConfigTexts, Dump, Edit, FunctionPatch, ModulePatch
+from patcher.plan.edits import (
+    Action,
+    Code,
+    ConditionalDims,
+    ConfigTexts,
+    Dump,
+    Edit,
+    FunctionPatch,
+    ModulePatch,
+    ShortForm,
+    Step,
+    Tags,
+)
 from patcher.source.modules import ModuleFinder
 from patcher.source.releases import Releases
 from patcher.source.targets import ResolvedTarget, resolve_target
@@ -24,6 +36,8 @@ class Note:
 
     message: str
     error: bool = False
+    warning: bool = False
+    """It is said when a command is launched, too."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,7 @@ class _Function:
     resolved: ResolvedTarget
     preambles: list[Code] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
+    undefined: tuple[str, ...] = ()
     count: int = 0
 
 
@@ -70,6 +85,7 @@ def make_plan(configs: Sequence[LoadedConfig], finder: ModuleFinder) -> Plan:
                     resolved.path,
                     tuple(function.preambles),
                     tuple(function.edits),
+                    function.undefined,
                 )
             )
     patches = tuple(ModulePatch(name, tuple(items), texts) for name, items in modules.items())
@@ -86,6 +102,9 @@ def _add_config(
     unmet = releases.unmet(config.config.requires)
     if unmet:
         raise RequirementError(f"{config.document.origin('requires')}: the config is for another release: {unmet}")
+    untried = releases.unmet(config.config.tried, "it was tried with")
+    if untried:
+        notes.append(Note(f"{config.document.origin('tried')}: not tried with this release: {untried}", warning=True))
     for number, patch in enumerate(config.config.patches):
         unmet = releases.unmet(patch.requires)
         if unmet:
@@ -129,6 +148,7 @@ def _add_patch(
     if patch.preamble.strip():
         preamble = Code(patch.preamble, document.origin("patches", number, "preamble"))
         function.preambles.append(preamble)
+        function.undefined += _allowed(patch.undefined)
     for position, spec in enumerate(patch.edits):
         function.count += 1
         where = ("patches", number, "edits", position)
@@ -138,10 +158,22 @@ def _add_patch(
                 Note(f"{document.origin(*where)}: {function.resolved.name}#{function.count} left out: {unmet}")
             )
             continue
-        function.edits.append(_edit(spec, function.count, config, where, patch.preamble))
+        undefined = _allowed(patch.undefined)
+        function.edits.append(_edit(spec, function.count, config, where, patch.preamble, undefined))
 
 
-def _edit(spec: EditSpec, number: int, config: ConfigFile, where: tuple[str | int, ...], preamble: str) -> Edit:
+def _allowed(undefined: Undefined) -> tuple[str, ...]:
+    return ("*",) if undefined is True else undefined
+
+
+def _edit(
+    spec: EditSpec,
+    number: int,
+    config: ConfigFile,
+    where: tuple[str | int, ...],
+    preamble: str,
+    undefined: tuple[str, ...],
+) -> Edit:
     origin = config.document.origin(*where)
     action, content = _action(spec, config, where)
     patterns: Sequence[str] = ()
@@ -164,6 +196,7 @@ def _edit(spec: EditSpec, number: int, config: ConfigFile, where: tuple[str | in
         nth=spec.nth,
         inside=tuple(spec.inside or ()),
         optional=spec.optional,
+        undefined=(*undefined, *_allowed(spec.undefined)),
         preamble=preamble,
     )
 
@@ -171,19 +204,40 @@ def _edit(spec: EditSpec, number: int, config: ConfigFile, where: tuple[str | in
 _SYNONYMS: dict[str, Action] = {"prepend": "before", "append": "after", "replacement": "replace"}
 
 
-def _action(spec: EditSpec, config: ConfigFile, where: tuple[str | int, ...]) -> tuple[Action, Code | Dump]:
+def _action(spec: EditSpec, config: ConfigFile, where: tuple[str | int, ...]) -> tuple[Action, Code | ShortForm]:
     given = spec.actions()
+    if spec.tags is not None:
+        return "replace", Tags(_codes(spec.tags.tags, config, (*where, "tags")))
     if not given:
-        assert spec.dump is not None
-        return "after", _dump(spec.dump, config, (*where, "dump"))
+        return "after", _short_form(spec, config, where)
     name, value = next(iter(given.items()))
     action: Action = _SYNONYMS.get(name, name)  # type: ignore[arg-type]
     if isinstance(value, DumpSpec):
         return action, _dump(value, config, (*where, name))
     if value is True or action == "wrap":
-        assert spec.dump is not None
-        return action, _dump(spec.dump, config, (*where, "dump"))
+        return action, _short_form(spec, config, where)
     return action, Code(value, config.document.origin(*where, name))
+
+
+def _short_form(spec: EditSpec, config: ConfigFile, where: tuple[str | int, ...]) -> Dump | Step:
+    if spec.dump is not None:
+        return _dump(spec.dump, config, (*where, "dump"))
+    name = "step" if spec.step is not None else "end_step"
+    given = getattr(spec, name)
+    if given is True:
+        return Step(ends=name == "end_step")
+    optional = {key: getattr(given, key, None) for key in ("batch", "condition")}
+    codes = {
+        key: Code(text, config.document.origin(*where, name, "if" if key == "condition" else key))
+        for key, text in optional.items()
+        if text is not None
+    }
+    tags = _codes(given.tags, config, (*where, name)) if isinstance(given, StepSpec) else ()
+    return Step(ends=name == "end_step", tags=tags, **codes)
+
+
+def _codes(texts: Mapping[str, str], config: ConfigFile, where: tuple[str | int, ...]) -> tuple[tuple[str, Code], ...]:
+    return tuple((name, Code(text, config.document.origin(*where, name))) for name, text in texts.items())
 
 
 def _dump(spec: DumpSpec, config: ConfigFile, where: tuple[str | int, ...]) -> Dump:
@@ -205,7 +259,7 @@ def _dump(spec: DumpSpec, config: ConfigFile, where: tuple[str | int, ...]) -> D
         dims=dims,
         level=spec.level,
         grad=spec.grad,
-        tags=tuple((tag, code(tag, text)) for tag, text in spec.tags.items()),
+        tags=_codes(spec.tags, config, where),
         inputs=tuple(spec.inputs),
         operation=spec.operation,
     )

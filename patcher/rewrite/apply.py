@@ -10,11 +10,19 @@ from patcher.errors import EditError
 from patcher.generated_names import RETURN_VARIABLE, WRAP_FUNCTION
 from patcher.match.choose import Choice, FunctionScope, choose, is_whole_statement, sites_of
 from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, Kind, Line, ReturnHook, Role
-from patcher.match.pattern import MATCH_CAPTURE, RETURN_CAPTURES
+from patcher.match.pattern import ARGUMENTS_CAPTURE, MATCH_CAPTURE, RETURN_CAPTURES
 from patcher.match.search import Site
 from patcher.match.statements import FunctionIndex, Statement, end_of, start_of
-from patcher.plan.edits import Code, Dump, Edit
-from patcher.rewrite.inserted_code import config_code, config_expression, tap_lines, uses_capture, wrapped_value
+from patcher.plan.edits import Code, Dump, Edit, Step, Tags
+from patcher.rewrite.inserted_code import (
+    config_code,
+    config_expression,
+    step_lines,
+    tagged_lines,
+    tap_lines,
+    uses_capture,
+    wrapped_value,
+)
 from patcher.rewrite.splice import isolate, needs_isolation, replace_range, replace_statements
 from patcher.rewrite.taps import InsertionPoint, TapTable
 
@@ -57,7 +65,9 @@ def _found(scope: FunctionScope, edit: Edit, choice: Choice) -> tuple[FunctionIn
 
 def _crowded(edit: Edit, site: Site) -> Statement | None:
     """A statement of the site that shares its line with others and has to be set apart first."""
-    if edit.action == "wrap" or (site.expression is not None and edit.action == "replace"):
+    if isinstance(edit.content, Tags):
+        candidates = [site.first, site.last]
+    elif edit.action == "wrap" or (site.expression is not None and edit.action == "replace"):
         candidates = [site.first] if edit.action == "replace" and is_whole_statement(site) else []
     elif site.body_start is not None:
         candidates = [site.body_start.statements[0]]
@@ -71,7 +81,7 @@ def _apply_to_site(
 ) -> int:
     view = index.view
     anchor = view.line_at(start_of(view, site.node)[0])
-    point = InsertionPoint(edit, target, anchor.origin, _captures(view, site, edit), taps)
+    point = InsertionPoint(edit, target, anchor.origin, _captures(index, site, edit), taps)
     if edit.place == "return":
         _hook_return(view, site, point)
     elif edit.action == "wrap":
@@ -89,7 +99,8 @@ def _apply_to_site(
     return anchor.origin
 
 
-def _captures(view: FunctionView, site: Site, edit: Edit) -> dict[str, str]:
+def _captures(index: FunctionIndex, site: Site, edit: Edit) -> dict[str, str]:
+    view = index.view
     captures = {name: _as_operand(view, node) for name, node in site.bindings.items()}
     if edit.place == "return":
         captures.update(dict.fromkeys(RETURN_CAPTURES, RETURN_VARIABLE))
@@ -97,7 +108,19 @@ def _captures(view: FunctionView, site: Site, edit: Edit) -> dict[str, str]:
         captures[MATCH_CAPTURE] = _as_operand(view, site.expression)
     elif site.first is site.last and isinstance(site.first.node, cst.BaseSmallStatement):
         captures[MATCH_CAPTURE] = view.text_of(site.first.node)
+    captures.setdefault(ARGUMENTS_CAPTURE, _arguments(index))
     return captures
+
+
+def _arguments(index: FunctionIndex) -> str:
+    """A dict of the function's arguments by name, as it is written in this release."""
+    parameters = index.function.params
+    names = [
+        parameter.name.value
+        for parameter in (*parameters.posonly_params, *parameters.params, *parameters.kwonly_params)
+    ]
+    more = [] if parameters.star_kwarg is None else [f"**{parameters.star_kwarg.name.value}"]
+    return "{" + ", ".join([*more, *(f"{name!r}: {name}" for name in names)]) + "}"
 
 
 _ATOMS = (
@@ -115,11 +138,14 @@ def _content_lines(point: InsertionPoint, default_value: str | None) -> list[Cod
     edit = point.edit
     if isinstance(edit.content, Dump):
         return tap_lines(edit.content, point, default_value)
+    if isinstance(edit.content, Step):
+        return step_lines(edit.content, point)
+    assert isinstance(edit.content, Code)
     return config_code(edit.content, point)
 
 
 def _kind(edit: Edit) -> Kind:
-    return "generated" if isinstance(edit.content, Dump) else "inserted"
+    return "inserted" if isinstance(edit.content, Code) else "generated"
 
 
 def _at_entry(scope: FunctionScope, edit: Edit, target: str, taps: TapTable) -> int:
@@ -129,7 +155,7 @@ def _at_entry(scope: FunctionScope, edit: Edit, target: str, taps: TapTable) -> 
         isolate(scope.buffer, index.view, first)
         index = scope.index()
     line = entry_line(index)
-    point = InsertionPoint(edit, target, line.origin, {}, taps)
+    point = InsertionPoint(edit, target, line.origin, {ARGUMENTS_CAPTURE: _arguments(index)}, taps)
     insert_at_entry(scope.buffer, index, _content_lines(point, None), _kind(edit), point.owner)
     return line.origin
 
@@ -191,7 +217,8 @@ def _hook_end(scope: FunctionScope, edit: Edit, target: str, taps: TapTable) -> 
         isolate(scope.buffer, index.view, index.body.statements[-1])
         index = scope.index()
     last = index.view.line_at(end_of(index.view, index.body.statements[-1].node)[0])
-    point = InsertionPoint(edit, target, last.origin, dict.fromkeys(RETURN_CAPTURES, RETURN_VARIABLE), taps)
+    captures = {**dict.fromkeys(RETURN_CAPTURES, RETURN_VARIABLE), ARGUMENTS_CAPTURE: _arguments(index)}
+    point = InsertionPoint(edit, target, last.origin, captures, taps)
     hook = _hook(point)
     indent = _indent(index.view, index.body.statements[0])
     value = [CodeLine(f"{RETURN_VARIABLE} = None")] if hook.needs_value else []
@@ -263,8 +290,13 @@ def _assigned_text(edit: Edit) -> str:
 
 def _replace(buffer: FunctionBuffer, index: FunctionIndex, site: Site, point: InsertionPoint) -> None:
     edit = point.edit
-    assert isinstance(edit.content, Code)
     view = index.view
+    if isinstance(edit.content, Tags):
+        statements = _text_of_statements(buffer, view, site)
+        code = tagged_lines(edit.content, point, statements)
+        replace_statements(buffer, view, site, code, _indent(view, site.first), point.owner)
+        return
+    assert isinstance(edit.content, Code)
     if site.expression is not None and not is_whole_statement(site):
         new = config_expression(edit.content, point)
         if new is None:
@@ -278,6 +310,14 @@ def _replace(buffer: FunctionBuffer, index: FunctionIndex, site: Site, point: In
     if not code and len(site.first.block.statements) == site.last.index - site.first.index + 1:
         code = [CodeLine("pass")]
     replace_statements(buffer, view, site, code, _indent(view, site.first), point.owner)
+
+
+def _text_of_statements(buffer: FunctionBuffer, view: FunctionView, site: Site) -> str:
+    """Whole lines from the first statement of a site to its last, without their common indentation."""
+    first = buffer.lines.index(view.line_at(start_of(view, site.first.node)[0]))
+    last = buffer.lines.index(view.line_at(end_of(view, site.last.node)[0]))
+    indent = _indent(view, site.first)
+    return "\n".join(line.text.removeprefix(indent) for line in buffer.lines[first : last + 1])
 
 
 def _indent(view: FunctionView, statement: Statement) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import difflib
 import textwrap
+from collections.abc import Sequence
 
 from patcher.config.yaml_source import Origin
 from patcher.errors import EditError
 from patcher.generated_names import DUMPER, DUMPER_NAME, TAPS, VALUE_VARIABLE
 from patcher.match.function_text import CodeLine
 from patcher.match.pattern import captured_names, substitute
-from patcher.plan.edits import Code, ConditionalDims, Dump
+from patcher.plan.edits import Code, ConditionalDims, Dump, ShortForm, Step, Tags
 from patcher.rewrite.taps import InsertionPoint
 
 
@@ -32,6 +33,39 @@ def tap_lines(dump: Dump, point: InsertionPoint, default_value: str | None) -> l
         CodeLine("    except Exception:"),
         CodeLine(f"        {tap}.failed()"),
     ]
+
+
+def step_lines(step: Step, point: InsertionPoint) -> list[CodeLine]:
+    """The beginning or the end of a step. One whose batch cannot be evaluated begins all the same, without a layout."""
+    method = "end_step" if step.ends else "step"
+    tap = f"{TAPS}[{point.tap(method, 'step')}]"
+    tags = [f"{tag}={_expression(code, point)}" for tag, code in step.tags]
+    batch = [] if step.batch is None else [_expression(step.batch, point)]
+    lines = [f"{tap}.{method}({', '.join([*batch, *tags])})"]
+    if batch or tags:
+        lines = _guarded(lines, tap, f"{tap}.{method}()")
+    if step.condition is not None:
+        lines = [f"if {_expression(step.condition, point)}:", *(f"    {line}" for line in lines)]
+        lines = _guarded(lines, tap)
+    return [CodeLine(line) for line in lines]
+
+
+def _guarded(lines: Sequence[str], tap: str, instead: str = "") -> list[str]:
+    found = ["try:", *(f"    {line}" for line in lines), "except Exception:", f"    {tap}.failed()"]
+    return [*found, f"    {instead}"] if instead else found
+
+
+def tagged_lines(tags: Tags, point: InsertionPoint, statements: str) -> list[CodeLine]:
+    """Statements, whose text is given unindented, run with tags for everything that is recorded meanwhile."""
+    tap = f"{TAPS}[{point.tap('tags', 'tags')}]"
+    given = ", ".join(f"{tag!r}: {_expression(code, point)}" for tag, code in tags.tags)
+    header = CodeLine(f"with {tap}.tagging(lambda: {{{given}}}):")
+    continued = _string_continuations(ast.parse(statements))
+    body = [
+        CodeLine(line if number in continued else f"    {line}", verbatim=number in continued)
+        for number, line in enumerate(statements.split("\n"), start=1)
+    ]
+    return [header, *body]
 
 
 def wrapped_value(dump: Dump, point: InsertionPoint, matched: str, wrap_function: str) -> str:
@@ -69,7 +103,7 @@ def config_expression(code: Code, point: InsertionPoint) -> str | None:
     return ast.unparse(tree.body)
 
 
-def uses_capture(content: Code | Dump, name: str) -> bool:
+def uses_capture(content: Code | ShortForm, name: str) -> bool:
     """Whether code or any expression of a short-form tap refers to ``$name``."""
     codes = (content,) if isinstance(content, Code) else content.expressions()
     return any(name in captured_names(code.text) for code in codes)
@@ -97,6 +131,10 @@ def _expression(code: Code, point: InsertionPoint) -> str:
         tree = ast.parse(f"({text}\n)", mode="eval")
     except SyntaxError as error:
         raise EditError(f"{code.origin}: {code.text.strip()!r} is not a Python expression: {error.msg}") from None
+    if not _binds_dumper(ast.Module([ast.Expr(tree.body)], []), point.edit.preamble):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and node.id == DUMPER_NAME:
+                node.id = DUMPER
     return ast.unparse(tree.body)
 
 

@@ -20,7 +20,7 @@ from patcher.rewrite.apply import apply_edit, insert_at_entry
 from patcher.rewrite.inserted_code import config_code
 from patcher.rewrite.splice import isolate, needs_isolation
 from patcher.rewrite.taps import InsertionPoint, Tap, TapTable
-from patcher.rewrite.undefined_names import NameChecker
+from patcher.rewrite.undefined_names import PREAMBLE, NameChecker
 from patcher.source.definitions import find_definitions, functions_within
 
 
@@ -51,8 +51,6 @@ class Landing:
     error: str | None = None
     taps: tuple[str, ...] = ()
     optional: bool = False
-    warnings: tuple[str, ...] = ()
-    """What is likely wrong although the edit lands."""
 
 
 @dataclass(frozen=True)
@@ -170,23 +168,36 @@ def _rewrite_function(state: _ModuleState, patch: FunctionPatch) -> list[Landing
     for scope in scopes:
         for preamble in patch.preambles:
             _insert_preamble(scope, preamble, patch, state.taps)
-    warnings = state.names.unknown(patch, definitions)
+    undefined = state.names.unknown(patch, definitions)
+    if PREAMBLE in undefined:
+        origin = patch.preambles[0].origin
+        landings.append(
+            Landing(patch.target, PREAMBLE, "preamble", origin, error=_undefined(origin, undefined[PREAMBLE]))
+        )
     for edit in patch.edits:
-        landing = _land(scopes, edit, patch.target, state.taps)
-        landings.append(replace(landing, warnings=warnings.get(edit.number, ())))
+        landings.append(_land(scopes, edit, patch.target, state.taps, undefined.get(edit.number, ())))
     return landings
 
 
-def _land(scopes: Sequence[FunctionScope], edit: Edit, target: str, taps: TapTable) -> Landing:
+def _undefined(origin: Origin, messages: Sequence[str]) -> str:
+    return f"{origin}: {'; '.join(messages)}. If it comes from elsewhere, name it in 'undefined: [...]' of the edit"
+
+
+def _land(
+    scopes: Sequence[FunctionScope], edit: Edit, target: str, taps: TapTable, undefined: Sequence[str]
+) -> Landing:
     before = len(taps.taps)
     landing = Landing(target, edit.number, edit.summary, edit.origin, optional=edit.optional)
+    if undefined and edit.optional:
+        return replace(landing, error=_undefined(edit.origin, undefined))
     try:
         lines = apply_edit(scopes, edit, target, taps)
     except PatchError as error:
         del taps.taps[before:]
         return replace(landing, error=str(error))
     names = tuple(tap.id for tap in taps.taps[before:])
-    return replace(landing, lines=tuple(dict.fromkeys(lines)), taps=names)
+    message = _undefined(edit.origin, undefined) if undefined else None
+    return replace(landing, lines=tuple(dict.fromkeys(lines)), taps=names, error=message)
 
 
 def _failed(landing: Landing, owner: str, message: str) -> Landing:

@@ -15,7 +15,7 @@ class Tap:
 
     id: str
     name: str
-    kind: Literal["dump", "step"]
+    kind: Literal["dump", "step", "tags"]
     target: str
     file: str
     line: int
@@ -71,7 +71,7 @@ class InsertionPoint:
         """The edit, for messages: ``target#number``."""
         return f"{self.target}#{self.edit.number}"
 
-    def tap(self, name: str, kind: Literal["dump", "step"] = "dump", **settings: Any) -> int:
+    def tap(self, name: str, kind: Literal["dump", "step", "tags"] = "dump", **settings: Any) -> int:
         """Number of this edit's tap of that name; ``settings`` are the other fields of ``Tap``."""
         return self.taps.add(
             Tap(f"{self.owner}:{name}", name, kind, self.target, self.taps.file, self.line, **settings)

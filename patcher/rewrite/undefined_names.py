@@ -10,10 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from patcher.generated_names import DUMPER_NAME
 from patcher.match.pattern import to_python
-from patcher.plan.edits import Code, Dump, Edit, FunctionPatch
+from patcher.plan.edits import Code, Edit, FunctionPatch
 from patcher.source.definitions import Definition, statements_in
 
 _ALWAYS = frozenset((*dir(builtins), DUMPER_NAME, "__class__", "__file__", "__name__", "__spec__"))
+
+
+PREAMBLE = 0
+"""What stands for the preambles of a function among the numbers of its edits."""
 
 
 class NameChecker:
@@ -24,16 +28,19 @@ class NameChecker:
         self._module: frozenset[str] | None = None
 
     def unknown(self, patch: FunctionPatch, definitions: Sequence[Definition]) -> dict[int, tuple[str, ...]]:
-        """Per edit number, a message for each name that its code uses and that is defined nowhere in reach."""
+        """Per edit number (``PREAMBLE`` for preambles), a message for each name that its code uses and nothing in reach
+        defines, unless the edit allows it."""
         texts = {edit.number: list(_codes(edit)) for edit in patch.edits}
+        texts[PREAMBLE] = list(patch.preambles)
+        allowed = {edit.number: frozenset(edit.undefined) for edit in patch.edits}
+        allowed[PREAMBLE] = frozenset(patch.undefined)
         trees = {number: [tree for code in codes if (tree := _parsed(code))] for number, codes in texts.items()}
         inserted = [tree for found in trees.values() for tree in found]
-        inserted += [tree for code in patch.preambles if (tree := _parsed(code))]
         known = {*_ALWAYS, *_bound(inserted), *_bound([found.unit for found in definitions])}
         messages: dict[int, tuple[str, ...]] = {}
         for number, found in trees.items():
-            unknown = _used(found) - known - self._module_names()
-            if unknown and not self._star_import():
+            unknown = _used(found) - known - self._module_names() - allowed[number]
+            if unknown and not self._star_import() and "*" not in allowed[number]:
                 near = sorted(known | self._module_names())
                 messages[number] = tuple(_message(name, patch, near) for name in sorted(unknown))
         return messages
@@ -57,7 +64,7 @@ class NameChecker:
 def _codes(edit: Edit) -> Iterator[Code]:
     if isinstance(edit.content, Code):
         yield edit.content
-    elif isinstance(edit.content, Dump):
+    else:
         yield from edit.content.expressions()
 
 

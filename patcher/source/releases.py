@@ -23,14 +23,14 @@ class Releases:
         self._finder = finder
         self._known: dict[str, str | None] = {}
 
-    def unmet(self, requires: Sequence[Mapping[str, str]] | None) -> str:
+    def unmet(self, requires: Sequence[Mapping[str, str]] | None, needs: str = "it needs") -> str:
         """What is not met, in words; empty when any one of the alternatives is met, or there are none.
 
         A package whose release cannot be found out counts as met: a source tree need not say it.
         """
         if not requires:
             return ""
-        reasons = [self._unmet_one(alternative) for alternative in requires]
+        reasons = [self._unmet_one(alternative, needs) for alternative in requires]
         return "" if "" in reasons else ", nor ".join(reasons)
 
     def version(self, package: str) -> str | None:
@@ -39,7 +39,7 @@ class Releases:
             self._known[package] = self._look_up(package)
         return self._known[package]
 
-    def _unmet_one(self, requires: Mapping[str, str]) -> str:
+    def _unmet_one(self, requires: Mapping[str, str], needs: str) -> str:
         for package, specifier in requires.items():
             try:
                 wanted = SpecifierSet(specifier)
@@ -49,9 +49,9 @@ class Releases:
                 ) from None
             version = self.version(package)
             if version is None:
-                return f"it needs {package} {specifier}, which is not installed"
+                return f"{needs} {package} {specifier}, which is not installed"
             if version and not wanted.contains(Version(version), prereleases=True):
-                return f"it needs {package} {specifier}, this is {package} {version}"
+                return f"{needs} {package} {specifier}, this is {package} {version}"
         return ""
 
     def _look_up(self, package: str) -> str | None:

@@ -18,10 +18,22 @@ SGLANG = CONFIGS / "sglang"
 FAULTS = sorted((CONFIGS / "faults").glob("*.yaml"))
 FORWARD = "sglang.srt.model_executor.model_runner.ModelRunner.forward"
 CALLED = re.compile(r"__tensortap_dumper__|__tensortap_taps__\[\d+\]")
-BEGIN = "if not self.is_draft_worker:\n    TAP.step(forward_batch)"
+BEGIN = """\
+try:
+    if not self.is_draft_worker:
+        try:
+            TAP.step(forward_batch)
+        except Exception:
+            TAP.failed()
+            TAP.step()
+except Exception:
+    TAP.failed()"""
 END = """\
-if not self.is_draft_worker:
-    TAP.end_step()"""
+try:
+    if not self.is_draft_worker:
+        TAP.end_step()
+except Exception:
+    TAP.failed()"""
 LOGITS = """\
 if TAP.on:
     try:

@@ -183,6 +183,11 @@ def check_config(config: dict[str, Any], file: Path) -> int:
     return patcher_command(["check", "-c", str(file)])
 
 
+def check_edits(edits: list[dict[str, Any]], file: Path) -> int:
+    patch = {"target": "json.dumps", "optional": True, "edits": [{**edit, "optional": True} for edit in edits]}
+    return check_config({"patches": [patch]}, file)
+
+
 @pytest.mark.parametrize("block", blocks("yaml"), ids=ids)
 def test_yaml_blocks_are_configs(block: Block, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whole configs land in the installed SGLang; what is a part of a config is accepted as such a part."""
@@ -200,8 +205,9 @@ def test_yaml_blocks_are_configs(block: Block, runs: Path, tmp_path: Path, capsy
             assert compare(runs, "--map", str(file)) != 2, capsys.readouterr()
         case dict():
             edit = {"match": "x = ...", "dump": {"name": "x", "value": "x"}, **content}
-            patches = [{"target": "json.dumps", "optional": True, "edits": [{**edit, "optional": True}]}]
-            assert check_config({"patches": patches}, file) == 0, capsys.readouterr()
+            assert check_edits([edit], file) == 0, capsys.readouterr()
+        case list():
+            assert check_edits(content, file) == 0, capsys.readouterr()
         case _:
             pytest.fail(f"{block.id}: this is no config that anything here reads")
 

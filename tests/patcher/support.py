@@ -82,7 +82,7 @@ def edit(tmp_path: Path, source: str, edits: str, target: str = "mod.f") -> str:
 def edits_config(edits: str, target: str = "mod.f") -> str:
     """A whole config for a list of edits of one function."""
     body = textwrap.indent(textwrap.dedent(edits).strip("\n"), "      ")
-    return f"patches:\n  - target: {target}\n    edits:\n{body}\n"
+    return f"patches:\n  - target: {target}\n    edits:\n{body}\n    undefined: true\n"
 
 
 def errors(tmp_path: Path, source: str, edits: str, target: str = "mod.f") -> str:

@@ -252,7 +252,7 @@ SOURCE = "def f(x):\n    y = g(x)\n    return y\n"
         ),
         ("- match: y = g(x)\n  after: await z\n", "taps.yaml:4: the code of the edit does not compile there: 'await'"),
         ("- match: y = g(x)\n  after: yield z; return (yield)\n  nth: 2", "found only once"),
-        ("- {match: y = g(x), after: $Z}", "taps.yaml:4: $Z is captured nowhere (captured here: $MATCH)"),
+        ("- {match: y = g(x), after: $Z}", "taps.yaml:4: $Z is captured nowhere (captured here: $MATCH, $arguments)"),
         ("- {at: entry, dump: {name: y}}", "taps.yaml:4: dump 'y' has no 'value'"),
         ("- {at: entry, dump: {name: y, value: 'x +'}}", "taps.yaml:4: 'x +' is not a Python expression"),
         ("- {at: entry, dump: {name: y, value: x, t: a b}}", "taps.yaml:4: 'a b' is not a Python expression"),
@@ -291,7 +291,7 @@ def test_one_failing_edit_does_not_hide_the_others(tmp_path: Path) -> None:
     assert optional.ok
 
 
-def test_names_that_nothing_defines_are_warned_of(tmp_path: Path) -> None:
+def test_names_that_nothing_defines_are_errors(tmp_path: Path) -> None:
     source = "import torch\nLIMIT = 3\ndef g(a): return a\ndef f(hidden_states):\n    y = g(1)\n    return y\n"
     config = edits_config(
         """
@@ -300,13 +300,13 @@ def test_names_that_nothing_defines_are_warned_of(tmp_path: Path) -> None:
         - {at: return, before: 'print(z, residual, gone if y is None else y)'}
         """
     )
-    checked = check(tmp_path, source, config)
-    assert checked.ok
-    assert [landing.warnings for landing in checked.modules[0].landings] == [
-        ("nothing in reach of mod.f is called 'hidden_state'; did you mean 'hidden_states'?",),
-        (),
-        ("nothing in reach of mod.f is called 'residual'",),
-    ]
+    assert check(tmp_path, source, config).ok  # it allows them all
+    checked = check(tmp_path, source, config.replace("undefined: true", "undefined: [gone]"))
+    advice = " If it comes from elsewhere, name it in 'undefined: [...]' of the edit"
+    assert checked.errors == (
+        f"taps.yaml:4: nothing in reach of mod.f is called 'hidden_state'; did you mean 'hidden_states'?.{advice}",
+        f"taps.yaml:6: nothing in reach of mod.f is called 'residual'.{advice}",
+    )
 
 
 def test_requires(tmp_path: Path) -> None:

@@ -25,9 +25,11 @@ patches:
   - {at: entry, dump: {name: a, value: x}}
   - {match: y = g(x), before: {name: b, value: x, layer_id: 3, level: full}}
   - {at: return, before: y = 1}
+  undefined: [r, self]
 - target: mod.g
   edits:
   - {at: return, dump: {name: c}}
+  undefined: [r]
 """
 BASE = """\
 parameters:

@@ -75,23 +75,93 @@ def test_a_mask_of_this_pass_alone_counts_on_from_the_cache() -> None:
     assert rows(layout) == [(0, 3), (0, 4)]
 
 
-def test_a_mask_per_query_is_left_aside() -> None:
-    layout = read(input_ids=torch.tensor([[7]]), attention_mask=torch.zeros(1, 1, 1, 9), past_key_values=cache(4))
-    assert rows(layout) == [(0, 4)]
+def per_query(mask: list[list[int]], past: int = 0, width: int = 0, opened: bool = False) -> torch.Tensor:
+    """The causal mask, additive and (batch, 1, queries, keys), that a 2-D mask of past and pass means.
+
+    ``opened``: rows of padding see everything, as scaled_dot_product_attention wants it.
+    """
+    real = torch.tensor(mask, dtype=torch.bool)
+    keys = real.shape[1]
+    seen = torch.ones(keys - past, keys, dtype=torch.bool).tril(past) & real[:, None, :]
+    seen = torch.nn.functional.pad(seen, (0, max(width - keys, 0)))
+    if opened:
+        seen = seen | ~seen.any(-1, keepdim=True)
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("width", [0, 9], ids=["dynamic cache", "static cache"])
+@pytest.mark.parametrize("mask", [[[0, 1, 1], [1, 1, 1]], [[1, 1, 0], [1, 1, 1]]], ids=["left", "right"])
+def test_padding_in_a_mask_per_query(mask: list[list[int]], width: int, opened: bool) -> None:
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    expected = rows(read(input_ids=ids, attention_mask=torch.tensor(mask)))
+    additive = per_query(mask, width=width, opened=opened)
+    assert rows(read(input_ids=ids, attention_mask=additive)) == expected
+    assert rows(read(input_ids=ids, attention_mask=additive > -1)) == expected
+
+
+def test_decoding_with_a_mask_per_query() -> None:
+    mask = per_query([[0, 1, 1, 1], [1, 1, 1, 1]], past=3, width=8)
+    layout = read(input_ids=torch.tensor([[7], [8]]), attention_mask=mask, cache=cache(3))
+    assert layout.forward_mode == "decode"
+    assert rows(layout) == [(0, 2), (1, 3)]
+
+
+def test_a_mask_per_query_that_is_not_causal_tells_nothing_of_padding() -> None:
+    with pytest.raises(ValueError, match="not causal"):
+        read(input_ids=torch.ones(1, 4, dtype=torch.int64), attention_mask=torch.zeros(1, 1, 4, 4))
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         {"position_ids": torch.tensor([[0, 1, 2, 0, 1]])},
+        {"position_ids": torch.tensor([[0, 1, 2, 0, 1]]), "attention_mask": torch.ones(1, 5, dtype=torch.int64)},
         {"cu_seq_lens_q": torch.tensor([0, 3, 5], dtype=torch.int32)},
     ],
-    ids=["position ids", "cumulative lengths"],
+    ids=["position ids", "position ids beside a mask of ones", "cumulative lengths"],
 )
 def test_packed_sequences(arguments: dict[str, Any]) -> None:
     layout = read(input_ids=torch.tensor([[1, 2, 3, 4, 5]]), **arguments)
     assert rows(layout) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     assert [span.id for span in layout.sequences] == ["0-0", "0-1"]
+
+
+def test_packed_rows_of_a_batch_with_padding() -> None:
+    layout = read(
+        input_ids=torch.ones(2, 5, dtype=torch.int64),
+        position_ids=torch.tensor([[0, 1, 0, 1, 2], [0, 0, 1, 0, 0]]),
+        attention_mask=torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+    )
+    first = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    assert rows(layout) == [*first, (2, 0), (3, 0), (3, 1), None, None]
+
+
+def test_padding_behind_packed_sequences() -> None:
+    layout = read(input_ids=torch.ones(1, 5, dtype=torch.int64), cu_seq_lens_q=torch.tensor([0, 1, 4]))
+    assert rows(layout) == [(0, 0), (1, 0), (1, 1), (1, 2), None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, [4, 9]),
+        ({"attention_mask": torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])}, [4, 9]),
+        ({"attention_mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}, [2, 9]),
+        ({"attention_mask": per_query([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], opened=True)}, [2, 9]),
+        ({"position_ids": torch.tensor([[0, 1, 0, 1, 2], [0, 1, 2, 3, 4]])}, [1, 4, 9]),
+        ({"attention_mask": torch.ones(2, 8), "cache": cache(8)}, [4, 9]),
+    ],
+    ids=["plain", "left", "right", "right, per query", "packed", "cached"],
+)
+def test_the_rows_of_last_tokens(arguments: dict[str, Any], expected: list[int]) -> None:
+    """Those of the layout, where it calls a row the last of its sequence."""
+    value = torch.arange(10.0).reshape(2, 5, 1)
+    batch = {"input_ids": torch.ones(2, 5, dtype=torch.int64), **arguments}
+    assert TransformersAdapter().last_tokens(value, batch)[:, 0].tolist() == expected
+    # As with logits_to_keep: only the last columns are there.
+    kept = [row for row in expected if row % 5 >= 2]
+    assert TransformersAdapter().last_tokens(value[:, 2:], batch)[:, 0].tolist() == kept
 
 
 def test_sequences_keep_their_names_while_one_cache_fills() -> None:
