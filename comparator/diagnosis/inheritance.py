@@ -77,6 +77,9 @@ class Inheritance:
         own_ties = self._own_ties(profile)
         before = self._ties_before(profile)
         compared = np.ones(profile.rows, np.bool_) if own_ties is None else ~own_ties
+        if profile.operation in _CAUSAL and profile.labels.known and self._is_behind_experts(profile):
+            # A token that was not compared may have had other experts, and nothing tells.
+            compared &= has_whole_prefix(profile.labels)
         unknown = own_ties is None and profile.operation in _ROUTED
         if unknown and (ratio > STANDS_OUT).any():
             self.without_routing.append(profile.key)
@@ -154,6 +157,13 @@ class Inheritance:
         return abs(main.raw_scale.value - main.scale.value)
 
     # Ties
+
+    def _is_behind_experts(self, profile: TapProfile) -> bool:
+        place = self._order[profile.key]
+        return any(
+            other.operation in _ROUTED and not other.identical and self._order.get(key, place) < place
+            for key, other in self._profiles.items()
+        )
 
     def _find_top_k(self) -> int | None:
         layers = []

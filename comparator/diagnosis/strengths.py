@@ -57,6 +57,8 @@ GROUP_Z = 6.0
 CHANNEL_SCALE = 2.0
 FEWEST_USERS = 4
 HEAD, HEAD_Z, HEAD_SCALE = 2.2, 10.0, 0.7
+GUESSED_HEAD = 3.0
+"""Where the size of a head is not known, several are tried."""
 EXPERT, EXPERT_Z, EXPERT_SCALE = 2.0, 8.0, 0.7
 OFFSET_Z, OFFSET = 6.0, 0.4
 SUM_FLOORS, SUM_FACTOR = 8.0, 4.0
@@ -224,7 +226,8 @@ def _parts(found: TapProfile, context: Context) -> Iterator[Test]:
         strength = min(clear, channels.scaled_ratio / size)
         yield Test("channel scale", strength, channels.scaled_ratio, size, where)
     for block in found.blocks:
-        yield Test("head", block.ratio / HEAD, block.ratio, HEAD, f"head {block.block} of size {block.size}")
+        limit = HEAD if len(found.blocks) == 1 else GUESSED_HEAD
+        yield Test("head", block.ratio / limit, block.ratio, limit, f"head {block.block} of size {block.size}")
         where = f"head {block.scaled_block} of size {block.size}"
         yield _sized("head scale", block.scale, critical(HEAD_Z, context.taps), HEAD_SCALE * usual, where)
     for expert in found.experts:
