@@ -68,12 +68,18 @@ class StatusBlock:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        # Under another name until it is whole: a process that is killed in between must not leave an empty one.
+        unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}.unfinished")
+        descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             # Written, not only mapped: a full disk must show here, and not as a signal at the first count.
             if os.write(descriptor, _fresh()) != STATUS_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             fresh = mmap.mmap(descriptor, STATUS_BYTES)
+            os.replace(unfinished, self.path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
         finally:
             os.close(descriptor)
         with self._lock:

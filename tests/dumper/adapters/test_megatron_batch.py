@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from dumper.adapters import describe_process
 from dumper.adapters.megatron import MegatronAdapter, ModelInput, build_layout, zigzag_positions
 from dumper.layout import TokenLayout
+from testbed.ranks import run_ranks
 from testbed.wheels import unpacked_wheel
 
 
@@ -102,10 +102,17 @@ def test_the_parts_of_all_ranks_are_every_token_once(lengths: list[int], size: i
     assert sorted(found) == [(index, p) for index, length in enumerate(lengths) for p in range(length)]
 
 
-def run_rank(rank: int, packages: str, rendezvous: str, results: Connection) -> None:
-    """One of four gloo ranks with Megatron's own groups: its axes, and what its own slicing gives it."""
+Seen = tuple[int | None, int, str | None, dict[str, tuple[int, int]], bool]
+
+
+def import_megatron(packages: str, rendezvous: str) -> None:
     sys.path.append(packages)
     warnings.simplefilter("ignore")
+    from megatron.core import parallel_state, utils  # noqa: F401
+
+
+def run_rank(rank: int, packages: str, rendezvous: str) -> Seen:
+    """One of four gloo ranks with Megatron's own groups: its axes, and what its own slicing gives it."""
     os.environ.update(RANK=str(rank), WORLD_SIZE="4", LOCAL_RANK=str(rank))
     torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=4)
     from megatron.core import parallel_state
@@ -118,29 +125,18 @@ def run_rank(rank: int, packages: str, rendezvous: str, results: Connection) -> 
     assert isinstance(layout, TokenLayout)
     process = describe_process()
     expected = [(row, int(p)) for row in range(2) for p in part["position_ids"][row]]
-    results.send((process.rank, process.world_size, process.framework, process.parallel, rows(layout) == expected))
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()  # no rank leaves the group before all have what they came for
+    return process.rank, process.world_size, process.framework, dict(process.parallel), rows(layout) == expected
 
 
 @pytest.mark.slow
 def test_real_groups_and_real_slicing(tmp_path: Path) -> None:
     # Not in the environment: SGLang imports it where it finds it, and every server would take longer to start.
     packages = str(unpacked_wheel("megatron-core", "0.16.1"))
-    rendezvous = f"file://{tmp_path}/rendezvous"
-    context = torch.multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for rank in range(4):
-        here, there = context.Pipe()
-        process = context.Process(target=run_rank, args=(rank, packages, rendezvous, there), daemon=True)
-        process.start()
-        pipes.append(here)
-        processes.append(process)
-    for rank, (pipe, process) in enumerate(zip(pipes, processes, strict=True)):
-        assert pipe.poll(120), f"rank {rank} says nothing"
-        number, world_size, framework, parallel, same = pipe.recv()
+    seen = run_ranks(run_rank, 4, packages, f"file://{tmp_path}/rendezvous", prepare=import_megatron)
+    for rank, (number, world_size, framework, parallel, same) in enumerate(seen):
         assert (number, world_size, framework) == (rank, 4, "megatron")
         assert parallel["tp"] == (rank % 2, 2)
         assert parallel["cp"] == (rank // 2, 2)
         assert parallel["dp"] == (0, 1)
         assert same
-        process.join(30)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from dumper import adapters
 from dumper.adapters import Parallel, describe_process, is_settled, read_batch
 from dumper.adapters.torch_distributed import TorchDistributedAdapter
 from dumper.layout import TokenLayout
+from testbed.ranks import run_ranks
 
 LAYOUT = TokenLayout("train", (), 3)
 
@@ -109,31 +109,24 @@ def test_the_rank_of_torchrun_is_known_before_the_process_group(monkeypatch: pyt
     assert TorchDistributedAdapter().rank() == (5, 8)
 
 
-def run_rank(rank: int, rendezvous: str, results: Connection) -> None:
+Seen = tuple[tuple[int, int] | None, dict[str, tuple[int, int]], str | None]
+
+
+def run_rank(rank: int, rendezvous: str) -> Seen:
     os.environ.update(RANK=str(rank), WORLD_SIZE="4")
     torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=4)
     mesh = torch.distributed.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     adapter = TorchDistributedAdapter()
     adapter.use_mesh(mesh)
-    results.send((adapter.rank(), adapter.parallel(), describe_process().framework))
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()  # no rank leaves the group before all have made their meshes
+    return adapter.rank(), dict(adapter.parallel()), describe_process().framework
 
 
 @pytest.mark.slow
 def test_ranks_and_mesh_axes_of_real_ranks(tmp_path: Path) -> None:
-    context = torch.multiprocessing.get_context("spawn")
-    pipes = []
-    for rank in range(4):
-        here, there = context.Pipe()
-        context.Process(target=run_rank, args=(rank, f"file://{tmp_path}/rendezvous", there), daemon=True).start()
-        pipes.append(here)
-    for rank, pipe in enumerate(pipes):
-        assert pipe.poll(120)
-        assert pipe.recv() == (
-            (rank, 4),
-            {"dp": (rank // 2, 2), "tp": (rank % 2, 2)},
-            "torch.distributed",
-        )
+    assert run_ranks(run_rank, 4, f"file://{tmp_path}/rendezvous") == [
+        ((rank, 4), {"dp": (rank // 2, 2), "tp": (rank % 2, 2)}, "torch.distributed") for rank in range(4)
+    ]
 
 
 def test_an_engine_that_is_still_starting_has_no_final_rank(registered: list[adapters.Adapter]) -> None:
