@@ -1,0 +1,1 @@
+"""How often the comparator alarms on clean pairs, and how many planted faults it finds and places rightly."""

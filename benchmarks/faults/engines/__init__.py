@@ -1,0 +1,1 @@
+"""What is recorded: Transformers in this process, a tensor-parallel Transformer of our own, real servers."""

@@ -1,0 +1,103 @@
+"""Records Transformers models in this process; faults are patched in as configs."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import testbed.sglang_cpu.sitecustomize  # noqa: F401  Transformers imports the torchvision that it mends
+from benchmarks.faults.engines.huggingface.models import CLASSES, ModelShape, build_model
+from benchmarks.faults.engines.huggingface.variants import Variant, generate, numerics_of, prepare, variants_of
+from benchmarks.faults.engines.protocol import Job
+from benchmarks.faults.in_process import recorded
+from benchmarks.faults.prompts import make_prompts
+from testbed.paths import CONFIGS
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Recordings that are compared with each other: one model, one set of prompts, many variants."""
+
+    name: str
+    shape: ModelShape
+    prompts: str = "mixed"
+
+
+def _shape(model_type: str, dtype: torch.dtype, outliers: bool = False, seed: int = 0, **changes: object) -> ModelShape:
+    return ModelShape(model_type, dtype, dict(changes), outliers, seed)
+
+
+_B, _H, _F = torch.bfloat16, torch.float16, torch.float32
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("qwen3_moe-bfloat16", _shape("qwen3_moe", _B, hidden_size=256)),
+        Family("qwen3-bfloat16", _shape("qwen3", _B, hidden_size=256)),
+        Family("llama-bfloat16", _shape("llama", _B)),
+        Family("qwen3_moe-float16", _shape("qwen3_moe", _H)),
+        Family("llama-float16", _shape("llama", _H, hidden_size=256), "middle"),
+        Family("qwen3_moe-outliers-bfloat16", _shape("qwen3_moe", _B, True, 3)),
+        Family("qwen3-outliers-bfloat16", _shape("qwen3", _B, True, 4), "middle"),
+        Family("qwen3-outliers-float16", _shape("qwen3", _H, True, 5), "middle"),
+        Family("qwen3-float32", _shape("qwen3", _F, seed=6)),
+        Family("qwen3_moe-float32", _shape("qwen3_moe", _F, seed=7)),
+        Family("llama-long-bfloat16", _shape("llama", _B, seed=8), "long"),
+        Family("qwen3_moe-long-bfloat16", _shape("qwen3_moe", _B, seed=9), "long"),
+        Family("qwen3_moe-short-bfloat16", _shape("qwen3_moe", _B, seed=10), "short"),
+        Family(
+            "qwen3_moe-narrow-bfloat16",
+            _shape(
+                "qwen3_moe", _B, seed=11, hidden_size=64, num_experts=4, num_experts_per_tok=2, num_key_value_heads=8
+            ),
+            "middle",
+        ),
+        Family("qwen3-wide-heads-bfloat16", _shape("qwen3", _B, seed=12, head_dim=128, num_attention_heads=4)),
+    )
+}
+
+
+class HuggingFace:
+    """Records in this process, one job after the other."""
+
+    name = "transformers"
+
+    def families(self) -> tuple[str, ...]:
+        return tuple(FAMILIES)
+
+    def variants(self, family: str) -> tuple[str, ...]:
+        return tuple(_variants(FAMILIES[family]))
+
+    def usual(self, family: str) -> tuple[str, str]:
+        return "plain", "eager-pieces2-fused-norm"
+
+    def record(self, jobs: Sequence[Job]) -> dict[Path, str]:
+        problems = {}
+        for job in jobs:
+            try:
+                _record(job)
+            except Exception:
+                problems[job.run] = traceback.format_exc(limit=-3)
+        return problems
+
+
+def _variants(family: Family) -> dict[str, Variant]:
+    return {variant.name: variant for variant in variants_of(family.shape.is_mixture, family.shape.dtype)}
+
+
+def _record(job: Job) -> None:
+    family = FAMILIES[job.family]
+    variant = _variants(family)[job.variant]
+    kind = family.shape.model_type
+    torch.manual_seed(0)
+    model = build_model(family.shape, variant.attention, variant.dtype)
+    prepare(model, variant)
+    faults = [text.replace("FAMILY", kind).replace("CLASS", CLASSES[kind]) for text in job.configs]
+    with numerics_of(variant), recorded(job.run, (*faults, CONFIGS / "transformers" / f"{kind}.yaml")):
+        generate(model, variant, make_prompts(family.prompts))
+
+
+ENGINE = HuggingFace()

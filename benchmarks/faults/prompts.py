@@ -1,0 +1,31 @@
+"""Requests that are the same in every recording of a family."""
+
+from __future__ import annotations
+
+import numpy as np
+
+Prompt = tuple[int, ...]
+
+SPECIAL_TOKENS = 258
+"""Token ids from here on, and 0, are left out of prompts: padding and ends of text."""
+NEW_TOKENS = 4
+"""Tokens generated after each prompt, so that there are passes that decode."""
+
+LENGTHS: dict[str, tuple[int, ...]] = {
+    "mixed": (5, 61, 27, 130),
+    "short": (5, 9, 17, 12),
+    "long": (500, 12),
+    "middle": (96, 200),
+    "shared": (40, 70, 25),
+}
+SHARED_PREFIX = 20
+"""Tokens that all prompts of the kind ``shared`` begin with."""
+
+
+def make_prompts(kind: str) -> tuple[Prompt, ...]:
+    """Random token ids from 1 to 255, the same ones in every process; ``kind`` is a key of ``LENGTHS``."""
+    generator = np.random.default_rng(sorted(LENGTHS).index(kind) + 7)
+    prompts = [tuple(int(token) for token in generator.integers(1, 256, length)) for length in LENGTHS[kind]]
+    if kind == "shared":
+        prompts = [prompts[0][:SHARED_PREFIX] + prompt[SHARED_PREFIX:] for prompt in prompts]
+    return tuple(prompts)
