@@ -83,9 +83,14 @@ class Floor:
     gain: float
 
 
+def unit_roundoff(dtype: str) -> float:
+    """Half the distance from 1 to the next number; an unknown dtype counts as float32."""
+    return UNIT_ROUNDOFF.get(dtype.removeprefix("torch."), UNIT_ROUNDOFF["float32"])
+
+
 def rounding_error(dtype: str) -> float:
-    """Relative L2 error of storing a value in ``dtype`` once; an unknown dtype counts as float32."""
-    return RMS_ROUNDING * UNIT_ROUNDOFF.get(dtype.removeprefix("torch."), UNIT_ROUNDOFF["float32"])
+    """Relative L2 error of storing a value in ``dtype`` once."""
+    return RMS_ROUNDING * unit_roundoff(dtype)
 
 
 def roundings_of_ranks(ranks: int) -> float:
