@@ -137,11 +137,23 @@ def compare(
     override_dims: Sequence[str] = (),
     **settings: Any,
 ) -> Report:
-    """Compare two recorded runs (paths, or what ``open_run`` returned) and return all findings.
+    """Compare two recorded runs and return all findings.
 
-    ``diff_threshold`` is the largest ``rel``, one criterion for all tensors (``"max_abs <= 1e-3"``), or pattern and
-    criterion in turn. ``override_dims`` holds ``NAME:DIMS``. Further ``settings`` are fields of ``Options``. Raises
-    ComparatorError when a run cannot be read or an option makes no sense.
+    ``baseline`` is the run that is taken as right. Both are paths or what ``open_run`` returned: runs of ours, or
+    directories of SGLang's ``.pt`` files; where both are these, the rules of SGLang's comparator hold.
+
+    - ``token_aligner``: ``"per_step"`` compares step by step, ``"concat_steps"`` joins the steps of one request in
+      order, ``"smart"`` joins tokens by identity, whatever batches and steps they were computed in.
+    - ``diff_threshold``: the largest ``rel``, one criterion for all tensors (``"max_abs <= 1e-3"``), or pattern and
+      criterion in turn; the first whole match of a name wins. The default is ``rel <= 0.001``, and equality for
+      integers.
+    - ``override_dims``: ``NAME:DIMS``, dims in place of the recorded ones for names that NAME is found in.
+    - ``settings``: any other field of ``Options``, such as ``filter``, ``start_step``, ``equal_nan`` or ``allow``;
+      they win over ``options``.
+
+    A tensor that differs, cannot be compared or is on one side only is a finding and no exception. Memory holds the
+    tensors of one name and its tags at a time. Raises ComparatorError when a run cannot be read, and for options that
+    make no sense.
     """
     chosen = options or Options()
     if token_aligner is not None:

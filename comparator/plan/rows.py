@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 from comparator.dims import SEQUENCE, TOKEN, Dimension, Dims, parse_dims
 from comparator.errors import PairError
@@ -122,7 +121,8 @@ def _plan_step(name: str, entries: Sequence[Entry], context: SideContext, option
         Shard(entry.rank, entry.shape, {axis: place[axis] for axis in named})
         for entry, place in zip(entries, places, strict=True)
     ]
-    lengths = context.sequence_lengths.get(cast("int", entries[0].step))
+    step = entries[0].step
+    lengths = None if step is None else context.sequence_lengths.get(step)
     return plan_in_file_order(dims, shards, replicated, lengths)
 
 
