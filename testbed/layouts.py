@@ -38,8 +38,9 @@ class Layout:
     fault: str | None = None
     """A config of ``configs/faults`` that is patched in as well."""
     prompt: tuple[int, ...] = PROMPT
-    fork: bool = False
-    """Whether ranks are forked from the launcher, to start sooner; SGLang spawns them."""
+    fork: bool = True
+    """Whether ranks are forked from the launcher, to start sooner; those of ``tp2`` and ``dp2`` are spawned, which is
+    what SGLang does."""
 
     @property
     def configs(self) -> tuple[Path, ...]:
@@ -52,9 +53,9 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout("tp1", "qwen3_moe", ("--tp", "1")),
-        Layout("tp2", "qwen3_moe", ("--tp", "2")),
+        Layout("tp2", "qwen3_moe", ("--tp", "2"), fork=False),
         Layout("tp4", "qwen3_moe", ("--tp", "4")),
-        Layout("dp2", "qwen3_moe", DATA_PARALLEL_ATTENTION),
+        Layout("dp2", "qwen3_moe", DATA_PARALLEL_ATTENTION, fork=False),
         Layout("tp2-scaled", "qwen3_moe", ("--tp", "2"), fault="qwen3_moe_scaled_attention_output"),
         Layout("tp2-dropped", "qwen3_moe", ("--tp", "2"), fault="qwen3_moe_dropped_all_reduce"),
         Layout("long-tp1", "qwen3_moe", ("--tp", "1"), prompt=LONG_PROMPT),

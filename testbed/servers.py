@@ -123,7 +123,7 @@ def sglang_server(
     """A real SGLang server, patched and recording when ``recording`` is given.
 
     ``flags`` go to ``sglang.launch_server`` as they are. SGLang spawns its ranks; with ``fork`` they are forked from
-    the launcher, which saves half of the processor time that a server takes to start. Raises ServerError when the
+    the launcher, which saves more than half of the processor time that a server takes. Raises ServerError when the
     server does not come up.
     """
     port = free_port()

@@ -57,7 +57,7 @@ def _record(folder: Path, name: str, flags: Sequence[str]) -> Path:
         "DUMPER_SOURCE_PATCHER_CONFIG": str(config),
         "DUMPER_ENABLE_OUTPUT_CONSOLE": "0",
     }
-    with sglang_server("qwen3_moe", flags, log=folder / f"{name}.log", environment=environment) as server:
+    with sglang_server("qwen3_moe", flags, log=folder / f"{name}.log", environment=environment, fork=True) as server:
         server.generate(PROMPT, new_tokens=4)
     return folder / name
 

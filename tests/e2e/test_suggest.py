@@ -23,7 +23,8 @@ def test_a_suggested_config_records_a_real_server(recordings: Recordings, tmp_pa
     layout = LAYOUTS["dense-tp1"]
     run = tmp_path / "suggested"
     recording = Recording((layout.configs[0], suggested), run)
-    with sglang_server(layout.model, layout.flags, log=run.with_suffix(".log"), recording=recording) as server:
+    log = run.with_suffix(".log")
+    with sglang_server(layout.model, layout.flags, log=log, recording=recording, fork=True) as server:
         server.generate(PROMPT, new_tokens=NEW_TOKENS)
 
     recorded = open_run(run)

@@ -46,7 +46,7 @@ def one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Served:
     """One rank, one request after the other, every prompt prefilled at once, nothing cached."""
     run = tmp_path_factory.mktemp("tokens") / "one-at-a-time"
     recording = Recording(LAYOUTS["tp1"].configs, run)
-    with sglang_server("qwen3_moe", FLOAT32, log=run.with_suffix(".log"), recording=recording) as server:
+    with sglang_server("qwen3_moe", FLOAT32, log=run.with_suffix(".log"), recording=recording, fork=True) as server:
         answers = tuple(server.generate(prompt, new_tokens=NEW_TOKENS) for prompt in (*FIRST, *CONCURRENT))
     return Served(run, answers)
 
@@ -56,7 +56,7 @@ def test_concurrent_chunked_and_cached(one_at_a_time: Served, tmp_path: Path) ->
     flags = (*FLOAT32, *DATA_PARALLEL_ATTENTION, "--chunked-prefill-size", "32")
     recording = Recording(LAYOUTS["dp2"].configs, run)
     with sglang_server(
-        "qwen3_moe", flags, log=run.with_suffix(".log"), recording=recording, radix_cache=True
+        "qwen3_moe", flags, log=run.with_suffix(".log"), recording=recording, radix_cache=True, fork=True
     ) as server:
         answers = [server.generate(prompt, new_tokens=NEW_TOKENS) for prompt in FIRST]
         answers += server.generate_all(CONCURRENT, new_tokens=NEW_TOKENS)
@@ -89,7 +89,7 @@ def test_decoded_here_and_prefilled_there(one_at_a_time: Served, tmp_path: Path)
     run = tmp_path / "rescored"
     recording = Recording(LAYOUTS["tp2"].configs, run)
     with sglang_server(
-        "qwen3_moe", (*FLOAT32, "--tp", "2"), log=run.with_suffix(".log"), recording=recording
+        "qwen3_moe", (*FLOAT32, "--tp", "2"), log=run.with_suffix(".log"), recording=recording, fork=True
     ) as server:
         for answer in one_at_a_time.answers:
             server.generate(answer.token_ids[:-1], new_tokens=1)
