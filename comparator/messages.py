@@ -31,6 +31,13 @@ MESSAGES: Mapping[str, Message] = {
     "unclosed": Message("warning", "A file of the run was not closed; its last records may be missing."),
     "empty": Message("warning", "A file of the run holds no records."),
     "unreadable": Message("warning", "A file of the run cannot be read, or has another name than the run's files."),
+    # About a run by itself (``comparator check``)
+    "not-put-together": Message("error", "The pieces of a tensor do not make one tensor."),
+    "replicas-disagree": Message("error", "Ranks that should hold the same do not."),
+    "sum-not-taken": Message("error", "A value holds one rank's partial sum where the sum over all ranks should be."),
+    "sum-is-off": Message("error", "A value is not the sum of what it is computed from."),
+    "norm-is-off": Message("error", "A value is no norm of what it is computed from, whatever its weights."),
+    "weights-not-tied": Message("error", "Two weights are nearly the same: they were meant to be tied."),
     # About the comparison as a whole
     "nothing-to-compare": Message("error", "Nothing was selected in the runs."),
     "nothing-in-common": Message("error", "No tensor is in both runs."),

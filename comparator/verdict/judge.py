@@ -120,7 +120,7 @@ def _judge(measurement: Measurement, name: str, options: Options, rules: Rules) 
 def _judge_tensor(measurement: TensorMeasurement, name: str, options: Options, rules: Rules) -> Verdict:
     exact = measurement.integers and rules.exact_integers
     predicate = predicate_for(name, options, integers=exact)
-    replicas = tuple(_replica_agrees(one) for one in measurement.replicas)
+    replicas = tuple(replica_agrees(one) for one in measurement.replicas)
     said = [say(one.name, one.message, options) for one in measurement.remarks]
     said.extend(_share_errors(measurement.tokens, options))
     difference = measurement.difference
@@ -143,7 +143,8 @@ def _judge_statistics(measurement: StatisticsMeasurement, name: str, options: Op
     return Verdict("passed" if passed else "failed", judgement, said=said)
 
 
-def _replica_agrees(replica: ReplicaNumbers) -> bool:
+def replica_agrees(replica: ReplicaNumbers) -> bool:
+    """Whether a replica is the same as the one that is used."""
     return replica.difference is not None and (replica.difference.max_abs <= REPLICA_TOLERANCE or replica.identical)
 
 
