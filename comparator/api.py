@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparator.arguments import parse_override
-from comparator.diagnosis import Diagnosis
-from comparator.diagnosis.words import describe
+from comparator.diagnosis import CalibrationError, Diagnosis, ReferenceDiagnosis, read_calibration
 from comparator.errors import ComparatorError
 from comparator.options import Options, ThresholdRule, TokenMode
-from comparator.pipeline import prepare
+from comparator.pipeline import OtherRuns, prepare
+from comparator.report.diagnosis import in_words
 from comparator.report.records import (
     Comparison,
     ErroredComparison,
@@ -42,6 +42,8 @@ class Report:
     """Findings about the runs themselves: missing ranks, damaged files, silent taps."""
     diagnosis: Diagnosis | None = None
     """Whether the runs agree, and where error was introduced; None for two dumps of SGLang's own."""
+    reference: ReferenceDiagnosis | None = None
+    """What a reference says of both sides; None without one."""
 
     def __iter__(self) -> Iterator[Comparison]:
         return iter(self.findings)
@@ -96,7 +98,7 @@ class Report:
         bad = [finding for finding in self.findings if finding.category in ("failed", "errored")]
         lines = [summary_line(self.summary)]
         if self.diagnosis is not None:
-            lines.append(describe(self.diagnosis))
+            lines.append(in_words(self.diagnosis, self.reference))
         lines.extend(finding_line(finding) for finding in bad[:limit])
         if len(bad) > limit:
             lines.append(f"... and {len(bad) - limit} more")
@@ -135,6 +137,9 @@ def compare(
     token_aligner: TokenMode | None = None,
     diff_threshold: float | str | Sequence[str] | None = None,
     override_dims: Sequence[str] = (),
+    reference: PathOrRun | None = None,
+    noise: Sequence[PathOrRun] = (),
+    calibration: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> Report:
     """Compare two recorded runs and return all findings.
@@ -145,9 +150,12 @@ def compare(
     - ``token_aligner``: ``"per_step"`` compares step by step, ``"concat_steps"`` joins the steps of one request in
       order, ``"smart"`` joins tokens by identity, whatever batches and steps they were computed in.
     - ``diff_threshold``: the largest ``rel``, one criterion for all tensors (``"max_abs <= 1e-3"``), or pattern and
-      criterion in turn; the first whole match of a name wins. The default is ``rel <= 0.001``, and equality for
-      integers.
+      criterion in turn; the first whole match of a name wins. Without one the analysis of all pairs decides
+      (``docs/tolerances.md``), and integers must be equal.
     - ``override_dims``: ``NAME:DIMS``, dims in place of the recorded ones for names that NAME is found in.
+    - ``reference``: a run of the same model in higher precision, which says which side is wrong.
+    - ``noise``: repeats or benign variants of the baseline: what they differ by is no fault.
+    - ``calibration``: a file that ``comparator calibrate`` wrote.
     - ``settings``: any other field of ``Options``, such as ``filter``, ``start_step``, ``equal_nan`` or ``allow``;
       they win over ``options``.
 
@@ -167,7 +175,7 @@ def compare(
     except TypeError as error:
         raise ComparatorError(f"unknown setting: {error}") from None
     left, right = open_side(baseline, "baseline"), open_side(target, "target")
-    prepared = prepare(left, right, chosen)
+    prepared = prepare(left, right, chosen, others=open_others(reference, noise, calibration))
     said = prepared.notes()
     tally = Tally(prepared.options, [*said["baseline"], *said["target"]])
     comparing = prepared.comparing()
@@ -181,6 +189,7 @@ def compare(
         tally.summary(comparing.diagnosis),
         tuple(log for log in logs if log is not None),
         comparing.diagnosis,
+        comparing.reference,
     )
 
 
@@ -198,6 +207,21 @@ def _rules(threshold: float | str | Sequence[str]) -> tuple[ThresholdRule, ...]:
     if isinstance(threshold, int | float):
         return parse_rules([str(threshold)])
     return parse_rules(list(threshold))
+
+
+def open_others(
+    reference: PathOrRun | None, noise: Sequence[PathOrRun], calibration: str | os.PathLike[str] | None
+) -> OtherRuns:
+    """Open the runs beside a pair; raises ComparatorError that names what cannot be read."""
+    try:
+        floors = None if calibration is None else read_calibration(Path(calibration))
+    except CalibrationError as error:
+        raise ComparatorError(str(error)) from None
+    return OtherRuns(
+        None if reference is None else open_side(reference, "reference"),
+        tuple(open_side(run, "noise run") for run in noise),
+        floors,
+    )
 
 
 def open_side(source: PathOrRun, label: str) -> Run:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comparator.api import open_side
+from comparator.api import open_others, open_side
 from comparator.arguments import load_override_config, parse_names, parse_override
 from comparator.errors import ComparatorError
 from comparator.options import Options
@@ -95,6 +95,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--equal-nan", action="store_true", help="NaN equals NaN, and an infinity itself, at the same place")
     add("--min-matched", type=float, default=1.0, metavar="SHARE",
         help="smallest share of the tokens that both sides computed to have been compared (default: 1)")  # fmt: skip
+    add("--reference", metavar="RUN", help="a run of the same model in higher precision: says which side is wrong")
+    add("--noise", nargs="+", default=[], metavar="RUN",
+        help="repeats or benign variants of the baseline: what they differ by is no fault")  # fmt: skip
+    add("--calibration", metavar="FILE", help="floors that 'comparator calibrate' measured")
+    add("--bitwise", action="store_true", help="tensors must be equal bit by bit")
     add("--tokenizer", metavar="PATH", help="accepted for compatibility; not used")
     add("--viz-bundle-details", action="store_true", help="accepted for compatibility; pictures are not made")
     add("--viz-output-dir", metavar="DIR", help=argparse.SUPPRESS)
@@ -125,6 +130,7 @@ def options_from(arguments: argparse.Namespace) -> Options:
         allow=parse_names(arguments.allow, "--allow"),
         error=parse_names(arguments.error, "--error"),
         equal_nan=arguments.equal_nan,
+        bitwise=arguments.bitwise,
         min_matched=arguments.min_matched,
         map_config=Path(arguments.map) if arguments.map else None,
         grouping_skip_keys=defaults.grouping_skip_keys if keys is None else frozenset(keys),
@@ -134,9 +140,11 @@ def options_from(arguments: argparse.Namespace) -> Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command, parser = _command(arguments)
+    parsed = parser.parse_args(arguments[1:] if command is not run else arguments)
     try:
-        code = run(arguments)
+        code = command(parsed)
         sys.stdout.flush()
     except ComparatorError as error:
         print(f"comparator: {error}", file=sys.stderr)
@@ -147,6 +155,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def _command(arguments: Sequence[str]) -> tuple[Callable[[argparse.Namespace], int], argparse.ArgumentParser]:
+    """What is to be done, and its parser: a word in front, or a comparison of two runs."""
+    word = arguments[0] if arguments else ""
+    if word in ("check", "calibrate"):
+        from comparator import commands
+
+        return (commands.check, commands.check_parser()) if word == "check" else (
+            commands.calibrate, commands.calibrate_parser()
+        )  # fmt: skip
+    return run, build_parser()
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -161,7 +181,8 @@ def run(arguments: argparse.Namespace) -> int:
     target_path = _one_path(arguments.target_path, arguments.target, "target")
     options = options_from(arguments)
     baseline, target = open_side(baseline_path, "baseline"), open_side(target_path, "target")
-    prepared = prepare(baseline, target, options)
+    others = open_others(arguments.reference, arguments.noise, arguments.calibration)
+    prepared = prepare(baseline, target, options, others=others)
     if arguments.explain:
         code = 0
         for line in explain(prepared.pairs, arguments.explain, prepared.select, prepared.planner):
@@ -214,7 +235,9 @@ def _report_findings(comparing: Comparing, tally: Tally, reporters: Sequence[Rep
             tally.add(finding)
             yield finding
         if comparing.diagnosis is not None:
-            yield diagnosis_record(comparing.diagnosis, comparing.tap_ids)
+            yield diagnosis_record(
+                comparing.diagnosis, comparing.tap_ids, comparing.reference, bitwise=tally.options.bitwise
+            )
         yield tally.summary(comparing.diagnosis)
 
     for record in records():

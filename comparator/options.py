@@ -50,6 +50,8 @@ class Options:
     strict_taps: bool = False
     equal_nan: bool = False
     """NaN equals NaN, and an infinity itself, at the same place."""
+    bitwise: bool = False
+    """Tensors must be equal bit by bit; nothing else is asked for."""
     min_matched: float = 1.0
     """Smallest share of the tokens computed on both sides that must have been compared."""
     detail_limit: int = 50

@@ -12,15 +12,16 @@ from functools import cached_property
 import numpy as np
 
 from comparator.arguments import check_options
-from comparator.diagnosis import Diagnosis, TapKey
-from comparator.match.bundles import BundlePair, RunIndex
+from comparator.diagnosis import Calibration, Diagnosis, ReferenceDiagnosis, TapKey, calibrate
+from comparator.errors import ComparatorError
+from comparator.match.bundles import BundlePair, Key, RunIndex
 from comparator.match.keys import sglang_record
 from comparator.match.pairs import match_bundles
 from comparator.match.runs import choose_rules, index, parallel_layout
 from comparator.measure.measurement import TensorMeasurement
 from comparator.measure.pair import Measurer
 from comparator.measure.units import Families, MakeProfile, P, Row, Unit, UnitResult, in_order, measure_unit, units_of
-from comparator.options import Options, Side
+from comparator.options import SIDES, Options, Side
 from comparator.plan.context import SideContext
 from comparator.plan.pair import Planner
 from comparator.plan.selection import Selected, select
@@ -30,14 +31,29 @@ from comparator.report.findings import build
 from comparator.report.records import Comparison
 from comparator.report.runs import notes_of_run
 from comparator.rules import Rules, joins_steps
-from comparator.verdict.analysis import Analysis, analyse, with_analysis
+from comparator.verdict.analysis import Analysis, analyse, with_analysis, with_reference
 from comparator.verdict.judge import Said, Verdict, judge_pair
 from comparator.verdict.profiles import FamilyProfile, Profiler
-from comparator.verdict.taps import collect_taps, tap_key
+from comparator.verdict.taps import Taps, collect_taps, tap_key
 from dumper.reading.protocol import Run
+
+MOST_NOISE = 5.0
+"""Strength of the strongest test from which a noise run is none."""
 
 Progress = Callable[[int], None]
 """Called with the number of pairs that were measured since the last call."""
+
+
+@dataclass(frozen=True)
+class OtherRuns:
+    """Runs beside the pair that help to judge it."""
+
+    reference: Run | None = None
+    """The same model in higher precision."""
+    noise: tuple[Run, ...] = ()
+    """Repeats and benign variants of the baseline: what they differ by is no fault."""
+    calibration: Calibration | None = None
+    """Floors that were measured earlier."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,7 @@ class Prepared:
     pairs: Sequence[BundlePair]
     contexts: Mapping[Side, SideContext]
     planner: Planner
+    others: OtherRuns
 
     @cached_property
     def measurer(self) -> Measurer:
@@ -78,6 +95,32 @@ class Prepared:
     def judge(self, row: Row, selected: Selected) -> Verdict:
         """The verdict on one row of the table, by rules that look at no other row."""
         return judge_pair(row.measurement, selected.pair.name, selected.left_out, self.options, selected.rules)
+
+    def profiles(self, taps: Taps) -> dict[Key, FamilyProfile]:
+        """The profiles of all families, without the findings of their pairs."""
+        profiler = Profiler(taps)
+        found = {}
+        for family in self.families.keys:
+            rows = self.families.rows(family)
+            profile = None if rows is None else profiler(rows, self.families)
+            if profile is not None and len(rows or ()):
+                found[family] = profile
+        return found
+
+    def against(self, other: Run, side: Side, what: str) -> dict[Key, FamilyProfile]:
+        """Profiles of a run beside the pair: of ``other`` against one side, with the other run as the baseline.
+
+        Raises ComparatorError where they have nothing in common that the analysis can judge.
+        """
+        run = self.baseline if side == "baseline" else self.target
+        prepared = prepare(other, run, self.options)
+        found = prepared.profiles(collect_taps(prepared.pairs, other, run))
+        if not found:
+            raise ComparatorError(
+                f"the {what} {other.path} has no tap with tokens in common with the {side} {run.path}; it must be a "
+                "run of the same model with the same prompts and taps (--token-aligner smart joins other batches)"
+            )
+        return found
 
     def comparing(self, progress: Progress = lambda _: None) -> Comparing:
         """The comparison under way: iterate over it for the findings."""
@@ -113,6 +156,11 @@ class Comparing:
         return None if self._analysis is None else self._analysis.diagnosis
 
     @property
+    def reference(self) -> ReferenceDiagnosis | None:
+        """What the reference says of both sides; None without one, and until everything is measured."""
+        return None if self._analysis is None else self._analysis.reference
+
+    @property
     def tap_ids(self) -> dict[TapKey, str]:
         """The ids of the taps that the diagnosis speaks of."""
         return {tap_key(pair.family): pair.tap for pair in self._prepared.pairs if pair.tap is not None}
@@ -136,8 +184,17 @@ class Comparing:
             for result in results
             if result.profile is not None
         }
-        self._analysis = analyse(profiles, taps, prepared.options)
+        self._analysis = self._analyse(profiles, taps)
         yield from map(self._finding, in_order(results))
+
+    def _analyse(self, profiles: Mapping[Key, FamilyProfile], taps: Taps) -> Analysis:
+        prepared, others = self._prepared, self._prepared.others
+        calibration = measure_noise(prepared) if others.noise else others.calibration
+        analysis = analyse(profiles, taps, prepared.options, calibration)
+        if others.reference is None:
+            return analysis
+        left, right = (prepared.against(others.reference, side, "reference") for side in SIDES)
+        return with_reference(analysis, left, right, prepared.options, calibration)
 
     def _finding(self, row: Row) -> Comparison:
         """Judge a row and make its finding; the first failures are measured again, for how their differences are
@@ -146,7 +203,8 @@ class Comparing:
         measurement = row.measurement
         verdict = self._prepared.judge(row, selected)
         if self._analysis is not None:
-            verdict = with_analysis(self._analysis, selected.pair, verdict, measurement)
+            bitwise = self._prepared.options.bitwise
+            verdict = with_analysis(self._analysis, selected.pair, verdict, measurement, bitwise=bitwise)
         if verdict.wants_detail and self._details_left != 0 and isinstance(measurement, TensorMeasurement):
             self._details_left -= 1
             measurement = self._prepared.measurer.measure(selected, detailed=True)
@@ -158,7 +216,38 @@ class Comparing:
         return self._selected[1][row.part]
 
 
-def prepare(baseline: Run, target: Run, options: Options, aligner: TokenAligner | None = None) -> Prepared:
+def measure_noise(prepared: Prepared) -> Calibration:
+    """Floors from the baseline's repeats and benign variants, and from earlier calibration.
+
+    Raises ComparatorError for a run that differs by far more than noise.
+    """
+    others = prepared.others
+    diagnoses = []
+    for run in others.noise:
+        profiles = prepared.against(run, "baseline", "noise run")
+        taps = collect_taps(prepared.pairs, prepared.baseline, prepared.baseline)
+        found = analyse(profiles, taps, prepared.options, others.calibration).diagnosis
+        if found.nearest >= MOST_NOISE and found.place is not None:
+            raise ComparatorError(
+                f"the noise run {run.path} differs from the baseline at {found.place.label} by {found.nearest:.0f} "
+                "times what rounding explains: that is another model, or a fault of its own, and no noise"
+            )
+        diagnoses.append(found)
+    measured = calibrate(diagnoses)
+    earlier = others.calibration.floors if others.calibration is not None else {}
+    floors = {
+        name: max(earlier.get(name, 0.0), measured.floors.get(name, 0.0)) for name in {*earlier, *measured.floors}
+    }
+    return Calibration(floors)
+
+
+def prepare(
+    baseline: Run,
+    target: Run,
+    options: Options,
+    aligner: TokenAligner | None = None,
+    others: OtherRuns | None = None,
+) -> Prepared:
     """Match the bundles of two runs and make ready what every pair needs.
 
     Raises ComparatorError for options, or a map, that cannot be read.
@@ -186,7 +275,16 @@ def prepare(baseline: Run, target: Run, options: Options, aligner: TokenAligner 
         mode = options.token_aligner if joins_steps(options, rules) else "per_step"
         aligner = build_token_aligner(mode, _layouts(baseline, options), _layouts(target, options))
     pairs = match_bundles(indexes["baseline"], indexes["target"], options, rules)
-    return Prepared(baseline, target, options, rules, pairs, contexts, Planner(contexts, aligner, options, rules))
+    return Prepared(
+        baseline,
+        target,
+        options,
+        rules,
+        pairs,
+        contexts,
+        Planner(contexts, aligner, options, rules),
+        others or OtherRuns(),
+    )
 
 
 def _layouts(run: Run, options: Options) -> SideLayouts:

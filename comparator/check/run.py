@@ -74,7 +74,9 @@ def _replicas_and_finiteness(prepared: Prepared) -> Iterator[Finding]:
             if not nonfinite_found and (statistics.nan or statistics.infinite):
                 nonfinite_found = True
                 where = _nonfinite_ranks(pair)
-                message = f"the first {statistics.nan} NaN and {statistics.infinite} infinite elements of the run{where}"
+                message = (
+                    f"the first {statistics.nan} NaN and {statistics.infinite} infinite elements of the run{where}"
+                )
                 yield _finding("non-finite", message, selected.pair, prepared.options)
 
 

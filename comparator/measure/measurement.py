@@ -68,6 +68,8 @@ class TensorMeasurement:
     """None when the aligned shapes differ."""
     integers: bool = False
     """Both sides hold integers or truth values."""
+    same_bits: bool | None = None
+    """Whether dtype and every bit agree; None where nobody asked."""
     replicas: tuple[ReplicaNumbers, ...] = ()
     downcast: Difference | None = None
     """The difference once more with both sides in the smaller dtype, where the dtypes are mixed."""

@@ -14,7 +14,7 @@ from comparator.align.pair import Aligned, align
 from comparator.align.unshard import Replicas
 from comparator.errors import ComparatorError, DimsError, PairError
 from comparator.match.bundles import BundlePair
-from comparator.measure.difference import Difference, Measured, compare_arrays
+from comparator.measure.difference import Difference, Measured, compare_arrays, same_bytes
 from comparator.measure.measurement import (
     ArrayNumbers,
     Failure,
@@ -169,6 +169,7 @@ def measure_aligned(
         dims=(dims[0], dims[1]),
         difference=difference,
         integers=all(array.dtype.kind in "iub" for array in (baseline, target)),
+        same_bits=same_bytes(baseline, target) if options.bitwise else None,
         replicas=replicas,
         downcast=downcast,
         downcast_dtype=downcast_dtype,

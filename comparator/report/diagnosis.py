@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from comparator.diagnosis import Diagnosis, TapKey
+from comparator.diagnosis import Diagnosis, ReferenceDiagnosis, TapKey
 from comparator.diagnosis import Judgement as TapJudgement
 from comparator.diagnosis.words import describe
-from comparator.report.records import DiagnosisRecord, Place, RoutingFlips, StrongestTest, TapAnalysis
+from comparator.report.records import DiagnosisRecord, Place, ReferenceRecord, RoutingFlips, StrongestTest, TapAnalysis
 
 
 def tap_analysis(judgement: TapJudgement) -> TapAnalysis:
@@ -31,7 +32,36 @@ def tap_analysis(judgement: TapJudgement) -> TapAnalysis:
     )
 
 
-def diagnosis_record(diagnosis: Diagnosis, taps: Mapping[TapKey, str] | None = None) -> DiagnosisRecord:
+_WORSE = {
+    "target": "Against the reference the target is the wrong one",
+    "baseline": "Against the reference the baseline is the worse one, not the target",
+    "both": "Against the reference both sides are wrong",
+    "neither": "Against the reference both sides are as good as rounding allows",
+}
+
+
+def in_words(diagnosis: Diagnosis, reference: ReferenceDiagnosis | None = None, *, bitwise: bool = False) -> str:
+    """One paragraph that says whether the runs agree, and if not where and how they part."""
+    if bitwise and diagnosis.first_difference is not None:
+        key, first = diagnosis.first_difference
+        return (
+            f"The runs are not the same bit for bit: the first difference is at {key.label}, {first.row}, channel "
+            f"{first.channel}: {first.baseline:.6g} against {first.target:.6g}."
+        )
+    words = describe(diagnosis if reference is None else replace(diagnosis, undecided=()))
+    if reference is None:
+        return words
+    where = "" if reference.place is None else f", from {reference.place.label} on"
+    return f"{words} {_WORSE[reference.worse]}{where}."
+
+
+def diagnosis_record(
+    diagnosis: Diagnosis,
+    taps: Mapping[TapKey, str] | None = None,
+    reference: ReferenceDiagnosis | None = None,
+    *,
+    bitwise: bool = False,
+) -> DiagnosisRecord:
     """The diagnosis as a record; ``taps`` gives the ids of the taps."""
 
     def place(key: TapKey | None) -> Place | None:
@@ -42,7 +72,7 @@ def diagnosis_record(diagnosis: Diagnosis, taps: Mapping[TapKey, str] | None = N
     first = diagnosis.first_difference
     return DiagnosisRecord(
         verdict=diagnosis.verdict,
-        words=describe(diagnosis),
+        words=in_words(diagnosis, reference, bitwise=bitwise),
         place=place(diagnosis.place),
         also=[found for found in map(place, diagnosis.also) if found is not None],
         nearest=diagnosis.nearest,
@@ -52,6 +82,7 @@ def diagnosis_record(diagnosis: Diagnosis, taps: Mapping[TapKey, str] | None = N
             RoutingFlips(layer=flips.layer, rows=flips.rows, flipped=flips.flipped, expected=flips.expected)
             for flips in diagnosis.flips
         ],
+        reference=None if reference is None else ReferenceRecord(worse=reference.worse, place=place(reference.place)),
         undecided=list(diagnosis.undecided),
         notes=list(diagnosis.notes),
     )

@@ -265,6 +265,13 @@ class RoutingFlips(_Model):
     """How many the margins between experts predict, given the error of the logits."""
 
 
+class ReferenceRecord(_Model):
+    """What a run in higher precision says of both sides."""
+
+    worse: Literal["baseline", "target", "both", "neither"]
+    place: Place | None = None
+
+
 class DiagnosisRecord(_Record):
     """What the analysis of all pairs found; it comes before the summary."""
 
@@ -280,6 +287,7 @@ class DiagnosisRecord(_Record):
     first_different_bit: Place | None = None
     first_different_row: str | None = None
     flips: list[RoutingFlips] = []
+    reference: ReferenceRecord | None = None
     undecided: list[str] = []
     notes: list[str] = []
 

@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from comparator.diagnosis import Diagnosis, Judgement, TapProfile, diagnose
+from comparator.diagnosis import (
+    Calibration,
+    Diagnosis,
+    Judgement,
+    ReferenceDiagnosis,
+    TapKey,
+    TapProfile,
+    diagnose,
+    diagnose_reference,
+)
 from comparator.diagnosis import Options as AnalysisOptions
 from comparator.match.bundles import BundlePair, Key
 from comparator.measure.measurement import Measurement, TensorMeasurement
@@ -42,6 +51,7 @@ class Analysis:
     profiles: Mapping[Key, FamilyProfile]
     judged_by_criterion: frozenset[str] = frozenset()
     """Names for which ``--diff-threshold`` has a criterion."""
+    reference: ReferenceDiagnosis | None = None
 
     def of(self, pair: BundlePair) -> PairAnalysis | None:
         """What is said about a pair; None where its tap is not analysed, or has a criterion of its own."""
@@ -51,7 +61,14 @@ class Analysis:
         judgement = self.diagnosis.judgement(found.profile.key)
         if judgement is None or judgement.judged == "not-judged":
             return None
-        return PairAnalysis(judgement, judgement.judged in FAULTY and self._fails(pair, found, judgement))
+        worse = self.reference is not None and self.reference.worse in ("target", "both")
+        faulty = judgement.judged in FAULTY or (worse and judgement.key == self.reference_place)
+        return PairAnalysis(judgement, faulty and self._fails(pair, found, judgement))
+
+    @property
+    def reference_place(self) -> TapKey | None:
+        """Where the target is worse against the reference than the baseline."""
+        return None if self.reference is None else self.reference.place
 
     def _fails(self, pair: BundlePair, found: FamilyProfile, judgement: Judgement) -> bool:
         beyond = _rows_beyond(found.profile, judgement)
@@ -64,18 +81,43 @@ class Analysis:
 FAULTY = ("introduced-here", "inherited-from")
 
 
-def analyse(profiles: Mapping[Key, FamilyProfile], taps: Taps, options: Options) -> Analysis:
+def analyse(
+    profiles: Mapping[Key, FamilyProfile], taps: Taps, options: Options, calibration: Calibration | None = None
+) -> Analysis:
     """Diagnose from the profiles of all families."""
-    own = frozenset(
-        key.name
-        for family, key in taps.keys.items()
-        if find_rule(options.diff_threshold, str(family[0][1])) is not None
-    )
-    diagnosis = diagnose([found.profile for found in profiles.values()], taps.graph, AnalysisOptions(ignored=own))
+    chosen = _analysis_options(taps, options, calibration)
+    diagnosis = diagnose([found.profile for found in profiles.values()], taps.graph, chosen)
+    notes = []
     if taps.problem is not None:
-        note = f"the declared inputs of the taps are not used: {taps.problem}"
-        diagnosis = replace(diagnosis, notes=(note, *diagnosis.notes))
-    return Analysis(diagnosis, taps, profiles, own)
+        notes.append(f"the declared inputs of the taps are not used: {taps.problem}")
+    if calibration is not None and (unknown := calibration.unknown_taps(list(taps.families))):
+        notes.append(f"the calibration has floors for taps that are not recorded: {', '.join(unknown[:5])}")
+    return Analysis(replace(diagnosis, notes=(*notes, *diagnosis.notes)), taps, profiles, chosen.ignored)
+
+
+def _analysis_options(taps: Taps, options: Options, calibration: Calibration | None) -> AnalysisOptions:
+    rules = options.diff_threshold
+    ignored = frozenset(
+        key.name for family, key in taps.keys.items() if find_rule(rules, str(family[0][1])) is not None
+    )
+    return AnalysisOptions(calibration=calibration, ignored=ignored)
+
+
+def with_reference(
+    analysis: Analysis,
+    baseline: Mapping[Key, FamilyProfile],
+    target: Mapping[Key, FamilyProfile],
+    options: Options,
+    calibration: Calibration | None = None,
+) -> Analysis:
+    """The analysis with what a reference says of both sides; their profiles have the reference as their baseline."""
+    found = diagnose_reference(
+        [one.profile for one in baseline.values()],
+        [one.profile for one in target.values()],
+        analysis.taps.graph,
+        _analysis_options(analysis.taps, options, calibration),
+    )
+    return replace(analysis, reference=found)
 
 
 def _rows_beyond(profile: TapProfile, judgement: Judgement) -> npt.NDArray[np.bool_]:
@@ -91,12 +133,14 @@ def _rows_of(pair: BundlePair, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.b
     return found
 
 
-def with_analysis(analysis: Analysis, pair: BundlePair, verdict: Verdict, measurement: Measurement) -> Verdict:
+def with_analysis(
+    analysis: Analysis, pair: BundlePair, verdict: Verdict, measurement: Measurement, *, bitwise: bool = False
+) -> Verdict:
     """The verdict on a pair with what the analysis says, which takes the place of the default criterion.
 
     What fails for another reason (replicas, missing tokens, NaN that meet no criterion) still does.
     """
-    found = analysis.of(pair)
+    found = None if bitwise else analysis.of(pair)
     if found is None or not isinstance(measurement, TensorMeasurement) or verdict.judgement is None:
         return verdict
     difference = measurement.difference

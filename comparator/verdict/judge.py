@@ -127,6 +127,8 @@ def _judge_tensor(measurement: TensorMeasurement, name: str, options: Options, r
     if difference is None:
         return Verdict("failed", replicas=replicas, said=tuple(said))
     judgement = judge(difference, predicate, measurement.max_token_rel)
+    if measurement.same_bits is not None:
+        judgement = Judgement(measurement.same_bits, "equal bits")
     said.extend(say(*one, options) for one in remarks(measurement, difference, judgement.passed))
     failed = any(one.severity == "error" for one in said)
     passed = judgement.passed and not failed and all(replicas)

@@ -1,0 +1,171 @@
+"""The verdict over all pairs, from recorded runs to findings and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import comparator
+from comparator.cli import main
+from comparator.diagnosis import TapKey
+from comparator.report.records import TensorComparison
+from dumper.layout import SequenceSpan, TokenLayout
+from tests.comparator.diagnosis.simulator import DTYPES, LENGTHS, Fault, Kernels, Model, Recording
+from tests.comparator.fakes import FakeRecord, FakeRun
+from tests.comparator.recording import write_run
+
+MODEL = Model(experts=True)
+PLAIN, OTHER = Kernels(), Kernels(pieces=2, eager=True)
+PLACE = TapKey("attn_output", 1)
+
+
+def scaled(factor: float, name: str = "attn_output", layer: int = 1) -> Fault:
+    def fault(tap: str, at: int | None, value: np.ndarray) -> np.ndarray:
+        return value * np.float32(factor) if (tap, at) == (name, layer) else value
+
+    return fault
+
+
+def as_run(recorded: Recording) -> FakeRun:
+    """The recording as one forward pass over all its sequences."""
+    spans = tuple(SequenceSpan(f"r{number}", 0, length) for number, length in enumerate(LENGTHS))
+    ids = np.arange(sum(LENGTHS), dtype=np.int64)
+    layout = TokenLayout("extend", spans, sum(LENGTHS), token_ids=ids)
+    records = [
+        FakeRecord(
+            key.name,
+            value.astype(DTYPES[recorded.dtype]),
+            dims="t h",
+            tags={} if key.layer is None else {"layer_id": key.layer},
+        )
+        for key, value in recorded.values.items()
+    ]
+    return FakeRun(records, layouts={(0, 0): layout})
+
+
+def test_other_kernels_agree_although_routing_flips() -> None:
+    report = comparator.compare(as_run(MODEL.run(PLAIN)), as_run(MODEL.run(OTHER)))
+    assert report.passed
+    assert report.diagnosis is not None
+    assert report.diagnosis.verdict == "agree"
+    assert sum(flips.flipped for flips in report.diagnosis.flips)
+    assert {finding.category for finding in report} == {"passed"}
+
+
+@pytest.mark.parametrize("kernels", [PLAIN, OTHER])
+def test_a_factor_is_found_where_it_came_in(kernels: Kernels) -> None:
+    report = comparator.compare(as_run(MODEL.run(PLAIN)), as_run(MODEL.run(kernels, scaled(1.02))))
+    assert not report.passed
+    assert report.diagnosis is not None
+    assert report.diagnosis.place == PLACE
+    first = report.first_divergence
+    assert isinstance(first, TensorComparison)
+    assert (first.name, first.tags["layer_id"]) == ("attn_output", "1")
+    assert first.analysis is not None
+    assert first.analysis.judged == "introduced-here"
+    behind = next(finding for finding in report if finding.label == "mlp_output layer_id=2")
+    assert isinstance(behind, TensorComparison)
+    assert behind.analysis is not None
+    assert behind.analysis.source == PLACE.label
+    before = [finding.category for finding in report if finding.tags.get("layer_id") == "0"]
+    assert set(before) == {"passed"}
+
+
+def test_a_criterion_switches_the_analysis_off_for_its_names_alone() -> None:
+    runs = as_run(MODEL.run(PLAIN)), as_run(MODEL.run(PLAIN, scaled(1.02)))
+    assert comparator.compare(*runs, diff_threshold=0.5).passed
+    strict = comparator.compare(*runs, diff_threshold=["attn_output", "rel <= 0.5", ".*", "max_abs <= 0"])
+    assert all(finding.category == "passed" for finding in strict if finding.name == "attn_output")
+    assert not strict.passed
+
+
+def test_a_reference_says_which_side_is_wrong() -> None:
+    reference = as_run(MODEL.run(Kernels(dtype="float32")))
+    good, bad = as_run(MODEL.run(PLAIN)), as_run(MODEL.run(OTHER, scaled(1.05)))
+    for baseline, target, worse in ((good, bad, "target"), (bad, good, "baseline")):
+        report = comparator.compare(baseline, target, reference=reference)
+        assert report.reference is not None
+        assert report.reference.worse == worse
+        assert report.reference.place == PLACE
+        assert f"the {worse} is" in report.describe()
+    clean = comparator.compare(good, as_run(MODEL.run(OTHER)), reference=reference)
+    assert clean.passed
+    assert clean.reference is not None
+    assert clean.reference.worse == "neither"
+
+
+def test_noise_raises_floors_and_what_is_no_noise_is_refused() -> None:
+    baseline, target = as_run(MODEL.run(PLAIN)), as_run(MODEL.run(PLAIN, scaled(1.02)))
+    assert not comparator.compare(baseline, target, noise=[as_run(MODEL.run(OTHER))]).passed
+    with pytest.raises(comparator.ComparatorError, match="no noise"):
+        comparator.compare(baseline, target, noise=[as_run(MODEL.run(PLAIN, scaled(3)))])
+    other = FakeRun([FakeRecord("something", np.ones((3, 4), np.float32), dims="t h")])
+    with pytest.raises(comparator.ComparatorError, match="no tap with tokens in common"):
+        comparator.compare(baseline, target, noise=[other])
+
+
+def test_bitwise_asks_for_equal_bits() -> None:
+    runs = as_run(MODEL.run(PLAIN)), as_run(MODEL.run(PLAIN)), as_run(MODEL.run(OTHER))
+    assert comparator.compare(runs[0], runs[1], bitwise=True).passed
+    report = comparator.compare(runs[0], runs[2], bitwise=True)
+    assert not report.passed
+    assert {finding.category for finding in report if finding.tags.get("layer_id") == "0"} == {"passed", "failed"}
+
+
+def test_zero_of_either_sign_is_equal_but_not_bitwise() -> None:
+    one, other = (FakeRun([FakeRecord("x", np.full((2, 3), zero, np.float32), dims="t h")]) for zero in (0.0, -0.0))
+    assert comparator.compare(one, other).passed
+    assert not comparator.compare(one, other, bitwise=True).passed
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "passes"),
+    [
+        (np.ones((1, 8)), np.ones((1, 8)), True),
+        (np.zeros((5, 8)), np.zeros((5, 8)), True),
+        (np.zeros((5, 8)), np.ones((5, 8)), False),
+        (np.ones((5, 8)), np.full((5, 8), 1.5), False),
+        (np.ones((1, 8)), np.full((1, 8), 1.5), False),
+        (np.ones((5, 8)), np.full((5, 8), np.nan), False),
+        (np.full((5, 8), np.nan), np.full((5, 8), np.nan), False),
+        (np.zeros((0, 8)), np.zeros((0, 8)), True),
+    ],
+)
+def test_degenerate_tensors_have_a_verdict(left: np.ndarray, right: np.ndarray, passes: bool) -> None:
+    one, other = (FakeRun([FakeRecord("x", side.astype(np.float32), dims="t h")]) for side in (left, right))
+    report = comparator.compare(one, other)
+    assert report.of("errored") == ()
+    assert (report.findings[0].category == "passed") is passes
+
+
+def test_the_command_line_reports_reference_and_diagnosis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half = Kernels(dtype="float16")
+    good = write_run(as_run(MODEL.run(half)), tmp_path / "good")
+    bad = write_run(as_run(MODEL.run(half, scaled(1.02))), tmp_path / "bad")
+    reference = write_run(as_run(MODEL.run(Kernels(dtype="float32"))), tmp_path / "reference")
+    arguments = [str(good), str(bad), "--reference", str(reference), "--output-format", "json", "--report-path", ""]
+    assert main(arguments) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    diagnosis, summary = lines[-2:]
+    assert diagnosis["type"] == "diagnosis"
+    assert diagnosis["verdict"] == summary["verdict"] == "differ"
+    assert (diagnosis["place"]["name"], diagnosis["place"]["layer"]) == ("attn_output", 1)
+    assert diagnosis["reference"]["worse"] == "target"
+
+
+def test_calibrate_writes_floors_that_a_comparison_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = Kernels(dtype="float16"), Kernels(pieces=4, eager=True, dtype="float16")
+    baseline = write_run(as_run(MODEL.run(one)), tmp_path / "baseline")
+    variant = write_run(as_run(MODEL.run(other)), tmp_path / "variant")
+    floors = tmp_path / "floors.json"
+    assert main(["calibrate", str(baseline), str(variant), "-o", str(floors)]) == 0
+    assert json.loads(floors.read_text())["format"] == "tensortap-calibration"
+    flags = ["--calibration", str(floors), "--report-path", ""]
+    assert main([str(baseline), str(variant), *flags]) == 0
+    floors.write_text("{}")
+    assert main([str(baseline), str(variant), *flags]) == 2
+    assert "is no calibration file" in capsys.readouterr().err
+    assert main(["calibrate", str(baseline), str(variant), "-o", str(tmp_path / "no" / "floors.json")]) == 2
