@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import requests
+
 from benchmarks.faults.engines.protocol import Job
 from benchmarks.faults.engines.sglang.checkpoints import CLASSES, checkpoint
 from benchmarks.faults.engines.sglang.switch import VARIABLE, Setting
@@ -93,6 +95,8 @@ def record_on_one_server(model: str, layout: Layout, jobs: Sequence[Job]) -> dic
                 shutil.rmtree(unfinished, ignore_errors=True)
                 unfinished.parent.mkdir(parents=True, exist_ok=True)
                 try:
+                    if layout.radix_cache:
+                        _cache_beginnings(server)
                     Setting(2 * number - 1, str(unfinished), tuple(map(str, configs))).write(switch)
                     _send(server, job)
                     Setting(2 * number, None, ()).write(switch)
@@ -113,6 +117,13 @@ def _written(job: Job, folder: Path) -> tuple[Path, ...]:
     for path, text in zip(paths, job.configs, strict=True):
         path.write_text(text, encoding="utf-8")
     return paths
+
+
+def _cache_beginnings(server: Server) -> None:
+    """Leave nothing in the cache of prefixes but the first half of every prompt."""
+    requests.post(f"{server.url}/flush_cache", timeout=60)
+    for prompt in make_prompts(PROMPTS):
+        server.generate(prompt[: len(prompt) // 2], new_tokens=1)
 
 
 def _send(server: Server, job: Job) -> None:
