@@ -7,29 +7,26 @@ from pathlib import Path
 
 from benchmarks.faults.catalogue import Fault, load
 from benchmarks.faults.engines.protocol import REFERENCE, Job
-from benchmarks.faults.engines.registry import NAMES, engine
-
-PREFIXES = {"tensor_parallel": "gloo"}
-"""Folders whose names do not begin with the engine's."""
+from benchmarks.faults.engines.registry import KNOWN, NAMES, engine
 
 
 def clean_run(root: Path, engine_name: str, family: str, variant: str) -> Path:
-    return root / "clean" / f"{PREFIXES.get(engine_name, engine_name)}-{family}" / variant
+    return root / "clean" / f"{KNOWN[engine_name].folder}-{family}" / variant
 
 
 def faulty_run(root: Path, fault: Fault, family: str, variant: str) -> Path:
     return root / "faults" / fault.engine / family / f"{fault.name}--{variant}"
 
 
-def variant_of(fault: Fault, family: str) -> str:
+def variant_of(fault: Fault) -> str:
     """The variant under which a fault is recorded."""
-    return fault.variants[0] if fault.variants else engine(fault.engine).usual(family)[0]
+    return fault.variants[0] if fault.variants else KNOWN[fault.engine].usual
 
 
-def other_variant(fault: Fault, family: str) -> str:
+def other_variant(fault: Fault) -> str:
     """A clean variant with other numerics that the fault is compared with too."""
-    usual, other = engine(fault.engine).usual(family)
-    return usual if variant_of(fault, family) == other else other
+    known = KNOWN[fault.engine]
+    return known.usual if variant_of(fault) == known.other else known.other
 
 
 def clean_jobs(root: Path, engine_name: str) -> list[Job]:
@@ -47,8 +44,8 @@ def fault_jobs(root: Path, engine_name: str) -> list[Job]:
     return [
         Job(
             family,
-            variant_of(fault, family),
-            faulty_run(root, fault, family, variant_of(fault, family)),
+            variant_of(fault),
+            faulty_run(root, fault, family, variant_of(fault)),
             (fault.config,),
         )
         for fault in load(engine_name)
@@ -69,9 +66,9 @@ def fault_pairs(root: Path) -> Iterator[tuple[Fault, str, Path, Path, bool]]:
     for name in NAMES:
         for fault in load(name):
             for family in fault.families:
-                variant = variant_of(fault, family)
+                variant = variant_of(fault)
                 target = faulty_run(root, fault, family, variant)
-                for chosen in (variant, other_variant(fault, family)):
+                for chosen in (variant, other_variant(fault)):
                     baseline = clean_run(root, name, family, chosen)
                     if target.exists() and baseline.exists():
                         yield fault, family, baseline, target, chosen == variant

@@ -34,7 +34,7 @@ def record(root: Path, variant: str, fault: str | None = None) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["wide", "blocks", "split4", "chunk48-wide-padding"])
+@pytest.mark.parametrize("variant", ["blocks", "split4", "chunk48-wide-padding"])
 def test_clean_variants_agree_and_differ_in_their_bits(variant: str, recordings: Path) -> None:
     baseline, target = record(recordings, BASELINE), record(recordings, variant)
     assert digest(baseline) != digest(target)
@@ -55,10 +55,10 @@ def test_clean_variants_agree_and_differ_in_their_bits(variant: str, recordings:
         "nan_in_attention",
     ],
 )
-@pytest.mark.parametrize("variant", [BASELINE, "blocks"])
-def test_a_fault_is_found_where_it_was_planted(fault: str, variant: str, recordings: Path) -> None:
+def test_a_fault_is_found_where_it_was_planted(fault: str, recordings: Path) -> None:
+    """Against a run that computes attention, and so rounds, in another way."""
     entry = next(one for one in load("tensor_parallel") if one.name == fault)
-    outcome = judge(record(recordings, variant), record(recordings, BASELINE, fault))
+    outcome = judge(record(recordings, "blocks"), record(recordings, BASELINE, fault))
     assert outcome.verdict == "differ"
     assert outcome.place == entry.place
 

@@ -36,10 +36,6 @@ class Engine(Protocol):
         """In the order in which they are recorded; ``REFERENCE`` among them where there is one."""
         ...
 
-    def usual(self, family: str) -> tuple[str, str]:
-        """The variant under which faults are recorded, and one with other numerics that they are compared with too."""
-        ...
-
     def record(self, jobs: Sequence[Job]) -> dict[Path, str]:
         """Make the recordings; returns what went wrong, by run. A recording that failed is not there afterwards."""
         ...

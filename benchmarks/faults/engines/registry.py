@@ -1,20 +1,37 @@
-"""The engines, by name. Each is imported when it is asked for: a table needs no torch."""
+"""The engines, by name. Each is imported when something is recorded: comparing recordings needs no torch."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 
 from benchmarks.faults.engines.protocol import Engine
 
-_MODULES = {
-    "transformers": "benchmarks.faults.engines.huggingface.engine",
-    "tensor_parallel": "benchmarks.faults.engines.tensor_parallel.engine",
-    "sglang": "benchmarks.faults.engines.sglang.engine",
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of an engine without importing it."""
+
+    module: str
+    folder: str
+    """How the names of its folders begin."""
+    usual: str
+    """The variant under which faults are recorded, where they do not say another."""
+    other: str
+    """A variant with other numerics that they are compared with too."""
+
+
+KNOWN = {
+    "transformers": Known(
+        "benchmarks.faults.engines.huggingface.engine", "transformers", "plain", "eager-pieces2-fused-norm"
+    ),
+    "tensor_parallel": Known("benchmarks.faults.engines.tensor_parallel.engine", "gloo", "tp2", "split8-blocks"),
+    "sglang": Known("benchmarks.faults.engines.sglang.engine", "sglang", "tp2", "tp1"),
 }
-NAMES = tuple(_MODULES)
+NAMES = tuple(KNOWN)
 
 
 def engine(name: str) -> Engine:
     """Raises KeyError for an unknown name."""
-    found: Engine = importlib.import_module(_MODULES[name]).ENGINE
+    found: Engine = importlib.import_module(KNOWN[name].module).ENGINE
     return found

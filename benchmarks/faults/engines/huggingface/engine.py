@@ -71,9 +71,6 @@ class HuggingFace:
     def variants(self, family: str) -> tuple[str, ...]:
         return tuple(_variants(FAMILIES[family]))
 
-    def usual(self, family: str) -> tuple[str, str]:
-        return "plain", "eager-pieces2-fused-norm"
-
     def record(self, jobs: Sequence[Job]) -> dict[Path, str]:
         problems = {}
         for job in jobs:

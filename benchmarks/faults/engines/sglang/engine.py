@@ -54,9 +54,6 @@ class SGLang:
     def variants(self, family: str) -> tuple[str, ...]:
         return tuple(f"{layout}{how}" for layout in LAYOUTS for how in ("", CONCURRENT))
 
-    def usual(self, family: str) -> tuple[str, str]:
-        return "tp2", "tp1"
-
     def record(self, jobs: Sequence[Job]) -> dict[Path, str]:
         servers: dict[tuple[str, str], list[Job]] = {}
         for job in jobs:

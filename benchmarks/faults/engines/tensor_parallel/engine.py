@@ -39,9 +39,6 @@ class TensorParallel:
     def variants(self, family: str) -> tuple[str, ...]:
         return tuple(_variants(family))
 
-    def usual(self, family: str) -> tuple[str, str]:
-        return "tp2", "split8-blocks"
-
     def record(self, jobs: Sequence[Job]) -> dict[Path, str]:
         problems: dict[Path, str] = {}
         by_world: dict[int, list[Job]] = {}
