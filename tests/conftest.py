@@ -13,6 +13,9 @@ import testbed.sglang_cpu.sitecustomize  # noqa: F401  Transformers imports the 
 
 E2E = Path(__file__).parent / "e2e"
 
+# numpy's threads wait for each other longer than they work, on the small arrays of tests and beside other processes.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # No test depends on how fast the machine is. In CI every run tries the same examples.
 hypothesis.settings.register_profile(
     "tensortap",
