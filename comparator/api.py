@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,26 +14,30 @@ from comparator.diagnosis import CalibrationError, Diagnosis, ReferenceDiagnosis
 from comparator.errors import ComparatorError
 from comparator.options import Options, ThresholdRule, TokenMode
 from comparator.pipeline import OtherRuns, prepare
+from comparator.printable import printable
 from comparator.report.diagnosis import in_words
 from comparator.report.records import (
     Comparison,
     ErroredComparison,
     LogRecord,
+    NameRows,
     SkippedComparison,
     SummaryRecord,
     TensorComparison,
 )
-from comparator.report.runs import Tally, earlier_of, run_notes
+from comparator.report.runs import Tally, accounts_record, earlier_of, run_notes
 from comparator.verdict.criteria import parse_rules
 from dumper.reading.protocol import Run, RunError
 
 if TYPE_CHECKING:
     import polars
 
+MOST_ROWS = 50
+"""Tensors that a report shows in a notebook."""
 PathOrRun = str | os.PathLike[str] | Run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """All findings of a comparison, in the target's order of execution."""
 
@@ -44,6 +49,8 @@ class Report:
     """Whether the runs agree, and where error was introduced; None for two dumps of SGLang's own."""
     reference: ReferenceDiagnosis | None = None
     """What a reference says of both sides; None without one."""
+    accounts: tuple[NameRows, ...] = ()
+    """What became of every row that was recorded, by name."""
 
     def __iter__(self) -> Iterator[Comparison]:
         return iter(self.findings)
@@ -92,17 +99,35 @@ class Report:
         return polars.DataFrame(rows, schema=schema)
 
     def describe(self, limit: int = 20) -> str:
-        """The summary and the findings that are not passed, as text."""
-        from comparator.report.text import finding_line, summary_line
+        """The summary, where the runs part, and the findings that are not passed, as text."""
+        from comparator.report.text import finding_line, first_difference_lines, summary_line, summary_lines
 
         bad = [finding for finding in self.findings if finding.category in ("failed", "errored")]
-        lines = [summary_line(self.summary)]
+        lines = [summary_line(self.summary), *first_difference_lines(self.summary, self.first_divergence)]
+        lines.extend(summary_lines(self.summary))
+        lines.extend(note.message for log in self.logs for note in log.errors)
         if self.diagnosis is not None:
             lines.append(in_words(self.diagnosis, self.reference))
         lines.extend(finding_line(finding) for finding in bad[:limit])
         if len(bad) > limit:
             lines.append(f"... and {len(bad) - limit} more")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
+
+    def __repr__(self) -> str:
+        from comparator.report.text import summary_line
+
+        where = self.summary.first_divergence
+        return f"<Report: {printable(summary_line(self.summary) + (f'; first difference: {where}' if where else ''))}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the text of ``describe``, and a row for each tensor that does not agree."""
+        from comparator.report.text import finding_line
+
+        bad = [finding for finding in self.findings if finding.category in ("failed", "errored")]
+        rows = "".join(f"<tr><td>{html.escape(printable(finding_line(one)))}</td></tr>" for one in bad[:MOST_ROWS])
+        colour = "green" if self.passed else "crimson"
+        heading = html.escape(self.describe(limit=0).split("\n... and")[0])
+        return f'<pre style="color:{colour}">{heading}</pre>' + (f"<table>{rows}</table>" if rows else "")
 
 
 def _row(finding: Comparison) -> dict[str, Any]:
@@ -177,19 +202,25 @@ def compare(
     left, right = open_side(baseline, "baseline"), open_side(target, "target")
     prepared = prepare(left, right, chosen, others=open_others(reference, noise, calibration))
     said = prepared.notes()
-    tally = Tally(prepared.options, [*said["baseline"], *said["target"]])
+    tally = Tally(prepared.options, prepared.rules, said, prepared.unused)
     comparing = prepared.comparing()
     findings: list[Comparison] = []
     for finding in comparing:
         tally.add(finding)
         findings.append(finding)
-    logs = [run_notes("baseline", said["baseline"]), run_notes("target", said["target"])]
+    tally.conclude(comparing.accounts)
+    logs = [
+        run_notes("baseline", said["baseline"]),
+        run_notes("target", said["target"]),
+        run_notes(None, prepared.unused),
+    ]
     return Report(
         tuple(findings),
         tally.summary(comparing.diagnosis),
         tuple(log for log in logs if log is not None),
         comparing.diagnosis,
         comparing.reference,
+        tuple(accounts_record(comparing.accounts).names),
     )
 
 

@@ -11,13 +11,13 @@ from comparator.dims import parse_dims
 from comparator.errors import ComparatorError, DimsError
 from comparator.messages import MESSAGES
 from comparator.options import DimsOverride, Options
-from comparator.verdict.criteria import check_pattern
+from comparator.patterns import compiled
 
 
 def check_options(options: Options) -> None:
     """Raise ComparatorError for patterns and dims that cannot be read, before any run is opened."""
     for override in options.overrides:
-        check_pattern(override.match, "--override-dims")
+        compiled(override.match, "--override-dims")
         try:
             parse_dims(override.dims)
         except DimsError as error:
@@ -27,7 +27,7 @@ def check_options(options: Options) -> None:
         ("--allow-failed-pattern", options.allow_failed_pattern),
     ):
         if pattern is not None:
-            check_pattern(pattern, flag)
+            compiled(pattern, flag)
     parse_names(sorted(options.allow), "--allow")
     parse_names(sorted(options.error), "--error")
     if not 0 <= options.min_matched <= 1:

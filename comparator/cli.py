@@ -1,6 +1,7 @@
 """``python -m comparator BASELINE TARGET``: compare two recorded runs.
 
-Exit codes: 0 the runs agree, 1 they do not, 2 a usage error or a run that cannot be read. Flags that SGLang's
+Exit codes: 0 the runs agree, 1 they do not, 2 there is no verdict: a usage error, a run that cannot be read, output
+that cannot be written. Flags that SGLang's
 comparator has mean the same here.
 """
 
@@ -16,8 +17,12 @@ from typing import TYPE_CHECKING
 
 from comparator.api import open_others, open_side
 from comparator.arguments import load_override_config, parse_names, parse_override
+from comparator.completion import SHELLS, PrintCompletion
 from comparator.errors import ComparatorError
+from comparator.exit_codes import drop_output, run_command
+from comparator.match.runs import is_sglang_dump
 from comparator.options import Options
+from comparator.printable import printable
 from comparator.verdict.criteria import parse_rules
 
 if TYPE_CHECKING:
@@ -48,12 +53,30 @@ class _Preset(argparse.Action):
             setattr(namespace, name, value)
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def installed_version() -> str:
+    """Of the distribution."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("tensortap")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="comparator",
         description="Compare two recorded runs, tensor by tensor, and say where they part.",
-        epilog="exit code: 0 the runs agree, 1 they do not, 2 a usage error or a run that cannot be read",
+        epilog="exit code: 0 the runs agree, 1 they do not, 2 no verdict: a usage error, a run that cannot be read, "
+        "output that cannot be written",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -76,17 +99,25 @@ def build_parser() -> argparse.ArgumentParser:
     add("--preset", choices=sorted(PRESETS), action=_Preset, help="sets of flags; raw compares rank by rank")
     add("--grouping-skip-keys", nargs="*", metavar="KEY", help="what does not tell tensors apart (default: rank)")
     add("--output-format", choices=["text", "json"], default="text")
-    add("--verbosity", choices=["minimal", "normal", "verbose"], default="normal")
+    add("--verbosity", choices=["minimal", "normal", "verbose"], default="normal",
+        help="minimal: a line for each failure, and the summary")  # fmt: skip
+    add("--only-failed", action="store_true", help="print failed and errored tensors only")
+    add("-q", "--quiet", action="store_true", help="print the summary only")
+    add("--max-fail", type=_positive, metavar="N", help="end the report after N failures")
+    add("--version", action="version", version=f"comparator {installed_version()}")
+    add("--print-completion", choices=SHELLS, action=PrintCompletion, help="print a completion script for a shell")
     add("--override-dims", action="append", default=[], metavar="NAME:DIMS",
         help="dims for both sides, for names that the regular expression NAME is found in")  # fmt: skip
     add("--override-baseline-dims", action="append", default=[], metavar="NAME:DIMS")
     add("--override-target-dims", action="append", default=[], metavar="NAME:DIMS")
     add("--override-config", metavar="YAML", help="overrides: [{match, dims, side}]")
     add("--map", metavar="YAML", help="names and transformations that make two frameworks' tensors comparable")
-    add("--allow-skipped-pattern", default=".*", metavar="REGEX", help="names that may be skipped (default: all)")
+    add("--allow-skipped-pattern", metavar="REGEX",
+        help="names that may be skipped (default: those that one side has nothing of)")  # fmt: skip
     add("--allow-failed-pattern", metavar="REGEX", help="names that may fail (default: none)")
     add("--report-path", metavar="FILE",
-        help="JSON lines (default: comparator_report.jsonl in the target; '' for none)")  # fmt: skip
+        help="write JSON lines there too (default: nowhere; between two dumps of SGLang's "
+        "comparator_report.jsonl in the target, '' for none)")  # fmt: skip
     add("--explain", metavar="NAME", help="print the plan for the tensors of this name; compare nothing")
     add("--strict-taps", action="store_true", help="the same as --error tap-never-fired")
     add("--allow", action="append", default=[], metavar="NAME",
@@ -143,18 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command, parser = _command(arguments)
     parsed = parser.parse_args(arguments[1:] if command is not run else arguments)
-    try:
-        code = command(parsed)
-        sys.stdout.flush()
-    except ComparatorError as error:
-        print(f"comparator: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return code
+    return run_command(lambda: command(parsed))
 
 
 def _command(arguments: Sequence[str]) -> tuple[Callable[[argparse.Namespace], int], argparse.ArgumentParser]:
@@ -186,7 +206,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.explain:
         code = 0
         for line in explain(prepared.pairs, arguments.explain, prepared.select, prepared.planner):
-            print(line)
+            print(printable(line))
             code = 1 if line.startswith("  error: ") else code
         return code
     for flag, given in (
@@ -195,13 +215,17 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         if given:
             print(f"comparator: --{flag} is not supported yet and ignored", file=sys.stderr)
-    report_path = _report_path(arguments.report_path, target.path)
+    both_sglang = is_sglang_dump(baseline) and is_sglang_dump(target)
+    report_path = _report_path(arguments.report_path, target.path if both_sglang else None)
     console = terminal()
-    reporters: list[Reporter] = [
-        JsonReporter() if arguments.output_format == "json" else TextReporter(console, arguments.verbosity)
-    ]
+    printed: Reporter = (
+        JsonReporter()
+        if arguments.output_format == "json"
+        else TextReporter(console, arguments.verbosity, only_failed=arguments.only_failed, quiet=arguments.quiet)
+    )
+    reporters: list[Reporter] = [printed]
     said = prepared.notes()
-    tally = Tally(prepared.options, [*said["baseline"], *said["target"]])
+    tally = Tally(prepared.options, prepared.rules, said, prepared.unused)
     with ExitStack() as stack:
         if report_path is not None:
             file = ReportFile(report_path)
@@ -216,33 +240,54 @@ def run(arguments: argparse.Namespace) -> int:
             input_ids("target", target, options),
             run_notes("baseline", said["baseline"]),
             run_notes("target", said["target"]),
+            run_notes(None, prepared.unused),
         ]
         for record in opening:
             for reporter in reporters if record is not None else []:
                 reporter.report(record)  # type: ignore[arg-type]
-        _report_findings(prepared.comparing(advance), tally, reporters)
+        _report_findings(prepared.comparing(advance), tally, reporters, printed, arguments.max_fail)
+        if report_path is not None:
+            file.complete()
     if report_path is not None:
-        print(f"report: {report_path}", file=sys.stderr)
+        print(f"report: {printable(str(report_path))}", file=sys.stderr)
     return tally.exit_code
 
 
-def _report_findings(comparing: Comparing, tally: Tally, reporters: Sequence[Reporter]) -> None:
-    """Report every finding, then the diagnosis, then the summary."""
+def _report_findings(
+    comparing: Comparing, tally: Tally, reporters: list[Reporter], printed: Reporter, most_failures: int | None
+) -> None:
+    """Report every finding, then the diagnosis, then the summary.
+
+    When the reader of the output goes away once everything is measured, the rest is not printed and the verdict stays.
+    """
     from comparator.report.diagnosis import diagnosis_record
+    from comparator.report.runs import accounts_record
 
     def records() -> Iterator[ReportRecord]:
         for finding in comparing:
             tally.add(finding)
             yield finding
+            if most_failures is not None and tally.failures >= most_failures:
+                tally.stop(most_failures)
+                yield tally.summary(comparing.diagnosis)
+                return
         if comparing.diagnosis is not None:
             yield diagnosis_record(
                 comparing.diagnosis, comparing.tap_ids, comparing.reference, bitwise=tally.options.bitwise
             )
+        tally.conclude(comparing.accounts)
+        yield accounts_record(comparing.accounts)
         yield tally.summary(comparing.diagnosis)
 
     for record in records():
-        for reporter in reporters:
-            reporter.report(record)
+        for reporter in list(reporters):
+            try:
+                reporter.report(record)
+            except BrokenPipeError:
+                if not comparing.measured:
+                    raise
+                drop_output()
+                reporters.remove(printed)
 
 
 def _one_path(flag: str | None, positional: str | None, what: str) -> str:
@@ -254,7 +299,8 @@ def _one_path(flag: str | None, positional: str | None, what: str) -> str:
     return path
 
 
-def _report_path(argument: str | None, target: Path) -> Path | None:
+def _report_path(argument: str | None, dump: Path | None) -> Path | None:
+    """Where a report file goes: where it was asked for, and else, as SGLang's comparator does, into its dumps."""
     if argument is not None:
         return Path(argument) if argument else None
-    return target / "comparator_report.jsonl" if os.access(target, os.W_OK) else None
+    return dump / "comparator_report.jsonl" if dump is not None and os.access(dump, os.W_OK) else None

@@ -10,8 +10,10 @@ from comparator.api import open_others, open_side
 from comparator.check.run import Finding, check_run, worst
 from comparator.diagnosis import write_calibration
 from comparator.errors import ComparatorError
+from comparator.match.runs import choose_rules
 from comparator.options import Options
 from comparator.pipeline import measure_noise, prepare
+from comparator.printable import printable
 from comparator.report.runs import notes_of_run
 
 
@@ -34,7 +36,9 @@ def check(arguments: argparse.Namespace) -> int:
     """Look at one run; raises ComparatorError."""
     run = open_side(arguments.run, "run")
     options = Options(filter=arguments.filter)
-    found = [Finding(said) for said in notes_of_run(run, options)] + check_run(run, options)
+    found = [Finding(said) for said in notes_of_run(run, options, choose_rules(run, run, options)[0])] + check_run(
+        run, options
+    )
     for one in found:
         print(_as_json(one) if arguments.output_format == "json" else _as_text(one))
     if arguments.output_format == "text" and not found:
@@ -45,7 +49,7 @@ def check(arguments: argparse.Namespace) -> int:
 def _as_text(finding: Finding) -> str:
     step = "" if finding.step is None else f"step {finding.step}  "
     where = f"{step}{finding.tap}  " if finding.tap else ""
-    return f"{finding.said.severity:<8}{where}{finding.said.message}  [{finding.said.name}]"
+    return printable(f"{finding.said.severity:<8}{where}{finding.said.message}  [{finding.said.name}]")
 
 
 def _as_json(finding: Finding) -> str:

@@ -31,6 +31,9 @@ COMMON_AXES: frozenset[str] = frozenset(
 
 Ordering = Literal["natural", "zigzag"]
 
+LONGEST_DIMS = 10_000
+"""Characters."""
+
 _ROW_ORDERS: dict[str, Literal["experts", "permutation"]] = {"expert_order": "experts", "permuted": "permutation"}
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _DIMENSION = re.compile(r"(?P<name>[A-Za-z_]\w*|\([^()\[\]]*\)|1)(?:\[(?P<modifiers>[^\[\]]*)\])?")
@@ -163,6 +166,8 @@ def parse_dims(text: str) -> Dims:
     Raises DimsError, which quotes the part that is wrong, for an empty string, a malformed dimension or
     modifier, a duplicated name or axis, an axis both split and replicated, and an unknown declaration.
     """
+    if len(text) > LONGEST_DIMS:
+        raise DimsError(f"dims {text[:40]!r}... are {len(text)} characters long; {LONGEST_DIMS} is the most")
     shape, _, declarations = text.partition("#")
     tokens = _split_dimensions(shape, text)
     if not tokens:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from comparator.patterns import search
 
 Side = Literal["baseline", "target"]
 SIDES: tuple[Side, Side] = ("baseline", "target")
@@ -45,7 +46,8 @@ class Options:
     """First match wins; empty: the default criterion for every tensor."""
     overrides: tuple[DimsOverride, ...] = ()
     """First match wins."""
-    allow_skipped_pattern: str = ".*"
+    allow_skipped_pattern: str | None = None
+    """Whole names that may be skipped; None: all, but for a name of which both sides recorded something."""
     allow_failed_pattern: str | None = None
     strict_taps: bool = False
     equal_nan: bool = False
@@ -65,6 +67,6 @@ class Options:
     def dims_for(self, name: str, recorded: str | None, side: Side) -> str | None:
         """The dims that hold for a tensor on one side."""
         for override in self.overrides:
-            if override.side in ("both", side) and re.search(override.match, name):
+            if override.side in ("both", side) and search(override.match, name):
                 return override.dims
         return recorded

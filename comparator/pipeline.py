@@ -18,6 +18,7 @@ from comparator.match.bundles import BundlePair, Key, RunIndex
 from comparator.match.keys import sglang_record
 from comparator.match.pairs import match_bundles
 from comparator.match.runs import choose_rules, index, parallel_layout
+from comparator.match.unused import unused_patterns
 from comparator.measure.measurement import TensorMeasurement
 from comparator.measure.pair import Measurer
 from comparator.measure.units import Families, MakeProfile, P, Row, Unit, UnitResult, in_order, measure_unit, units_of
@@ -31,8 +32,9 @@ from comparator.report.findings import build
 from comparator.report.records import Comparison
 from comparator.report.runs import notes_of_run
 from comparator.rules import Rules, joins_steps
+from comparator.verdict.accounts import Accounts
 from comparator.verdict.analysis import Analysis, analyse, with_analysis, with_reference
-from comparator.verdict.judge import Said, Verdict, judge_pair
+from comparator.verdict.judge import Said, Verdict, judge_pair, say
 from comparator.verdict.profiles import FamilyProfile, Profiler
 from comparator.verdict.taps import Taps, collect_taps, tap_key
 from dumper.reading.protocol import Run
@@ -68,6 +70,8 @@ class Prepared:
     contexts: Mapping[Side, SideContext]
     planner: Planner
     others: OtherRuns
+    unused: Sequence[Said] = ()
+    """Rules of the map and patterns that match nothing."""
 
     @cached_property
     def measurer(self) -> Measurer:
@@ -129,8 +133,8 @@ class Prepared:
     def notes(self) -> dict[Side, list[Said]]:
         """What is wrong with each run as a whole."""
         return {
-            "baseline": notes_of_run(self.baseline, self.options),
-            "target": notes_of_run(self.target, self.options),
+            "baseline": notes_of_run(self.baseline, self.options, self.rules),
+            "target": notes_of_run(self.target, self.options, self.rules),
         }
 
 
@@ -146,6 +150,10 @@ class Comparing:
         self._details_left = prepared.options.detail_limit
         self._selected: tuple[int, list[Selected]] = (-1, [])
         self._analysis: Analysis | None = None
+        self.measured = False
+        """Whether all measuring is done; what remains is to judge and report."""
+        self.accounts = Accounts(prepared.options)
+        """What became of every row; complete once the comparison is."""
 
     @property
     def diagnosis(self) -> Diagnosis | None:
@@ -185,6 +193,7 @@ class Comparing:
             if result.profile is not None
         }
         self._analysis = self._analyse(profiles, taps)
+        self.measured = True
         yield from map(self._finding, in_order(results))
 
     def _analyse(self, profiles: Mapping[Key, FamilyProfile], taps: Taps) -> Analysis:
@@ -202,6 +211,7 @@ class Comparing:
         selected = self._of(row)
         measurement = row.measurement
         verdict = self._prepared.judge(row, selected)
+        self.accounts.add(selected, measurement)
         if self._analysis is not None:
             bitwise = self._prepared.options.bitwise
             verdict = with_analysis(self._analysis, selected.pair, verdict, measurement, bitwise=bitwise)
@@ -257,11 +267,14 @@ def prepare(
         options = replace(options, error=options.error | {"tap-never-fired"})
     rules, options = choose_rules(baseline, target, options)
     indexes: dict[Side, RunIndex] = {"baseline": index(baseline, rules), "target": index(target, rules)}
+    unused: list[Said] = []
     if options.map_config is not None:
         from comparator.match.map import apply_map
 
         for side, found in list(indexes.items()):
-            indexes[side] = apply_map(found, options.map_config, side)
+            indexes[side], idle = apply_map(found, options.map_config, side, parallel_layout(found.run))
+            unused.extend(say("map-rule-unused", f"{rule} matches no record of the {side}", options) for rule in idle)
+    unused.extend(say("pattern-unused", message, options) for message in unused_patterns(indexes.values(), options))
     contexts: dict[Side, SideContext] = {
         side: SideContext.of(
             side,
@@ -284,6 +297,7 @@ def prepare(
         contexts,
         Planner(contexts, aligner, options, rules),
         others or OtherRuns(),
+        unused,
     )
 
 

@@ -39,6 +39,9 @@ class Rules:
     """Of values, compare the first rank's only."""
     token_metrics: bool = True
     """Measure every token by itself too."""
+    strict_runs: bool = True
+    """Damaged and incomplete runs, and whatever was left out for a reason that could hide a fault, fail a
+    comparison."""
     whole_table: bool = True
     """Verdicts come when everything is measured, so that they may look at other pairs; else pair by pair."""
 
@@ -54,6 +57,7 @@ SGLANG_RULES = Rules(
     values="first_raw",
     first_value_only=True,
     token_metrics=False,
+    strict_runs=False,
     whole_table=False,
 )
 SGLANG_RULES_BY_TOKEN = replace(

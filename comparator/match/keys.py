@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from comparator.errors import ComparatorError
 from comparator.match.bundles import Entry, Key, KeyPart, RunIndex
 from comparator.match.order import execution_order
 from comparator.options import Options
+from comparator.patterns import compiled
 from comparator.rules import Rules, joins_steps
 from dumper.readers.sglang.dump import SGLangRecord
 from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
@@ -89,14 +89,6 @@ def _filtered_values(entry: Entry) -> dict[str, Any]:
     return {**entry.tags, "name": entry.name, "step": entry.step, "rank": entry.rank}
 
 
-def _file_pattern(text: str | None) -> re.Pattern[str] | None:
-    """The filter of SGLang's comparator, a regular expression that is searched in file names."""
-    try:
-        return re.compile(text) if text else None
-    except re.error as error:
-        raise ComparatorError(f"--filter: {text!r} is not a regular expression: {error}") from None
-
-
 def place_of(entry: Entry) -> Key:
     """The same for the entries of several ranks that were recorded at one place in one step."""
     return _key_of_tags(entry, frozenset({"rank"}), True)
@@ -140,7 +132,7 @@ def _compared_files(index: RunIndex, options: Options) -> Iterator[tuple[int, En
 def _chosen_files(
     index: RunIndex, columns: tuple[tuple[str, ...], tuple[str, ...]], options: Options
 ) -> Iterator[Keyed]:
-    pattern = _file_pattern(options.filter)
+    pattern = compiled(options.filter, "--filter") if options.filter else None
     for number, entry in _compared_files(index, options):
         record = sglang_record(entry)
         if not options.start_step <= record.step <= options.end_step:

@@ -10,14 +10,15 @@
 
 A rule gives records of both sides one name. It is the target's, unless the target is sliced: then the baseline's.
 A record that several rules match appears once for each (a fused tensor and its pieces); one that none matches keeps
-its name. ``docs/dims.md`` describes the format.
+its name. Where names count anew on every rank (experts, layers of a pipeline stage), ``target_values: {i: i + pp * 4}``
+computes the number that is the same on both sides. ``docs/dims.md`` describes the format.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ from comparator.dims import Dims, parse_dims
 from comparator.errors import ComparatorError, DimsError, PairError
 from comparator.match.bundles import Entry, RunIndex
 from comparator.options import Side
+from dumper.rules.expressions import Expression, ExpressionError
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 
@@ -57,6 +59,10 @@ class Rule(BaseModel):
     target_dims: str | None = None
     baseline_slice: Slice | None = None
     target_slice: Slice | None = None
+    baseline_values: Mapping[str, str] = {}
+    """What placeholders stand for, computed from what was matched in the baseline and from the rank's coordinates:
+    ``{e: e + ep * 16}`` for experts that are numbered anew on every rank."""
+    target_values: Mapping[str, str] = {}
 
 
 class MapConfig(BaseModel):
@@ -140,6 +146,9 @@ class CompiledRule:
     result: Template
     dims: str | None
     piece: Slice | None
+    values: Mapping[str, Expression] = field(default_factory=dict)
+    text: str = ""
+    """The rule's own words, for messages."""
 
 
 @dataclass(frozen=True)
@@ -186,16 +195,45 @@ class CutPiece:
         return [(start + first, start + last) for start in range(0, length, group)]
 
 
-def _mapped(entries: Sequence[Entry], rules: Sequence[CompiledRule]) -> Iterator[Entry]:
+Coordinates = Mapping[str, tuple[int, int]]
+"""Axis to ``(rank, size)``."""
+
+
+def _mapped(
+    entries: Sequence[Entry], rules: Sequence[CompiledRule], world: Mapping[int, Coordinates], used: set[int]
+) -> Iterator[Entry]:
     for entry in entries:
         matched = False
-        for rule in rules:
+        for number, rule in enumerate(rules):
             values = rule.template.match(entry)
             if values is not None:
                 matched = True
-                yield _renamed(entry, rule, values)
+                used.add(number)
+                yield _renamed(entry, rule, _computed(values, rule, entry, world.get(entry.rank, {})))
         if not matched:
             yield entry
+
+
+def _computed(values: dict[str, str], rule: CompiledRule, entry: Entry, place: Coordinates) -> dict[str, str]:
+    """The placeholders with those computed that the rule computes."""
+    if not rule.values:
+        return values
+    known: dict[str, Any] = {"rank": entry.rank}
+    for axis, (at, size) in place.items():
+        known |= {axis: at, f"{axis}_size": size}
+    known |= {name: int(text) if text.isdecimal() else text for name, text in values.items()}
+    computed = dict(values)
+    for name, expression in rule.values.items():
+        absent = sorted(expression.names - set(known))
+        if absent:
+            raise ComparatorError(
+                f"{rule.text}: rank {entry.rank} has no coordinate {absent[0]!r} (there are {', '.join(sorted(known))})"
+            )
+        found = expression.value(known)
+        if found is None:
+            raise ComparatorError(f"{rule.text}: {expression.text!r} cannot be computed for {entry.name}")
+        computed[name] = str(found)
+    return computed
 
 
 def _renamed(entry: Entry, rule: CompiledRule, values: Mapping[str, str]) -> Entry:
@@ -243,7 +281,15 @@ def compile_rules(config: MapConfig, side: Side, where: str) -> list[CompiledRul
         dims = rule.baseline_dims if side == "baseline" else rule.target_dims
         piece = rule.baseline_slice if side == "baseline" else rule.target_slice
         _check_dims(dims, place)
-        compiled.append(CompiledRule(templates[side], result, dims, piece))
+        values = rule.baseline_values if side == "baseline" else rule.target_values
+        unknown = sorted(set(values) - names[0])
+        if unknown:
+            raise ComparatorError(
+                f"{place}: {side}_values computes {unknown[0]!r}, which is no placeholder of the rule"
+            )
+        expressions = {name: _expression(text, f"{place}: {side}_values.{name}") for name, text in values.items()}
+        text = f"{place} ({rule.baseline if side == 'baseline' else rule.target})"
+        compiled.append(CompiledRule(templates[side], result, dims, piece, expressions, text))
     return compiled
 
 
@@ -255,6 +301,19 @@ def _check_dims(dims: str | None, place: str) -> None:
             raise ComparatorError(f"{place}: {error}") from None
 
 
-def apply_map(index: RunIndex, path: Path, side: Side) -> RunIndex:
-    """The index with the names, dims and pieces that the map file gives its records."""
-    return replace(index, entries=list(_mapped(index.entries, compile_rules(load_map(path), side, str(path)))))
+def _expression(text: str, where: str) -> Expression:
+    try:
+        return Expression(text, kind="value")
+    except ExpressionError as error:
+        raise ComparatorError(f"{where}: {error}") from None
+
+
+def apply_map(index: RunIndex, path: Path, side: Side, world: Mapping[int, Coordinates]) -> tuple[RunIndex, list[str]]:
+    """The index with the names, dims and pieces that the map file gives its records, and the rules that match none.
+
+    ``world`` gives the coordinates of every rank.
+    """
+    rules = compile_rules(load_map(path), side, str(path))
+    used: set[int] = set()
+    mapped = replace(index, entries=list(_mapped(index.entries, rules, world, used)))
+    return mapped, [rule.text for number, rule in enumerate(rules) if number not in used]

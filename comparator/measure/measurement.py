@@ -44,6 +44,9 @@ class TokenNumbers:
     only_target: Mapping[str, int]
     dropped_baseline: int
     dropped_target: int
+    recorded_baseline: int = 0
+    """Rows of the whole tensor, padding included."""
+    recorded_target: int = 0
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from comparator.measure.measurement import (
     TensorMeasurement,
     TokenNumbers,
 )
+from comparator.measure.memory import check_memory
 from comparator.measure.reduced import measure_hashes, measure_statistics
 from comparator.measure.replicas import measure_replicas
 from comparator.measure.rows import row_differences
@@ -61,7 +62,7 @@ class Measurer:
             return self._measure(selected, detailed, see)
         except UnrelatedRanksError as error:
             return self._unrelated(selected, error)
-        except ComparatorError:
+        except (ComparatorError, MemoryError):
             raise
         except Exception as error:
             return failure(error)
@@ -91,7 +92,7 @@ class Measurer:
         assert pair.baseline is not None
         assert pair.target is not None
         if not (pair.baseline.all_tensors and pair.target.all_tensors):
-            return measure_values(pair, rules)
+            return measure_values(pair, rules, equal_nan=self.options.equal_nan)
         level = reduced_level(pair)
         if level == "hash":
             return measure_hashes(pair, self.planner.contexts)
@@ -103,6 +104,7 @@ class Measurer:
         def visit(side: Side, found: Replicas) -> None:
             replicas.extend(measure_replicas(side, found, rules))
 
+        check_memory(pair)
         aligned = align(plan, pair, self.planner.contexts, rules, visit)
         if see is not None and aligned.same_shape and level is None:
             see(selected, aligned)
@@ -149,7 +151,7 @@ def measure_aligned(
             dims=(dims[0], dims[1]),
             difference=None,
             replicas=replicas,
-            tokens=_token_numbers(aligned.tokens),
+            tokens=_token_numbers(plan),
             remarks=(*remarks, *_shape_remark(aligned, options)),
         )
     measured = _compare(baseline, target, rules, options, percentiles=detailed)
@@ -173,7 +175,7 @@ def measure_aligned(
         replicas=replicas,
         downcast=downcast,
         downcast_dtype=downcast_dtype,
-        tokens=_token_numbers(aligned.tokens),
+        tokens=_token_numbers(plan),
         max_token_rel=None if rows is None else float(rows.max()),
         worst_token=worst,
         first_bad_token=_first_bad_token(rows, aligned.tokens),
@@ -231,7 +233,8 @@ def _first_bad_token(rows: npt.NDArray[np.float64] | None, tokens: TokenPlan | N
     return tokens.describe_row(row) or f"row {row}"
 
 
-def _token_numbers(tokens: TokenPlan | None) -> TokenNumbers | None:
+def _token_numbers(plan: PairPlan) -> TokenNumbers | None:
+    tokens = plan.tokens
     if tokens is None:
         return None
     return TokenNumbers(
@@ -240,12 +243,15 @@ def _token_numbers(tokens: TokenPlan | None) -> TokenNumbers | None:
         dict(tokens.only_target),
         tokens.dropped_baseline,
         tokens.dropped_target,
+        sum(part.rows for part in plan.baseline.parts),
+        sum(part.rows for part in plan.target.parts),
     )
 
 
 def _remarks(plan: PairPlan) -> tuple[Remark, ...]:
     return (
         *(Remark("axes-not-aligned", message) for message in plan.errors),
+        *(Remark("other-tokens", message) for message in plan.other_tokens),
         *(Remark("tokens-joined", message) for message in plan.notes),
         *(Remark("shared-pieces-assumed", message) for message in plan.warnings),
     )

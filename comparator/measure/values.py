@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import cmath
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,11 @@ from comparator.rules import Rules
 from dumper.readers.sglang.dump import SGLangRecord
 
 
-def measure_values(pair: BundlePair, rules: Rules) -> ValueMeasurement:
-    """Compare the values of a pair; raises PairError when the ranks of a side hold other values."""
+def measure_values(pair: BundlePair, rules: Rules, *, equal_nan: bool = False) -> ValueMeasurement:
+    """Compare the values of a pair; raises PairError when the ranks of a side hold other values.
+
+    NaN does not agree with NaN, as for tensors, unless ``equal_nan`` says so.
+    """
     assert pair.baseline is not None
     assert pair.target is not None
     if rules.values == "first_raw":
@@ -36,6 +39,8 @@ def measure_values(pair: BundlePair, rules: Rules) -> ValueMeasurement:
                 break
     else:
         found = first_difference(left[0], right[0])
+    if found is None and not equal_nan:
+        found = next(filter(None, (first_nan(value) for value in left)), None)
     return _measurement(left_value, right_value, found is None, found)
 
 
@@ -86,6 +91,23 @@ def first_difference(left: Any, right: Any) -> tuple[str, str] | None:
     to tuples with the same elements. Mappings are compared without regard to order.
     """
     return _difference(left, right, "")
+
+
+def first_nan(value: Any, path: str = "") -> tuple[str, str] | None:
+    """Path of the first NaN in a value, with a sentence; None without one."""
+    words = "NaN on both sides, which says nothing about agreement; --equal-nan accepts it"
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "fc" or not np.isnan(value).any():
+            return None
+        return path + "".join(f"[{int(index)}]" for index in np.argwhere(np.isnan(value))[0]), words
+    if isinstance(value, float | complex):
+        return (path, words) if cmath.isnan(value) else None
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif _is_sequence(value):
+        parts = enumerate(value)
+    return next(filter(None, (first_nan(part, f"{path}[{key!r}]") for key, part in parts)), None)
 
 
 def _difference(left: Any, right: Any, path: str) -> tuple[str, str] | None:
@@ -144,7 +166,7 @@ def _is_sequence(value: Any) -> bool:
 def _equal(left: Any, right: Any) -> bool:
     if isinstance(left, bool) != isinstance(right, bool):
         return False
-    if isinstance(left, float) and isinstance(right, float) and math.isnan(left) and math.isnan(right):
+    if all(isinstance(one, float | complex) and cmath.isnan(one) for one in (left, right)):
         return True
     try:
         return bool(left == right)

@@ -41,6 +41,8 @@ class PairPlan:
     errors: tuple[str, ...] = ()
     """Why an alignment could not be made; the pair fails, and is compared as it lies."""
     notes: tuple[str, ...] = ()
+    other_tokens: tuple[str, ...] = ()
+    """Where rows that are joined are not the same tokens."""
     warnings: tuple[str, ...] = ()
     """What was assumed about the pair and should be seen also when it passes."""
 
@@ -175,7 +177,9 @@ def _join(left: SidePlan, right: SidePlan, aligner: TokenAligner) -> PairPlan:
             axes = plan_axes(left.dimensions, right.dimensions)
         except PairError as error:
             errors = (f"{error}; {error.hint}",)
-    return PairPlan(left, right, tokens, axes, None, errors, tokens.notes if tokens else ())
+    return PairPlan(
+        left, right, tokens, axes, None, errors, tokens.notes if tokens else (), tokens.other_tokens if tokens else ()
+    )
 
 
 def _merges_rows(left: SidePlan, right: SidePlan, tokens: TokenPlan | None) -> bool:

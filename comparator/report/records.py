@@ -292,6 +292,29 @@ class DiagnosisRecord(_Record):
     notes: list[str] = []
 
 
+class RowAccount(_Model):
+    """The rows that one side recorded under a name; ``compared`` and ``left_out`` add up to ``recorded``."""
+
+    recorded: int
+    compared: int
+    left_out: dict[str, int] = {}
+    """Reason to number of rows: padding, a prefix that the other side had cached, no counterpart, ..."""
+
+
+class NameRows(_Model):
+    name: str
+    baseline: RowAccount
+    target: RowAccount
+
+
+class AccountsRecord(_Record):
+    """What became of every row that was recorded, by name; it comes before the summary. A tensor or value without a
+    token dimension counts as one row."""
+
+    type: Literal["accounts"] = "accounts"
+    names: list[NameRows]
+
+
 class SummaryRecord(_Record):
     """The last record: how many comparisons of each category, and what the command line exits with."""
 
@@ -306,6 +329,13 @@ class SummaryRecord(_Record):
     first_divergence_tap: str | None = None
     verdict: Literal["agree", "differ", "undecided"] | None = None
     """What the analysis of all pairs says; None where there was none."""
+    first_different: str | None = None
+    """The first tensor or value, in the order of execution, that is not the same on both sides in every bit."""
+    bits: str | None = None
+    """The same as a sentence."""
+    only_baseline: list[str] = []
+    """Names that the target has no record of."""
+    only_target: list[str] = []
 
 
 Comparison = TensorComparison | SkippedComparison | ValueComparison | ErroredComparison
@@ -319,6 +349,7 @@ ReportRecord = (
     | ValueComparison
     | ErroredComparison
     | DiagnosisRecord
+    | AccountsRecord
     | SummaryRecord
 )
 AnyRecord = Annotated[ReportRecord, Field(discriminator="type")]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from comparator.errors import ComparatorError
+from comparator.printable import printable
 from comparator.report.records import (
     Comparison,
     DiagnosisRecord,
@@ -21,7 +25,15 @@ from comparator.report.records import (
     ValueComparison,
     to_json,
 )
-from comparator.report.text import STYLES, Verbosity, finding_details, finding_line, log_lines, summary_line
+from comparator.report.text import (
+    STYLES,
+    Verbosity,
+    finding_details,
+    finding_line,
+    log_lines,
+    summary_line,
+    summary_lines,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,24 +50,47 @@ class Reporter(Protocol):
 
 
 class ReportFile:
-    """A file of JSON lines; every record is in the file once it was reported."""
+    """A file of JSON lines, which appears under its name once it is complete, and never through a link.
+
+    ``close`` without ``complete`` leaves what was there before. Raises ComparatorError where it cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: TextIO = path.open("w", encoding="utf-8", buffering=1)
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise ComparatorError(f"the report {path} is not written: a link or something else is there; {_OTHER}")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            self._file: TextIO = open(  # noqa: SIM115
+                os.open(self._partial, flags, 0o666), "w", encoding="utf-8", errors="backslashreplace"
+            )
         except OSError as error:
-            raise ComparatorError(
-                f"cannot write the report {path}: {error.strerror}; choose another place with --report-path, or "
-                "none with --report-path ''"
-            ) from None
+            raise ComparatorError(f"cannot write the report {path}: {error.strerror}; {_OTHER}") from None
 
     def report(self, record: ReportRecord) -> None:
-        self._file.write(to_json(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(to_json(record) + "\n")
+        except OSError as error:
+            raise ComparatorError(f"cannot write the report {self._path}: {error.strerror}") from None
+
+    def complete(self) -> None:
+        """Put the file in place."""
+        try:
+            self._file.close()
+            os.replace(self._partial, self._path)
+        except OSError as error:
+            raise ComparatorError(f"cannot write the report {self._path}: {error.strerror}") from None
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._partial.unlink(missing_ok=True)
+
+
+_OTHER = "choose another place with --report-path, or none with --report-path ''"
 
 
 class JsonReporter:
@@ -68,14 +103,20 @@ class JsonReporter:
 class TextReporter:
     """Text on a console: what people want to see of a record."""
 
-    def __init__(self, console: Console, verbosity: Verbosity) -> None:
+    def __init__(
+        self, console: Console, verbosity: Verbosity, *, only_failed: bool = False, quiet: bool = False
+    ) -> None:
         self._console = console
         self._verbosity = verbosity
+        self._only_failed = only_failed or verbosity == "minimal"
+        self._quiet = quiet
         self._told: set[str] = set()
         """What was said of the tokens; most tensors have the same to say, and once is enough."""
 
     def report(self, record: ReportRecord) -> None:
         if isinstance(record, TensorComparison | SkippedComparison | ValueComparison | ErroredComparison):
+            if self._hides(record):
+                return
             self._print(finding_line(record), STYLES[record.category])
             details = finding_details(record, self._verbosity)
             for line in (*details, *self._news_of_tokens(record, details)):
@@ -87,10 +128,16 @@ class TextReporter:
             self._print(record.words, "bold red" if record.verdict == "differ" else None)
         elif isinstance(record, SummaryRecord):
             self._print(summary_line(record), "bold green" if record.exit_code == 0 else "bold red")
+            for line in summary_lines(record):
+                self._print(line, _style_of(line))
             if record.first_divergence:
                 self._print(f"first difference: {record.first_divergence}", "bold red")
             if record.first_divergence_tap:
                 self._print(f"recorded by tap {record.first_divergence_tap}", "bold red")
+
+    def _hides(self, record: Comparison) -> bool:
+        """Whether a finding is left out: with ``--quiet`` any, else what did not fail where only failures matter."""
+        return self._quiet or (self._only_failed and record.category not in ("failed", "errored"))
 
     def _news_of_tokens(self, record: Comparison, shown: list[str]) -> list[str]:
         """Where sequences part and how they were paired, the first time that it comes up."""
@@ -102,14 +149,22 @@ class TextReporter:
         return news
 
     def _print(self, line: str, style: str | None) -> None:
-        self._console.print(line, style=style, markup=False)
+        self._console.print(printable(line), style=style, markup=False, emoji=False)
+
+
+def _style_of(line: str) -> str | None:
+    return {"error": "bold red", "warning": "yellow", "only": "yellow"}.get(line.split(" ", maxsplit=1)[0].rstrip(":"))
 
 
 def terminal() -> Console:
     """The console that text and progress share."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # the exit code is decided elsewhere  # noqa: PLE0704
+
+    return Terminal(highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -2,40 +2,61 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from comparator.diagnosis import Diagnosis
 from comparator.match.runs import parallel_layout
-from comparator.options import Options, Side
+from comparator.options import SIDES, Options, Side
+from comparator.patterns import fullmatch
+from comparator.plan.tokens.places import read_layout
 from comparator.report.findings import note_of
 from comparator.report.records import (
+    AccountsRecord,
     Comparison,
     ErroredComparison,
     InputIdsRecord,
     LogRecord,
+    NameRows,
     RankInfoRecord,
+    RowAccount,
     SummaryRecord,
     TensorComparison,
+    ValueComparison,
 )
+from comparator.rules import Rules
+from comparator.verdict.accounts import Accounts, SideAccount, say_of_accounts
 from comparator.verdict.judge import Category, Said, say
 from dumper.reading.protocol import Run
 
+DAMAGE = frozenset({"truncated", "corrupted", "missing-records", "missing-rank", "lost", "unreadable", "repaired"})
+"""Names of what may have taken records away."""
 
-def notes_of_run(run: Run, options: Options) -> list[Said]:
-    """What is wrong with a run as a whole, under the names of ``comparator.messages``."""
+
+def notes_of_run(run: Run, options: Options, rules: Rules) -> list[Said]:
+    """What is wrong with a run as a whole, under the names of ``comparator.messages``.
+
+    Under the rules of SGLang's comparator only what ``--error`` names fails a comparison.
+    """
     found = [say(problem.kind.replace("_", "-"), problem.message, options) for problem in run.problems]
     if run.missing_ranks and not any(one.name == "missing-rank" for one in found):
         ranks = ", ".join(map(str, run.missing_ranks))
         found.append(say("missing-rank", f"no file of rank {ranks} in {run.path}", options))
+    if not rules.strict_runs:
+        found = [
+            replace(one, severity="warning") if one.severity == "error" and one.name not in options.error else one
+            for one in found
+        ]
     found.extend(say("tap-never-fired", f"tap {tap} never fired", options) for tap in run.silent_taps)
     return found
 
 
-def run_notes(label: Side, said: Sequence[Said]) -> LogRecord | None:
-    """What is wrong with a run as a record; None when nothing is."""
-    notes = [note_of(Said(one.severity, one.name, f"{label}: {one.message}")) for one in said]
+def run_notes(label: Side | None, said: Sequence[Said]) -> LogRecord | None:
+    """What is wrong with a run (or, without one, with the switches) as a record; None when nothing is."""
+    notes = [
+        note_of(Said(one.severity, one.name, one.message if label is None else f"{label}: {one.message}"))
+        for one in said
+    ]
     if not notes:
         return None
     errors = [note for note in notes if note.kind == "error"]
@@ -56,7 +77,7 @@ def input_ids(label: Side, run: Run, options: Options) -> InputIdsRecord | None:
     rows = []
     for step in run.steps:
         for rank in run.ranks if options.start_step <= step <= options.end_step else ():
-            layout = run.layout(step, rank)
+            layout = read_layout(run, step, rank)
             if layout is None:
                 continue
             ids = None if layout.token_ids is None else layout.token_ids.tolist()
@@ -93,31 +114,84 @@ class Tally:
     """Counts categories and decides the exit code as findings go by."""
 
     options: Options
-    of_runs: Sequence[Said] = ()
-    """What is wrong with the runs as a whole; an error among it makes the comparison fail."""
+    rules: Rules
+    of_runs: Mapping[Side, Sequence[Said]]
+    """What is wrong with each run as a whole; an error among it makes the comparison fail."""
+    of_map: Sequence[Said] = ()
+    """What is wrong with the map and other switches that name records."""
     counts: dict[Category, int] = field(default_factory=lambda: {"passed": 0, "failed": 0, "skipped": 0, "errored": 0})
     disallowed: bool = False
     first_divergence: Comparison | None = None
+    first_different: str | None = None
+    """What first, in the order of execution, is not the same bit by bit."""
+    seen_identical: bool = False
+    failures: int = 0
+    """Findings that make the comparison fail."""
+    accounts: Accounts | None = None
+    _concluded: list[Said] = field(default_factory=list)
 
     def add(self, finding: Comparison) -> None:
         """Count a finding."""
         self.counts[finding.category] += 1
+        before, self.disallowed = self.disallowed, False
+        self._judge(finding)
+        self.failures += self.disallowed
+        self.disallowed |= before
+        self._look_for_difference(finding)
+
+    def _judge(self, finding: Comparison) -> None:
         allowed_failure = self.options.allow_failed_pattern
         if finding.category == "failed":
-            allowed = allowed_failure is not None and re.fullmatch(allowed_failure, finding.name) is not None
+            allowed = allowed_failure is not None and fullmatch(allowed_failure, finding.name)
             if not allowed:
                 self.disallowed = True
                 self.first_divergence = earlier_of(self.first_divergence, finding)
         elif isinstance(finding, ErroredComparison):
             self.disallowed |= finding.reason not in self.options.allow
-        elif finding.category == "skipped" and re.fullmatch(self.options.allow_skipped_pattern, finding.name) is None:
-            self.disallowed = True
+        elif finding.category == "skipped" and self.options.allow_skipped_pattern is not None:
+            self.disallowed |= not fullmatch(self.options.allow_skipped_pattern, finding.name)
+
+    def stop(self, failures: int) -> None:
+        """Say that the report ended before the comparison did."""
+        message = f"stopped after {failures} failures (--max-fail); the counts are those until then"
+        self._concluded = [say("stopped-early", message, self.options)]
+
+    def _look_for_difference(self, finding: Comparison) -> None:
+        if self.first_different is not None or finding.category not in ("passed", "failed"):
+            return
+        self.seen_identical |= not is_different(finding)
+        if is_different(finding):
+            step = "" if finding.location.step is None else f" step {finding.location.step}"
+            self.first_different = finding.label + step
+
+    def conclude(self, accounts: Accounts) -> None:
+        """Take the accounts of the comparison, once it is complete."""
+        self.accounts = accounts
+        if not sum(self.counts.values()):
+            message = "no record of either run is selected by the steps and the filter"
+            self._concluded = [say("nothing-to-compare", message, self.options)]
+            return
+        if not self.counts["passed"] and not self.counts["failed"] and not self.counts["errored"]:
+            message = "the runs have no tensor in common"
+            self._concluded = [say("nothing-in-common", message, self.options)]
+        if self.rules.strict_runs:
+            damaged = {side for side in SIDES if any(one.name in DAMAGE for one in self.of_runs[side])}
+            self._concluded += say_of_accounts(accounts, self.options, frozenset(damaged))
+
+    def _bits(self) -> str | None:
+        """One sentence on where the runs first differ, however little; None where nothing was compared."""
+        if self.first_different is None:
+            return "everything that was compared is bit-identical" if self.seen_identical else None
+        if not self.seen_identical:
+            return f"not bit-identical from the start: {self.first_different}"
+        return f"bit-identical up to {self.first_different}"
 
     @property
     def exit_code(self) -> int:
         """0 when something was compared and all that counts agrees, else 1."""
         agrees = self.counts["passed"] > 0 and not self.disallowed
-        return 0 if agrees and not any(one.severity == "error" for one in self.of_runs) else 1
+        said = (*self.of_runs["baseline"], *self.of_runs["target"], *self.of_map, *self._concluded)
+        return 0 if agrees and not any(one.severity == "error" for one in said) else 1
 
     def summary(self, diagnosis: Diagnosis | None = None) -> SummaryRecord:
         """The last record of a report."""
@@ -128,11 +202,7 @@ class Tally:
             place = step + first.label
             if isinstance(first, TensorComparison) and first.first_bad_token:
                 place += f" at {first.first_bad_token}"
-        said = []
-        if not sum(self.counts.values()):
-            said.append(say("nothing-to-compare", "nothing to compare", self.options))
-        elif not self.counts["passed"] and not self.counts["failed"] and not self.counts["errored"]:
-            said.append(say("nothing-in-common", "the runs have no tensor in common", self.options))
+        names = () if self.accounts is None else self.accounts.names
         return SummaryRecord(
             total=sum(self.counts.values()),
             passed=self.counts["passed"],
@@ -143,5 +213,35 @@ class Tally:
             first_divergence=place,
             first_divergence_tap=None if first is None else first.tap,
             verdict=None if diagnosis is None else diagnosis.verdict,
-            errors=[note_of(one) for one in said],
+            first_different=self.first_different,
+            bits=self._bits(),
+            only_baseline=[account.name for account in names if account.lacks("target")],
+            only_target=[account.name for account in names if account.lacks("baseline")],
+            errors=[note_of(one) for one in self._concluded if one.severity == "error"],
+            infos=[note_of(one) for one in self._concluded if one.severity != "error"],
         )
+
+
+def is_different(finding: Comparison) -> bool:
+    """Whether the values of both sides are known to differ in any way, rounding included."""
+    if isinstance(finding, TensorComparison):
+        if finding.baseline.dtype != finding.target.dtype or finding.shape_mismatch:
+            return True
+        if finding.diff is None or finding.level != "full":
+            return finding.category != "passed" or (finding.diff is not None and finding.diff.max_abs_diff != 0)
+        return finding.diff.differing != 0
+    return isinstance(finding, ValueComparison) and not finding.values_equal
+
+
+def accounts_record(accounts: Accounts) -> AccountsRecord:
+    """What became of every row that was recorded, by name."""
+
+    def of_side(account: SideAccount) -> RowAccount:
+        return RowAccount(recorded=account.recorded, compared=account.compared, left_out=dict(account.left_out))
+
+    return AccountsRecord(
+        names=[
+            NameRows(name=one.name, baseline=of_side(one.sides["baseline"]), target=of_side(one.sides["target"]))
+            for one in accounts.names
+        ]
+    )

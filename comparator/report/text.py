@@ -16,6 +16,8 @@ from comparator.report.records import (
     ValueComparison,
 )
 
+MOST_NAMES = 10
+"""Names that one line of the summary lists."""
 Verbosity = Literal["minimal", "normal", "verbose"]
 STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow", "errored": "bold magenta"}
 """Colours of the categories on a terminal."""
@@ -29,10 +31,7 @@ def finding_line(finding: Comparison) -> str:
 
 def _essence(finding: Comparison) -> str:
     if isinstance(finding, TensorComparison):
-        if finding.shape_mismatch:
-            return f"shapes differ: {finding.unified_shape} against {finding.target.shape}"
-        tokens = f"  {counted(finding.tokens.matched, 'token')}" if finding.tokens else ""
-        return (_metrics(finding.diff) if finding.diff else f"at level {finding.level}") + tokens
+        return _tensor_essence(finding)
     if isinstance(finding, ValueComparison):
         if finding.values_equal:
             return f"equal: {_short(finding.baseline_value)}"
@@ -41,6 +40,15 @@ def _essence(finding: Comparison) -> str:
     if isinstance(finding, SkippedComparison):
         return finding.message or finding.reason
     return finding.exception_message
+
+
+def _tensor_essence(finding: TensorComparison) -> str:
+    if finding.shape_mismatch:
+        return f"shapes differ: {finding.unified_shape} against {finding.target.shape}"
+    if finding.category == "failed" and finding.errors and (finding.diff is None or finding.diff.max_abs_diff == 0):
+        return finding.errors[0].message  # numbers that do not differ would hide it
+    tokens = f"  {counted(finding.tokens.matched, 'token')}" if finding.tokens else ""
+    return (_metrics(finding.diff) if finding.diff else f"at level {finding.level}") + tokens
 
 
 def _metrics(diff: DiffInfo) -> str:
@@ -132,20 +140,46 @@ def _token_details(finding: TensorComparison) -> list[str]:
     ]
 
 
+def first_difference_lines(summary: SummaryRecord, first: Comparison | None) -> list[str]:
+    """Where the runs part: tap, token and coordinate."""
+    lines = [f"first difference: {summary.first_divergence}"] if summary.first_divergence else []
+    if summary.first_divergence_tap:
+        lines.append(f"recorded by tap {summary.first_divergence_tap}")
+    diff = first.diff if isinstance(first, TensorComparison) and summary.first_divergence else None
+    if diff is not None and diff.max_abs_diff != 0:
+        token = f" ({diff.max_diff_token})" if diff.max_diff_token else ""
+        lines.append(
+            f"largest difference at {diff.max_diff_coord}{token}: {diff.baseline_at_max:.6g} against "
+            f"{diff.target_at_max:.6g}"
+        )
+    return lines
+
+
 def log_lines(log: LogRecord) -> list[str]:
     """One line per finding about a run."""
-    return [f"{note.kind}: {note.message}" for note in (*log.errors, *log.infos)]
+    return [f"{note.kind}: {note.message} ({note.category})" for note in (*log.errors, *log.infos)]
 
 
 def summary_line(summary: SummaryRecord) -> str:
     """The counts, and where the runs part."""
-    line = (
-        f"{summary.total} compared: {summary.passed} passed, {summary.failed} failed, {summary.skipped} skipped, "
-        f"{summary.errored} errored"
+    return (
+        f"{summary.passed + summary.failed} compared: {summary.passed} passed, {summary.failed} failed; "
+        f"{summary.skipped} skipped, {summary.errored} errored"
     )
-    for note in summary.errors:
-        line += f"; {note.message}"
-    return line
+
+
+def summary_lines(summary: SummaryRecord) -> list[str]:
+    """What else a reader must know of a comparison: names that one side lacks, and rows that were left out."""
+    lines = [
+        f"only the {side} has: {', '.join(names[:MOST_NAMES])}"
+        + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+        for side, names in (("baseline", summary.only_baseline), ("target", summary.only_target))
+        if names
+    ]
+    lines.extend(f"{note.kind}: {note.message} ({note.category})" for note in (*summary.errors, *summary.infos))
+    if summary.bits is not None:
+        lines.append(summary.bits)
+    return lines
 
 
 def _short(text: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from comparator.errors import ComparatorError
 from comparator.options import ThresholdRule
+from comparator.patterns import compiled, fullmatch
 from dumper.rules.expressions import Expression, ExpressionError
 
 METRICS = ("rel", "max_abs", "mean_abs", "relative_l2", "differing", "elements", "max_token_rel")
@@ -41,23 +41,15 @@ def parse_rules(arguments: Sequence[str]) -> tuple[ThresholdRule, ...]:
         ThresholdRule(pattern, predicate) for pattern, predicate in zip(arguments[::2], arguments[1::2], strict=True)
     )
     for rule in rules:
-        check_pattern(rule.pattern, "--diff-threshold")
+        compiled(rule.pattern, "--diff-threshold")
         compile_predicate(rule.predicate)
     return rules
-
-
-def check_pattern(pattern: str, where: str) -> re.Pattern[str]:
-    """Compile a regular expression; ComparatorError says which argument holds a bad one."""
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ComparatorError(f"{where}: {pattern!r} is not a regular expression: {error}") from None
 
 
 def find_rule(rules: Sequence[ThresholdRule], name: str) -> ThresholdRule | None:
     """The first rule whose pattern matches the whole of ``name``."""
     for rule in rules:
-        if re.fullmatch(rule.pattern, name):
+        if fullmatch(rule.pattern, name):
             return rule
     return None
 

@@ -74,6 +74,13 @@ class Expression:
         """Whether the expression is true of these values."""
         return _true(self._evaluate, values)
 
+    def value(self, values: Values) -> Any:
+        """What the expression stands for; None where it cannot be computed."""
+        try:
+            return self._evaluate(values)
+        except Exception:  # the incomparable compared, a division by zero
+            return None
+
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"
 

@@ -191,13 +191,13 @@ def test_a_missing_rank_is_named() -> None:
     target = run_of(x[:, :2], dims="t h[tp]", parallel={0: TP2[0]}, missing_ranks=(1,))
     report = comparator.compare(run_of(x, dims="t h[tp]", parallel=TP1), target)
     assert "tp rank 1 (of 2) is missing: the run has no file of rank 1" in report.describe()
-    assert "no file of rank 1" in report.logs[0].infos[0].message
+    assert "no file of rank 1" in report.logs[0].errors[0].message
 
 
 def test_problems_of_a_run_are_shown() -> None:
     target = replace(run_of(values(2, 2)), problems=[FakeProblem("truncated", "rank 0 ends early")])
     report = comparator.compare(run_of(values(2, 2)), target)
-    assert report.logs[0].infos[0].message == "target: rank 0 ends early"
+    assert report.logs[0].errors[0].message == "target: rank 0 ends early"
 
 
 def test_nan_is_never_a_pass() -> None:

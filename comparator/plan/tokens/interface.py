@@ -109,6 +109,8 @@ class TokenPlan:
     known. The same for all passes of a sequence, which ``sequence`` is only where plans are made for whole runs."""
     notes: tuple[str, ...] = ()
     """Sentences for the report: which sequence parted at which token, identical prompts paired by arrival."""
+    other_tokens: tuple[str, ...] = ()
+    """Where joined rows are known not to be the same tokens, in sentences."""
     error: str | None = None
     """Set when no plan can be made; says what to do. The comparison is then ``errored``."""
 

@@ -14,6 +14,8 @@ from comparator.plan.tokens.parts import PartTokens, in_order_of_steps
 from comparator.plan.tokens.rows import NO_TOKEN_ID, RowTokens, join_rows
 from dumper.layout import PADDING_ROW
 
+_SMART = "--token-aligner smart joins the runs on token identity, whatever their steps are"
+
 
 @dataclass(frozen=True, eq=False)
 class Line:
@@ -76,16 +78,21 @@ def plan_ordered(baseline: list[PartTokens], target: list[PartTokens], *, one_st
             "same on both sides only when batches are; --token-aligner smart joins them by identity"
         )
     differing = _differing_ids(one, other, matched)
+    other_tokens: tuple[str, ...] = ()
     if differing is not None:
-        notes.append(
+        other_tokens = (
             f"token ids differ from joined token {differing} on (position {int(one.position[differing])}: "
             f"{int(one.token[differing])} in the baseline, {int(other.token[differing])} in the target): "
-            "what follows is not the same tokens"
+            f"what follows is not the same tokens; {_SMART}",
         )
     error = None
     if not matched and len(one.indices) != len(other.indices):
         empty = "baseline" if not len(one.indices) else "target"
-        error = f"the {empty} has no token of this tensor, only padding rows"
+        have = "target" if empty == "baseline" else "baseline"
+        error = (
+            f"nothing to compare in the token dimension: the {have} has {max(len(one.indices), len(other.indices))} "
+            f"tokens of it here and the {empty} none but padding; {_SMART}"
+        )
     identities = one.known and bool((one.sequence[:matched] >= 0).all())
     return TokenPlan(
         baseline=_unless_all(one.indices[:matched], baseline),
@@ -98,6 +105,7 @@ def plan_ordered(baseline: list[PartTokens], target: list[PartTokens], *, one_st
         sequence=one.sequence[:matched] if identities else None,
         position=one.position[:matched] if identities else None,
         notes=tuple(notes),
+        other_tokens=other_tokens,
         error=error,
     )
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from comparator.plan.tokens.interface import SideLayouts
+from comparator.errors import ComparatorError
+from comparator.plan.tokens.interface import LayoutSource, SideLayouts
 from dumper.layout import TokenLayout
+from dumper.reading.protocol import RunError
 
 _DATA_AXES = ("attn_dp", "dp")
 """Axes whose ranks serve different sequences; others are found from the layouts."""
@@ -20,6 +22,23 @@ _SAMPLED_STEPS = 64
 """Steps that are looked at to find the axes along which layouts differ."""
 
 Coordinate = tuple[int, ...]
+
+
+MOST_ROWS = 1 << 27
+"""Rows of one pass on one rank; a layout that claims more is not believed."""
+
+
+def read_layout(run: LayoutSource, step: int, rank: int) -> TokenLayout | None:
+    """The token layout of a step on a rank; raises ComparatorError for one that is malformed or cannot be true."""
+    try:
+        layout = run.layout(step, rank)
+    except RunError as error:
+        raise ComparatorError(str(error)) from None
+    if layout is not None and not 0 <= layout.rows <= MOST_ROWS:
+        raise ComparatorError(
+            f"the token layout of step {step}, rank {rank} claims {layout.rows} rows; {MOST_ROWS} is the most"
+        )
+    return layout
 
 
 class Places:
@@ -36,7 +55,7 @@ class Places:
     def layout(self, step: int, rank: int) -> TokenLayout | None:
         key = (step, rank)
         if key not in self._layouts:
-            layout = self._side.source.layout(step, rank)
+            layout = read_layout(self._side.source, step, rank)
             problem = None if layout is None else _contradiction(layout)
             if problem is not None:
                 self.problems.append(f"the token layout of rank {rank} in step {step} is not used: {problem}")

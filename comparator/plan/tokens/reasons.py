@@ -28,9 +28,11 @@ CUT: Final = "cut to the shorter side ({side})"
 _COUNTED = (NOT_RECORDED, NO_LAYOUT, MISSING_ROWS)
 
 
-def counts_against(reason: str) -> bool:
+def counts_against(reason: str, *, cut: bool = True) -> bool:
     """Whether tokens with this reason were (or may have been) computed on both sides: not comparing them is a gap.
 
-    The share of compared tokens is ``matched / (matched + the number of such tokens)``.
+    ``cut``: whether rows that were cut to the shorter side are. The share of compared tokens is
+    ``matched / (matched + the number of such tokens)``.
     """
-    return any(reason == counted.format(side=side) for counted in _COUNTED for side in ("baseline", "target"))
+    counted_ones = (*_COUNTED, CUT) if cut else _COUNTED
+    return any(reason == counted.format(side=side) for counted in counted_ones for side in ("baseline", "target"))
