@@ -116,7 +116,7 @@ def test_a_dump_becomes_a_run_and_a_dump_again_bit_for_bit(dump: Path, tmp_path:
 
 def test_the_run_compares_equal_to_its_dump(dump: Path, tmp_path: Path) -> None:
     assert main([str(dump), str(tmp_path / "run")]) == 0
-    report = compare(dump, tmp_path / "run", filter="dtype=float32", equal_nan=True)
+    report = compare(dump, tmp_path / "run", filter='dtype == "float32"', equal_nan=True)
     assert report.passed
     assert len(report.of("passed")) == 2
 
