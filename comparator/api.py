@@ -16,6 +16,7 @@ from comparator.options import Options, ThresholdRule, TokenMode
 from comparator.pipeline import OtherRuns, prepare
 from comparator.printable import printable
 from comparator.report.diagnosis import in_words
+from comparator.report.environment import environment_lines
 from comparator.report.records import (
     Comparison,
     ErroredComparison,
@@ -202,7 +203,8 @@ def compare(
     left, right = open_side(baseline, "baseline"), open_side(target, "target")
     prepared = prepare(left, right, chosen, others=open_others(reference, noise, calibration))
     said = prepared.notes()
-    tally = Tally(prepared.options, prepared.rules, said, prepared.unused)
+    environment = environment_lines(prepared.baseline, prepared.target)
+    tally = Tally(prepared.options, prepared.rules, said, prepared.unused, environment=environment)
     comparing = prepared.comparing()
     findings: list[Comparison] = []
     for finding in comparing:

@@ -192,6 +192,7 @@ def _command(arguments: Sequence[str]) -> tuple[Callable[[argparse.Namespace], i
 def run(arguments: argparse.Namespace) -> int:
     """Compare as the arguments say; raises ComparatorError."""
     from comparator.pipeline import prepare
+    from comparator.report.environment import environment_lines
     from comparator.report.explain import explain
     from comparator.report.records import ConfigRecord
     from comparator.report.reporters import JsonReporter, ReportFile, TextReporter, progress, terminal
@@ -225,7 +226,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     reporters: list[Reporter] = [printed]
     said = prepared.notes()
-    tally = Tally(prepared.options, prepared.rules, said, prepared.unused)
+    environment = environment_lines(prepared.baseline, prepared.target)
+    tally = Tally(prepared.options, prepared.rules, said, prepared.unused, environment=environment)
     with ExitStack() as stack:
         if report_path is not None:
             file = ReportFile(report_path)

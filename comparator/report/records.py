@@ -336,6 +336,8 @@ class SummaryRecord(_Record):
     only_baseline: list[str] = []
     """Names that the target has no record of."""
     only_target: list[str] = []
+    beside_tensors: list[str] = []
+    """What else differs (layout, versions, settings), when the comparison fails: at most three lines."""
 
 
 Comparison = TensorComparison | SkippedComparison | ValueComparison | ErroredComparison

@@ -134,6 +134,8 @@ class TextReporter:
                 self._print(f"first difference: {record.first_divergence}", "bold red")
             if record.first_divergence_tap:
                 self._print(f"recorded by tap {record.first_divergence_tap}", "bold red")
+            for line in record.beside_tensors:
+                self._print(f"the runs also differ in {line}", None)
 
     def _hides(self, record: Comparison) -> bool:
         """Whether a finding is left out: with ``--quiet`` any, else what did not fail where only failures matter."""

@@ -120,6 +120,8 @@ class Tally:
     of_map: Sequence[Said] = ()
     """What is wrong with the map and other switches that name records."""
     counts: dict[Category, int] = field(default_factory=lambda: {"passed": 0, "failed": 0, "skipped": 0, "errored": 0})
+    environment: Sequence[str] = ()
+    """What differs between the runs beside their tensors; said when the comparison fails."""
     disallowed: bool = False
     first_divergence: Comparison | None = None
     first_different: str | None = None
@@ -217,6 +219,7 @@ class Tally:
             bits=self._bits(),
             only_baseline=[account.name for account in names if account.lacks("target")],
             only_target=[account.name for account in names if account.lacks("baseline")],
+            beside_tensors=list(self.environment) if self.exit_code else [],
             errors=[note_of(one) for one in self._concluded if one.severity == "error"],
             infos=[note_of(one) for one in self._concluded if one.severity != "error"],
         )

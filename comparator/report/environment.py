@@ -1,0 +1,53 @@
+"""What differs between two runs beside their tensors: what a reader should rule out before looking for a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dumper.reading.protocol import Header, Run
+
+MOST_SHOWN = 6
+"""Differences of one kind that are listed."""
+
+
+def environment_lines(baseline: Run, target: Run) -> list[str]:
+    """At most three lines: parallel layout, versions of packages, and patch configs and settings that differ."""
+    left, right = _first(baseline), _first(target)
+    if left is None or right is None:
+        return []
+    return [
+        line
+        for line in (
+            _line("parallel layout", _sizes(left), _sizes(right)),
+            _line("versions", _versions(left), _versions(right)),
+            _line("settings", _settings(left), _settings(right)),
+        )
+        if line
+    ]
+
+
+def _first(run: Run) -> Header | None:
+    return run.headers[min(run.headers)] if run.headers else None
+
+
+def _sizes(header: Header) -> dict[str, str]:
+    return {axis: str(size) for axis, (_, size) in header.parallel.items()}
+
+
+def _versions(header: Header) -> dict[str, str]:
+    return {**header.versions, **({"framework": header.framework} if header.framework else {})}
+
+
+def _settings(header: Header) -> dict[str, str]:
+    config = header.patch_config or {}
+    digest = config.get("sha256")
+    return {"patch configs": str(digest)[:12]} if digest else {}
+
+
+def _line(what: str, left: Mapping[str, str], right: Mapping[str, str]) -> str:
+    names = [name for name in sorted({*left, *right}) if left.get(name) != right.get(name)]
+    if not names:
+        return ""
+    listed = [f"{name} {left.get(name, 'none')} against {right.get(name, 'none')}" for name in names[:MOST_SHOWN]]
+    more = f", and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
+    return f"{what}: {', '.join(listed)}{more}"

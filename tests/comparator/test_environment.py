@@ -1,0 +1,40 @@
+"""What differs between two runs beside their tensors is said when they fail, in at most three lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+import comparator
+from tests.comparator.fakes import FakeHeader, FakeRecord, FakeRun
+
+
+@dataclass
+class Run(FakeRun):
+    header: FakeHeader | None = None
+
+    @property
+    def headers(self) -> Mapping[int, FakeHeader]:
+        return {} if self.header is None else {0: self.header}
+
+
+def run(value: float, size: int, **versions: str) -> Run:
+    header = FakeHeader({"tp": (0, size)}, versions=versions, patch_config={"sha256": str(size) * 64})
+    return Run([FakeRecord("x", np.full((4, 8), value, np.float32), dims="t h")], header=header)
+
+
+def test_a_failing_report_says_what_else_differs() -> None:
+    report = comparator.compare(run(1, 1, torch="2.12", sglang="0.5.13"), run(2, 2, torch="2.13", sglang="0.5.13"))
+    assert report.summary.exit_code == 1
+    layout, versions, settings = report.summary.beside_tensors
+    assert layout == "parallel layout: tp 1 against 2"
+    assert versions == "versions: torch 2.12 against 2.13"
+    assert settings == "settings: patch configs 111111111111 against 222222222222"
+
+
+def test_a_passing_report_and_equal_headers_say_nothing() -> None:
+    assert comparator.compare(run(1, 1, torch="2.12"), run(1, 2, torch="2.13")).summary.beside_tensors == []
+    assert comparator.compare(run(1, 1), run(2, 1)).summary.beside_tensors == []
+    assert comparator.compare(run(1, 1), Run(run(2, 1).records)).summary.beside_tensors == []
