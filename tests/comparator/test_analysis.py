@@ -148,9 +148,8 @@ def test_the_command_line_reports_reference_and_diagnosis(tmp_path: Path, capsys
     reference = write_run(as_run(MODEL.run(Kernels(dtype="float32"))), tmp_path / "reference")
     arguments = [str(good), str(bad), "--reference", str(reference), "--output-format", "json", "--report-path", ""]
     assert main(arguments) == 1
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    diagnosis, summary = lines[-2:]
-    assert diagnosis["type"] == "diagnosis"
+    lines = {line["type"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    diagnosis, summary = lines["diagnosis"], lines["summary"]
     assert diagnosis["verdict"] == summary["verdict"] == "differ"
     assert (diagnosis["place"]["name"], diagnosis["place"]["layer"]) == ("attn_output", 1)
     assert diagnosis["reference"]["worse"] == "target"
