@@ -8,16 +8,21 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from patcher import startup
 from patcher.check import Checked, check_loaded
-from patcher.config.load import load_config
+from patcher.config.load import LoadedConfig, load_config
 from patcher.errors import PatchError
 from patcher.load import cache
-from patcher.load.activation import make_activation, write_plan
+from patcher.load.activation import make_activation, write_plan, write_planned_taps
 from patcher.load.compile import compile_module
-from patcher.load.hook import PLAN_VARIABLE, Activation
+from patcher.load.hook import PLAN_VARIABLE
+from patcher.load.process_plan import LAUNCH_VARIABLE, Activation
 from patcher.source.modules import ModuleFile, ModuleFinder
+
+PLANNED_VARIABLE = "TENSORTAP_PLANNED_TAPS"
+"""File with the taps that the processes of the command should install (docs/contracts.md)."""
 
 
 def launch(configs: Sequence[str | Path], command: Sequence[str]) -> int:
@@ -36,11 +41,13 @@ def launch(configs: Sequence[str | Path], command: Sequence[str]) -> int:
     for note in checked.plan.notes:
         if note.warning:
             print(f"patcher: {note.message}", file=sys.stderr)
-    _refuse_script_target(command, checked)
-    activation = make_activation(loaded, checked.plan)
+    activation = _activation(loaded, checked)
     _fill_cache(checked, activation)
     cache.prune()
-    environment = environment_for(write_plan(activation), os.environ)
+    plan_file = write_plan(activation)
+    environment = environment_for(plan_file, os.environ)
+    environment[PLANNED_VARIABLE] = write_planned_taps(plan_file, planned_taps(checked))
+    environment[LAUNCH_VARIABLE] = f"{os.getpid()}:{plan_file}.{os.getpid()}.installed"
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name == "nt":
@@ -54,6 +61,23 @@ def environment_for(plan_file: str, environment: os._Environ[str] | dict[str, st
     earlier = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
     path = [folder, *(entry for entry in earlier if entry != folder)]
     return {**environment, "PYTHONPATH": os.pathsep.join(path), PLAN_VARIABLE: plan_file}
+
+
+def _activation(loaded: Sequence[LoadedConfig], checked: Checked) -> Activation:
+    files = {module.patch.module: os.path.realpath(module.file) for module in checked.modules}
+    return make_activation(loaded, checked.plan, files, {name: len(taps) for name, taps in _taps(checked).items()})
+
+
+def planned_taps(checked: Checked) -> list[dict[str, Any]]:
+    """The taps that the processes of a command should install, as ``install_taps`` gets them, with their ``module``."""
+    return [{**tap, "module": module} for module, taps in _taps(checked).items() for tap in taps]
+
+
+def _taps(checked: Checked) -> dict[str, list[dict[str, Any]]]:
+    return {
+        module.patch.module: [tap.as_dict() for tap in module.rewritten.taps] if module.rewritten is not None else []
+        for module in checked.modules
+    }
 
 
 def _fill_cache(checked: Checked, activation: Activation) -> None:
@@ -87,16 +111,3 @@ def _refuse_isolated(command: Sequence[str]) -> None:
             return
         if set("IES") & set(option[1:]):
             raise PatchError(f"run: {command[0]} {option} ignores PYTHONPATH, which the patcher needs; leave it out")
-
-
-def _refuse_script_target(command: Sequence[str], checked: Checked) -> None:
-    """A script that is run by its path does not go through the import system."""
-    script = next((part for part in command[1:] if not part.startswith("-")), "")
-    if not Path(command[0]).name.startswith("python") or not script.endswith(".py"):
-        return
-    for module in checked.modules:
-        if os.path.realpath(module.file) == os.path.realpath(script):
-            raise PatchError(
-                f"run: {script} is itself a target, and a script run by its path cannot be patched; "
-                f"run it as a module: python -m {module.patch.module}"
-            )

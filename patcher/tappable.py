@@ -10,11 +10,11 @@ from typing import Literal
 
 import libcst as cst
 
-from patcher.errors import TargetError
+from patcher.errors import EditError, TargetError
 from patcher.match.diagnostics import one_line
 from patcher.match.function_text import FunctionBuffer
 from patcher.match.pattern import parse_pattern
-from patcher.match.search import find_pattern, find_returns
+from patcher.match.search import Site, find_pattern, find_returns
 from patcher.match.statements import FunctionIndex, Statement, index_function, start_of
 from patcher.rewrite.module import function_lines
 from patcher.source.definitions import find_definitions
@@ -80,9 +80,8 @@ def self_methods(index: FunctionIndex) -> list[str]:
 
 
 def _call_place(index: FunctionIndex, node: cst.Call, statement: Statement) -> TappablePlace | None:
-    callee = one_line(index.view.text_of(node.func), 200)
-    last = callee.rpartition(".")[2]
-    if callee in _UNINTERESTING or not last.isidentifier():
+    callee, last = _callee(node)
+    if callee in _UNINTERESTING:
         return None
     kind: Literal["submodule", "collective", "call"] = "call"
     if _COLLECTIVE.search(last):
@@ -94,18 +93,47 @@ def _call_place(index: FunctionIndex, node: cst.Call, statement: Statement) -> T
         kind = "submodule"
     wildcard = f"{callee}(...)" if node.args else f"{callee}()"
     form: Literal["match", "wrap"] = "match" if targets else "wrap"
-    pattern = f"{_target_text(index, statement)} = {wildcard}" if targets else wildcard
+    pattern = f"{_target_text(statement)} = {wildcard}" if targets else wildcard
     values = targets
     if not targets and kind == "collective" and isinstance(statement.node, cst.Expr) and node.args:
         # A collective that works in place: what it was given holds the result.
         argument = one_line(index.view.text_of(node.args[0].value), 100)
         form, values = "match", (argument,)
-    sites = find_pattern(index, parse_pattern(pattern))
+    sites = _sites(index, pattern)
+    here = [number for number, site in enumerate(sites, start=1) if _is_at(site, node, statement)]
+    if not here:
+        return None
     nth = None
     if form == "wrap" and any(_targets(site.first, site.node) for site in sites):
         # Other calls of it are assigned, and are tapped by their names.
-        nth = 1 + next(number for number, site in enumerate(sites) if site.node is node)
+        nth = here[0]
     return TappablePlace(_line(index, node), kind, form, pattern, values, callee, len(sites), nth)
+
+
+def _callee(call: cst.Call) -> tuple[str, str]:
+    """What is called, as a pattern says it, and the last name in it (none for other expressions than dotted names)."""
+    text = _code(call.func)
+    if "\n" in text:
+        text = " ".join(text.split())
+    if isinstance(call.func, cst.Attribute):
+        return text, call.func.attr.value
+    return text, call.func.value if isinstance(call.func, cst.Name) else ""
+
+
+def _code(node: cst.CSTNode) -> str:
+    """The code of an expression, in the brackets that it stands in."""
+    return cst.Module([]).code_for_node(node).strip()
+
+
+def _sites(index: FunctionIndex, pattern: str) -> list[Site]:
+    try:
+        return find_pattern(index, parse_pattern(pattern))
+    except EditError:
+        return []
+
+
+def _is_at(site: Site, node: cst.Call, statement: Statement) -> bool:
+    return site.expression is node or (site.expression is None and site.first is statement)
 
 
 def _targets(statement: Statement, call: cst.CSTNode) -> tuple[str, ...]:
@@ -130,11 +158,11 @@ def _passes_on(call: cst.Call, targets: Sequence[str]) -> bool:
     return bool(given & set(targets))
 
 
-def _target_text(index: FunctionIndex, statement: Statement) -> str:
+def _target_text(statement: Statement) -> str:
     node = statement.node
     assert isinstance(node, (cst.Assign, cst.AnnAssign))
     target = node.target if isinstance(node, cst.AnnAssign) else node.targets[0].target
-    return one_line(index.view.text_of(target), 200)
+    return " ".join(_code(target).split())
 
 
 def _parameters(function: cst.FunctionDef) -> tuple[str, ...]:

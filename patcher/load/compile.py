@@ -10,27 +10,54 @@ import ast
 import copy
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import CodeType
-from typing import Any
+from typing import Any, TypeGuard
 
 from patcher.config.load import configs_from_json
 from patcher.errors import PatchError
 from patcher.generated_names import WRAP_FUNCTION
 from patcher.match.function_text import Line
-from patcher.plan.planner import Plan, make_plan
+from patcher.plan.planner import Plan, make_plan, plan_module
 from patcher.rewrite.module import RewrittenFunction, RewrittenModule, checked, rewrite_module
-from patcher.source.modules import ModuleFinder, decode
+from patcher.source.modules import ModuleFile, ModuleFinder, decode
 
 
-def compile_patched(module: str, file: str, data: bytes, configs_json: str) -> CodeType:
-    """Rewrite and compile a module. Raises PatchError when an edit does not land."""
-    patches = {patch.module: patch for patch in _plan(configs_json).modules}
-    patch = patches.get(module)
+def compile_patched(configs_json: str, module: str, file: str, data: bytes, script: bool = False) -> CodeType:
+    """Rewrite and compile a module, perhaps to be run as a script. Raises PatchError when an edit does not land."""
+    rewritten = _rewritten(configs_json, module, file, data)
+    if script:
+        # As in a script that the interpreter runs by its path; multiprocessing goes by it.
+        rewritten = replace(rewritten, prelude=(*rewritten.prelude, "__spec__ = __package__ = __cached__ = None"))
+    return compile_module(rewritten, file)
+
+
+def compile_late(configs_json: str, module: str, file: str, data: bytes) -> CodeType | None:
+    """Rewrite and compile a module that came into being after the check, None when nothing in it is a target.
+
+    Raises PatchError when an edit does not land.
+    """
+    source = ModuleFile.from_bytes(module, file, data)
+    patch = plan_module(configs_from_json(configs_json), source, ModuleFinder())
+    if patch is None:
+        return None
+    return compile_module(checked(rewrite_module(source.source, patch, file)), file)
+
+
+def patched_tree(configs_json: str, module: str, file: str, data: bytes) -> ast.Module:
+    """Syntax tree of a rewritten module. Raises PatchError when an edit does not land."""
+    return module_tree(_rewritten(configs_json, module, file, data))
+
+
+def _rewritten(configs_json: str, module: str, file: str, data: bytes) -> RewrittenModule:
+    patch = next((patch for patch in _plan(configs_json).modules if patch.module == module), None)
+    if patch is None:
+        # Not to be found by its name here: it is loaded by its path.
+        patch = plan_module(configs_from_json(configs_json), ModuleFile.from_bytes(module, file, data), ModuleFinder())
     if patch is None:
         raise PatchError("the configs name nothing in it here; was the command checked with another Python?")
-    return compile_module(checked(rewrite_module(decode(data, file), patch, file)), file)
+    return checked(rewrite_module(decode(data, file), patch, file))
 
 
 @lru_cache(maxsize=4)
@@ -158,14 +185,43 @@ def _place(node: Any, start: tuple[int, int], end: tuple[int, int]) -> None:
 class _InlineWraps(ast.NodeTransformer):
     """``wrap(tap, value, record)`` becomes ``wrap(tap, value, record) if tap.on else value``.
 
-    It means the same, and a tap that is off then costs no call.
+    It means the same, and a tap that is off then costs no call. Where values that are wrapped are parts of each other,
+    the outermost is treated so: what is evaluated while all their taps are off has none of them. So there is every
+    value twice, however deep they are nested.
     """
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        if not (isinstance(node.func, ast.Name) and node.func.id == WRAP_FUNCTION):
-            return node
-        tap, value, _ = node.args
-        test = ast.copy_location(ast.Attribute(copy.deepcopy(tap), "on", ast.Load()), node)
+        if not _is_wrap(node):
+            return self.generic_visit(node)
+        tap, value, record = node.args
+        assert isinstance(record, ast.Lambda)
+        # The expressions of a tap may repeat code of the target, but do not record it again.
+        record.body = _WithoutWraps().visit(record.body)
+        without = _WithoutWraps()
         # A copy, because the compiler tells scopes (lambdas, comprehensions) apart by node.
-        return ast.copy_location(ast.IfExp(test, node, copy.deepcopy(value)), node)
+        plain = without.visit(copy.deepcopy(value))
+        tests: list[ast.expr] = [
+            ast.copy_location(ast.Attribute(copy.deepcopy(inner), "on", ast.Load()), node)
+            for inner in (tap, *without.taps)
+        ]
+        test = tests[0] if len(tests) == 1 else ast.copy_location(ast.BoolOp(ast.Or(), tests), node)
+        return ast.copy_location(ast.IfExp(test, node, plain), node)
+
+
+class _WithoutWraps(ast.NodeTransformer):
+    """Takes wraps out. Those in scopes that run at another time, such as lambdas, stay: taps may be on by then."""
+
+    def __init__(self) -> None:
+        self.taps: list[ast.expr] = []
+
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+            return node
+        if _is_wrap(node):
+            self.taps.append(node.args[0])
+            return self.visit(node.args[1])
+        return self.generic_visit(node)
+
+
+def _is_wrap(node: ast.AST) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == WRAP_FUNCTION

@@ -1,7 +1,10 @@
-"""The import hook: a finder that knows which modules are to be rewritten, and loaders that serve their code.
+"""The import hook: which modules are to be rewritten, and the two places where their code is asked for.
 
-Only the step from source to code object differs from an ordinary import. This module is imported at the start
-of every launched process, so it imports next to nothing; what rewrites comes in when a module is not cached.
+Whoever loads a source file asks ``SourceFileLoader.get_code`` for its code: ordinary imports, ``runpy``, loading by
+path, and loaders of others that are derived from it. There the code of targets comes from here. Loaders of another
+kind (zip archives, pytest's) are met by a finder. Only the step from source to code differs from an ordinary import.
+This module is imported at the start of every launched process, so it imports next to nothing; what rewrites comes in
+when a module is not cached.
 """
 
 from __future__ import annotations
@@ -13,108 +16,84 @@ import sys
 # importlib.machinery offers it too, but is not imported yet.
 from _frozen_importlib_external import SourceFileLoader
 
-from patcher.load import cache
+from patcher.load.process_plan import LAUNCH_VARIABLE, Activation, parse_plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from importlib.machinery import ModuleSpec
     from types import CodeType, ModuleType
     from typing import Any
 
 PLAN_VARIABLE = "TENSORTAP_PATCH_PLAN"
-_FIRST_LINE = "tensortap patch plan 1"
 
 
-class Activation:
-    """The rewritten modules of one process: digests to find them in the cache, configs to make them."""
+_active: list[Activation] = []
+"""The newest first."""
+_original_get_code = SourceFileLoader.get_code
 
-    def __init__(self, digests: dict[str, str], configs_json: str, plan_file: str = "") -> None:
-        self.digests = digests
-        self.configs_json = configs_json
-        self.plan_file = plan_file
-        self.served: set[str] = set()
-        """Modules whose code came from here."""
 
-    def code(self, module: str, file: str, read: Callable[[], bytes]) -> CodeType:
-        """Code of a module whose source file holds what ``read`` gives. Raises PatchImportError when an edit fails."""
-        self.served.add(module)
-        name = cache.key(module, self.digests[module], file, cache.stamp(file, read))
-        code = cache.load(name)
-        if code is None:
-            code = self._compile(module, file, read())
-            cache.store(name, code)
-        return code
+def _get_code(self: SourceFileLoader, fullname: str) -> CodeType | None:
+    """``SourceFileLoader.get_code``, for targets with the patched code."""
+    for activation in _active:
+        module = activation.module_of(fullname, self.path)
+        if module is not None:
+            self._activation = activation  # type: ignore[attr-defined]
+            if rewrites_itself(self):
+                from patcher.load.foreign import code_through_loader
 
-    def _compile(self, module: str, file: str, data: bytes) -> CodeType:
-        from patcher.errors import PatchError, PatchImportError
-        from patcher.load.compile import compile_patched
+                return code_through_loader(activation, self, fullname, module)
+            return activation.code(module, self.path, lambda: self.get_data(self.path))
+        if activation.late and not rewrites_itself(self):
+            code = activation.late_code(fullname, self.path, lambda: self.get_data(self.path))
+            if code is not None:
+                self._activation = activation  # type: ignore[attr-defined]
+                return code
+    return _original_get_code(self, fullname)
 
-        try:
-            return compile_patched(module, file, data, self.configs_json)
-        except PatchError as error:
-            self.report(f"{module} cannot be patched: {error}")
-            raise PatchImportError(f"{module} cannot be patched: {error}", name=module, path=file) from None
 
-    def report_missed(self) -> None:
-        """Say which target modules another import hook has loaded in our place."""
-        for name in self.digests:
-            if name in sys.modules and name not in self.served:
-                self.report(
-                    f"{name} ran unpatched: it was imported before the patcher was active, or by another import hook"
-                )
-
-    def report(self, message: str) -> None:
-        """Say it on stderr and note it beside the plan: the importing program may swallow the exception."""
-        print(f"tensortap: {message}", file=sys.stderr, flush=True)
-        if self.plan_file:
-            try:
-                with open(self.plan_file + ".errors", "a", encoding="utf-8") as file:
-                    file.write(f"process {os.getpid()}: {message}\n")
-            except OSError:
-                pass
+def rewrites_itself(loader: Any) -> bool:
+    """Whether a loader of source files makes code in its own way."""
+    return type(loader).source_to_code is not SourceFileLoader.source_to_code
 
 
 class PatchingFinder:
-    """Finds target modules the way the other finders do, and gives them a loader that patches."""
+    """Finds target modules the way the other finders do, and gives loaders of other kinds one that patches."""
 
     is_tensortap_finder = True
 
-    def __init__(self, activation: Activation) -> None:
-        self.activation = activation
-        self._names = frozenset(activation.digests)
-
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """See ``importlib.abc.MetaPathFinder``."""
-        if name not in self._names:
+        if sys.meta_path[0] is not self:
+            # Who came later would be asked first, and we would not see what it loads.
+            sys.meta_path.remove(self)
+            sys.meta_path.insert(0, self)
+        activation = next((one for one in _active if name in one.digests), None)
+        if activation is None:
             return None
         for finder in sys.meta_path:
             if finder is self or not hasattr(finder, "find_spec"):
                 continue
             spec = finder.find_spec(name, path, target)
             if spec is not None:
-                spec.loader = _patching_loader(spec, self.activation)
+                if not isinstance(spec.loader, SourceFileLoader):
+                    spec.loader = _loader_for(spec, activation)
                 return spec
         return None
 
 
-class PatchingSourceLoader(SourceFileLoader):
-    """An ordinary source loader whose code comes from the patcher."""
+def _loader_for(spec: ModuleSpec, activation: Activation) -> Any:
+    if type(spec.loader).__module__ != "zipimport" and (spec.origin or "").endswith(".py"):
+        from patcher.load.foreign import ComposingLoader
 
-    def __init__(self, original: SourceFileLoader, activation: Activation) -> None:
-        super().__init__(original.name, original.path)
-        self._activation = activation
-
-    def get_code(self, fullname: str) -> CodeType:
-        """Code of the rewritten module; it names the original file and lines."""
-        return self._activation.code(fullname, self.path, lambda: self.get_data(self.path))
+        return ComposingLoader(spec, activation)
+    return ArchiveLoader(spec, activation)
 
 
-class PatchingLoader:
-    """The same for other loaders that have source (zip archives): everything else is the original's."""
+class ArchiveLoader:
+    """For loaders whose code is that of their source (zip archives): everything else is the original's."""
 
-    def __init__(self, original: Any, spec: ModuleSpec, activation: Activation) -> None:
-        self._original = original
+    def __init__(self, spec: ModuleSpec, activation: Activation) -> None:
+        self._original: Any = spec.loader
         self._file = spec.origin or ""
         self._activation = activation
 
@@ -142,16 +121,12 @@ class PatchingLoader:
         exec(self.get_code(module.__name__), module.__dict__)
 
 
-def _patching_loader(spec: ModuleSpec, activation: Activation) -> Any:
-    loader = spec.loader
-    if type(loader) is SourceFileLoader:
-        return PatchingSourceLoader(loader, activation)
-    return PatchingLoader(loader, spec, activation)
+_finder = PatchingFinder()
 
 
-def activate(activation: Activation) -> PatchingFinder | None:
-    """Install the hook, in front of all other finders; None when there is nothing to patch."""
-    if not activation.digests:
+def activate(activation: Activation) -> Activation | None:
+    """Have target modules patched from now on; None when there is nothing to patch."""
+    if not activation.digests and not activation.late:
         return None
     for name in activation.digests:
         if name in sys.modules:
@@ -160,9 +135,20 @@ def activate(activation: Activation) -> PatchingFinder | None:
                 "import it later, or use patcher.apply(CONFIG)"
             )
             activation.served.add(name)
-    finder = PatchingFinder(activation)
-    sys.meta_path.insert(0, finder)
-    return finder
+    if not _active:
+        sys.meta_path.insert(0, _finder)
+        SourceFileLoader.get_code = _get_code  # type: ignore[method-assign, assignment]
+    _active.insert(0, activation)
+    return activation
+
+
+def deactivate(activation: Activation) -> None:
+    """Leave modules that are imported from now on as they are."""
+    if activation in _active:
+        _active.remove(activation)
+        if not _active:
+            sys.meta_path.remove(_finder)
+            SourceFileLoader.get_code = _original_get_code  # type: ignore[method-assign]
 
 
 def activate_from_file(path: str) -> None:
@@ -174,19 +160,23 @@ def activate_from_file(path: str) -> None:
         print(f"tensortap: nothing is patched in this process: {path}: {error}", file=sys.stderr, flush=True)
         return
     if activate(activation) is not None:
-        atexit.register(activation.report_missed)
+        if activation.files:
+            from patcher.load.scripts import patch_scripts
+
+            patch_scripts(activation)
+        atexit.register(report_missed, activation)
 
 
-def parse_plan(text: str, path: str) -> Activation:
-    """Read a plan file; raises ValueError when it is not one. No JSON is parsed until it is needed."""
-    lines = text.split("\n")
-    if lines[0] != _FIRST_LINE or len(lines) < 2:
-        raise ValueError("not a patch plan of this version")
-    digests = dict(line.split("\t", 1) for line in lines[2:] if line)
-    return Activation(digests, lines[1], path)
+def report_missed(activation: Activation) -> None:
+    """Say which target modules another import hook has loaded in our place, and at the end of the whole command
+    which none of its processes has imported."""
+    for name in activation.digests:
+        if name in sys.modules and name not in activation.served:
+            activation.report(
+                f"{name} ran unpatched: it was imported before the patcher was active, or by another import hook"
+            )
+    process, _, file = os.environ.get(LAUNCH_VARIABLE, "").partition(":")
+    if process == str(os.getpid()) and file:
+        from patcher.load.installed import report_installed
 
-
-def format_plan(activation: Activation) -> str:
-    """The text of a plan file: a version line, the configs as JSON, then module and digest a line."""
-    modules = [f"{name}\t{digest}" for name, digest in activation.digests.items()]
-    return "\n".join([_FIRST_LINE, activation.configs_json, *modules]) + "\n"
+        report_installed(activation, file)

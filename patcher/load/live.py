@@ -19,8 +19,9 @@ from patcher.errors import EditError, PatchError, TargetError
 from patcher.generated_names import DUMPER, TAPS, WRAP_FUNCTION
 from patcher.load.activation import make_activation
 from patcher.load.compile import CodeKey, compile_module
-from patcher.load.hook import Activation, PatchingFinder, activate
+from patcher.load.hook import activate, deactivate
 from patcher.load.live_functions import codes_by_key, find_live, function_keys, swap_code
+from patcher.load.process_plan import Activation
 from patcher.plan.edits import ConfigTexts, ModulePatch
 from patcher.plan.planner import Plan, make_plan
 from patcher.rewrite.module import RewrittenModule, checked, rewrite_module
@@ -39,19 +40,19 @@ class Applied:
     """Target modules that were imported already and have been patched in place."""
     pending: tuple[str, ...]
     """Target modules that are patched when they are imported."""
-    _finder: PatchingFinder | None = None
+    _activation: Activation | None = None
 
     def undo(self) -> None:
         """Restore every function exactly, other active configs excepted. A second call does nothing."""
         if self not in _ACTIVE:
             return
         _ACTIVE.remove(self)
-        if self._finder is not None:
-            sys.meta_path.remove(self._finder)
+        if self._activation is not None:
+            deactivate(self._activation)
         for name in self.modules:
             _update(name)
         for name in self.pending:
-            _take_out(name, self._finder)
+            _take_out(name, self._activation)
 
 
 @dataclass
@@ -93,7 +94,7 @@ def apply(*configs: ConfigLike) -> Applied:
         raise
     if pending:
         rest = Plan(tuple(pending), (), plan.configs)
-        applied._finder = activate(make_activation(loaded, rest))
+        applied._activation = activate(make_activation(loaded, rest))
     return applied
 
 
@@ -167,10 +168,10 @@ def _restore(name: str) -> None:
     live.module.__dict__.update(live.names)
 
 
-def _take_out(name: str, finder: PatchingFinder | None) -> None:
+def _take_out(name: str, activation: Activation | None) -> None:
     """Undo for a module that was patched while it was imported: it gets the code of its own source."""
     module = sys.modules.get(name)
-    if module is None or finder is None or _activation_of(module) is not finder.activation:
+    if module is None or activation is None or _activation_of(module) is not activation:
         return
     _restore(name)
     patch = ModulePatch(name, (), ConfigTexts((), (), ""))

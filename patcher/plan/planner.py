@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,9 +26,9 @@ from patcher.plan.edits import (
     Step,
     Tags,
 )
-from patcher.source.modules import ModuleFinder
+from patcher.source.modules import ModuleFile, ModuleFinder
 from patcher.source.releases import Releases
-from patcher.source.targets import ResolvedTarget, resolve_target
+from patcher.source.targets import ResolvedTarget, is_glob, resolve_target, targets_in_module
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Plan:
     modules: tuple[ModulePatch, ...]
     notes: tuple[Note, ...]
     configs: ConfigTexts
+    late: tuple[str, ...] = ()
+    """Targets that may name functions in modules which come into being later."""
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -65,21 +68,86 @@ class _Function:
 
 def make_plan(configs: Sequence[LoadedConfig], finder: ModuleFinder) -> Plan:
     """Resolve every target and number every edit. Nothing is imported and no edit is tried yet."""
-    releases = Releases(finder)
-    functions: dict[tuple[str, tuple[str, ...]], _Function] = {}
-    notes: list[Note] = []
+    planning = _Planning(finder, lambda patch, origin: _resolved(patch, origin, finder, planning.notes))
     for config in [file for loaded in configs for file in loaded.files]:
         try:
-            _add_config(config, finder, releases, functions, notes)
+            planning.add(config)
         except RequirementError as error:
-            notes.append(Note(str(error), error=True))
+            planning.notes.append(Note(str(error), error=True))
     texts = _texts(configs)
-    modules: dict[str, list[FunctionPatch]] = {}
-    for function in functions.values():
-        if function.edits or function.preambles:
-            resolved = function.resolved
-            modules.setdefault(resolved.module, []).append(
-                FunctionPatch(
+    patches = tuple(ModulePatch(name, functions, texts) for name, functions in planning.by_module().items())
+    return Plan(patches, tuple(planning.notes), texts, _late_targets(configs, finder))
+
+
+def plan_module(configs: Sequence[LoadedConfig], module: ModuleFile, finder: ModuleFinder) -> ModulePatch | None:
+    """What the configs have to do with a module that only its loader knows where to find; None when that is nothing."""
+
+    def targets(patch: PatchSpec, origin: Origin) -> list[ResolvedTarget]:
+        found = (targets_in_module(target, module, finder) for target in patch.target)
+        return next((targets for targets in found if targets), [])
+
+    planning = _Planning(finder, targets)
+    for config in [file for loaded in configs for file in loaded.files]:
+        with contextlib.suppress(RequirementError):
+            planning.add(config)
+    functions = planning.by_module().get(module.name)
+    return None if functions is None else ModulePatch(module.name, functions, _texts(configs))
+
+
+def _late_targets(configs: Sequence[LoadedConfig], finder: ModuleFinder) -> tuple[str, ...]:
+    """Targets that may name functions in modules which do not exist yet: globs, and optional ones without a module."""
+    late: list[str] = []
+    for config in [file for loaded in configs for file in loaded.files]:
+        for patch in config.config.patches:
+            late += [target for target in patch.target if is_glob(target)]
+            if patch.optional:
+                late += [target for target in patch.target if not is_glob(target) and not _has_module(target, finder)]
+    return tuple(dict.fromkeys(late))
+
+
+def _has_module(target: str, finder: ModuleFinder) -> bool:
+    try:
+        resolve_target(target, finder)
+    except TargetError:
+        return False
+    return True
+
+
+class _Planning:
+    """Gathers what is to be done to each function, over all configs."""
+
+    def __init__(self, finder: ModuleFinder, targets: Callable[[PatchSpec, Origin], list[ResolvedTarget]]) -> None:
+        self.notes: list[Note] = []
+        self._releases = Releases(finder)
+        self._targets = targets
+        self._functions: dict[tuple[str, tuple[str, ...]], _Function] = {}
+
+    def add(self, config: ConfigFile) -> None:
+        """Add a config. Raises RequirementError when it is for another release."""
+        unmet = self._releases.unmet(config.config.requires)
+        if unmet:
+            raise RequirementError(f"{config.document.origin('requires')}: the config is for another release: {unmet}")
+        untried = self._releases.unmet(config.config.tried, "it was tried with")
+        if untried:
+            message = f"{config.document.origin('tried')}: not tried with this release: {untried}"
+            self.notes.append(Note(message, warning=True))
+        for number, patch in enumerate(config.config.patches):
+            unmet = self._releases.unmet(patch.requires)
+            if unmet:
+                self.notes.append(Note(f"{config.document.origin('patches', number)}: left out: {unmet}"))
+                continue
+            for resolved in self._targets(patch, config.document.origin("patches", number, "target")):
+                key = (resolved.module, resolved.path)
+                function = self._functions.setdefault(key, _Function(resolved))
+                _add_patch(function, patch, config, number, self._releases, self.notes)
+
+    def by_module(self) -> dict[str, tuple[FunctionPatch, ...]]:
+        """The functions to which anything is done, by module."""
+        modules: dict[str, tuple[FunctionPatch, ...]] = {}
+        for function in self._functions.values():
+            if function.edits or function.preambles:
+                resolved = function.resolved
+                patch = FunctionPatch(
                     resolved.name,
                     resolved.module,
                     resolved.path,
@@ -87,34 +155,8 @@ def make_plan(configs: Sequence[LoadedConfig], finder: ModuleFinder) -> Plan:
                     tuple(function.edits),
                     function.undefined,
                 )
-            )
-    patches = tuple(ModulePatch(name, tuple(items), texts) for name, items in modules.items())
-    return Plan(patches, tuple(notes), texts)
-
-
-def _add_config(
-    config: ConfigFile,
-    finder: ModuleFinder,
-    releases: Releases,
-    functions: dict[tuple[str, tuple[str, ...]], _Function],
-    notes: list[Note],
-) -> None:
-    unmet = releases.unmet(config.config.requires)
-    if unmet:
-        raise RequirementError(f"{config.document.origin('requires')}: the config is for another release: {unmet}")
-    untried = releases.unmet(config.config.tried, "it was tried with")
-    if untried:
-        notes.append(Note(f"{config.document.origin('tried')}: not tried with this release: {untried}", warning=True))
-    for number, patch in enumerate(config.config.patches):
-        unmet = releases.unmet(patch.requires)
-        if unmet:
-            notes.append(Note(f"{config.document.origin('patches', number)}: left out: {unmet}"))
-            continue
-        origin = config.document.origin("patches", number, "target")
-        for resolved in _resolved(patch, origin, finder, notes):
-            key = (resolved.module, resolved.path)
-            function = functions.setdefault(key, _Function(resolved))
-            _add_patch(function, patch, config, number, releases, notes)
+                modules[resolved.module] = (*modules.get(resolved.module, ()), patch)
+        return modules
 
 
 def _resolved(patch: PatchSpec, origin: Origin, finder: ModuleFinder, notes: list[Note]) -> list[ResolvedTarget]:

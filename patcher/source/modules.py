@@ -27,6 +27,13 @@ class ModuleFile:
     """Folders that submodules are looked for in; None for a plain module."""
     loader: Any
 
+    @classmethod
+    def from_bytes(cls, name: str, file: str, data: bytes) -> ModuleFile:
+        """A module whose source was read already."""
+        found = cls(name, file, None, None)
+        found.__dict__["data"] = data
+        return found
+
     @property
     def is_package(self) -> bool:
         """Whether the module can have submodules."""
@@ -43,7 +50,9 @@ class ModuleFile:
         if self.file is None or not self.file.endswith(".py"):
             raise TargetError(self._no_source())
         try:
-            data: bytes = self.loader.get_data(self.file)
+            # Not every loader of others gives the data of files.
+            read = getattr(self.loader, "get_data", None)
+            data: bytes = Path(self.file).read_bytes() if read is None else read(self.file)
         except OSError as error:
             raise TargetError(f"{self.file}: cannot be read: {error.strerror or error}") from None
         return data

@@ -61,6 +61,24 @@ def resolve_target(target: str, finder: ModuleFinder) -> list[ResolvedTarget]:
     return [ResolvedTarget(resolved[0].name, resolved[1], target)]
 
 
+def is_glob(target: str) -> bool:
+    """Whether a target may mean several functions."""
+    return bool(_GLOB & set(target))
+
+
+def targets_in_module(target: str, module: ModuleFile, finder: ModuleFinder) -> list[ResolvedTarget]:
+    """The functions of one module that a target means, whatever other modules there are; globs match its name too."""
+    parts = [part for part in target.split(".") if part != "<locals>"]
+    names = module.name.split(".")
+    if len(names) >= len(parts) or not all(map(fnmatchcase, names, parts)):
+        return []
+    rest = parts[len(names) :]
+    if any(_GLOB & set(part) for part in rest):
+        return list(dict.fromkeys(_expand_in(module, rest, finder)))
+    found = find_definitions(module.tree, rest)
+    return [ResolvedTarget(module.name, tuple(rest), ".".join((module.name, *rest)))] if found else []
+
+
 def _split(parts: Sequence[str], finder: ModuleFinder) -> tuple[ModuleFile, list[str]]:
     module: ModuleFile | None = None
     for count in range(1, len(parts) + 1):

@@ -13,7 +13,8 @@ import pytest
 
 import patcher
 from patcher.errors import PatchError
-from patcher.load.hook import Activation, activate
+from patcher.load.hook import activate, deactivate
+from patcher.load.process_plan import Activation
 from tests.patcher.support import StandInDumper, edits_config
 
 SOURCE = '''
@@ -202,9 +203,11 @@ def test_a_path_is_a_config_too(module: types.ModuleType, tmp_path: Path) -> Non
 def test_the_hook_says_which_modules_came_before_it(
     module: types.ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finder = activate(Activation({"live_target": "0" * 20, "not_imported_yet": "0" * 20}, "[]", str(tmp_path / "plan")))
-    assert finder is not None
-    sys.meta_path.remove(finder)
+    activation = activate(
+        Activation({"live_target": "0" * 20, "not_imported_yet": "0" * 20}, "[]", str(tmp_path / "plan"))
+    )
+    assert activation is not None
+    deactivate(activation)
     said = capsys.readouterr().err
     assert said == (
         "tensortap: live_target was imported before the patcher was active, so it runs unpatched; import it later, "
