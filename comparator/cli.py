@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--diff-threshold", nargs="*", metavar="REGEX PREDICATE", default=[],
         help="largest rel, or pairs of name pattern and criterion over rel, max_abs, mean_abs, relative_l2; the "
-        "first whole match wins (default: what rounding explains, by the analysis of all pairs; integers must be equal)",
+        "first whole match wins (default: what rounding explains, by the analysis of all pairs; integers equal)",
     )  # fmt: skip
     add("--token-aligner", choices=["concat_steps", "smart"],
         help="join all steps: in order (one request), or on token identity; default: step by step")  # fmt: skip
