@@ -20,6 +20,8 @@ from comparator.errors import DimsError
 BATCH = "b"
 SEQUENCE = "s"
 TOKEN = "t"
+REQUEST = "request"
+"""A dimension with one row per request, that of its last token in the pass: it is aligned as tokens are."""
 SQUEEZED = "1"
 
 _ATTENTION_AXES = ("attn_tp", "attn_dp", "attn_cp")
@@ -215,7 +217,7 @@ def _parse_dimension(token: str, text: str) -> Dimension:
     label, modifier_text = match.group("name"), match.group("modifiers")
     if label == SQUEEZED and modifier_text is not None:
         raise DimsError(f"the squeezed dimension {token!r} in dims {text!r} cannot be split over an axis")
-    names: tuple[str, ...] = (label,)
+    names: tuple[str, ...] = (TOKEN if label == REQUEST else label,)
     if label.startswith("("):
         names = tuple(name.strip() for name in label[1:-1].split("*"))
         if len(names) < 2:

@@ -88,7 +88,10 @@ def _execute_side(
     tokens = pair_plan.tokens
     index = None if tokens is None else tokens.baseline if plan.side == "baseline" else tokens.target
     entries: dict[tuple[int | None, int], list[Entry]] = {}
-    for entry in bundle.entries:
+    in_order = bundle.entries
+    if rules.grouping == "tags":
+        in_order = tuple(sorted(in_order, key=lambda entry: entry.record.occurrence))
+    for entry in in_order:
         entries.setdefault((entry.step, entry.rank), []).append(entry)
     arrays: list[Array] = []
     used = _rows_used(plan, index)

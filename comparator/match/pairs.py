@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from comparator.match.bundles import Bundle, BundlePair, Entry, Key, RunIndex, sorted_steps
 from comparator.match.keys import Keyed, keyed_entries, sglang_record, shown_tags
+from comparator.match.occurrences import join_occurrences
 from comparator.options import Options
 from comparator.rules import Rules
 
@@ -17,6 +18,8 @@ def match_bundles(baseline: RunIndex, target: RunIndex, options: Options, rules:
     in the order in which their keys first appear in the target.
     """
     left, right = keyed_entries(baseline, target, options, rules)
+    if rules.grouping == "tags":
+        left, right = join_occurrences(left, right, options)
     wanted = {found.shared for found in right}
     left_bundles = _bundles(found for found in left if found.selected or found.shared in wanted)
     right_bundles = _bundles(found for found in right if found.selected)

@@ -249,7 +249,13 @@ def _token_numbers(plan: PairPlan) -> TokenNumbers | None:
 
 
 def _remarks(plan: PairPlan) -> tuple[Remark, ...]:
+    joined = [
+        f"{side.side}: {len(side.steps)} records of {len(side.ranks)} steps are joined along the token dimension"
+        for side in (plan.baseline, plan.target)
+        if len(side.ranks) < len(side.steps)
+    ]
     return (
+        *(Remark("records-joined", message) for message in joined),
         *(Remark("axes-not-aligned", message) for message in plan.errors),
         *(Remark("other-tokens", message) for message in plan.other_tokens),
         *(Remark("tokens-joined", message) for message in plan.notes),

@@ -24,7 +24,7 @@ NO_DIMS_HINT = (
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What the plan of one step is made from."""
+    """What the plan of one step, or of one of several records of a step, is made from."""
 
     step: int | None
     shapes: tuple[tuple[int, Shape], ...]
@@ -108,18 +108,19 @@ def side_inputs(
 
     history = bundle.entries if sampled else bundle.history or bundle.entries
     classes = _classify(bundle, history, dims, context, aligner, shape)
-    by_step: dict[int | None, list[Entry]] = {}
+    passes: dict[tuple[int | None, int], list[Entry]] = {}
     for entry in sorted(bundle.entries, key=lambda one: one.rank):
-        by_step.setdefault(entry.step, []).append(entry)
+        passes.setdefault((entry.step, entry.record.occurrence), []).append(entry)
+    several = len({step for step, _ in passes}) < len(passes)
     steps = tuple(
         StepInputs(
             step,
-            tuple((entry.rank, shape(entry)) for entry in by_step[step]),
+            tuple((entry.rank, shape(entry)) for entry in passes[step, occurrence]),
             classes.get(step, UNKNOWN_ROWS),
-            context.has_layout(step, by_step[step]),
-            _sequence_lengths(context, step, by_step[step][0].rank),
+            context.has_layout(step, passes[step, occurrence]),
+            None if several else _sequence_lengths(context, step, passes[step, occurrence][0].rank),
         )
-        for step in bundle.steps
+        for step, occurrence in sorted(passes, key=lambda one: (one[0] is not None, one[0] or 0, one[1]))
     )
     return SideInputs(text, steps)
 
@@ -218,9 +219,11 @@ def _classify(
     if not positions or any(len(shape(entry)) <= max(positions) for entry in entries):
         found = {}
     else:
-        rows: dict[int | None, tuple[tuple[int, int], ...]] = {}
+        counts: dict[int | None, dict[int, int]] = {}
         for entry in sorted(entries, key=lambda one: one.rank):
-            rows[entry.step] = (*rows.get(entry.step, ()), (entry.rank, count_rows(shape(entry), positions)))
+            of_step = counts.setdefault(entry.step, {})
+            of_step[entry.rank] = of_step.get(entry.rank, 0) + count_rows(shape(entry), positions)
+        rows = {step: tuple(of_step.items()) for step, of_step in counts.items()}
         split_axes = () if dims is None else _split_axes(dims, positions)
         data_parallel_axis = dims.data_parallel_axis if dims else None
         found = aligner.classify_steps(context.side, rows, split_axes, data_parallel_axis)

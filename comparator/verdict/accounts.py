@@ -69,7 +69,7 @@ class Accounts:
         self._options = options
         self._names: dict[str, NameAccount] = {}
         self.compared_anything = False
-        """Whether at least one element, value or fingerprint was held against another."""
+        """Whether at least one element, value or fingerprint was held against another, or could not be."""
 
     @property
     def names(self) -> tuple[NameAccount, ...]:
@@ -149,8 +149,8 @@ def _reason(measurement: Measurement) -> str:
 
 def _compares_something(measurement: Measurement) -> bool:
     if isinstance(measurement, TensorMeasurement):
-        return measurement.difference is not None and measurement.difference.elements > 0
-    return not isinstance(measurement, Skipped | Failure)
+        return measurement.difference is None or measurement.difference.elements > 0
+    return not isinstance(measurement, Skipped)
 
 
 def _account_name(pair: BundlePair) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from comparator.plan.tokens.interface import TokenPart
+from comparator.plan.tokens.interface import RowsHold, TokenPart
 from comparator.plan.tokens.places import Places
 from comparator.plan.tokens.rows import PassRows, RowMeaning, RowTokens
 
@@ -30,13 +30,32 @@ class PartTokens:
 
 def tokens_of_parts(places: Places, rows: PassRows, parts: tuple[TokenPart, ...]) -> list[PartTokens]:
     """The tokens of every part, in the order in which the parts were given."""
+    whole: dict[_Place, int] = {}
+    for part in parts:
+        whole[_place(part)] = whole.get(_place(part), 0) + part.rows
+    known = {_place(part): _tokens_of(places, rows, replace(part, rows=whole[_place(part)])) for part in parts}
     found = []
     offset = 0
+    taken: dict[_Place, int] = {}
     for part in parts:
-        tokens, last_rows = _tokens_of(places, rows, part)
+        place = _place(part)
+        tokens, last_rows = known[place]
+        if tokens is not None and part.rows != whole[place]:
+            # Several records of one step, such as micro batches: each holds the next rows of the pass.
+            start = taken.get(place, 0)
+            tokens = tokens.take(np.arange(start, start + part.rows))
+            taken[place] = start + part.rows
         found.append(PartTokens(part, offset, tokens, last_rows))
         offset += part.rows
     return found
+
+
+_Place = tuple[int | None, tuple[tuple[str, int], ...], RowsHold]
+
+
+def _place(part: TokenPart) -> _Place:
+    """The same for the records of one step that hold the rows of one pass after each other."""
+    return part.step, part.coordinates, part.hold
 
 
 def in_order_of_steps(parts: list[PartTokens]) -> list[PartTokens]:
