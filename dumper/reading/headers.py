@@ -27,11 +27,16 @@ def silent_taps(taps: Iterable[TapCoverage]) -> tuple[str, ...]:
     """Taps that fired on no rank, with their place in the source. Taps of steps are none that record."""
     fired: dict[str, int] = {}
     places: dict[str, str] = {}
+    installed: set[str] = set()
     for tap in taps:
         if tap.kind == "dump":
             fired[tap.id] = fired.get(tap.id, 0) + tap.fired
             places[tap.id] = f"{tap.id} ({tap.file}:{tap.line})" if tap.file else tap.id
-    return tuple(places[tap] for tap, count in fired.items() if not count)
+            if tap.installed:
+                installed.add(tap.id)
+    return tuple(
+        places[tap] + ("" if tap in installed else ", never imported") for tap, count in fired.items() if not count
+    )
 
 
 def largest_world(headers: Mapping[int, Header]) -> int:

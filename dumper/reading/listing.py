@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dumper.reading.protocol import Record, Run
+    from dumper.reading.protocol import Record, Run, TapCoverage
 
 UNFOLDED_WIDTH = 1000
 """Characters; wider than any table here."""
@@ -92,8 +92,13 @@ def _tap_table(run: Run) -> Table:
     table = _table("Taps that never fired", "rank", "tap", "where", right=("rank",))
     for tap in run.taps:
         if tap.silent:
-            table.add_row(str(tap.rank), tap.id, f"{tap.file}:{tap.line}")
+            table.add_row(str(tap.rank), tap.id, _place(tap))
     return table
+
+
+def _place(tap: TapCoverage) -> str:
+    place = f"{tap.file}:{tap.line}" if tap.file else "-"
+    return place if tap.installed else f"{place}, never imported here"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -48,6 +48,9 @@ class TapCoverage:
     """What computes the value: ``attention``, ``linear``, ``sum``, ``norm``, ``mlp``, ``moe``, ``router`` or
     ``logits``; None where the patch config does not say."""
 
+    installed: bool = True
+    """False for a tap that the command's patch configs planned, in a module that this process never imported."""
+
     @property
     def silent(self) -> bool:
         """Whether it never fired."""

@@ -3,6 +3,7 @@
 The names are module paths as in ``model.named_modules()``, so that two models of one architecture, or a name map of
 the comparator, can be lined up: the output of ``layers.0.mlp`` is recorded as ``layers.0.mlp``, the parts of a
 nested output as ``layers.0.mlp.0``, inputs as ``layers.0.mlp.input.0`` or ``layers.0.mlp.input.hidden_states``.
+Each path is a tap of the run, so that what was attached and never ran is listed as silent.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,10 +22,16 @@ if TYPE_CHECKING:
     import torch
 
 
-class Dump(Protocol):
-    """The part of ``dumper.dump`` that hooks need."""
+class Tap(Protocol):
+    """The part of a tap that hooks need."""
 
-    def __call__(self, name: str, value: Any, *, grad: bool = False, **tags: Any) -> None: ...
+    on: bool
+
+    def dump(self, name: str, value: Any, dims: str | None = None, **tags: Any) -> None: ...
+
+
+InstallTaps = Callable[[str, Sequence[str]], Sequence[Tap]]
+"""Makes the taps of a model, which is called so, for some paths."""
 
 
 @dataclass
@@ -32,12 +40,12 @@ class Attachment:
 
     paths: tuple[str, ...]
     """Paths of the modules that are recorded."""
-    _handles: list[Any] = field(default_factory=list, repr=False)
+    _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def detach(self) -> None:
         """Take the hooks off. May be called twice."""
-        while self._handles:
-            self._handles.pop().remove()
+        while self._undo:
+            self._undo.pop()()
 
     def __enter__(self) -> Attachment:
         return self
@@ -47,7 +55,7 @@ class Attachment:
 
 
 def attach(
-    dump: Dump,
+    install_taps: InstallTaps,
     model: torch.nn.Module,
     pattern: str,
     *,
@@ -59,6 +67,8 @@ def attach(
 
     ``pattern`` is a dotted path in which ``*`` stands for any text within one component and ``**`` for any number of
     components: ``layers.*.mlp``, ``**.o_proj``. With ``grad`` the gradients of what is recorded are recorded too.
+    A module is recorded however it is called, ``module(x)`` or ``module.forward(x)``, and one that stands at several
+    paths under each of them.
 
     Raises ValueError when no module matches (with the nearest paths) or when neither inputs nor outputs are wanted.
     """
@@ -66,22 +76,68 @@ def attach(
         raise ValueError("attach: neither inputs nor outputs are to be recorded; set one of them")
     modules = matching_modules(model, pattern)
     attachment = Attachment(tuple(modules))
-    for path, module in modules.items():
-        if inputs:
-            before = functools.partial(_record_inputs, dump, path, grad)
-            attachment._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        if outputs:
-            after: Callable[..., None] = functools.partial(_record_output, dump, path, grad)
-            attachment._handles.append(module.register_forward_hook(after))
+    for (path, module), tap in zip(modules.items(), install_taps(type(model).__name__, list(modules)), strict=True):
+        before = functools.partial(_record_inputs, tap, path, grad) if inputs else None
+        after = functools.partial(_record_output, tap, path, grad) if outputs else None
+        _watch(module, before, after, attachment._undo)
     return attachment
+
+
+def _watch(
+    module: torch.nn.Module,
+    before: Callable[..., None] | None,
+    after: Callable[..., None] | None,
+    undo: list[Callable[[], None]],
+) -> None:
+    """Call ``before`` and ``after`` around every call of a module; what takes that back is added to ``undo``."""
+    calls = {"entered": 0}  # by the module's own __call__, in any thread, and not yet in its forward
+
+    def entered(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        calls["entered"] += 1
+        if before is not None:
+            before(module, args, kwargs)
+
+    undo.append(module.register_forward_pre_hook(entered, with_kwargs=True).remove)
+    if after is not None:
+        undo.append(module.register_forward_hook(after).remove)
+    own = module.__dict__.get("forward")
+
+    # A method of the module, so that a copy of the module calls itself and not the module that was copied.
+    def forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call = own if own is not None else functools.partial(type(self).forward, self)
+        if calls["entered"]:  # the hooks record
+            calls["entered"] -= 1
+            return call(*args, **kwargs)
+        if before is not None:
+            before(self, args, kwargs)
+        output = call(*args, **kwargs)
+        if after is not None:
+            after(self, args, output)
+        return output
+
+    method = types.MethodType(forward, module)
+    try:
+        module.forward = method
+    except (AttributeError, RuntimeError):  # a compiled module
+        return
+
+    def restore() -> None:
+        if module.__dict__.get("forward") is not method:
+            return  # somebody has put another one around it
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.forward = own
+
+    undo.append(restore)
 
 
 def matching_modules(model: torch.nn.Module, pattern: str) -> dict[str, torch.nn.Module]:
     """The modules below ``model`` whose path matches ``pattern``, by path, in the order of the model.
 
-    Raises ValueError when there is none.
+    A module that stands at several paths is there by each of them. Raises ValueError when there is none.
     """
-    modules = {path: module for path, module in model.named_modules() if path}
+    modules = dict(_paths(model, "", ()))
     expression = path_expression(pattern)
     found = {path: module for path, module in modules.items() if expression.fullmatch(path)}
     if not found:
@@ -89,6 +145,15 @@ def matching_modules(model: torch.nn.Module, pattern: str) -> dict[str, torch.nn
         hint = f"; the nearest paths are {', '.join(nearest)}" if nearest else "; the model has no submodules"
         raise ValueError(f"attach: no module of {type(model).__name__} matches {pattern!r}{hint}")
     return found
+
+
+def _paths(module: torch.nn.Module, prefix: str, within: tuple[int, ...]) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Every path below a module, but none that comes back to a module that it leads through."""
+    for name, child in module._modules.items():
+        if child is not None and id(child) not in within:
+            path = f"{prefix}{name}"
+            yield path, child
+            yield from _paths(child, f"{path}.", (*within, id(child)))
 
 
 def path_expression(pattern: str) -> re.Pattern[str]:
@@ -99,25 +164,29 @@ def path_expression(pattern: str) -> re.Pattern[str]:
 
 
 def _record_inputs(
-    dump: Dump,
+    tap: Tap,
     path: str,
     grad: bool,
     module: torch.nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> None:
+    if not tap.on:
+        return
     named = {str(index): value for index, value in enumerate(args)} | dict(kwargs)
     for name, value in named_leaves(f"{path}.input", named):
         if _is_tensor(value):
-            dump(name, value, grad=grad)
+            tap.dump(name, value, grad=grad)
 
 
 def _record_output(
-    dump: Dump, path: str, grad: bool, module: torch.nn.Module, args: tuple[Any, ...], output: Any
+    tap: Tap, path: str, grad: bool, module: torch.nn.Module, args: tuple[Any, ...], output: Any
 ) -> None:
+    if not tap.on:
+        return
     for name, value in named_leaves(path, output):
         if _is_tensor(value):
-            dump(name, value, grad=grad)
+            tap.dump(name, value, grad=grad)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -52,6 +52,11 @@ class Lifecycle:
         session = Session(settings, self._taps.coverage, self._stager)
         for module in self._taps.modules:
             session.add_taps(*module)
+        from dumper.recording.taps import planned_taps
+
+        planned = planned_taps()
+        if planned:
+            session.add_taps("", planned, {})
         return session
 
     def start_control(self, settings: Settings) -> None:

@@ -45,6 +45,8 @@ class Plan:
         self, dtype: str | None, shape: tuple[int, ...] | None, recompute: bool, level: Level | None = None
     ) -> Description:
         """The one description of what is like this; ``level`` where it is not the chosen one."""
+        # A gradient is computed in a backward pass anyway.
+        recompute = recompute and self.source.stream == "value"
         key = (dtype, shape, recompute, level)
         description = self.descriptions.get(key)
         if description is None:

@@ -17,7 +17,7 @@ from dumper.values.source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from dumper.layout import TokenLayout
@@ -44,6 +44,7 @@ class Recorder:
         self._taps = TapTable()
         self._open = Lifecycle(self, self.end, self._taps)
         self._thread_tags = ThreadTags()
+        self._attached: dict[str, Tap] = {}
         self._captures: list[list[CapturedRecord]] = []
         self._graph_taps: GraphTaps | None = None
         self._lock = RLock()
@@ -250,7 +251,14 @@ class Recorder:
         """Record inputs and outputs of modules by path (``attach.py``). Raises ValueError without a match."""
         from dumper.recording.attach import attach
 
-        return attach(self.dump, model, pattern, **options)
+        return attach(self._attached_taps, model, pattern, **options)
+
+    def _attached_taps(self, model: str, paths: Sequence[str]) -> list[Tap]:
+        """The taps of modules by path; those that are known already are used again."""
+        names = {f"attach({model}):{path}": path for path in paths}
+        new = tuple({"id": name, "name": path} for name, path in names.items() if name not in self._attached)
+        self._attached.update((tap.id, tap) for tap in self.install_taps("attach", new, {}))
+        return [self._attached[name] for name in names]
 
     def capture(self) -> Capture:
         """Record into the list that a ``with`` block is given, in memory, instead of to disk; recording need not be

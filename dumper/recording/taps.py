@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from dumper.recording.compiled import Tracing, record_in_graph
 from dumper.values.source import Source
 
@@ -104,6 +106,21 @@ class Tap:
         """The expression of the value or of a tag raised; called while the exception is being handled."""
         self.failures += 1
         self._recorder.tap_failed(self)
+
+
+def planned_taps() -> tuple[Mapping[str, Any], ...]:
+    """The taps that the processes of this command should install (docs/contracts.md), each marked as ``planned``."""
+    path = os.environ.get("TENSORTAP_PLANNED_TAPS")
+    if not path:
+        return ()
+    import json
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            taps = json.load(file)
+    except (OSError, ValueError):
+        return ()
+    return tuple({**tap, "planned": True} for tap in taps if isinstance(tap, dict)) if isinstance(taps, list) else ()
 
 
 class TapTable:

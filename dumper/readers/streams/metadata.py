@@ -46,8 +46,11 @@ def read_coverage(
                 continue
             kind = str(tap.get("kind", "dump"))
             known = fired.get(tap["id"], 0)
-            if kind == "step":
-                known = steps  # step() is called directly, not through its tap
+            installed = tap.get("planned") is not True
+            if not installed and tap["id"] in found:
+                continue
+            if kind == "step" and installed and not known:
+                known = steps  # step() was called directly, not through its tap
             found[tap["id"]] = TapCoverage(
                 id=tap["id"],
                 name=str(tap.get("name", "")),
@@ -58,6 +61,7 @@ def read_coverage(
                 kind=kind,
                 inputs=_texts(tap.get("inputs")),
                 operation=tap["operation"] if isinstance(tap.get("operation"), str) else None,
+                installed=installed,
             )
     return list(found.values())
 
