@@ -51,6 +51,8 @@ Each fault is compared with a clean run of the same numerics, and with one of ot
 differ. *Placed*: the first difference is at the tap and layer where the fault is. The size is the relative L2 error at
 that tap, without rounding; *floors* is the error introduced there as a multiple of the floor of rounding.
 
+{len({one.fault for one in faults})} of the {count} faults have been recorded and compared.
+
 {summary_table(faults, sources)}
 
 {fault_table(faults, sources)}
@@ -139,6 +141,7 @@ def fault_table(faults: Sequence[Judged], sources: dict[str, str]) -> str:
         "fault",
         "place",
         "size",
+        "floors",
         "same numerics: found, placed",
         "other numerics: found, placed",
         "placed instead at",
