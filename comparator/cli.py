@@ -60,14 +60,18 @@ def _positive(text: str) -> int:
     return number
 
 
-def installed_version() -> str:
-    """Of the distribution."""
-    from importlib import metadata
+class _Version(argparse.Action):
+    """``--version``: looked up when it is asked for."""
 
-    try:
-        return metadata.version("tensortap")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("tensortap")
+        except metadata.PackageNotFoundError:
+            version = "(not installed)"
+        print(f"tensortap {version}")
+        parser.exit()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -104,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--only-failed", action="store_true", help="print failed and errored tensors only")
     add("-q", "--quiet", action="store_true", help="print the summary only")
     add("--max-fail", type=_positive, metavar="N", help="end the report after N failures")
-    add("--version", action="version", version=f"comparator {installed_version()}")
+    add("--version", action=_Version, nargs=0, help="print the version of tensortap and end")
     add("--print-completion", choices=SHELLS, action=PrintCompletion, help="print a completion script for a shell")
     add("--override-dims", action="append", default=[], metavar="NAME:DIMS",
         help="dims for both sides, for names that the regular expression NAME is found in")  # fmt: skip

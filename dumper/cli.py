@@ -53,8 +53,23 @@ def _main(arguments: list[str]) -> int:
         return 2
 
 
+class _Version(argparse.Action):
+    """``--version``: looked up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("tensortap")
+        except metadata.PackageNotFoundError:
+            version = "(not installed)"
+        print(f"tensortap {version}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dumper", description="Look at recorded runs.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version of tensortap and end")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
     def add(name: str, command: _Command, text: str) -> argparse.ArgumentParser:

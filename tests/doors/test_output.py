@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import shutil
 import subprocess
 from pathlib import Path
@@ -73,11 +76,13 @@ def test_the_first_bit_that_differs_is_named(runs: dict[str, str], capsys: pytes
     assert from_the_start == "not bit-identical from the start: out layer_id=0 step 0"
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["--version"])
+@pytest.mark.parametrize("package", ["comparator", "dumper", "patcher"])
+def test_version(package: str) -> None:
+    command = importlib.import_module(f"{package}.cli").main
+    with contextlib.redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit) as ended:
+        command(["--version"])
     assert ended.value.code == 0
-    assert capsys.readouterr().out.startswith("comparator ")
+    assert output.getvalue().startswith("tensortap ")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
