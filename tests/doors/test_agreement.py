@@ -10,6 +10,7 @@ import pytest
 
 import comparator
 from comparator.cli import main
+from dumper.layout import SequenceSpan, TokenLayout
 from tests.comparator.fakes import FakeProblem, FakeRecord, FakeRun, one_request, values
 from tests.comparator.recording import write_run
 
@@ -229,3 +230,32 @@ def test_experts_that_count_anew_on_every_rank(tmp_path: Path) -> None:
     )
     with pytest.raises(comparator.ComparatorError, match="no coordinate 'pp'"):
         comparator.compare(whole, spread(1), map_config=config)
+
+
+def served(*requests: tuple[int, int, int]) -> FakeRun:
+    """One pass over requests, each given by its first token, where it starts, and how many tokens it computes."""
+    spans = tuple(SequenceSpan(f"r{first}", start, count) for first, start, count in requests)
+    ids = np.concatenate([np.arange(first, first + count) for first, _, count in requests]).astype(np.int64)
+    rows = np.concatenate([values(count, 4, seed=first) for first, _, count in requests])
+    layout = TokenLayout("extend", spans, len(ids), ids)
+    return FakeRun([FakeRecord("x", rows, dims="t h")], {}, {(0, 0): layout})
+
+
+def test_sequences_that_each_side_has_alone_are_no_agreement() -> None:
+    report = comparator.compare(served((10, 0, 5), (50, 0, 5)), served((10, 0, 5), (90, 0, 5)), token_aligner="smart")
+    assert not report.passed
+    assert [note.category for note in report.summary.errors] == ["sequences-not-found"]
+    assert report.accounts[0].baseline.left_out == {"no such sequence in target": 5}
+
+
+def test_requests_that_one_side_served_beside_the_others_are_counted() -> None:
+    report = comparator.compare(served((10, 0, 5)), served((10, 0, 5), (90, 0, 5)), token_aligner="smart")
+    assert report.passed, report.describe()
+    assert report.accounts[0].target.left_out == {"no such sequence in baseline": 5}
+
+
+def test_continuations_of_a_text_that_parted_are_counted() -> None:
+    runs = (served((10, 0, 5), (50, 8, 2)), served((10, 0, 5), (90, 8, 2)))
+    report = comparator.compare(*runs, token_aligner="smart")
+    assert report.passed, report.describe()
+    assert report.accounts[0].baseline.left_out == {"no such continuation in target": 2}

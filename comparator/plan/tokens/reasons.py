@@ -23,6 +23,8 @@ NOT_COMPUTED: Final = "not computed in {side}"
 PARTED: Final = "after the token ids part"
 DRAFTED: Final = "drafted and not confirmed"
 NO_SEQUENCE: Final = "no such sequence in {side}"
+NO_CONTINUATION: Final = "no such continuation in {side}"
+"""Tokens of a sequence that begins behind a cached prefix: the text may have parted before it."""
 CUT: Final = "cut to the shorter side ({side})"
 
 _COUNTED = (NOT_RECORDED, NO_LAYOUT, MISSING_ROWS)

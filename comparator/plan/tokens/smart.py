@@ -29,6 +29,8 @@ class _SideRows:
     """Shape ``(cells,)``: per cell of the shared space the row that computed it last, -1 for none."""
     alone: int
     """Tokens of sequences that the other side does not have."""
+    continuing: int
+    """Such tokens of sequences that begin behind a cached prefix: continuations of a text that may have parted."""
     unknown: int
     """Rows whose layout is missing."""
     dropped: int
@@ -101,7 +103,7 @@ def plan_smart(space: SharedSpace, baseline: list[PartTokens], target: list[Part
 def _rows_in(space: SharedSpace, side: Side, parts: list[PartTokens]) -> _SideRows:
     table, pair_of = space.table(side), space.pair_of[side]
     index = np.full(int(space.offsets[-1]), -1, np.int64)
-    alone = unknown = dropped = 0
+    alone = continuing = unknown = dropped = 0
     for found in in_order_of_steps(parts):
         tokens = found.tokens
         if tokens is None or found.part.step is None:
@@ -119,10 +121,13 @@ def _rows_in(space: SharedSpace, side: Side, parts: list[PartTokens]) -> _SideRo
         current = inside & ((final == token) | (final < 0) | (token < 0))
         dropped += int(padding.sum()) + int((~current).sum())
         pair = pair_of[number]
-        alone += int((current & (pair < 0)).sum())
+        unpaired = current & (pair < 0)
+        begins = table.start[number] == 0
+        alone += int((unpaired & begins).sum())
+        continuing += int((unpaired & ~begins).sum())
         used = current & (pair >= 0)
         index[space.offsets[pair[used]] + position[used]] = found.offset + real[used]
-    return _SideRows(index, alone, unknown, dropped, any(found.last_rows for found in parts))
+    return _SideRows(index, alone, continuing, unknown, dropped, any(found.last_rows for found in parts))
 
 
 def _reasons(
@@ -159,6 +164,8 @@ def _reasons(
                 found[words[number].format(side=other)] = int(count)
     if rows.alone:
         found[reasons.NO_SEQUENCE.format(side=other)] = rows.alone
+    if rows.continuing:
+        found[reasons.NO_CONTINUATION.format(side=other)] = rows.continuing
     if rows.unknown:
         found[reasons.NO_LAYOUT.format(side=side)] = rows.unknown
     return found
