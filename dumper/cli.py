@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dumper.format.frames import FormatError
+from dumper.printable import printable
 
 if TYPE_CHECKING:
     from dumper.reading.protocol import Record, Run
@@ -25,6 +27,9 @@ class UsageError(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """0: fine. 1: what was looked at is damaged, nothing was found, or a tap never fired (``--strict-taps``). 2: the
     command line is wrong or there is no readable run. 130: interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone
     try:
         return _main(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
@@ -48,8 +53,8 @@ def _main(arguments: list[str]) -> int:
         # The reader of a pipe has seen enough; the interpreter's own flush must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (UsageError, FormatError, OSError, ValueError) as error:
-        print(f"dumper {parsed.name}: {error}", file=sys.stderr)
+    except (UsageError, FormatError, OSError, ValueError, MemoryError, RecursionError) as error:
+        _complain(parsed.name, error)
         return 2
 
 
@@ -65,6 +70,11 @@ class _Version(argparse.Action):
             version = "(not installed)"
         print(f"tensortap {version}")
         parser.exit()
+
+
+def _complain(command: str, what: object) -> None:
+    """One line on standard error."""
+    print(f"dumper {command}: {printable(what)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,10 +164,10 @@ def _list(arguments: argparse.Namespace) -> int:
     else:
         listing.print_run(run, _selected(run, arguments, []))
     for problem in run.problems:
-        print(f"dumper ls: {problem.message}", file=sys.stderr)
+        _complain("ls", problem.message)
     silent = run.silent_taps if arguments.strict_taps else ()
     for tap in silent:
-        print(f"dumper ls: tap {tap} never fired", file=sys.stderr)
+        _complain("ls", f"tap {tap} never fired")
     return 1 if silent else 0
 
 
@@ -171,7 +181,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if len(records) > arguments.limit:
         print(f"… and {len(records) - arguments.limit} more; narrow them down or give --limit", file=sys.stderr)
     for problem in run.problems:
-        print(f"dumper show: {problem.message}", file=sys.stderr)
+        _complain("show", problem.message)
     if not records:
         print("dumper show: no record fits", file=sys.stderr)
     return 0 if records else 1
@@ -182,7 +192,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     report = verify_run(arguments.run)
     for line in report.lines:
-        print(line)
+        print(printable(line))
     return 0 if report.intact else 1
 
 
@@ -190,5 +200,5 @@ def _repair(arguments: argparse.Namespace) -> int:
     from dumper.readers.streams.repair import repair_run
 
     for line in repair_run(arguments.run):
-        print(line)
+        print(printable(line))
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dumper.printable import printable
+
 
 class LogOnce:
     """Error lines in the log of ``tensortap``, one for each kind of trouble."""
@@ -17,4 +19,4 @@ class LogOnce:
             # Imported late: logging would double what ``import dumper`` costs every patched process.
             import logging
 
-            logging.getLogger("tensortap").error("tensortap: %s", message)
+            logging.getLogger("tensortap").error("tensortap: %s", printable(message))

@@ -18,6 +18,8 @@ from dumper.rules.step_rule import StepRule
 
 PREFIX = "TENSORTAP_"
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?)?B?", re.IGNORECASE)
+_AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PLACE = re.compile(rf"(?P<axis>{_AXIS.pattern})=(?P<rank>\d+)/(?P<size>\d+)")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -56,10 +58,24 @@ class Settings:
     http_port: int | None = None
     """Port of the HTTP control endpoint on the loopback interface; None: no endpoint."""
     http_token: str | None = None
+    parallel: Mapping[str, tuple[int, int]] | None = None
+    """Where this rank stands: axis name to ``(rank, size)``, ``tp=0/2,dp=1/4`` as text; comes before what is found."""
+    access: str = "private"
+    """Who may read what is recorded: ``private``, its owner alone; ``umask``, whoever the process's umask says."""
 
     @property
     def run_path(self) -> Path:
         return Path(self.dir) / self.run
+
+    @property
+    def folder_mode(self) -> int:
+        """Of folders that are made; the umask takes from it."""
+        return 0o700 if self.access == "private" else 0o777
+
+    @property
+    def file_mode(self) -> int:
+        """Of files that are made; the umask takes from it."""
+        return 0o600 if self.access == "private" else 0o666
 
     @property
     def controlled(self) -> bool:
@@ -157,6 +173,27 @@ def _size(value: Any) -> int:
     return size
 
 
+def _parallel(value: Any) -> dict[str, tuple[int, int]]:
+    """``{"tp": (0, 2)}``, or ``tp=0/2,dp=1/4``."""
+    given = value
+    if isinstance(value, str):
+        found = [_PLACE.fullmatch(part.strip()) for part in value.split(",")]
+        given = {place["axis"]: (place["rank"], place["size"]) for place in found if place} if all(found) else None
+    layout: dict[str, tuple[int, int]] = {}
+    if isinstance(given, Mapping):
+        for axis, place in given.items():
+            try:
+                rank, size = (int(number) for number in place)
+            except (TypeError, ValueError):
+                break
+            if not isinstance(axis, str) or not _AXIS.fullmatch(axis) or not 0 <= rank < size:
+                break
+            layout[axis] = (rank, size)
+        else:
+            return layout
+    raise ValueError(f"{value!r} is no parallel layout; write {{'tp': (rank, size)}}, as text tp=0/2,dp=1/4")
+
+
 def _one_of(*choices: str) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if value not in choices:
@@ -202,4 +239,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "control": _optional(_boolean),
     "http_port": _optional(_number),
     "http_token": _optional(_text),
+    "parallel": _optional(_parallel),
+    "access": _one_of("private", "umask"),
 }

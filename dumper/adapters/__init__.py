@@ -73,11 +73,12 @@ def _load(module: str, class_name: str) -> Adapter | None:
     return adapter
 
 
-def describe_process(*, with_versions: bool = True) -> Process:
+def describe_process(*, in_full: bool = True) -> Process:
     """Rank, world size, parallel layout and versions as the imported frameworks tell them.
 
     Axes of several adapters are joined; the more specific adapter wins. Rank 0 of 1 when no framework has
-    initialised a process group. Versions take milliseconds, everything else microseconds.
+    initialised a process group. In full: with versions, and the axes of every device mesh, which take milliseconds;
+    everything else takes microseconds.
     """
     rank, world_size, framework = 0, 1, None
     parallel: Parallel = {}
@@ -86,7 +87,7 @@ def describe_process(*, with_versions: bool = True) -> Process:
         try:
             place = adapter.rank()
             axes = adapter.parallel()
-            adapter_versions = adapter.versions() if with_versions else {}
+            adapter_versions = adapter.versions() if in_full else {}
         except Exception as error:
             _warn(adapter, "the parallel layout", error)
             continue
@@ -95,7 +96,22 @@ def describe_process(*, with_versions: bool = True) -> Process:
             framework = adapter.name
         parallel = {**axes, **parallel}
         versions = {**adapter_versions, **versions}
+    if in_full:
+        parallel = {**_axes_of_meshes(), **parallel}
     return Process(rank=rank, world_size=world_size, parallel=parallel, versions=versions, framework=framework)
+
+
+def _axes_of_meshes() -> Parallel:
+    if "torch.distributed.device_mesh" not in sys.modules:
+        return {}
+    from dumper.adapters.device_mesh import existing_meshes, mesh_axes
+    from dumper.adapters.torch_distributed import group_rank
+
+    try:
+        return mesh_axes(existing_meshes()) if group_rank() is not None else {}
+    except Exception as error:
+        _warn_once(f"tensortap: the axes of a device mesh cannot be read: {type(error).__name__}: {error}")
+        return {}
 
 
 def complete_at_start(batch: object) -> bool:

@@ -23,6 +23,8 @@ _PREFIX = "/dumper/"
 _METHODS = ("configure", "get_state", "reset")
 _LONGEST_BODY = 64 * 1024
 _LEAST_TOKEN = 8
+_MOST_CLIENTS = 32
+"""That are served at the same time; more are turned away."""
 
 
 class _Refused(Exception):
@@ -31,13 +33,43 @@ class _Refused(Exception):
         self.status = status
 
 
+class _Server(ThreadingHTTPServer):
+    """Serves a few clients at a time; what goes wrong with one is nothing for the log of the model."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(address, handler)
+        self._free = threading.BoundedSemaphore(_MOST_CLIENTS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            # At once: whoever waits for a slow client would be one himself.
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        _log.debug("tensortap: http: a request from %s failed", client_address, exc_info=True)
+
+
 class ControlServer:
     """A running endpoint."""
 
     def __init__(self, run: Path, port: int, token: str, timeout: float) -> None:
         handler = type("_RunHandler", (_Handler,), {"run": run, "token": token, "change_timeout": timeout})
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), handler)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="tensortap-http", daemon=True

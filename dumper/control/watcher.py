@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from dumper.control import files
 from dumper.control.participant import Participant, Place, Target
 from dumper.format import json_files
+from dumper.format.regular_files import make_folders
 from dumper.format.run_files import control_folder
 
 if TYPE_CHECKING:
@@ -40,11 +41,13 @@ class Control:
         find_place: Callable[[bool], Place | None],
         http_port: int | None = None,
         http_token: str | None = None,
+        folder_mode: int = 0o700,
     ) -> None:
         """``find_place`` is asked until it knows; with True once the process makes steps, and must know then."""
         self.pid = os.getpid()
         self._run = run
         self._folder = control_folder(run)
+        self._folder_mode = folder_mode
         self._http_port = http_port
         self._http_token = http_token
         self._server: ControlServer | None = None
@@ -85,7 +88,7 @@ class Control:
             if self._participant is not None:
                 return
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                make_folders(self._folder, self._folder_mode)
                 participant = Participant(self._folder, place, self._target, first_step=self._step)
             except OSError as error:
                 self._complain(error)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dumper.convert.outcome import ConversionError, Outcome, listing, prepare_destination
+from dumper.printable import printable
 from dumper.readers.sglang.dump import SGLangDump
 from dumper.reading.open import open_run
 from dumper.reading.protocol import Run, RunError
@@ -33,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         outcome = convert(arguments.source, arguments.destination, arguments.to)
-    except (ConversionError, RunError, OSError) as error:
-        print(f"dumper convert: {error}", file=sys.stderr)
+    except (ConversionError, RunError, OSError, MemoryError) as error:
+        print(f"dumper convert: {printable(error)}", file=sys.stderr)
         return 2
     print(f"{outcome.written} records written to {arguments.destination}")
     for line in listing(outcome.left_out):
-        print(f"dumper convert: left out: {line}", file=sys.stderr)
+        print(f"dumper convert: left out: {printable(line)}", file=sys.stderr)
     return 1 if outcome.left_out else 0
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dumper.format.regular_files import PRIVATE_FOLDER, make_folders
+
 
 class ConversionError(Exception):
     """A conversion that cannot be begun; the message says what to do."""
@@ -23,7 +25,7 @@ class Outcome:
 def prepare_destination(path: Path) -> None:
     """Make an empty directory. Raises ConversionError when it holds something or cannot be made."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folders(path, PRIVATE_FOLDER)
         occupied = next(iter(path.iterdir()), None) is not None
     except OSError as error:
         raise ConversionError(f"{path} cannot be written: {error.strerror}") from None

@@ -20,6 +20,7 @@ from dumper.values.plain import UnrecordableError, encode_value
 from dumper.values.source import Source
 from dumper.writing.items import BeginStep, Description, Item, Stop, Submission
 from dumper.writing.rank_stream import RankStream
+from dumper.writing.run_id import join_run
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -27,19 +28,20 @@ _PLAIN = (str, int, float, bool, type(None))
 def write_run(dump: SGLangDump, path: Path) -> Outcome:
     """Write a dump as a run at ``path``, with the token layouts that its batches give. Memory holds one tensor."""
     outcome = Outcome()
+    run_id = join_run(path, Settings().file_mode)
     for rank in dump.ranks:
-        _write_rank(dump, rank, path, outcome)
+        _write_rank(dump, rank, path, outcome, run_id)
     return outcome
 
 
-def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome) -> None:
+def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome, run_id: str) -> None:
     header = dump.headers[rank]
     settings = Settings(enable=True, dir=str(path.parent), run=path.name)
     process = Process(
         rank, header.world_size, dict(header.parallel), {**header.versions, CONVERTED: "1"}, header.framework
     )
-    status = StatusBlock(status_path(path, rank))
-    encoder = RankStream(settings, process, status, lambda: {"fired": {}})
+    status = StatusBlock(status_path(path, rank), settings.file_mode, run_id)
+    encoder = RankStream(settings, process, status, lambda: {"fired": {}}, run_id)
     last: int | None = None
     for record in sorted(dump.select(rank=rank), key=lambda one: one.dump_index):
         # A gradient comes later than the step it belongs to.

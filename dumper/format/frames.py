@@ -122,14 +122,14 @@ def encode_frame(kind: str, meta: dict[str, Any], position: int, payloads: tuple
 
 def encode_meta(meta: dict[str, Any]) -> bytes:
     """A map as msgpack bytes."""
-    packed: bytes = msgpack.packb(meta, use_bin_type=True, unicode_errors="surrogatepass")
+    packed: bytes = msgpack.packb(meta, use_bin_type=True, unicode_errors="backslashreplace")
     return packed
 
 
 def decode_meta(meta: bytes) -> dict[str, Any]:
     """The map in a frame's ``meta``. Raises FormatError when it is no map."""
     try:
-        decoded = msgpack.unpackb(meta, raw=False, strict_map_key=False, unicode_errors="surrogatepass")
+        decoded = msgpack.unpackb(meta, raw=False, strict_map_key=False, unicode_errors="backslashreplace")
     except Exception as error:
         raise FormatError(f"the metadata is not msgpack: {error}") from error
     if not isinstance(decoded, dict):

@@ -61,7 +61,7 @@ class IndexColumns:
         encoded["descriptors"] = self.descriptors
         encoded["steps"] = np.array(self.steps, dtype="<u8").tobytes()
         encoded["others"] = np.array(self.others, dtype="<u8").tobytes()
-        packed: bytes = msgpack.packb(encoded, use_bin_type=True, unicode_errors="surrogatepass")
+        packed: bytes = msgpack.packb(encoded, use_bin_type=True, unicode_errors="backslashreplace")
         return packed
 
 
@@ -81,7 +81,7 @@ class Index:
 def decode_index(data: bytes) -> Index:
     """Raises FormatError when the bytes are no index or its columns disagree."""
     try:
-        decoded = msgpack.unpackb(data, raw=False, strict_map_key=False, unicode_errors="surrogatepass")
+        decoded = msgpack.unpackb(data, raw=False, strict_map_key=False, unicode_errors="backslashreplace")
         columns = {name: np.frombuffer(decoded[name], dtype=dtype) for name, dtype in _COLUMNS.items()}
         index = Index(
             tuple(decoded["descriptors"]),

@@ -14,6 +14,12 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from dumper.format import regular_files
+from dumper.format.regular_files import mode_within, read_bytes
+
+LONGEST = 4 << 20
+"""Bytes."""
+
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Replace the file. Raises OSError."""
@@ -35,15 +41,17 @@ def create(path: Path, content: dict[str, Any]) -> bool:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """The content, None when there is no such file or it is no JSON object."""
+    """The content, None when there is no such regular file or it is no JSON object."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content = json.loads(read_bytes(path, LONGEST))
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
 
 def _temporary(path: Path, content: dict[str, Any]) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    temporary.write_text(json.dumps(content))
+    descriptor = regular_files.create(temporary, mode_within(path.parent))
+    with open(descriptor, "wb") as file:
+        file.write(json.dumps(content).encode())
     return temporary

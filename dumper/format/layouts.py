@@ -8,6 +8,8 @@ import numpy as np
 
 from dumper.layout import ContextParallelRows, DataParallelRows, SequenceSpan, TokenLayout
 
+MOST_ROWS = 1 << 27
+"""Tokens of one pass on one rank."""
 _ARRAYS = {"token_ids": "<i8", "row_sequence": "<i4", "row_position": "<i8"}
 
 
@@ -49,6 +51,7 @@ def encode_layout(layout: TokenLayout) -> dict[str, Any]:
 
 def decode_layout(encoded: dict[str, Any]) -> TokenLayout:
     """The token layout in a step's metadata. Raises KeyError, TypeError or ValueError when it is malformed."""
+    _check_rows(encoded)
     arrays = {
         name: np.frombuffer(encoded[name], dtype=dtype)
         for name, dtype in _ARRAYS.items()
@@ -65,6 +68,17 @@ def decode_layout(encoded: dict[str, Any]) -> TokenLayout:
         extra=encoded.get("extra", {}),
         **arrays,
     )
+
+
+def _check_rows(encoded: dict[str, Any]) -> None:
+    """Raises ValueError for numbers of rows that no pass has: readers make arrays of that length."""
+    rows = encoded["rows"]
+    counts = [span[2] for span in encoded["sequences"]]
+    numbers = [rows, *counts, *(span[1] for span in encoded["sequences"])]
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ValueError("rows and spans are not all whole numbers")
+    if rows > MOST_ROWS or sum(counts) > MOST_ROWS:
+        raise ValueError(f"it claims {max(rows, sum(counts))} rows; {MOST_ROWS} is the most")
 
 
 def _data_parallel(encoded: dict[str, Any]) -> DataParallelRows:

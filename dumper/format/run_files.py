@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-RANK_FILE = re.compile(r"rank-(?P<rank>\d+)(?:\.(?P<segment>\d+))?\.msgpack")
-STATUS_FILE = re.compile(r"rank-(?P<rank>\d+)(?:\.(?P<process>\d+))?\.status")
+MOST_RANKS = 1 << 20
+"""Ranks of a run; a file of a higher one, and a larger world size, are not believed."""
+RANK_FILE = re.compile(r"rank-(?P<rank>[0-9]+)(?:\.(?P<segment>[0-9]+))?\.msgpack")
+STATUS_FILE = re.compile(r"rank-(?P<rank>[0-9]+)(?:\.(?P<process>[0-9]+))?\.status")
 
 
 def segment_path(run: Path, rank: int, segment: int) -> Path:
@@ -17,6 +19,11 @@ def segment_path(run: Path, rank: int, segment: int) -> Path:
 def status_path(run: Path, rank: int, process: int | None = None) -> Path:
     """The status file of a rank; of a process that could not claim the rank's file, one with its process id."""
     return run / (f"rank-{rank:05d}.status" if process is None else f"rank-{rank:05d}.{process}.status")
+
+
+def run_id_path(run: Path) -> Path:
+    """The file with the id that the ranks of one launch share."""
+    return run / "run-id"
 
 
 def control_folder(run: Path) -> Path:

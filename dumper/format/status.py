@@ -12,7 +12,10 @@ import mmap
 import os
 import struct
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+
+from dumper.format.regular_files import PRIVATE_FOLDER, create, make_folders
 
 STATUS_BYTES = 4096
 COUNTS = (
@@ -27,10 +30,14 @@ COUNTS = (
     "steps",
     "closed",
     "held_back",
+    "lost_ended",
+    "run_high",
+    "run_low",
 )
 """``submitted``: handed over by the model; ``written``: handed to the operating system; ``lost_…``: why not;
-``closed``: 1 after an orderly end; ``held_back``: kept from the file on purpose, while ``on_nan`` waits.
-submitted - written - lost - held back is what a killed process still held in memory."""
+``closed``: 1 after an orderly end; ``held_back``: kept from the file on purpose, while ``on_nan`` waits; ``run_…``:
+the two halves of the id of the run. submitted - written - lost - held back is what a killed process still held in
+memory."""
 _VERSION = 1
 _KIND = b"\xa6status"
 _PREFIX = struct.Struct(f">BH{len(_KIND)}sB")
@@ -55,10 +62,13 @@ _SUBMITTED = _offset("submitted")
 class StatusBlock:
     """The counts of this process; in memory alone when ``path`` is None or cannot be written."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Raises OSError when the file cannot be made."""
+    def __init__(self, path: Path | None, mode: int = 0o600, run_id: str | None = None) -> None:
+        """``run_id``: 32 hexadecimal digits. Raises OSError when the file cannot be made or is there already."""
         self.path = path
+        self._mode = mode
         self._values = dict.fromkeys(COUNTS, 0)
+        if run_id is not None:
+            self._values["run_high"], self._values["run_low"] = int(run_id[:16], 16), int(run_id[16:], 16)
         self._map: mmap.mmap | None = None
         self._lock = threading.Lock()
         self.recreate()
@@ -67,20 +77,19 @@ class StatusBlock:
         """Make the file, anew when it was deleted, with the counts as they are. Raises OSError."""
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(self.path.parent, PRIVATE_FOLDER if self._mode == 0o600 else 0o777)
         # Under another name until it is whole: a process that is killed in between must not leave an empty one.
         unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}.unfinished")
-        descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        unfinished.unlink(missing_ok=True)
+        descriptor = create(unfinished, self._mode)
         try:
             # Written, not only mapped: a full disk must show here, and not as a signal at the first count.
             if os.write(descriptor, _fresh()) != STATUS_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             fresh = mmap.mmap(descriptor, STATUS_BYTES)
-            os.replace(unfinished, self.path)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+            _put_in_place(unfinished, self.path)
         finally:
+            unfinished.unlink(missing_ok=True)
             os.close(descriptor)
         with self._lock:
             self._map = fresh
@@ -116,6 +125,25 @@ class StatusBlock:
     def release(self) -> None:
         """Let go of the file; the counts stay readable, here and in it."""
         self._map = None
+
+
+def _put_in_place(unfinished: Path, path: Path) -> None:
+    """Give a file its name. Raises FileExistsError when something has it, and OSError."""
+    try:
+        os.link(unfinished, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without hard links.
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(unfinished, path)
+
+
+def run_id_of(counts: Mapping[str, int]) -> str | None:
+    """The id of the run that counts belong to; None in files of a version without."""
+    high, low = counts.get("run_high", 0), counts.get("run_low", 0)
+    return f"{high:016x}{low:016x}" if high or low else None
 
 
 def read_status(data: bytes) -> dict[str, int] | None:

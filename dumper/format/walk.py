@@ -10,7 +10,7 @@ from typing import Any
 from dumper.format import frames
 from dumper.format.frames import FormatError, Frame, TruncatedError
 
-KINDS = ("header", "config", "taps", "step", "record", "coverage", "index")
+KINDS = ("header", "config", "taps", "parallel", "step", "record", "coverage", "repaired", "index")
 """The kinds of this version; others are walked over, but not looked for after damage."""
 LARGEST_META = 16 << 20
 """Bytes; a frame is not looked for beyond damage when its meta is larger."""

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dumper.memory.available import available_bytes
 from dumper.memory.buffers import SMALL, BufferPool, host_buffer
 from dumper.rules.levels import FULL, Level
-from dumper.values.dtypes import KNOWN, name_of
+from dumper.values.dtypes import name_of
 from dumper.values.measures import STATISTICS, device_statistics, host_statistics
 from dumper.values.plain import UnrecordableError, encode_value
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     import torch
 
     from dumper.memory.device_copies import DeviceCopier
+
+
+LARGE_ELEMENTS = 1 << 24
+"""From so many elements on it is asked whether there is room for what statistics need."""
+SCRATCH_BYTES = 24
+"""Of each element, at most, that statistics take on the way."""
 
 
 class Staged(Protocol):
@@ -74,13 +81,17 @@ class Stager:
         """Copy ``value``. Raises UnrecordableError."""
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(value, torch.Tensor):
-            return self._stage_tensor(value.detach())
+            from dumper.values.readable import readable, undisturbed
+
+            with undisturbed():
+                return self._stage_tensor(readable(value))
         array = as_host_array(value)
         if array is not None:
             return Described(array.tobytes(), name_of(array.dtype), array.shape)
         return Described(encode_value(value), None, None)
 
     def _stage_tensor(self, value: torch.Tensor) -> Described:
+        """Copy a readable tensor."""
         dtype, shape = describe_tensor(value)
         if value.device.type == "cuda":
             return Described(self._copier().start(value), dtype, shape)
@@ -118,25 +129,22 @@ def _copy_to(buffer: npt.NDArray[np.uint8], value: torch.Tensor, nbytes: int) ->
         # One copy on this thread: torch would share it among its threads, and wait for one that the writer keeps busy.
         ctypes.memmove(buffer.ctypes.data, value.data_ptr(), nbytes)
         return
-    with torch.no_grad():
-        # copy_ brings any strides into row-major order and resolves lazy conjugation and negation.
-        torch.from_numpy(buffer[:nbytes]).view(value.dtype).view(value.shape).copy_(value)
+    # copy_ brings any strides into row-major order and resolves lazy conjugation and negation.
+    torch.from_numpy(buffer[:nbytes]).view(value.dtype).view(value.shape).copy_(value)
+
+
+def _check_scratch(value: torch.Tensor) -> None:
+    """Raises UnrecordableError for a tensor on the host whose statistics would leave the model without memory."""
+    elements = value.numel()
+    if elements > LARGE_ELEMENTS and value.device.type == "cpu":
+        needed, there = elements * SCRATCH_BYTES, available_bytes()
+        if needed > there:
+            raise UnrecordableError(f"its statistics would take {needed} bytes, and the machine has {there} left")
 
 
 def describe_tensor(value: torch.Tensor) -> tuple[str, tuple[int, ...]]:
-    """The dtype's name and the shape. Raises UnrecordableError for a tensor that has no bytes to record."""
-    import torch
-
-    if value.device.type == "meta":
-        raise UnrecordableError("a tensor on the meta device has no values to record")
-    if value.layout != torch.strided:
-        raise UnrecordableError(f"tensors of layout {value.layout} cannot be recorded; dump value.to_dense()")
-    if value.is_quantized:
-        raise UnrecordableError("quantized tensors cannot be recorded; dump value.dequantize() or value.int_repr()")
-    dtype = str(value.dtype).removeprefix("torch.")
-    if dtype not in KNOWN:
-        raise UnrecordableError(f"tensors of dtype {dtype} cannot be recorded; convert it, for example with .float()")
-    return dtype, tuple(value.shape)
+    """The dtype's name and the shape of a readable tensor."""
+    return str(value.dtype).removeprefix("torch."), tuple(value.shape)
 
 
 def as_host_array(value: Any) -> npt.NDArray[Any] | None:
@@ -172,10 +180,15 @@ def reduce_value(value: Any, level: Level) -> Reduced:
     """Reduce a tensor or array. Raises UnrecordableError for a tensor that has no bytes to record."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        value = value.detach()
-        dtype, shape = describe_tensor(value)
-        if level.kind == "stats":
-            return Reduced(device_statistics(value), level, dtype, shape)
+        from dumper.values.readable import readable, undisturbed
+
+        with undisturbed():
+            value = readable(value)
+            dtype, shape = describe_tensor(value)
+            if level.kind == "stats":
+                _check_scratch(value)
+                return Reduced(device_statistics(value), level, dtype, shape)
+            return Reduced(value[level.row_slice], level, dtype, shape) if shape else Reduced(value, FULL, dtype, shape)
     else:
         array = as_host_array(value)
         if array is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dumper.reading.protocol import Header, TapCoverage
+from dumper.reading.protocol import Header, Problem, TapCoverage
+
+MOST_NAMED = 20
+"""Ranks, or records, that one message names."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,27 @@ def largest_world(headers: Mapping[int, Header]) -> int:
 def ranks_without_file(headers: Mapping[int, Header]) -> tuple[int, ...]:
     """Ranks of the world that have no header; headers by rank."""
     return tuple(rank for rank in range(largest_world(headers)) if rank not in headers)
+
+
+def ranks_missing(missing: Sequence[int], world_size: int, there: Sequence[int]) -> list[Problem]:
+    """One problem for each missing rank, one for all where they are many."""
+    present = ranges(there)
+    if len(missing) <= MOST_NAMED:
+        return [
+            Problem("missing_rank", f"rank {rank} of {world_size} has no file (there are: {present})")
+            for rank in missing
+        ]
+    message = f"{len(missing)} of {world_size} ranks have no file: {ranges(missing)} (there are: {present})"
+    return [Problem("missing_rank", message)]
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers in short: ``0-3, 7``; the first few parts where there are many."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in parts]
+    return ", ".join(texts[:MOST_NAMED]) + (", …" if len(texts) > MOST_NAMED else "")

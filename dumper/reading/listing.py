@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dumper.printable import printable
+from dumper.reading.headers import ranges
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from dumper.reading.protocol import Record, Run, TapCoverage
 
+LARGEST_SHOWN = 16 << 20
+"""Bytes of a value that is no tensor; larger ones are not decoded for people."""
+LONGEST_SHOWN = 2000
+"""Characters of one text."""
 UNFOLDED_WIDTH = 1000
 """Characters; wider than any table here."""
 
@@ -23,9 +30,9 @@ def print_run(run: Run, records: Sequence[Record]) -> None:
 
     # Dims are in brackets, which are not markup. Without a terminal there is no width to fold to.
     console = Console(markup=False, width=None if sys.stdout.isatty() else UNFOLDED_WIDTH)
-    steps = f"{len(run.steps)} steps ({_ranges(run.steps)})" if run.steps else "no steps"
+    steps = f"{len(run.steps)} steps ({ranges(run.steps)})" if run.steps else "no steps"
     console.print(
-        f"{run.path}: {len(run.ranks)} of {run.world_size} ranks, {steps}, {len(run.records)} records, "
+        f"{printable(run.path)}: {len(run.ranks)} of {run.world_size} ranks, {steps}, {len(run.records)} records, "
         f"{run.losses} lost",
         style="bold",
         highlight=False,
@@ -47,6 +54,10 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
+def _add_row(table: Table, *cells: str) -> None:
+    table.add_row(*map(printable, cells))
+
+
 def _rank_table(run: Run) -> Table:
     table = _table("Ranks", "rank", "records", "framework", "parallel layout", right=("rank", "records"))
     counts: dict[int, int] = {}
@@ -57,7 +68,7 @@ def _rank_table(run: Run) -> Table:
         axes = {} if header is None else header.parallel
         layout = " ".join(f"{axis}={place}/{size}" for axis, (place, size) in axes.items())
         framework = (header.framework if header is not None else None) or "-"
-        table.add_row(str(rank), str(counts.get(rank, 0)), framework, layout or "-")
+        _add_row(table, str(rank), str(counts.get(rank, 0)), framework, layout or "-")
     return table
 
 
@@ -74,11 +85,12 @@ def _name_table(records: Sequence[Record]) -> Table:
         for record in group:
             for key, value in record.tags.items():
                 tags.setdefault(key, set()).add(value)
-        table.add_row(
+        _add_row(
+            table,
             name,
             str(len(group)),
-            _ranges(steps) or "-",
-            _ranges(sorted({record.rank for record in group})),
+            ranges(steps) or "-",
+            ranges(sorted({record.rank for record in group})),
             " ".join(f"{key}={_values(values)}" for key, values in tags.items()),
             _few([record.dtype or "value" for record in group]),
             _few([_shape(record) for record in group]),
@@ -92,7 +104,7 @@ def _tap_table(run: Run) -> Table:
     table = _table("Taps that never fired", "rank", "tap", "where", right=("rank",))
     for tap in run.taps:
         if tap.silent:
-            table.add_row(str(tap.rank), tap.id, _place(tap))
+            _add_row(table, str(tap.rank), tap.id, _place(tap))
     return table
 
 
@@ -101,20 +113,9 @@ def _place(tap: TapCoverage) -> str:
     return place if tap.installed else f"{place}, never imported here"
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """Sorted whole numbers in short: ``0-3, 7``."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
-
-
 def _values(values: set[Any]) -> str:
     if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        return _ranges(sorted(values))
+        return ranges(sorted(values))
     return _few([str(value) for value in values])
 
 
@@ -142,7 +143,7 @@ def headline(record: Record) -> str:
         "" if record.stream == "value" else record.stream,
         "recomputed" if record.recompute else "",
     ]
-    return " ".join(part for part in parts if part)
+    return printable(" ".join(part for part in parts if part))
 
 
 def described(record: Record, elements: int) -> str:
@@ -151,27 +152,62 @@ def described(record: Record, elements: int) -> str:
 
     try:
         content = _content(record, elements)
-    except (FormatError, ValueError) as error:
+    except (FormatError, ValueError, RecursionError) as error:
         content = f"cannot be read: {error}"
     return f"{headline(record)}\n{_indented(content)}"
 
 
 def _content(record: Record, elements: int) -> str:
     if record.kind != "tensor":
-        return repr(record.value)
+        if record.nbytes > LARGEST_SHOWN:
+            return f"a value of {record.nbytes} bytes, too large to show; read it with record.value"
+        return _shortened(record.value, elements)
     if record.level == "hash":
         return f"fingerprint {record.fingerprint}"
     if record.level == "stats":
         return " ".join(f"{key}={value:.6g}" for key, value in (record.statistics or {}).items())
     array = record.array()
-    if array.dtype.kind == "V" or array.dtype.itemsize == 1:
-        # numpy prints the small floats of ml_dtypes badly.
-        array = array.astype(np.float32) if array.dtype.kind == "V" else array
-    return np.array2string(array, threshold=elements, edgeitems=3, max_line_width=110)
+    # numpy prints the small floats of ml_dtypes badly, and would convert all of a tensor to show its edges.
+    formatter: Any = {"all": lambda element: f"{float(element):.6g}"} if array.dtype.kind == "V" else None
+    return np.array2string(array, threshold=elements, edgeitems=3, max_line_width=110, formatter=formatter)
+
+
+def _shortened(value: Any, elements: int) -> str:
+    """A plain value as Python writes it, with ``…`` for what is beyond a number of elements."""
+    parts: list[str] = []
+    room = max(1, elements)
+
+    def add(part: Any) -> None:
+        nonlocal room
+        if room <= 0:
+            parts.append("…")
+            return
+        room -= 1
+        if isinstance(part, list | dict):
+            pairs = part.items() if isinstance(part, dict) else ((None, element) for element in part)
+            parts.append("{" if isinstance(part, dict) else "[")
+            for number, (key, element) in enumerate(pairs):
+                parts.append(", " if number else "")
+                if room <= 0:
+                    parts.append(f"… ({len(part)} in all)")
+                    break
+                if isinstance(part, dict):
+                    parts.append(f"{_cut(repr(key))}: ")
+                add(element)
+            parts.append("}" if isinstance(part, dict) else "]")
+        else:
+            parts.append(_cut(repr(part[:LONGEST_SHOWN] if isinstance(part, str | bytes) else part)))
+
+    add(value)
+    return "".join(parts)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}… ({len(text)} characters or more)"
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
+    return "\n".join(f"    {printable(line)}" for line in text.split("\n"))
 
 
 def as_json(record: Record) -> dict[str, Any]:

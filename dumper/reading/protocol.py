@@ -25,7 +25,8 @@ class Problem:
     """Something about a run that its reader should know."""
 
     kind: str
-    """``truncated``, ``corrupted``, ``missing_rank``, ``lost``, ``unclosed``, ``empty``, ``unreadable``."""
+    """``truncated``, ``corrupted``, ``missing_rank``, ``missing_records``, ``mixed_runs``, ``repaired``, ``lost``,
+    ``unclosed``, ``empty``, ``unreadable`` (docs/messages.md)."""
     message: str
 
 

@@ -30,8 +30,13 @@ class CapturedRecord:
 def captured(source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int) -> CapturedRecord:
     """Copy a value; tensors are detached."""
     torch = sys.modules.get("torch")
-    is_tensor = torch is not None and isinstance(value, torch.Tensor)
-    kept = value.detach().clone() if is_tensor else copy.deepcopy(value)
+    if torch is not None and isinstance(value, torch.Tensor):
+        from dumper.values.readable import readable, undisturbed
+
+        with undisturbed():
+            kept: Any = readable(value).clone()
+    else:
+        kept = copy.deepcopy(value)
     return CapturedRecord(source.name, kept, step, dict(tags), dims, source.stream)
 
 

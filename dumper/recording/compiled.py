@@ -120,8 +120,11 @@ def record_in_graph(
 
 def is_capturing(value: Any) -> bool:
     """Whether ``value`` is a CUDA tensor on a stream that is being captured into a graph."""
-    if not getattr(value, "is_cuda", False):
-        return False
+    try:
+        if not getattr(value, "is_cuda", False):
+            return False
+    except Exception:
+        return False  # a subclass that answers for itself
     import torch
 
     return bool(torch.cuda.is_current_stream_capturing())

@@ -64,12 +64,19 @@ class Lifecycle:
         if self.control is None and settings.controlled:
             from dumper.control import start
 
-            self.control = start(settings.run_path, self._controlled, settings.http_port, settings.http_token)
+            self.control = start(
+                settings.run_path, self._controlled, settings.http_port, settings.http_token, settings.folder_mode
+            )
 
     def take(self) -> tuple[Session | None, Control | None]:
         """What has to be closed; nothing is open afterwards."""
         taken = self.session, self.control
         self.session = self.control = None
+        return taken
+
+    def take_control(self) -> Control | None:
+        """The control alone, to be closed."""
+        taken, self.control = self.control, None
         return taken
 
     def forget(self) -> None:

@@ -21,6 +21,7 @@ class SmallTensors:
     description: Description | None
     """None for tensors that cannot be."""
     nbytes: int = 0
+    itemsize: int = 0
     may_be_lazy: bool = False
     """Whether the bytes in memory may not be the elements yet."""
 

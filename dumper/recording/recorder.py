@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from dumper.settings import Settings
 
 
+_LONGEST_WAIT_TO_FORK = 0.5
+"""Seconds."""
 _TRUE = ("1", "true", "yes", "on")
 
 
@@ -48,12 +50,15 @@ class Recorder:
         self._captures: list[list[CapturedRecord]] = []
         self._graph_taps: GraphTaps | None = None
         self._lock = RLock()
+        self._ending = RLock()
+        """Held while the process ends: whoever else wants to end it waits until the files are complete."""
         self._steps = Steps()
         self._recording = False
         self._log_once: LogOnce | None = None
         self._unnested: set[type] = set()
         """Types of values that hold no others: tensors and scalars."""
         self._ended = False
+        self._held_for_fork = False
         if settings is not None:
             self._refresh()
         elif os.environ.get("TENSORTAP_ENABLE", "").strip().lower() in _TRUE or "TENSORTAP_CONTROL" in os.environ:
@@ -111,7 +116,8 @@ class Recorder:
             self.number = Tracing.number(self)
         settings = self._settings
         wanted = settings is not None and settings.enable and settings.wants_step(self._steps.number)
-        self._recording = (wanted and not self._ended) or bool(self._captures)
+        ended = self._ended and self._open.session is None
+        self._recording = (wanted and not ended) or bool(self._captures)
         self._taps.switch(self._recording)
 
     # Taps
@@ -277,7 +283,7 @@ class Recorder:
             added = self._thread_tags.tags
             if added:
                 tags = {**added, **tags}
-            if type(value) not in self._unnested and self._submit_parts(source, value, dims, tags):
+            if type(value) not in self._unnested and self._submit_parts(source, value, dims, tags, step):
                 return
             if is_capturing(value):
                 self._put_into_graph(source, value, dims, tags)
@@ -294,17 +300,38 @@ class Recorder:
         except Exception as error:
             self._complain(f"{source.name} was not recorded: {error}", key=f"{source.name}{type(error)}")
 
-    def _submit_parts(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> bool:
-        """Record the tensors in a nested value (a module's tuple, an output object) as ``name.path``; False without."""
-        from dumper.recording.flatten import can_hold_tensors, tensor_leaves
+    def _submit_parts(
+        self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None
+    ) -> bool:
+        """Record the tensors in a nested value (a module's tuple, an output object) as ``name.path``, and of a DTensor
+        what this rank holds; False for a value that is neither."""
+        with self._lock:
+            from dumper.adapters.device_mesh import is_dtensor
+            from dumper.recording.flatten import can_hold_tensors, tensor_leaves
 
+        if is_dtensor(value):
+            self._submit_shard(source, value, dims, tags, step)
+            return True
         if not can_hold_tensors(type(value)):
             self._unnested.add(type(value))
             return False
         leaves = tensor_leaves(source.name, value)
         for leaf_name, leaf in leaves:
-            self.submit(source.part(leaf_name), leaf, dims, tags)
+            self.submit(source.part(leaf_name), leaf, dims, tags, step)
         return bool(leaves)
+
+    def _submit_shard(
+        self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None
+    ) -> None:
+        """Record the local part of a DTensor, its mesh as parallel layout and its placements as dims."""
+        from dumper.adapters.device_mesh import local_shard
+
+        local, dims, axes = local_shard(value, dims)
+        if not self._captures:
+            self._open_session().add_axes(axes)
+        self.submit(source.value_alone(), local, dims, tags, step)
+        if source.grad and source.stream == "value":
+            self._await_gradient(source, value, dims, tags)
 
     def _await_gradient(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None:
         """Record the gradient of ``value`` when it arrives, under the step of its forward pass.
@@ -362,6 +389,8 @@ class Recorder:
 
     def _open_session(self) -> Session:
         with self._lock:
+            if self._ended and self._open.session is None:
+                raise RuntimeError("the process is ending")
             return self._open.open(self.settings)
 
     def flush(self) -> None:
@@ -383,15 +412,42 @@ class Recorder:
             session.close()
 
     def end(self) -> None:
-        """``close`` for good: the process ends, and what is dumped on the way would begin another file."""
-        self._ended = True
-        self._refresh()
-        self.close()
+        """``close`` for good, when the process ends: what is dumped on the way is counted as lost."""
+        with self._ending:
+            with self._lock:
+                if self._ended:
+                    return
+                self._announce_step()
+                self._ended = True
+                control = self._open.take_control()
+                session = self._open.session
+                self._refresh()
+            if control is not None:
+                control.close()
+            if session is not None:
+                session.end()
+
+    def _before_fork(self) -> None:
+        """Wait until no thread is opening the recording: a module that is half imported stays locked in the child.
+
+        Not for long: who opens may wait for a lock that the fork holds (that of ``logging``).
+        """
+        self._held_for_fork = self._lock.acquire(timeout=_LONGEST_WAIT_TO_FORK)
+
+    def _after_fork(self) -> None:
+        """In the parent."""
+        if self._held_for_fork:
+            self._held_for_fork = False
+            self._lock.release()
 
     def _forked(self) -> None:
         """In the child of a fork: the parent's file and threads are not ours."""
-        self._lock = RLock()
+        self._lock, self._ending = RLock(), RLock()
+        # Forked while another thread was opening the recording, the child cannot open one.
+        self._ended = not self._held_for_fork
+        self._held_for_fork = False
         self._open.forget()
+        self._refresh()
 
     def _complain_of_step(self, error: Exception) -> None:
         self._complain(f"step {self._steps.number} was not recorded: {error}", key=f"step {type(error)}")
@@ -408,4 +464,4 @@ class Recorder:
 
 
 dumper = Recorder()
-os.register_at_fork(after_in_child=dumper._forked)
+os.register_at_fork(before=dumper._before_fork, after_in_parent=dumper._after_fork, after_in_child=dumper._forked)

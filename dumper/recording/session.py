@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dumper.adapters import describe_process
-from dumper.adapters.protocol import PendingLayout, Process
+from dumper.adapters.protocol import Parallel, PendingLayout, Process
+from dumper.format.regular_files import make_folders
 from dumper.format.run_files import status_path
 from dumper.format.status import StatusBlock
 from dumper.layout import TokenLayout
+from dumper.memory.available import available_bytes
 from dumper.memory.buffers import SMALL
 from dumper.memory.staging import Stager, reduce_value
 from dumper.recording.plans import MOST_PLANS, Plan, SmallTensors
@@ -21,9 +25,11 @@ from dumper.rules.expressions import Expression
 from dumper.rules.levels import FULL, STATS, Level, LevelRules
 from dumper.settings import Settings
 from dumper.values.dtypes import KNOWN
+from dumper.values.plain import UnrecordableError
 from dumper.values.source import Source
-from dumper.writing.items import BeginStep, InstalledTaps, Submission, TagsKey, Watched
+from dumper.writing.items import AddedAxes, BeginStep, InstalledTaps, Submission, TagsKey, Watched
 from dumper.writing.rank_stream import Coverage, RankStream
+from dumper.writing.run_id import join_run
 from dumper.writing.writer import OVERHEAD_BYTES, Writer
 
 logger = logging.getLogger("tensortap")
@@ -36,9 +42,13 @@ class Session:
         """``coverage`` tells what taps did, for the end."""
         self._settings = settings
         self.process = describe_process()
-        self.status = _open_status(settings, self.process)
+        if settings.parallel:
+            self.process = replace(self.process, parallel={**self.process.parallel, **settings.parallel})
+        self._axes = dict(self.process.parallel)
+        self.run_id = _join_run(settings)
+        self.status = _open_status(settings, self.process, self.run_id)
         self._stager = stager
-        encoder = RankStream(settings, self.process, self.status, coverage)
+        encoder = RankStream(settings, self.process, self.status, coverage, self.run_id)
         encoder.claim()
         self._writer = Writer(settings, encoder, stager.host)
         self._plans: dict[tuple[Any, ...], Plan] = {}
@@ -47,12 +57,14 @@ class Session:
         self._strided: Any = None
         self._dtypes: dict[Any, str] = {}
         self._backward_pass: Callable[[], int] = _no_backward_pass
+        self._tracing_state: Callable[[], object] = _no_tracing
         self._read_rules()
 
     def reconfigure(self, settings: Settings) -> None:
         """Take over what may change while the file is open: filter and level."""
         self._settings = settings
         self._read_rules()
+        self.add_axes(dict(settings.parallel or {}))
 
     def _read_rules(self) -> None:
         settings = self._settings
@@ -72,14 +84,19 @@ class Session:
         key = (source, dims, rules_step, *tags.items(), *map(type, tags.values()))
         try:
             plan = self._plans.get(key)
-        except TypeError:
-            # A tag that cannot be hashed.
-            plan = self._make_plan(source, dims, tags, rules_step)
-        else:
-            if plan is None:
+        except Exception:
+            # Something that cannot be hashed.
+            plan, key = None, ()
+        if plan is None:
+            try:
+                plan = self._make_plan(source, dims, tags, rules_step)
+            except BaseException:
+                self.count_lost("lost_encoding")
+                raise
+            if key:
                 if len(self._plans) > MOST_PLANS:
                     self._plans.clear()
-                plan = self._plans[key] = self._make_plan(source, dims, tags, rules_step)
+                self._plans[key] = plan
         if plan.chosen is None:
             return
         self.status.submitted(self._next_number())
@@ -92,24 +109,38 @@ class Session:
 
     def _submit_small(self, plan: Plan, value: Any, step: int | None) -> bool:
         """The short way, straight from the tensor's memory; False for a tensor that cannot go it."""
-        # A sparse tensor has no answer to what is asked after its layout.
-        if value.layout is not self._strided or not value.is_cpu or not value.is_contiguous():
+        try:
+            # A sparse tensor has no answer to what is asked after its layout.
+            plain = value.layout is self._strided and value.is_cpu and value.is_contiguous()
+            if not plain or self._tracing_state() is not None:
+                return False
+            key = (value.dtype, value.shape, self._backward_pass() != -1)
+            small = plan.small.get(key) or self._describe_small(plan, key, value)
+            # The storage may be smaller than the tensor, and the address null: ``dumper.values.readable`` says why.
+            offset = value.storage_offset() * small.itemsize
+            address = value.data_ptr()
+            if (
+                small.description is None
+                or offset + small.nbytes > value.untyped_storage().nbytes()
+                or not (address or small.nbytes == 0)
+                or (small.may_be_lazy and (value.is_neg() or value.is_conj()))
+            ):
+                return False
+        except (RuntimeError, NotImplementedError):
+            # Nested tensors, and the wrappers of function transforms.
             return False
-        key = (value.dtype, value.shape, self._backward_pass() != -1)
-        small = plan.small.get(key) or plan.remember_small(key, self._describe_small(plan, value))
-        if small.description is None or (small.may_be_lazy and (value.is_neg() or value.is_conj())):
-            return False
-        if not self._writer.put_small(small.description, value.data_ptr(), small.nbytes, step):
+        if not self._writer.put_small(small.description, address, small.nbytes, step):
             self.status.add("lost_full_memory")
         return True
 
-    def _describe_small(self, plan: Plan, value: Any) -> SmallTensors:
+    def _describe_small(self, plan: Plan, key: tuple[Any, ...], value: Any) -> SmallTensors:
         """What is worked out once for tensors of one type and shape."""
         dtype = self._dtypes.get(value.dtype)
-        if dtype is None or value.nbytes > SMALL:
-            return SmallTensors(None)
+        if dtype is None or value.is_nested or value.nbytes > SMALL:
+            return plan.remember_small(key, SmallTensors(None))
         description = plan.describe(dtype, value.shape, self._backward_pass() != -1)
-        return SmallTensors(description, value.nbytes, dtype in _MAY_BE_LAZY)
+        found = SmallTensors(description, value.nbytes, value.itemsize, dtype in _MAY_BE_LAZY)
+        return plan.remember_small(key, found)
 
     def _submit_any(self, plan: Plan, value: Any, step: int | None) -> None:
         """The long way: any value, any device, any level."""
@@ -127,6 +158,8 @@ class Session:
         else:
             kept, dtype, shape = value, None, None
         reserved = _size(kept) + OVERHEAD_BYTES
+        if reserved > self._settings.memory_budget:
+            _check_room(reserved)
         if not self._writer.reserve(reserved):
             self.status.add("lost_full_memory")
             return
@@ -146,8 +179,17 @@ class Session:
         else:
             self._writer.put(submission)
 
+    def count_lost(self, reason: str) -> None:
+        """Count a value that is not recorded and was not handed to the writer."""
+        self.status.submitted(self._next_number())
+        self.status.add(reason)
+
     def _make_plan(self, source: Source, dims: str | None, tags: Mapping[str, Any], step: int | None) -> Plan:
+        """Raises UnrecordableError for names, dims and tags that a file cannot hold."""
         scalars = _as_scalars(tags)
+        _check_text("name", source.name)
+        if dims is not None:
+            _check_text("dims", dims)
         known = (source, dims, step, *scalars, *(type(value) for _, value in scalars))
         plan = self._plans.get(known)
         if plan is None:
@@ -175,12 +217,20 @@ class Session:
         self._dtypes = {dtype: name for name, dtype in names.items() if dtype is not None}
         self._strided = torch.strided
         self._backward_pass = getattr(torch._C, "_current_graph_task_id", _no_backward_pass)
+        self._tracing_state = getattr(torch._C, "_get_tracing_state", _no_tracing)
         self._plain_tensors = frozenset({torch.Tensor, torch.nn.Parameter})
 
     def begin_step(self, number: int, layout: TokenLayout | PendingLayout | None, tags: Mapping[str, Any]) -> None:
         """A step begins; ``layout`` may still be on its way."""
         self.status.add("steps")
         self._writer.put(BeginStep(number, layout, dict(_as_scalars(tags))))
+
+    def add_axes(self, axes: Parallel) -> None:
+        """Axes of the parallel layout that were not known when the file was begun."""
+        added = {axis: place for axis, place in axes.items() if axis not in self._axes}
+        if added:
+            self._axes.update(added)
+            self._writer.put(AddedAxes(added))
 
     def add_taps(self, module: str, taps: tuple[Mapping[str, Any], ...], config: Mapping[str, Any]) -> None:
         """Taps of a patched module, for the run's tap coverage."""
@@ -195,21 +245,47 @@ class Session:
         self._writer.stop()
         self.status.release()
 
+    def end(self) -> None:
+        """Complete the file at the end of the process; what comes afterwards is counted as lost."""
+        setattr(self, "submit", self._count_late)  # noqa: B010
+        setattr(self, "begin_step", self._ignore_step)  # noqa: B010
+        self._writer.stop()
+
+    def _count_late(self, *value: object) -> None:
+        self.count_lost("lost_ended")
+
+    def _ignore_step(self, *step: object) -> None:
+        """A step without values needs no counting."""
+
     def counts(self) -> dict[str, int]:
         """The counts of the status block."""
         return self.status.counts()
 
 
-def _open_status(settings: Settings, process: Process) -> StatusBlock:
+def _join_run(settings: Settings) -> str:
+    """The id of the run; its directory is made."""
+    with contextlib.suppress(OSError):  # the writer says so
+        make_folders(settings.run_path, settings.folder_mode)
+    return join_run(settings.run_path, settings.file_mode)
+
+
+def _open_status(settings: Settings, process: Process, run_id: str) -> StatusBlock:
     """The status block on disk, or in memory alone where the directory cannot be written (the writer says so)."""
-    path = status_path(settings.run_path, process.rank)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            path = status_path(settings.run_path, process.rank, os.getpid())
-        return StatusBlock(path)
-    except OSError:
-        return StatusBlock(None)
+    number: int | None = None
+    for _ in range(_STATUS_NAMES):
+        try:
+            return StatusBlock(status_path(settings.run_path, process.rank, number), settings.file_mode, run_id)
+        except FileExistsError:
+            # Of the process that has the rank's file; or of an earlier one with the number of this one.
+            number = os.getpid() if number is None else number + _PROCESSES
+        except OSError:
+            break
+    return StatusBlock(None, run_id=run_id)
+
+
+_STATUS_NAMES = 20
+_PROCESSES = 1 << 22
+"""More than Linux has process ids."""
 
 
 _MAY_BE_LAZY = frozenset({"float16", "float32", "float64", "complex32", "complex64", "complex128"})
@@ -221,28 +297,61 @@ def _no_backward_pass() -> int:
     return -1
 
 
+def _no_tracing() -> None:
+    return None
+
+
 def _as_scalars(tags: Mapping[str, Any]) -> TagsKey:
-    return tuple((str(key), value if type(value) in _PLAIN else _as_scalar(value)) for key, value in tags.items())
+    scalars = tuple((str(key), value if type(value) in _PLAIN else _as_scalar(value)) for key, value in tags.items())
+    for key, value in scalars:
+        if type(value) is str:
+            _check_text(f"tag {key}", value)
+    return scalars
 
 
-_PLAIN = frozenset({int, str, float, bool, type(None)})
+def _check_text(what: str, text: object) -> None:
+    """Raises UnrecordableError for what is no text, or more of it than describes a value."""
+    if not isinstance(text, str):
+        raise UnrecordableError(f"its {what} is no text but a {type(text).__name__}; give a str")
+    if len(text) > LONGEST_TEXT:
+        raise UnrecordableError(f"its {what} has {len(text)} characters; {LONGEST_TEXT} is the most")
+
+
+LONGEST_TEXT = 1 << 16
+"""Characters of a name, of dims and of a tag."""
+_PLAIN = frozenset({str, float, bool, type(None)})
 
 
 def _as_scalar(value: Any) -> int | float | str | bool | None:
     """A tag as a scalar: numbers of numpy and torch as Python's, everything else as text."""
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
-            return kind(value)
+            plain: int | float | str | bool = kind(value)
+            # The format has integers of 64 bits.
+            return plain if kind is not int or -(1 << 63) <= plain < 1 << 63 else str(plain)  # type: ignore[operator]
     item = getattr(value, "item", None)
     if callable(item) and getattr(value, "ndim", None) == 0:
         number = item()
-        return number if isinstance(number, int | float | bool) else str(number)
+        return _as_scalar(number) if isinstance(number, int | float | bool) else str(number)
     return str(value)
+
+
+def _check_room(nbytes: int) -> None:
+    """Raises UnrecordableError for a value that would leave the model without memory."""
+    there = available_bytes()
+    if nbytes > there:
+        raise UnrecordableError(f"its copy would take {nbytes} bytes, and the machine has {there} left")
 
 
 def _size(value: Any) -> int:
     """Bytes that a copy of the value will take; a guess for plain values."""
+    torch = sys.modules.get("torch")
     try:
+        if torch is not None and isinstance(value, torch.Tensor):
+            from dumper.values.readable import undisturbed
+
+            with undisturbed():
+                return int(value.numel() * value.element_size())
         nbytes = value.nbytes
     except Exception:
         # Sparse tensors have the name and raise.

@@ -40,8 +40,8 @@ class Source:
         try:
             source = cls._known.get(key)
         except TypeError:
-            # A name or a level that cannot be hashed is no text; whoever passed it is not to be stopped by that.
-            return cls.of(str(name), None if level is None else str(level), bool(grad), tap, stream)
+            # A name or a level that cannot be hashed is no text, and the value is refused later, where that is counted.
+            return cls(name, level, grad, tap, stream)
         if source is None:
             if len(cls._known) >= _MOST_REMEMBERED:
                 cls._known.clear()
@@ -51,6 +51,10 @@ class Source:
     def part(self, name: str) -> Source:
         """The source of one part of a nested value, under a name of its own."""
         return Source.of(name, self.level, self.grad, self.tap, self.stream)
+
+    def value_alone(self) -> Source:
+        """The same source without a wish for the gradient."""
+        return Source.of(self.name, self.level, False, self.tap, self.stream)
 
     def gradient(self) -> Source:
         """The source of the gradient of the value."""

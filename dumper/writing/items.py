@@ -110,6 +110,13 @@ class InstalledTaps:
 
 
 @dataclass(frozen=True)
+class AddedAxes:
+    """Axes of the parallel layout that became known after the header was written."""
+
+    axes: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class Barrier:
     """``reached`` is set when all that was handed over before is in the file."""
 
@@ -121,4 +128,4 @@ class Stop:
     """The end: complete the file."""
 
 
-Item: TypeAlias = SmallValue | Submission | Watched | BeginStep | InstalledTaps | Barrier | Stop
+Item: TypeAlias = SmallValue | Submission | Watched | BeginStep | InstalledTaps | AddedAxes | Barrier | Stop

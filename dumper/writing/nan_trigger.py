@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dumper.format import json_files
+from dumper.format.regular_files import folder_mode_within, make_folders
 from dumper.format.run_files import control_folder
 
 _log = logging.getLogger("tensortap")
@@ -36,7 +37,7 @@ class NanSignal:
     def give(self, step: int | None) -> None:
         """This rank has seen one. Never raises."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(self._path.parent, folder_mode_within(self._path.parent.parent))
             json_files.write(self._path, {"step": step, "time": time.time()})
         except OSError as error:
             _log.warning("tensortap: the other ranks do not learn of the NaN: %s", error)

@@ -15,6 +15,7 @@ import xxhash
 
 from dumper.format import frames
 from dumper.format.index import IndexColumns
+from dumper.format.regular_files import create, open_to_read
 from dumper.writing.preallocation import Preallocation
 
 CHUNK = 8 << 20
@@ -43,7 +44,7 @@ class RankFile:
     After an OSError the file ends with the last complete frame again, wherever the disk allows that.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: int) -> None:
         """Claim and create the file.
 
         Raises ClaimedError when it exists already, and OSError when it cannot be made.
@@ -51,9 +52,8 @@ class RankFile:
         self.path = path
         self.index = IndexColumns()
         self.position = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            self._descriptor = create(path, mode)
         except FileExistsError as error:
             raise ClaimedError(errno.EEXIST, _claim_message(path), str(path)) from error
         self._preallocation = Preallocation(self._descriptor)
@@ -168,7 +168,7 @@ def _claim_message(path: Path) -> str:
 
 def _is_locked(path: Path) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_to_read(path)
     except OSError:
         return False
     try:

@@ -11,6 +11,7 @@ from typing import Any
 from dumper.adapters.protocol import PendingLayout, Process
 from dumper.format import frames
 from dumper.format.layouts import encode_layout
+from dumper.format.regular_files import make_folders
 from dumper.format.run_files import segment_path
 from dumper.format.status import StatusBlock
 from dumper.log_once import LogOnce
@@ -18,7 +19,7 @@ from dumper.memory.staging import Staged
 from dumper.settings import Settings
 from dumper.values.measures import fingerprint
 from dumper.writing.holding import Holding
-from dumper.writing.items import BeginStep, Description, InstalledTaps, Item, Stop, Submission
+from dumper.writing.items import AddedAxes, BeginStep, Description, InstalledTaps, Item, Stop, Submission
 from dumper.writing.rank_file import ClaimedError, CutShortError, RankFile
 from dumper.writing.record_encoder import RecordEncoder
 
@@ -34,8 +35,11 @@ Coverage = Callable[[], dict[str, Any]]
 class RankStream:
     """Writes one rank's stream. All but ``claim`` is for the writer's thread; no method raises because of the disk."""
 
-    def __init__(self, settings: Settings, process: Process, status: StatusBlock, coverage: Coverage) -> None:
+    def __init__(
+        self, settings: Settings, process: Process, status: StatusBlock, coverage: Coverage, run_id: str
+    ) -> None:
         """``coverage`` tells what taps did, for the end."""
+        self._run_id = run_id
         self._settings = settings
         self._process = process
         self._status = status
@@ -43,6 +47,8 @@ class RankStream:
         self._file: RankFile | None = None
         self._segment = 0
         self._claimed = False
+        self._finished = False
+        """What still comes then was handed over while the process ended."""
         self._log_once = LogOnce()
         self._retry_at = 0.0
         self._check_at = 0.0
@@ -116,7 +122,7 @@ class RankStream:
     def _append_small(self, small: list[tuple[Description, Any, int | None]]) -> None:
         file = self._ready()
         if file is None:
-            self._lose(len(small), "lost_claimed" if self._claimed else "lost_writing")
+            self._lose(len(small), self._why_no_file())
             return
         batch = self._records.encode_small(small, file.position)
         for name, error in batch.failures:
@@ -133,10 +139,13 @@ class RankStream:
         file.index.add(batch.rows_of(written))
         self._wrote(written)
 
+    def _why_no_file(self) -> str:
+        return "lost_claimed" if self._claimed else "lost_ended" if self._finished else "lost_writing"
+
     def _append_large(self, description: Description, data: Any, step: int | None) -> None:
         file = self._ready()
         if file is None:
-            self._lose(1, "lost_claimed" if self._claimed else "lost_writing")
+            self._lose(1, self._why_no_file())
             return
         offset = file.position
         row: list[int] = []
@@ -160,6 +169,8 @@ class RankStream:
         elif isinstance(item, InstalledTaps):
             self._add_preamble("taps", {"module": item.module, "taps": [dict(tap) for tap in item.taps]})
             self._add_config(item.config)
+        elif isinstance(item, AddedAxes):
+            self._add_preamble("parallel", {"parallel": {axis: list(place) for axis, place in item.axes.items()}})
         elif isinstance(item, Stop):
             self._finish()
 
@@ -192,7 +203,7 @@ class RankStream:
 
     def _ready(self) -> RankFile | None:
         """The file to append to; None while there is none. Opens, rolls over and reopens as needed."""
-        if self._claimed:
+        if self._claimed or self._finished:
             return None
         now = time.monotonic()
         if self._file is not None:
@@ -231,7 +242,9 @@ class RankStream:
 
     def _open(self) -> RankFile | None:
         try:
-            file = RankFile(segment_path(self._settings.run_path, self._process.rank, self._segment))
+            path = segment_path(self._settings.run_path, self._process.rank, self._segment)
+            make_folders(path.parent, self._settings.folder_mode)
+            file = RankFile(path, self._settings.file_mode)
         except ClaimedError as error:
             self._claimed = True
             self._complain(error.strerror or str(error))
@@ -258,6 +271,7 @@ class RankStream:
             "framework": process.framework,
             "versions": process.versions,
             "segment": self._segment,
+            "run": self._run_id,
             "process": os.getpid(),
             "started": time.time(),
         }
@@ -281,6 +295,7 @@ class RankStream:
             file.index.others.append(offset)
 
     def _finish(self) -> None:
+        self._finished = True
         if self._file is None:
             self._status.set("closed", 1)
             return

@@ -31,7 +31,7 @@ _SMALLEST_COMPRESSED = 512
 
 
 def _pair(key: str, value: Any) -> bytes:
-    packed: bytes = msgpack.packb(key) + msgpack.packb(value, use_bin_type=True, unicode_errors="surrogatepass")
+    packed: bytes = msgpack.packb(key) + msgpack.packb(value, use_bin_type=True, unicode_errors="backslashreplace")
     return packed
 
 

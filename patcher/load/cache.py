@@ -90,8 +90,10 @@ def store(name: str, code: CodeType) -> bool:
     target = os.path.join(folder(), name)
     temporary = f"{target}.{os.getpid()}.{id(code):x}.tmp"
     try:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        with open(temporary, "wb") as file:
+        # Of its owner alone: patched sources may be as private as what is recorded with them.
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
             file.write(MAGIC_NUMBER + _length(len(body)) + body)
         os.replace(temporary, target)
     except OSError:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from dumper.format.run_files import MOST_RANKS
 from dumper.layout import TokenLayout
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
 from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES, rank_layouts, with_data_parallel
-from dumper.reading.headers import RankHeader, largest_world, ranks_without_file
+from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file
 from dumper.reading.protocol import Problem, RunError, TapCoverage
 from dumper.reading.table import table_of
 
@@ -257,9 +258,7 @@ class SGLangDump:
     def problems(self) -> Sequence[Problem]:
         """Missing ranks and files whose name or content cannot be read. Reads every file's metadata."""
         found = list(self.unnamed_files)
-        there = ", ".join(map(str, self.ranks))
-        for rank in self.missing_ranks:
-            found.append(Problem("missing_rank", f"rank {rank} of {self.world_size} has no file (there are: {there})"))
+        found += ranks_missing(self.missing_ranks, self.world_size, self.ranks)
         found += [Problem("unreadable", record.error) for record in self.records if record.error is not None]
         if not self.records:
             found.append(Problem("empty", f"{self.path} holds no records"))
@@ -286,13 +285,15 @@ def open_sglang_dump(path: Path) -> SGLangDump:
     for file in directory.glob("*.pt"):
         parts = pt_files.parse_file_name(file.name)
         try:
-            records.append(SGLangRecord(file, parts, int(parts["step"]), int(parts["rank"]), int(parts["dump_index"])))
-            _ = parts["name"]
+            step, rank, number = int(parts["step"]), int(parts["rank"]), int(parts["dump_index"])
+            if "name" not in parts or not 0 <= rank < MOST_RANKS:
+                raise ValueError
         except (KeyError, ValueError):
             problems.append(
                 Problem("unreadable", f"{file.name} is not named as SGLang's dumper names files; it is left out")
             )
-            records = [record for record in records if record.path != file]
+        else:
+            records.append(SGLangRecord(file, parts, step, rank, number))
     if not records:
         raise RunError(f"{directory} holds no file that is named as SGLang's dumper names them (step=…___rank=….pt)")
     records.sort(key=lambda record: (record.rank, record.dump_index))
@@ -326,7 +327,7 @@ def _header(rank: int, records: Sequence[SGLangRecord]) -> RankHeader:
     framework = next((key.split("_")[0] for key in pt_files.PARALLEL_KEYS if meta.get(key)), None)
     return RankHeader(
         rank=rank,
-        world_size=world_size if isinstance(world_size, int) else rank + 1,
+        world_size=world_size if isinstance(world_size, int) and rank < world_size <= MOST_RANKS else rank + 1,
         parallel=pt_files.parallel_layout(meta),
         versions={},
         framework=framework,

@@ -6,6 +6,7 @@ and holds ``torch.save({"value": ..., "meta": {...}})``; a file whose content ha
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from dumper.format.regular_files import open_to_read
 
 SEPARATOR = "___"
 _PLACE_KEYS = frozenset({"pp_rank", "tp_rank", "cp_rank", "ep_rank", "etp_rank"})
@@ -86,8 +89,8 @@ def load(path: Path) -> Content:
 def _load_raw(path: Path) -> Any:
     import torch
 
-    mapped = _is_zip(path)
     try:
+        mapped = _is_zip(path)
         with warnings.catch_warnings():
             # torch warns of old pickle protocols, which its restricted reader then refuses or reads.
             warnings.simplefilter("ignore")
@@ -106,11 +109,12 @@ def _load_raw(path: Path) -> Any:
 
 
 def _is_zip(path: Path) -> bool:
+    """Whether a file is of torch's present format. Raises OSError when it is no regular file or cannot be read."""
+    descriptor = open_to_read(path)
     try:
-        with path.open("rb") as file:
-            return file.read(4) == b"PK\x03\x04"
-    except OSError:
-        return False
+        return os.read(descriptor, 4) == b"PK\x03\x04"
+    finally:
+        os.close(descriptor)
 
 
 def _refused_global(message: str) -> str | None:

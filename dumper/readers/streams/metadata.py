@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dumper.format.run_files import MOST_RANKS
 from dumper.reading.headers import RankHeader
 from dumper.reading.protocol import TapCoverage
 
-LARGEST_WORLD = 1 << 20
-"""Ranks; a larger world size is not believed."""
 _Metas = Sequence[Mapping[str, Any]]
 
 
-def read_header(rank: int, headers: _Metas, configs: _Metas) -> RankHeader:
-    """The header of a rank; parts that make no sense are left out."""
+def read_header(rank: int, headers: _Metas, configs: _Metas, added: _Metas = ()) -> RankHeader:
+    """The header of a rank; parts that make no sense are left out. ``added``: axes that became known later."""
     meta = headers[0] if headers else {}
     world_size = meta.get("world_size")
     framework = meta.get("framework")
     return RankHeader(
         rank=rank,
-        world_size=world_size if isinstance(world_size, int) and 0 < world_size <= LARGEST_WORLD else 1,
+        world_size=world_size if isinstance(world_size, int) and 0 < world_size <= MOST_RANKS else 1,
         parallel={
             str(axis): (place[0], place[1])
-            for axis, place in _map(meta.get("parallel")).items()
+            for part in (*added, meta)
+            for axis, place in _map(part.get("parallel")).items()
             if isinstance(place, list) and len(place) == 2 and all(isinstance(number, int) for number in place)
         },
         versions={str(name): str(version) for name, version in _map(meta.get("versions")).items()},

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from dumper.format import frames
 from dumper.format.frames import FormatError
 from dumper.format.index import NO_STEP
+from dumper.memory.available import available_bytes
 from dumper.readers.streams.segments import Segment
 from dumper.rules.levels import Level
 from dumper.values.dtypes import as_array
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 _LARGEST_DECOMPRESSED = 1 << 40
 _PIECE = 16 << 20
+_LARGEST_RATIO = 1 << 16
+"""Of uncompressed to compressed bytes, beyond what zstd reaches (blocks of 128 KiB in 4 bytes)."""
+LARGE_VALUE = 256 << 20
+"""Bytes; before more is decompressed it is asked whether there is room."""
 
 
 class StoredRecord:
@@ -145,15 +150,19 @@ class StoredRecord:
         if b"compression" in frame.meta:
             meta = frames.decode_meta(frame.meta)
             if meta.get("compression") == "zstd":
-                data = _decompressed(data, self._uncompressed_bytes(meta))
+                data = _decompressed(data, self._uncompressed_bytes(meta, len(data)))
             elif meta.get("compression") is not None:
                 raise FormatError(f"{self.source}: compressed with {meta['compression']!r}, which is not known here")
         return data.toreadonly()
 
-    def _uncompressed_bytes(self, meta: Mapping[str, Any]) -> int:
+    def _uncompressed_bytes(self, meta: Mapping[str, Any], compressed: int) -> int:
         size = meta.get("bytes")
         if not isinstance(size, int) or not 0 <= size < _LARGEST_DECOMPRESSED:
             raise FormatError(f"{self.source}: the record does not say how large its value is")
+        if size > compressed * _LARGEST_RATIO + _PIECE:
+            raise FormatError(f"{self.source}: {compressed} compressed bytes cannot hold the {size} that it claims")
+        if size > LARGE_VALUE and size > available_bytes():
+            raise MemoryError(f"{self.source}: {self.name} takes {size} bytes, more than this machine has left")
         return size
 
     def is_intact(self) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import mmap
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +14,18 @@ from typing import BinaryIO
 
 from dumper.format import frames
 from dumper.format.frames import FormatError, Frame
-from dumper.format.status import read_status
+from dumper.format.index import Index, from_columns
+from dumper.format.regular_files import create
 from dumper.format.walk import Damage, frames_and_damage
 from dumper.readers.streams.segments import map_file, read_index, scan
 from dumper.reading.open import open_run
 from dumper.reading.protocol import RunError
 
 _SUFFIX = ".damaged"
+_MOST_LISTED = 1000
+"""Parts that a repaired file says it has left out."""
+_DAMAGE = frozenset({"unreadable", "missing_records", "mixed_runs"})
+_NOTES = frozenset({"missing_rank", "lost", "unclosed", "repaired"})
 _Data = mmap.mmap | bytes
 
 
@@ -47,14 +55,19 @@ def verify_run(path: Path) -> Report:
         raise RunError(f"{path} is not a run in tensortap's own format, and has no checksums to verify")
     records = 0
     for file in files:
-        records += verify_data(file.name, map_file(file), report)
-    for file in sorted(path.glob("rank-*.status")):
-        if read_status(file.read_bytes()) is None:
-            _damage(report, f"{file.name}: the counts cannot be read")
+        with contextlib.suppress(OSError):  # a problem of the run
+            records += verify_data(file.name, map_file(file), report)
     for problem in run.problems:
-        if problem.kind in ("missing_rank", "lost", "unclosed", "unreadable"):
+        if problem.kind in _DAMAGE:
+            _damage(report, problem.message)
+        elif problem.kind in _NOTES:
             report.lines.append(f"note: {problem.message}")
-    report.damaged += sum(problem.kind == "unreadable" for problem in run.problems)
+    for step in run.steps:
+        for rank in run.ranks:
+            try:
+                run.layout(step, rank)
+            except FormatError as error:
+                _damage(report, str(error))
     found = f"{report.damaged} damaged places" if report.damaged else "every checksum is right"
     report.lines.append(f"{len(files)} files, {records} records: {found}")
     return report
@@ -102,6 +115,19 @@ def _verify_end(name: str, data: _Data, end: int, offsets: list[int], report: Re
         return
     if index.columns["offset"].tolist() != offsets:
         _damage(report, f"{name}: the index does not list the records that the file holds")
+    elif not _agree(index, from_columns(scan(Path(name), data)[0])):
+        _damage(report, f"{name}: the index says something else of records than they do themselves")
+
+
+def _agree(index: Index, scanned: Index) -> bool:
+    """Whether an index says what the frames say."""
+    if len(index) != len(scanned) or index.steps.tolist() != scanned.steps.tolist():
+        return False
+    columns = (name for name in index.columns if name != "descriptor")
+    if not all((index.columns[name] == scanned.columns[name]).all() for name in columns):
+        return False
+    pairs = set(zip(index.columns["descriptor"].tolist(), scanned.columns["descriptor"].tolist(), strict=True))
+    return all(index.descriptors[one] == scanned.descriptors[other] for one, other in pairs)
 
 
 def _named(frame: Frame) -> str:
@@ -122,13 +148,18 @@ def _damage(report: Report, line: str) -> None:
 def repair_run(path: Path) -> Iterator[str]:
     """Make every file complete: its intact frames in a new file with an index, the old one kept as ``….damaged``.
 
-    Files that are complete and intact are left alone. Yields what was done, for people. Raises RunError when there is
-    no run, and OSError when it cannot be written.
+    Files that are complete and intact are left alone. A file that was made says for good that it was repaired and what
+    was left out (frame ``repaired``). Nothing is deleted. Yields what was done, for people. Raises RunError when there
+    is no run, and OSError when it cannot be written.
     """
     open_run(path)
     for file in sorted(path.glob("rank-*.msgpack")):
         check = Report()
-        data = map_file(file)
+        try:
+            data = map_file(file)
+        except OSError as error:
+            yield f"{file.name}: left alone, it {error.strerror}"
+            continue
         verify_data(file.name, data, check)
         if check.intact and _is_complete(data):
             yield f"{file.name}: complete and intact"
@@ -142,39 +173,49 @@ def _is_complete(data: _Data) -> bool:
 
 def _rewrite(path: Path, data: _Data) -> str:
     """Copy the intact frames into a complete file that takes the place of this one."""
-    aside = path.with_name(path.name + _SUFFIX)
-    if aside.exists():
-        raise FileExistsError(f"{aside} is there already; move it away before the run is repaired again")
     fresh = path.with_name(path.name + ".repaired")
-    with fresh.open("wb") as file:
-        dropped = _copy_intact(data, file)
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()  # of a repair that was interrupted: a copy of what is here
+    with open(create(fresh, stat.S_IMODE(path.stat().st_mode)), "wb") as file:
+        left_out = _copy_intact(data, file)
+        aside = _free_name(path) if left_out else None
         position = file.tell()
+        meta = {"left_out": left_out[:_MOST_LISTED], "aside": None if aside is None else aside.name}
+        file.write(frames.encode_frame("repaired", meta, position))
         file.flush()
+        position = file.tell()
         columns, _ = scan(fresh, map_file(fresh))
         file.write(frames.encode_frame("index", columns.meta(), position, (columns.encode(),)))
         file.write(frames.encode_footer(position))
         file.flush()
         os.fsync(file.fileno())
-    if dropped:
+    if aside is not None:
         path.rename(aside)
     fresh.replace(path)
-    lost = f"; {dropped} damaged parts left out, the file as it was is {aside.name}" if dropped else ""
+    lost = "" if aside is None else f"; {len(left_out)} damaged parts left out, the file as it was is {aside.name}"
     return f"{path.name}: {len(columns)} records kept, index written{lost}"
 
 
-def _copy_intact(data: _Data, file: BinaryIO) -> int:
-    """Copy frames, their payloads aligned anew; returns the number of damaged parts that were left out."""
-    dropped = 0
+def _free_name(path: Path) -> Path:
+    """``….damaged``, with a number where a repair before has left one."""
+    names = (path.with_name(path.name + _SUFFIX + (f".{number}" if number else "")) for number in itertools.count())
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def _copy_intact(data: _Data, file: BinaryIO) -> list[str]:
+    """Copy frames, their payloads aligned anew; returns what was left out, in words."""
+    left_out = []
     view = memoryview(data)
     for found in frames_and_damage(data):
         if isinstance(found, Damage):
-            dropped += not found.truncated
+            what = "the unfinished end" if found.truncated else "bytes that are no frame"
+            left_out.append(f"{what}: {found.end - found.offset} bytes from offset {found.offset}")
         elif not all(frames.payload_is_intact(data, payload) for payload in found.payloads):
-            dropped += 1
+            left_out.append(f"a damaged {found.kind}{_named(found)}")
         elif found.kind != "index":
             file.write(frames.encode_head(found.kind.encode("ascii"), found.meta, len(found.payloads)))
             for payload in found.payloads:
                 file.write(frames.encode_padding(file.tell(), payload.length))
                 file.write(view[payload.offset : payload.offset + payload.length])
                 file.write(frames.encode_checksum(payload.checksum))
-    return dropped
+    return left_out

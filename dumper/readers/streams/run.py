@@ -14,24 +14,28 @@ from dumper.format import frames
 from dumper.format.frames import VERSION, FormatError
 from dumper.format.index import NO_STEP
 from dumper.format.layouts import decode_layout
-from dumper.format.run_files import RANK_FILE, STATUS_FILE
-from dumper.format.status import read_status
+from dumper.format.run_files import MOST_RANKS, RANK_FILE
 from dumper.layout import TokenLayout
+from dumper.readers.streams.accounts import (
+    Account,
+    missing_records,
+    mixed_runs,
+    problems_of_account,
+    read_accounts,
+    repairs,
+)
 from dumper.readers.streams.metadata import read_coverage, read_header
 from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment, open_segment
-from dumper.reading.headers import RankHeader, largest_world, ranks_without_file, silent_taps
-from dumper.reading.protocol import Problem, TapCoverage
+from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file, silent_taps
+from dumper.reading.protocol import Problem, RunError, TapCoverage
 
 if TYPE_CHECKING:
     import polars
 
-_LOSS_WORDS = {
-    "lost_full_memory": "dropped because the memory budget was full",
-    "lost_encoding": "could not be encoded",
-    "lost_writing": "could not be written",
-    "lost_claimed": "of a process that found the rank's file already taken",
-}
+
+class MalformedLayoutError(FormatError, RunError):
+    """A token layout that makes no sense: damage to the bytes, and an error of the run."""
 
 
 class Records(Sequence[StoredRecord]):
@@ -102,10 +106,18 @@ class RankRecords:
 class RunDirectory:
     """A recording: a directory with one stream per rank."""
 
-    def __init__(self, path: Path, ranks: Mapping[int, RankRecords], status: Mapping[int, Mapping[str, int]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        ranks: Mapping[int, RankRecords],
+        accounts: Sequence[Account],
+        problems: Sequence[Problem],
+    ) -> None:
+        """``problems``: those of files that are not read."""
         self.path = path
         self._ranks = ranks
-        self._status = status
+        self._accounts = accounts
+        self._problems_of_files = problems
         self.ranks = tuple(sorted(ranks))
         self.records: Sequence[StoredRecord] = Records(ranks)
 
@@ -144,7 +156,7 @@ class RunDirectory:
         try:
             return decode_layout(encoded)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise FormatError(
+            raise MalformedLayoutError(
                 f"{self.path}: the token layout of step {step}, rank {rank} is malformed: {error}"
             ) from error
 
@@ -173,20 +185,29 @@ class RunDirectory:
     @property
     def losses(self) -> int:
         """Values that were handed to the dumper and are not in the run, as far as is known."""
-        return sum(_lost(status) for status in self._status.values())
+        missing = sum(missing for _, missing in self._missing_records.values())
+        return sum(account.lost for account in self._accounts) + missing
+
+    @functools.cached_property
+    def _missing_records(self) -> dict[int, tuple[int, int]]:
+        counts = {rank: sum(len(segment.index) for segment in part.segments) for rank, part in self._ranks.items()}
+        orders = {
+            rank: 1 + max(int(segment.index.columns["order"].max()) for segment in part.segments if len(segment.index))
+            for rank, part in self._ranks.items()
+            if counts[rank]
+        }
+        return missing_records(self._accounts, counts, orders)
 
     @functools.cached_property
     def problems(self) -> Sequence[Problem]:
         """Everything about the run that its reader should know before trusting it."""
-        found: list[Problem] = []
+        found: list[Problem] = [*self._problems_of_files, *self._mixed_runs()]
         for rank, part in sorted(self._ranks.items()):
             versions = {meta.get("version") for meta in part.of_kind("header")}
             if later := [version for version in versions if isinstance(version, int) and version > VERSION]:
                 message = f"rank {rank} was written in version {later[0]} of the format; this tensortap reads {VERSION}"
                 found.append(Problem("unreadable", message))
-        for rank in self.missing_ranks:
-            there = ", ".join(map(str, self.ranks))
-            found.append(Problem("missing_rank", f"rank {rank} of {self.world_size} has no file (there are: {there})"))
+        found += ranks_missing(self.missing_ranks, self.world_size, self.ranks)
         for rank, part in sorted(self._ranks.items()):
             # Reading these may find damage.
             _ = (part.others, part.steps)
@@ -195,15 +216,32 @@ class RunDirectory:
             found += part.problems
             if part.segments and not part.segments[-1].complete:
                 found.append(Problem("unclosed", f"rank {rank} did not end in order; what reached the file is here"))
-        for rank, status in sorted(self._status.items()):
-            found += _status_problems(rank, status)
+            found += repairs(f"the file of rank {rank}", part.of_kind("repaired"))
+        for rank, (written, missing) in self._missing_records.items():
+            message = f"rank {rank}: {written} records were written, and {missing} of them are not in its files"
+            found.append(Problem("missing_records", message))
+        for account in self._accounts:
+            found += problems_of_account(account)
         if not len(self.records):
             found.append(Problem("empty", f"{self.path} holds no records{self._why_empty()}"))
         return found
 
+    def _mixed_runs(self) -> list[Problem]:
+        run_ids: dict[int, set[str]] = {}
+        sizes: dict[int, int] = {}
+        for rank, part in sorted(self._ranks.items()):
+            headers = part.of_kind("header")
+            run_ids.setdefault(rank, set()).update(str(meta["run"]) for meta in headers if meta.get("run"))
+            if headers:
+                sizes[rank] = self.headers[rank].world_size
+        for account in self._accounts:
+            if account.run_id is not None and account.counts["written"]:
+                run_ids.setdefault(account.rank, set()).add(account.run_id)
+        return mixed_runs(run_ids, sizes)
+
     def _why_empty(self) -> str:
-        held = sum(status.get("held_back", 0) for status in self._status.values())
-        outside = sum(status.get("outside_steps", 0) for status in self._status.values())
+        held = sum(account.counts["held_back"] for account in self._accounts)
+        outside = sum(account.counts["outside_steps"] for account in self._accounts)
         if held:
             return f": {held} values were held back, since on_nan waited for a NaN or infinity that did not come"
         if outside:
@@ -219,22 +257,27 @@ class RunDirectory:
 
 def holds_streams(path: Path) -> bool:
     """Whether a directory holds the files of a rank. A rank whose every value was lost has counts and no records."""
-    return any(RANK_FILE.fullmatch(file.name) for file in path.glob("rank-*.msgpack")) or bool(_read_statuses(path))
+    return any(RANK_FILE.fullmatch(file.name) for file in path.glob("rank-*.msgpack")) or bool(read_accounts(path)[0])
 
 
 def open_streams(path: Path) -> RunDirectory:
     """Open a run directory. Damage to files is no error: see ``problems``."""
+    # First: what a process that still runs counts meanwhile may not be in a file that was looked at before.
+    accounts, problems = read_accounts(path)
     ranks: dict[int, RankRecords] = {}
     for _, file in sorted(
         (_segment_key(file), file) for file in path.glob("rank-*.msgpack") if RANK_FILE.fullmatch(file.name)
     ):
         rank = _segment_key(file)[0]
+        if rank >= MOST_RANKS:
+            problems.append(Problem("unreadable", f"{file.name} is left out: there is no rank of that number"))
+            continue
         part = ranks.setdefault(rank, RankRecords(rank, []))
         try:
             part.segments.append(open_segment(file))
         except OSError as error:
             part.problems.append(Problem("unreadable", f"{file.name} cannot be read: {error.strerror}"))
-    return RunDirectory(path, ranks, _read_statuses(path))
+    return RunDirectory(path, ranks, accounts, problems)
 
 
 def runs_inside(path: Path) -> str | None:
@@ -249,25 +292,8 @@ def _segment_key(file: Path) -> tuple[int, int]:
     return int(found["rank"]), int(found["segment"] or 0)
 
 
-def _read_statuses(path: Path) -> dict[int, dict[str, int]]:
-    """By rank; the counts of processes that shared a rank are added."""
-    statuses: dict[int, dict[str, int]] = {}
-    for file in sorted(path.glob("rank-*.status")):
-        found = STATUS_FILE.fullmatch(file.name)
-        try:
-            counts = read_status(file.read_bytes()) if found else None
-        except OSError:
-            counts = None
-        if found is None or counts is None:
-            continue
-        total = statuses.setdefault(int(found["rank"]), dict.fromkeys(counts, 0))
-        for name, count in counts.items():
-            total[name] += count
-    return statuses
-
-
 def _header(part: RankRecords) -> RankHeader:
-    return read_header(part.rank, part.of_kind("header"), part.of_kind("config"))
+    return read_header(part.rank, part.of_kind("header"), part.of_kind("config"), part.of_kind("parallel"))
 
 
 def _matching_rows(segment: Segment, name: str | None, step: int | None, tags: Mapping[str, Any]) -> list[int]:
@@ -293,31 +319,3 @@ def _coverage(rank: int, part: RankRecords) -> list[TapCoverage]:
             if (tap := descriptor.get("tap")) is not None:
                 recorded[tap] = recorded.get(tap, 0) + amount
     return read_coverage(rank, part.of_kind("taps"), part.of_kind("coverage"), recorded, len(part.steps))
-
-
-def _lost(status: Mapping[str, int]) -> int:
-    known = sum(status.get(reason, 0) for reason in _LOSS_WORDS)
-    return known + _still_in_memory(status)
-
-
-def _still_in_memory(status: Mapping[str, int]) -> int:
-    """Values that a process which had no end still held."""
-    if status.get("closed"):
-        return 0
-    done = status.get("written", 0) + status.get("held_back", 0) + sum(status.get(key, 0) for key in _LOSS_WORDS)
-    return max(0, status.get("submitted", 0) - done)
-
-
-def _status_problems(rank: int, status: Mapping[str, int]) -> list[Problem]:
-    found = [
-        Problem("lost", f"rank {rank}: {status[reason]} values {words}")
-        for reason, words in _LOSS_WORDS.items()
-        if status.get(reason)
-    ]
-    if left := _still_in_memory(status):
-        found.append(Problem("lost", f"rank {rank}: {left} values were still in memory when the process ended"))
-    if status.get("failed_taps"):
-        found.append(
-            Problem("lost", f"rank {rank}: taps failed {status['failed_taps']} times to evaluate a value or tag")
-        )
-    return found

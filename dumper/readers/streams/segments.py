@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from dumper.format import frames
 from dumper.format.frames import FormatError, Frame
 from dumper.format.index import NO_STEP, Index, IndexColumns, check_descriptor, decode_index, from_columns
+from dumper.format.regular_files import open_to_read
 from dumper.format.walk import Damage, frames_and_damage
 from dumper.reading.protocol import Problem
 
@@ -39,12 +41,14 @@ class Segment:
 
 def map_file(path: Path) -> mmap.mmap | bytes:
     """A file as read-only bytes. Raises OSError when it cannot be read."""
-    with path.open("rb") as file:
-        try:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:
-            # An empty file cannot be mapped.
-            return b""
+    descriptor = open_to_read(path)
+    try:
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        # An empty file cannot be mapped.
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 def open_segment(path: Path) -> Segment:

@@ -1,0 +1,81 @@
+"""Opening and making files in folders that others may have put something into.
+
+What is no regular file (a FIFO that nobody writes to, a device, a folder) is refused and never waited for; nothing is
+written through a link.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+PRIVATE_FOLDER = 0o700
+
+
+def open_to_read(path: Path) -> int:
+    """A descriptor of a regular file, or of one that a link leads to. Raises OSError, at once, for anything else."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    _check(descriptor, path)
+    return descriptor
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a regular file. Raises OSError for anything else, and for more than ``limit`` bytes."""
+    descriptor = open_to_read(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"is {size} bytes long; {limit} is the most", str(path))
+        return os.read(descriptor, limit)
+    finally:
+        os.close(descriptor)
+
+
+def create(path: Path, mode: int) -> int:
+    """A descriptor of a new file, for reading and writing. Raises FileExistsError when anything has the name."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+
+def open_or_create(path: Path, mode: int) -> int:
+    """A descriptor of a regular file, made when it is not there, for reading and writing. Raises OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, mode)
+    _check(descriptor, path)
+    return descriptor
+
+
+def make_folders(path: Path, mode: int) -> None:
+    """Make a folder and those above it that are missing, all with this mode (less the umask). Raises OSError."""
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_folders(path.parent, mode)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+
+
+def folder_mode_within(folder: Path) -> int:
+    """The mode of a folder that is as private as the one it lies in."""
+    try:
+        return stat.S_IMODE(folder.stat().st_mode) & 0o777
+    except OSError:
+        return PRIVATE_FOLDER
+
+
+def mode_within(folder: Path) -> int:
+    """The mode of a file that is as private as its folder."""
+    try:
+        return stat.S_IMODE(folder.stat().st_mode) & 0o666 | 0o600
+    except OSError:
+        return 0o600
+
+
+def _check(descriptor: int, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))

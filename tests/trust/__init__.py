@@ -1,0 +1,1 @@
+"""What the recorded process and the reader of a recording may be met with, and what must not come of it."""
