@@ -89,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--json", action="store_true", help="print JSON")
     actions.add_parser("configs", help="list the configs that ship")
     actions.add_parser("schema", help="print the JSON schema of the config format")
-    run.usage = "python -m patcher run -c CONFIG [-c CONFIG ...] -- COMMAND ..."
+    run.add_argument("--record", metavar="DIR", help="record, into this folder (TENSORTAP_ENABLE, TENSORTAP_DIR)")
+    run.usage = "python -m patcher run -c CONFIG [-c CONFIG ...] [--record DIR] -- COMMAND ..."
     return parser
 
 
@@ -179,7 +180,7 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
 
     if not command:
         raise PatchError("run: no command; write it after '--', as in: run -c CONFIG -- python script.py")
-    return launch(options.config, command)
+    return launch(options.config, command, options.record)
 
 
 _ACTIONS = {"check": _check, "diff": _diff, "list": _list, "suggest": _suggest, "configs": _configs, "schema": _schema}

@@ -25,8 +25,11 @@ PLANNED_VARIABLE = "TENSORTAP_PLANNED_TAPS"
 """File with the taps that the processes of the command should install (docs/contracts.md)."""
 
 
-def launch(configs: Sequence[str | Path], command: Sequence[str]) -> int:
-    """Check every edit, then become the command. Returns only when it refuses or cannot start it."""
+def launch(configs: Sequence[str | Path], command: Sequence[str], record: str | None = None) -> int:
+    """Check every edit, then become the command. Returns only when it refuses or cannot start it.
+
+    ``record`` is a folder to record into; None leaves that to the environment.
+    """
     program = shutil.which(command[0])
     if program is None:
         raise PatchError(f"run: {command[0]}: no such command")
@@ -46,6 +49,10 @@ def launch(configs: Sequence[str | Path], command: Sequence[str]) -> int:
     cache.prune()
     plan_file = write_plan(activation)
     environment = environment_for(plan_file, os.environ)
+    if record is not None:
+        environment.update(TENSORTAP_ENABLE="1", TENSORTAP_DIR=os.path.abspath(record))
+    elif any(activation.taps.values()) and not {"TENSORTAP_ENABLE", "TENSORTAP_CONTROL"} & environment.keys():
+        print("patcher: nothing is recorded; add --record DIR, or set TENSORTAP_ENABLE=1", file=sys.stderr)
     environment[PLANNED_VARIABLE] = write_planned_taps(plan_file, planned_taps(checked))
     environment[LAUNCH_VARIABLE] = f"{os.getpid()}:{plan_file}.{os.getpid()}.installed"
     sys.stdout.flush()

@@ -24,6 +24,11 @@ MATCH_CAPTURE = "MATCH"
 RETURN_CAPTURES = ("return", "RETURN")
 ARGUMENTS_CAPTURE = "arguments"
 
+DEEPEST = 100
+"""Brackets in brackets."""
+LONGEST = 2000
+"""Names, numbers, strings and signs."""
+
 _STRING = r"'''(?:\\.|[^\\])*?'''|\"\"\"(?:\\.|[^\\])*?\"\"\"|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\""
 _TOKEN = re.compile(
     rf"(?P<string>{_STRING})|(?P<comment>\#[^\n]*)|\$(?P<capture>[A-Za-z_]\w*)|(?P<dots>\.\.\.)"
@@ -49,6 +54,7 @@ def parse_pattern(text: str) -> Pattern:
     stripped = textwrap.dedent(text).strip()
     if not stripped:
         raise EditError("the pattern is empty")
+    _refuse_too_deep(stripped)
     source = to_python(stripped)
     if source.strip("() ") == ANY:
         raise EditError(f"the pattern {stripped!r} would match everything")
@@ -68,6 +74,20 @@ def parse_pattern(text: str) -> Pattern:
     if len(statements) == 1 and isinstance(only, cst.Expr):
         return Pattern(stripped, "expression", expression=only.value)
     return Pattern(stripped, "statements", statements=tuple(statements), header=header)
+
+
+def _refuse_too_deep(text: str) -> None:
+    """Parsers recurse, and one that runs out of stack ends the process."""
+    depth = tokens = 0
+    for match in _TOKEN.finditer(text):
+        if match.lastgroup == "space":
+            continue
+        tokens += 1
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(match.group(), 0)
+        if depth > DEEPEST or tokens > LONGEST:
+            deep, long = f"brackets nested more than {DEEPEST} deep", f"more than {LONGEST} names and signs"
+            what = deep if depth > DEEPEST else long
+            raise EditError(f"the pattern {text[:40]!r}... is too large: {what}; use '...' for what does not matter")
 
 
 def to_python(text: str) -> str:

@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 
 from patcher.errors import TargetError
 from patcher.source.definitions import find_class, find_definitions, iter_functions, statements_in
@@ -14,6 +15,8 @@ from patcher.source.modules import ModuleFile, ModuleFinder
 
 _GLOB = frozenset("*?[")
 _MAX_HOPS = 20
+MOST_MATCHES = 1000
+"""Functions that a glob may mean."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,12 @@ def resolve_target(target: str, finder: ModuleFinder) -> list[ResolvedTarget]:
     if not all(parts):
         raise TargetError(f"target {target!r}: not a dotted name")
     if any(_GLOB & set(part) for part in parts):
-        found = list(dict.fromkeys(_expand(parts, finder)))
+        found = list(dict.fromkeys(islice(_expand(parts, finder), MOST_MATCHES + 1)))
+        if len(found) > MOST_MATCHES:
+            raise TargetError(
+                f"target {target}: this glob means more than {MOST_MATCHES} functions, {found[0].name} the first; "
+                "name more of it"
+            )
         if not found:
             raise TargetError(f"target {target}: nothing matches this glob")
         return found
