@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from comparator.errors import ComparatorError
 from comparator.printable import printable
 from comparator.report.records import (
+    AccountsRecord,
     Comparison,
     DiagnosisRecord,
     ErroredComparison,
@@ -28,6 +29,7 @@ from comparator.report.records import (
 from comparator.report.text import (
     STYLES,
     Verbosity,
+    account_lines,
     finding_details,
     finding_line,
     log_lines,
@@ -115,27 +117,36 @@ class TextReporter:
 
     def report(self, record: ReportRecord) -> None:
         if isinstance(record, TensorComparison | SkippedComparison | ValueComparison | ErroredComparison):
-            if self._hides(record):
-                return
-            self._print(finding_line(record), STYLES[record.category])
-            details = finding_details(record, self._verbosity)
-            for line in (*details, *self._news_of_tokens(record, details)):
-                self._print("        " + line, None)
+            self._finding(record)
         elif isinstance(record, LogRecord):
             for line in log_lines(record):
                 self._print(line, "yellow")
         elif isinstance(record, DiagnosisRecord):
             self._print(record.words, "bold red" if record.verdict == "differ" else None)
+        elif isinstance(record, AccountsRecord):
+            for line in account_lines(record):
+                self._print(line, None)
         elif isinstance(record, SummaryRecord):
-            self._print(summary_line(record), "bold green" if record.exit_code == 0 else "bold red")
-            for line in summary_lines(record):
-                self._print(line, _style_of(line))
-            if record.first_divergence:
-                self._print(f"first difference: {record.first_divergence}", "bold red")
-            if record.first_divergence_tap:
-                self._print(f"recorded by tap {record.first_divergence_tap}", "bold red")
-            for line in record.beside_tensors:
-                self._print(f"the runs also differ in {line}", None)
+            self._summary(record)
+
+    def _finding(self, record: Comparison) -> None:
+        if self._hides(record):
+            return
+        self._print(finding_line(record), STYLES[record.category])
+        details = finding_details(record, self._verbosity)
+        for line in (*details, *self._news_of_tokens(record, details)):
+            self._print("        " + line, None)
+
+    def _summary(self, record: SummaryRecord) -> None:
+        self._print(summary_line(record), "bold green" if record.exit_code == 0 else "bold red")
+        for line in summary_lines(record):
+            self._print(line, _style_of(line))
+        if record.first_divergence:
+            self._print(f"first difference: {record.first_divergence}", "bold red")
+        if record.first_divergence_tap:
+            self._print(f"recorded by tap {record.first_divergence_tap}", "bold red")
+        for line in record.beside_tensors:
+            self._print(f"the runs also differ in {line}", None)
 
     def _hides(self, record: Comparison) -> bool:
         """Whether a finding is left out: with ``--quiet`` any, else what did not fail where only failures matter."""

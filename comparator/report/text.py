@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from comparator.report.records import (
+    AccountsRecord,
     Comparison,
     DiffInfo,
     ErroredComparison,
@@ -138,6 +140,21 @@ def _token_details(finding: TensorComparison) -> list[str]:
         for side, only in (("baseline", tokens.only_baseline), ("target", tokens.only_target))
         if only
     ]
+
+
+def account_lines(accounts: AccountsRecord) -> list[str]:
+    """Per side that left rows out: how many were compared, and the others by reason, over all tensors."""
+    lines = []
+    for side in ("baseline", "target"):
+        rows = [one.baseline if side == "baseline" else one.target for one in accounts.names]
+        left_out: Counter[str] = Counter()
+        for one in rows:
+            left_out.update(one.left_out)
+        if left_out:
+            listed = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
+            compared, recorded = sum(one.compared for one in rows), sum(one.recorded for one in rows)
+            lines.append(f"{side}: {compared} of {recorded} rows compared; left out: {listed}")
+    return lines
 
 
 def first_difference_lines(summary: SummaryRecord, first: Comparison | None) -> list[str]:

@@ -194,7 +194,10 @@ def test_rules_and_patterns_that_match_nothing_are_named(tmp_path: Path, capsys:
 def test_compared_does_not_count_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [str(write_run(run_of(names), tmp_path / name)) for name, names in (("a", WHOLE), ("b", {"attn": 2}))]
     assert main(runs) == 0
-    assert "2 compared: 2 passed, 0 failed; 2 skipped, 0 errored" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "2 compared: 2 passed, 0 failed; 2 skipped, 0 errored" in output
+    assert "baseline: 6 of 12 rows compared; left out: 6 no counterpart in target" in output
+    assert "target: " not in output
 
 
 def test_experts_that_count_anew_on_every_rank(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 import comparator
 from comparator.cli import main
@@ -20,6 +21,7 @@ from comparator.measure import memory
 from dumper.layout import SequenceSpan, TokenLayout
 from tests.comparator.fakes import FakeRecord, FakeRun, values
 from tests.comparator.recording import write_run
+from tests.dumper.convert.dumps import DumpWriter
 
 
 def run_of(layers: int = 2, scale: float = 1, name: str = "x") -> FakeRun:
@@ -191,3 +193,23 @@ def test_a_report_that_breaks_off_leaves_what_was_there(runs: dict[str, str], tm
         assert main([runs["a"], runs["b"], "--report-path", str(report)]) == 2
     assert report.read_text() == "an earlier one"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def sglang_dump(path: Path) -> Path:
+    writer = DumpWriter(path)
+    writer.write(0, 0, "x", torch.ones(2, 3))
+    return path
+
+
+def test_between_two_of_sglangs_dumps_the_report_has_its_place_in_the_target(tmp_path: Path) -> None:
+    one, other = sglang_dump(tmp_path / "one"), sglang_dump(tmp_path / "other")
+    assert main([str(one), str(other)]) == 0
+    report = other / "comparator_report.jsonl"
+    assert '"type":"summary"' in report.read_text()
+    assert main([str(one), str(other), "--report-path", ""]) == 0
+    report.unlink()
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    report.symlink_to(precious)
+    assert main([str(one), str(other)]) == 2
+    assert precious.read_text() == "mine"
