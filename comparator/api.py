@@ -14,7 +14,6 @@ from comparator.diagnosis import CalibrationError, Diagnosis, ReferenceDiagnosis
 from comparator.errors import ComparatorError
 from comparator.options import Options, ThresholdRule, TokenMode
 from comparator.pipeline import OtherRuns, prepare
-from comparator.printable import printable
 from comparator.report.diagnosis import in_words
 from comparator.report.environment import environment_lines
 from comparator.report.records import (
@@ -28,6 +27,7 @@ from comparator.report.records import (
 )
 from comparator.report.runs import Tally, accounts_record, earlier_of, run_notes
 from comparator.verdict.criteria import parse_rules
+from dumper.printable import printable
 from dumper.reading.protocol import Run, RunError
 
 if TYPE_CHECKING:

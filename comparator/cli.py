@@ -22,8 +22,8 @@ from comparator.errors import ComparatorError
 from comparator.exit_codes import drop_output, run_command
 from comparator.match.runs import is_sglang_dump
 from comparator.options import Options
-from comparator.printable import printable
 from comparator.verdict.criteria import parse_rules
+from dumper.printable import printable
 
 if TYPE_CHECKING:
     from comparator.pipeline import Comparing

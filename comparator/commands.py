@@ -13,8 +13,8 @@ from comparator.errors import ComparatorError
 from comparator.match.runs import choose_rules
 from comparator.options import Options
 from comparator.pipeline import measure_noise, prepare
-from comparator.printable import printable
 from comparator.report.runs import notes_of_run
+from dumper.printable import printable
 
 
 def check_parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from comparator.errors import ComparatorError
-from comparator.printable import printable
+from dumper.printable import printable
 from dumper.reading.protocol import RunError
 
 NO_VERDICT = 2

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from comparator.errors import ComparatorError
-from comparator.printable import printable
 from comparator.report.records import (
     AccountsRecord,
     Comparison,
@@ -36,6 +35,7 @@ from comparator.report.text import (
     summary_line,
     summary_lines,
 )
+from dumper.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

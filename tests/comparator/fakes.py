@@ -83,6 +83,7 @@ class FakeTap:
     file: str = "model.py"
     line: int = 1
     kind: str = "dump"
+    installed: bool = True
 
 
 @dataclass
