@@ -44,6 +44,8 @@ class Kernels:
     """Scores and probabilities of the attention are rounded."""
     fused_norm: bool = False
     """The norm is rounded once, after its weight."""
+    cut_off: bool = False
+    """Probabilities are cut off to bfloat16, not rounded."""
     dtype: str = "bfloat16"
 
 
@@ -147,6 +149,8 @@ class _Run:
         share = scores / scores.sum(-1, keepdims=True)
         if self.kernels.eager:
             share = self.store(share)
+        if self.kernels.cut_off:
+            share = (share.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
         return self.store((share @ value).transpose(1, 0, 2).reshape(len(normed), -1))
 
     def mlp(self, name: str, normed: Array) -> Array:

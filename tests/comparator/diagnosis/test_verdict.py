@@ -25,6 +25,7 @@ KERNELS = {
     "two ranks": Kernels(pieces=2),
     "four ranks": Kernels(pieces=4),
     "eager": Kernels(eager=True),
+    "cut off": Kernels(cut_off=True),
     "fused": Kernels(fused_norm=True),
     "eager, two ranks, fused": Kernels(pieces=2, eager=True, fused_norm=True),
 }
