@@ -32,12 +32,10 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the recordings")
-    parser.add_argument("--long-prompt", action="store_true", help="also a prompt of 64 tokens, and a factor of 1.005")
     options = parser.parse_args()
-    rows = (*ROWS, *FAULTY_ROWS, *(LONG_PROMPT_ROWS if options.long_prompt else ()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the servers as on Ctrl-C
     try:
-        return run(options.out, rows)
+        return run(options.out, (*ROWS, *LONG_PROMPT_ROWS, *FAULTY_ROWS))
     except KeyboardInterrupt:
         console.print("\n[bold]Stopped.[/bold] The servers are stopped too; what was recorded is in", str(options.out))
         return 130

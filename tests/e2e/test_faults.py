@@ -9,11 +9,15 @@ from tests.e2e.conftest import Recordings
 
 
 @pytest.mark.parametrize(
-    ("layout", "first"),
-    [("tp2-scaled", "attn_output layer_id=1 step=0"), ("tp2-dropped", "pre_mlp_residual layer_id=0 step=0")],
+    ("baseline", "target", "first"),
+    [
+        ("tp2", "tp2-scaled", "attn_output layer_id=1 step=0"),
+        ("tp2", "tp2-dropped", "pre_mlp_residual layer_id=0 step=0"),
+        ("long-tp2", "long-tp2-scaled", "attn_output layer_id=1 step=0"),
+    ],
 )
-def test_failing_taps_start_at_the_fault(layout: str, first: str, recordings: Recordings) -> None:
-    outcome = compare(recordings("tp2"), recordings(layout))
+def test_failing_taps_start_at_the_fault(baseline: str, target: str, first: str, recordings: Recordings) -> None:
+    outcome = compare(recordings(baseline), recordings(target))
     assert outcome.exit_code == 1
     assert outcome.named("failed")[0] == first
     assert not outcome.named("errored")

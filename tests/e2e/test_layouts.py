@@ -7,11 +7,15 @@ import pytest
 from dumper import open_run
 from testbed.comparison import compare
 from testbed.layouts import NEW_TOKENS, TAPS
-from testbed.scenario import ROWS, Row
+from testbed.scenario import LONG_PROMPT_ROWS, ROWS, Row
 from tests.e2e.conftest import Recordings
 
 
-@pytest.mark.parametrize("row", ROWS, ids=["tp1-tp2", "tp2-tp4", "tp2-dp2-first-step", "tp2-dp2-all-steps"])
+@pytest.mark.parametrize(
+    "row",
+    [*ROWS, *(row for row in LONG_PROMPT_ROWS if row.fault is None)],
+    ids=["tp1-tp2", "tp2-tp4", "tp2-dp2-first-step", "tp2-dp2-all-steps", "long-prompt"],
+)
 def test_every_tap_passes(row: Row, recordings: Recordings) -> None:
     outcome = compare(recordings(row.baseline), recordings(row.target), row.flags)
     assert outcome.exit_code == 0, outcome.named("failed") + outcome.named("errored")
