@@ -89,7 +89,10 @@ def _check_kind(value: torch.Tensor) -> None:
         raise UnrecordableError("quantized tensors cannot be recorded; dump value.dequantize() or value.int_repr()")
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in KNOWN:
-        raise UnrecordableError(f"tensors of dtype {dtype} cannot be recorded; convert it, for example with .float()")
+        # Types of less than a byte cannot be converted, but their bytes can be looked at.
+        packed = value.element_size() == 1
+        advice = "dump its bytes, value.view(torch.uint8)" if packed else "convert it, for example with .float()"
+        raise UnrecordableError(f"tensors of dtype {dtype} cannot be recorded; {advice}")
 
 
 def _check_memory(value: torch.Tensor) -> None:
