@@ -41,7 +41,7 @@ def _versions(header: Header) -> dict[str, str]:
 def _settings(header: Header) -> dict[str, str]:
     config = header.patch_config or {}
     digest = config.get("sha256")
-    return {"patch configs": str(digest)[:12]} if digest else {}
+    return {**header.settings, **({"patch configs": str(digest)[:12]} if digest else {})}
 
 
 def _line(what: str, left: Mapping[str, str], right: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ import logging
 import sys
 from typing import Any
 
+from dumper.adapters.process_settings import process_settings
 from dumper.adapters.protocol import Adapter, Parallel, PendingLayout, Process
 from dumper.layout import TokenLayout
 
@@ -77,8 +78,8 @@ def describe_process(*, in_full: bool = True) -> Process:
     """Rank, world size, parallel layout and versions as the imported frameworks tell them.
 
     Axes of several adapters are joined; the more specific adapter wins. Rank 0 of 1 when no framework has
-    initialised a process group. In full: with versions, and the axes of every device mesh, which take milliseconds;
-    everything else takes microseconds.
+    initialised a process group. In full: with versions, settings and the axes of every device mesh, which take
+    milliseconds; everything else takes microseconds.
     """
     rank, world_size, framework = 0, 1, None
     parallel: Parallel = {}
@@ -98,7 +99,14 @@ def describe_process(*, in_full: bool = True) -> Process:
         versions = {**adapter_versions, **versions}
     if in_full:
         parallel = {**_axes_of_meshes(), **parallel}
-    return Process(rank=rank, world_size=world_size, parallel=parallel, versions=versions, framework=framework)
+    return Process(
+        rank=rank,
+        world_size=world_size,
+        parallel=parallel,
+        versions=versions,
+        settings=process_settings() if in_full else {},
+        framework=framework,
+    )
 
 
 def _axes_of_meshes() -> Parallel:

@@ -34,6 +34,8 @@ class Process:
     """Distribution name to version."""
     framework: str | None = None
     """Name of the adapter that knew the rank; None in a process that no framework has initialised."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Flags, environment variables and switches of torch that may change numbers."""
 
 
 class Adapter(Protocol):

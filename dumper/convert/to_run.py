@@ -38,7 +38,12 @@ def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome, run_i
     header = dump.headers[rank]
     settings = Settings(enable=True, dir=str(path.parent), run=path.name)
     process = Process(
-        rank, header.world_size, dict(header.parallel), {**header.versions, CONVERTED: "1"}, header.framework
+        rank,
+        header.world_size,
+        dict(header.parallel),
+        {**header.versions, CONVERTED: "1"},
+        header.framework,
+        dict(header.settings),
     )
     status = StatusBlock(status_path(path, rank), settings.file_mode, run_id)
     encoder = RankStream(settings, process, status, lambda: {"fired": {}}, run_id)

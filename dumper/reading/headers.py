@@ -22,6 +22,7 @@ class RankHeader:
     """Axis name to ``(rank, size)``."""
     versions: Mapping[str, str]
     framework: str | None
+    settings: Mapping[str, str]
     patch_config: Mapping[str, Any] | None
     """``paths``, ``sha256`` and ``texts`` of the patch configs that were active, None without any."""
 

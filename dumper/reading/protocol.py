@@ -76,6 +76,10 @@ class Header(Protocol):
     @property
     def framework(self) -> str | None: ...
     @property
+    def settings(self) -> Mapping[str, str]:
+        """Flags, environment variables and switches of torch that may change numbers; empty where none are known."""
+
+    @property
     def patch_config(self) -> Mapping[str, Any] | None:
         """``paths``, ``sha256`` and ``texts`` of the patch configs that were active, None without any."""
 

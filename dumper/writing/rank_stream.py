@@ -270,6 +270,7 @@ class RankStream:
             "parallel": {axis: list(place) for axis, place in process.parallel.items()},
             "framework": process.framework,
             "versions": process.versions,
+            "settings": process.settings,
             "segment": self._segment,
             "run": self._run_id,
             "process": os.getpid(),

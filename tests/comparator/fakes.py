@@ -73,6 +73,7 @@ class FakeHeader:
     world_size: int = 1
     versions: Mapping[str, str] = field(default_factory=dict)
     framework: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
     patch_config: Mapping[str, Any] | None = None
 
 

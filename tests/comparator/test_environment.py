@@ -34,6 +34,16 @@ def test_a_failing_report_says_what_else_differs() -> None:
     assert settings == "settings: patch configs 111111111111 against 222222222222"
 
 
+def test_settings_that_differ_are_named() -> None:
+    one, other = run(1, 1), run(2, 1)
+    assert one.header is not None
+    assert other.header is not None
+    one.header.settings = {"--attention-backend": "torch_native", "--tp": "1"}
+    other.header.settings = {"--attention-backend": "flashinfer", "--tp": "1"}
+    report = comparator.compare(one, other)
+    assert report.summary.beside_tensors == ["settings: --attention-backend torch_native against flashinfer"]
+
+
 def test_a_passing_report_and_equal_headers_say_nothing() -> None:
     assert comparator.compare(run(1, 1, torch="2.12"), run(1, 2, torch="2.13")).summary.beside_tensors == []
     assert comparator.compare(run(1, 1), run(2, 1)).summary.beside_tensors == []

@@ -331,5 +331,6 @@ def _header(rank: int, records: Sequence[SGLangRecord]) -> RankHeader:
         parallel=pt_files.parallel_layout(meta),
         versions={},
         framework=framework,
+        settings={},
         patch_config=None,
     )

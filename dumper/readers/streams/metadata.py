@@ -28,6 +28,7 @@ def read_header(rank: int, headers: _Metas, configs: _Metas, added: _Metas = ())
         },
         versions={str(name): str(version) for name, version in _map(meta.get("versions")).items()},
         framework=framework if isinstance(framework, str) else None,
+        settings={str(name): str(value) for name, value in _map(meta.get("settings")).items()},
         patch_config=configs[0] if configs else None,
     )
 

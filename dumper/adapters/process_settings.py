@@ -1,0 +1,65 @@
+"""What a process was started with that may change its numbers: flags, environment variables, switches of torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from dumper.adapters.framework_values import quietly
+
+MOST_SETTINGS = 200
+LONGEST_VALUE = 200
+"""Characters of one value that are kept."""
+PREFIXES = ("SGLANG_", "SGL_", "VLLM_", "TORCH_", "TORCHDYNAMO_", "CUBLAS_", "NVTE_", "NCCL_", "FLASHINFER_", "TRITON_")
+NAMES = ("NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+SECRETS = ("key", "token", "secret", "password", "credential", "auth")
+
+
+def process_settings() -> dict[str, str]:
+    """Settings by name: ``--tp``, an environment variable, ``torch.float32_matmul_precision``; values as text.
+
+    Nothing whose name looks like a secret is among them. A spawned rank has the arguments of the process that spawned
+    it.
+    """
+    found = {**flags_of(sys.argv[1:]), **_environment(os.environ), **_torch_switches()}
+    kept = {name: value[:LONGEST_VALUE] for name, value in found.items() if not _is_secret(name)}
+    return dict(sorted(kept.items())[:MOST_SETTINGS])
+
+
+def flags_of(arguments: Sequence[str]) -> dict[str, str]:
+    """Long flags to their values: ``--tp 2``, ``--tp=2`` and ``--enable-dp-attention`` (an empty value)."""
+    found: dict[str, str] = {}
+    flag = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag, _, value = argument.partition("=")
+            found[flag] = value
+        elif flag:
+            found[flag] = f"{found[flag]} {argument}".strip()
+    return found
+
+
+def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in variables.items() if name in NAMES or name.startswith(PREFIXES)}
+
+
+def _torch_switches() -> dict[str, str]:
+    torch = sys.modules.get("torch")
+    names = ("float32_matmul_precision", "default_dtype", "bf16_reduced_precision_reduction")
+    answers = {f"torch.{name}": quietly(partial(_switch, torch, name)) for name in names}
+    return {name: str(answer) for name, answer in answers.items() if answer is not None}
+
+
+def _switch(torch: Any, name: str) -> object:
+    if name == "bf16_reduced_precision_reduction":
+        return torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+    return getattr(torch, f"get_{name}")()
+
+
+def _is_secret(name: str) -> bool:
+    lowered = name.lower()
+    # A tokenizer's path is none.
+    return any(word in lowered.replace("tokenizer", "").replace("tokens", "") for word in SECRETS)

@@ -1,0 +1,41 @@
+"""What a process was started with goes into the header, without secrets."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dumper import open_run
+from dumper.adapters.process_settings import flags_of, process_settings
+from dumper.recording.recorder import Recorder
+
+
+def test_flags_in_every_form() -> None:
+    arguments = ["serve.py", "--tp", "2", "--dp=4", "--enable-dp-attention", "--stop", "a", "b", "-v"]
+    assert flags_of(arguments) == {"--tp": "2", "--dp": "4", "--enable-dp-attention": "", "--stop": "a b -v"}
+    assert flags_of([]) == {}
+
+
+def test_secrets_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "--api-key", "s3cret", "--tokenizer-path", "tok", "--max-total-tokens", "5"])
+    monkeypatch.setenv("SGLANG_AUTH_TOKEN", "s3cret")
+    monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
+    found = process_settings()
+    assert "s3cret" not in str(found)
+    assert found["--tokenizer-path"] == "tok"
+    assert found["--max-total-tokens"] == "5"
+    assert found["SGLANG_USE_CPU_ENGINE"] == "1"
+
+
+def test_the_header_of_a_run_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "--attention-backend", "torch_native"])
+    recorder = Recorder()
+    recorder.configure(enable=True, dir=str(tmp_path), run="run", control=False)
+    recorder.dump("x", torch.ones(2))
+    recorder.close()
+    settings = open_run(tmp_path / "run").headers[0].settings
+    assert settings["--attention-backend"] == "torch_native"
+    assert settings["torch.default_dtype"] == "torch.float32"
