@@ -11,7 +11,6 @@ import logging
 import sys
 from typing import Any
 
-from dumper.adapters.process_settings import process_settings
 from dumper.adapters.protocol import Adapter, Parallel, PendingLayout, Process
 from dumper.layout import TokenLayout
 
@@ -99,12 +98,17 @@ def describe_process(*, in_full: bool = True) -> Process:
         versions = {**adapter_versions, **versions}
     if in_full:
         parallel = {**_axes_of_meshes(), **parallel}
+    settings: dict[str, str] = {}
+    if in_full:
+        from dumper.adapters.process_settings import process_settings
+
+        settings = process_settings()
     return Process(
         rank=rank,
         world_size=world_size,
         parallel=parallel,
         versions=versions,
-        settings=process_settings() if in_full else {},
+        settings=settings,
         framework=framework,
     )
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
-
-from dumper.adapters.framework_values import quietly
 
 MOST_SETTINGS = 200
 LONGEST_VALUE = 200
@@ -49,8 +47,11 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
 def _torch_switches() -> dict[str, str]:
     torch = sys.modules.get("torch")
     names = ("float32_matmul_precision", "default_dtype", "bf16_reduced_precision_reduction")
-    answers = {f"torch.{name}": quietly(partial(_switch, torch, name)) for name in names}
-    return {name: str(answer) for name, answer in answers.items() if answer is not None}
+    found = {}
+    for name in names:
+        with contextlib.suppress(Exception):  # no torch, or one that is only half imported
+            found[f"torch.{name}"] = str(_switch(torch, name))
+    return found
 
 
 def _switch(torch: Any, name: str) -> object:
