@@ -114,7 +114,7 @@ class Session:
             plain = value.layout is self._strided and value.is_cpu and value.is_contiguous()
             if not plain or self._tracing_state() is not None:
                 return False
-            key = (value.dtype, value.shape, self._backward_pass() != -1)
+            key = (value.dtype, value.shape, self._backward_pass() != -1 and self._is_recomputed(plan))
             small = plan.small.get(key) or self._describe_small(plan, key, value)
             # The storage may be smaller than the tensor, and the address null: ``dumper.values.readable`` says why.
             offset = value.storage_offset() * small.itemsize
@@ -133,12 +133,17 @@ class Session:
             self.status.add("lost_full_memory")
         return True
 
+    def _is_recomputed(self, plan: Plan) -> bool:
+        """Whether what is recorded now is computed a second time, for a backward pass that is under way."""
+        backward = self._backward_pass() != -1
+        return backward and plan.source.stream == "value" and _checkpoint_is_running()
+
     def _describe_small(self, plan: Plan, key: tuple[Any, ...], value: Any) -> SmallTensors:
         """What is worked out once for tensors of one type and shape."""
         dtype = self._dtypes.get(value.dtype)
         if dtype is None or value.is_nested or value.nbytes > SMALL:
             return plan.remember_small(key, SmallTensors(None))
-        description = plan.describe(dtype, value.shape, self._backward_pass() != -1)
+        description = plan.describe(dtype, value.shape, self._is_recomputed(plan))
         found = SmallTensors(description, value.nbytes, value.itemsize, dtype in _MAY_BE_LAZY)
         return plan.remember_small(key, found)
 
@@ -172,7 +177,7 @@ class Session:
             level = FULL
         elif level.kind not in ("stats", "sample"):
             dtype, shape = described.dtype, described.shape
-        description = plan.describe(dtype, shape, self._backward_pass() != -1, level)
+        description = plan.describe(dtype, shape, self._is_recomputed(plan), level)
         submission = Submission(description, described.data, step, reserved)
         if reserved > SMALL:
             self._writer.put_now(submission)
@@ -291,6 +296,17 @@ _PROCESSES = 1 << 22
 _MAY_BE_LAZY = frozenset({"float16", "float32", "float64", "complex32", "complex64", "complex128"})
 """Types whose elements may still have to be conjugated or negated (parts of complex tensors). To ask torch lets go of
 the interpreter lock, so that it is not asked in vain."""
+
+
+def _checkpoint_is_running() -> bool:
+    """Whether a caller is activation checkpointing (torch's, DeepSpeed's, Megatron's); asked in backward passes alone."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "checkpoint" in name.rpartition("/")[2] or name.endswith("tensor_parallel/random.py"):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def _no_backward_pass() -> int:

@@ -46,13 +46,29 @@ def device_statistics(value: torch.Tensor) -> torch.Tensor:
         parts = (
             torch.where(empty, 0, torch.where(finite, wide, largest).amin()),
             torch.where(empty, 0, torch.where(finite, wide, smallest).amax()),
-            kept.sum(dtype=torch.float64) / elements,
+            _sum(value, kept) / elements,
             magnitudes.sum(dtype=torch.float64) / elements,
             torch.linalg.vector_norm(kept, dtype=torch.float64),
             nan,
             infinite,
         )
         return torch.stack([part.to(torch.float64) for part in parts])
+
+
+def _sum(value: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The sum as float64: of integers exact but for one rounding, of ``kept``, their floating-point form, else."""
+    import torch
+
+    if value.is_floating_point() or value.is_complex():
+        return kept.sum(dtype=torch.float64)
+    if value.element_size() < 8:
+        return value.sum(dtype=torch.int64).to(torch.float64)
+    # Upper and lower halves: neither sum leaves 64 bits.
+    signed = value.detach().view(torch.int64)
+    upper = signed >> 32
+    if value.dtype == torch.uint64:
+        upper = upper & 0xFFFFFFFF
+    return upper.sum().to(torch.float64) * 2.0**32 + (signed & 0xFFFFFFFF).sum().to(torch.float64)
 
 
 def host_statistics(array: npt.NDArray[Any]) -> dict[str, float | int]:
@@ -67,8 +83,18 @@ def host_statistics(array: npt.NDArray[Any]) -> dict[str, float | int]:
     if finite.size:
         magnitudes = np.abs(finite)
         norm = float(np.linalg.norm(finite))
-        values = [float(finite.min()), float(finite.max()), float(finite.mean()), float(magnitudes.mean()), norm]
+        mean = float(finite.mean()) if array.dtype.kind not in "iub" else sum_of_integers(array) / finite.size
+        values = [float(finite.min()), float(finite.max()), mean, float(magnitudes.mean()), norm]
     return named_statistics([*values, nan, wide.size - finite.size - nan])
+
+
+def sum_of_integers(array: npt.NDArray[Any]) -> int:
+    """The sum of integers or truth values, exact."""
+    if array.dtype.itemsize < 8:
+        return int(array.sum(dtype=np.int64))
+    mask = array.dtype.type(0xFFFFFFFF)
+    upper, lower = array >> array.dtype.type(32), array & mask
+    return (int(upper.sum(dtype=array.dtype)) << 32) + int(lower.sum(dtype=np.uint64))
 
 
 def named_statistics(values: Sequence[float]) -> dict[str, float | int]:
