@@ -299,7 +299,7 @@ the interpreter lock, so that it is not asked in vain."""
 
 
 def _checkpoint_is_running() -> bool:
-    """Whether a caller is activation checkpointing (torch's, DeepSpeed's, Megatron's); asked in backward passes alone."""
+    """Whether a caller is activation checkpointing: torch's, DeepSpeed's or Megatron's. For backward passes alone."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
