@@ -118,7 +118,7 @@ class Prepared:
         """
         run = self.baseline if side == "baseline" else self.target
         prepared = prepare(other, run, self.options)
-        found = prepared.profiles(collect_taps(prepared.pairs, other, run))
+        found = prepared.profiles(collect_taps(prepared.pairs, other, run, prepared.planner.parted))
         if not found:
             raise ComparatorError(
                 f"the {what} {other.path} has no tap with tokens in common with the {side} {run.path}; it must be a "
@@ -181,7 +181,7 @@ class Comparing:
                 self._progress(len(unit.pairs))
                 yield from map(self._finding, result.rows)
             return
-        taps = collect_taps(prepared.pairs, prepared.baseline, prepared.target)
+        taps = collect_taps(prepared.pairs, prepared.baseline, prepared.target, prepared.planner.parted)
         profiler = Profiler(taps)
         results: list[UnitResult[FamilyProfile]] = []
         for unit in prepared.units:

@@ -18,18 +18,22 @@ from comparator.diagnosis.reference import ReferenceDiagnosis, ReferenceTap, dia
 from comparator.diagnosis.rows import RowLabels, SideRows, TapKey, TapRows, label_rows
 from comparator.diagnosis.strengths import Test
 from comparator.diagnosis.taps import GraphError, TapDeclaration, TapGraph, TapNode, build_graph
+from comparator.diagnosis.tokens import ChosenTokens, PartedText, Parting
 from comparator.diagnosis.verdict import Diagnosis, Judgement, Options, diagnose
 from comparator.diagnosis.words import describe
 
 __all__ = [
     "Calibration",
     "CalibrationError",
+    "ChosenTokens",
     "Diagnosis",
     "Floor",
     "GraphError",
     "Judgement",
     "Operation",
     "Options",
+    "PartedText",
+    "Parting",
     "ReferenceDiagnosis",
     "ReferenceTap",
     "RowLabels",

@@ -10,7 +10,6 @@ import numpy as np
 from comparator.diagnosis.floors import Operation, floor_for, rounding_error
 from comparator.diagnosis.measures import (
     NOTHING,
-    TINY,
     BlockNumbers,
     ChannelNumbers,
     Difference,
@@ -38,15 +37,17 @@ from comparator.diagnosis.rows import (
     groups_of,
     join_rows,
 )
+from comparator.diagnosis.sums import Operands, Residuals
 from comparator.diagnosis.taps import TapNode
+from comparator.diagnosis.tokens import TokenChoices, choose_tokens
 
 COMMON_HEAD_SIZES = (32, 64, 128, 256)
+LARGE = np.float32(1e9)
+"""Stands for an infinite logit."""
 FEWEST_ROWS = 6
 """With fewer rows only errors of rows and bits are looked at."""
 CHANNEL_Z = 16.0
 """Significance of a channel's factor: rows count as independent there, which they are not behind an attention."""
-IDENTITY = 8.0
-"""A sum is one when its residual's median is within so many floors."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,6 @@ class ExpertNumbers:
     rows: int
     scale: Estimate
     """Factor of its rows less that of the others."""
-
-
-@dataclass(frozen=True)
-class Residuals:
-    """How far the value is from the sum of its operands: largest and median relative residual of a row, per side."""
-
-    baseline: float
-    target: float
-    baseline_median: float
-    target_median: float
 
 
 @dataclass(frozen=True)
@@ -136,6 +127,8 @@ class TapProfile:
     residuals: Residuals | None = None
     choices: tuple[Choices, ...] = ()
     """Under the known number of experts per token, or under each common one."""
+    tokens: TokenChoices | None = None
+    """Of logits: the tokens that they choose."""
     nonfinite: Nonfinite = field(default_factory=Nonfinite)
     first_difference: FirstDifference | None = None
     zero: tuple[bool, bool] = (False, False)
@@ -193,6 +186,7 @@ def _identical(tap: TapRows, node: TapNode) -> TapProfile:
         raw_scale=NOTHING,
         offset=NOTHING,
         choices=_choices(tap, node),
+        tokens=_tokens(tap, node),
         nonfinite=Nonfinite(bad, bad, 0),
     )
 
@@ -212,19 +206,6 @@ def _finite(baseline: Single, target: Single, labels: RowLabels) -> tuple[Nonfin
     return found, np.where(bad, np.float32(0), baseline), np.where(bad, np.float32(0), target)
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """What the tests of a tap look at: midpoint, difference and sizes of the rows."""
-
-    operation: Operation
-    middle: Single
-    added: Single
-    sizes: Float
-    inherited: Float | None
-    extra_floor: Float
-    residuals: Residuals | None
-
-
 class _Measuring:
     def __init__(self, tap: TapRows, node: TapNode, baseline: Single, target: Single) -> None:
         self.tap, self.node = tap, node
@@ -235,7 +216,7 @@ class _Measuring:
         weights = channel_weights(self.baseline, self.target).astype(np.float32)
         left, right = self.baseline * weights, self.target * weights
         error = relative(right - left, row_sizes(left, right))
-        part = self._part(weights, left, right)
+        part = Operands(self.tap, self.node, self.baseline, self.target).part(weights)
         floor = floor_for(part.operation, self.tap.baseline_dtype, self.tap.target_dtype, ranks=self.tap.ranks).floor
         added = relative(part.added, part.sizes)
         routed = _choices(self.tap, self.node)
@@ -276,6 +257,7 @@ class _Measuring:
             experts=self._experts(difference, kept) if part.operation in ("moe", "combine") else (),
             residuals=part.residuals,
             choices=routed,
+            tokens=_tokens(self.tap, self.node),
             nonfinite=nonfinite,
             first_difference=FirstDifference(
                 self.labels.describe(first_row),
@@ -285,75 +267,6 @@ class _Measuring:
             ),
             zero=(not self.baseline.any(), not self.target.any()),
         )
-
-    def _part(self, weights: Single, left: Single, right: Single) -> _Part:
-        nothing, sizes = np.zeros(len(left)), row_sizes(left, right)
-        if self.node.operation == "router" and len(sizes):
-            # Few logits may all be small by chance; their error is that of logits of usual size.
-            sizes = np.maximum(sizes, float(np.median(sizes)))
-        plain = _Part(self.node.operation, midpoint(left, right), right - left, sizes, None, nothing, None)
-        if not self.tap.operands or self.node.operation not in ("sum", "norm"):
-            return plain
-        summed = self._sum_of_operands()
-        if summed is None:
-            return plain
-        first, second = summed
-        if self.node.operation == "norm":
-            own = channel_weights(first, second).astype(np.float32)
-            first, second = first * own, second * own
-            inherited = relative(second - first, row_sizes(first, second))
-            return _Part("norm", plain.middle, plain.added, plain.sizes, inherited, nothing, None)
-        if self.node.branch is not None:
-            return self._branch(first, second)
-        return self._sum(first * weights, second * weights, plain)
-
-    def _sum_of_operands(self) -> tuple[Single, Single] | None:
-        shape = self.baseline.shape
-        first, second = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        for operand in self.tap.operands:
-            here, there = join_rows(self.labels, operand.labels)
-            if len(here) < shape[0] or (operand.baseline.shape[1] != shape[1] and self.node.operation == "sum"):
-                return None
-            if operand.baseline.shape[1] != shape[1]:
-                return None
-            first += np.nan_to_num(operand.baseline[there], posinf=0.0, neginf=0.0)
-            second += np.nan_to_num(operand.target[there], posinf=0.0, neginf=0.0)
-        return first, second
-
-    def _branch(self, first: Single, second: Single) -> _Part:
-        """The operand that was not recorded is the difference of two recorded values, with both their roundings."""
-        operation = self.node.branch or "unknown"
-        left, right = self.baseline - first, self.target - second
-        whole = row_sizes(self.baseline, self.target) + row_sizes(first, second)
-        weights = channel_weights(left, right).astype(np.float32)
-        left, right = left * weights, right * weights
-        sizes = row_sizes(left, right)
-        rounding = np.hypot(rounding_error(self.tap.baseline_dtype), rounding_error(self.tap.target_dtype))
-        extra = np.where(sizes > 0, rounding * whole / np.maximum(sizes, TINY), 0.0)
-        return _Part(operation, midpoint(left, right), right - left, sizes, None, extra, None)
-
-    def _sum(self, first: Single, second: Single, plain: _Part) -> _Part:
-        left = np.asarray(plain.middle - plain.added / 2, np.float32)
-        right = np.asarray(plain.middle + plain.added / 2, np.float32)
-        sizes = np.maximum(plain.sizes, row_sizes(first, second))
-        residuals = [relative(out - inside, sizes) for out, inside in ((left, first), (right, second))]
-        found = Residuals(
-            float(residuals[0].max()),
-            float(residuals[1].max()),
-            float(np.median(residuals[0])),
-            float(np.median(residuals[1])),
-        )
-        if min(found.baseline_median, found.target_median) > self.identity_limit:
-            inherited = relative(second - first, row_sizes(first, second))
-            operation: Operation = "sum_without_identity"
-            return _Part(operation, plain.middle, plain.added, plain.sizes, inherited, plain.extra_floor, None)
-        added = plain.added - (second - first)
-        return _Part("sum", plain.middle, added, sizes, None, plain.extra_floor, found)
-
-    @property
-    def identity_limit(self) -> float:
-        tap = self.tap
-        return IDENTITY * floor_for("sum", tap.baseline_dtype, tap.target_dtype, ranks=tap.ranks).floor
 
     def _group_scales(self, difference: Difference, kept: Mask) -> tuple[GroupScale, ...]:
         found = []
@@ -390,6 +303,17 @@ class _Measuring:
             change = scale(difference.take(mine)).minus(scale(difference.take(rest)))
             found.append(ExpertNumbers(expert, int(mine.sum()), change))
         return tuple(found)
+
+
+def _tokens(tap: TapRows, node: TapNode) -> TokenChoices | None:
+    values = tap.values
+    if node.operation != "logits" or not values.baseline.size:
+        return None
+    # Masked tokens are minus infinity, and NaN chooses nothing.
+    baseline, target = (
+        np.clip(np.where(np.isnan(side), -LARGE, side), -LARGE, LARGE) for side in (values.baseline, values.target)
+    )
+    return choose_tokens(baseline, target, max(tap.baseline_dtype, tap.target_dtype, key=rounding_error))
 
 
 def _choices(tap: TapRows, node: TapNode) -> tuple[Choices, ...]:

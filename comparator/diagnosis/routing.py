@@ -40,6 +40,8 @@ class Choices:
     """Rms difference of the row's logits."""
     experts: npt.NDArray[np.int16]
     """The chosen experts on the baseline, shape ``(rows, top_k)``, those that the target did not choose as -1."""
+    weights_apart: Float
+    """Largest difference between both sides' weights of a row's experts, as a softmax over the chosen logits."""
 
     @property
     def expected(self) -> float:
@@ -53,7 +55,8 @@ def choices(baseline: Single, target: Single, top_k: int, dtype: str) -> Choices
     rows, experts = baseline.shape
     if not 0 < top_k < experts:
         none = np.zeros(rows, np.bool_)
-        return Choices(top_k, none, none, np.full(rows, np.inf), np.zeros(rows), np.empty((rows, 0), np.int16))
+        empty = np.empty((rows, 0), np.int16)
+        return Choices(top_k, none, none, np.full(rows, np.inf), np.zeros(rows), empty, np.zeros(rows))
     first, second = (_largest(side, top_k) for side in (baseline, target))
     common = (first[:, :, None] == second[:, None, :]).any(2)
     flipped = ~common.all(1)
@@ -67,7 +70,15 @@ def choices(baseline: Single, target: Single, top_k: int, dtype: str) -> Choices
     margin = middle[:, experts - top_k] - middle[:, experts - top_k - 1]
     noise = np.sqrt(np.square(target.astype(np.float64) - baseline).mean(1))
     both = np.where(common, first, -1).astype(np.int16)
-    return Choices(top_k, flipped, flipped | close, margin, noise, both)
+    apart = np.abs(_weights(baseline, first) - _weights(target, first)).max(1)
+    return Choices(top_k, flipped, flipped | close, margin, noise, both, apart)
+
+
+def _weights(logits: Single, experts: npt.NDArray[np.int64]) -> Float:
+    """Softmax over the logits of the chosen experts. Shape ``(rows, top_k)``."""
+    chosen = np.take_along_axis(logits, experts, axis=1).astype(np.float64)
+    weights = np.exp(chosen - chosen.max(1, keepdims=True))
+    return np.asarray(weights / weights.sum(1, keepdims=True), np.float64)
 
 
 def chosen(logits: Single, top_k: int) -> Mask:
@@ -91,20 +102,22 @@ def standing_out(error: Float) -> Mask:
 def find_top_k(layers: Sequence[tuple[Mask, Sequence[Choices]]]) -> int | None:
     """How many experts a token gets, from the rows that stand out: ties of the right number explain most of them.
 
-    ``layers``: per layer the rows that stand out and the choices under each candidate. None when nothing stands out or
-    no candidate explains more than half beyond chance.
+    ``layers``: per layer, in order, the rows that stand out and the choices under each candidate. A fault makes rows
+    stand out from its layer on, so the fewest first layers that tell decide. None when no candidate explains more than
+    half of what stands out beyond chance.
     """
     gained: dict[int, float] = {}
-    total = sum(int(rows.sum()) for rows, _ in layers)
+    total = 0
     for rows, candidates in layers:
+        total += int(rows.sum())
         for candidate in candidates:
             share = float(candidate.tied.mean()) if len(rows) else 0.0
             surplus = float((candidate.tied & rows).sum()) - share * int(rows.sum())
             gained[candidate.top_k] = gained.get(candidate.top_k, 0.0) + surplus
-    if not total or not gained:
-        return None
-    best = max(gained, key=lambda top_k: gained[top_k])
-    return best if gained[best] >= 0.5 * total else None
+        best = max(gained, key=lambda top_k: gained[top_k], default=None)
+        if best is not None and total and gained[best] >= 0.5 * total:
+            return best
+    return None
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,8 @@ class Flips:
     """Of a flipped row, in rms errors of its logits."""
     unexplained: int
     """Flipped rows with a margin that the error of their logits does not explain."""
+    weights_apart: float = 0.0
+    """Largest difference of a weight in rows whose experts agree."""
 
 
 def count_flips(layer: int | None, found: Choices) -> Flips:
@@ -130,11 +145,5 @@ def count_flips(layer: int | None, found: Choices) -> Flips:
         found.expected,
         float(ratio.max(initial=0.0)),
         int((ratio > EXPLAINED_MARGIN).sum()),
+        float(found.weights_apart[~found.flipped].max(initial=0.0)),
     )
-
-
-def first_other_token(baseline: npt.NDArray[np.integer], target: npt.NDArray[np.integer]) -> int | None:
-    """Index of the first sampled token that differs; what follows is another text. None when all agree."""
-    count = min(len(baseline), len(target))
-    different = np.flatnonzero(baseline[:count] != target[:count])
-    return int(different[0]) if different.size else None

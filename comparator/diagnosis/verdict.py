@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,10 +11,11 @@ import numpy as np
 from comparator.diagnosis.calibration import Calibration
 from comparator.diagnosis.inheritance import Inheritance
 from comparator.diagnosis.profiling import FirstDifference, TapProfile
-from comparator.diagnosis.routing import Flips
+from comparator.diagnosis.routing import EXPLAINED_MARGIN, Flips
 from comparator.diagnosis.rows import TapKey
 from comparator.diagnosis.strengths import Test, run_tests
 from comparator.diagnosis.taps import TapGraph
+from comparator.diagnosis.tokens import ChosenTokens, PartedText, Parting, explain, summarise
 
 Judged = Literal["within-rounding", "introduced-here", "inherited-from", "after-a-routing-flip", "not-judged"]
 Verdict = Literal["agree", "differ", "undecided"]
@@ -30,6 +31,8 @@ class Options:
     """How many times the baseline's error against the reference a target's may be."""
     ignored: frozenset[str] = frozenset()
     """Names that are judged by thresholds of their own (``--diff-threshold``): measured, but never a place."""
+    partings: tuple[Parting, ...] = ()
+    """Where sampled tokens part."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,10 @@ class Diagnosis:
     flips: tuple[Flips, ...] = ()
     """Per layer with a known choice of experts."""
     top_k: int | None = None
+    tokens: ChosenTokens | None = None
+    """What the logits choose, where they were recorded."""
+    texts: tuple[PartedText, ...] = ()
+    """Sequences whose sampled tokens part, and why."""
     first_difference: tuple[TapKey, FirstDifference] | None = None
     """The first element that is not the same bit for bit."""
     also: tuple[TapKey, ...] = ()
@@ -111,6 +118,10 @@ def diagnose(profiles: Sequence[TapProfile], graph: TapGraph, options: Options |
         else:
             judgements.append(_judge(profile, inheritance, options))
     judgements = _with_bits(judgements, found)
+    logits = next((profile for profile in profiles if profile.tokens is not None and profile.rows), None)
+    texts = explain(
+        options.partings, None if logits is None else logits.tokens, None if logits is None else logits.labels
+    )
     known = {node.key for node in graph.nodes}
     judgements.extend(
         Judgement(profile.key, "not-judged", rows=profile.rows, reason="not in the graph of taps")
@@ -131,9 +142,11 @@ def diagnose(profiles: Sequence[TapProfile], graph: TapGraph, options: Options |
         judgements=tuple(judgements),
         flips=inheritance.flips(),
         top_k=inheritance.top_k,
+        tokens=None if logits is None or logits.tokens is None else summarise(logits.tokens, logits.labels),
+        texts=texts,
         first_difference=_first_difference(judgements, found),
         also=also,
-        undecided=_undecided(judgements, found, inheritance),
+        undecided=(*_undecided(judgements, found, inheritance), *_undecided_texts(texts, recorded=logits is not None)),
         notes=(*graph.notes, *_notes(profiles)),
     )
 
@@ -141,7 +154,9 @@ def diagnose(profiles: Sequence[TapProfile], graph: TapGraph, options: Options |
 def _judge(profile: TapProfile, inheritance: Inheritance, options: Options) -> Judgement:
     view = inheritance.view(profile)
     context = view.context
-    tests = () if profile.identical else (*run_tests(profile, context), *inheritance.routing_tests(profile))
+    tests: tuple[Test, ...] = ()
+    if not profile.identical:
+        tests = (*run_tests(profile, context), *inheritance.routing_tests(profile), *_token_tests(profile))
     tests = tuple(sorted(tests, key=lambda test: -test.strength))
     compared = context.compared if context.compared.any() else np.ones(profile.rows, np.bool_)
     inherited_rows = view.inherited
@@ -166,6 +181,16 @@ def _judge(profile: TapProfile, inheritance: Inheritance, options: Options) -> J
         rows=profile.rows,
         left_out=int((~context.compared).sum()),
     )
+
+
+def _token_tests(profile: TapProfile) -> tuple[Test, ...]:
+    """Whether the logits' error explains the choices that flipped."""
+    if profile.tokens is None or not profile.tokens.flipped.any():
+        return ()
+    ratio = profile.tokens.ratio
+    at = int(np.argmax(ratio))
+    strength = float(ratio[at]) / EXPLAINED_MARGIN
+    return (Test("token margin", strength, float(ratio[at]), EXPLAINED_MARGIN, profile.labels.describe(at)),)
 
 
 def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile]) -> list[Judgement]:
@@ -248,6 +273,16 @@ def _undecided(
     if few and different:
         found.append(f"small common factors in {', '.join(few)}, which have fewer than 6 rows; compare more tokens")
     return tuple(found)
+
+
+def _undecided_texts(texts: Sequence[PartedText], *, recorded: bool) -> Iterator[str]:
+    unknown = [text.parting for text in texts if text.cause == "unknown"]
+    if unknown:
+        first = unknown[0]
+        others = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
+        how = "the recorded logits choose neither token: sample greedily" if recorded else "record next_token_logits"
+        where = f"sequence {first.sequence}{others} has another token from position {first.position} on"
+        yield f"why {where}; {how} to tell"
 
 
 def _notes(profiles: Sequence[TapProfile]) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from comparator.diagnosis.strengths import Test
 from comparator.diagnosis.verdict import Diagnosis, Judgement
 
@@ -23,6 +25,7 @@ _LOOKS = {
     "bits": "{value:.0f} rows differ where the same tap is {where}",
     "nonfinite": "{value:.0f} elements are NaN or infinite on one side only, from {where} on",
     "zero": "the {where} is all zero",
+    "token margin": "{where} chooses another token, {value:.3g} times the error of the logits apart",
     "flips": "{where} in the choice of experts, of which the margins explain a third at most",
     "flip margin": "a choice of experts flipped at a margin of {value:.3g} times the error of its logits",
 }
@@ -41,6 +44,7 @@ def describe(diagnosis: Diagnosis) -> str:
             f"{flipped} of {rows} choices of experts flipped where logits are nearly equal (their margins predict "
             f"{expected:.1f}); these tokens were left out where they cannot be compared."
         )
+    sentences.extend(_texts(diagnosis))
     if diagnosis.verdict == "differ" and diagnosis.also:
         layers = ", ".join(str(key.layer) for key in diagnosis.also)
         sentences.append(f"The same tap stands out in layers {layers} as well.")
@@ -48,6 +52,22 @@ def describe(diagnosis: Diagnosis) -> str:
     if diagnosis.verdict == "differ" and diagnosis.undecided:
         sentences.append(f"This pair does not tell {diagnosis.undecided[0]}.")
     return " ".join(sentences)
+
+
+def _texts(diagnosis: Diagnosis) -> Iterator[str]:
+    """What became of sampled tokens."""
+    ties = [text.parting for text in diagnosis.texts if text.cause == "tie"]
+    if ties:
+        where = ", ".join(f"sequence {one.sequence} at position {one.position}" for one in ties[:3])
+        more = f" and {len(ties) - 3} more" if len(ties) > 3 else ""
+        yield f"Texts part at a tie of two tokens ({where}{more}); what follows is another text and is not compared."
+    tokens = diagnosis.tokens
+    if tokens is not None and diagnosis.verdict == "differ" and tokens.largest_apart:
+        yield (
+            f"Log probabilities of the chosen tokens differ by {tokens.log_probability_apart:.2g} on average and by "
+            f"{tokens.largest_apart:.2g} at most ({tokens.where}); {tokens.flipped} of {tokens.rows} choices are other "
+            "tokens."
+        )
 
 
 def _opening(diagnosis: Diagnosis) -> str:

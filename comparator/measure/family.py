@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,17 @@ class FamilyRows:
 
     def __len__(self) -> int:
         return len(self.step)
+
+    def take(self, rows: npt.NDArray[np.bool_]) -> FamilyRows:
+        """Some of the rows, by a mask."""
+        return replace(
+            self,
+            baseline=self.baseline[rows],
+            target=self.target[rows],
+            sequence=None if self.sequence is None else self.sequence[rows],
+            position=None if self.position is None else self.position[rows],
+            step=self.step[rows],
+        )
 
     @property
     def nbytes(self) -> int:

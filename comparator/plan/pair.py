@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from comparator.dims import count_rows
 from comparator.errors import PairError
@@ -20,7 +21,7 @@ from comparator.plan.rows import plan_rows
 from comparator.plan.samples import RowByRow, check_same_rows
 from comparator.plan.shared_pieces import Sharing, find_sharing
 from comparator.plan.side import SideInputs, SidePlan, describe_part, plan_side, side_inputs, with_rows
-from comparator.plan.tokens.interface import TokenAligner, TokenPlan
+from comparator.plan.tokens.interface import PartedSequence, TokenAligner, TokenPlan
 from comparator.rules import Rules, joins_steps
 
 _KEPT_PLANS = 64
@@ -85,6 +86,11 @@ class Planner:
         self._options = options
         self._joined = joins_steps(options, rules)
         self._plans: dict[tuple[bool, SideInputs, SideInputs], PairPlan] = {}
+
+    @cached_property
+    def parted(self) -> tuple[PartedSequence, ...]:
+        """Sequences of which both sides sampled other tokens."""
+        return self._aligner.parted()
 
     def plan(self, pair: BundlePair, rules: Rules, *, sampled: bool = False) -> PairPlan:
         """The plan of a pair of tensors that both sides have.

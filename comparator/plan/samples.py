@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle
 from comparator.options import Side
-from comparator.plan.tokens.interface import RowsClass, RowsQuery, TokenPart, TokenPlan
+from comparator.plan.tokens.interface import PartedSequence, RowsClass, RowsQuery, TokenPart, TokenPlan
 
 
 def check_same_rows(baseline: Bundle, target: Bundle) -> None:
@@ -42,3 +42,7 @@ class RowByRow:
     def plan(self, baseline: tuple[TokenPart, ...], target: tuple[TokenPart, ...]) -> TokenPlan:
         """All rows of both sides, as they are."""
         return TokenPlan(None, None, min(sum(part.rows for part in side) for side in (baseline, target)))
+
+    def parted(self) -> tuple[PartedSequence, ...]:
+        """Nothing is known of their sequences."""
+        return ()

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from comparator.diagnosis import Diagnosis, ReferenceDiagnosis, TapKey
 from comparator.diagnosis import Judgement as TapJudgement
 from comparator.diagnosis.words import describe
-from comparator.report.records import DiagnosisRecord, Place, ReferenceRecord, RoutingFlips, StrongestTest, TapAnalysis
+from comparator.report.records import (
+    ChosenTokensRecord,
+    DiagnosisRecord,
+    PartedTextRecord,
+    Place,
+    ReferenceRecord,
+    RoutingFlips,
+    StrongestTest,
+    TapAnalysis,
+)
 
 
 def tap_analysis(judgement: TapJudgement) -> TapAnalysis:
@@ -79,8 +88,27 @@ def diagnosis_record(
         first_different_bit=None if first is None else place(first[0]),
         first_different_row=None if first is None else first[1].row,
         flips=[
-            RoutingFlips(layer=flips.layer, rows=flips.rows, flipped=flips.flipped, expected=flips.expected)
+            RoutingFlips(
+                layer=flips.layer,
+                rows=flips.rows,
+                flipped=flips.flipped,
+                expected=flips.expected,
+                largest_margin=flips.largest_margin,
+                weights_apart=flips.weights_apart,
+            )
             for flips in diagnosis.flips
+        ],
+        tokens=None if diagnosis.tokens is None else ChosenTokensRecord(**asdict(diagnosis.tokens)),
+        texts=[
+            PartedTextRecord(
+                sequence=text.parting.sequence,
+                position=text.parting.position,
+                baseline_token=text.parting.baseline,
+                target_token=text.parting.target,
+                cause=text.cause,
+                margin=text.margin,
+            )
+            for text in diagnosis.texts
         ],
         reference=None if reference is None else ReferenceRecord(worse=reference.worse, place=place(reference.place)),
         undecided=list(diagnosis.undecided),

@@ -263,6 +263,35 @@ class RoutingFlips(_Model):
     flipped: int
     expected: float
     """How many the margins between experts predict, given the error of the logits."""
+    largest_margin: float = 0.0
+    """Margin to the next expert of a token that flipped, in errors of its logits."""
+    weights_apart: float = 0.0
+    """Largest difference of a weight (softmax over the chosen logits) of tokens whose experts agree."""
+
+
+class ChosenTokensRecord(_Model):
+    """What the recorded logits choose on both sides."""
+
+    rows: int
+    flipped: int
+    """Rows whose largest logit is another token's."""
+    log_probability_apart: float
+    """Mean difference of the log probability of the baseline's choice."""
+    largest_apart: float
+    where: str
+    """The token with the largest difference."""
+
+
+class PartedTextRecord(_Model):
+    """A sequence whose sampled tokens differ from a position on."""
+
+    sequence: int
+    position: int
+    baseline_token: int
+    target_token: int
+    cause: Literal["tie", "fault", "unknown"]
+    margin: float | None = None
+    """Distance of both tokens' logits in errors of the logits; None where they do not tell."""
 
 
 class ReferenceRecord(_Model):
@@ -287,6 +316,9 @@ class DiagnosisRecord(_Record):
     first_different_bit: Place | None = None
     first_different_row: str | None = None
     flips: list[RoutingFlips] = []
+    tokens: ChosenTokensRecord | None = None
+    """None where no logits were recorded."""
+    texts: list[PartedTextRecord] = []
     reference: ReferenceRecord | None = None
     undecided: list[str] = []
     notes: list[str] = []

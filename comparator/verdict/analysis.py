@@ -100,7 +100,7 @@ def _analysis_options(taps: Taps, options: Options, calibration: Calibration | N
     ignored = frozenset(
         key.name for family, key in taps.keys.items() if find_rule(rules, str(family[0][1])) is not None
     )
-    return AnalysisOptions(calibration=calibration, ignored=ignored)
+    return AnalysisOptions(calibration=calibration, ignored=ignored, partings=taps.partings)
 
 
 def with_reference(

@@ -34,6 +34,9 @@ class Profiler:
         node = None if key is None else self.taps.graph.node(key)
         if key is None or node is None or not (is_analysed(found.baseline) and is_analysed(found.target)):
             return None
+        kept = self._same_text(found)
+        if kept is not None:
+            found = found.take(kept)
         operands = [self._rows_of(other, families) for other in node.operands]
         router = None if node.router is None else self._rows_of(node.router, families)
         rows = TapRows(
@@ -48,6 +51,15 @@ class Profiler:
             ranks=self.taps.ranks,
         )
         return FamilyProfile(profile(rows, node), found.step)
+
+    def _same_text(self, found: FamilyRows) -> npt.NDArray[np.bool_] | None:
+        """Rows before the texts part; None for all."""
+        if found.sequence is None or found.position is None or not self.taps.partings:
+            return None
+        kept = np.ones(len(found), np.bool_)
+        for parting in self.taps.partings:
+            kept &= (found.sequence != parting.sequence) | (found.position < parting.position)
+        return None if kept.all() else kept
 
     def _rows_of(self, key: TapKey, families: Families) -> SideRows | None:
         family = self.taps.families.get(key)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from comparator.diagnosis import GraphError, TapDeclaration, TapGraph, TapKey, build_graph
+from comparator.diagnosis import GraphError, Parting, TapDeclaration, TapGraph, TapKey, build_graph
 from comparator.match.bundles import BundlePair, Key
+from comparator.plan.tokens.interface import PartedSequence
 from dumper.reading.protocol import Run, TapCoverage
 
 LAYER_TAGS = ("layer_id", "layer", "layer_idx", "layer_number")
@@ -25,9 +26,13 @@ class Taps:
     """The most ranks that either run has."""
     problem: str | None = None
     """Why the declared inputs are not used."""
+    partings: tuple[Parting, ...] = ()
+    """Where sampled tokens of a sequence part; what follows is another text and is not measured."""
 
 
-def collect_taps(pairs: Sequence[BundlePair], baseline: Run, target: Run) -> Taps:
+def collect_taps(
+    pairs: Sequence[BundlePair], baseline: Run, target: Run, parted: Sequence[PartedSequence] = ()
+) -> Taps:
     """The taps of the pairs that both sides have. Inputs come from the target's taps, else from the baseline's.
 
     Where declared inputs make no graph they are left aside, and ``problem`` says why.
@@ -46,7 +51,8 @@ def collect_taps(pairs: Sequence[BundlePair], baseline: Run, target: Run) -> Tap
     if isinstance(graph, GraphError):  # not without declared inputs: names and the order of execution have no circles
         raise AssertionError(graph.message)
     ranks = max(len(baseline.ranks), len(target.ranks), 1)
-    return Taps(keys, {key: family for family, key in keys.items()}, graph, ranks, problem)
+    partings = tuple(Parting(one.sequence, one.position, one.baseline, one.target) for one in parted)
+    return Taps(keys, {key: family for family, key in keys.items()}, graph, ranks, problem, partings)
 
 
 def _declare(pair: BundlePair, covered: Mapping[str, TapCoverage]) -> TapDeclaration:

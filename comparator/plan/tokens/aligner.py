@@ -11,9 +11,17 @@ import numpy.typing as npt
 
 from comparator.options import Side, TokenMode
 from comparator.plan.tokens.classify import RowClassifier
-from comparator.plan.tokens.interface import RowsClass, RowsQuery, SideLayouts, TokenAligner, TokenPart, TokenPlan
+from comparator.plan.tokens.interface import (
+    PartedSequence,
+    RowsClass,
+    RowsQuery,
+    SideLayouts,
+    TokenAligner,
+    TokenPart,
+    TokenPlan,
+)
 from comparator.plan.tokens.ordered import plan_ordered
-from comparator.plan.tokens.pairing import pair_sequences
+from comparator.plan.tokens.pairing import outputs_that_part, pair_sequences
 from comparator.plan.tokens.parts import PartTokens, tokens_of_parts
 from comparator.plan.tokens.places import Places
 from comparator.plan.tokens.rows import PassRows
@@ -106,6 +114,10 @@ class RunTokenAligner:
             for problem in side.places.problems[:_MOST_PROBLEMS]
         )
         return replace(plan, notes=(*plan.notes, *problems)) if problems else plan
+
+    def parted(self) -> tuple[PartedSequence, ...]:
+        space = self._space
+        return outputs_that_part(space.baseline, space.target, space.pairs.pairs)
 
     @cached_property
     def _space(self) -> SharedSpace:

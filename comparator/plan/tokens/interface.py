@@ -121,6 +121,19 @@ class TokenPlan:
         return f"sequence {int(self.sequence[row])}, position {int(self.position[row])}"
 
 
+@dataclass(frozen=True)
+class PartedSequence:
+    """A sequence whose sampled tokens differ from some position on: what follows is another text."""
+
+    sequence: int
+    """Number in the baseline, in order of arrival (``TokenPlan.request``)."""
+    position: int
+    """Of the first token that differs."""
+    baseline: int
+    """Token id."""
+    target: int
+
+
 class TokenAligner(Protocol):
     """Made once per pair of runs; plans are cached inside, keyed by their arguments."""
 
@@ -144,6 +157,10 @@ class TokenAligner(Protocol):
 
     def plan(self, baseline: tuple[TokenPart, ...], target: tuple[TokenPart, ...]) -> TokenPlan:
         """Join the parts of both sides. In ``per_step`` mode both sides hold the parts of one step."""
+        ...
+
+    def parted(self) -> tuple[PartedSequence, ...]:
+        """Sequences of which both sides sampled other tokens; none where token ids were not recorded."""
         ...
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from comparator.plan.tokens.agreement import Columns, PromptAgreement
 from comparator.plan.tokens.episodes import NEVER
+from comparator.plan.tokens.interface import PartedSequence
 from comparator.plan.tokens.sequences import SequenceTable
 
 _SHARED_PROMPT = 0.5
@@ -188,6 +189,20 @@ def _notes(baseline: SequenceTable, target: SequenceTable, pairs: tuple[Sequence
         if alone:
             shown = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
             yield f"{len(alone)} of {len(table)} sequences are only in the {name}: {shown}"
+
+
+def outputs_that_part(
+    baseline: SequenceTable, target: SequenceTable, pairs: Iterable[SequencePair]
+) -> tuple[PartedSequence, ...]:
+    """Pairs whose prompts agree and whose sampled tokens do not."""
+    found = []
+    for pair in pairs:
+        prompt = int(min(baseline.prompt_end[pair.baseline], target.prompt_end[pair.target]))
+        if prompt <= pair.parted < _first_draft(baseline, target, pair):
+            one = int(baseline.tokens_of(pair.baseline)[pair.parted])
+            other = int(target.tokens_of(pair.target)[pair.parted])
+            found.append(PartedSequence(pair.baseline, pair.parted, one, other))
+    return tuple(found)
 
 
 def _first_draft(baseline: SequenceTable, target: SequenceTable, pair: SequencePair) -> int:

@@ -1,0 +1,137 @@
+"""Sampled tokens: which token each side's logits choose, and whether a text that parts does so at a tie.
+
+A token is no number. Where two logits are closer than the error of the logits, rounding decides which is sampled, and
+what follows is another text on each side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from comparator.diagnosis.floors import unit_roundoff
+from comparator.diagnosis.routing import EXPLAINED_MARGIN
+from comparator.diagnosis.rows import Float, Integer, Mask, RowLabels, Single
+
+Cause = Literal["tie", "fault", "unknown"]
+
+
+@dataclass(frozen=True)
+class Parting:
+    """The first token at which a sequence of one side differs from the same sequence of the other."""
+
+    sequence: int
+    position: int
+    """Of the token that differs; the logits of the position before chose it."""
+    baseline: int
+    """Token id."""
+    target: int
+
+
+@dataclass(frozen=True, eq=False)
+class TokenChoices:
+    """What the logits of each row choose. Arrays of shape ``(rows,)``."""
+
+    baseline: Integer
+    """Token with the largest logit."""
+    target: Integer
+    margin: Float
+    """Distance of the logits of both choices, at the midpoint of both sides; 0 where the choices agree."""
+    noise: Float
+    """Error of the row's logits: their rms difference, at least one rounding of the largest."""
+    baseline_log_probability: Float
+    """Of the baseline's choice, on the baseline."""
+    target_log_probability: Float
+    """Of the baseline's choice, on the target."""
+
+    @property
+    def flipped(self) -> Mask:
+        return np.asarray(self.baseline != self.target, np.bool_)
+
+    @property
+    def ratio(self) -> Float:
+        """Margin of a flipped choice in errors of its logits; 0 where the choices agree."""
+        return self.margin / np.maximum(self.noise, 1e-300)
+
+
+def choose_tokens(baseline: Single, target: Single, dtype: str) -> TokenChoices:
+    """Compare what two sets of logits, rows × vocabulary, choose. NaN and infinities must be gone."""
+    rows = np.arange(len(baseline))
+    first, second = baseline.argmax(1), target.argmax(1)
+    middle = [baseline[rows, token].astype(np.float64) + target[rows, token] for token in (first, second)]
+    margin = np.abs(middle[0] - middle[1]) / 2
+    largest = np.maximum(np.abs(baseline[rows, first]), np.abs(target[rows, second]))
+    difference = target - baseline
+    error = np.sqrt(np.einsum("ij,ij->i", difference, difference, dtype=np.float64) / max(baseline.shape[1], 1))
+    return TokenChoices(
+        first.astype(np.int64),
+        second.astype(np.int64),
+        margin,
+        np.maximum(error, unit_roundoff(dtype) * largest.astype(np.float64)),
+        _log_probability(baseline, first),
+        _log_probability(target, first),
+    )
+
+
+def _log_probability(logits: Single, token: Integer) -> Float:
+    largest = logits.max(1)
+    normaliser = np.log(np.exp(logits - largest[:, None]).sum(1, dtype=np.float64))
+    chosen = logits[np.arange(len(logits)), token]
+    return np.asarray(chosen - largest - normaliser, np.float64)
+
+
+@dataclass(frozen=True)
+class ChosenTokens:
+    """What the logits of a pair say about sampling, for the report."""
+
+    rows: int
+    flipped: int
+    """Rows whose largest logit is another token's."""
+    log_probability_apart: float
+    """Mean difference of the log probability of the baseline's choice."""
+    largest_apart: float
+    where: str
+    """The row of the largest difference."""
+
+
+def summarise(found: TokenChoices, labels: RowLabels) -> ChosenTokens:
+    """Numbers over all rows of the logits."""
+    apart = np.abs(found.target_log_probability - found.baseline_log_probability)
+    worst = int(np.argmax(apart))
+    return ChosenTokens(
+        len(apart), int(found.flipped.sum()), float(apart.mean()), float(apart[worst]), labels.describe(worst)
+    )
+
+
+@dataclass(frozen=True)
+class PartedText:
+    """A sequence whose text parts, and why."""
+
+    parting: Parting
+    cause: Cause
+    """``unknown``: its logits were not recorded, or chose neither token (sampling at random)."""
+    margin: float | None = None
+    """Distance of both tokens' logits, in errors of the logits."""
+
+
+def explain(
+    partings: Sequence[Parting], found: TokenChoices | None, labels: RowLabels | None
+) -> tuple[PartedText, ...]:
+    """Why each text parts. ``found`` and ``labels`` are of the logits; None where they were not recorded."""
+    return tuple(_explain(parting, found, labels) for parting in partings)
+
+
+def _explain(parting: Parting, found: TokenChoices | None, labels: RowLabels | None) -> PartedText:
+    if found is None or labels is None or not labels.known:
+        return PartedText(parting, "unknown")
+    rows = np.flatnonzero((labels.sequence == parting.sequence) & (labels.position == parting.position - 1))
+    if not rows.size:
+        return PartedText(parting, "unknown")
+    row = int(rows[0])
+    if (int(found.baseline[row]), int(found.target[row])) != (parting.baseline, parting.target):
+        return PartedText(parting, "unknown")
+    margin = float(found.ratio[row])
+    return PartedText(parting, "tie" if margin <= EXPLAINED_MARGIN else "fault", margin)
