@@ -103,11 +103,11 @@ def find_top_k(layers: Sequence[tuple[Mask, Sequence[Choices]]]) -> int | None:
     """How many experts a token gets, from the rows that stand out: ties of the right number explain most of them.
 
     ``layers``: per layer, in order, the rows that stand out and the choices under each candidate. A fault makes rows
-    stand out from its layer on, so the fewest first layers that tell decide. None when no candidate explains more than
-    half of what stands out beyond chance.
+    stand out from its layer on, so the candidate wins that explains more than half of what stands out, beyond chance,
+    in the most first layers. None when no candidate does in any.
     """
     gained: dict[int, float] = {}
-    total = 0
+    found, total = None, 0
     for rows, candidates in layers:
         total += int(rows.sum())
         for candidate in candidates:
@@ -116,8 +116,8 @@ def find_top_k(layers: Sequence[tuple[Mask, Sequence[Choices]]]) -> int | None:
             gained[candidate.top_k] = gained.get(candidate.top_k, 0.0) + surplus
         best = max(gained, key=lambda top_k: gained[top_k], default=None)
         if best is not None and total and gained[best] >= 0.5 * total:
-            return best
-    return None
+            found = best
+    return found
 
 
 @dataclass(frozen=True)
