@@ -20,12 +20,16 @@ class Outcome:
     messages: str
     """Its standard error."""
 
+    def record(self, kind: str) -> dict[str, Any]:
+        """The last record of a type. Raises RuntimeError when there is none."""
+        found = [record for record in self.records if record["type"] == kind]
+        if not found:
+            raise RuntimeError(f"the comparator ended with {self.exit_code} and no {kind}:\n{self.messages}")
+        return found[-1]
+
     @property
     def summary(self) -> dict[str, Any]:
-        found = [record for record in self.records if record["type"] == "summary"]
-        if not found:
-            raise RuntimeError(f"the comparator ended with {self.exit_code} and no summary:\n{self.messages}")
-        return found[-1]
+        return self.record("summary")
 
     @property
     def comparisons(self) -> list[dict[str, Any]]:

@@ -52,4 +52,6 @@ def test_dims_of_its_own_for_data_parallel_attention(recordings: Recordings) -> 
     wrong = ("--override-target-dims", "mlp_output:t h # tp:replicated")
     outcome = compare(recordings("tp2"), recordings("dp2"), ("--token-aligner", "concat_steps", *wrong))
     assert outcome.exit_code == 1
-    assert outcome.named("failed") == ["mlp_output layer_id=0"], "the last layer sums before it returns"
+    assert outcome.named("failed")[0] == "mlp_output layer_id=0"
+    place = outcome.record("diagnosis")["place"]
+    assert (place["name"], place["layer"]) == ("mlp_output", 0), "the last layer sums before it returns"
