@@ -14,7 +14,6 @@ from comparator.diagnosis import (
     Judgement,
     ReferenceDiagnosis,
     TapKey,
-    TapProfile,
     diagnose,
     diagnose_reference,
 )
@@ -71,10 +70,14 @@ class Analysis:
         return None if self.reference is None else self.reference.place
 
     def _fails(self, pair: BundlePair, found: FamilyProfile, judgement: Judgement) -> bool:
-        beyond = _rows_beyond(found.profile, judgement)
+        """Whether rows of a pair stand out. Where error was introduced something fails, be it ever so small: then the
+        rows above the floor, or all that differ. What inherits too little to stand out is as good as right."""
         own = _rows_of(pair, found.steps)
-        if not beyond.any():
-            return bool(found.profile.error[own].any())
+        error = found.profile.error
+        beyond = error > judgement.floor * ROW_FLOORS
+        if judgement.judged == "introduced-here":
+            for limit in (judgement.floor, 0.0):
+                beyond = beyond if beyond.any() else error > limit
         return bool(beyond[own].any())
 
 
@@ -118,12 +121,6 @@ def with_reference(
         _analysis_options(analysis.taps, options, calibration),
     )
     return replace(analysis, reference=found)
-
-
-def _rows_beyond(profile: TapProfile, judgement: Judgement) -> npt.NDArray[np.bool_]:
-    """Rows whose error stands out; where most do, those above the floor."""
-    beyond: npt.NDArray[np.bool_] = profile.error > judgement.floor * ROW_FLOORS
-    return beyond if beyond.any() else profile.error > judgement.floor
 
 
 def _rows_of(pair: BundlePair, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
