@@ -7,10 +7,11 @@ import pytest
 
 from tests.trust.conftest import Programs
 
+pytestmark = pytest.mark.slow
+
 SETUP = """
 import torch
 
-pytestmark = pytest.mark.slow
 LEVEL = sys.argv[1]
 
 class Wrapper(torch.Tensor):
