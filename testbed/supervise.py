@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
 
 def end_descendants(grace: float) -> None:
-    """SIGTERM to the processes without children, then SIGKILL to whatever is left.
+    """SIGTERM to the processes without children of their own, then SIGKILL to whatever is left.
 
     The ranks of a server are such leaves: they get ``grace`` seconds to finish their recordings, before their
     launcher learns of it.
@@ -60,15 +60,22 @@ def end_descendants(grace: float) -> None:
 
 
 def _ends_on_sigterm(process: psutil.Process) -> bool:
-    """Whether the process is a leaf and does not ignore SIGTERM, as multiprocessing's resource tracker does."""
+    """Whether SIGTERM ends the process and nothing but it: it has no children, except those that ignore SIGTERM, as
+    multiprocessing's resource tracker does (a rank that was forked starts one of its own)."""
     try:
-        if process.children():
-            return False
-        status = Path(f"/proc/{process.pid}/status").read_text()
-    except (psutil.NoSuchProcess, FileNotFoundError):
+        return not _ignores_sigterm(process) and all(_ignores_sigterm(child) for child in process.children())
+    except psutil.NoSuchProcess:
         return False
+
+
+def _ignores_sigterm(process: psutil.Process) -> bool:
+    """True also for a process that has ended meanwhile."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
     ignored = int(status.split("SigIgn:")[1].split()[0], 16)  # bit n - 1 is signal n, see proc_pid_status(5)
-    return not ignored >> (signal.SIGTERM - 1) & 1
+    return bool(ignored >> (signal.SIGTERM - 1) & 1)
 
 
 def _runs(process: psutil.Process) -> bool:
