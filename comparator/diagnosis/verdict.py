@@ -21,6 +21,10 @@ Judged = Literal["within-rounding", "introduced-here", "inherited-from", "after-
 Verdict = Literal["agree", "differ", "undecided"]
 
 
+FEWEST_OF_ROWS = 0.1
+"""Share of rows below which rows that differ may have been absent in earlier layers by chance."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What may be chosen about the analysis."""
@@ -197,7 +201,8 @@ def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile
     """Judge the first tap that is not bit-identical by earlier layers, where the same tap was.
 
     Equal kernels give equal bits in every layer. A difference that is rare (few elements, few rows) may have been
-    absent earlier by chance, and a mixture of experts gives each expert another number of rows.
+    absent earlier by chance: one element that rounds otherwise inside an MLP changes all of its row. And a mixture of
+    experts gives each expert another number of rows.
     """
     at = next((n for n, one in enumerate(judgements) if (p := profiles.get(one.key)) and not p.identical), None)
     if at is None:
@@ -215,7 +220,8 @@ def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile
     if not earlier:
         return judgements
     chance = first.different_rows * np.log(len(earlier) + 1) / 14
-    dense = 0.0 if first.operation in ("moe", "combine", "router") else first.different_share / 0.1
+    rare = first.operation in ("moe", "combine", "router") or first.different_rows < FEWEST_OF_ROWS * first.rows
+    dense = 0.0 if rare else first.different_share / 0.1
     strength = float(max(chance, dense))
     test = Test("bits", strength, first.different_rows, 0, f"bit-identical in {len(earlier)} earlier layers")
     tests = tuple(sorted((*judgements[at].tests, test), key=lambda one: -one.strength))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -282,3 +283,18 @@ def test_a_cached_prefix_may_hand_on_the_error_of_any_row(clean):
     whole, cached = ([pair[number] for pair in found] for number in (0, 1))
     assert diagnose(whole, graph).place == TapKey("attn_pre_o_proj", 1)
     assert diagnose(cached, graph).place != TapKey("attn_pre_o_proj", 1)
+
+
+def test_one_row_with_other_bits_may_be_chance_and_many_rows_not() -> None:
+    def last_place(rows: slice) -> Callable[[np.ndarray], np.ndarray]:
+        def change(value: np.ndarray) -> np.ndarray:
+            value[rows, ::3] *= np.float32(1 + 2**-7)
+            return value
+
+        return change
+
+    baseline = DENSE.run(Kernels())
+    chance = compare(baseline, DENSE.run(Kernels(), at("mlp_output", 1, last_place(slice(7, 8)))))
+    assert chance.verdict == "agree"
+    fault = compare(baseline, DENSE.run(Kernels(), at("mlp_output", 1, last_place(slice(None)))))
+    assert fault.place == TapKey("mlp_output", 1)
