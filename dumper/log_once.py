@@ -19,4 +19,6 @@ class LogOnce:
             # Imported late: logging would double what ``import dumper`` costs every patched process.
             import logging
 
-            logging.getLogger("tensortap").error("tensortap: %s", printable(message))
+            logger = logging.getLogger("tensortap")
+            logger.disabled = False  # a framework's dictConfig switches off all loggers that it does not name
+            logger.error("tensortap: %s", printable(message))

@@ -39,7 +39,7 @@ def frames_and_damage(data: Any) -> Iterator[Frame | Damage]:
     ``data`` is bytes or a mapped file. The metadata of every frame that is yielded matches its checksum; payloads are
     not read. After damage the next frame is looked for; the work for that is bounded by a few times the length.
     """
-    offset = 0
+    offset = last = 0
     budget = 4 * len(data) + (1 << 20)
     while offset < len(data) and not _is_end(data, offset):
         try:
@@ -47,12 +47,25 @@ def frames_and_damage(data: Any) -> Iterator[Frame | Damage]:
         except FormatError as error:
             found, budget = _next_frame(data, offset + 1, budget)
             end = len(data) if found is None else found
-            cut_off = found is None and isinstance(error, TruncatedError)
+            cut_off = found is None and (isinstance(error, TruncatedError) or _begins_footer(data, offset))
+            cut_off = cut_off and not _was_footer(data, offset, last)
             yield Damage(offset, end, str(error), cut_off)
             offset = end
         else:
             yield frame
-            offset = frame.end
+            last, offset = offset, frame.end
+
+
+def _was_footer(data: Any, offset: int, index_offset: int) -> bool:
+    """Whether what is left is the footer behind the last frame, but for some bytes."""
+    rest, footer = bytes(data[offset : offset + frames.FOOTER_BYTES + 1]), frames.encode_footer(index_offset)
+    return len(rest) == len(footer) and 2 * sum(map(int.__eq__, rest, footer)) > len(footer)
+
+
+def _begins_footer(data: Any, offset: int) -> bool:
+    """Whether what is left is the beginning of a footer, and not all of one."""
+    rest, start = bytes(data[offset : offset + frames.FOOTER_BYTES]), frames.encode_footer(0)[:8]
+    return len(rest) < frames.FOOTER_BYTES and rest[: len(start)] == start[: len(rest)]
 
 
 def _is_end(data: Any, offset: int) -> bool:

@@ -270,7 +270,7 @@ class RankStream:
             "parallel": {axis: list(place) for axis, place in process.parallel.items()},
             "framework": process.framework,
             "versions": process.versions,
-            "settings": process.settings,
+            **({"settings": process.settings} if process.settings else {}),
             "segment": self._segment,
             "run": self._run_id,
             "process": os.getpid(),

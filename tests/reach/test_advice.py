@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,16 @@ def nested(layout: Any) -> Any:
     ids=["float4", "uint4", "jagged", "strided"],
 )
 def test_the_advice_can_be_followed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Any, bytes_or_parts: list[list[float]]
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Any,
+    bytes_or_parts: list[list[float]],
 ) -> None:
     value = make()
+    monkeypatch.setattr(logging.getLogger("tensortap"), "disabled", True)  # as a framework's dictConfig leaves it
+    monkeypatch.setattr(logging.getLogger("tensortap"), "propagate", True)
+    monkeypatch.setattr(logging.root.manager, "disable", 0)
     dumper.configure(enable=True, dir=str(tmp_path), run="run")
     try:
         dumper.dump(tmp_path.name, value)  # a message is said once for each name

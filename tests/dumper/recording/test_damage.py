@@ -277,3 +277,12 @@ def test_a_file_made_to_look_like_frames_everywhere_takes_no_quadratic_time(tmp_
         patch.setattr(frames, "checksum", counting)
         _read_everything(tmp_path)
     assert reads < 20 * len(data)
+
+
+def test_a_file_that_ends_within_its_footer_is_not_closed_and_holds_all_records(run: Path) -> None:
+    file = run / FILE
+    data = file.read_bytes()
+    for missing in range(1, frames.FOOTER_BYTES + 1):
+        file.write_bytes(data[:-missing])
+        assert verify_run(run).intact, missing
+        assert {problem.kind for problem in open_run(run).problems} <= {"unclosed", "truncated"}, missing
