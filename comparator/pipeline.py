@@ -232,10 +232,10 @@ def measure_noise(prepared: Prepared) -> Calibration:
     Raises ComparatorError for a run that differs by far more than noise.
     """
     others = prepared.others
+    taps = collect_taps(prepared.pairs, prepared.baseline, prepared.baseline)
     diagnoses = []
     for run in others.noise:
         profiles = prepared.against(run, "baseline", "noise run")
-        taps = collect_taps(prepared.pairs, prepared.baseline, prepared.baseline)
         found = analyse(profiles, taps, prepared.options, others.calibration).diagnosis
         if found.nearest >= MOST_NOISE and found.place is not None:
             raise ComparatorError(
