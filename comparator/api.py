@@ -52,6 +52,8 @@ class Report:
     """What a reference says of both sides; None without one."""
     accounts: tuple[NameRows, ...] = ()
     """What became of every row that was recorded, by name."""
+    words: str = ""
+    """One paragraph: whether the runs agree, and if not where and how they part; empty without a diagnosis."""
 
     def __iter__(self) -> Iterator[Comparison]:
         return iter(self.findings)
@@ -107,8 +109,8 @@ class Report:
         lines = [summary_line(self.summary), *first_difference_lines(self.summary, self.first_divergence)]
         lines.extend(summary_lines(self.summary))
         lines.extend(note.message for log in self.logs for note in log.errors)
-        if self.diagnosis is not None:
-            lines.append(in_words(self.diagnosis, self.reference))
+        if self.words:
+            lines.append(self.words)
         lines.extend(finding_line(finding) for finding in bad[:limit])
         if len(bad) > limit:
             lines.append(f"... and {len(bad) - limit} more")
@@ -216,13 +218,18 @@ def compare(
         run_notes("target", said["target"]),
         run_notes(None, prepared.unused),
     ]
+    diagnosis, words = comparing.diagnosis, ""
+    if diagnosis is not None:
+        bitwise, around = prepared.options.bitwise, tally.around(diagnosis)
+        words = in_words(diagnosis, comparing.reference, bitwise=bitwise, around=around)
     return Report(
         tuple(findings),
-        tally.summary(comparing.diagnosis),
+        tally.summary(diagnosis),
         tuple(log for log in logs if log is not None),
-        comparing.diagnosis,
+        diagnosis,
         comparing.reference,
         tuple(accounts_record(comparing.accounts).names),
+        words,
     )
 
 

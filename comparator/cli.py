@@ -277,11 +277,13 @@ def _report_findings(
                 tally.stop(most_failures)
                 yield tally.summary(comparing.diagnosis)
                 return
-        if comparing.diagnosis is not None:
-            yield diagnosis_record(
-                comparing.diagnosis, comparing.tap_ids, comparing.reference, bitwise=tally.options.bitwise
-            )
         tally.conclude(comparing.accounts)
+        diagnosis = comparing.diagnosis
+        if diagnosis is not None:
+            around = tally.around(diagnosis)
+            yield diagnosis_record(
+                diagnosis, comparing.tap_ids, comparing.reference, bitwise=tally.options.bitwise, around=around
+            )
         yield accounts_record(comparing.accounts)
         yield tally.summary(comparing.diagnosis)
 

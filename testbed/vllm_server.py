@@ -54,11 +54,19 @@ class VllmServer:
 
 @contextlib.contextmanager
 def vllm_server(
-    model: ModelName, *, tensor_parallel: int = 1, log: Path, recording: Recording | None = None
+    model: ModelName | Path,
+    *,
+    tensor_parallel: int = 1,
+    log: Path,
+    recording: Recording | None = None,
+    flags: Sequence[str] = (),
 ) -> Iterator[VllmServer]:
-    """A vLLM server, patched and recording when ``recording`` is given. Raises ServerError when it does not come up."""
+    """A vLLM server of a tiny model or of a checkpoint's folder, patched and recording when ``recording`` is given.
+
+    ``flags`` come last and so win. Raises ServerError when the server does not come up.
+    """
     port = free_port()
-    folder = tiny_model(model)
+    folder = model if isinstance(model, Path) else tiny_model(model)
     command = [
         *(recording.command(str(PYTHON)) if recording else ()),
         *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server"),
@@ -66,6 +74,7 @@ def vllm_server(
         *("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8"),
         *("--kv-cache-memory-bytes", str(KV_CACHE_BYTES)),
         *("--tensor-parallel-size", str(tensor_parallel)),
+        *flags,
     ]
     environment = {
         "TORCHDYNAMO_DISABLE": "1",

@@ -17,6 +17,7 @@ LENGTHS: dict[str, tuple[int, ...]] = {
     "long": (500, 12),
     "middle": (96, 200),
     "shared": (40, 70, 25),
+    "wide": (5, 61, 130, 27, 500),
 }
 SHARED_PREFIX = 20
 """Tokens that all prompts of the kind ``shared`` begin with."""

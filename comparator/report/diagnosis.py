@@ -49,8 +49,22 @@ _WORSE = {
 }
 
 
-def in_words(diagnosis: Diagnosis, reference: ReferenceDiagnosis | None = None, *, bitwise: bool = False) -> str:
-    """One paragraph that says whether the runs agree, and if not where and how they part."""
+def in_words(
+    diagnosis: Diagnosis,
+    reference: ReferenceDiagnosis | None = None,
+    *,
+    bitwise: bool = False,
+    around: tuple[str, str] = ("", ""),
+) -> str:
+    """One paragraph that says whether the runs agree, and if not where and how they part.
+
+    ``around``: sentences before and after it (``Tally.around``).
+    """
+    before, after = around
+    return " ".join(filter(None, (before, _of_diagnosis(diagnosis, reference, bitwise), after)))
+
+
+def _of_diagnosis(diagnosis: Diagnosis, reference: ReferenceDiagnosis | None, bitwise: bool) -> str:
     if bitwise and diagnosis.first_difference is not None:
         key, first = diagnosis.first_difference
         return (
@@ -70,8 +84,9 @@ def diagnosis_record(
     reference: ReferenceDiagnosis | None = None,
     *,
     bitwise: bool = False,
+    around: tuple[str, str] = ("", ""),
 ) -> DiagnosisRecord:
-    """The diagnosis as a record; ``taps`` gives the ids of the taps."""
+    """The diagnosis as a record; ``taps`` gives the ids of the taps, ``around`` what the words begin and end with."""
 
     def place(key: TapKey | None) -> Place | None:
         if key is None:
@@ -81,7 +96,7 @@ def diagnosis_record(
     first = diagnosis.first_difference
     return DiagnosisRecord(
         verdict=diagnosis.verdict,
-        words=in_words(diagnosis, reference, bitwise=bitwise),
+        words=in_words(diagnosis, reference, bitwise=bitwise, around=around),
         place=place(diagnosis.place),
         also=[found for found in map(place, diagnosis.also) if found is not None],
         nearest=diagnosis.nearest,

@@ -11,6 +11,7 @@ from comparator.options import SIDES, Options, Side
 from comparator.patterns import fullmatch
 from comparator.plan.tokens.places import read_layout
 from comparator.report.findings import note_of
+from comparator.report.reasons import Reasons
 from comparator.report.records import (
     AccountsRecord,
     Comparison,
@@ -130,6 +131,7 @@ class Tally:
     failures: int = 0
     """Findings that make the comparison fail."""
     accounts: Accounts | None = None
+    reasons: Reasons = field(default_factory=Reasons)
     _concluded: list[Said] = field(default_factory=list)
 
     def add(self, finding: Comparison) -> None:
@@ -138,6 +140,9 @@ class Tally:
         before, self.disallowed = self.disallowed, False
         self._judge(finding)
         self.failures += self.disallowed
+        self.reasons.look_at(finding)
+        if self.disallowed:
+            self.reasons.add(finding)
         self.disallowed |= before
         self._look_for_difference(finding)
 
@@ -192,8 +197,17 @@ class Tally:
     def exit_code(self) -> int:
         """0 when something was compared and all that counts agrees, else 1."""
         agrees = self.counts["passed"] > 0 and not self.disallowed
+        return 0 if agrees and not self._errors else 1
+
+    @property
+    def _errors(self) -> list[Said]:
+        """What is wrong with the runs and the comparison as a whole."""
         said = (*self.of_runs["baseline"], *self.of_runs["target"], *self.of_map, *self._concluded)
-        return 0 if agrees and not any(one.severity == "error" for one in said) else 1
+        return [one for one in said if one.severity == "error"]
+
+    def around(self, diagnosis: Diagnosis | None) -> tuple[str, str]:
+        """What the paragraph in words begins and ends with, so that it and the exit code say the same."""
+        return self.reasons.before(), self.reasons.after(diagnosis, self.exit_code, self._errors)
 
     def summary(self, diagnosis: Diagnosis | None = None) -> SummaryRecord:
         """The last record of a report."""

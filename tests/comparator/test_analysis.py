@@ -168,3 +168,39 @@ def test_calibrate_writes_floors_that_a_comparison_reads(tmp_path: Path, capsys:
     assert main([str(baseline), str(variant), *flags]) == 2
     assert "is no calibration file" in capsys.readouterr().err
     assert main(["calibrate", str(baseline), str(variant), "-o", str(tmp_path / "no" / "floors.json")]) == 2
+
+
+def replicated(*values: float) -> FakeRun:
+    """A tensor that every rank of ``tp`` should hold in full."""
+    rows = np.arange(1, 25, dtype=np.float32).reshape(6, 4)
+    records = [
+        FakeRecord("x", rows * np.float32(value), dims="t h # tp:replicated", rank=rank)
+        for rank, value in enumerate(values)
+    ]
+    return FakeRun(records, parallel={rank: {"tp": (rank, len(values))} for rank in range(len(values))})
+
+
+def test_replicas_of_one_side_that_disagree_come_first_in_words() -> None:
+    report = comparator.compare(replicated(1, 1), replicated(1, 2))
+    assert not report.passed
+    assert report.words.startswith("Replicas of the target, which should be the same on all its ranks, are not: x")
+    assert "fault of the target alone" in report.describe()
+    both = comparator.compare(replicated(1, 2), replicated(3, 3))
+    assert both.words.startswith("Replicas of the baseline")
+    assert "The runs differ" in both.words
+
+
+def test_the_words_say_why_the_exit_code_is_1_where_the_diagnosis_finds_no_fault() -> None:
+    values = np.arange(1, 25, dtype=np.float32).reshape(6, 4)
+    shared = FakeRecord("x", values, dims="t h")
+    counted = [FakeRecord("n", np.array([number]), dims="t") for number in (1, 2)]
+    report = comparator.compare(FakeRun([shared, counted[0]]), FakeRun([shared, counted[1]]))
+    assert report.summary.exit_code == 1
+    assert report.diagnosis is not None
+    assert report.diagnosis.verdict == "agree"
+    assert "The exit code is 1 for another reason: n" in report.words
+    allowed = comparator.compare(
+        as_run(MODEL.run(PLAIN)), as_run(MODEL.run(PLAIN, scaled(1.02))), allow_failed_pattern=".*"
+    )
+    assert allowed.passed
+    assert "The exit code is 0 all the same" in allowed.words

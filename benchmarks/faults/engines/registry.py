@@ -14,7 +14,7 @@ class Known:
 
     module: str
     folder: str
-    """How the names of its folders begin."""
+    """How the names of its folders begin. Engines that share one record variants of one model, which are to agree."""
     usual: str
     """The variant under which faults are recorded, where they do not say another."""
     other: str
@@ -26,7 +26,8 @@ KNOWN = {
         "benchmarks.faults.engines.huggingface.engine", "transformers", "plain", "eager-pieces2-fused-norm"
     ),
     "tensor_parallel": Known("benchmarks.faults.engines.tensor_parallel.engine", "gloo", "tp2", "split8-blocks"),
-    "sglang": Known("benchmarks.faults.engines.sglang.engine", "sglang", "tp2", "tp1"),
+    "sglang": Known("benchmarks.faults.engines.sglang.engine", "servers", "tp2", "tp1"),
+    "vllm": Known("benchmarks.faults.engines.vllm.engine", "servers", "vllm-tp1", "vllm-tp2"),
 }
 NAMES = tuple(KNOWN)
 

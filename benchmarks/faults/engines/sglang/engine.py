@@ -18,7 +18,7 @@ from testbed.paths import CONFIGS
 from testbed.servers import Recording, Server, ServerError, sglang_server
 
 HERE = Path(__file__).parent
-PROMPTS = "mixed"
+PROMPTS = "wide"
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def record_on_one_server(model: str, layout: Layout, jobs: Sequence[Job]) -> dic
             recording=Recording((HERE / "switch.yaml",), folder / "unused", {"TENSORTAP_ENABLE": "0"}),
             environment={VARIABLE: str(switch), **dict(layout.environment)},
             radix_cache=layout.radix_cache,
+            fork=True,
         ) as server:
             for number, job in enumerate(jobs, 1):
                 configs = _written(job, folder / str(number)) + taps

@@ -1,0 +1,1 @@
+"""Real vLLM servers, of the same checkpoints as SGLang's: ``engine`` records."""
