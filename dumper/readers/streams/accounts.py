@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ class Account:
     def lost(self) -> int:
         """Values that the process took and did not write."""
         return sum(self.counts[reason] for reason in LOSS_WORDS) + self.in_memory
+
+    def with_written(self, records: int) -> Account:
+        """This account where ``records`` values of those that seem to be in memory are in the files."""
+        surplus = min(max(0, records - self.counts["written"]), self.in_memory)
+        return replace(self, counts={**self.counts, "written": self.counts["written"] + surplus})
 
     @property
     def run_id(self) -> str | None:
@@ -78,6 +84,20 @@ def problems_of_account(account: Account) -> list[Problem]:
     if counts["failed_taps"]:
         found.append(Problem("lost", f"rank {rank}: taps failed {counts['failed_taps']} times to give a value or tag"))
     return found
+
+
+def brought_up_to_date(accounts: Iterable[Account], records: Mapping[int, int]) -> list[Account]:
+    """The accounts, with what a process wrote and had not counted yet when it was killed.
+
+    ``records``: by rank, how many records its files hold. Where several processes had one rank, nobody can tell whose
+    the record is, and the counts stay.
+    """
+    accounts = list(accounts)
+    processes = Counter(account.rank for account in accounts)
+    return [
+        account.with_written(records.get(account.rank, 0)) if processes[account.rank] == 1 else account
+        for account in accounts
+    ]
 
 
 def missing_records(

@@ -136,7 +136,9 @@ def _named(frame: Frame) -> str:
         meta = frames.decode_meta(frame.meta)
     except FormatError:
         return ""
-    tags = "".join(f" {key}={value}" for key, value in meta.get("tags", {}).items())
+    found = meta.get("tags")
+    # The frame is damaged: it may hold anything.
+    tags = "".join(f" {key}={value}" for key, value in found.items()) if isinstance(found, dict) else ""
     return f" ({meta['name']}{tags}, step {meta.get('step')})" if "name" in meta else ""
 
 

@@ -18,6 +18,7 @@ from dumper.format.run_files import MOST_RANKS, RANK_FILE
 from dumper.layout import TokenLayout
 from dumper.readers.streams.accounts import (
     Account,
+    brought_up_to_date,
     missing_records,
     mixed_runs,
     problems_of_account,
@@ -116,7 +117,7 @@ class RunDirectory:
         """``problems``: those of files that are not read."""
         self.path = path
         self._ranks = ranks
-        self._accounts = accounts
+        self._accounts_as_counted = accounts
         self._problems_of_files = problems
         self.ranks = tuple(sorted(ranks))
         self.records: Sequence[StoredRecord] = Records(ranks)
@@ -189,8 +190,16 @@ class RunDirectory:
         return sum(account.lost for account in self._accounts) + missing
 
     @functools.cached_property
+    def _counts(self) -> dict[int, int]:
+        return {rank: sum(len(segment.index) for segment in part.segments) for rank, part in self._ranks.items()}
+
+    @functools.cached_property
+    def _accounts(self) -> list[Account]:
+        return brought_up_to_date(self._accounts_as_counted, self._counts)
+
+    @functools.cached_property
     def _missing_records(self) -> dict[int, tuple[int, int]]:
-        counts = {rank: sum(len(segment.index) for segment in part.segments) for rank, part in self._ranks.items()}
+        counts = self._counts
         orders = {
             rank: 1 + max(int(segment.index.columns["order"].max()) for segment in part.segments if len(segment.index))
             for rank, part in self._ranks.items()

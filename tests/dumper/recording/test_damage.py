@@ -286,3 +286,11 @@ def test_a_file_that_ends_within_its_footer_is_not_closed_and_holds_all_records(
         file.write_bytes(data[:-missing])
         assert verify_run(run).intact, missing
         assert {problem.kind for problem in open_run(run).problems} <= {"unclosed", "truncated"}, missing
+
+
+def test_a_damaged_record_whose_tags_are_no_map_is_named_without_them(tmp_path: Path) -> None:
+    frame = bytearray(frames.encode_frame("record", {"name": "hidden", "tags": 5, "step": 1}, 0, (b"12345678",)))
+    frame[frames.decode_frame(frame, 0).payloads[0].offset] ^= 1
+    report = Report()
+    verify_data(FILE, frame, report)
+    assert any("(hidden, step 1)" in line for line in report.lines)
