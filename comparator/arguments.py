@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from comparator.dims import parse_dims
-from comparator.errors import ComparatorError, DimsError
+from comparator.errors import ComparatorError
 from comparator.messages import MESSAGES
 from comparator.options import DimsOverride, Options
 from comparator.patterns import compiled
+from tensortap.dims import DimsError, parse_dims
 
 
 def check_options(options: Options) -> None:

@@ -15,10 +15,3 @@ class PairError(Exception):
         self.hint = hint
         self.name = name
         """One of ``comparator.messages``."""
-
-
-class DimsError(ValueError):
-    """A dims string that cannot be understood, or does not fit the tensor it describes."""
-
-    hint = "--override-dims 'NAME:DIMS' corrects dims without a new recording"
-    name = "bad-dims"

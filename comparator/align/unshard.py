@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from comparator.align.rows import Array, Rows, merge_rows, take_rows
-from comparator.dims import count_rows
 from comparator.plan.unshard import Operation, UnshardPlan, zigzag_order
+from tensortap.dims import count_rows
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from comparator.dims import Dims, parse_dims
-from comparator.errors import ComparatorError, DimsError, PairError
+from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import Entry, RunIndex
 from comparator.options import Side
 from dumper.rules.expressions import Expression, ExpressionError
+from tensortap.dims import Dims, DimsError, parse_dims
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from comparator.dims import count_rows, parse_dims
-from comparator.errors import DimsError, PairError
+from comparator.errors import PairError
 from comparator.match.bundles import Entry, Key
 from comparator.match.keys import Keyed
 from comparator.options import SIDES, Options, Side
+from tensortap.dims import DimsError, count_rows, parse_dims
 
 _OCCURRENCE = "occurrence"
 Sides = tuple[Sequence[Keyed], Sequence[Keyed]]

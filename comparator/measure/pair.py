@@ -12,7 +12,7 @@ import numpy.typing as npt
 from comparator.align.load import load_array
 from comparator.align.pair import Aligned, align
 from comparator.align.unshard import Replicas
-from comparator.errors import ComparatorError, DimsError, PairError
+from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import BundlePair
 from comparator.measure.difference import Difference, Measured, compare_arrays, same_bytes
 from comparator.measure.measurement import (
@@ -39,6 +39,7 @@ from comparator.plan.rows import UnrelatedRanksError
 from comparator.plan.selection import Selected
 from comparator.plan.tokens.interface import TokenPlan
 from comparator.rules import Rules
+from tensortap.dims import DimsError
 
 TOKEN_THRESHOLD = 1e-3
 """``rel`` from which a token counts as the first one that differs."""

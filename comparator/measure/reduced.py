@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from comparator.align.load import load_array
-from comparator.dims import parse_dims
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair, Entry
 from comparator.measure.difference import Difference
@@ -22,6 +21,7 @@ from comparator.measure.statistics import Statistics, summarize
 from comparator.options import Options, Side
 from comparator.plan.context import SideContext
 from comparator.plan.unshard import Shard, plan_unshard
+from tensortap.dims import parse_dims
 
 _HINT = "record it at level full on both sides"
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from comparator.dims import SEQUENCE, TOKEN, Dimension
 from comparator.errors import PairError
+from tensortap.dims import SEQUENCE, TOKEN, Dimension
 
 
 @dataclass(frozen=True)

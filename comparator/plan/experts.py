@@ -20,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from comparator.dims import TOKEN, Dimension, Dims, Modifier, RowOrder
-from comparator.errors import DimsError, PairError
+from comparator.errors import PairError
 from comparator.match.bundles import Entry
+from tensortap.dims import TOKEN, Dimension, Dims, DimsError, Modifier, RowOrder
 
 CHOICE = "choice"
 """Name of the dimension that counts the experts of a token."""

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from comparator.dims import count_rows
 from comparator.errors import PairError
 from comparator.match.bundles import BundlePair
 from comparator.options import Options, Side
@@ -23,6 +22,7 @@ from comparator.plan.shared_pieces import Sharing, find_sharing
 from comparator.plan.side import SideInputs, SidePlan, describe_part, plan_side, side_inputs, with_rows
 from comparator.plan.tokens.interface import PartedSequence, TokenAligner, TokenPlan
 from comparator.rules import Rules, joins_steps
+from tensortap.dims import count_rows
 
 _KEPT_PLANS = 64
 """Plans that are kept: the tensors of one layer after the other ask for the same few."""

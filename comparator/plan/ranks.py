@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from comparator.dims import Dims
 from comparator.errors import PairError
 from dumper.readers.sglang.dump import SGLangRecord
 from dumper.readers.sglang.pt_files import PARALLEL_KEYS
+from tensortap.dims import Dims
 
 RECOMPUTED = "recompute_pseudo"
 """Axis that tells a forward pass from its repetition for activation checkpointing."""

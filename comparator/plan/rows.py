@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from comparator.dims import SEQUENCE, TOKEN, Dimension, Dims, parse_dims
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair, Entry
 from comparator.match.keys import sglang_record
@@ -16,6 +15,7 @@ from comparator.plan.ranks import KNOWN_AXES, active_place, check_declared
 from comparator.plan.side import NO_DIMS_HINT, UNKNOWN_ROWS, SidePlan, StepPlan, as_it_is
 from comparator.plan.unshard import Shard, UnshardPlan, plan_in_file_order
 from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
+from tensortap.dims import SEQUENCE, TOKEN, Dimension, Dims, parse_dims
 
 SEVERAL_STEPS_HINT = "give --token-aligner, or keep the steps apart: --grouping-skip-keys rank"
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
-from comparator.dims import parse_dims
-from comparator.errors import DimsError, PairError
+from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair, Entry, split_steps
 from comparator.match.keys import sglang_record
 from comparator.options import Options, Side
 from comparator.plan.context import SideContext
 from comparator.plan.rows import SEVERAL_STEPS_HINT, file_dims
 from comparator.rules import SGLANG_RULES_BY_TOKEN, Rules, joins_steps
+from tensortap.dims import DimsError, parse_dims
 
 REQUEST_IDS = "rids"
 """The record of request ids, which differ between any two runs."""

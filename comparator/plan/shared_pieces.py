@@ -12,9 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from comparator.dims import SEQUENCE, TOKEN, Dims
 from comparator.plan.axes import SideAxes
 from comparator.plan.unshard import Coordinates, Shard
+from tensortap.dims import SEQUENCE, TOKEN, Dims
 
 Sharing = Mapping[str, int]
 """Axis to the number of neighbouring ranks that hold the same piece."""

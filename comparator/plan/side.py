@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from comparator.dims import TOKEN, Dimension, Dims, count_rows, parse_dims
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, Entry
 from comparator.options import Options, Side
@@ -14,6 +13,7 @@ from comparator.plan.experts import TokenOrder, in_token_order
 from comparator.plan.shared_pieces import Sharing, apart
 from comparator.plan.tokens.interface import RowsClass, TokenAligner, TokenPart
 from comparator.plan.unshard import Part, Shape, Shard, UnshardPlan, plan_unshard
+from tensortap.dims import TOKEN, Dimension, Dims, count_rows, parse_dims
 
 UNKNOWN_ROWS = RowsClass("unknown")
 NO_DIMS_HINT = (

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from comparator.dims import SEQUENCE, TOKEN, Dims, Modifier
-from comparator.errors import DimsError, PairError
+from comparator.errors import PairError
 from dumper.layout import zigzag_blocks
+from tensortap.dims import SEQUENCE, TOKEN, Dims, DimsError, Modifier
 
 Coordinates = Mapping[str, tuple[int, int]]
 """Axis to ``(rank, size)``."""

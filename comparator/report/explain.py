@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from comparator.errors import ComparatorError, DimsError, PairError
+from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import Bundle, BundlePair
 from comparator.plan.axes import SideAxes
 from comparator.plan.levels import reduced_level
@@ -15,6 +15,7 @@ from comparator.plan.selection import Selected
 from comparator.plan.side import SidePlan, StepPlan
 from comparator.plan.tokens.interface import TokenPlan
 from comparator.plan.unshard import Operation
+from tensortap.dims import DimsError
 
 Select = Callable[[int], list[Selected]]
 

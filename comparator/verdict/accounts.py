@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from comparator.dims import count_rows, parse_dims
-from comparator.errors import DimsError, PairError
+from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair
 from comparator.measure.measurement import Failure, Measurement, Skipped, TensorMeasurement, TokenNumbers
 from comparator.options import SIDES, Options, Side
@@ -18,6 +17,7 @@ from comparator.patterns import fullmatch
 from comparator.plan.selection import Selected
 from comparator.plan.tokens.reasons import NO_SEQUENCE
 from comparator.verdict.judge import Said, say
+from tensortap.dims import DimsError, count_rows, parse_dims
 
 PADDING = "padding"
 COMPUTED_AGAIN = "computed again later"

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comparator.align.rows import align_axes
-from comparator.dims import parse_dims
 from comparator.errors import PairError
 from comparator.plan.axes import plan_axes
+from tensortap.dims import parse_dims
 from tests.comparator.fakes import values
 
 

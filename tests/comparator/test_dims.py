@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comparator.dims import Dimension, Modifier, parse_dims
-from comparator.errors import DimsError
+from tensortap.dims import Dimension, DimsError, Modifier, parse_dims
 
 
 def test_every_form_is_read() -> None:

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comparator.align.unshard import Replicas, undo_zigzag, unshard
-from comparator.dims import parse_dims
-from comparator.errors import DimsError, PairError
+from comparator.errors import PairError
 from comparator.measure.replicas import measure_replicas
 from comparator.plan.unshard import Shard, UnshardPlan, plan_unshard
 from comparator.rules import OUR_RULES
+from tensortap.dims import DimsError, parse_dims
 
 Array = npt.NDArray[np.float32]
 Coordinates = Mapping[str, tuple[int, int]]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from comparator.dims import COMMON_AXES, parse_dims
 from patcher.config.format import ConditionalDims, DumpSpec
 from patcher.config.load import load_config
 from patcher.config.tap_inputs import parse_input
+from tensortap.dims import COMMON_AXES, parse_dims
 from testbed.paths import CONFIGS
 
 FILES = sorted(CONFIGS.glob("*/*.yaml"))

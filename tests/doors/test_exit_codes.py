@@ -15,10 +15,10 @@ import torch
 
 import comparator
 from comparator.cli import main
-from comparator.dims import parse_dims
-from comparator.errors import ComparatorError, DimsError
+from comparator.errors import ComparatorError
 from comparator.measure import memory
 from dumper.layout import SequenceSpan, TokenLayout
+from tensortap.dims import DimsError, parse_dims
 from tests.comparator.fakes import FakeRecord, FakeRun, values
 from tests.comparator.recording import write_run
 from tests.dumper.convert.dumps import DumpWriter

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comparator.arguments import load_override_config, parse_override
-from comparator.dims import parse_dims
-from comparator.errors import ComparatorError, DimsError
+from comparator.errors import ComparatorError
 from comparator.match.map import compile_rules, load_map, parse_template
 from comparator.patterns import compiled
 from comparator.verdict.criteria import compile_predicate, parse_rules
 from dumper.printable import printable
+from tensortap.dims import DimsError, parse_dims
 
 DIMS = st.text(st.sampled_from("tbsh1()[]*:,#= \tdpxé\x00"), max_size=60)
 ANYTHING = st.text(max_size=80)

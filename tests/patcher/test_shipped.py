@@ -61,7 +61,7 @@ def test_what_is_neither_gets_a_hint(name: str, hint: str) -> None:
 @pytest.mark.slow
 def test_an_installation_has_them(tmp_path: Path) -> None:
     source, installed = tmp_path / "source", tmp_path / "installed"
-    for name in ("patcher", "dumper", "comparator", "configs"):
+    for name in ("patcher", "dumper", "comparator", "tensortap", "configs"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)

@@ -15,7 +15,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-from comparator.errors import DimsError
+
+class DimsError(ValueError):
+    """A dims string that cannot be understood, or does not fit the tensor it describes."""
+
+    hint = "--override-dims 'NAME:DIMS' corrects dims without a new recording"
+    name = "bad-dims"
+
 
 BATCH = "b"
 SEQUENCE = "s"
