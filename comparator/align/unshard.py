@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from comparator.align.rows import Array, Rows, merge_rows, take_rows
-from comparator.plan.unshard import Operation, UnshardPlan, zigzag_order
+from comparator.plan.operations import Operation, UnshardPlan, zigzag_order
 from tensortap.dims import count_rows
 
 

@@ -20,7 +20,8 @@ from comparator.measure.measurement import HashMeasurement, StatisticsMeasuremen
 from comparator.measure.statistics import Statistics, summarize
 from comparator.options import Options, Side
 from comparator.plan.context import SideContext
-from comparator.plan.unshard import Shard, plan_unshard
+from comparator.plan.operations import Shard
+from comparator.plan.unshard import plan_unshard
 from tensortap.dims import parse_dims
 
 _HINT = "record it at level full on both sides"

@@ -9,8 +9,8 @@ from comparator.match.bundles import Entry, RunIndex
 from comparator.match.runs import parallel_layout
 from comparator.options import Side
 from comparator.plan.experts import Companions
+from comparator.plan.operations import Coordinates
 from comparator.plan.tokens.interface import RowsClass
-from comparator.plan.unshard import Coordinates
 from dumper.reading.protocol import Run
 
 

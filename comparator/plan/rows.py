@@ -11,9 +11,10 @@ from comparator.match.keys import sglang_record
 from comparator.options import Options, Side
 from comparator.plan.axes import AxesPlan, plan_axes
 from comparator.plan.context import SideContext
+from comparator.plan.file_order import plan_in_file_order
+from comparator.plan.operations import Shard, UnshardPlan
 from comparator.plan.ranks import KNOWN_AXES, active_place, check_declared
 from comparator.plan.side import NO_DIMS_HINT, UNKNOWN_ROWS, SidePlan, StepPlan, as_it_is
-from comparator.plan.unshard import Shard, UnshardPlan, plan_in_file_order
 from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
 from tensortap.dims import SEQUENCE, TOKEN, Dimension, Dims, parse_dims
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from comparator.plan.axes import SideAxes
-from comparator.plan.unshard import Coordinates, Shard
+from comparator.plan.operations import Coordinates, Shard
 from tensortap.dims import SEQUENCE, TOKEN, Dims
 
 Sharing = Mapping[str, int]

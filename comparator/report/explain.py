@@ -10,11 +10,11 @@ from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import Bundle, BundlePair
 from comparator.plan.axes import SideAxes
 from comparator.plan.levels import reduced_level
+from comparator.plan.operations import Operation
 from comparator.plan.pair import PairPlan, Planner
 from comparator.plan.selection import Selected
 from comparator.plan.side import SidePlan, StepPlan
 from comparator.plan.tokens.interface import TokenPlan
-from comparator.plan.unshard import Operation
 from tensortap.dims import DimsError
 
 Select = Callable[[int], list[Selected]]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from comparator.align.unshard import Replicas, undo_zigzag, unshard
 from comparator.errors import PairError
 from comparator.measure.replicas import measure_replicas
-from comparator.plan.unshard import Shard, UnshardPlan, plan_unshard
+from comparator.plan.operations import Shard, UnshardPlan
+from comparator.plan.unshard import plan_unshard
 from comparator.rules import OUR_RULES
 from tensortap.dims import DimsError, parse_dims
 
