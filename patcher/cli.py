@@ -1,4 +1,4 @@
-"""The command line: ``check``, ``diff``, ``run``, ``list``, ``suggest``, ``configs``, ``schema``."""
+"""The command line: ``check``, ``diff``, ``run``, ``list``, ``try``, ``suggest``, ``configs``, ``schema``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -73,10 +74,12 @@ def _parser() -> argparse.ArgumentParser:
             help="a file, or the name of a config that ships, such as sglang/qwen3",
         )
     places = actions.add_parser("list", help="list the places of a function, class or module that can be tapped")
+    trial = actions.add_parser("try", help="show what a pattern matches in a function, class, module or file")
+    trial.add_argument("-e", "--pattern", required=True, metavar="PATTERN", help="as an edit has it after 'match:'")
     suggest = actions.add_parser("suggest", help="write a config for a class or a model file")
-    for action in (places, suggest):
+    for action in (places, trial, suggest):
         action.add_argument("target", metavar="TARGET", help="a dotted name, or the path of a Python file")
-    for action in (check, diff, places, suggest):
+    for action in (check, diff, places, trial, suggest):
         action.add_argument(
             "--source",
             action="append",
@@ -85,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PATH",
             help="look for the target in an unpacked source tree or a wheel first",
         )
-    for action in (check, places):
+    for action in (check, places, trial):
         action.add_argument("--json", action="store_true", help="print JSON")
     actions.add_parser("configs", help="list the configs that ship")
     actions.add_parser("schema", help="print the JSON schema of the config format")
@@ -129,10 +132,10 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from patcher.suggest import functions_of
+    from patcher.source.locate import functions_of
     from patcher.tappable import function_index, tappable_places
 
-    finder = ModuleFinder(options.source, [os.getcwd()])
+    finder = _finder(options)
     found: list[dict[str, Any]] = []
     for resolved in functions_of(options.target, finder):
         module = finder.find(resolved.module)
@@ -151,11 +154,46 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
+def _try(options: argparse.Namespace) -> int:
+    from patcher.trial import try_pattern
+
+    trial = try_pattern(options.pattern, options.target, _finder(options))
+    if options.json:
+        print(json.dumps(asdict(trial), indent=2))
+        return 0 if trial.matches else 1
+    for match in trial.matches:
+        print(f"{match.file}:{match.line}  {match.function}  {match.code}")
+        for name, code in match.captures.items():
+            print(f"    ${name} = {code}")
+    if trial.matches:
+        functions = Counter(match.function for match in trial.matches)
+        for function, count in functions.items():
+            if count > 1:
+                print(f"{function}: {count} places; an edit says which with 'inside' or 'nth'")
+        print(f"places: {len(trial.matches)}, functions: {len(functions)}")
+        return 0
+    print(f"patcher: {options.pattern!r} matches nothing in {options.target}", file=sys.stderr)
+    for place in trial.nearest:
+        print(f"  nearest: {place.file}:{place.line}  {place.function}  {place.code}", file=sys.stderr)
+    return 1
+
+
 def _suggest(options: argparse.Namespace) -> int:
     from patcher.suggest import suggest_config
 
-    sys.stdout.write(suggest_config(options.target, ModuleFinder(options.source, [os.getcwd()])))
+    sys.stdout.write(suggest_config(options.target, _finder(options)))
     return 0
+
+
+def _finder(options: argparse.Namespace) -> ModuleFinder:
+    """Finds what ``--source`` names first, then what lies here or beside a file that is the target."""
+    from patcher.source.locate import import_folder, is_importable
+
+    finder = ModuleFinder(options.source, [os.getcwd()])
+    file = Path(options.target)
+    if options.target.endswith(".py") and file.is_file() and not is_importable(file, finder):
+        return ModuleFinder(options.source, [os.getcwd(), import_folder(file)])
+    return finder
 
 
 def _configs(options: argparse.Namespace) -> int:
@@ -183,4 +221,12 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
     return launch(options.config, command, options.record)
 
 
-_ACTIONS = {"check": _check, "diff": _diff, "list": _list, "suggest": _suggest, "configs": _configs, "schema": _schema}
+_ACTIONS = {
+    "check": _check,
+    "diff": _diff,
+    "list": _list,
+    "try": _try,
+    "suggest": _suggest,
+    "configs": _configs,
+    "schema": _schema,
+}

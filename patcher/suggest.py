@@ -6,12 +6,12 @@ import ast
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from patcher.check import check_loaded
 from patcher.config.load import parse_config
 from patcher.errors import TargetError
-from patcher.source.definitions import find_class, find_definitions, iter_functions, statements_in
+from patcher.source.definitions import find_class, find_definitions, statements_in
+from patcher.source.locate import locate
 from patcher.source.modules import ModuleFile, ModuleFinder
 from patcher.source.targets import ResolvedTarget, dotted_name, find_class_named, resolve_target
 from patcher.tappable import TappablePlace, function_index, self_methods, tappable_places
@@ -54,45 +54,6 @@ def suggest_config(target: str, finder: ModuleFinder) -> str:
                 kept.append(tap)
         text = _yaml(kept)
     return text
-
-
-def functions_of(target: str, finder: ModuleFinder) -> list[ResolvedTarget]:
-    """The functions that a class, a module, a file or a function name means."""
-    module, path = locate(target, finder)
-    if path and find_class(module.tree.body, path) is None:
-        return resolve_target(target, finder)
-    prefix = tuple(path)
-    return [
-        ResolvedTarget(module.name, found, ".".join((module.name, *found)))
-        for found in iter_functions(module.tree.body)
-        if found[: len(prefix)] == prefix
-    ]
-
-
-def locate(target: str, finder: ModuleFinder) -> tuple[ModuleFile, list[str]]:
-    """The module that a dotted name or a path of a file begins with, and the rest of the name."""
-    if target.endswith(".py") and Path(target).is_file():
-        target = _module_name(Path(target).resolve(), finder)
-    parts = target.split(".")
-    for count in range(len(parts), 0, -1):
-        module = finder.find(".".join(parts[:count]))
-        if module is not None:
-            rest = parts[count:]
-            found = find_class_named(module, tuple(rest), finder) if rest else None
-            return (found[0], list(found[1])) if found is not None else (module, rest)
-    raise TargetError(f"{target}: there is no such module (is it installed? see also --source)")
-
-
-def _module_name(file: Path, finder: ModuleFinder) -> str:
-    """Dotted name by which a file can be imported."""
-    parts = [file.stem] if file.stem != "__init__" else []
-    for folder in file.parents:
-        name = ".".join(parts)
-        found = finder.find(name) if name else None
-        if found is not None and found.file is not None and Path(found.file).resolve() == file:
-            return name
-        parts.insert(0, folder.name)
-    raise TargetError(f"{file}: is on no import path; name its folder with --source")
 
 
 def _taps(target: str, finder: ModuleFinder) -> Iterator[SuggestedTap]:

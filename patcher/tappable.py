@@ -17,7 +17,7 @@ from patcher.match.pattern import parse_pattern
 from patcher.match.search import Site, find_pattern, find_returns
 from patcher.match.statements import FunctionIndex, Statement, index_function, start_of
 from patcher.rewrite.module import function_lines
-from patcher.source.definitions import find_definitions
+from patcher.source.definitions import Definition, find_definitions
 from patcher.source.modules import ModuleFile
 
 _COLLECTIVE = re.compile(
@@ -48,7 +48,11 @@ def function_index(module: ModuleFile, path: Sequence[str]) -> FunctionIndex:
     definitions = find_definitions(module.tree, path)
     if not definitions:
         raise TargetError(f"{module.name}: there is no function {'.'.join(path)!r}")
-    found = definitions[0]
+    return definition_index(module, definitions[0])
+
+
+def definition_index(module: ModuleFile, found: Definition) -> FunctionIndex:
+    """Parse one definition of a function."""
     first, last = function_lines(found.unit)
     view = FunctionBuffer.from_source(module.source.split("\n"), first, last).view()
     return index_function(view, view.find_function(found.inner, found.ordinal))

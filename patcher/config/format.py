@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,6 +20,7 @@ from pydantic import (
 )
 
 from patcher.config.tap_inputs import OPERATIONS, check_operation, parse_input
+from tensortap.dims import parse_dims
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -56,16 +59,25 @@ LEVEL = r"^(full|stats|hash|sample(\((rows|stride)=[1-9][0-9]*\))?)$"
 LEVELS = "full, sample, sample(rows=N), sample(stride=N), stats or hash"
 
 
+def _readable_dims(text: str) -> str:
+    parse_dims(text)
+    return text
+
+
+DimsText = Annotated[str, AfterValidator(_readable_dims)]
+"""What ``tensortap.dims`` can read."""
+
+
 class ConditionalDims(_Strict):
     """Dims that depend on a condition, which is evaluated at the tap."""
 
     condition: Expression = Field(alias="if", description="Python expression, evaluated at the tap.")
-    then: str = Field(description="Dims where the condition is true.")
-    otherwise: str = Field(alias="else", description="Dims where it is not.")
+    then: DimsText = Field(description="Dims where the condition is true.")
+    otherwise: DimsText = Field(alias="else", description="Dims where it is not.")
 
 
 Dims = Annotated[
-    Annotated[str, Tag("text")] | Annotated[ConditionalDims, Tag("a mapping")],
+    Annotated[DimsText, Tag("text")] | Annotated[ConditionalDims, Tag("a mapping")],
     Discriminator(lambda value: _kind(value).replace("a flag", "text")),
 ]
 
@@ -81,8 +93,14 @@ def _texts_of_inputs(value: Any) -> Any:
     return names
 
 
+OF_A_RECORD = ("name", "rank", "step")
+"""What every record has: filters and ``Run.select`` mean that by these names."""
+
+
 class _Tagged(BaseModel):
     """Keys that are known, and further ones that are tags: names and Python expressions."""
+
+    RESERVED: ClassVar[tuple[str, ...]] = OF_A_RECORD
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Expression] = Field(init=False)
@@ -92,6 +110,12 @@ class _Tagged(BaseModel):
         for tag in self.tags:
             if not tag.isidentifier():
                 raise ValueError(f"the tag {tag!r} is not a Python name")
+            if keyword.iskeyword(tag):
+                raise ValueError(f"{tag!r} is a word of Python, which cannot name a tag")
+            if tag in OF_A_RECORD:
+                raise ValueError(f"every record has a {tag!r} of its own, so no tag can be called that")
+            if tag in self.RESERVED:
+                raise ValueError(f"{tag!r} means something else to the dumper, so no tag can be called that here")
         return self
 
     @property
@@ -166,6 +190,8 @@ class DumpSpec(TapSettings):
 class StepSpec(_Tagged):
     """Begins a step. Every further key is a tag of the step."""
 
+    RESERVED: ClassVar[tuple[str, ...]] = (*OF_A_RECORD, "self", "layout")
+
     batch: Expression | None = Field(
         None, description="Python expression of the engine's batch, which tells the token layout."
     )
@@ -184,6 +210,8 @@ class EndStepSpec(_Strict):
 
 class TagsSpec(_Tagged):
     """Tags of everything that is recorded while the matched statement runs."""
+
+    RESERVED: ClassVar[tuple[str, ...]] = (*OF_A_RECORD, "self")
 
     @model_validator(mode="after")
     def _some(self) -> Self:

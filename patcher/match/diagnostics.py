@@ -67,9 +67,9 @@ def nearest_statements(patterns: Sequence[str], indexes: Sequence[FunctionIndex]
             text = index.view.text_of(statement.node)
             head = text.split("\n")[0] if flatten_body(statement.node) else text
             code = one_line(head, 300)
-            best = max(patterns, key=lambda pattern: _likeness(pattern, code))
+            best = max(patterns, key=lambda pattern: likeness(pattern, code))
             line = index.view.line_at(start_of(index.view, statement.node)[0]).origin
-            scored.append((_likeness(best, code), line, code, one_line(best, 300)))
+            scored.append((likeness(best, code), line, code, one_line(best, 300)))
     scored.sort(key=lambda item: (-item[0], item[1]))
     return [
         f"  line {line}:\n    - {pattern}\n    + {code}"
@@ -84,7 +84,7 @@ def flatten_body(node: object) -> bool:
     return body is not None and hasattr(body, "body") and bool(flatten(body))
 
 
-def _likeness(pattern: str, code: str) -> float:
+def likeness(pattern: str, code: str) -> float:
     """0 to 1; where the pattern has ``...``, what that stands for counts neither for nor against."""
     pattern = one_line(pattern, 300)
     if "..." not in pattern:

@@ -120,6 +120,12 @@ def captured_names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def names_in(text: str) -> frozenset[str]:
+    """The names that a pattern or a piece of code spells out: code that matches a pattern holds all of them."""
+    names = {match.group("name") for match in _TOKEN.finditer(text) if match.lastgroup == "name"}
+    return frozenset(name for name in names if not keyword.iskeyword(name))
+
+
 def substitute(text: str, captures: dict[str, str]) -> str:
     """Put the captured source texts in the place of ``$NAME``; strings and comments are left alone.
 

@@ -14,6 +14,7 @@ from patcher.match.function_text import CodeLine
 from patcher.match.pattern import captured_names, substitute
 from patcher.plan.edits import Code, ConditionalDims, Dump, ShortForm, Step, Tags
 from patcher.rewrite.taps import InsertionPoint
+from tensortap.dims import DimsError, parse_dims
 
 
 def tap_lines(dump: Dump, point: InsertionPoint, default_value: str | None) -> list[CodeLine]:
@@ -39,7 +40,7 @@ def step_lines(step: Step, point: InsertionPoint) -> list[CodeLine]:
     """The beginning or the end of a step. One whose batch cannot be evaluated begins all the same, without a layout."""
     method = "end_step" if step.ends else "step"
     tap = f"{TAPS}[{point.tap(method, 'step')}]"
-    tags = [f"{tag}={_expression(code, point)}" for tag, code in step.tags]
+    tags = [f"{tag}={_tag(tag, code, point)}" for tag, code in step.tags]
     batch = [] if step.batch is None else [_expression(step.batch, point)]
     lines = [f"{tap}.{method}({', '.join([*batch, *tags])})"]
     if batch or tags:
@@ -58,7 +59,7 @@ def _guarded(lines: Sequence[str], tap: str, instead: str = "") -> list[str]:
 def tagged_lines(tags: Tags, point: InsertionPoint, statements: str) -> list[CodeLine]:
     """Statements, whose text is given unindented, run with tags for everything that is recorded meanwhile."""
     tap = f"{TAPS}[{point.tap('tags', 'tags')}]"
-    given = ", ".join(f"{tag!r}: {_expression(code, point)}" for tag, code in tags.tags)
+    given = ", ".join(f"{tag!r}: {_tag(tag, code, point)}" for tag, code in tags.tags)
     header = CodeLine(f"with {tap}.tagging(lambda: {{{given}}}):")
     continued = _string_continuations(ast.parse(statements))
     body = [
@@ -116,8 +117,20 @@ def _record_arguments(dump: Dump, point: InsertionPoint, value: str) -> str:
         arguments.append(f"{dump.dims.then!r} if {condition} else {dump.dims.otherwise!r}")
     elif dump.dims is not None:
         arguments.append(repr(dump.dims))
-    arguments += [f"{tag}={_expression(code, point)}" for tag, code in dump.tags]
+    arguments += [f"{tag}={_tag(tag, code, point)}" for tag, code in dump.tags]
     return ", ".join(arguments)
+
+
+def _tag(tag: str, code: Code, point: InsertionPoint) -> str:
+    try:
+        return _expression(code, point)
+    except EditError as error:
+        near = difflib.get_close_matches(tag, _KEYS, n=1)
+        hint = f" (the value of the tag {tag!r}; did you mean the key {near[0]!r}?)" if near else f" (the tag {tag!r})"
+        raise EditError(f"{error}{hint}") from None
+
+
+_KEYS = ("value", "dims", "level", "grad", "inputs", "operation", "batch")
 
 
 def _condition(code: Code, point: InsertionPoint) -> str:
@@ -250,12 +263,20 @@ class _Translator:
             line = self.origin.line + call.lineno - 1
             raise EditError(f"{self.origin.path}:{line}: dumper.dump needs a name as its first argument")
         text = name.value if isinstance(name, ast.Constant) else ast.unparse(name)
+        self._check_dims(keywords.get("dims"))
         level, grad = keywords.get("level"), keywords.get("grad")
         return self.point.tap(
             str(text),
             level=str(level.value) if isinstance(level, ast.Constant) and level.value is not None else None,
             grad=bool(grad.value) if isinstance(grad, ast.Constant) else False,
         )
+
+    def _check_dims(self, dims: ast.expr | None) -> None:
+        if isinstance(dims, ast.Constant) and isinstance(dims.value, str):
+            try:
+                parse_dims(dims.value)
+            except DimsError as error:
+                raise EditError(f"{self.origin.path}:{self.origin.line + dims.lineno - 1}: {error}") from None
 
     def _note_step(self, call: ast.Call) -> None:
         method = _method(call)

@@ -188,3 +188,39 @@ def test_ctrl_c_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setitem(cli._ACTIONS, "configs", interrupted)
     assert main(["configs"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+def test_try_shows_each_place_and_its_captures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for target in ("model_file", "model_file.py", "model_file.Layer"):
+        assert main(["try", "-e", "$OUT = self.self_attn($X)", target]) == 0
+        assert capsys.readouterr().out.split("\n") == [
+            f"{folder / 'model_file.py'}:20  model_file.Layer.forward  hidden_states = self.self_attn(hidden_states)",
+            "    $OUT = hidden_states",
+            "    $X = hidden_states",
+            "places: 1, functions: 1",
+            "",
+        ]
+    assert main(["try", "-e", "self.norm(...)", "model_file", "--json"]) == 0
+    assert [match["line"] for match in json.loads(capsys.readouterr().out)["matches"]] == [19, 24]
+
+
+def test_try_takes_a_file_that_nothing_imports(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "train.py"
+    elsewhere.write_text("if True:\n    def f(x):\n        return g(x)\nelse:\n    def f(x):\n        return g(x, 1)\n")
+    assert main(["try", "-e", "return g(...)", str(elsewhere)]) == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.split("\n")[:2]] == [
+        f"{elsewhere}:3",
+        f"{elsewhere}:6",
+    ]
+
+
+def test_try_names_what_comes_nearest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["try", "-e", "$OUT = self.self_atn(...)", "model_file"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    first, nearest, *_ = said.err.split("\n")
+    assert first == "patcher: '$OUT = self.self_atn(...)' matches nothing in model_file"
+    assert "model_file.py:20  model_file.Layer.forward  hidden_states = self.self_attn(hidden_states)" in nearest
+    assert main(["try", "-e", "x = )", "model_file"]) == 2

@@ -170,6 +170,19 @@ def test_prelude_comes_after_docstring_and_future_imports_and_only_if_needed(tmp
         (edits_config("- {at: exit, before: b}"), "Input should be 'entry' or 'return'"),
         (edits_config("- {at: entry, dump: {value: x}}"), "the key 'name' is missing"),
         (edits_config("- {at: entry, dump: {name: x, layer-id: 1}}"), "the tag 'layer-id' is not a Python name"),
+        (edits_config("- {at: entry, dump: {name: x, class: 1}}"), "'class' is a word of Python"),
+        (edits_config("- {at: entry, dump: {name: x, rank: 1}}"), "every record has a 'rank' of its own"),
+        (edits_config("- {at: entry, step: {batch: x, layout: y}}"), "'layout' means something else to the dumper"),
+        (edits_config("- {match: a, tags: {step: 1}}"), "every record has a 'step' of its own"),
+        (
+            edits_config("- {at: entry, dump: {name: x, dims: 't h[tp'}}"),
+            "taps.yaml:4: patches.0.edits.0.dump.dims: dims 't h[tp' leave a bracket open in 'h[tp'",
+        ),
+        (
+            edits_config("- {at: entry, dump: {name: x, dims: {if: a, then: t h, else: t t}}}"),
+            "taps.yaml:4: patches.0.edits.0.dump.dims.else: dims 't t' use the name 't' more than once",
+        ),
+        ("defaults: {dims: 't h[tp:half]'}\npatches: []", "taps.yaml:1: defaults.dims: unknown qualifier 'half'"),
         (
             edits_config("- {at: entry, dump: {name: x, level: all}}"),
             "'all' is not a level: use full, sample, sample(rows=N), sample(stride=N), stats or hash",

@@ -509,3 +509,20 @@ def test_a_tap_with_a_condition_and_dims_that_depend_on_one(tmp_path: Path) -> N
         ("out", 3, None, {}),
     ]
     assert [entry[1] for entry in stand_in.log if entry[0] == "broken"] == ["failed"] * 3
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ("{at: entry, dump: {name: x, value: a, dim: t h}}", "taps.yaml:4: 't h' is not a Python expression"),
+        (
+            "{at: entry, dump: {name: x, value: a, dim: t h}}",
+            "the value of the tag 'dim'; did you mean the key 'dims'?",
+        ),
+        ("{at: entry, step: {layer: 1 +}}", "(the tag 'layer')"),
+        ("{match: return a, tags: {layer: '}'}}", "(the tag 'layer')"),
+        ('{at: entry, before: \'dumper.dump("x", a, dims="t h[tp")\'}', "taps.yaml:4: dims 't h[tp' leave a bracket"),
+    ],
+)
+def test_tags_and_dims_are_checked(tmp_path: Path, edit: str, message: str) -> None:
+    assert message in errors(tmp_path, "def f(a):\n    return a\n", f"- {edit}")

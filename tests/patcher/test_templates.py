@@ -17,7 +17,7 @@ from patcher.plan.planner import make_plan
 from patcher.source.modules import ModuleFinder
 
 DEFAULTS = """\
-defaults: {dims: "t h", level: stats, rank: r}
+defaults: {dims: "t h", level: stats, slot: r}
 patches:
 - target: mod.f
   defaults: {layer_id: self.layer_id, dims: "h t"}
@@ -52,14 +52,14 @@ def taps(config: LoadedConfig) -> list[DumpSpec]:
 
 def test_a_tap_has_the_defaults_of_its_patch_and_of_the_file() -> None:
     a, b, c = taps(parse_config(DEFAULTS, "taps.yaml"))
-    assert (a.dims, a.level, a.tags) == ("h t", "stats", {"rank": "r", "layer_id": "self.layer_id"})
-    assert (b.dims, b.level, b.tags) == ("h t", "full", {"rank": "r", "layer_id": "3"})
-    assert (c.dims, c.level, c.tags) == ("t h", "stats", {"rank": "r"})
+    assert (a.dims, a.level, a.tags) == ("h t", "stats", {"slot": "r", "layer_id": "self.layer_id"})
+    assert (b.dims, b.level, b.tags) == ("h t", "full", {"slot": "r", "layer_id": "3"})
+    assert (c.dims, c.level, c.tags) == ("t h", "stats", {"slot": "r"})
 
 
 def test_an_expression_of_a_default_has_the_line_of_the_default(tmp_path: Path) -> None:
     (tmp_path / "mod.py").write_text("def f(x):\n    y = g(x)\n    return y\ndef g(x):\n    return x\n")
-    for old, new, line, count in (("rank: r", "rank: r r", 1, 3), ("self.layer_id", "(self", 4, 1)):
+    for old, new, line, count in (("slot: r", "slot: r r", 1, 3), ("self.layer_id", "(self", 4, 1)):
         config = parse_config(DEFAULTS.replace(old, new), "taps.yaml")
         errors = check_loaded([config], ModuleFinder([tmp_path])).errors
         assert len(errors) == count
