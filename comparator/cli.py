@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from comparator.api import open_others, open_side
 from comparator.arguments import load_override_config, parse_names, parse_override
-from comparator.completion import SHELLS, PrintCompletion
 from comparator.errors import ComparatorError
 from comparator.exit_codes import drop_output, run_command
 from comparator.match.runs import is_sglang_dump
 from comparator.options import Options
 from comparator.verdict.criteria import parse_rules
+from dumper.command_line import SHELLS, PrintCompletion, PrintVersion
 from dumper.printable import printable
 
 if TYPE_CHECKING:
@@ -60,20 +60,6 @@ def _positive(text: str) -> int:
     return number
 
 
-class _Version(argparse.Action):
-    """``--version``: looked up when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib import metadata
-
-        try:
-            version = metadata.version("tensortap")
-        except metadata.PackageNotFoundError:
-            version = "(not installed)"
-        print(f"tensortap {version}")
-        parser.exit()
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -108,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--only-failed", action="store_true", help="print failed and errored tensors only")
     add("-q", "--quiet", action="store_true", help="print the summary only")
     add("--max-fail", type=_positive, metavar="N", help="end the report after N failures")
-    add("--version", action=_Version, nargs=0, help="print the version of tensortap and end")
+    add("--version", action=PrintVersion, nargs=0, help="print the version of tensortap and end")
     add("--print-completion", choices=SHELLS, action=PrintCompletion, help="print a completion script for a shell")
     add("--override-dims", action="append", default=[], metavar="NAME:DIMS",
         help="dims for both sides, for names that the regular expression NAME is found in")  # fmt: skip

@@ -7,14 +7,17 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dumper.command_line import SHELLS, PrintCompletion, PrintVersion
 from dumper.format.frames import FormatError
 from dumper.printable import printable
 
 if TYPE_CHECKING:
+    from dumper.reading.indexing import Index
     from dumper.reading.protocol import Record, Run
 
 _Command = Callable[[argparse.Namespace], int]
@@ -58,20 +61,6 @@ def _main(arguments: list[str]) -> int:
         return 2
 
 
-class _Version(argparse.Action):
-    """``--version``: looked up when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib import metadata
-
-        try:
-            version = metadata.version("tensortap")
-        except metadata.PackageNotFoundError:
-            version = "(not installed)"
-        print(f"tensortap {version}")
-        parser.exit()
-
-
 def _complain(command: str, what: object) -> None:
     """One line on standard error."""
     print(f"dumper {command}: {printable(what)}", file=sys.stderr)
@@ -79,7 +68,10 @@ def _complain(command: str, what: object) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dumper", description="Look at recorded runs.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version of tensortap and end")
+    parser.add_argument("--version", action=PrintVersion, nargs=0, help="print the version of tensortap and end")
+    parser.add_argument(
+        "--print-completion", choices=SHELLS, action=PrintCompletion, help="print a completion script for a shell"
+    )
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
     def add(name: str, command: _Command, text: str) -> argparse.ArgumentParser:
@@ -91,18 +83,38 @@ def _parser() -> argparse.ArgumentParser:
     listing = add("ls", _list, "What is in a run: ranks, steps, records, taps, problems.")
     listing.add_argument("--records", action="store_true", help="one line per record")
     _add_selection(listing)
-    listing.add_argument("--json", action="store_true", help="one JSON object per record instead of text")
+    _add_output(listing, "text, or JSON: one object for the run, with --records one for each record")
+    listing.add_argument("--json", action="store_true", help="the same as --records --output json")
     listing.add_argument("--strict-taps", action="store_true", help="exit code 1 when an installed tap never fired")
-    show = add("show", _show, "Print records: what they are, and their values.")
-    show.add_argument("names", nargs="*", metavar="NAME", help="names of records; none: all")
+    show = add("show", _show, "Print records: what they are, and their values; of two runs side by side.")
+    show.add_argument(
+        "names",
+        nargs="*",
+        metavar="[RUN2] NAME",
+        help="a second run, to be shown beside the first; names of records (none: all), with an index if only a part "
+        "is wanted: 'x[0,:5]'",
+    )
+    _add_output(show, "text, or one JSON object for each record")
     _add_selection(show)
     show.add_argument("--elements", type=int, default=64, metavar="N", help="summarise larger tensors (default 64)")
     show.add_argument("--limit", type=int, default=20, metavar="N", help="print at most N records (default 20)")
     add("verify", _verify, "Check every byte of a run against its checksums.")
     add("repair", _repair, "Rebuild missing indexes; set aside what is damaged. Nothing is deleted.")
-    commands.add_parser("convert", help="Convert from and to other formats (convert --help).", add_help=False)
-    commands.add_parser("ctl", help="Change what a running process records (ctl --help).", add_help=False)
+    from dumper.control.cli import build_parser as control
+    from dumper.convert.cli import build_parser as convert
+
+    # They parse for themselves; here they are for the help and for completion.
+    commands.add_parser(
+        "convert", help="Convert from and to other formats (convert --help).", add_help=False, parents=[convert()]
+    )
+    commands.add_parser(
+        "ctl", help="Change what a running process records (ctl --help).", add_help=False, parents=[control()]
+    )
     return parser
+
+
+def _add_output(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--output", choices=("text", "json"), default="text", help=text)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
@@ -123,19 +135,46 @@ def _open(path: Path) -> Run:
         raise UsageError(str(error)) from None
 
 
-def _selected(run: Run, arguments: argparse.Namespace, names: list[str]) -> list[Record]:
+@dataclass(frozen=True)
+class _Wanted:
+    """A name that was asked for, and the part of its values."""
+
+    name: str
+    index: Index | None
+
+    def fits(self, name: str) -> bool:
+        """Whether it asks for this name, or for one whose value was recorded in parts."""
+        return name == self.name or name.startswith(f"{self.name}.")
+
+
+def _wanted(runs: Sequence[Run], names: Sequence[str]) -> list[_Wanted]:
+    from dumper.reading.indexing import split_name
+
+    known = {record.name for run in runs for record in run.records} if names else set()
+    wanted = [_Wanted(*split_name(name, known)) for name in names]
+    for one in wanted:
+        if not any(map(one.fits, known)):
+            raise UsageError(_unknown_name(one.name, known))
+    return wanted
+
+
+def _selected(run: Run, arguments: argparse.Namespace, names: Sequence[_Wanted] = ()) -> list[Record]:
     from dumper.rules.expressions import Expression
 
-    wanted = Expression(arguments.filter) if arguments.filter else None
-    known = {record.name for record in run.records} if names else set()
-    for name in names:
-        if name not in known:
-            raise UsageError(_unknown_name(name, known))
+    expression = Expression(arguments.filter) if arguments.filter else None
     return [
         record
         for record in run.select(step=arguments.step, rank=arguments.rank)
-        if (not names or record.name in names) and (wanted is None or wanted.holds(_values(record)))
+        if (not names or any(wanted.fits(record.name) for wanted in names))
+        and (expression is None or expression.holds(_values(record)))
     ]
+
+
+def _index_for(record: Record, names: Sequence[_Wanted]) -> Index | None:
+    """The part that was asked for; a name itself goes before one that it is a part of."""
+    fitting = [wanted for wanted in names if wanted.fits(record.name)]
+    exact = [wanted for wanted in fitting if wanted.name == record.name]
+    return (exact or fitting)[0].index if fitting else None
 
 
 def _values(record: Record) -> dict[str, Any]:
@@ -155,36 +194,72 @@ def _list(arguments: argparse.Namespace) -> int:
     from dumper.reading import listing
 
     run = _open(arguments.run)
-    if arguments.json:
-        for record in _selected(run, arguments, []):
-            print(json.dumps(listing.as_json(record)))
-    elif arguments.records:
-        for record in _selected(run, arguments, []):
-            print(listing.headline(record))
+    as_json = arguments.json or arguments.output == "json"
+    if arguments.records or arguments.json:
+        for record in _selected(run, arguments):
+            print(json.dumps(listing.as_json(record)) if as_json else listing.headline(record))
+    elif as_json:
+        print(json.dumps(listing.summary_as_json(run)))
     else:
-        listing.print_run(run, _selected(run, arguments, []))
-    for problem in run.problems:
-        _complain("ls", problem.message)
+        listing.print_run(run, _selected(run, arguments))
+    _complain_of_problems("ls", run)
     silent = run.silent_taps if arguments.strict_taps else ()
     for tap in silent:
         _complain("ls", f"tap {tap} never fired")
     return 1 if silent else 0
 
 
-def _show(arguments: argparse.Namespace) -> int:
-    from dumper.reading import listing
-
-    run = _open(arguments.run)
-    records = _selected(run, arguments, arguments.names)
-    for record in records[: arguments.limit]:
-        print(listing.described(record, arguments.elements))
-    if len(records) > arguments.limit:
-        print(f"… and {len(records) - arguments.limit} more; narrow them down or give --limit", file=sys.stderr)
+def _complain_of_problems(command: str, run: Run, prefix: str = "") -> None:
     for problem in run.problems:
-        _complain("show", problem.message)
-    if not records:
-        print("dumper show: no record fits", file=sys.stderr)
+        _complain(command, prefix + problem.message)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    run = _open(arguments.run)
+    names = list(arguments.names)
+    if names and names[0] not in {record.name for record in run.records} and Path(names[0]).is_dir():
+        return _show_both(run, _open(Path(names[0])), names[1:], arguments)
+    from dumper.reading import contents, listing
+
+    wanted = _wanted([run], names)
+    records = _selected(run, arguments, wanted)
+    for record in records[: arguments.limit]:
+        index = _index_for(record, wanted)
+        if arguments.output == "json":
+            print(json.dumps({**listing.as_json(record), **contents.as_plain(record, arguments.elements, index)}))
+        else:
+            print(listing.described(record, arguments.elements, index))
+    _complain_of_rest(len(records), arguments.limit)
+    _complain_of_problems("show", run)
     return 0 if records else 1
+
+
+def _show_both(run: Run, other: Run, names: Sequence[str], arguments: argparse.Namespace) -> int:
+    from dumper.reading import contents, side_by_side
+    from dumper.reading.text_table import output_console
+
+    wanted = _wanted([run, other], names)
+    pairs = side_by_side.pair_up(_selected(run, arguments, wanted), _selected(other, arguments, wanted))
+    width = min(output_console().width, 2 * contents.LINE_WIDTH)
+    for pair in pairs[: arguments.limit]:
+        record = pair.left or pair.right
+        assert record is not None
+        index = _index_for(record, wanted)
+        if arguments.output == "json":
+            print(json.dumps(side_by_side.as_json_pair(pair, arguments.elements, index)))
+        else:
+            print(side_by_side.described_pair(pair, arguments.elements, index, width))
+    _complain_of_rest(len(pairs), arguments.limit)
+    for name, side in (("first", run), ("second", other)):
+        _complain_of_problems("show", side, f"the {name} run: ")
+    return 0 if pairs else 1
+
+
+def _complain_of_rest(found: int, limit: int) -> None:
+    if found > limit:
+        _complain("show", f"… and {found - limit} more; narrow them down or give --limit")
+    if not found:
+        _complain("show", "no record fits")
 
 
 def _verify(arguments: argparse.Namespace) -> int:

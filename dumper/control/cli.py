@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dumper.control.changes import Changes, describe
-from dumper.control.controller import Agreed, ControlError, Rank, change, living, read_ranks
+from dumper.control.controller import Agreed, ControlError, Pending, Rank, change, living, pending_changes, read_ranks
+from dumper.printable import printable
 
 _DESCRIPTION = """Change what a running process records, at the same step on every rank.
 Works through files in the run directory: no port is opened, and the ranks may run on several machines."""
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     # The defaults are here, not in the parser: options may come before the action and after it, and a default of the
     # one place would undo what was said in the other.
     defaults = argparse.Namespace(json=False, timeout=30.0, wait=0.0)
-    arguments = _parser().parse_args(argv, defaults)
+    arguments = build_parser().parse_args(argv, defaults)
     try:
         if arguments.action == "status":
             return _status(arguments.run, as_json=arguments.json)
@@ -41,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     return _wait(arguments.run, agreed, arguments.wait) if arguments.wait else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     options.add_argument("--json", action="store_true", help="print JSON instead of text")
     options.add_argument("--timeout", type=float, help="seconds to wait for the ranks (default 30)")
@@ -117,35 +119,45 @@ def _status(run: Path, as_json: bool) -> int:
         return 1
     ranks = read_ranks(run)
     alive = {rank.rank for rank in living(ranks)}
+    pending = {rank.rank: pending_changes(run, rank) for rank in ranks if rank.rank in alive}
     if as_json:
-        print(json.dumps([{**asdict(rank), "alive": rank.rank in alive} for rank in ranks]))
+        told = [
+            {
+                **asdict(rank),
+                "alive": rank.rank in alive,
+                "pending": [asdict(change) for change in pending.get(rank.rank, ())],
+            }
+            for rank in ranks
+        ]
+        print(json.dumps(told))
     elif not ranks:
-        print(f"{run}: no process can be controlled through this run")
+        print(f"{printable(run)}: no process can be controlled through this run")
     else:
-        _print_table(ranks, alive)
+        _print_table(ranks, pending)
     return 0 if ranks else 1
 
 
-def _print_table(ranks: list[Rank], alive: set[int]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _print_table(ranks: list[Rank], pending: dict[int, list[Pending]]) -> None:
+    """``pending``: what living ranks have agreed to and not reached."""
+    from dumper.reading.text_table import TextTable, output_console
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("rank", "process", "step", "steps/s", "recording", "last change", "settings"):
-        table.add_column(heading, justify="right" if heading in ("rank", "step", "steps/s") else "left")
+    headings = ("rank", "process", "step", "steps/s", "recording", "last change", "agreed, not reached", "settings")
+    table = TextTable("Ranks", headings, frozenset({"rank", "step", "steps/s"}))
     for rank in ranks:
         settings: dict[str, Any] = dict(rank.state.get("settings", {}))
         recording = "on" if settings.pop("enable", False) else "off"
-        table.add_row(
+        table.add(
             str(rank.rank),
             f"{rank.pid} on {rank.host}",
             "none yet" if rank.step < 0 else str(rank.step),
             str(rank.state["steps_per_second"]),
-            recording if rank.rank in alive else "ended",
+            recording if rank.rank in pending else "ended",
             "none" if rank.applied_at is None else f"{rank.applied} at step {rank.applied_at}",
+            "; ".join(f"{describe(change.changes)} from step {change.step}" for change in pending.get(rank.rank, ()))
+            or "-",
             ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, "", "all")),
         )
-    Console().print(table)
+    table.print(output_console())
 
 
 def _note(line: str) -> None:

@@ -19,6 +19,7 @@ from dumper.format.run_files import control_folder
 _STALE_SECONDS = 15.0
 _MARGIN_SECONDS = 0.5
 _ATTEMPTS = 5
+_MOST_PENDING = 100
 
 
 class ControlError(Exception):
@@ -51,6 +52,34 @@ class Agreed:
     effective: dict[str, int]
     """Group of ranks to the step from which the change holds."""
     ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A change that a rank has agreed to and not reached."""
+
+    generation: int
+    step: int
+    """The step from which it holds."""
+    changes: Changes
+
+
+def pending_changes(run: Path, rank: Rank) -> list[Pending]:
+    """The changes that a rank will make when it reaches their step, by step."""
+    folder = control_folder(run)
+    found = []
+    # What is still open is newer than what was applied last, and a run is not changed thousands of times at once.
+    newest = files.read_latest(folder)
+    for generation in range(max(rank.applied + 1, newest - _MOST_PENDING), newest + 1):
+        if not _committed(json_files.read(files.outcome(folder, generation))):
+            continue
+        plan = json_files.read(files.plan(folder, generation)) or {}
+        command = json_files.read(files.command(folder, generation)) or {}
+        effective, changes = plan.get("effective"), command.get("changes")
+        step = effective.get(rank.group) if isinstance(effective, dict) else None
+        if isinstance(step, int) and isinstance(changes, dict) and step > rank.step:
+            found.append(Pending(generation, step, changes))
+    return sorted(found, key=lambda change: (change.step, change.generation))
 
 
 def read_ranks(run: Path) -> list[Rank]:

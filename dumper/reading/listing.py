@@ -2,64 +2,41 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from dumper.printable import printable
+from dumper.reading.contents import as_text, indented
 from dumper.reading.headers import ranges
+from dumper.reading.indexing import Index
+from dumper.reading.text_table import TextTable, output_console
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from dumper.reading.protocol import Record, Run, TapCoverage
-
-LARGEST_SHOWN = 16 << 20
-"""Bytes of a value that is no tensor; larger ones are not decoded for people."""
-LONGEST_SHOWN = 2000
-"""Characters of one text."""
-UNFOLDED_WIDTH = 1000
-"""Characters; wider than any table here."""
 
 
 def print_run(run: Run, records: Sequence[Record]) -> None:
     """The run in a few tables, on standard output; ``records`` are those to summarise by name."""
-    from rich.console import Console
+    console = output_console()
+    console.print(f"{printable(run.path)}: {counts(run)}", style="bold", soft_wrap=True)
+    for table in tables(run, records):
+        table.print(console)
 
-    # Dims are in brackets, which are not markup. Without a terminal there is no width to fold to.
-    console = Console(markup=False, width=None if sys.stdout.isatty() else UNFOLDED_WIDTH)
+
+def counts(run: Run) -> str:
+    """Ranks, steps, records and losses of a run, in one line."""
     steps = f"{len(run.steps)} steps ({ranges(run.steps)})" if run.steps else "no steps"
-    console.print(
-        f"{printable(run.path)}: {len(run.ranks)} of {run.world_size} ranks, {steps}, {len(run.records)} records, "
-        f"{run.losses} lost",
-        style="bold",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for table in (_rank_table(run), _name_table(records), _tap_table(run)):
-        if table.row_count:
-            console.print(table)
+    ranks = f"{len(run.ranks)} of {run.world_size} ranks"
+    return f"{ranks}, {steps}, {len(run.records)} records, {run.losses} lost"
 
 
-def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
-    for column in columns:
-        justify: Literal["left", "right"] = "right" if column in right else "left"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=column == "name")
-    return table
+def tables(run: Run, records: Sequence[Record]) -> list[TextTable]:
+    """Ranks, records by name, and taps that never fired."""
+    return [_rank_table(run), _name_table(records), _tap_table(run)]
 
 
-def _add_row(table: Table, *cells: str) -> None:
-    table.add_row(*map(printable, cells))
-
-
-def _rank_table(run: Run) -> Table:
-    table = _table("Ranks", "rank", "records", "framework", "parallel layout", right=("rank", "records"))
+def _rank_table(run: Run) -> TextTable:
+    table = TextTable("Ranks", ("rank", "records", "framework", "parallel layout"), frozenset({"rank", "records"}))
     counts: dict[int, int] = {}
     for record in run.records:
         counts[record.rank] = counts.get(record.rank, 0) + 1
@@ -68,14 +45,13 @@ def _rank_table(run: Run) -> Table:
         axes = {} if header is None else header.parallel
         layout = " ".join(f"{axis}={place}/{size}" for axis, (place, size) in axes.items())
         framework = (header.framework if header is not None else None) or "-"
-        _add_row(table, str(rank), str(counts.get(rank, 0)), framework, layout or "-")
+        table.add(str(rank), str(counts.get(rank, 0)), framework, layout or "-")
     return table
 
 
-def _name_table(records: Sequence[Record]) -> Table:
-    table = _table(
-        "Records", "name", "count", "steps", "ranks", "tags", "dtype", "shape", "dims", "level", right=("count",)
-    )
+def _name_table(records: Sequence[Record]) -> TextTable:
+    headings = ("name", "count", "steps", "ranks", "tags", "dtype", "shape", "dims", "level")
+    table = TextTable("Records", headings, frozenset({"count"}))
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.name, []).append(record)
@@ -85,8 +61,7 @@ def _name_table(records: Sequence[Record]) -> Table:
         for record in group:
             for key, value in record.tags.items():
                 tags.setdefault(key, set()).add(value)
-        _add_row(
-            table,
+        table.add(
             name,
             str(len(group)),
             ranges(steps) or "-",
@@ -100,11 +75,11 @@ def _name_table(records: Sequence[Record]) -> Table:
     return table
 
 
-def _tap_table(run: Run) -> Table:
-    table = _table("Taps that never fired", "rank", "tap", "where", right=("rank",))
+def _tap_table(run: Run) -> TextTable:
+    table = TextTable("Taps that never fired", ("rank", "tap", "where"), frozenset({"rank"}))
     for tap in run.taps:
         if tap.silent:
-            _add_row(table, str(tap.rank), tap.id, _place(tap))
+            table.add(str(tap.rank), tap.id, _place(tap))
     return table
 
 
@@ -146,68 +121,10 @@ def headline(record: Record) -> str:
     return printable(" ".join(part for part in parts if part))
 
 
-def described(record: Record, elements: int) -> str:
+def described(record: Record, elements: int, index: Index | None = None) -> str:
     """What a record is, and its content; tensors of more elements than ``elements`` are shortened."""
-    from dumper.format.frames import FormatError
-
-    try:
-        content = _content(record, elements)
-    except (FormatError, ValueError, RecursionError) as error:
-        content = f"cannot be read: {error}"
-    return f"{headline(record)}\n{_indented(content)}"
-
-
-def _content(record: Record, elements: int) -> str:
-    if record.kind != "tensor":
-        if record.nbytes > LARGEST_SHOWN:
-            return f"a value of {record.nbytes} bytes, too large to show; read it with record.value"
-        return _shortened(record.value, elements)
-    if record.level == "hash":
-        return f"fingerprint {record.fingerprint}"
-    if record.level == "stats":
-        return " ".join(f"{key}={value:.6g}" for key, value in (record.statistics or {}).items())
-    array = record.array()
-    # numpy prints the small floats of ml_dtypes badly, and would convert all of a tensor to show its edges.
-    formatter: Any = {"all": lambda element: f"{float(element):.6g}"} if array.dtype.kind == "V" else None
-    return np.array2string(array, threshold=elements, edgeitems=3, max_line_width=110, formatter=formatter)
-
-
-def _shortened(value: Any, elements: int) -> str:
-    """A plain value as Python writes it, with ``…`` for what is beyond a number of elements."""
-    parts: list[str] = []
-    room = max(1, elements)
-
-    def add(part: Any) -> None:
-        nonlocal room
-        if room <= 0:
-            parts.append("…")
-            return
-        room -= 1
-        if isinstance(part, list | dict):
-            pairs = part.items() if isinstance(part, dict) else ((None, element) for element in part)
-            parts.append("{" if isinstance(part, dict) else "[")
-            for number, (key, element) in enumerate(pairs):
-                parts.append(", " if number else "")
-                if room <= 0:
-                    parts.append(f"… ({len(part)} in all)")
-                    break
-                if isinstance(part, dict):
-                    parts.append(f"{_cut(repr(key))}: ")
-                add(element)
-            parts.append("}" if isinstance(part, dict) else "]")
-        else:
-            parts.append(_cut(repr(part[:LONGEST_SHOWN] if isinstance(part, str | bytes) else part)))
-
-    add(value)
-    return "".join(parts)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}… ({len(text)} characters or more)"
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {printable(line)}" for line in text.split("\n"))
+    part = f" {index.text}" if index is not None else ""
+    return f"{headline(record)}{printable(part)}\n{indented(as_text(record, elements, index))}"
 
 
 def as_json(record: Record) -> dict[str, Any]:
@@ -227,3 +144,33 @@ def as_json(record: Record) -> dict[str, Any]:
         "stream": record.stream,
         "recompute": record.recompute,
     }
+
+
+def summary_as_json(run: Run) -> dict[str, Any]:
+    """What ``print_run`` tells, as plain values."""
+    return {
+        "path": str(run.path),
+        "ranks": list(run.ranks),
+        "world_size": run.world_size,
+        "steps": list(run.steps),
+        "records": len(run.records),
+        "losses": run.losses,
+        "parallel": {
+            str(rank): {axis: list(place) for axis, place in header.parallel.items()}
+            for rank, header in run.headers.items()
+        },
+        "framework": {str(rank): header.framework for rank, header in run.headers.items()},
+        "problems": [{"kind": problem.kind, "message": problem.message} for problem in run.problems],
+        "silent_taps": list(run.silent_taps),
+    }
+
+
+def run_repr(run: Run) -> str:
+    """A run in one line."""
+    problems = f", {len(run.problems)} problems" if run.problems else ""
+    return f"<Run {printable(run.path)}: {counts(run)}{problems}>"
+
+
+def record_repr(record: Record) -> str:
+    """A record in one line, without its content."""
+    return f"<Record {headline(record)}>"

@@ -9,29 +9,29 @@ import sys
 # What ``threading.RLock`` is; importing all of threading would cost every patched process.
 from _thread import RLock
 
+from dumper.log_once import LogOnce
 from dumper.recording.compiled import Tracing, is_capturing, record_in_graph
 from dumper.recording.context import AddedTags, Steps, StepScope, ThreadTags
+from dumper.recording.forks import watch_forks
 from dumper.recording.lifecycle import Lifecycle
 from dumper.recording.taps import TapTable
 from dumper.values.source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from typing import Any
 
+    from dumper.adapters.protocol import Parallel
     from dumper.layout import TokenLayout
-    from dumper.log_once import LogOnce
     from dumper.recording.attach import Attachment
     from dumper.recording.capture import Capture, CapturedRecord
-    from dumper.recording.graphs import GraphTaps
     from dumper.recording.session import Session
+    from dumper.recording.special_values import SpecialValues
     from dumper.recording.taps import Tap
     from dumper.settings import Settings
 
 
-_LONGEST_WAIT_TO_FORK = 0.5
-"""Seconds."""
 _TRUE = ("1", "true", "yes", "on")
 
 
@@ -46,19 +46,17 @@ class Recorder:
         self._taps = TapTable()
         self._open = Lifecycle(self, self.end, self._taps)
         self._thread_tags = ThreadTags()
-        self._attached: dict[str, Tap] = {}
         self._captures: list[list[CapturedRecord]] = []
-        self._graph_taps: GraphTaps | None = None
+        self._special_values: SpecialValues | None = None
         self._lock = RLock()
         self._ending = RLock()
         """Held while the process ends: whoever else wants to end it waits until the files are complete."""
         self._steps = Steps()
         self._recording = False
-        self._log_once: LogOnce | None = None
+        self._log = LogOnce()
         self._unnested: set[type] = set()
         """Types of values that hold no others: tensors and scalars."""
         self._ended = False
-        self._held_for_fork = False
         if settings is not None:
             self._refresh()
         elif os.environ.get("TENSORTAP_ENABLE", "").strip().lower() in _TRUE or "TENSORTAP_CONTROL" in os.environ:
@@ -84,15 +82,15 @@ class Recorder:
 
     def state(self) -> dict[str, Any]:
         """Plain values for ``python -m dumper ctl RUN status``."""
-        settings = self.settings
-        counts = self._open.session.counts() if self._open.session is not None else {}
-        return {
-            "settings": {key: getattr(settings, key) for key in ("enable", "filter", "level", "steps")},
-            "step": self._steps.number,
-            "records": counts.get("written", 0),
-            "losses": sum(count for name, count in counts.items() if name.startswith("lost")),
-            **counts,
-        }
+        from dumper.recording.state import plain_state
+
+        return plain_state(self.settings, self._steps.number, self._open.session)
+
+    def __repr__(self) -> str:
+        """Whether and where it records. Loads no settings and opens nothing."""
+        from dumper.recording.state import in_one_line
+
+        return in_one_line(self._settings, self._steps.number, self._open.session)
 
     @property
     def settings(self) -> Settings:
@@ -107,7 +105,7 @@ class Recorder:
 
         self._settings, errors = Settings.from_environment()
         for error in errors:
-            self._log(f"{error}; the setting is ignored")
+            self._log.say(f"{error}; the setting is ignored")
         self._refresh()
 
     def _refresh(self) -> None:
@@ -157,7 +155,7 @@ class Recorder:
             with self._lock:
                 self._begin_step(batch, layout, tags)
         except Exception as error:
-            self._complain_of_step(error)
+            self._complain(f"step {self._steps.number} was not recorded: {error}", key=f"step {type(error)}")
         return StepScope(self.end_step)
 
     def _begin_step(self, batch: Any, layout: TokenLayout | None, tags: Mapping[str, Any]) -> None:
@@ -190,7 +188,7 @@ class Recorder:
                 self._steps.announced = True
                 session.begin_step(self._steps.number, self._steps.take_layout(), self._steps.tags)
             except Exception as error:
-                self._complain_of_step(error)
+                self._complain(f"step {self._steps.number} was not recorded: {error}", key=f"step {type(error)}")
 
     def ctx(self, **tags: Any) -> AddedTags:
         """Add tags to every record of this thread inside a ``with`` block; a record's own tags win."""
@@ -257,14 +255,9 @@ class Recorder:
         """Record inputs and outputs of modules by path (``attach.py``). Raises ValueError without a match."""
         from dumper.recording.attach import attach
 
-        return attach(self._attached_taps, model, pattern, **options)
-
-    def _attached_taps(self, model: str, paths: Sequence[str]) -> list[Tap]:
-        """The taps of modules by path; those that are known already are used again."""
-        names = {f"attach({model}):{path}": path for path in paths}
-        new = tuple({"id": name, "name": path} for name, path in names.items() if name not in self._attached)
-        self._attached.update((tap.id, tap) for tap in self.install_taps("attach", new, {}))
-        return [self._attached[name] for name in names]
+        return attach(
+            lambda name, paths: self._taps.of_modules(name, paths, self.install_taps), model, pattern, **options
+        )
 
     def capture(self) -> Capture:
         """Record into the list that a ``with`` block is given, in memory, instead of to disk; recording need not be
@@ -283,66 +276,43 @@ class Recorder:
             added = self._thread_tags.tags
             if added:
                 tags = {**added, **tags}
-            if type(value) not in self._unnested and self._submit_parts(source, value, dims, tags, step):
-                return
+            if type(value) not in self._unnested:
+                taken_apart = self._special.submit_parts(source, value, dims, tags, step, self._steps.number)
+                if taken_apart:
+                    return
+                if taken_apart is None:
+                    self._unnested.add(type(value))
             if is_capturing(value):
                 self._put_into_graph(source, value, dims, tags)
                 return
             if self._captures:
-                self._capture_value(source, value, dims, tags, step)
+                from dumper.recording.capture import captured
+
+                record = captured(source, value, dims, tags, self._steps.number if step is None else step)
+                self._captures[-1].append(record)
             elif step is not None or self._has_step():
                 session = self._open.session or self._open_session()
                 if step is None and self._steps.inside:
                     step = self._steps.number
                 session.submit(source, value, dims, tags, step)
             if source.grad and source.stream == "value":
-                self._await_gradient(source, value, dims, tags)
+                self._special.await_gradient(source, value, dims, tags, self._steps.number)
         except Exception as error:
             self._complain(f"{source.name} was not recorded: {error}", key=f"{source.name}{type(error)}")
 
-    def _submit_parts(
-        self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None
-    ) -> bool:
-        """Record the tensors in a nested value (a module's tuple, an output object) as ``name.path``, and of a DTensor
-        what this rank holds; False for a value that is neither."""
-        with self._lock:
-            from dumper.adapters.device_mesh import is_dtensor
-            from dumper.recording.flatten import can_hold_tensors, tensor_leaves
+    @property
+    def _special(self) -> SpecialValues:
+        """Who takes apart what is not recorded as it comes."""
+        if self._special_values is None:
+            with self._lock:  # a module that is half imported stays locked in the child of a fork
+                from dumper.recording.special_values import SpecialValues
 
-        if is_dtensor(value):
-            self._submit_shard(source, value, dims, tags, step)
-            return True
-        if not can_hold_tensors(type(value)):
-            self._unnested.add(type(value))
-            return False
-        leaves = tensor_leaves(source.name, value)
-        for leaf_name, leaf in leaves:
-            self.submit(source.part(leaf_name), leaf, dims, tags, step)
-        return bool(leaves)
+                self._special_values = SpecialValues(self.submit, self._add_axes)
+        return self._special_values
 
-    def _submit_shard(
-        self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None
-    ) -> None:
-        """Record the local part of a DTensor, its mesh as parallel layout and its placements as dims."""
-        from dumper.adapters.device_mesh import local_shard
-
-        local, dims, axes = local_shard(value, dims)
+    def _add_axes(self, axes: Parallel) -> None:
         if not self._captures:
             self._open_session().add_axes(axes)
-        self.submit(source.value_alone(), local, dims, tags, step)
-        if source.grad and source.stream == "value":
-            self._await_gradient(source, value, dims, tags)
-
-    def _await_gradient(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None:
-        """Record the gradient of ``value`` when it arrives, under the step of its forward pass.
-
-        Values that no gradient flows into (no tensor, or ``requires_grad`` is False) are left alone.
-        """
-        torch = sys.modules.get("torch")
-        if torch is None or not isinstance(value, torch.Tensor) or not value.requires_grad:
-            return
-        gradient_source, step = source.gradient(), self._steps.number
-        value.register_hook(lambda gradient: self.submit(gradient_source, gradient, dims, tags, step))
 
     def submit_from_graph(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None:
         """What ``submit`` does, for a tap whose code does not run: inside compiled code or a CUDA graph."""
@@ -352,17 +322,10 @@ class Recorder:
 
     def _put_into_graph(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None:
         """Record ``value`` at every replay of the CUDA graph that is being captured; the capture itself is no event."""
-        from dumper.recording.graphs import GraphTaps
-
         self._taps.count(source.tap, -1)
-        if self._graph_taps is None:
-            self._graph_taps = GraphTaps()
-
-        def replayed(buffer: Any) -> None:
-            self.submit_from_graph(source, buffer, dims, tags)
-
-        tap = (source.tap, source.name, *((key, str(tag)) for key, tag in tags.items()))
-        self._graph_taps.capture(replayed, value, tap)
+        self._special.put_into_graph(
+            source, value, tags, lambda buffer: self.submit_from_graph(source, buffer, dims, tags)
+        )
 
     def _has_step(self) -> bool:
         """Whether a record that comes now is wanted: it belongs to a step, or need not."""
@@ -377,13 +340,6 @@ class Recorder:
             return True
         self._open_session().status.add("outside_steps")
         return False
-
-    def _capture_value(
-        self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None
-    ) -> None:
-        from dumper.recording.capture import captured
-
-        self._captures[-1].append(captured(source, value, dims, tags, self._steps.number if step is None else step))
 
     # The session: what is open while something is recorded
 
@@ -427,41 +383,17 @@ class Recorder:
             if session is not None:
                 session.end()
 
-    def _before_fork(self) -> None:
-        """Wait until no thread is opening the recording: a module that is half imported stays locked in the child.
-
-        Not for long: who opens may wait for a lock that the fork holds (that of ``logging``).
-        """
-        self._held_for_fork = self._lock.acquire(timeout=_LONGEST_WAIT_TO_FORK)
-
-    def _after_fork(self) -> None:
-        """In the parent."""
-        if self._held_for_fork:
-            self._held_for_fork = False
-            self._lock.release()
-
-    def _forked(self) -> None:
-        """In the child of a fork: the parent's file and threads are not ours."""
+    def _forked(self, whole: bool) -> None:
+        """In the child of a fork: the parent's file and threads are not ours. ``whole`` is False where another thread
+        was opening the recording: the child cannot open one then."""
         self._lock, self._ending = RLock(), RLock()
-        # Forked while another thread was opening the recording, the child cannot open one.
-        self._ended = not self._held_for_fork
-        self._held_for_fork = False
+        self._ended = not whole
         self._open.forget()
         self._refresh()
 
-    def _complain_of_step(self, error: Exception) -> None:
-        self._complain(f"step {self._steps.number} was not recorded: {error}", key=f"step {type(error)}")
-
     def _complain(self, message: str, *, key: str) -> None:
-        self._log(f"{message}. The model runs on; this is said once and counted in the run.", key)
-
-    def _log(self, message: str, key: str | None = None) -> None:
-        if self._log_once is None:
-            from dumper.log_once import LogOnce
-
-            self._log_once = LogOnce()
-        self._log_once.say(message, key=key)
+        self._log.say(f"{message}. The model runs on; this is said once and counted in the run.", key=key)
 
 
 dumper = Recorder()
-os.register_at_fork(before=dumper._before_fork, after_in_parent=dumper._after_fork, after_in_child=dumper._forked)
+watch_forks(lambda: dumper._lock, dumper._forked)

@@ -9,7 +9,7 @@ from dumper.values.source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import Any, Protocol
 
@@ -141,6 +141,19 @@ class TapTable:
         self._taps.extend(installed)
         self._by_id.update((tap.id, tap) for tap in installed)
         return installed
+
+    def of_modules(
+        self,
+        model: str,
+        paths: Sequence[str],
+        install: Callable[[str, tuple[Mapping[str, Any], ...], Mapping[str, Any]], tuple[Tap, ...]],
+    ) -> list[Tap]:
+        """The taps of modules by path; those that are known already are used again, the others installed."""
+        names = {f"attach({model}):{path}": path for path in paths}
+        install(
+            "attach", tuple({"id": name, "name": path} for name, path in names.items() if name not in self._by_id), {}
+        )
+        return [self._by_id[name] for name in names]
 
     def switch(self, on: bool) -> None:
         """Have generated code record, or not."""

@@ -15,10 +15,13 @@ import numpy.typing as npt
 
 from dumper.format.run_files import MOST_RANKS
 from dumper.layout import TokenLayout
+from dumper.printable import printable
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
 from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES, rank_layouts, with_data_parallel
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file
+from dumper.reading.listing import counts
+from dumper.reading.notebook import record_html, run_html
 from dumper.reading.protocol import Problem, RunError, TapCoverage
 from dumper.reading.table import table_of
 
@@ -181,7 +184,10 @@ class SGLangRecord:
         return self._content().value
 
     def __repr__(self) -> str:
-        return f"<SGLangRecord {self.filename}>"
+        return f"<SGLangRecord {printable(self.filename)}>"
+
+    def _repr_html_(self) -> str:
+        return record_html(self)
 
 
 def _without_tensors(value: Any) -> Any:
@@ -263,6 +269,13 @@ class SGLangDump:
         if not self.records:
             found.append(Problem("empty", f"{self.path} holds no records"))
         return found
+
+    def __repr__(self) -> str:
+        # Not the problems: to know them every file is read.
+        return f"<SGLangDump {printable(self.path)}: {counts(self)}>"
+
+    def _repr_html_(self) -> str:
+        return run_html(self)
 
     def to_polars(self) -> polars.DataFrame:
         """The index as a table: one row per record."""

@@ -13,6 +13,8 @@ from dumper.format.frames import FormatError
 from dumper.format.index import NO_STEP
 from dumper.memory.available import available_bytes
 from dumper.readers.streams.segments import Segment
+from dumper.reading.listing import record_repr
+from dumper.reading.notebook import record_html
 from dumper.rules.levels import Level
 from dumper.values.dtypes import as_array
 from dumper.values.measures import decode_statistics
@@ -237,8 +239,10 @@ class StoredRecord:
         return bytes(self.payload()).hex() if self.level == "hash" else None
 
     def __repr__(self) -> str:
-        tags = "".join(f" {key}={value}" for key, value in self.tags.items())
-        return f"<Record {self.name}{tags} step={self.step} rank={self.rank} {self.dtype} {self.shape}>"
+        return record_repr(self)
+
+    def _repr_html_(self) -> str:
+        return record_html(self)
 
 
 def _decompressed(data: memoryview, size: int) -> memoryview:

@@ -29,6 +29,8 @@ from dumper.readers.streams.metadata import read_coverage, read_header
 from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment, open_segment
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file, silent_taps
+from dumper.reading.listing import run_repr
+from dumper.reading.notebook import run_html
 from dumper.reading.protocol import Problem, RunError, TapCoverage
 
 if TYPE_CHECKING:
@@ -256,6 +258,12 @@ class RunDirectory:
         if outside:
             return f": {outside} values came outside any step; TENSORTAP_OUTSIDE_STEPS=record records them too"
         return ""
+
+    def __repr__(self) -> str:
+        return run_repr(self)
+
+    def _repr_html_(self) -> str:
+        return run_html(self)
 
     def to_polars(self) -> polars.DataFrame:
         """The index as a table: one row per record (``dumper/reading/table.py``)."""

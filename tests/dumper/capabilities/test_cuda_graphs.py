@@ -79,7 +79,7 @@ def test_graphs_share_buffers_as_large_as_the_largest_needs_them(
             recorder.dump("x", torch.full((rows, 2), float(rows + layer)), layer_id=layer)
             recorder.dump("x", torch.full((rows, 2), -float(rows + layer)), layer_id=layer)
         graph.capture_end()
-    taps = recorder._graph_taps
+    taps = recorder._special.graph_taps
     assert taps is not None
     held = {buffer.untyped_storage().data_ptr() for buffer in taps._buffers.values()}
     assert len(held) == 4
@@ -111,7 +111,7 @@ def test_a_graph_that_is_gone_takes_its_buffers_along(recorder: Recorder, monkey
     graph = StandInGraph({})
     recorder.dump("x", torch.zeros(1))
     graph.capture_end()
-    taps = recorder._graph_taps
+    taps = recorder._special.graph_taps
     assert taps is not None
     assert (len(taps._by_graph), len(taps._buffers)) == (1, 1)
     del graph

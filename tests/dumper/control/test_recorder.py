@@ -136,6 +136,39 @@ def test_a_process_that_records_nothing_yet(tmp_path: Path, capsys: pytest.Captu
     assert recorded_steps(run, name="b") == list(range(on, off))
 
 
+def test_status_shows_what_is_agreed_and_not_reached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    recorder = Recorder(Settings(enable=True, dir=str(tmp_path), run="run"))
+    recorder.step()
+    recorder.dump("x", 1)
+    until(lambda: bool(read_ranks(run)))
+
+    def pending() -> list[dict[str, Any]]:
+        assert main([str(run), "status", "--json"]) == 0
+        (rank,) = json.loads(capsys.readouterr().out)
+        found: list[dict[str, Any]] = rank["pending"]
+        return found
+
+    try:
+        assert pending() == []
+        assert main([str(run), "filter", "layer_id == 1"]) == 0
+        capsys.readouterr()
+        (change,) = pending()
+        assert change["changes"] == {"filter": "layer_id == 1"}
+        for columns in ("50", "300"):
+            monkeypatch.setenv("COLUMNS", columns)
+            assert main([str(run), "status"]) == 0
+            shown = " ".join(capsys.readouterr().out.split())
+            assert f"filter layer_id == 1 from step {change['step']}" in shown
+        while recorder.settings.filter is None:
+            recorder.step()
+    finally:
+        recorder.close()
+    assert pending() == []
+
+
 @pytest.mark.slow
 def test_control_that_is_switched_off_leaves_no_folder(tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -1,0 +1,115 @@
+"""What the command lines of ``dumper`` and ``comparator`` share: ``--version``, and completion scripts for shells, made
+from the flags of a parser (static text, nothing runs while completing)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+class PrintVersion(argparse.Action):
+    """``--version``: looked up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("tensortap")
+        except metadata.PackageNotFoundError:
+            version = "(not installed)"
+        print(f"tensortap {version}")
+        parser.exit()
+
+
+class PrintCompletion(argparse.Action):
+    """``--print-completion SHELL``: print the script and end."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        option_string: str | None = None,
+    ) -> None:
+        print(completion_script(parser, str(values)))
+        parser.exit()
+
+
+@dataclass(frozen=True)
+class _Flags:
+    """The flags that can follow a path of subcommands."""
+
+    path: tuple[str, ...]
+    flags: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    """Names of each flag, and the values it may have; empty where any is allowed."""
+    commands: tuple[str, ...]
+    """Subcommands that can follow."""
+
+
+def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
+    """The script of ``parser`` for ``bash``, ``zsh`` or ``fish``; to be sourced. It completes the command that is
+    called like the last word of ``parser.prog``."""
+    command = parser.prog.split()[-1]
+    paths = list(_walk(parser, ()))
+    if shell == "fish":
+        return "\n".join(line for flags in paths for line in _fish_lines(command, flags))
+    script = _bash_script(command, paths)
+    return f"autoload -U +X bashcompinit && bashcompinit\n{script}" if shell == "zsh" else script
+
+
+def _walk(parser: argparse.ArgumentParser, path: tuple[str, ...]) -> Iterator[_Flags]:
+    flags = tuple(
+        (tuple(action.option_strings), tuple(map(str, action.choices or ())))
+        for action in parser._actions
+        if action.option_strings and action.help != argparse.SUPPRESS
+    )
+    subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    commands = {name: inner for action in subparsers for name, inner in action.choices.items()}
+    yield _Flags(path, flags, tuple(commands))
+    for name, inner in commands.items():
+        yield from _walk(inner, (*path, name))
+
+
+def _bash_script(command: str, paths: Sequence[_Flags]) -> str:
+    function = f"_{command}_complete"
+    cases = "\n".join(
+        f"    {'|'.join(names)}) COMPREPLY=($(compgen -W '{' '.join(choices)}' -- \"$now\")); return;;"
+        for names, choices in dict.fromkeys(flag for flags in paths for flag in flags.flags)
+        if choices
+    )
+    # The path of subcommands is found among the words before; the longest that fits is the last that is tried.
+    found = "\n".join(
+        f"  {_bash_test(flags.path)}flags='{' '.join(name for names, _ in flags.flags for name in names)}' "
+        f"commands='{' '.join(flags.commands)}'"
+        for flags in paths
+    )
+    return f"""{function}() {{
+  local now="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" flags commands
+  local words=" ${{COMP_WORDS[*]:1:COMP_CWORD-1}} "
+  case "$before" in
+{cases}
+  esac
+{found}
+  case "$now" in
+    -*) COMPREPLY=($(compgen -W "$flags" -- "$now"));;
+    *) COMPREPLY=($(compgen -W "$commands" -- "$now") $(compgen -f -- "$now"));;
+  esac
+}}
+complete -o filenames -F {function} {command}"""
+
+
+def _bash_test(path: tuple[str, ...]) -> str:
+    words = "*".join(f'" {name} "' for name in path)
+    return f'[[ "$words" == *{words}* ]] && ' if path else ""
+
+
+def _fish_lines(command: str, flags: _Flags) -> Iterator[str]:
+    where = f" -n '__fish_seen_subcommand_from {flags.path[-1]}'" if flags.path else ""
+    if flags.commands and not flags.path:
+        yield f"complete -c {command} -n __fish_use_subcommand -a '{' '.join(flags.commands)}'"
+    for names, choices in flags.flags:
+        shown = " ".join(f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in names)
+        yield f"complete -c {command}{where} {shown}" + (f" -x -a '{' '.join(choices)}'" if choices else "")

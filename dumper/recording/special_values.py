@@ -1,0 +1,82 @@
+"""Values that are not recorded as they come: nested ones part by part, of a DTensor what this rank holds, gradients
+when the backward pass has computed them, and what is in a CUDA graph at every replay."""
+
+from __future__ import annotations
+
+import sys
+
+from dumper.adapters.device_mesh import is_dtensor, local_shard
+from dumper.recording.flatten import can_hold_tensors, tensor_leaves
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from dumper.adapters.protocol import Parallel
+    from dumper.recording.graphs import GraphTaps
+    from dumper.values.source import Source
+
+    Submit = Callable[[Source, Any, str | None, Mapping[str, Any], int | None], None]
+
+
+class SpecialValues:
+    """Takes what is special apart and hands it to ``submit`` again. Its methods may raise."""
+
+    __slots__ = ("_add_axes", "_submit", "graph_taps")
+
+    def __init__(self, submit: Submit, add_axes: Callable[[Parallel], None]) -> None:
+        """``add_axes``: told the axes of a DTensor's mesh."""
+        self._submit = submit
+        self._add_axes = add_axes
+        self.graph_taps: GraphTaps | None = None
+
+    def submit_parts(
+        self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None, current: int
+    ) -> bool | None:
+        """Record the tensors in a nested value (a module's tuple, an output object) as ``name.path``, and of a DTensor
+        what this rank holds; ``current`` is the step under way.
+
+        False for a value that holds no tensors; None where no value of its type does.
+        """
+        if is_dtensor(value):
+            self._submit_shard(source, value, dims, tags, step, current)
+            return True
+        if not can_hold_tensors(type(value)):
+            return None
+        leaves = tensor_leaves(source.name, value)
+        for leaf_name, leaf in leaves:
+            self._submit(source.part(leaf_name), leaf, dims, tags, step)
+        return bool(leaves)
+
+    def _submit_shard(
+        self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None, current: int
+    ) -> None:
+        """Record the local part of a DTensor, its mesh as parallel layout and its placements as dims."""
+        local, dims, axes = local_shard(value, dims)
+        self._add_axes(axes)
+        self._submit(source.value_alone(), local, dims, tags, step)
+        if source.grad and source.stream == "value":
+            self.await_gradient(source, value, dims, tags, current)
+
+    def await_gradient(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int) -> None:
+        """Record the gradient of ``value`` when it arrives, under the step of its forward pass.
+
+        Values that no gradient flows into (no tensor, or ``requires_grad`` is False) are left alone.
+        """
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(value, torch.Tensor) or not value.requires_grad:
+            return
+        submit, gradient_source = self._submit, source.gradient()
+        value.register_hook(lambda gradient: submit(gradient_source, gradient, dims, tags, step))
+
+    def put_into_graph(
+        self, source: Source, value: Any, tags: Mapping[str, Any], replayed: Callable[[Any], None]
+    ) -> None:
+        """Have ``replayed`` called with ``value`` after every replay of the CUDA graph that is being captured."""
+        from dumper.recording.graphs import GraphTaps
+
+        if self.graph_taps is None:
+            self.graph_taps = GraphTaps()
+        tap = (source.tap, source.name, *((key, str(tag)) for key, tag in tags.items()))
+        self.graph_taps.capture(replayed, value, tap)

@@ -1,0 +1,233 @@
+"""Runs and records for people: indexes, two runs side by side, JSON, narrow terminals, notebooks, completion."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dumper.cli import main
+from dumper.reading.indexing import IndexingError, parse_index, split_name
+from dumper.reading.open import open_run
+from dumper.recording.recorder import Recorder
+from tests.dumper.recording.conftest import Recording
+
+MATRIX = np.arange(12, dtype=np.float32).reshape(3, 4)
+EVIL = "<script>alert(1)</script>&\x1b[31m\n\u202e"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs that differ in one element of ``x``, in ``plain``, and in what they have."""
+    paths = []
+    for number in range(2):
+        recording = Recording(tmp_path_factory.mktemp("run"))
+        recorder = recording.start()
+        changed = MATRIX.copy()
+        changed[1, 2] += number / 2
+        recorder.dump("x", changed, dims="t h[tp]", layer_id=0)
+        recorder.dump("same", MATRIX)
+        recorder.dump("layers[0]", MATRIX[0])
+        recorder.dump("plain", [1, [2, 3], float("nan"), number])
+        recorder.dump("stats", MATRIX, level="stats")
+        recorder.dump("hash", MATRIX, level="hash")
+        recorder.dump("special", np.array([np.nan, np.inf, -np.inf, 1]))
+        recorder.dump(f"only{number}", MATRIX)
+        recorder.dump("a_rather_long_name.of_a_module.with_a_path", MATRIX, dims="tokens hidden[tp] # ep:replicated")
+        recording.close()
+        paths.append(recording.path)
+    return paths[0], paths[1]
+
+
+def show(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main(["show", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("x[0,:2]", "[0. 1.]"),
+        ("x[-1, 1:4:2]", "[ 9. 11.]"),
+        ("x[..., 3]", "[ 3.  7. 11.]"),
+        ("x[::-2,0]", "[8. 0.]"),
+        ("x[1,1]", "5."),
+        ("layers[0]", "[0. 1. 2. 3.]"),
+        ("layers[0][2:]", "[2. 3.]"),
+        ("plain[1,0]", "2"),
+    ],
+)
+def test_a_part_of_a_value(runs: tuple[Path, Path], name: str, expected: str, capsys: Any) -> None:
+    assert show(capsys, runs[0], name).splitlines()[1].strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("x[3]", "3 is outside dimension 0 of the shape [3, 4]"),
+        ("x[0,0,0]", "[0,0,0] has 3 indexes, and the shape is [3, 4]"),
+        ("plain[9]", "9 is outside a list of 4"),
+    ],
+)
+def test_a_part_that_is_not_there(runs: tuple[Path, Path], name: str, words: str, capsys: Any) -> None:
+    assert words in show(capsys, runs[0], name)
+
+
+@pytest.mark.parametrize("name", ["x[a]", "x[__import__('os')]", "x[1:2:0]", "x[]", "x[1:2:3:4]", "x[...,...]", "y[0]"])
+def test_an_index_that_is_none(runs: tuple[Path, Path], name: str, capsys: Any) -> None:
+    assert main(["show", str(runs[0]), name]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("dumper show: ")
+    assert "Traceback" not in told
+
+
+@given(st.text(st.sampled_from("0123456789:,. -+[]x"), max_size=30) | st.text(max_size=30))
+def test_any_text_as_an_index(text: str) -> None:
+    with contextlib.suppress(IndexingError):
+        parse_index(text).of_array(MATRIX)
+    with contextlib.suppress(IndexingError):
+        split_name(text, {"x"})
+
+
+SLICES = st.slices(3) | st.integers(-3, 2)
+
+
+@given(SLICES, st.slices(4))
+def test_indexes_mean_what_they_mean_in_numpy(first: Any, second: Any) -> None:
+    def text(part: Any) -> str:
+        if not isinstance(part, slice):
+            return str(part)
+        return ":".join("" if bound is None else str(bound) for bound in (part.start, part.stop, part.step or 1))
+
+    index = parse_index(f"[{text(first)}, {text(second)}]")
+    np.testing.assert_array_equal(index.of_array(MATRIX), MATRIX[first, second])
+
+
+def test_two_runs_side_by_side(runs: tuple[Path, Path], capsys: Any) -> None:
+    shown = show(capsys, *runs)
+    assert "    [[ 0.  1.  2.  3.]   │  [[ 0.   1.   2.   3. ]" in shown
+    assert "1 of 12 elements differ, the first at [1, 2], largest difference 0.5" in shown
+    assert "equal in every bit" in shown
+    assert "statistics are equal" in shown
+    assert "fingerprints are equal" in shown
+    assert "only in the first run" in shown
+    assert "only in the second run" in shown
+    assert "equal in every bit" in show(capsys, *runs, "x[0]")
+    plain = show(capsys, *runs, "plain")
+    assert plain.splitlines()[-1].strip() == "differ"
+
+
+def test_two_runs_without_room(runs: tuple[Path, Path], capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    shown = show(capsys, *runs, "x")
+    assert "    first:\n      [[ 0.  1.  2.  3.]" in shown
+    assert all(len(line) <= 50 for line in shown.splitlines()[1:-1])
+
+
+def test_json(runs: tuple[Path, Path], capsys: Any) -> None:
+    def read(*arguments: object) -> dict[str, dict[str, Any]]:
+        lines = show(capsys, *arguments, "--output", "json").splitlines()
+        records = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+        return {(record.get("first") or record.get("second") or record)["name"]: record for record in records}
+
+    records = read(runs[0])
+    assert records["same"]["values"] == MATRIX.tolist()
+    assert records["special"]["values"] == ["NaN", "Infinity", "-Infinity", 1]
+    assert records["plain"]["value"] == [1, [2, 3], "NaN", 0]
+    assert records["stats"]["statistics"]["max"] == 11
+    assert len(records["hash"]["fingerprint"]) == 32
+    assert read(runs[0], "x[1,1:3]")["x"]["values"] == [5, 6]
+    assert read(runs[0], "x", "--elements", "4")["x"]["values"] is None
+    assert "outside" in read(runs[0], "x[7]")["x"]["not_shown"]
+    both = read(*runs, "x[1]", "only0")
+    assert both["x"]["difference"].startswith("1 of 4 elements differ")
+    assert (both["x"]["first"]["values"][2], both["x"]["second"]["values"][2]) == (6, 6.5)
+    assert both["only0"]["second"] is None
+
+    assert main(["ls", str(runs[0]), "--output", "json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["records"], summary["world_size"], summary["losses"]) == (9, 1, 0)
+    for flags in (["--records", "--output", "json"], ["--json"]):
+        assert main(["ls", str(runs[0]), *flags]) == 0
+        assert len([json.loads(line) for line in capsys.readouterr().out.splitlines()]) == 9
+
+
+@pytest.mark.parametrize("columns", ["50", "80", "200"])
+def test_tables_at_any_width(
+    runs: tuple[Path, Path], columns: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["ls", str(runs[0])]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= int(columns) for line in lines)
+    # Nothing is folded to where it cannot be read: each name and each dims is in one piece.
+    assert any("a_rather_long_name.of_a_module.with_a_path" in line for line in lines)
+    assert any("t h[tp]" in line for line in lines)
+
+
+def test_what_objects_say_of_themselves(tmp_path: Path) -> None:
+    recording = Recording(tmp_path)
+    assert repr(Recorder()).startswith("<dumper: off")
+    recorder = recording.start()
+    recorder.dump(EVIL, np.arange(3), layer_id=1)
+    recorder.flush()
+    told = repr(recorder)
+    assert told == f"<dumper: recording into {recording.path}, step 0, 1 records, 0 lost>"
+    recorder.configure(enable=False)
+    assert repr(recorder).startswith(f"<dumper: off; {recording.path} ")
+    run = recording.read()
+    assert repr(run) == f"<Run {recording.path}: 1 of 1 ranks, 1 steps (0), 1 records, 0 lost>"
+    record = run.records[0]
+    assert repr(record).endswith("step=0 rank=0 layer_id=1 int64 [3]>")
+    assert repr(record).isprintable()
+    for shown in (run._repr_html_(), record._repr_html_()):  # type: ignore[attr-defined]
+        assert "<script>" not in shown
+        assert "&lt;script&gt;" in shown
+        assert "\x1b" not in shown
+    assert "[0 1 2]" in record._repr_html_()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str, capsys: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["--print-completion", shell])
+    file = tmp_path / "script"
+    file.write_text(capsys.readouterr().out)
+    if shutil.which(shell):
+        subprocess.run([shell, "-n", str(file)], check=True)
+    if shell != "bash":
+        assert "strict-taps" in file.read_text()
+        return
+    for words, expected in (
+        ("sh", ["show"]),
+        ("show RUN --el", ["--elements"]),
+        ("show RUN --output j", ["json"]),
+        ("ls RUN --str", ["--strict-taps"]),
+        ("ctl RUN st", ["status", "steps"]),
+        ("ctl RUN status --js", ["--json"]),
+    ):
+        count = len(words.split())
+        ask = f"cd {tmp_path}; source {file}; COMP_WORDS=(dumper {words}); COMP_CWORD={count}; _dumper_complete; "
+        done = subprocess.run(
+            ["bash", "-c", ask + 'echo "${COMPREPLY[@]}"'], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == expected, words
+    # Open the run once more: completion has run nothing.
+    assert not list(tmp_path.glob("rank-*"))
+
+
+def test_sglang_dumps_say_what_they_are(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch.save({"value": torch.ones(2), "meta": {}}, tmp_path / "step=0___rank=0___dump_index=1___name=x.pt")
+    run: Any = open_run(tmp_path)
+    assert repr(run).startswith(f"<SGLangDump {tmp_path}: 1 of 1 ranks")
+    assert "x" in run._repr_html_()
+    assert "[1. 1.]" in run.records[0]._repr_html_()
