@@ -12,6 +12,7 @@ from dumper.convert.outcome import Outcome
 from dumper.layout import PADDING_ROW, TokenLayout
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
+from dumper.values.dtypes import PACKED
 
 if TYPE_CHECKING:
     from dumper.reading.protocol import Header, Record, Run
@@ -58,6 +59,9 @@ class _RankWriter:
     def _write_record(self, record: Record) -> None:
         if record.level != "full":
             self._leave_out(record, f"recorded at level {record.level}, which holds no whole value")
+            return
+        if record.dtype in PACKED:
+            self._leave_out(record, f"torch.save knows no {record.dtype}")
             return
         name = f"grad__{record.name}" if record.stream == "grad" else record.name
         status = "recompute" if record.recompute else "disabled"

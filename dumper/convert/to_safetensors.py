@@ -12,6 +12,7 @@ from dumper.convert.outcome import ConversionError, Outcome
 
 if TYPE_CHECKING:
     from dumper.reading.protocol import Record, Run
+from dumper.values.dtypes import PACKED
 
 
 def write_safetensors(run: Run, path: Path) -> Outcome:
@@ -48,7 +49,7 @@ def _write_file(run: Run, rank: int, step: int | None, records: list[Record], fi
             if record.level != "full":
                 raise ValueError(f"recorded at level {record.level}, which holds no whole value")
             array = np.ascontiguousarray(record.array())
-            if array.dtype == np.complex128 or record.dtype == "complex32":
+            if array.dtype == np.complex128 or record.dtype == "complex32" or record.dtype in PACKED:
                 raise ValueError(f"safetensors has no dtype {record.dtype}")
         except ValueError as error:
             outcome.left_out.append(f"{key} of step {step}, rank {rank}: {error}")

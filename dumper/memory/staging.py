@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dumper.memory.available import available_bytes
 from dumper.memory.buffers import SMALL, BufferPool, host_buffer
-from dumper.rules.levels import FULL, Level
-from dumper.values.dtypes import name_of
+from dumper.rules.levels import FULL, HASH, Level
+from dumper.values.dtypes import PACKED, name_of
 from dumper.values.measures import STATISTICS, device_statistics, host_statistics
 from dumper.values.plain import UnrecordableError, encode_value
 
@@ -92,7 +92,10 @@ class Stager:
 
     def _stage_tensor(self, value: torch.Tensor) -> Described:
         """Copy a readable tensor."""
+        from dumper.values.readable import as_bytes
+
         dtype, shape = describe_tensor(value)
+        value = as_bytes(value)
         if value.device.type == "cuda":
             return Described(self._copier().start(value), dtype, shape)
         return Described(self._stage_on_host(value.cpu()), dtype, shape)
@@ -170,7 +173,8 @@ class Reduced:
 
     kept: Any
     level: Level
-    """``full`` where there is nothing to reduce: values that are no tensors, and samples of scalars."""
+    """``full`` where there is nothing to reduce: values that are no tensors, and samples of scalars; ``hash`` for
+    statistics of types of less than a byte."""
     dtype: str | None
     """Of the original; None for a value that is no tensor."""
     shape: tuple[int, ...] | None
@@ -180,25 +184,29 @@ def reduce_value(value: Any, level: Level) -> Reduced:
     """Reduce a tensor or array. Raises UnrecordableError for a tensor that has no bytes to record."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        from dumper.values.readable import readable, undisturbed
+        return _reduce_tensor(value, level)
+    array = as_host_array(value)
+    if array is None:
+        return Reduced(value, FULL, None, None)
+    dtype, shape = name_of(array.dtype), array.shape
+    if level.kind == "stats":
+        import numpy as np
 
-        with undisturbed():
-            value = readable(value)
-            dtype, shape = describe_tensor(value)
-            if level.kind == "stats":
-                _check_scratch(value)
-                return Reduced(device_statistics(value), level, dtype, shape)
-            return Reduced(value[level.row_slice], level, dtype, shape) if shape else Reduced(value, FULL, dtype, shape)
-    else:
-        array = as_host_array(value)
-        if array is None:
-            return Reduced(value, FULL, None, None)
-        value, dtype, shape = array, name_of(array.dtype), array.shape
+        numbers = host_statistics(array)
+        return Reduced(np.array([numbers[name] for name in STATISTICS], dtype="<f8"), level, dtype, shape)
+    return Reduced(array[level.row_slice], level, dtype, shape) if shape else Reduced(array, FULL, dtype, shape)
+
+
+def _reduce_tensor(value: torch.Tensor, level: Level) -> Reduced:
+    from dumper.values.readable import readable, undisturbed
+
+    with undisturbed():
+        value = readable(value)
+        dtype, shape = describe_tensor(value)
+        if level.kind == "stats" and dtype in PACKED:
+            # Numbers of packed bytes say nothing.
+            return Reduced(value, HASH, dtype, shape)
         if level.kind == "stats":
-            import numpy as np
-
-            numbers = host_statistics(array)
-            return Reduced(np.array([numbers[name] for name in STATISTICS], dtype="<f8"), level, dtype, shape)
-    if not shape:
-        return Reduced(value, FULL, dtype, shape)
-    return Reduced(value[level.row_slice], level, dtype, shape)
+            _check_scratch(value)
+            return Reduced(device_statistics(value), level, dtype, shape)
+        return Reduced(value[level.row_slice], level, dtype, shape) if shape else Reduced(value, FULL, dtype, shape)

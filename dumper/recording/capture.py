@@ -31,13 +31,20 @@ def captured(source: Source, value: Any, dims: str | None, tags: Mapping[str, An
     """Copy a value; tensors are detached."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        from dumper.values.readable import readable, undisturbed
-
-        with undisturbed():
-            kept: Any = readable(value).clone()
+        kept: Any = _copy_of(value)
     else:
         kept = copy.deepcopy(value)
     return CapturedRecord(source.name, kept, step, dict(tags), dims, source.stream)
+
+
+def _copy_of(value: Any) -> Any:
+    from dumper.values.readable import as_bytes, readable, undisturbed
+
+    if value.is_nested:
+        return value.detach().clone()
+    with undisturbed():
+        plain = readable(value)
+        return as_bytes(plain).clone().view(plain.dtype)
 
 
 class Capture:

@@ -29,7 +29,7 @@ class SmallTensors:
 class Plan:
     """What is to be done with the records of one source, tags and dims."""
 
-    __slots__ = ("chosen", "descriptions", "dims", "small", "source", "tags", "whole")
+    __slots__ = ("chosen", "descriptions", "dims", "parts", "small", "source", "tags", "whole")
 
     def __init__(self, source: Source, tags: TagsKey, dims: str | None, chosen: Level | None) -> None:
         self.source = source
@@ -41,6 +41,15 @@ class Plan:
         """Whether all bytes of the value go to the writer."""
         self.descriptions: dict[tuple[Any, ...], Description] = {}
         self.small: dict[tuple[Any, ...], SmallTensors] = {}
+        self.parts: dict[tuple[str, str | None], Plan] = {}
+
+    def part(self, name: str, dims: str | None) -> Plan:
+        """The plan of one part of such values, at the same level."""
+        found = self.parts.get((name, dims))
+        if found is None:
+            source = self.source.part(f"{self.source.name}.{name}")
+            found = self.parts[name, dims] = Plan(source, self.tags, dims, self.chosen)
+        return found
 
     def describe(
         self, dtype: str | None, shape: tuple[int, ...] | None, recompute: bool, level: Level | None = None

@@ -97,8 +97,10 @@ class Session:
                 if len(self._plans) > MOST_PLANS:
                     self._plans.clear()
                 self._plans[key] = plan
-        if plan.chosen is None:
-            return
+        if plan.chosen is not None:
+            self._submit_planned(plan, value, step)
+
+    def _submit_planned(self, plan: Plan, value: Any, step: int | None) -> None:
         self.status.submitted(self._next_number())
         try:
             if not (plan.whole and type(value) in self._plain_tensors and self._submit_small(plan, value, step)):
@@ -152,10 +154,13 @@ class Session:
         self._look_up_torch()
         assert plan.chosen is not None
         level = plan.chosen
+        if _is_nested(value):
+            self._submit_nested(plan, value, step)
+            return
         if level.kind == "sample" and self._settings.on_nan is not None:
             # What is sampled may not hold the NaN that is waited for.
             watched = reduce_value(value, STATS)
-            if watched.shape is not None:
+            if watched.shape is not None and watched.level is STATS:
                 self._writer.put(Watched(self._stager.stage(watched.kept).data, step))
         if level.kind in ("stats", "sample"):
             reduced = reduce_value(value, level)
@@ -183,6 +188,23 @@ class Session:
             self._writer.put_now(submission)
         else:
             self._writer.put(submission)
+
+    def _submit_nested(self, plan: Plan, value: Any, step: int | None) -> None:
+        """A nested tensor as ordinary ones, ``name.values`` and where each part begins; the filter has let it through.
+
+        The last part takes the place of the whole in the counts.
+        """
+        from dumper.values.nested import dims_of_values, nested_parts
+        from dumper.values.readable import undisturbed
+
+        with undisturbed():
+            parts = nested_parts(value)
+        *others, last = (
+            (plan.part(part.name, dims_of_values(plan.dims) if part.has_dims else None), part.tensor) for part in parts
+        )
+        for part_plan, tensor in others:
+            self._submit_planned(part_plan, tensor, step)
+        self._submit_any(last[0], last[1], step)
 
     def count_lost(self, reason: str) -> None:
         """Count a value that is not recorded and was not handed to the writer."""
@@ -357,6 +379,19 @@ def _check_room(nbytes: int) -> None:
     there = available_bytes()
     if nbytes > there:
         raise UnrecordableError(f"its copy would take {nbytes} bytes, and the machine has {there} left")
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether a value is a nested tensor of torch, jagged or strided."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return False
+    if type(value) is not torch.Tensor:
+        from dumper.values.readable import undisturbed
+
+        with undisturbed():
+            return bool(value.is_nested)
+    return bool(value.is_nested)
 
 
 def _size(value: Any) -> int:

@@ -58,6 +58,7 @@ class Level:
 FULL = Level("full")
 SAMPLE = Level("sample", rows=DEFAULT_SAMPLE_ROWS)
 STATS = Level("stats")
+HASH = Level("hash")
 
 
 @dataclass(frozen=True)

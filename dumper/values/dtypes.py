@@ -34,12 +34,18 @@ _ML_DTYPES_NAMES = {
 }
 _BYTE_PAIRS = {"complex32": "<f2"}
 """Types that numpy lacks, read as an array of their parts with one more dimension of length 2."""
-KNOWN = frozenset(_NUMPY_NAMES) | frozenset(_ML_DTYPES_NAMES) | frozenset(_BYTE_PAIRS)
+PACKED = frozenset(
+    ["float4_e2m1fn_x2", "bits1x8", "bits2x4", "bits4x2", "bits8"]
+    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in range(1, 8)]
+)
+"""Types of less than a byte, of which torch knows bytes alone: read as uint8, one element for each byte."""
+_OF_NUMPY = frozenset(_NUMPY_NAMES) | frozenset(_ML_DTYPES_NAMES) | frozenset(_BYTE_PAIRS)
+KNOWN = _OF_NUMPY | PACKED
 
 
 @functools.cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy dtype of a recorded dtype name (``ml_dtypes`` for bf16 and fp8), little-endian.
+    """The numpy dtype of a recorded dtype name (``ml_dtypes`` for bf16 and fp8, bytes for packed types), little-endian.
 
     Raises ValueError for a name that this version does not know.
     """
@@ -52,14 +58,16 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         return dtype
     if name in _BYTE_PAIRS:
         return np.dtype((_BYTE_PAIRS[name], (2,)))
+    if name in PACKED:
+        return np.dtype("|u1")
     raise ValueError(f"unknown dtype {name!r}; known are {', '.join(sorted(KNOWN))}")
 
 
 def name_of(dtype: np.dtype[Any]) -> str:
     """The recorded name of a numpy dtype. Raises ValueError when the format has no name for it."""
-    if dtype.name in KNOWN:
+    if dtype.name in _OF_NUMPY:
         return dtype.name
-    raise ValueError(f"arrays of dtype {dtype} cannot be recorded; convert to one of {', '.join(sorted(KNOWN))}")
+    raise ValueError(f"arrays of dtype {dtype} cannot be recorded; convert to one of {', '.join(sorted(_OF_NUMPY))}")
 
 
 def as_array(data: Any, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:

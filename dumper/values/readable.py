@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dumper.values.dtypes import KNOWN
+from dumper.values.dtypes import KNOWN, PACKED
 from dumper.values.plain import UnrecordableError
 
 _HOST_MEMORY = ("cpu", "cuda")
@@ -61,6 +61,12 @@ def readable(value: torch.Tensor) -> torch.Tensor:
     return _view_of(value)
 
 
+def as_bytes(value: torch.Tensor) -> torch.Tensor:
+    """A readable tensor of a type of less than a byte as its bytes, of the same shape; any other as it is."""
+    # torch copies no tensor of such a type.
+    return value.view(torch.uint8) if str(value.dtype).removeprefix("torch.") in PACKED else value
+
+
 def _unwrapped(value: torch.Tensor) -> torch.Tensor:
     """What the wrappers of torch's own transforms stand for."""
     if type(value).__name__ == "AsyncCollectiveTensor":
@@ -89,10 +95,7 @@ def _check_kind(value: torch.Tensor) -> None:
         raise UnrecordableError("quantized tensors cannot be recorded; dump value.dequantize() or value.int_repr()")
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in KNOWN:
-        # Types of less than a byte cannot be converted, but their bytes can be looked at.
-        packed = value.element_size() == 1
-        advice = "dump its bytes, value.view(torch.uint8)" if packed else "convert it, for example with .float()"
-        raise UnrecordableError(f"tensors of dtype {dtype} cannot be recorded; {advice}")
+        raise UnrecordableError(f"tensors of dtype {dtype} cannot be recorded; convert it, for example with .float()")
 
 
 def _check_memory(value: torch.Tensor) -> None:

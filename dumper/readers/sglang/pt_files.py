@@ -148,7 +148,7 @@ def to_array(tensor: Any) -> npt.NDArray[Any]:
 
     Raises ValueError for tensors that are not plain (quantized, sparse).
     """
-    from dumper.values.dtypes import numpy_dtype
+    from dumper.values.dtypes import PACKED, numpy_dtype
 
     name = dtype_name(tensor)
     tensor = tensor.detach()
@@ -157,7 +157,8 @@ def to_array(tensor: Any) -> npt.NDArray[Any]:
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     wanted = numpy_dtype(name)
-    if wanted.kind in "fiubc" and name not in ("bfloat16", "complex32") and not name.startswith("float8"):
+    as_bits = name in PACKED or name in ("bfloat16", "complex32") or name.startswith("float8")
+    if wanted.kind in "fiubc" and not as_bits:
         array: npt.NDArray[Any] = tensor.numpy()
         return array
     import torch

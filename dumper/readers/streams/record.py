@@ -16,7 +16,7 @@ from dumper.readers.streams.segments import Segment
 from dumper.reading.listing import record_repr
 from dumper.reading.notebook import record_html
 from dumper.rules.levels import Level
-from dumper.values.dtypes import as_array
+from dumper.values.dtypes import PACKED, as_array
 from dumper.values.measures import decode_statistics
 from dumper.values.plain import decode_value
 
@@ -206,6 +206,8 @@ class StoredRecord:
         array = self.array()
         assert self.dtype is not None
         dtype = getattr(torch, self.dtype)
+        if self.dtype in PACKED:
+            return torch.from_numpy(array.copy()).view(dtype)  # torch copies and makes none of this type
         shape = array.shape[:-1] if self.dtype == "complex32" else array.shape
         if array.nbytes == 0:
             return torch.empty(shape, dtype=dtype)
