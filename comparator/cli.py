@@ -108,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--report-path", metavar="FILE",
         help="write JSON lines there too (default: nowhere; between two dumps of SGLang's "
         "comparator_report.jsonl in the target, '' for none)")  # fmt: skip
+    add("-o", "--html", metavar="FILE", help="write the report as one page that works offline (docs/report.md)")
     add("--explain", metavar="NAME", help="print the plan for the tensors of this name; compare nothing")
     add("--strict-taps", action="store_true", help="the same as --error tap-never-fired")
     add("--allow", action="append", default=[], metavar="NAME",
@@ -163,20 +164,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command, parser = _command(arguments)
-    parsed = parser.parse_args(arguments[1:] if command is not run else arguments)
+    parsed = parser().parse_args(arguments[1:] if command is not run else arguments)
     return run_command(lambda: command(parsed))
 
 
-def _command(arguments: Sequence[str]) -> tuple[Callable[[argparse.Namespace], int], argparse.ArgumentParser]:
+def _command(
+    arguments: Sequence[str],
+) -> tuple[Callable[[argparse.Namespace], int], Callable[[], argparse.ArgumentParser]]:
     """What is to be done, and its parser: a word in front, or a comparison of two runs."""
     word = arguments[0] if arguments else ""
-    if word in ("check", "calibrate"):
+    if word in ("check", "calibrate", "view"):
         from comparator import commands
 
-        return (commands.check, commands.check_parser()) if word == "check" else (
-            commands.calibrate, commands.calibrate_parser()
-        )  # fmt: skip
-    return run, build_parser()
+        return {
+            "check": (commands.check, commands.check_parser),
+            "calibrate": (commands.calibrate, commands.calibrate_parser),
+            "view": (commands.view, commands.view_parser),
+        }[word]
+    return run, build_parser
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -184,6 +189,7 @@ def run(arguments: argparse.Namespace) -> int:
     from comparator.pipeline import prepare
     from comparator.report.environment import environment_lines
     from comparator.report.explain import explain
+    from comparator.report.outputs import Outputs
     from comparator.report.records import ConfigRecord
     from comparator.report.reporters import JsonReporter, ReportFile, TextReporter, progress, terminal
     from comparator.report.runs import Tally, input_ids, rank_info, run_notes
@@ -215,6 +221,9 @@ def run(arguments: argparse.Namespace) -> int:
         else TextReporter(console, arguments.verbosity, only_failed=arguments.only_failed, quiet=arguments.quiet)
     )
     reporters: list[Reporter] = [printed]
+    outputs = Outputs(vars(arguments))
+    if outputs:
+        reporters.append(outputs)
     said = prepared.notes()
     environment = environment_lines(prepared.baseline, prepared.target)
     tally = Tally(prepared.options, prepared.rules, said, prepared.unused, environment=environment)
@@ -242,6 +251,8 @@ def run(arguments: argparse.Namespace) -> int:
             file.complete()
     if report_path is not None:
         print(f"report: {printable(str(report_path))}", file=sys.stderr)
+    for line in outputs.complete():
+        print(printable(line), file=sys.stderr)
     return tally.exit_code
 
 

@@ -1,18 +1,22 @@
-"""The commands beside a comparison: ``check RUN``, and ``calibrate BASELINE VARIANT... -o FILE``."""
+"""The commands beside a comparison: ``check RUN``, ``calibrate BASELINE VARIANT... -o FILE``, ``view REPORT.jsonl``."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from comparator.api import open_others, open_side
 from comparator.check.run import Finding, check_run, worst
 from comparator.diagnosis import write_calibration
 from comparator.errors import ComparatorError
+from comparator.exit_codes import NO_VERDICT
 from comparator.match.runs import choose_rules
 from comparator.options import Options
 from comparator.pipeline import measure_noise, prepare
+from comparator.report.outputs import Outputs
+from comparator.report.read import read_report
 from comparator.report.runs import notes_of_run
 from dumper.printable import printable
 
@@ -94,3 +98,36 @@ def calibrate(arguments: argparse.Namespace) -> int:
     raised = ", ".join(f"{name} {floor:.2g}" for name, floor in sorted(calibration.floors.items()))
     print(f"{path}: {len(calibration.floors)} floors above those that ship{': ' + raised if raised else ''}")
     return 0
+
+
+WITHOUT_TENSORS = (
+    "Profiles, histograms and scatter plots: they need the tensors, and this page was made from the JSON lines alone"
+)
+
+
+def view_parser() -> argparse.ArgumentParser:
+    """The command line of ``view``."""
+    parser = argparse.ArgumentParser(
+        prog="comparator view",
+        description="Make the page from the JSON lines of an earlier comparison (--report-path, --output-format json), "
+        "without the runs. What needs tensors is left out.",
+        epilog="exit code: 0 the page was written, 2 the report cannot be read or the page not written",
+        allow_abbrev=False,
+    )
+    parser.add_argument("report", metavar="REPORT.jsonl")
+    parser.add_argument("-o", "--html", metavar="FILE", help="default: the name of the report, with .html")
+    return parser
+
+
+def view(arguments: argparse.Namespace) -> int:
+    """Make a page of JSON lines; raises ComparatorError."""
+    path = Path(arguments.report)
+    asked = {**vars(arguments), "html": arguments.html or str(path.with_suffix(".html"))}
+    outputs = Outputs(asked)
+    for record in read_report(path):
+        outputs.add(record)
+    failed = False
+    for line in outputs.complete(missing=(WITHOUT_TENSORS,)):
+        failed |= not line.startswith("report: ")
+        print(printable(line), file=sys.stderr)
+    return NO_VERDICT if failed else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from comparator.diagnosis import Diagnosis
 from comparator.match.runs import parallel_layout
@@ -103,6 +104,15 @@ def earlier_of(known: Comparison | None, finding: Comparison) -> Comparison:
         return finding
     same_step = known.location.step == finding.location.step
     return finding if same_step and _introduces(finding) and not _introduces(known) else known
+
+
+def earlier_failure(known: Mapping[str, Any] | None, finding: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same for failures as JSON objects."""
+    if known is None:
+        return finding
+    same_step = (known.get("location") or {}).get("step") == (finding.get("location") or {}).get("step")
+    introduces = [(one.get("analysis") or {}).get("judged") == "introduced-here" for one in (known, finding)]
+    return finding if same_step and introduces[1] and not introduces[0] else known
 
 
 def _introduces(finding: Comparison) -> bool:

@@ -1,0 +1,1 @@
+// Charts of a tensor, drawn by uPlot.

@@ -1,0 +1,77 @@
+"""Reports that are written at the end, beside the one that is printed: the page, JUnit, Markdown.
+
+None of them can take the verdict away: what cannot be written is said, and the exit code stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from comparator.report.html.page import Page
+from comparator.report.records import ReportRecord
+
+
+class Written(Protocol):
+    """Takes records as JSON objects, and is a text in the end."""
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take one record."""
+
+    def text(self, *, missing: Sequence[str] = ()) -> str:
+        """All of it; ``missing`` says what it does not have, and why."""
+
+
+MAKERS: Mapping[str, Callable[[], Written]] = {"html": Page}
+"""By the name of the flag that asks for it."""
+
+
+class Outputs:
+    """The reports that were asked for, each with its file. It is a ``Reporter``."""
+
+    def __init__(self, asked: Mapping[str, str | None]) -> None:
+        """``asked`` gives the file by the name of the flag; None where there is none."""
+        self._written = {
+            name: (Path(path), MAKERS[name]()) for name, path in asked.items() if name in MAKERS and path is not None
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self._written)
+
+    def report(self, record: ReportRecord) -> None:
+        self.add(record.model_dump())
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take a record as a JSON object."""
+        for _, written in self._written.values():
+            written.add(record)
+
+    def complete(self, *, missing: Sequence[str] = ()) -> Iterator[str]:
+        """Write the files; says of each where it is, or why it is not. ``missing`` says what they do not have."""
+        for name, (path, written) in self._written.items():
+            try:
+                write_whole(path, written.text(missing=missing))
+            except OSError as error:
+                yield f"the report {path} is not written: {error.strerror or error}; choose another place with --{name}"
+            else:
+                yield f"report: {path}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears under its name when it is complete, and never through a link. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(0, "a link or something else is there")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with open(os.open(partial, flags, 0o666), "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,35 @@
+"""How large the error of a finding is, in multiples of what is tolerated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_LARGEST_REL = re.compile(r"\s*rel\s*<=\s*([0-9.eE+-]+)\s*")
+
+
+def times_tolerance(finding: Mapping[str, Any]) -> float | None:
+    """Error over tolerance, from the JSON of a finding; None where there is no such number.
+
+    Of an analysed tap the relative L2 error of the pair over the tap's floor; else ``rel`` over the limit of a
+    criterion ``rel <= LIMIT``. What is the same on both sides is 0 times anything.
+    """
+    diff = finding.get("diff")
+    if not isinstance(diff, Mapping):
+        return 0.0 if finding.get("values_equal") else None
+    if diff.get("max_abs_diff") == 0 and not diff.get("differing"):
+        return 0.0
+    analysis = finding.get("analysis")
+    if isinstance(analysis, Mapping) and analysis.get("floor"):
+        error = diff.get("relative_l2")
+        return None if error is None else float(error) / float(analysis["floor"])
+    limit = _LARGEST_REL.fullmatch(str(diff.get("predicate", "")))
+    rel = diff.get("rel_diff")
+    if limit is None or rel is None:
+        return None
+    try:
+        largest = float(limit.group(1))
+    except ValueError:
+        return None
+    return float(rel) / largest if largest > 0 else None
