@@ -300,5 +300,5 @@ def _notes(profiles: Sequence[TapProfile]) -> tuple[str, ...]:
     for (left, right), names in mixed.items():
         different = list(dict.fromkeys(names))
         others = f" and {len(different) - 1} other names" if len(different) > 1 else ""
-        found.append(f"the baseline has {left} and the target {right} in {different[0]}{others}; floors allow for both")
+        found.append(f"The baseline has {left} and the target {right} in {different[0]}{others}; floors allow for both")
     return tuple(found)

@@ -48,7 +48,8 @@ def describe(diagnosis: Diagnosis) -> str:
     if diagnosis.verdict == "differ" and diagnosis.also:
         layers = ", ".join(str(key.layer) for key in diagnosis.also)
         sentences.append(f"The same tap stands out in layers {layers} as well.")
-    sentences.extend(f"{note[0].upper()}{note[1:]}." for note in diagnosis.notes[:2])
+    if diagnosis.first_difference is not None:
+        sentences.extend(f"{note}." for note in diagnosis.notes[:2])
     if diagnosis.verdict == "differ" and diagnosis.undecided:
         sentences.append(f"This pair does not tell {diagnosis.undecided[0]}.")
     return " ".join(sentences)
@@ -80,12 +81,16 @@ def _opening(diagnosis: Diagnosis) -> str:
         )
     place = diagnosis.judgement(diagnosis.place)
     assert place is not None
-    multiple = f", {place.multiple:.1f} times the floor" if place.multiple >= 1 else ""
     looks = "; ".join(looks_like(test, place) for test in _telling(place))
-    return (
-        f"The runs differ: error is introduced at {place.key.label} (error {place.error:.2g}, inherited "
-        f"{place.inherited:.2g}{multiple}): {looks}."
-    )
+    return f"The runs differ: error is introduced at {place.key.label} ({_size(place)}): {looks}."
+
+
+def _size(place: Judgement) -> str:
+    """How large the error of a tap is in its middle row."""
+    if not place.error:
+        return "most of its rows are the same on both sides"
+    multiple = f", {place.multiple:.1f} times the floor" if place.multiple >= 1 else ""
+    return f"error {place.error:.2g}, inherited {place.inherited:.2g}{multiple}"
 
 
 def _telling(place: Judgement) -> list[Test]:

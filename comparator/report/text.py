@@ -83,10 +83,12 @@ def analysis_line(analysis: TapAnalysis) -> str:
         "within-rounding": "within rounding",
         "not-judged": "not judged",
     }[analysis.judged]
-    line = (
-        f"{said}: error {analysis.error:.2g} of a row, of which its inputs explain {analysis.inherited:.2g}; "
-        f"{analysis.multiple:.3g} times the floor of {analysis.floor:.2g}"
-    )
+    line = f"{said}: most rows are the same on both sides"
+    if analysis.error:
+        line = (
+            f"{said}: error {analysis.error:.2g} of a row, of which its inputs explain {analysis.inherited:.2g}; "
+            f"{analysis.multiple:.3g} times the floor of {analysis.floor:.2g}"
+        )
     test = analysis.test
     if analysis.judged == "introduced-here" and test is not None:
         where = f" at {test.where}" if test.where else ""

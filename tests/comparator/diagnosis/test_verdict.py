@@ -298,3 +298,21 @@ def test_one_row_with_other_bits_may_be_chance_and_many_rows_not() -> None:
     assert chance.verdict == "agree"
     fault = compare(baseline, DENSE.run(Kernels(), at("mlp_output", 1, last_place(slice(None)))))
     assert fault.place == TapKey("mlp_output", 1)
+
+
+def test_a_fault_in_few_rows_is_not_described_by_the_error_of_the_middle_row() -> None:
+    baseline = np.random.default_rng(0).standard_normal((15, 64)).astype(np.float32)
+    target = baseline.copy()
+    target[12:] *= 1.5
+    found = _one_tap(baseline, target)
+    assert found.verdict == "differ"
+    assert "most of its rows are the same on both sides" in describe(found)
+    assert "error 0" not in describe(found)
+
+
+def test_names_of_taps_keep_their_letters_and_equal_runs_need_no_notes(clean):
+    note = "final_norm: its input is taken to be mlp_output, the tap before it"
+    within = compare(clean[False, "plain"], clean[False, "eager"])
+    assert f" {note}." in describe(replace(within, notes=(note,)))
+    equal = compare(clean[False, "plain"], DENSE.run())
+    assert note not in describe(replace(equal, notes=(note,)))
