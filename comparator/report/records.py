@@ -7,18 +7,41 @@ written for it keep working; fields of our own come on top: ``category``, ``tags
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import msgspec
 
 from comparator.verdict.judge import Category
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Plain data; making one costs little, since a report has thousands. ``kw_only`` is not inherited."""
+
+    def model_dump(self) -> dict[str, Any]:
+        """The record as dicts, lists and plain values."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+    def model_dump_json(self) -> str:
+        """One line of JSON. NaN and infinity, which JSON does not have, become null, as in SGLang's report."""
+        try:
+            return msgspec.json.encode(self).decode()
+        except (OverflowError, UnicodeEncodeError):  # integers beyond 64 bits, text that is no Unicode
+            return json.dumps(_with_null(self.model_dump()), separators=(",", ":"))
 
 
-class Note(_Model):
+def _with_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Note(_Model, frozen=True, kw_only=True):
     """Something to know about one comparison; ``kind`` is error where it makes the comparison fail."""
 
     kind: Literal["error", "info", "warning"]
@@ -27,11 +50,11 @@ class Note(_Model):
     message: str
 
 
-class Location(_Model):
+class Location(_Model, frozen=True, kw_only=True):
     step: int | None = None
 
 
-class TensorStats(_Model):
+class TensorStats(_Model, frozen=True, kw_only=True):
     mean: float
     abs_mean: float
     std: float
@@ -42,14 +65,14 @@ class TensorStats(_Model):
     inf_count: int = 0
 
 
-class TensorInfo(_Model):
+class TensorInfo(_Model, frozen=True, kw_only=True):
     shape: list[int]
     dtype: str
     stats: TensorStats
     sample: str | None = None
 
 
-class DiffInfo(_Model):
+class DiffInfo(_Model, frozen=True, kw_only=True):
     """Metrics of one difference; see ``comparator.measure.difference.Difference``."""
 
     rel_diff: float
@@ -70,7 +93,7 @@ class DiffInfo(_Model):
     """The largest ``rel`` of a single token, where tokens can be told apart."""
 
 
-class ReplicatedCheck(_Model):
+class ReplicatedCheck(_Model, frozen=True, kw_only=True):
     axis: str
     group_index: int
     compared_index: int
@@ -81,7 +104,7 @@ class ReplicatedCheck(_Model):
     side: Literal["baseline", "target"]
 
 
-class BundleFile(_Model):
+class BundleFile(_Model, frozen=True, kw_only=True):
     shape: list[int]
     dtype: str
     rank: int | None = None
@@ -93,20 +116,20 @@ class BundleFile(_Model):
     reason: str | None = None
 
 
-class BundleSide(_Model):
+class BundleSide(_Model, frozen=True, kw_only=True):
     num_files: int
     files: list[BundleFile]
     dims: str | None = None
 
 
-class BundleInfo(_Model):
+class BundleInfo(_Model, frozen=True, kw_only=True):
     """Both sides: x is the baseline, y the target."""
 
     x: BundleSide | None
     y: BundleSide | None
 
 
-class TokenCounts(_Model):
+class TokenCounts(_Model, frozen=True, kw_only=True):
     """How many tokens were compared and what only one side had, by reason."""
 
     matched: int
@@ -116,35 +139,35 @@ class TokenCounts(_Model):
     padding_target: int = 0
 
 
-class _Record(_Model):
+class _Record(_Model, frozen=True, kw_only=True):
     errors: list[Note] = []
     infos: list[Note] = []
 
 
-class ConfigRecord(_Record):
+class ConfigRecord(_Record, frozen=True, kw_only=True):
     type: Literal["config"] = "config"
     config: dict[str, Any]
 
 
-class RankInfoRecord(_Record):
+class RankInfoRecord(_Record, frozen=True, kw_only=True):
     type: Literal["rank_info"] = "rank_info"
     label: str
     rows: list[dict[str, Any]]
 
 
-class InputIdsRecord(_Record):
+class InputIdsRecord(_Record, frozen=True, kw_only=True):
     type: Literal["input_ids"] = "input_ids"
     label: str
     rows: list[dict[str, Any]]
 
 
-class LogRecord(_Record):
+class LogRecord(_Record, frozen=True, kw_only=True):
     """Findings about a whole run: a missing rank, a truncated file, taps that never fired."""
 
     type: Literal["log"] = "log"
 
 
-class _Comparison(_Record):
+class _Comparison(_Record, frozen=True, kw_only=True):
     name: str
     tags: dict[str, str] = {}
     location: Location = Location()
@@ -158,7 +181,7 @@ class _Comparison(_Record):
         return " ".join([self.name, *(f"{key}={value}" for key, value in self.tags.items())])
 
 
-class StrongestTest(_Model):
+class StrongestTest(_Model, frozen=True, kw_only=True):
     """The test that comes nearest to an alarm, or is the strongest alarm; ``strength`` is value over threshold."""
 
     name: str
@@ -168,7 +191,7 @@ class StrongestTest(_Model):
     where: str = ""
 
 
-class TapAnalysis(_Model):
+class TapAnalysis(_Model, frozen=True, kw_only=True):
     """Where the error of a tap comes from. Errors are relative L2 errors of a row, medians over the rows."""
 
     judged: Literal["within-rounding", "introduced-here", "inherited-from", "after-a-routing-flip", "not-judged"]
@@ -187,7 +210,7 @@ class TapAnalysis(_Model):
     test: StrongestTest | None = None
 
 
-class TensorComparison(_Comparison):
+class TensorComparison(_Comparison, frozen=True, kw_only=True):
     """A pair of tensors. ``diff`` is None where the shapes differ (``shape_mismatch``) or only fingerprints were
     recorded (``level`` is ``hash``)."""
 
@@ -209,7 +232,7 @@ class TensorComparison(_Comparison):
     """What the analysis of all pairs says about the tap, over all its steps; None where it was not analysed."""
 
 
-class SkippedComparison(_Comparison):
+class SkippedComparison(_Comparison, frozen=True, kw_only=True):
     """A pair that was not compared; ``reason`` is one of the words of SGLang's report, or ``request_ids``."""
 
     type: Literal["comparison_skip"] = "comparison_skip"
@@ -220,7 +243,7 @@ class SkippedComparison(_Comparison):
     available_bundle_info: BundleSide | None = None
 
 
-class ValueComparison(_Comparison):
+class ValueComparison(_Comparison, frozen=True, kw_only=True):
     """Values that are no tensors: what both sides hold, as text, and where they first differ."""
 
     type: Literal["comparison_non_tensor"] = "comparison_non_tensor"
@@ -233,7 +256,7 @@ class ValueComparison(_Comparison):
     """Where the values first differ, ``['layers'][3]``; empty for the whole value."""
 
 
-class ErroredComparison(_Comparison):
+class ErroredComparison(_Comparison, frozen=True, kw_only=True):
     """A pair that cannot be compared, for a reason that concerns it alone."""
 
     type: Literal["comparison_error"] = "comparison_error"
@@ -245,7 +268,7 @@ class ErroredComparison(_Comparison):
     """Short name of the error (docs/messages.md)."""
 
 
-class Place(_Model):
+class Place(_Model, frozen=True, kw_only=True):
     """A tap of a layer."""
 
     name: str
@@ -255,7 +278,7 @@ class Place(_Model):
     """Id of the tap."""
 
 
-class RoutingFlips(_Model):
+class RoutingFlips(_Model, frozen=True, kw_only=True):
     """Tokens of one layer that chose other experts on both sides."""
 
     layer: int | None
@@ -269,7 +292,7 @@ class RoutingFlips(_Model):
     """Largest difference of a weight (softmax over the chosen logits) of tokens whose experts agree."""
 
 
-class ChosenTokensRecord(_Model):
+class ChosenTokensRecord(_Model, frozen=True, kw_only=True):
     """What the recorded logits choose on both sides."""
 
     rows: int
@@ -282,7 +305,7 @@ class ChosenTokensRecord(_Model):
     """The token with the largest difference."""
 
 
-class PartedTextRecord(_Model):
+class PartedTextRecord(_Model, frozen=True, kw_only=True):
     """A sequence whose sampled tokens differ from a position on."""
 
     sequence: int
@@ -294,14 +317,14 @@ class PartedTextRecord(_Model):
     """Distance of both tokens' logits in errors of the logits; None where they do not tell."""
 
 
-class ReferenceRecord(_Model):
+class ReferenceRecord(_Model, frozen=True, kw_only=True):
     """What a run in higher precision says of both sides."""
 
     worse: Literal["baseline", "target", "both", "neither"]
     place: Place | None = None
 
 
-class DiagnosisRecord(_Record):
+class DiagnosisRecord(_Record, frozen=True, kw_only=True):
     """What the analysis of all pairs found; it comes before the summary."""
 
     type: Literal["diagnosis"] = "diagnosis"
@@ -324,7 +347,7 @@ class DiagnosisRecord(_Record):
     notes: list[str] = []
 
 
-class RowAccount(_Model):
+class RowAccount(_Model, frozen=True, kw_only=True):
     """The rows that one side recorded under a name; ``compared`` and ``left_out`` add up to ``recorded``."""
 
     recorded: int
@@ -333,13 +356,13 @@ class RowAccount(_Model):
     """Reason to number of rows: padding, a prefix that the other side had cached, no counterpart, ..."""
 
 
-class NameRows(_Model):
+class NameRows(_Model, frozen=True, kw_only=True):
     name: str
     baseline: RowAccount
     target: RowAccount
 
 
-class AccountsRecord(_Record):
+class AccountsRecord(_Record, frozen=True, kw_only=True):
     """What became of every row that was recorded, by name; it comes before the summary. A tensor or value without a
     token dimension counts as one row."""
 
@@ -347,7 +370,7 @@ class AccountsRecord(_Record):
     names: list[NameRows]
 
 
-class SummaryRecord(_Record):
+class SummaryRecord(_Record, frozen=True, kw_only=True):
     """The last record: how many comparisons of each category, and what the command line exits with."""
 
     type: Literal["summary"] = "summary"
@@ -386,9 +409,8 @@ ReportRecord = (
     | AccountsRecord
     | SummaryRecord
 )
-AnyRecord = Annotated[ReportRecord, Field(discriminator="type")]
 
 
 def to_json(record: ReportRecord) -> str:
-    """One line of JSON. NaN and infinity, which JSON does not have, become null, as in SGLang's report."""
+    """One line of JSON."""
     return record.model_dump_json()

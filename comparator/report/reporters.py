@@ -106,7 +106,7 @@ class TextReporter:
     """Text on a console: what people want to see of a record."""
 
     def __init__(
-        self, console: Console, verbosity: Verbosity, *, only_failed: bool = False, quiet: bool = False
+        self, console: Console | PlainConsole, verbosity: Verbosity, *, only_failed: bool = False, quiet: bool = False
     ) -> None:
         self._console = console
         self._verbosity = verbosity
@@ -169,8 +169,20 @@ def _style_of(line: str) -> str | None:
     return {"error": "bold red", "warning": "yellow", "only": "yellow"}.get(line.split(" ", maxsplit=1)[0].rstrip(":"))
 
 
-def terminal() -> Console:
-    """The console that text and progress share."""
+class PlainConsole:
+    """Lines on standard output, without colours: for all that is no terminal."""
+
+    is_terminal = False
+
+    def print(self, line: str, *, style: str | None = None, markup: bool = False, emoji: bool = False) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+def terminal() -> Console | PlainConsole:
+    """The console that text and progress share. rich is imported for terminals alone."""
+    if not sys.stdout.isatty() and not os.environ.get("FORCE_COLOR"):
+        return PlainConsole()
     from rich.console import Console
 
     class Terminal(Console):
@@ -181,9 +193,9 @@ def terminal() -> Console:
 
 
 @contextmanager
-def progress(console: Console, total: int) -> Iterator[Callable[[int], None]]:
+def progress(console: Console | PlainConsole, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal when there is much to compare: to be called with the pairs that are done."""
-    if not console.is_terminal or total < PROGRESS_FROM:
+    if isinstance(console, PlainConsole) or not console.is_terminal or total < PROGRESS_FROM:
         yield lambda _: None
         return
     from rich.progress import Progress

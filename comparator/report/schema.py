@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import TypeAdapter
+import msgspec
 
-from comparator.report.records import AnyRecord
+from comparator.report.records import ReportRecord
 
 SCHEMA_PATH = Path(__file__).with_name("report.schema.json")
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema, from the models of the records. A number that is NaN or infinite is null in JSON."""
-    schema = TypeAdapter(AnyRecord).json_schema(mode="serialization")
+    """The schema, from the types of the records. A number that is NaN or infinite is null in JSON."""
+    kinds = get_args(ReportRecord)
+    lines, definitions = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
+    schema: dict[str, Any] = {"oneOf": list(lines), "$defs": dict(sorted(definitions.items()))}
     _allow_null_numbers(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "tensortap report line", **schema}
 

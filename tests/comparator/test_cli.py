@@ -216,10 +216,11 @@ def test_a_missing_rank_file(tmp_path: Path, runs: dict[str, str], capsys: pytes
     assert "the piece of tp rank 1 (of 2) is missing: the run has no file of rank 1" in output
 
 
-def test_neither_torch_nor_polars_is_imported(runs: dict[str, str]) -> None:
+def test_what_a_comparison_has_no_use_for_is_not_imported(runs: dict[str, str]) -> None:
+    heavy = ("torch", "polars", "libcst", "transformers", "rich", "pydantic", "scipy", "asyncio", "yaml")
     code = (
         "import sys; from comparator.cli import main; code = main(sys.argv[1:]);"
-        "print([name for name in ('torch', 'polars', 'libcst', 'transformers') if name in sys.modules], code)"
+        f"print([name for name in {heavy} if name in sys.modules], code)"
     )
     arguments = [sys.executable, "-c", code, runs["single"], runs["sharded"], "--report-path", ""]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
