@@ -13,10 +13,11 @@ from comparator.diagnosis.calibration import (
     write_calibration,
 )
 from comparator.diagnosis.floors import Floor, Operation, floor_for
-from comparator.diagnosis.profiling import TapProfile, profile
+from comparator.diagnosis.profiling import profile
 from comparator.diagnosis.reference import ReferenceDiagnosis, ReferenceTap, diagnose_reference
-from comparator.diagnosis.rows import RowLabels, SideRows, TapKey, TapRows, label_rows
+from comparator.diagnosis.rows import RowLabels, Selection, SideRows, TapKey, TapRows, label_rows
 from comparator.diagnosis.strengths import Test
+from comparator.diagnosis.tap_profile import TapProfile
 from comparator.diagnosis.taps import GraphError, TapDeclaration, TapGraph, TapNode, build_graph
 from comparator.diagnosis.tokens import ChosenTokens, PartedText, Parting
 from comparator.diagnosis.verdict import Diagnosis, Judgement, Options, diagnose
@@ -37,6 +38,7 @@ __all__ = [
     "ReferenceDiagnosis",
     "ReferenceTap",
     "RowLabels",
+    "Selection",
     "SideRows",
     "TapDeclaration",
     "TapGraph",

@@ -10,17 +10,17 @@ import numpy as np
 from comparator.diagnosis.calibration import Calibration
 from comparator.diagnosis.floors import Operation, floor_for
 from comparator.diagnosis.measures import NOTHING, TINY, Estimate
-from comparator.diagnosis.profiling import TapProfile
 from comparator.diagnosis.routing import STANDS_OUT, Choices, Flips, count_flips, find_top_k
 from comparator.diagnosis.rows import Float, Mask, RowLabels, TapKey, has_whole_prefix, join_rows
 from comparator.diagnosis.strengths import Context, Test
+from comparator.diagnosis.tap_profile import TapProfile
 from comparator.diagnosis.taps import TapGraph, TapNode
 
 _LINEAR: frozenset[Operation] = frozenset({"linear", "combine", "logits"})
 """A factor of the input is one of the output."""
 _NORMALISED: frozenset[Operation] = frozenset({"attention", "mlp", "moe", "router", "norm"})
 """Behind a norm a factor of the input is gone, but for that of massive channels."""
-_CAUSAL: frozenset[Operation] = frozenset({"attention", "unknown"})
+CAUSAL: frozenset[Operation] = frozenset({"attention", "unknown"})
 """A row may depend on all rows before it in its sequence."""
 _ROUTED: frozenset[Operation] = frozenset({"moe", "combine"})
 
@@ -77,7 +77,7 @@ class Inheritance:
         own_ties = self._own_ties(profile)
         before = self._ties_before(profile)
         compared = np.ones(profile.rows, np.bool_) if own_ties is None else ~own_ties
-        if profile.operation in _CAUSAL and profile.labels.known and self._is_behind_experts(profile):
+        if profile.operation in CAUSAL and profile.labels.known and self._is_behind_experts(profile):
             # A token that was not compared may have had other experts, and nothing tells.
             compared &= has_whole_prefix(profile.labels)
         unknown = own_ties is None and profile.operation in _ROUTED
@@ -137,7 +137,7 @@ class Inheritance:
             source = self._profiles.get(key)
             if source is None or source.identical:
                 continue
-            if profile.operation in _CAUSAL and profile.labels.known and source.labels.known:
+            if profile.operation in CAUSAL and profile.labels.known and source.labels.known:
                 mean, most = _over_prefix(source, profile.labels)
             else:
                 mean = most = _of_rows(source, profile.labels)

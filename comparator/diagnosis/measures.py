@@ -218,3 +218,33 @@ def blocks(difference: Difference, size: int, floor: float) -> BlockNumbers | No
     clearest = max(range(number), key=lambda at: min(found[at].z / 10, abs(found[at].value) / usual))
     at = int(np.argmax(ratio))
     return BlockNumbers(size, float(ratio[at]), at, found[clearest], clearest)
+
+
+def shards(difference: Difference, count: int, floor: float) -> BlockNumbers | None:
+    """Compare ``count`` equal parts of the channels, as ranks hold them, each with the others together.
+
+    None with fewer than 2 parts or 6 rows, and where channels cannot be divided so.
+    """
+    rows, channels = difference.added.shape
+    if count < 2 or channels % count or channels == count or rows < 6:
+        return None
+    shape = (rows, count, channels // count)
+    added, middle = difference.added.reshape(shape), difference.middle.reshape(shape)
+    errors = np.sqrt(
+        np.einsum("ijk,ijk->j", added, added, dtype=np.float64)
+        / np.maximum(np.einsum("ijk,ijk->j", middle, middle, dtype=np.float64), TINY)
+    )
+    ratios, changes = [], []
+    for at in range(count):
+        ratios.append(errors[at] / max(float(np.median(np.delete(errors, at))), floor))
+        rest = Difference(_without(middle, at), _without(added, at), difference.error)
+        part = Difference(np.ascontiguousarray(middle[:, at]), np.ascontiguousarray(added[:, at]), difference.error)
+        changes.append(scale(part).minus(scale(rest)))
+    usual = max(float(np.median(difference.error)), floor)
+    clearest = max(range(count), key=lambda at: min(changes[at].z / 10, abs(changes[at].value) / usual))
+    worst = int(np.argmax(ratios))
+    return BlockNumbers(channels // count, float(ratios[worst]), worst, changes[clearest], clearest)
+
+
+def _without(parts: Single, at: int) -> Single:
+    return np.ascontiguousarray(np.delete(parts, at, axis=1).reshape(len(parts), -1))

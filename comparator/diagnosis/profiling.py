@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from comparator.diagnosis.floors import Operation, floor_for, rounding_error
+from comparator.diagnosis.chosen import choices_of, experts_of, tokens_of
+from comparator.diagnosis.floors import Operation, floor_for
 from comparator.diagnosis.measures import (
     NOTHING,
     BlockNumbers,
-    ChannelNumbers,
     Difference,
-    Estimate,
     alignment,
     blocks,
     channel_weights,
@@ -24,119 +22,19 @@ from comparator.diagnosis.measures import (
     relative,
     row_sizes,
     scale,
+    shards,
 )
-from comparator.diagnosis.routing import COMMON_TOP_K, Choices, choices, chosen, standing_out
-from comparator.diagnosis.rows import (
-    Float,
-    Mask,
-    RowLabels,
-    SideRows,
-    Single,
-    TapKey,
-    TapRows,
-    groups_of,
-    join_rows,
-)
-from comparator.diagnosis.sums import Operands, Residuals
+from comparator.diagnosis.routing import standing_out
+from comparator.diagnosis.rows import Mask, RowLabels, Single, TapRows, groups_of, has_whole_prefix
+from comparator.diagnosis.sums import Operands
+from comparator.diagnosis.tap_profile import FirstDifference, GroupScale, Nonfinite, TapProfile
 from comparator.diagnosis.taps import TapNode
-from comparator.diagnosis.tokens import TokenChoices, choose_tokens
 
 COMMON_HEAD_SIZES = (32, 64, 128, 256)
-LARGE = np.float32(1e9)
-"""Stands for an infinite logit."""
 FEWEST_ROWS = 6
 """With fewer rows only errors of rows and bits are looked at."""
 CHANNEL_Z = 16.0
 """Significance of a channel's factor: rows count as independent there, which they are not behind an attention."""
-
-
-@dataclass(frozen=True)
-class GroupScale:
-    """The factor of a group of rows less that of the others."""
-
-    group: str
-    scale: Estimate
-
-
-@dataclass(frozen=True)
-class ExpertNumbers:
-    expert: int
-    rows: int
-    scale: Estimate
-    """Factor of its rows less that of the others."""
-
-
-@dataclass(frozen=True)
-class Nonfinite:
-    """NaN and infinities. Where both sides have the same one at a place, they agree."""
-
-    baseline: int = 0
-    target: int = 0
-    apart: int = 0
-    """Places where only one side has it, or each another."""
-    first: str | None = None
-    """The first row with one that is not on the other side as well."""
-
-
-@dataclass(frozen=True)
-class FirstDifference:
-    """The first element, in order of rows and channels, that is not the same on both sides."""
-
-    row: str
-    channel: int
-    baseline: float
-    target: float
-
-
-@dataclass(frozen=True, eq=False)
-class TapProfile:
-    """Numbers of one tap. Arrays have shape ``(rows,)`` and follow ``labels``."""
-
-    key: TapKey
-    operation: Operation
-    labels: RowLabels
-    channel_count: int
-    baseline_dtype: str
-    target_dtype: str
-    ranks: int
-    reduction_length: int | None
-    identical: bool
-    """Equal in every bit that the dtype can show (NaN equals NaN)."""
-    different_rows: int
-    """Rows with an element that differs."""
-    different_share: float
-    """Share of the elements of those rows that differ."""
-    error: Float
-    """Relative L2 error of each row."""
-    added: Float
-    """Error that the operation itself is asked for: of a sum what is left after its operands' errors, of an operand
-    that was not recorded the error of the difference; else ``error``."""
-    inherited: Float | None
-    """Error of the summed operands, where the sum is none (a norm in between); else None, and the graph gives it."""
-    extra_floor: Float
-    """Relative rounding error of a difference of two recorded values, beside the operation's floor."""
-    cosine: Float
-    scale: Estimate
-    raw_scale: Estimate
-    """Without the shrinking of outlier channels."""
-    offset: Estimate
-    group_scales: tuple[GroupScale, ...] = ()
-    channels: ChannelNumbers | None = None
-    blocks: tuple[BlockNumbers, ...] = ()
-    experts: tuple[ExpertNumbers, ...] = ()
-    residuals: Residuals | None = None
-    choices: tuple[Choices, ...] = ()
-    """Under the known number of experts per token, or under each common one."""
-    tokens: TokenChoices | None = None
-    """Of logits: the tokens that they choose."""
-    nonfinite: Nonfinite = field(default_factory=Nonfinite)
-    first_difference: FirstDifference | None = None
-    zero: tuple[bool, bool] = (False, False)
-    """Whether all of the baseline, of the target, is zero although the other is not."""
-
-    @property
-    def rows(self) -> int:
-        return len(self.error)
 
 
 def profile(tap: TapRows, node: TapNode) -> TapProfile:
@@ -176,6 +74,7 @@ def _identical(tap: TapRows, node: TapNode) -> TapProfile:
         reduction_length=tap.reduction_length,
         identical=True,
         different_rows=0,
+        different_in_full_view=0,
         different_share=0.0,
         error=zeros,
         added=zeros,
@@ -185,8 +84,8 @@ def _identical(tap: TapRows, node: TapNode) -> TapProfile:
         scale=NOTHING,
         raw_scale=NOTHING,
         offset=NOTHING,
-        choices=_choices(tap, node),
-        tokens=_tokens(tap, node),
+        choices=choices_of(tap, node),
+        tokens=tokens_of(tap, node),
         nonfinite=Nonfinite(bad, bad, 0),
     )
 
@@ -206,6 +105,10 @@ def _finite(baseline: Single, target: Single, labels: RowLabels) -> tuple[Nonfin
     return found, np.where(bad, np.float32(0), baseline), np.where(bad, np.float32(0), target)
 
 
+def _whole_prefix(labels: RowLabels) -> Mask:
+    return has_whole_prefix(labels) if labels.known else np.ones(len(labels), np.bool_)
+
+
 class _Measuring:
     def __init__(self, tap: TapRows, node: TapNode, baseline: Single, target: Single) -> None:
         self.tap, self.node = tap, node
@@ -219,7 +122,7 @@ class _Measuring:
         part = Operands(self.tap, self.node, self.baseline, self.target).part(weights)
         floor = floor_for(part.operation, self.tap.baseline_dtype, self.tap.target_dtype, ranks=self.tap.ranks).floor
         added = relative(part.added, part.sizes)
-        routed = _choices(self.tap, self.node)
+        routed = choices_of(self.tap, self.node)
         kept = np.ones(len(error), np.bool_)
         if part.operation in ("moe", "combine"):
             kept = ~standing_out(added) if standing_out(added).mean() < 0.5 else kept
@@ -242,6 +145,7 @@ class _Measuring:
             reduction_length=self.tap.reduction_length,
             identical=False,
             different_rows=int(different.sum()),
+            different_in_full_view=int((different & _whole_prefix(self.labels)).sum()),
             different_share=float((~same[different]).mean()),
             error=error,
             added=added,
@@ -254,10 +158,11 @@ class _Measuring:
             group_scales=() if few else self._group_scales(difference, kept),
             channels=channels(difference, floor / 2, CHANNEL_Z),
             blocks=self._blocks(difference, floor / 2),
-            experts=self._experts(difference, kept) if part.operation in ("moe", "combine") else (),
+            shards=self._shards(difference, floor / 2),
+            experts=experts_of(self.tap, difference, kept) if part.operation in ("moe", "combine") else (),
             residuals=part.residuals,
             choices=routed,
-            tokens=_tokens(self.tap, self.node),
+            tokens=tokens_of(self.tap, self.node),
             nonfinite=nonfinite,
             first_difference=FirstDifference(
                 self.labels.describe(first_row),
@@ -284,48 +189,6 @@ class _Measuring:
         found = (blocks(difference, size, floor) for size in sizes)
         return tuple(one for one in found if one is not None)
 
-    def _experts(self, difference: Difference, kept: Mask) -> tuple[ExpertNumbers, ...]:
-        router = self.tap.router
-        if router is None:
-            return ()
-        here, there = join_rows(self.labels, router.labels)
-        if len(here) < len(self.labels):
-            return ()
-        top_k = self.tap.top_k or 2
-        users = chosen(router.baseline[there], top_k) & chosen(router.target[there], top_k)
-        others = ~(chosen(router.baseline[there], max(top_k, 2)) | chosen(router.target[there], max(top_k, 2)))
-        users, others = users[kept], others[kept]
-        found = []
-        for expert in range(users.shape[1]):
-            mine, rest = users[:, expert], others[:, expert]
-            if min(mine.sum(), rest.sum()) < 4:
-                continue
-            change = scale(difference.take(mine)).minus(scale(difference.take(rest)))
-            found.append(ExpertNumbers(expert, int(mine.sum()), change))
-        return tuple(found)
-
-
-def _tokens(tap: TapRows, node: TapNode) -> TokenChoices | None:
-    values = tap.values
-    if node.operation != "logits" or not values.baseline.size:
-        return None
-    # Masked tokens are minus infinity, and NaN chooses nothing.
-    baseline, target = (
-        np.clip(np.where(np.isnan(side), -LARGE, side), -LARGE, LARGE) for side in (values.baseline, values.target)
-    )
-    return choose_tokens(baseline, target, max(tap.baseline_dtype, tap.target_dtype, key=rounding_error))
-
-
-def _choices(tap: TapRows, node: TapNode) -> tuple[Choices, ...]:
-    router: SideRows | None = tap.values if node.operation == "router" else tap.router
-    if router is None:
-        return ()
-    labels = tap.values.labels
-    here, there = join_rows(labels, router.labels)
-    if len(here) < len(labels):
-        return ()
-    left, right = np.nan_to_num(router.baseline[there]), np.nan_to_num(router.target[there])
-    experts = left.shape[1]
-    candidates = (tap.top_k,) if tap.top_k else tuple(k for k in COMMON_TOP_K if k <= experts // 2)
-    coarser = max(tap.baseline_dtype, tap.target_dtype, key=rounding_error)
-    return tuple(choices(left, right, k, coarser) for k in candidates)
+    def _shards(self, difference: Difference, floor: float) -> tuple[BlockNumbers, ...]:
+        found = (shards(difference, count, floor) for count in self.tap.shards)
+        return tuple(one for one in found if one is not None)

@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from comparator.diagnosis.profiling import TapProfile
 from comparator.diagnosis.rows import TapKey
+from comparator.diagnosis.tap_profile import TapProfile
 from comparator.diagnosis.taps import TapGraph
 from comparator.diagnosis.verdict import Diagnosis, Options, diagnose
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from comparator.diagnosis.floors import UNIT_ROUNDOFF
-from comparator.diagnosis.rows import Float, Mask, Single
+from comparator.diagnosis.rows import Float, Mask, Selection, Single
+from comparator.diagnosis.selection import PLAIN, rounding_of_scores, scores_of, select
 
 COMMON_TOP_K = (1, 2, 4, 6, 8, 10, 16)
 """Tried when it is not known how many experts a token gets."""
@@ -41,7 +42,7 @@ class Choices:
     experts: npt.NDArray[np.int16]
     """The chosen experts on the baseline, shape ``(rows, top_k)``, those that the target did not choose as -1."""
     weights_apart: Float
-    """Largest difference between both sides' weights of a row's experts, as a softmax over the chosen logits."""
+    """Largest difference between both sides' weights of the baseline's experts, normalised over these."""
 
     @property
     def expected(self) -> float:
@@ -50,47 +51,48 @@ class Choices:
         return float(sum(math.erfc(min(one, 40.0)) for one in ratio))
 
 
-def choices(baseline: Single, target: Single, top_k: int, dtype: str) -> Choices:
+def choices(baseline: Single, target: Single, top_k: int, dtype: str, selection: Selection = PLAIN) -> Choices:
     """Compare the choices behind two sets of router logits, rows × experts."""
     rows, experts = baseline.shape
     if not 0 < top_k < experts:
         none = np.zeros(rows, np.bool_)
         empty = np.empty((rows, 0), np.int16)
         return Choices(top_k, none, none, np.full(rows, np.inf), np.zeros(rows), empty, np.zeros(rows))
-    first, second = (_largest(side, top_k) for side in (baseline, target))
-    common = (first[:, :, None] == second[:, None, :]).any(2)
-    flipped = ~common.all(1)
     unit = UNIT_ROUNDOFF.get(dtype.removeprefix("torch."), UNIT_ROUNDOFF["float32"])
+    sides = ((baseline, selection.baseline_bias), (target, selection.target_bias))
+    scores = [scores_of(logits, selection, bias) for logits, bias in sides]
+    first, second = (select(one, top_k, selection) for one in scores)
+    common = (first.experts[:, :, None] == second.experts[:, None, :]).any(2)
+    flipped = ~common.all(1)
     close = np.zeros(rows, np.bool_)
-    for side in (baseline, target):
-        ordered = np.sort(side, axis=1)
-        last, other = ordered[:, experts - top_k], ordered[:, experts - top_k - 1]
-        close |= last - other <= unit * np.maximum(np.abs(last), np.abs(other))
-    middle = np.sort((baseline.astype(np.float64) + target) / 2, axis=1)
-    margin = middle[:, experts - top_k] - middle[:, experts - top_k - 1]
-    noise = np.sqrt(np.square(target.astype(np.float64) - baseline).mean(1))
-    both = np.where(common, first, -1).astype(np.int16)
-    apart = np.abs(_weights(baseline, first) - _weights(target, first)).max(1)
-    return Choices(top_k, flipped, flipped | close, margin, noise, both, apart)
+    for (logits, bias), score, found in zip(sides, scores, (first, second), strict=True):
+        rounding = rounding_of_scores(logits, score, unit, selection, bias)
+        # The logits at the border of the choice: those of the last chosen and the next.
+        border = np.argsort(-found.scores, axis=1, kind="stable")[:, top_k - 1 : top_k + 1]
+        close |= found.margin <= np.take_along_axis(rounding, border, axis=1).max(1)
+    middle = select((scores[0] + scores[1]) / 2, top_k, selection)
+    noise = np.sqrt(np.square(scores[1] - scores[0]).mean(1))
+    both = np.where(common, first.experts, -1).astype(np.int16)
+    weights = [_weights(logits, first.experts, selection) for logits in (baseline, target)]
+    apart = np.abs(weights[1] - weights[0]).max(1)
+    return Choices(top_k, flipped, flipped | close, middle.margin, noise, both, apart)
 
 
-def _weights(logits: Single, experts: npt.NDArray[np.int64]) -> Float:
-    """Softmax over the logits of the chosen experts. Shape ``(rows, top_k)``."""
-    chosen = np.take_along_axis(logits, experts, axis=1).astype(np.float64)
-    weights = np.exp(chosen - chosen.max(1, keepdims=True))
-    return np.asarray(weights / weights.sum(1, keepdims=True), np.float64)
+def _weights(logits: Single, experts: npt.NDArray[np.int64], selection: Selection) -> Float:
+    """Softmax over the logits of the chosen experts, or their sigmoid scores over the sum. Shape ``(rows, top_k)``."""
+    found = np.take_along_axis(logits, experts, axis=1).astype(np.float64)
+    weights = (
+        1 / (1 + np.exp(-found)) if selection.scoring == "sigmoid" else np.exp(found - found.max(1, keepdims=True))
+    )
+    return np.asarray(weights / np.maximum(weights.sum(1, keepdims=True), 1e-300), np.float64)
 
 
-def chosen(logits: Single, top_k: int) -> Mask:
-    """Which experts have the ``top_k`` largest logits. Shape ``(rows, experts)``."""
-    order = _largest(logits, top_k)
+def chosen(logits: Single, top_k: int, selection: Selection = PLAIN, bias: Single | None = None) -> Mask:
+    """Which experts are chosen. Shape ``(rows, experts)``."""
+    found = select(scores_of(logits, selection, bias), min(top_k, logits.shape[1] - 1), selection)
     mask = np.zeros(logits.shape, np.bool_)
-    np.put_along_axis(mask, order, True, axis=1)
+    np.put_along_axis(mask, found.experts, True, axis=1)
     return mask
-
-
-def _largest(logits: Single, top_k: int) -> npt.NDArray[np.int64]:
-    return np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
 
 
 def standing_out(error: Float) -> Mask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ Float = npt.NDArray[np.float64]
 Single = npt.NDArray[np.float32]
 Integer = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+POSITION_RANGES = tuple(4**power for power in range(2, 10))
+"""Where ranges of positions begin: a window, a page, a range that rope or a kernel handles otherwise."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class RowLabels:
     """The token came alone in its forward pass, after others of its sequence."""
     known: bool = True
     """False when the rows have no identity and are told apart by their number."""
+    border: Mask | None = None
+    """The token is the first of a later chunk of its prompt; None where no forward passes are known."""
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -69,12 +74,36 @@ def label_rows(
     if sequence is None or position is None:
         return RowLabels(np.zeros(rows, np.int64), np.arange(rows, dtype=np.int64), np.zeros(rows, np.bool_), False)
     number, place = np.asarray(sequence, np.int64), np.asarray(position, np.int64)
-    decode = np.zeros(rows, np.bool_)
-    if step is not None and rows:
-        passes = (np.asarray(step, np.int64) << 32) + number
-        _, inverse, count = np.unique(passes, return_inverse=True, return_counts=True)
-        decode = (count[inverse.reshape(-1)] == 1) & (place > 0)
-    return RowLabels(number, place, decode)
+    if step is None or not rows:
+        return RowLabels(number, place, np.zeros(rows, np.bool_))
+    passes = (np.asarray(step, np.int64) << 32) + number
+    _, inverse, count = np.unique(passes, return_inverse=True, return_counts=True)
+    inverse = inverse.reshape(-1)
+    decode = (count[inverse] == 1) & (place > 0)
+    first = np.full(len(count), np.iinfo(np.int64).max)
+    np.minimum.at(first, inverse, place)
+    border = (place == first[inverse]) & (place > 0) & ~decode
+    return RowLabels(number, place, decode, border=border)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """How a router chooses experts: the largest scores, or scores and biases, of the best groups of experts."""
+
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    groups: int = 1
+    """Equally many experts each, in order."""
+    best_groups: int = 1
+    biased: bool = False
+    """A bias is added to the scores for the choice (and a group's score is that of its best two)."""
+    baseline_bias: Single | None = None
+    """Shape ``(experts,)``; None where it was not recorded."""
+    target_bias: Single | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether what is recorded tells the choice."""
+        return not self.biased or (self.baseline_bias is not None and self.target_bias is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +130,10 @@ class TapRows:
     """Router logits of the layer (``TapNode.router``), rows × experts."""
     top_k: int | None = None
     """Experts per token; None when it is not known, then it is found from the rows that differ."""
+    shards: tuple[int, ...] = ()
+    """Numbers of pieces, in order and equally long, that ranks hold of the channels, on either side."""
+    selection: Selection | None = None
+    """How experts are chosen, where it is more than the largest logits."""
     head_size: int | None = None
     """Channels per head; None when it is not known, then common sizes are tried. Only for taps that hold heads."""
     ranks: int = 1
@@ -139,7 +172,8 @@ def has_whole_prefix(labels: RowLabels) -> Mask:
 def groups_of(labels: RowLabels, requests: int = 16) -> dict[str, Mask]:
     """Groups of rows that bugs affect alone: name to mask, only those with rows inside and outside.
 
-    Decode, the last token, the last of a prefill, the first token, and each of at most ``requests`` sequences.
+    Decode, the last token, the last of a prefill, the first token, the first of each later chunk, positions from a
+    power of four on, and each of at most ``requests`` sequences.
     """
     if not labels.known or not len(labels):
         return {}
@@ -156,6 +190,9 @@ def groups_of(labels: RowLabels, requests: int = 16) -> dict[str, Mask]:
         "last token of the prefill": (position == prefilled[inverse]) & labels.decode.any(),
         "first token": position == 0,
     }
+    if labels.border is not None:
+        groups["first token of a later chunk"] = labels.border
+    groups |= {f"positions from {start} on": position >= start for start in POSITION_RANGES}
     if 1 < len(numbers) <= requests:
         groups |= {f"sequence {int(number)}": sequence == number for number in numbers}
     return {name: mask for name, mask in groups.items() if mask.any() and not mask.all()}

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from comparator.diagnosis.chosen import FEWEST_USERS
 from comparator.diagnosis.floors import Operation, floor_for, unit_roundoff
 from comparator.diagnosis.measures import NOTHING, TINY, Estimate
-from comparator.diagnosis.profiling import CHANNEL_Z, FEWEST_ROWS, TapProfile
+from comparator.diagnosis.profiling import CHANNEL_Z, FEWEST_ROWS
 from comparator.diagnosis.routing import Choices
 from comparator.diagnosis.rows import Float, Mask, groups_of
+from comparator.diagnosis.tap_profile import TapProfile
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,9 @@ attention that cuts its probabilities off where another rounds them is smaller b
 roundoff over significands); 3.3e-3 was measured between two engines."""
 GROUP_Z = 6.0
 CHANNEL_SCALE = 2.0
-FEWEST_USERS = 4
 HEAD, HEAD_Z, HEAD_SCALE = 2.2, 10.0, 0.7
+SHARD, SHARD_Z, SHARD_SCALE = 2.2, 10.0, 0.7
+"""As of a head, which is a part of the channels as well."""
 GUESSED_HEAD = 3.0
 """Where the size of a head is not known, several are tried."""
 EXPERT, EXPERT_Z, EXPERT_SCALE = 2.0, 8.0, 0.7
@@ -86,6 +89,7 @@ class Test:
     strength: float
     """Value over threshold; from 1 on a fault."""
     value: float
+    """Of a factor: the factor less one, with its sign, against the midpoint of both sides."""
     threshold: float
     where: str = ""
     """The row, group, channel, head or expert that it is about."""
@@ -203,7 +207,7 @@ def _usual_error(found: TapProfile, context: Context) -> float:
 def _sized(name: str, estimate: Estimate, z: float, size: float, where: str = "") -> Test:
     """A factor that is a fault when it is both significant and large: the weaker of both strengths."""
     strength = min(estimate.z / z, abs(estimate.value) / size)
-    return Test(name, float(strength), abs(estimate.value), size, where)
+    return Test(name, float(strength), estimate.value, size, where)
 
 
 def _scales(found: TapProfile, context: Context) -> Iterator[Test]:
@@ -211,17 +215,22 @@ def _scales(found: TapProfile, context: Context) -> Iterator[Test]:
     z = critical(limits.scale_z, context.taps)
     change = found.scale.minus(context.inherited_scale)
     value = math.copysign(max(abs(change.value) - OUTLIER_SHARE * context.outlier_scale, 0.0), change.value)
-    share = LEAST_SCALE.get(found.operation, LEAST_SCALE_ELSEWHERE)
-    least = share * max(unit_roundoff(found.baseline_dtype), unit_roundoff(found.target_dtype))
+    least = _least_scale(found)
     yield _sized("scale", Estimate(value, change.error), z, max(limits.scale * usual, least))
     yield _sized("offset", found.offset, critical(OFFSET_Z, context.taps), OFFSET * usual)
     for group in found.group_scales:
         z = critical(GROUP_Z, context.taps)
-        yield _sized("group scale", group.scale, z, limits.group_scale * usual, group.group)
+        yield _sized("group scale", group.scale, z, max(limits.group_scale * usual, least), group.group)
+
+
+def _least_scale(found: TapProfile) -> float:
+    """A factor by which right kernels may differ, also in some rows, heads or shards that another path computes."""
+    share = LEAST_SCALE.get(found.operation, LEAST_SCALE_ELSEWHERE)
+    return share * max(unit_roundoff(found.baseline_dtype), unit_roundoff(found.target_dtype))
 
 
 def _parts(found: TapProfile, context: Context) -> Iterator[Test]:
-    limits, usual = LIMITS[found.operation], _usual_error(found, context)
+    limits, usual, least = LIMITS[found.operation], _usual_error(found, context), _least_scale(found)
     channels = found.channels
     if channels is not None:
         yield Test(
@@ -236,10 +245,20 @@ def _parts(found: TapProfile, context: Context) -> Iterator[Test]:
         limit = HEAD if len(found.blocks) == 1 else GUESSED_HEAD
         yield Test("head", block.ratio / limit, block.ratio, limit, f"head {block.block} of size {block.size}")
         where = f"head {block.scaled_block} of size {block.size}"
-        yield _sized("head scale", block.scale, critical(HEAD_Z, context.taps), HEAD_SCALE * usual, where)
+        yield _sized("head scale", block.scale, critical(HEAD_Z, context.taps), max(HEAD_SCALE * usual, least), where)
+    for shard in found.shards:
+        parts = found.channel_count // shard.size
+        where = f"shard {shard.block} of {parts}"
+        yield Test("shard", shard.ratio / SHARD, shard.ratio, SHARD, where)
+        where = f"shard {shard.scaled_block} of {parts}"
+        yield _sized(
+            "shard scale", shard.scale, critical(SHARD_Z, context.taps), max(SHARD_SCALE * usual, least), where
+        )
     for expert in found.experts:
         where = f"expert {expert.expert}"
-        yield _sized("expert scale", expert.scale, critical(EXPERT_Z, context.taps), EXPERT_SCALE * usual, where)
+        yield _sized(
+            "expert scale", expert.scale, critical(EXPERT_Z, context.taps), max(EXPERT_SCALE * usual, least), where
+        )
     if context.choice is not None:
         yield from _experts(context, context.choice)
 

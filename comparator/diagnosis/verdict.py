@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 
 from comparator.diagnosis.calibration import Calibration
-from comparator.diagnosis.inheritance import Inheritance
-from comparator.diagnosis.profiling import FirstDifference, TapProfile
+from comparator.diagnosis.inheritance import CAUSAL, Inheritance
 from comparator.diagnosis.routing import EXPLAINED_MARGIN, Flips
 from comparator.diagnosis.rows import TapKey
 from comparator.diagnosis.strengths import Test, run_tests
+from comparator.diagnosis.tap_profile import FirstDifference, TapProfile
 from comparator.diagnosis.taps import TapGraph
 from comparator.diagnosis.tokens import ChosenTokens, PartedText, Parting, explain, summarise
 
@@ -202,7 +202,8 @@ def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile
 
     Equal kernels give equal bits in every layer. A difference that is rare (few elements, few rows) may have been
     absent earlier by chance: one element that rounds otherwise inside an MLP changes all of its row. And a mixture of
-    experts gives each expert another number of rows.
+    experts gives each expert another number of rows. An attention depends on all tokens before: only rows count whose
+    earlier tokens were compared, since those of a cached prefix may have been computed in another batch.
     """
     at = next((n for n, one in enumerate(judgements) if (p := profiles.get(one.key)) and not p.identical), None)
     if at is None:
@@ -219,11 +220,14 @@ def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile
     ]
     if not earlier:
         return judgements
-    chance = first.different_rows * np.log(len(earlier) + 1) / 14
-    rare = first.operation in ("moe", "combine", "router") or first.different_rows < FEWEST_OF_ROWS * first.rows
+    rows = first.different_in_full_view if first.operation in CAUSAL else first.different_rows
+    if not rows:
+        return judgements
+    chance = rows * np.log(len(earlier) + 1) / 14
+    rare = first.operation in ("moe", "combine", "router") or rows < FEWEST_OF_ROWS * first.rows
     dense = 0.0 if rare else first.different_share / 0.1
     strength = float(max(chance, dense))
-    test = Test("bits", strength, first.different_rows, 0, f"bit-identical in {len(earlier)} earlier layers")
+    test = Test("bits", strength, rows, 0, f"bit-identical in {len(earlier)} earlier layers")
     tests = tuple(sorted((*judgements[at].tests, test), key=lambda one: -one.strength))
     judged: Judged = "introduced-here" if strength >= 1 else judgements[at].judged
     changed = list(judgements)

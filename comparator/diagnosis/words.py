@@ -19,6 +19,8 @@ _LOOKS = {
     "channel scale": "{where} differs by a factor",
     "head": "{where} has {value:.3g} times the error of the median head",
     "head scale": "{where} differs by a factor of about {factor:.4g} from the other heads",
+    "shard": "{where}, which one rank holds, has {value:.3g} times the error of the other shards",
+    "shard scale": "{where}, which one rank holds, differs by a factor of about {factor:.4g} from the other shards",
     "expert": "tokens of {where} have {value:.3g} times the error of the others",
     "expert scale": "tokens of {where} differ by a factor of about {factor:.4g} from the others",
     "sum identity": "the {where}'s value is not the sum of its operands: a row is off by {value:.3g}",
@@ -95,7 +97,17 @@ def _size(place: Judgement) -> str:
 
 def _telling(place: Judgement) -> list[Test]:
     """At most three tests that failed, one of each kind, those that say most first."""
-    order = ("nonfinite", "zero", "sum identity", "scale", "head scale", "expert scale", "group scale", "offset")
+    order = (
+        "nonfinite",
+        "zero",
+        "sum identity",
+        "scale",
+        "head scale",
+        "expert scale",
+        "group scale",
+        "shard scale",
+        "offset",
+    )
     failed: dict[str, Test] = {}
     for test in place.tests:
         if test.strength >= 1:
@@ -106,4 +118,9 @@ def _telling(place: Judgement) -> list[Test]:
 
 def looks_like(test: Test, place: Judgement) -> str:
     """What a failed test says of the difference, as part of a sentence."""
-    return _LOOKS[test.name].format(value=test.value, where=test.where, factor=1 + test.value)
+    return _LOOKS[test.name].format(value=test.value, where=test.where, factor=factor_of(test.value))
+
+
+def factor_of(value: float) -> float:
+    """Target over baseline, from a factor less one that is relative to the midpoint of both."""
+    return (1 + value / 2) / (1 - value / 2) if abs(value) < 2 else float("inf") if value > 0 else 0.0

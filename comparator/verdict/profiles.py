@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from comparator.diagnosis import SideRows, TapKey, TapProfile, TapRows, label_rows, profile
+from comparator.dims import parse_dims
 from comparator.measure.family import FamilyRows
 from comparator.measure.statistics import Array, to_working
 from comparator.measure.units import Families
@@ -48,6 +51,7 @@ class Profiler:
             if all(operand is not None for operand in operands)
             else (),
             router=router,
+            shards=shards_of(found, self.taps.sizes),
             ranks=self.taps.ranks,
         )
         return FamilyProfile(profile(rows, node), found.step)
@@ -67,6 +71,24 @@ class Profiler:
         if found is None or not (is_analysed(found.baseline) and is_analysed(found.target)):
             return None
         return _side_rows(found)
+
+
+def shards_of(found: FamilyRows, sizes: Sequence[Mapping[str, int]]) -> tuple[int, ...]:
+    """Numbers of equal, contiguous pieces of the channels that ranks hold, of each side where there are several."""
+    counts = set()
+    for text, axes in zip((found.baseline_dims, found.target_dims), sizes, strict=True):
+        dims = None if text is None else parse_dims(text)
+        if dims is None:
+            continue
+        channels = [one for at, one in enumerate(dims.dimensions) if at not in dims.token_dimensions]
+        outermost = next((one for one in channels if not one.squeezed), None)
+        if outermost is None or any(one.modifiers for one in channels if one is not outermost):
+            continue
+        modifiers = outermost.modifiers
+        if any(one.partial or one.ordering != "natural" for one in modifiers):
+            continue
+        counts.add(math.prod(axes.get(one.axis, 1) for one in modifiers))
+    return tuple(sorted(count for count in counts if count > 1))
 
 
 def is_analysed(array: Array) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from comparator.diagnosis import GraphError, Parting, TapDeclaration, TapGraph, TapKey, build_graph
 from comparator.match.bundles import BundlePair, Key
+from comparator.match.runs import parallel_layout
 from comparator.plan.tokens.interface import PartedSequence
 from dumper.reading.protocol import Run, TapCoverage
 
@@ -24,6 +25,8 @@ class Taps:
     graph: TapGraph
     ranks: int = 1
     """The most ranks that either run has."""
+    sizes: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {})
+    """Axis to its size, of the baseline and of the target."""
     problem: str | None = None
     """Why the declared inputs are not used."""
     partings: tuple[Parting, ...] = ()
@@ -52,7 +55,16 @@ def collect_taps(
         raise AssertionError(graph.message)
     ranks = max(len(baseline.ranks), len(target.ranks), 1)
     partings = tuple(Parting(one.sequence, one.position, one.baseline, one.target) for one in parted)
-    return Taps(keys, {key: family for family, key in keys.items()}, graph, ranks, problem, partings)
+    families = {key: family for family, key in keys.items()}
+    return Taps(keys, families, graph, ranks, (_sizes(baseline), _sizes(target)), problem, partings)
+
+
+def _sizes(run: Run) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for axes in parallel_layout(run).values():
+        for axis, (_, size) in axes.items():
+            sizes[axis] = max(size, sizes.get(axis, 1))
+    return sizes
 
 
 def _declare(pair: BundlePair, covered: Mapping[str, TapCoverage]) -> TapDeclaration:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comparator.diagnosis import Calibration, Options, TapKey, diagnose, profile
+from comparator.diagnosis import Calibration, Options, RowLabels, TapKey, diagnose, profile
 from comparator.diagnosis.words import describe
 from tests.comparator.diagnosis.simulator import (
     HEAD_SIZE,
@@ -75,6 +75,9 @@ FAULTS = {
     "zero": ("attn_output", 1, scaled(0), "zero", False),
 }  # fmt: skip
 PLACES = {"residual": TapKey("layer_input", 2), "expert 3": TapKey("moe_expert_output", 1)}
+
+
+POSITIONS = labels().position
 
 
 def _noise(shape):
@@ -180,6 +183,7 @@ def test_the_order_of_rows_does_not_matter(seed):
                 sequence=run.labels.sequence[order],
                 position=run.labels.position[order],
                 decode=run.labels.decode[order],
+                border=None if run.labels.border is None else run.labels.border[order],
             ),
             run.dtype,
         )
@@ -221,7 +225,7 @@ def _one_tap(baseline, target, **changes):
 
 
 def _plain(rows):
-    return replace(labels(), sequence=np.zeros(rows, np.int64), position=np.arange(rows), decode=np.zeros(rows, bool))
+    return RowLabels(np.zeros(rows, np.int64), np.arange(rows), np.zeros(rows, bool))
 
 
 @pytest.mark.parametrize(
@@ -316,3 +320,54 @@ def test_names_of_taps_keep_their_letters_and_equal_runs_need_no_notes(clean):
     assert f" {note}." in describe(replace(within, notes=(note,)))
     equal = compare(clean[False, "plain"], DENSE.run())
     assert note not in describe(replace(equal, notes=(note,)))
+
+
+@pytest.mark.parametrize(
+    ("change", "test", "where"),
+    [
+        (scaled(1.04, slice(None), slice(0, 64)), "shard scale", "shard 0 of 2"),
+        (scaled(0, slice(None), slice(64, 128)), "shard", "shard 1 of 2"),
+    ],
+)
+def test_what_is_wrong_with_one_shard_is_said_of_the_shard(clean, change, test, where):
+    target = DENSE.run(Kernels(), at("attn_pre_o_proj", 1, change))
+    found = compare(clean[False, "eager"], target, shards=(2,))
+    assert found.place == TapKey("attn_pre_o_proj", 1)
+    strongest = {one.name: one for one in reversed(found.judgement(found.place).tests)}
+    assert strongest[test].strength >= 1
+    assert strongest[test].where == where
+    assert compare(clean[False, "eager"], DENSE.run(), shards=(2,)).verdict == "agree"
+
+
+def test_a_factor_of_later_positions_is_one_of_a_range_of_positions(clean):
+    target = DENSE.run(Kernels(), at("attn_output", 1, scaled(0.95, POSITIONS >= 16)))
+    found = compare(clean[False, "eager"], target)
+    assert found.place == TapKey("attn_output", 1)
+    failed = {one.where: one for one in found.judgement(found.place).tests if one.name == "group scale"}
+    assert failed["positions from 16 on"].strength >= 1
+    assert failed["positions from 16 on"].value == pytest.approx(-0.05, abs=0.01)
+
+
+def test_bits_of_rows_whose_cached_prefix_was_not_compared_are_no_evidence(clean):
+    """The keys and values of a cached prefix may have been computed in another batch, and so in other bits."""
+    sequence = labels().sequence == 1
+
+    def one_ulp(value: np.ndarray) -> np.ndarray:
+        value[sequence, ::9] *= np.float32(1 + 2**-8)
+        return value
+
+    target = DENSE.run(Kernels(), at("attn_pre_o_proj", 1, one_ulp))
+    assert compare(clean[False, "plain"], target).place == TapKey("attn_pre_o_proj", 1)
+    moved = replace(labels(), position=labels().position + 60 * sequence)
+    found = compare(*(Recording(run.values, moved, run.dtype) for run in (clean[False, "plain"], target)))
+    assert found.verdict == "agree"
+
+
+def test_a_factor_of_some_rows_has_the_size_that_right_kernels_do_not_have(clean):
+    """Where all other rows are bit-identical, a factor of a third of a rounding stands out over nothing."""
+    values = {key: value.copy() for key, value in DENSE.run().values.items()}
+    rows = labels().sequence == 1
+    values[TapKey("mlp_output", 1)][rows] *= np.float32(1.0012)
+    target = Recording(values, labels(), "bfloat16")
+    found = compare(clean[False, "plain"], target).judgement(TapKey("mlp_output", 1))
+    assert max(one.strength for one in found.tests if one.name == "group scale") < 1
