@@ -1,7 +1,8 @@
 """The scores by which a router chooses experts, and how near the choice is to another one.
 
 DeepSeek-V2 (arXiv 2405.04434) limits a token to the best groups of experts, a group's score being its best expert's;
-DeepSeek-V3 (arXiv 2412.19437) chooses by sigmoid scores with a bias added, a group's score being the sum of its best two.
+DeepSeek-V3 (arXiv 2412.19437) chooses by sigmoid scores with a bias added, a group's score being the
+sum of its best two.
 """
 
 from __future__ import annotations
