@@ -42,7 +42,8 @@ def digest(run: Path) -> str:
             ]
         identities = rows_of[key]
         array = record.array()
-        flat = array.reshape(layout.rows, -1) if array.size and array.size % max(layout.rows, 1) == 0 else None
+        whole = layout.rows and array.size and array.size % layout.rows == 0
+        flat = array.reshape(layout.rows, -1) if whole else None
         if flat is None or len(identities) != len(flat) or record.name == "next_token_logits":
             continue
         for identity, row in zip(identities, flat, strict=True):

@@ -39,7 +39,15 @@ class View:
 class Inheritance:
     """Looks up inputs of taps; made once per pair of runs."""
 
-    def __init__(self, profiles: Mapping[TapKey, TapProfile], graph: TapGraph, calibration: Calibration | None) -> None:
+    def __init__(
+        self,
+        profiles: Mapping[TapKey, TapProfile],
+        graph: TapGraph,
+        calibration: Calibration | None,
+        *,
+        other_engine: bool = False,
+    ) -> None:
+        self._other_engine = other_engine
         self._profiles = profiles
         self._nodes = {node.key: node for node in graph.nodes}
         self._order = {node.key: at for at, node in enumerate(graph.nodes)}
@@ -94,6 +102,7 @@ class Inheritance:
             outlier_scale=self._outlier_scale(profile, main),
             taps=max(self._taps, 1),
             without_routing=unknown,
+            other_engine=self._other_engine,
             choice=self._choice(profile) if profile.operation in _ROUTED else None,
         )
         affected = ~compared | before

@@ -35,6 +35,8 @@ class Options:
     """How many times the baseline's error against the reference a target's may be."""
     ignored: frozenset[str] = frozenset()
     """Names that are judged by thresholds of their own (``--diff-threshold``): measured, but never a place."""
+    other_engine: bool = False
+    """The runs are of different engines, whose kernels may not round in the same way."""
     partings: tuple[Parting, ...] = ()
     """Where sampled tokens part."""
 
@@ -111,7 +113,7 @@ def diagnose(profiles: Sequence[TapProfile], graph: TapGraph, options: Options |
     """
     options = options or Options()
     found = {profile.key: profile for profile in profiles}
-    inheritance = Inheritance(found, graph, options.calibration)
+    inheritance = Inheritance(found, graph, options.calibration, other_engine=options.other_engine)
     judgements: list[Judgement] = []
     for node in graph.nodes:
         profile = found.get(node.key)

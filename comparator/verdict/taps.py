@@ -27,6 +27,8 @@ class Taps:
     """The most ranks that either run has."""
     sizes: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {})
     """Axis to its size, of the baseline and of the target."""
+    other_engine: bool = False
+    """The runs are of different engines."""
     problem: str | None = None
     """Why the declared inputs are not used."""
     partings: tuple[Parting, ...] = ()
@@ -56,7 +58,14 @@ def collect_taps(
     ranks = max(len(baseline.ranks), len(target.ranks), 1)
     partings = tuple(Parting(one.sequence, one.position, one.baseline, one.target) for one in parted)
     families = {key: family for family, key in keys.items()}
-    return Taps(keys, families, graph, ranks, (_sizes(baseline), _sizes(target)), problem, partings)
+    sizes = (_sizes(baseline), _sizes(target))
+    return Taps(keys, families, graph, ranks, sizes, _engine(baseline) != _engine(target), problem, partings)
+
+
+def _engine(run: Run) -> str:
+    """The framework that knew the ranks; torch's process groups belong to programs of any kind."""
+    names = {header.framework for header in run.headers.values()} - {None, "torch.distributed"}
+    return " ".join(sorted(name for name in names if name))
 
 
 def _sizes(run: Run) -> dict[str, int]:
