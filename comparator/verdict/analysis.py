@@ -103,7 +103,9 @@ def _analysis_options(taps: Taps, options: Options, calibration: Calibration | N
     ignored = frozenset(
         key.name for family, key in taps.keys.items() if find_rule(rules, str(family[0][1])) is not None
     )
-    return AnalysisOptions(calibration=calibration, ignored=ignored, other_engine=taps.other_engine, partings=taps.partings)
+    return AnalysisOptions(
+        calibration=calibration, ignored=ignored, other_engine=taps.other_engine, partings=taps.partings
+    )
 
 
 def with_reference(
