@@ -41,6 +41,11 @@ def _copy_of(value: Any) -> Any:
     from dumper.values.readable import as_bytes, readable, undisturbed
 
     if value.is_nested:
+        from dumper.values.nested import nested_parts
+
+        with undisturbed():
+            for part in nested_parts(value):
+                readable(part.tensor)
         return value.detach().clone()
     with undisturbed():
         plain = readable(value)

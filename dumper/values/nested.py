@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from dumper.values.plain import UnrecordableError
+
 
 @dataclass(frozen=True)
 class NestedPart:
@@ -25,12 +27,17 @@ def nested_parts(value: torch.Tensor) -> list[NestedPart]:
     ``values`` are those of all components one after the other, of shape ``(sum of lengths, *)`` where the components
     differ in one dimension only; ``offsets`` (int64, shape ``(B + 1,)``) says where each begins and the last ends, and
     ``lengths`` how long each is where there are gaps between them. Where they differ in more dimensions, ``values`` is
-    flat and ``sizes`` (int64, shape ``(B, dimensions)``) holds the shape of each.
+    flat and ``sizes`` (int64, shape ``(B, dimensions)``) holds the shape of each. Raises UnrecordableError where the
+    values are not there.
     """
     if value.layout == torch.jagged:
         return _jagged_parts(value)
     sizes = value._nested_tensor_size()
     flat = (value if value.is_contiguous() else value.contiguous()).values()
+    # The buffer is as long as its storage, whatever the sizes claim.
+    needed = int(sizes.prod(-1).sum()) if sizes.dim() == 2 else flat.numel()
+    if needed > flat.numel():
+        raise UnrecordableError(f"its storage has been freed: {flat.numel()} of {needed} elements are there")
     if sizes.dim() != 2 or 0 in sizes.shape or not bool((sizes[:, 1:] == sizes[:1, 1:]).all()):
         return [NestedPart("sizes", sizes, False), NestedPart("values", flat, False)]
     offsets = torch.cat([sizes.new_zeros(1), sizes[:, 0].cumsum(0)])

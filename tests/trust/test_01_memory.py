@@ -55,6 +55,11 @@ def two(elements):
     from torch.testing._internal.two_tensor import TwoTensor
     return TwoTensor(torch.randn(elements), torch.randn(elements))
 
+def freed_nested():
+    value = torch.nested.nested_tensor([torch.randn(2), torch.randn(3)])
+    value.untyped_storage().resize_(0)
+    return value
+
 VALUES = {
     "storage resized to nothing": lambda: freed(100),
     "large storage resized to nothing": lambda: freed(1_000_000),
@@ -68,7 +73,8 @@ VALUES = {
     "TwoTensor": lambda: two(100),
     "large TwoTensor": lambda: two(100_000),
     "wrapper": lambda: Wrapper(torch.randn(100)),
-    "nested": lambda: torch.nested.nested_tensor([torch.randn(2), torch.randn(3)]),
+    "sparse": lambda: torch.randn(3).to_sparse(),
+    "nested and freed": freed_nested,
     "expanded beyond any memory": lambda: torch.zeros(1).expand(1 << 46),
 }
 """
