@@ -193,6 +193,7 @@ def run(arguments: argparse.Namespace) -> int:
     from comparator.report.records import ConfigRecord
     from comparator.report.reporters import JsonReporter, ReportFile, TextReporter, progress, terminal
     from comparator.report.runs import Tally, input_ids, rank_info, run_notes
+    from comparator.report.sources import sources
 
     baseline_path = _one_path(arguments.baseline_path, arguments.baseline, "baseline")
     target_path = _one_path(arguments.target_path, arguments.target, "target")
@@ -222,8 +223,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     reporters: list[Reporter] = [printed]
     outputs = Outputs(vars(arguments))
-    if outputs:
-        reporters.append(outputs)
     said = prepared.notes()
     environment = environment_lines(prepared.baseline, prepared.target)
     tally = Tally(prepared.options, prepared.rules, said, prepared.unused, environment=environment)
@@ -233,6 +232,10 @@ def run(arguments: argparse.Namespace) -> int:
             stack.callback(file.close)
             reporters.append(file)
         advance = stack.enter_context(progress(console, len(prepared.pairs)))
+        comparing = prepared.comparing(advance, draws=bool(outputs))
+        if outputs:
+            outputs.follow(lambda: comparing.picture, sources(baseline, target))
+            reporters.append(outputs)
         opening = [
             ConfigRecord(config=vars(arguments)),
             rank_info("baseline", baseline),
@@ -246,7 +249,7 @@ def run(arguments: argparse.Namespace) -> int:
         for record in opening:
             for reporter in reporters if record is not None else []:
                 reporter.report(record)  # type: ignore[arg-type]
-        _report_findings(prepared.comparing(advance), tally, reporters, printed, arguments.max_fail)
+        _report_findings(comparing, tally, reporters, printed, arguments.max_fail)
         if report_path is not None:
             file.complete()
     if report_path is not None:

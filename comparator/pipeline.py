@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from comparator.align.pair import Aligned
 from comparator.arguments import check_options
 from comparator.diagnosis import Calibration, Diagnosis, ReferenceDiagnosis, TapKey, calibrate
 from comparator.errors import ComparatorError
@@ -21,6 +22,7 @@ from comparator.match.runs import choose_rules, index, parallel_layout
 from comparator.match.unused import unused_patterns
 from comparator.measure.measurement import TensorMeasurement
 from comparator.measure.pair import Measurer
+from comparator.measure.picture import Picture, picture
 from comparator.measure.units import Families, MakeProfile, P, Row, Unit, UnitResult, in_order, measure_unit, units_of
 from comparator.options import SIDES, Options, Side
 from comparator.plan.context import SideContext
@@ -126,9 +128,9 @@ class Prepared:
             )
         return found
 
-    def comparing(self, progress: Progress = lambda _: None) -> Comparing:
-        """The comparison under way: iterate over it for the findings."""
-        return Comparing(self, progress)
+    def comparing(self, progress: Progress = lambda _: None, *, draws: bool = False) -> Comparing:
+        """The comparison under way: iterate over it for the findings. With ``draws`` the failures have pictures."""
+        return Comparing(self, progress, draws=draws)
 
     def notes(self) -> dict[Side, list[Said]]:
         """What is wrong with each run as a whole."""
@@ -144,11 +146,14 @@ class Comparing:
     They come once everything is measured where verdicts may look at other pairs, else as it goes.
     """
 
-    def __init__(self, prepared: Prepared, progress: Progress) -> None:
+    def __init__(self, prepared: Prepared, progress: Progress, *, draws: bool = False) -> None:
         self._prepared = prepared
         self._progress = progress
         self._details_left = prepared.options.detail_limit
         self._selected: tuple[int, list[Selected]] = (-1, [])
+        self._draws = draws
+        self.picture: Picture | None = None
+        """Of the finding that came last, where pictures were asked for and it has one."""
         self._analysis: Analysis | None = None
         self.measured = False
         """Whether all measuring is done; what remains is to judge and report."""
@@ -215,10 +220,16 @@ class Comparing:
         if self._analysis is not None:
             bitwise = self._prepared.options.bitwise
             verdict = with_analysis(self._analysis, selected.pair, verdict, measurement, bitwise=bitwise)
+        self.picture = None
         if verdict.wants_detail and self._details_left != 0 and isinstance(measurement, TensorMeasurement):
             self._details_left -= 1
-            measurement = self._prepared.measurer.measure(selected, detailed=True)
+            measurement = self._prepared.measurer.measure(
+                selected, detailed=True, see=self._draw if self._draws else None
+            )
         return build(selected, measurement, verdict, self._prepared.contexts)
+
+    def _draw(self, _: Selected, aligned: Aligned) -> None:
+        self.picture = picture(aligned)
 
     def _of(self, row: Row) -> Selected:
         if self._selected[0] != row.pair:

@@ -71,8 +71,8 @@ def pool_rows(family: Key, pairs: Sequence[Aligned]) -> FamilyRows | None:
     """
     if not pairs or not all(one.same_shape for one in pairs):
         return None
-    baseline = [_rows_by_channels(one.baseline, one.plan.row_dimensions) for one in pairs]
-    target = [_rows_by_channels(one.target, one.plan.row_dimensions) for one in pairs]
+    baseline = [rows_by_channels(one.baseline, one.plan.row_dimensions) for one in pairs]
+    target = [rows_by_channels(one.target, one.plan.row_dimensions) for one in pairs]
     if len({array.shape[1] for array in baseline}) > 1:
         return None
     steps = [_steps_of(one, len(array)) for one, array in zip(pairs, target, strict=True)]
@@ -99,7 +99,8 @@ def _steps_of(pair: Aligned, rows: int) -> Integers:
     return np.full(rows, -1 if step is None else step, np.int64)
 
 
-def _rows_by_channels(array: Array, row_dimensions: tuple[int, ...]) -> Array:
+def rows_by_channels(array: Array, row_dimensions: tuple[int, ...]) -> Array:
+    """An array as ``(rows, channels)``; without row dimensions its first dimension is the rows."""
     if array.ndim < 2 and not row_dimensions:
         return array.reshape(1, -1)
     first = row_dimensions or (0,)

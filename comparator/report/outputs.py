@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from comparator.measure.picture import Picture
 from comparator.report.html.page import Page
-from comparator.report.records import ReportRecord
+from comparator.report.records import ReportRecord, TensorComparison
+from comparator.report.sources import Sources
 
 
 class Written(Protocol):
@@ -21,6 +23,12 @@ class Written(Protocol):
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take one record."""
+
+    def draw(self, picture: Picture) -> None:
+        """Take the picture of the finding that came last."""
+
+    def explain(self, sources: Sources) -> None:
+        """Take where taps are in the source."""
 
     def text(self, *, missing: Sequence[str] = ()) -> str:
         """All of it; ``missing`` says what it does not have, and why."""
@@ -38,12 +46,23 @@ class Outputs:
         self._written = {
             name: (Path(path), MAKERS[name]()) for name, path in asked.items() if name in MAKERS and path is not None
         }
+        self._picture: Callable[[], Picture | None] = lambda: None
 
     def __bool__(self) -> bool:
         return bool(self._written)
 
+    def follow(self, picture: Callable[[], Picture | None], sources: Sources) -> None:
+        """Take pictures too: ``picture`` gives that of the finding that is being reported."""
+        self._picture = picture
+        for _, written in self._written.values():
+            written.explain(sources)
+
     def report(self, record: ReportRecord) -> None:
         self.add(record.model_dump())
+        picture = self._picture() if isinstance(record, TensorComparison) else None
+        if picture is not None:
+            for _, written in self._written.values():
+                written.draw(picture)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take a record as a JSON object."""

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from comparator.cli import main
 from comparator.report.html.page import Page
+from tests.comparator.fakes import FakeRecord, FakeRun, one_request, values
+from tests.comparator.recording import write_run
 from tests.report.synthetic import Json, report
 
 
@@ -31,6 +34,32 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
         pytest.skip(missing)
     with browser(tmp_path_factory.mktemp("profile")) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Runs on disk: ``right``, ``wrong`` (scaled by 1.5), and ``other`` without a name in common."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = {"right": run(), "wrong": run(1.5), "other": run(name="else")}
+    return {key: str(write_run(found, folder / key)) for key, found in made.items()}
+
+
+def run(scale: float = 1.0, name: str = "out") -> FakeRun:
+    """Two passes, of 4 tokens and of one, with a tensor of 8 channels."""
+    steps = [4, 1]
+    records = [
+        FakeRecord(name, values(rows, 8, seed=step) * scale, step=step, dims="t h", tags={"layer_id": 3})
+        for step, rows in enumerate(steps)
+    ]
+    return FakeRun(records, {0: {"tp": (0, 1)}}, one_request(steps))
+
+
+@pytest.fixture(scope="session")
+def pictured(recorded: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page that the command line makes of ``right`` and ``wrong``, with pictures of the tensors."""
+    path = tmp_path_factory.mktemp("page") / "pictured.html"
+    assert main([recorded["right"], recorded["wrong"], "-q", "-o", str(path)]) == 1
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from comparator.cli import main
+from comparator.measure.picture import draw
+from comparator.options import Options
+from comparator.pipeline import prepare
 from comparator.report.html.columns import pack, short, shortened, to_columns, unpack
 from comparator.report.html.page import Page
 from comparator.report.html.table import Table
-from tests.comparator.fakes import FakeRecord, FakeRun, one_request, values
-from tests.comparator.recording import write_run
+from comparator.report.sources import sources
+from dumper.reading.open import open_run
+from dumper.reading.protocol import TapCoverage
+from tests.comparator.fakes import values
 from tests.report.synthetic import report
-
-STEPS = [4, 1]
-
-
-def run(scale: float = 1.0, name: str = "out") -> FakeRun:
-    records = [
-        FakeRecord(name, values(rows, 8, seed=step) * scale, step=step, dims="t h", tags={"layer_id": 3})
-        for step, rows in enumerate(STEPS)
-    ]
-    return FakeRun(records, {0: {"tp": (0, 1)}}, one_request(STEPS))
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("runs")
-    made = {"right": run(), "wrong": run(1.5), "other": run(name="else")}
-    return {key: str(write_run(found, folder / key)) for key, found in made.items()}
 
 
 def summary_of(page: Path) -> dict[str, object]:
@@ -40,10 +29,10 @@ def summary_of(page: Path) -> dict[str, object]:
 
 
 def test_a_page_beside_the_printed_report(
-    runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recorded: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines, page, later = (tmp_path / name for name in ("report.jsonl", "a b/report.html", "later.html"))
-    assert main([runs["right"], runs["wrong"], "--report-path", str(lines), "-o", str(page)]) == 1
+    assert main([recorded["right"], recorded["wrong"], "--report-path", str(lines), "-o", str(page)]) == 1
     assert f"report: {page}" in capsys.readouterr().err
     assert summary_of(page)["answer"]["outcome"] == "differ"  # type: ignore[index]
     assert main(["view", str(lines), "-o", str(later)]) == 0
@@ -52,23 +41,23 @@ def test_a_page_beside_the_printed_report(
 
 
 def test_a_page_that_cannot_be_written_leaves_verdict_and_exit_code(
-    runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recorded: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
     for name, code in (("right", 0), ("wrong", 1)):
-        assert main([runs["right"], runs[name], "-q", "--html", str(tmp_path / "file" / "report.html")]) == code
+        assert main([recorded["right"], recorded[name], "-q", "--html", str(tmp_path / "file" / "report.html")]) == code
         output = capsys.readouterr()
         assert "2 compared" in output.out
         assert "is not written: " in output.err
         assert "choose another place with --html" in output.err
     (tmp_path / "link").symlink_to(tmp_path / "file")
-    assert main([runs["right"], runs["right"], "-q", "--html", str(tmp_path / "link")]) == 0
+    assert main([recorded["right"], recorded["right"], "-q", "--html", str(tmp_path / "link")]) == 0
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_nothing_in_common_is_not_green(runs: dict[str, str], tmp_path: Path) -> None:
+def test_nothing_in_common_is_not_green(recorded: dict[str, str], tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    assert main([runs["right"], runs["other"], "-q", "-o", str(page)]) == 1
+    assert main([recorded["right"], recorded["other"], "-q", "-o", str(page)]) == 1
     assert summary_of(page)["answer"]["outcome"] == "nothing-compared"  # type: ignore[index]
 
 
@@ -138,3 +127,66 @@ def test_many_numbers_are_shortened_as_one_is() -> None:
     found = (random.normal(size=5000) * 10.0 ** random.integers(-30, 30, 5000)).tolist()
     found += [0.0, -0.0, 1.0, 9999.6, 0.99996, 1e300, 5e-324, float("inf"), float("nan")]
     assert shortened([*found, 7, None, "x"]) == [*map(short, found), 7, None, "x"]
+
+
+def test_a_picture_holds_what_was_aligned(recorded: dict[str, str]) -> None:
+    prepared = prepare(open_run(Path(recorded["right"])), open_run(Path(recorded["wrong"])), Options())
+    comparing = prepared.comparing(draws=True)
+    pictures = []
+    for _ in comparing:
+        assert comparing.picture is not None
+        pictures.append(comparing.picture)
+    found = pictures[0]
+    left = values(4, 8, seed=0)
+    assert (found.rows, found.channels, found.rows_drawn) == (4, 8, 4)
+    assert found.tokens.error == pytest.approx([0.5] * 4)
+    gap = left * 0.5
+    assert found.channel.error == pytest.approx(np.linalg.norm(gap, axis=0) / np.sqrt((left**2).sum() / 8), rel=1e-5)
+    assert sum(found.histogram.counts) + found.histogram.equal == 32
+    row, channel = np.unravel_index(np.abs(gap).argmax(), gap.shape)
+    around = found.around
+    assert (around.row + around.worst[0], around.channel + around.worst[1]) == (row, channel)
+    assert around.target[around.worst[0]][around.worst[1]] == pytest.approx(left[row, channel] * 1.5)
+    assert around.tokens == [f"sequence 0, position {at}" for at in range(4)]
+    assert all(plain.picture is None for plain in [prepared.comparing()] for _ in plain)
+
+
+def test_a_picture_of_what_is_not_finite_or_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comparator.measure.picture.MOST_ELEMENTS", 1000)
+    left = np.arange(4000, dtype=np.float32).reshape(400, 10)
+    right = left.copy()
+    right[200, 3] = np.nan
+    found = draw(left, right, (0,), lambda _: "")
+    assert found is not None
+    assert (found.rows, found.rows_drawn) == (400, 100)
+    assert (found.around.row + found.around.worst[0] * 4, found.around.channel + found.around.worst[1]) == (200, 3)
+    assert draw(left[:0], right[:0], (0,), lambda _: "") is None
+    assert draw(left.astype(np.complex64), left.astype(np.complex64), (0,), lambda _: "") is None
+    whole = draw(np.array([1, 2]), np.array([1, 2]), (), lambda _: "")
+    assert whole is not None
+    assert whole.histogram.counts == []
+    many = draw(
+        np.ones((600, 1), np.float32), np.ones((600, 1), np.float32) * np.linspace(1, 2, 600)[:, None], (0,), str
+    )
+    assert many is not None
+    assert (many.tokens.each, len(many.tokens.error)) == (2, 300)
+    assert many.tokens.error[-1] == pytest.approx(1.0)
+
+
+def test_only_the_source_of_a_tap_is_read(tmp_path: Path) -> None:
+    """A recording may name any file."""
+    module = tmp_path / "package" / "model.py"
+    module.parent.mkdir()
+    module.write_text("".join(f"line {number}\n" for number in range(1, 31)))
+    secret = tmp_path / "secret.py"
+    secret.write_text("secret\n" * 30)
+
+    def taps(file: Path, tap: str) -> list[str]:
+        covered = TapCoverage(f"{tap}#1:out", "out", 0, str(file), 20, 1)
+        run = SimpleNamespace(taps=[covered], headers={})
+        return list(sources(run, run)[covered.id].lines)  # type: ignore[arg-type]
+
+    assert taps(module, "package.model.Layer.forward")[6] == "line 20"
+    assert taps(secret, "package.model.Layer.forward") == []
+    assert taps(tmp_path / "package" / ".." / "secret.py", "package.model.Layer.forward") == []
+    assert taps(Path("/etc/passwd"), "etc.passwd.f") == []

@@ -189,6 +189,19 @@ def test_a_narrow_window(browser: Browser, faulty: Path) -> None:
         assert browser.run("return document.documentElement.scrollWidth") <= 360
 
 
+def test_the_evidence_of_a_tensor(browser: Browser, pictured: Path) -> None:
+    browser.open(pictured, "tensor=out%20layer_id%3D3%20step%3D0")
+    browser.wait("document.querySelectorAll('.uplot').length === 4")
+    tabs = browser.run("return [...document.querySelectorAll('[role=tab]')].map((tab) => tab.innerText)")
+    assert tabs == ["Difference", "Baseline", "Target", "Side by side", "Slider"]
+    for at, canvases in enumerate((1, 1, 1, 2, 1)):
+        browser.run("document.querySelectorAll('[role=tab]')[arguments[0]].click()", at)
+        assert browser.run("return document.querySelectorAll('.around canvas').length") == canvases
+    browser.size(360, 700)
+    browser.open(pictured, "tensor=out%20layer_id%3D3%20step%3D1")
+    assert browser.run("return document.documentElement.scrollWidth") <= 360
+
+
 def test_copy(browser: Browser, faulty: Path) -> None:
     browser.open(faulty)
     browser.run("window.copied = null; document.execCommand = () => { window.copied = document.activeElement.value }")

@@ -10,11 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from comparator.measure.picture import Picture
 from comparator.report.answer import RunRecords, answer, label_of
-from comparator.report.html.columns import pack
+from comparator.report.html.columns import pack, shortened
 from comparator.report.html.table import CATEGORIES, CHUNK, JUDGED, Table
 from comparator.report.issue_text import issue_text
 from comparator.report.runs import earlier_failure
+from comparator.report.sources import Sources
 
 FOLDER = Path(__file__).parent
 STYLES = ("vendor/uPlot.min.css", "templates/page.css")
@@ -44,15 +46,25 @@ class Page:
         self._table = Table() if table is None else table
         self._first: Mapping[str, Any] | None = None
         self._first_row = -1
+        self._pictures: dict[int, str] = {}
+        self._sources: Sources = {}
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take one record, in the order of the report."""
         if "category" not in record:
             self._records.add(record)
             return
-        row = self._table.add(record)
+        row = self._last_row = self._table.add(record)
         if record["category"] == "failed" and earlier_failure(self._first, record) is record:
             self._first, self._first_row = record, row
+
+    def draw(self, picture: Picture) -> None:
+        """Take the picture of the finding that came last."""
+        self._pictures[self._last_row] = pack(_short(asdict(picture)))
+
+    def explain(self, sources: Sources) -> None:
+        """Take where taps are in the source."""
+        self._sources = sources
 
     def text(self, *, missing: Sequence[str] = ()) -> str:
         """The page. ``missing`` says what it does not have, and why, one sentence each."""
@@ -85,6 +97,7 @@ class Page:
             "number": None if not left_out else table.rows.tolist(),
             "ranks_of": self._table.ranks.values,
             "bundles": self._table.plans(),
+            "pictures": {str(row): at for at, row in enumerate(self._pictures)},
             **table.columns,
         }
         run = {
@@ -92,6 +105,7 @@ class Page:
             "accounts": self._records.accounts[:MOST_NAMES],
             "accounts_left_out": max(0, len(self._records.accounts) - MOST_NAMES),
             "notes": self._records.notes,
+            "sources": {tap: asdict(source) for tap, source in self._sources.items()},
             "flips": (self._records.diagnosis or {}).get("flips", []),
             "config": {key: value for key, value in self._records.config.items() if value not in (None, [], "", False)},
         }
@@ -110,7 +124,17 @@ class Page:
             summary=pack(summary),
             blocks={"rows": pack(every_row), "run": pack(run)},
             details=table.blocks,
+            pictures=list(self._pictures.values()),
         )
+
+
+def _short(value: Any) -> Any:
+    """A value of JSON with floats of few digits."""
+    if isinstance(value, dict):
+        return {key: _short(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return shortened(value) if any(type(one) is float for one in value) else [_short(one) for one in value]
+    return value
 
 
 @cache

@@ -138,6 +138,12 @@ class Rows {
     return this.columns.number === null ? row : this.columns.number[row];
   }
 
+  /** Numbers that draw a finding; null where the page has none. */
+  async picture(row) {
+    const at = this.columns.pictures[this.order(row)];
+    return at === undefined ? null : block(`picture-${at}`);
+  }
+
   /** Everything that is known of a finding; null where the page does not have it. */
   async details(row) {
     const place = this.columns.detail[row];

@@ -16,6 +16,9 @@ async function tensorView(rows, label) {
     return parts;
   }
   parts.push(facts(saidOf(rows, family, row, details)));
+  parts.push(...sourceParts((await block("run")).sources[details.tap]));
+  const drawing = await rows.picture(row);
+  if (drawing !== null) parts.push(...pictureParts(drawing, details.analysis?.floor));
   const evidence = details.diff ? numbersTable(details) : null;
   if (evidence) parts.push(heading("Numbers"), evidence);
   const replicas = details.replicated_checks ?? [];
@@ -97,6 +100,19 @@ function bundleTables(bundle) {
     });
     return [make("h3", {}, `${side}, dims ${found.dims ?? "none"}`), tableOf({}, ["rank", "place", "shape", "dtype", ""], body)];
   });
+}
+
+/** The tap's line in the source, and the edit of the patch config that put it there. */
+function sourceParts(source) {
+  if (source === undefined) return [];
+  const lines = source.lines.map((line, at) => {
+    const here = source.first + at;
+    return make("span", { class: here === source.line ? "line here" : "line" }, `${String(here).padStart(5)}  ${line}`);
+  });
+  const parts = [heading(`Recorded at ${source.file}:${source.line}`)];
+  parts.push(lines.length ? make("pre", { id: "source" }, lines) : make("p", { class: "missing" }, "The file is not on the machine where the report was made."));
+  if (source.config_lines.length) parts.push(make("details", {}, make("summary", {}, `The edit in ${source.config}`), make("pre", { id: "edit" }, source.config_lines.join("\n"))));
+  return parts;
 }
 
 /** Links to the findings before and after, in the order of execution. */
