@@ -109,6 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="write JSON lines there too (default: nowhere; between two dumps of SGLang's "
         "comparator_report.jsonl in the target, '' for none)")  # fmt: skip
     add("-o", "--html", metavar="FILE", help="write the report as one page that works offline (docs/report.md)")
+    add("--junit", metavar="FILE", help="write the findings as JUnit XML")
+    add("--markdown", metavar="FILE", help="write a summary in Markdown, for the summary page of a CI job")
     add("--explain", metavar="NAME", help="print the plan for the tensors of this name; compare nothing")
     add("--strict-taps", action="store_true", help="the same as --error tap-never-fired")
     add("--allow", action="append", default=[], metavar="NAME",

@@ -116,6 +116,8 @@ def view_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("report", metavar="REPORT.jsonl")
     parser.add_argument("-o", "--html", metavar="FILE", help="default: the name of the report, with .html")
+    parser.add_argument("--junit", metavar="FILE", help="write the findings as JUnit XML too")
+    parser.add_argument("--markdown", metavar="FILE", help="write a summary in Markdown too")
     return parser
 
 

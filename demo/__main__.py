@@ -26,6 +26,9 @@ from testbed.scenario import FAULTY_ROWS, LONG_PROMPT_ROWS, ROWS, Row
 from testbed.servers import ServerError
 
 WIDTH = 120
+PAGE = "report.html"
+SHOWN = FAULTY_ROWS[0]
+"""The comparison whose report is written as a page too."""
 console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
@@ -54,7 +57,10 @@ def run(out: Path, rows: tuple[Row, ...]) -> int:
     for name in names:
         timed(f"record {name:<10} {described(LAYOUTS[name])}", partial(record, LAYOUTS[name], out / name))
 
-    outcomes = [(row, compare(out / row.baseline, out / row.target, row.flags)) for row in rows]
+    page = out / PAGE
+    outcomes = [
+        (row, compare(out / row.baseline, out / row.target, row.flags, page if row == SHOWN else None)) for row in rows
+    ]
     for _, outcome in outcomes:
         if outcome.messages:
             console.print(outcome.messages, style="yellow", markup=False)
@@ -100,6 +106,8 @@ def show_fault(out: Path, row: Row, outcome: Outcome) -> None:
     console.print(f"  {summary['passed']} passed, {summary['failed']} failed, exit code {outcome.exit_code}")
     for name in outcome.named("failed")[:1]:
         console.print(f"  the failures start at: {name}", style="red", markup=False)
+    if row == SHOWN:
+        console.print(f"  the report as a page, for a browser: {out / PAGE}", markup=False)
 
 
 def show_table(outcomes: list[tuple[Row, Outcome]]) -> None:

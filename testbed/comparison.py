@@ -53,9 +53,10 @@ def label(record: dict[str, Any]) -> str:
     return " ".join([record["name"], *(f"{key}={value}" for key, value in tags.items())])
 
 
-def compare(baseline: Path, target: Path, flags: tuple[str, ...] = ()) -> Outcome:
-    """Runs ``python -m comparator`` and reads its report."""
+def compare(baseline: Path, target: Path, flags: tuple[str, ...] = (), page: Path | None = None) -> Outcome:
+    """Runs ``python -m comparator`` and reads its report; ``page`` is where the report as a page goes."""
     command = [sys.executable, "-m", "comparator", str(baseline), str(target), *flags]
-    output = ["--output-format", "json", "--report-path", ""]
+    output = ["--output-format", "json", "--report-path", "", *([] if page is None else ["--html", str(page)])]
     done = subprocess.run([*command, *output], capture_output=True, text=True, check=False)
-    return Outcome(done.returncode, tuple(map(json.loads, done.stdout.splitlines())), done.stderr)
+    messages = [line for line in done.stderr.splitlines(keepends=True) if not line.startswith("report: ")]
+    return Outcome(done.returncode, tuple(map(json.loads, done.stdout.splitlines())), "".join(messages))

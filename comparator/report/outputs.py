@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from comparator.measure.picture import Picture
 from comparator.report.html.page import Page
+from comparator.report.junit import Junit
+from comparator.report.markdown import Markdown
 from comparator.report.records import ReportRecord, TensorComparison
 from comparator.report.sources import Sources
 
@@ -34,7 +36,7 @@ class Written(Protocol):
         """All of it; ``missing`` says what it does not have, and why."""
 
 
-MAKERS: Mapping[str, Callable[[], Written]] = {"html": Page}
+MAKERS: Mapping[str, Callable[[], Written]] = {"html": Page, "junit": Junit, "markdown": Markdown}
 """By the name of the flag that asks for it."""
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 
 from comparator.cli import main
 from comparator.measure.picture import draw
@@ -16,6 +19,8 @@ from comparator.pipeline import prepare
 from comparator.report.html.columns import pack, short, shortened, to_columns, unpack
 from comparator.report.html.page import Page
 from comparator.report.html.table import Table
+from comparator.report.junit import Junit
+from comparator.report.markdown import Markdown
 from comparator.report.sources import sources
 from dumper.reading.open import open_run
 from dumper.reading.protocol import TapCoverage
@@ -190,3 +195,62 @@ def test_only_the_source_of_a_tap_is_read(tmp_path: Path) -> None:
     assert taps(secret, "package.model.Layer.forward") == []
     assert taps(tmp_path / "package" / ".." / "secret.py", "package.model.Layer.forward") == []
     assert taps(Path("/etc/passwd"), "etc.passwd.f") == []
+
+
+MARKUP = "<b>&amp;]]>\x00\x1b[1m|`@someone`[x](http://y)\ud800"
+
+
+def test_junit(recorded: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "report.xml"
+    assert main([recorded["right"], recorded["wrong"], "-q", "--junit", str(path)]) == 1
+    suite = ElementTree.parse(path).getroot()
+    assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "3", "failures": "3", "errors": "0", "skipped": "0",
+    }  # fmt: skip
+    assert [case.get("name") for case in suite.iter("testcase")] == [
+        "verdict",
+        "out layer_id=3 step=0",
+        "out layer_id=3 step=1",
+    ]
+    assert "The runs do not agree" in str(suite.findtext("system-out"))
+    assert main([recorded["right"], recorded["right"], "-q", "--junit", str(path)]) == 0
+    assert ElementTree.parse(path).getroot().get("failures") == "0"
+    assert main([recorded["right"], recorded["other"], "-q", "--junit", str(path)]) == 1
+    suite = ElementTree.parse(path).getroot()
+    assert (suite.get("failures"), suite.get("skipped")) == ("1", "4")
+
+
+def odd_report() -> list[dict[str, object]]:
+    """A report whose names and messages hold what XML and Markdown would take for their own."""
+    records = list(report(2, 1, fault=1, taps=(MARKUP, "x|y", "z")))
+    records[4]["infos"] = [{"kind": "warning", "category": "scaled", "message": MARKUP}]
+    records[-1]["errors"] = [{"kind": "error", "category": "lost", "message": MARKUP}]
+    return records
+
+
+def test_junit_of_odd_names() -> None:
+    junit = Junit()
+    for record in odd_report():
+        junit.add(record)
+    suite = ElementTree.fromstring(junit.text())
+    assert "<b>&amp;]]>\ufffd\ufffd[1m|`@someone`[x](http://y)\ufffd layer_id=0 step=0" in [
+        case.get("name") for case in suite.iter("testcase")
+    ]
+
+
+def test_markdown(recorded: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "summary.md"
+    assert main([recorded["right"], recorded["wrong"], "-q", "--markdown", str(path)]) == 1
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("## ❌ The runs do not agree\n")
+    assert "| out layer\\_id=3 step=0 | failed |" in text
+    markdown = Markdown()
+    for record in odd_report():
+        markdown.add(record)
+    shown = MarkdownIt("gfm-like", {"linkify": False}).render(markdown.text())
+    assert "<b>" not in shown
+    assert "<a " not in shown
+    assert "<code>" not in shown
+    cells = re.findall(r"<tr>(.*?)</tr>", shown, re.DOTALL)
+    assert cells
+    assert {row.count("<td") + row.count("<th") for row in cells} == {4}
