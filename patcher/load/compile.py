@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import CodeType
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from patcher.config.load import configs_from_json
 from patcher.errors import PatchError
@@ -196,31 +196,39 @@ class _InlineWraps(ast.NodeTransformer):
         tap, value, record = node.args
         assert isinstance(record, ast.Lambda)
         # The expressions of a tap may repeat code of the target, but do not record it again.
-        record.body = _WithoutWraps().visit(record.body)
-        without = _WithoutWraps()
+        record.body = _without_wraps(record.body, [])
+        taps: list[ast.expr] = [tap]
         # A copy, because the compiler tells scopes (lambdas, comprehensions) apart by node.
-        plain = without.visit(copy.deepcopy(value))
+        plain = _without_wraps(value, taps)
         tests: list[ast.expr] = [
-            ast.copy_location(ast.Attribute(copy.deepcopy(inner), "on", ast.Load()), node)
-            for inner in (tap, *without.taps)
+            ast.copy_location(ast.Attribute(copy.deepcopy(inner), "on", ast.Load()), node) for inner in taps
         ]
         test = tests[0] if len(tests) == 1 else ast.copy_location(ast.BoolOp(ast.Or(), tests), node)
         return ast.copy_location(ast.IfExp(test, node, plain), node)
 
 
-class _WithoutWraps(ast.NodeTransformer):
-    """Takes wraps out. Those in scopes that run at another time, such as lambdas, stay: taps may be on by then."""
+_SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_Node = TypeVar("_Node", bound=ast.AST)
 
-    def __init__(self) -> None:
-        self.taps: list[ast.expr] = []
 
-    def visit(self, node: ast.AST) -> Any:
-        if isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-            return node
-        if _is_wrap(node):
-            self.taps.append(node.args[0])
-            return self.visit(node.args[1])
-        return self.generic_visit(node)
+def _without_wraps(node: _Node, taps: list[ast.expr]) -> _Node:
+    """A copy without wraps, whose taps go to the end of ``taps``.
+
+    Those in scopes that run at another time, such as lambdas, stay: taps may be on by then.
+    """
+    found: Any = node
+    while _is_wrap(found):
+        taps.append(found.args[0])
+        found = found.args[1]
+    if isinstance(found, _SCOPES):
+        return copy.deepcopy(found)  # type: ignore[return-value]
+    new = copy.copy(found)
+    for name, value in ast.iter_fields(found):
+        if isinstance(value, ast.AST):
+            setattr(new, name, _without_wraps(value, taps))
+        elif isinstance(value, list):
+            setattr(new, name, [_without_wraps(one, taps) if isinstance(one, ast.AST) else one for one in value])
+    return new  # type: ignore[no-any-return]
 
 
 def _is_wrap(node: ast.AST) -> TypeGuard[ast.Call]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from patcher.match.matcher import flatten
 from patcher.match.search import Site
-from patcher.match.statements import FunctionIndex, all_statements, start_of
+from patcher.match.statements import FunctionIndex, start_of
 from patcher.plan.edits import Edit
 
 _SHOWN = 3
@@ -63,7 +63,7 @@ def nearest_statements(patterns: Sequence[str], indexes: Sequence[FunctionIndex]
     """The statements most like any of the patterns, each with its line and a small diff."""
     scored: list[tuple[float, int, str, str]] = []
     for index in indexes:
-        for statement in all_statements(index):
+        for statement in index.in_order:
             text = index.view.text_of(statement.node)
             head = text.split("\n")[0] if flatten_body(statement.node) else text
             code = one_line(head, 300)

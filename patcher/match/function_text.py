@@ -59,12 +59,29 @@ class ReturnHook:
     """Whether the lines refer to the returned value, which is then computed first, once."""
 
 
+@dataclass(frozen=True)
+class Wrap:
+    """Text to put before and after an expression. Lines are told apart by identity, columns are those of their text."""
+
+    first: Line
+    start: int
+    last: Line
+    end: int
+    before: str
+    after: str
+
+
 @dataclass(eq=False)
 class FunctionBuffer:
     """A function's lines, decorators included, at the indentation that they have in the file."""
 
     lines: list[Line]
+    wraps: list[Wrap] = field(default_factory=list)
+    """Wraps that are not in the lines yet. Taps are not matched by later edits, so putting all of them in at once is
+    the same, and what is parsed stays as it was meanwhile."""
     _views: dict[bool, FunctionView] = field(default_factory=dict)
+    _unchanged: set[bool] = field(default_factory=set)
+    """Those of the views that are known to be of the lines as they are now."""
 
     @classmethod
     def from_source(cls, source_lines: Sequence[str], first: int, last: int) -> FunctionBuffer:
@@ -78,17 +95,48 @@ class FunctionBuffer:
 
     def view(self, *, inserted: bool = False) -> FunctionView:
         """Parse the lines that edits may match; with ``inserted`` also code that configs put in."""
-        kinds = ("source", "replaced", "inserted") if inserted else ("source", "replaced")
-        visible = [line for line in self.lines if line.kind in kinds]
         known = self._views.get(inserted)
-        # Taps are not parsed, so most edits leave what is parsed as it was.
-        if known is None or not known.is_of(visible):
-            known = self._views[inserted] = FunctionView(visible)
+        if known is None or inserted not in self._unchanged:
+            kinds = ("source", "replaced", "inserted") if inserted else ("source", "replaced")
+            visible = [line for line in self.lines if line.kind in kinds]
+            if known is None or not known.is_of(visible):
+                known = self._views[inserted] = FunctionView(visible)
+            self._unchanged.add(inserted)
         return known
 
     def insert(self, index: int, lines: Sequence[Line]) -> None:
         """Put lines before the line that is now at ``index``."""
         self.lines[index:index] = lines
+        # Taps are not parsed, so most edits leave what is parsed as it was.
+        if any(line.kind != "generated" for line in lines):
+            self.changed()
+
+    def changed(self) -> None:
+        """Lines that are parsed, or their texts, are not what they were."""
+        self._unchanged.clear()
+
+    def carry_out_wraps(self) -> None:
+        """Put all wraps into the lines. Columns that were found before mean nothing afterwards."""
+        if not self.wraps:
+            return
+        position = {id(line): number for number, line in enumerate(self.lines)}
+        pieces: dict[int, list[tuple[tuple[int, ...], str]]] = {}
+        for order, wrap in enumerate(self.wraps):
+            first, last = position[id(wrap.first)], position[id(wrap.last)]
+            # In one column, what ends comes before what begins; outer ones begin first and end last. Of two wraps of
+            # the same expression the earlier is the outer one.
+            pieces.setdefault(last, []).append(((wrap.end, 0, -first, -wrap.start, -order), wrap.after))
+            pieces.setdefault(first, []).append(((wrap.start, 1, -last, -wrap.end, order), wrap.before))
+        for number, found in pieces.items():
+            line = self.lines[number]
+            text, at = "", 0
+            for (column, *_), piece in sorted(found):
+                text += line.text[at:column] + piece
+                at = column
+            line.text = text + line.text[at:]
+            line.columns_kept = False
+        self.wraps.clear()
+        self.changed()
 
 
 class FunctionView:

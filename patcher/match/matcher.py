@@ -69,15 +69,8 @@ def flatten(body: Sequence[cst.CSTNode] | cst.BaseSuite) -> list[StatementNode]:
     return statements
 
 
-def may_match(pattern: Pattern, node: cst.CSTNode) -> bool:
-    """A quick look that tells most expressions that cannot match from those that may."""
-    wanted = pattern.expression
-    if type(wanted) is type(node):
-        return not isinstance(wanted, cst.Call) or type(wanted.func) is type(node.func) or _is_open(wanted.func)  # type: ignore[attr-defined]
-    return isinstance(wanted, _LITERALS) or _is_open(wanted)
-
-
-def _is_open(pattern: Any) -> bool:
+def is_open(pattern: Any) -> bool:
+    """Whether a pattern is ``...`` or a capture, which any expression matches."""
     return _is_any(pattern) or (isinstance(pattern, cst.Name) and bool(_capture_name(pattern)))
 
 
@@ -104,7 +97,7 @@ def match(pattern: Any, node: Any, bound: Bindings) -> Iterator[Bindings]:
 
 
 def _match_any(pattern: Any, node: Any, bound: Bindings, *, literal: bool) -> Iterator[Bindings]:
-    node = _see_through(node)
+    node = see_through(node)
     if isinstance(pattern, (list, tuple)):
         if isinstance(node, (list, tuple)):
             yield from _match_sequence(pattern, node, bound, literal)
@@ -125,7 +118,7 @@ def _match_node(pattern: cst.CSTNode, node: Any, bound: Bindings, literal: bool)
         yield from _match_block(flatten(pattern), flatten(node), bound, literal)
     elif not literal and isinstance(pattern, cst.Assign) and isinstance(node, cst.AnnAssign):
         yield from _match_annotated(pattern, node, bound)
-    elif isinstance(pattern, _LITERALS) and isinstance(node, _LITERALS):
+    elif isinstance(pattern, LITERALS) and isinstance(node, LITERALS):
         if _literal_value(pattern) == _literal_value(node):
             yield bound
     elif type(pattern) is type(node):
@@ -246,9 +239,9 @@ def _match_argument(pattern: cst.Arg, node: cst.Arg, bound: Bindings, literal: b
 
 def _match_subscript(pattern: cst.Subscript, node: cst.Subscript, bound: Bindings, literal: bool) -> Iterator[Bindings]:
     wanted, given = _indices(pattern), _indices(node)
-    if not literal and len(wanted) == 1 and _is_dots(wanted[0]):
+    if not literal and len(wanted) == 1 and is_dots(wanted[0]):
         yield bound
-    elif _is_tuple_index(pattern) == _is_tuple_index(node) or any(map(_is_dots, wanted)):
+    elif _is_tuple_index(pattern) == _is_tuple_index(node) or any(map(is_dots, wanted)):
         yield from _match_sequence(wanted, given, bound, literal)
 
 
@@ -277,7 +270,7 @@ def _match_sequence(
         if not nodes:
             yield bound
         return
-    if not literal and _is_dots(patterns[0]):
+    if not literal and is_dots(patterns[0]):
         for taken in range(len(nodes) + 1):
             yield from _match_sequence(patterns[1:], nodes[taken:], bound, literal)
         return
@@ -313,7 +306,7 @@ def _match_run(
         yield start, bound
         return
     rest = patterns[1:]
-    if _is_dots(patterns[0]):
+    if is_dots(patterns[0]):
         for end in range(start, len(block) + 1):
             yield from _match_run(rest, block, end, bound, header=header)
         return
@@ -323,7 +316,8 @@ def _match_run(
             yield from _match_run(rest, block, start + 1, found, header=header)
 
 
-def _is_dots(node: Any) -> bool:
+def is_dots(node: Any) -> bool:
+    """Whether a part of a pattern stands for any number of arguments, statements or elements."""
     if isinstance(node, cst.Arg):
         return _is_any_argument(node)
     if isinstance(node, (cst.Expr, *_SEQUENCE_ITEMS)):
@@ -364,17 +358,17 @@ def _match_open_parameters(pattern: cst.Parameters, node: cst.Parameters, bound:
 
 def _only_dots(body: cst.BaseSuite) -> bool:
     statements = flatten(body)
-    return len(statements) == 1 and _is_dots(statements[0])
+    return len(statements) == 1 and is_dots(statements[0])
 
 
-def _see_through(node: Any) -> Any:
+def see_through(node: Any) -> Any:
     """A value that an earlier edit wrapped counts as the value itself."""
     while isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value == WRAP_FUNCTION:
         node = node.args[1].value
     return node
 
 
-_LITERALS = (cst.SimpleString, cst.Integer, cst.Float, cst.Imaginary, cst.ConcatenatedString)
+LITERALS = (cst.SimpleString, cst.Integer, cst.Float, cst.Imaginary, cst.ConcatenatedString)
 
 
 def _literal_value(node: Any) -> Any:

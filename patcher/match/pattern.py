@@ -12,6 +12,7 @@ import keyword
 import re
 import textwrap
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import libcst as cst
@@ -49,6 +50,7 @@ class Pattern:
     """The pattern is only the first line of a compound statement (``if x:``): any body, any ``else``."""
 
 
+@lru_cache(maxsize=4096)
 def parse_pattern(text: str) -> Pattern:
     """Parse a pattern; raises EditError that quotes it and says where it is not Python."""
     stripped = textwrap.dedent(text).strip()

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import libcst as cst
 
+from patcher.match.candidates import Candidates
 from patcher.match.function_text import FunctionView
-from patcher.match.matcher import (
-    Bindings,
-    flatten,
-    match,
-    match_expression,
-    match_statements,
-    may_match,
-)
+from patcher.match.matcher import Bindings, flatten, match, match_expression, match_statements
 from patcher.match.pattern import Pattern
-from patcher.match.statements import Block, FunctionIndex, Point, Statement, all_statements, end_of, start_of
+from patcher.match.statements import Block, FunctionIndex, Point, Statement, end_of, start_of
 
 
 @dataclass(eq=False)
@@ -39,20 +33,18 @@ class Site:
 
 def find_pattern(index: FunctionIndex, pattern: Pattern) -> list[Site]:
     """Every place where a pattern matches, in source order."""
-    if pattern.kind == "expression":
+    if pattern.expression is not None:
         found = [
             Site(statement, statement, bindings, expression=node)
-            for node, statement in index.expressions
-            if may_match(pattern, node) and (bindings := match_expression(pattern, node)) is not None
+            for node, statement in Candidates.of(index).of_expression(pattern.expression)
+            if (bindings := match_expression(pattern, node)) is not None
         ]
         return sorted(found, key=lambda site: start_of(index.view, site.node))
     sites: list[Site] = []
-    for block in index.blocks:
-        nodes = [statement.node for statement in block.statements]
-        for start in range(len(nodes)):
-            result = match_statements(pattern, nodes, start)
-            if result is not None and result[0] > start:
-                sites.append(Site(block.statements[start], block.statements[result[0] - 1], result[1]))
+    for block, start in Candidates.of(index).of_statements(pattern.statements):
+        result = match_statements(pattern, block.nodes, start)
+        if result is not None and result[0] > start:
+            sites.append(Site(block.statements[start], block.statements[result[0] - 1], result[1]))
     return sorted(sites, key=lambda site: start_of(index.view, site.first.node))
 
 
@@ -60,31 +52,29 @@ def find_returns(index: FunctionIndex) -> list[Site]:
     """The function's own return statements."""
     return [
         Site(statement, statement, {})
-        for statement in all_statements(index)
+        for statement in index.in_order
         if statement.own_scope and isinstance(statement.node, cst.Return)
     ]
 
 
 def find_assignments(index: FunctionIndex, target: cst.CSTNode) -> list[Site]:
     """Places after which ``target`` has a new value: assignments, loops, ``with … as``, ``import … as``."""
+    candidates = Candidates.of(index)
     sites: list[Site] = []
-    inner = {id(block.suite): block for block in index.blocks}
-    for statement in all_statements(index):
-        if not statement.own_scope:
-            continue
-        for assigned, suite in _assigned(statement.node):
-            bindings = next((b for t in _leaves(assigned) for b in match(target, t, {})), None)
-            if bindings is not None:
-                body = inner.get(id(suite)) if suite is not None else None
-                sites.append(Site(statement, statement, bindings, body_start=body))
-                break
+    known: set[int] = set()
+    for assigned in candidates.of_target(target):
+        statement = assigned.statement
+        bindings = next(match(target, assigned.target, {}), None) if id(statement) not in known else None
+        if bindings is not None:
+            body = None if assigned.suite is None else index.block_of(assigned.suite)
+            sites.append(Site(statement, statement, bindings, body_start=body))
+            known.add(id(statement))
     walrus = [
         Site(statement, statement, bindings, expression=node)
-        for node, statement in index.expressions
+        for node, statement in candidates.expressions.get(("NamedExpr",), ())
         if isinstance(node, cst.NamedExpr) and statement.own_scope
         for bindings in match(target, node.target, {})
     ]
-    known = {id(site.first) for site in sites}
     sites.extend(site for site in walrus if id(site.first) not in known)
     return sorted(sites, key=lambda site: start_of(index.view, site.first.node))
 
@@ -118,33 +108,3 @@ def _branch_end(view: FunctionView, node: cst.CSTNode) -> Point:
     body = getattr(node, "body", None)
     statements = flatten(body) if isinstance(body, cst.BaseSuite) else []
     return end_of(view, statements[-1]) if statements else end_of(view, node)
-
-
-def _assigned(node: cst.CSTNode) -> Iterator[tuple[cst.CSTNode, cst.BaseSuite | None]]:
-    """Targets that a statement assigns, each with the suite at whose start the value is there."""
-    if isinstance(node, cst.Assign):
-        yield from ((target.target, None) for target in node.targets)
-    elif isinstance(node, cst.AnnAssign):
-        if node.value is not None:
-            yield node.target, None
-    elif isinstance(node, cst.AugAssign):
-        yield node.target, None
-    elif isinstance(node, cst.For):
-        yield node.target, node.body
-    elif isinstance(node, cst.With):
-        yield from ((item.asname.name, node.body) for item in node.items if item.asname is not None)
-    elif isinstance(node, (cst.Try, cst.TryStar)):
-        for handler in node.handlers:
-            if handler.name is not None:
-                yield handler.name.name, handler.body
-    elif isinstance(node, (cst.Import, cst.ImportFrom)) and not isinstance(node.names, cst.ImportStar):
-        for alias in node.names:
-            yield (alias.asname.name if alias.asname is not None else alias.name), None
-
-
-def _leaves(target: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """The single targets in a target, tuples and stars taken apart; the whole target first."""
-    yield target
-    if isinstance(target, (cst.Tuple, cst.List)):
-        for element in target.elements:
-            yield from _leaves(element.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import libcst as cst
@@ -22,6 +23,11 @@ class Block:
     statements: list[Statement] = field(default_factory=list)
     owner: Statement | None = None
     suite: cst.CSTNode | None = None
+
+    @cached_property
+    def nodes(self) -> list[cst.BaseSmallStatement | cst.BaseCompoundStatement]:
+        """The nodes of the statements."""
+        return [statement.node for statement in self.statements]
 
 
 @dataclass(eq=False)
@@ -48,6 +54,22 @@ class FunctionIndex:
     expressions: list[tuple[cst.CSTNode, Statement]]
     branches: list[tuple[cst.CSTNode, Statement]]
     """``elif`` parts and handlers: nodes that patterns of ``inside`` may name besides statements."""
+    derived: dict[str, Any] = field(default_factory=dict)
+    """What has been worked out from it, by whoever did."""
+
+    @cached_property
+    def in_order(self) -> list[Statement]:
+        """Every statement of the function in source order, nested ones after the one that holds them."""
+        found = [statement for block in self.blocks for statement in block.statements]
+        return sorted(found, key=lambda statement: start_of(self.view, statement.node))
+
+    @cached_property
+    def _blocks_by_suite(self) -> dict[int, Block]:
+        return {id(block.suite): block for block in self.blocks}
+
+    def block_of(self, suite: cst.CSTNode) -> Block | None:
+        """The block of a suite."""
+        return self._blocks_by_suite.get(id(suite))
 
 
 def index_function(view: FunctionView, function: cst.FunctionDef) -> FunctionIndex:
@@ -55,12 +77,6 @@ def index_function(view: FunctionView, function: cst.FunctionDef) -> FunctionInd
     walker = _Walker()
     body = walker.block(function.body, None, own_scope=True)
     return FunctionIndex(view, function, body, walker.blocks, walker.expressions, walker.branches)
-
-
-def all_statements(index: FunctionIndex) -> list[Statement]:
-    """Every statement of the function in source order, nested ones after the one that holds them."""
-    found = [statement for block in index.blocks for statement in block.statements]
-    return sorted(found, key=lambda statement: start_of(index.view, statement.node))
 
 
 def start_of(view: FunctionView, node: cst.CSTNode) -> Point:

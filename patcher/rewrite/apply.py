@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import libcst as cst
 
 from patcher.errors import EditError
-from patcher.generated_names import RETURN_VARIABLE, WRAP_FUNCTION
+from patcher.generated_names import RETURN_VARIABLE
 from patcher.match.choose import Choice, FunctionScope, choose, is_whole_statement, sites_of
-from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, Kind, Line, ReturnHook, Role
+from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, Kind, Line, ReturnHook, Role, Wrap
 from patcher.match.pattern import ARGUMENTS_CAPTURE, MATCH_CAPTURE, RETURN_CAPTURES
 from patcher.match.search import Site
 from patcher.match.statements import FunctionIndex, Statement, end_of, start_of
@@ -21,41 +21,67 @@ from patcher.rewrite.inserted_code import (
     tagged_lines,
     tap_lines,
     uses_capture,
-    wrapped_value,
+    wrapping,
 )
 from patcher.rewrite.splice import isolate, needs_isolation, replace_range, replace_statements
-from patcher.rewrite.taps import InsertionPoint, TapTable
+from patcher.rewrite.taps import InsertionPoint, TargetEdit
 
 
-def apply_edit(scopes: Sequence[FunctionScope], edit: Edit, target: str, taps: TapTable) -> list[int]:
+def apply_edit(scopes: Sequence[FunctionScope], what: TargetEdit) -> list[int]:
     """Apply an edit; returns the original line of every place. Raises EditError when it does not land.
 
     ``scopes`` are all definitions of the target (two in ``if …: def f … else: def f …``); the edit has to
     land as if they were one function, except that ``entry`` and ``return`` mean each of them.
     """
+    edit = what.edit
+    if edit.action == "replace":
+        # What is replaced has to be all there.
+        for scope in scopes:
+            scope.buffer.carry_out_wraps()
     if edit.place == "entry":
-        return [_at_entry(scope, edit, target, taps) for scope in scopes]
-    chosen = choose(scopes, edit)
+        return [_at_entry(scope, what) for scope in scopes]
     lines: list[int] = []
-    for scope, count in chosen:
-        lines.extend(_apply_at(scope, edit, target, taps, count))
+    for scope, choice in choose(scopes, edit):
+        lines.extend(_apply_at(scope, what, choice))
     return sorted(lines)
 
 
-def _apply_at(scope: FunctionScope, edit: Edit, target: str, taps: TapTable, choice: Choice) -> list[int]:
+def _apply_at(scope: FunctionScope, what: TargetEdit, choice: Choice) -> list[int]:
     lines: list[int] = []
     if choice.end:
-        lines.append(_hook_end(scope, edit, target, taps))
-    index, sites = _found(scope, edit, choice)
-    # From the last place to the first, so that earlier places stay where they were found.
+        lines.append(_hook_end(scope, what))
+    _isolate_chosen(scope, what.edit, choice)
+    index, sites = _found(scope, what.edit, choice)
+    # From the last place to the first, so that earlier places stay where they were found: those that end before
+    # anything that has changed, on lines of their own.
+    changed_from = None
     for number in reversed(choice.numbers):
-        if scope.index(inserted=choice.inserted) is not index:
-            index, sites = _found(scope, edit, choice)
-        while (crowded := _crowded(edit, sites[number])) is not None:
-            isolate(scope.buffer, index.view, crowded)
-            index, sites = _found(scope, edit, choice)
-        lines.append(_apply_to_site(scope, index, sites[number], edit, target, taps))
+        overlaps = changed_from is not None and end_of(index.view, _last_node(sites[number]))[0] >= changed_from
+        if overlaps and scope.index(inserted=choice.inserted) is not index:
+            index, sites = _found(scope, what.edit, choice)
+        lines.append(_apply_to_site(scope, index, sites[number], what))
+        changed_from = start_of(index.view, sites[number].first.node)[0]
     return lines
+
+
+def _last_node(site: Site) -> cst.CSTNode:
+    return site.expression if site.expression is not None else site.last.node
+
+
+def _isolate_chosen(scope: FunctionScope, edit: Edit, choice: Choice) -> None:
+    """Set statements apart that share a line with others and must not."""
+    while True:
+        index, sites = _found(scope, edit, choice)
+        crowded = [statement for number in choice.numbers if (statement := _crowded(edit, sites[number])) is not None]
+        if not crowded:
+            return
+        if scope.buffer.wraps:
+            scope.buffer.carry_out_wraps()
+            continue
+        # All of them by the same parse, from the last to the first; several of one line in as many rounds.
+        by_line = {id(index.view.line_at(start_of(index.view, statement.node)[0])): statement for statement in crowded}
+        for statement in sorted(by_line.values(), key=lambda one: start_of(index.view, one.node), reverse=True):
+            isolate(scope.buffer, index.view, statement)
 
 
 def _found(scope: FunctionScope, edit: Edit, choice: Choice) -> tuple[FunctionIndex, list[Site]]:
@@ -76,27 +102,34 @@ def _crowded(edit: Edit, site: Site) -> Statement | None:
     return next((statement for statement in candidates if needs_isolation(statement)), None)
 
 
-def _apply_to_site(
-    scope: FunctionScope, index: FunctionIndex, site: Site, edit: Edit, target: str, taps: TapTable
-) -> int:
-    view = index.view
+def _apply_to_site(scope: FunctionScope, index: FunctionIndex, site: Site, what: TargetEdit) -> int:
+    view, edit = index.view, what.edit
     anchor = view.line_at(start_of(view, site.node)[0])
-    point = InsertionPoint(edit, target, anchor.origin, _captures(index, site, edit), taps)
+    point = what.at(anchor.origin, _captures(index, site, edit))
     if edit.place == "return":
         _hook_return(view, site, point)
-    elif edit.action == "wrap":
-        assert isinstance(edit.content, Dump)
-        assert site.expression is not None
-        new = wrapped_value(edit.content, point, _as_operand(view, site.expression), WRAP_FUNCTION)
-        replace_range(view, site.expression, new)
+    elif edit.action == "wrap" or _is_recorded_walrus(edit, site):
+        _wrap(scope.buffer, view, site, point)
     elif edit.action == "replace":
         _replace(scope.buffer, index, site, point)
-    elif isinstance(site.expression, cst.NamedExpr) and edit.place == "assign" and isinstance(edit.content, Dump):
-        new = wrapped_value(edit.content, point, _as_operand(view, site.expression), WRAP_FUNCTION)
-        replace_range(view, site.expression, new)
     else:
         _insert(scope.buffer, index, site, point)
     return anchor.origin
+
+
+def _is_recorded_walrus(edit: Edit, site: Site) -> bool:
+    return edit.place == "assign" and isinstance(site.expression, cst.NamedExpr) and isinstance(edit.content, Dump)
+
+
+def _wrap(buffer: FunctionBuffer, view: FunctionView, site: Site, point: InsertionPoint) -> None:
+    assert isinstance(point.edit.content, Dump)
+    assert site.expression is not None
+    before, after = wrapping(point.edit.content, point)
+    if not isinstance(site.expression, _ATOMS):
+        before, after = f"{before}(", f"){after}"
+    position = view.range(site.expression)
+    first, last = view.line_at(position.start.line), view.line_at(position.end.line)
+    buffer.wraps.append(Wrap(first, position.start.column, last, position.end.column, before, after))
 
 
 def _captures(index: FunctionIndex, site: Site, edit: Edit) -> dict[str, str]:
@@ -148,16 +181,23 @@ def _kind(edit: Edit) -> Kind:
     return "inserted" if isinstance(edit.content, Code) else "generated"
 
 
-def _at_entry(scope: FunctionScope, edit: Edit, target: str, taps: TapTable) -> int:
-    index = scope.index()
-    first = index.body.statements[0]
-    if needs_isolation(first):
-        isolate(scope.buffer, index.view, first)
-        index = scope.index()
+def _at_entry(scope: FunctionScope, what: TargetEdit) -> int:
+    index = set_apart(scope, 0)
     line = entry_line(index)
-    point = InsertionPoint(edit, target, line.origin, {ARGUMENTS_CAPTURE: _arguments(index)}, taps)
-    insert_at_entry(scope.buffer, index, _content_lines(point, None), _kind(edit), point.owner)
+    point = what.at(line.origin, {ARGUMENTS_CAPTURE: _arguments(index)})
+    insert_at_entry(scope.buffer, index, _content_lines(point, None), _kind(what.edit), point.owner)
     return line.origin
+
+
+def set_apart(scope: FunctionScope, number: int) -> FunctionIndex:
+    """Give one of the statements of a function's body lines of its own; returns the function as it is then."""
+    index = scope.index()
+    if not needs_isolation(index.body.statements[number]):
+        return index
+    scope.buffer.carry_out_wraps()
+    index = scope.index()
+    isolate(scope.buffer, index.view, index.body.statements[number])
+    return scope.index()
 
 
 def entry_line(index: FunctionIndex) -> Line:
@@ -211,15 +251,11 @@ def _hook_return(view: FunctionView, site: Site, point: InsertionPoint) -> None:
     line.returns.append(_hook(point))
 
 
-def _hook_end(scope: FunctionScope, edit: Edit, target: str, taps: TapTable) -> int:
-    index = scope.index()
-    if needs_isolation(index.body.statements[-1]):
-        isolate(scope.buffer, index.view, index.body.statements[-1])
-        index = scope.index()
+def _hook_end(scope: FunctionScope, what: TargetEdit) -> int:
+    index = set_apart(scope, -1)
     last = index.view.line_at(end_of(index.view, index.body.statements[-1].node)[0])
     captures = {**dict.fromkeys(RETURN_CAPTURES, RETURN_VARIABLE), ARGUMENTS_CAPTURE: _arguments(index)}
-    point = InsertionPoint(edit, target, last.origin, captures, taps)
-    hook = _hook(point)
+    hook = _hook(what.at(last.origin, captures))
     indent = _indent(index.view, index.body.statements[0])
     value = [CodeLine(f"{RETURN_VARIABLE} = None")] if hook.needs_value else []
     position = _skip_after(scope.buffer, scope.buffer.lines.index(last) + 1, indent)
@@ -304,7 +340,7 @@ def _replace(buffer: FunctionBuffer, index: FunctionIndex, site: Site, point: In
                 f"{edit.content.origin}: the pattern matches an expression within a statement, so an expression "
                 f"has to replace it, not {edit.content.text.strip()!r}"
             )
-        replace_range(view, site.expression, f"({new})")
+        replace_range(buffer, view, site.expression, f"({new})")
         return
     code = config_code(edit.content, point) if edit.content.text.strip() else []
     if not code and len(site.first.block.statements) == site.last.index - site.first.index + 1:

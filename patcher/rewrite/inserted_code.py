@@ -6,10 +6,11 @@ import ast
 import difflib
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 from patcher.config.yaml_source import Origin
 from patcher.errors import EditError
-from patcher.generated_names import DUMPER, DUMPER_NAME, TAPS, VALUE_VARIABLE
+from patcher.generated_names import DUMPER, DUMPER_NAME, TAPS, VALUE_VARIABLE, WRAP_FUNCTION
 from patcher.match.function_text import CodeLine
 from patcher.match.pattern import captured_names, substitute
 from patcher.plan.edits import Code, ConditionalDims, Dump, ShortForm, Step, Tags
@@ -69,18 +70,18 @@ def tagged_lines(tags: Tags, point: InsertionPoint, statements: str) -> list[Cod
     return [header, *body]
 
 
-def wrapped_value(dump: Dump, point: InsertionPoint, matched: str, wrap_function: str) -> str:
-    """The expression form: evaluates ``matched`` once, records it (or ``value``), and is its value."""
+def wrapping(dump: Dump, point: InsertionPoint) -> tuple[str, str]:
+    """What goes before and after an expression that is then evaluated once and recorded (it, or ``value``)."""
     number = point.tap_of(dump)
     variable = VALUE_VARIABLE
-    inner = InsertionPoint(point.edit, point.target, point.line, {**point.captures, "MATCH": variable}, point.taps)
+    inner = replace(point, captures={**point.captures, "MATCH": variable})
     value = variable if dump.value is None else _expression(dump.value, inner)
     tap = f"{TAPS}[{number}]"
     record = f"{tap}.record({_record_arguments(dump, inner, value)})"
     if dump.condition is not None:
         record = f"{record} if {_condition(dump.condition, inner)} else None"
     record = f"lambda {variable}: {record}"
-    return f"{wrap_function}({tap}, {matched}, {record})"
+    return f"{WRAP_FUNCTION}({tap}, ", f", {record})"
 
 
 def config_code(code: Code, point: InsertionPoint) -> list[CodeLine]:

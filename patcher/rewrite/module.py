@@ -14,12 +14,11 @@ from patcher.errors import EditError, PatchError, TargetError
 from patcher.generated_names import DUMPER, RETURN_VARIABLE, TAPS, WRAP_FUNCTION
 from patcher.match.choose import FunctionScope
 from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, Line
-from patcher.match.statements import Statement, all_statements, end_of, index_function, start_of
+from patcher.match.statements import Statement, end_of, index_function, start_of
 from patcher.plan.edits import Code, Edit, FunctionPatch, ModulePatch
-from patcher.rewrite.apply import apply_edit, insert_at_entry
+from patcher.rewrite.apply import apply_edit, insert_at_entry, set_apart
 from patcher.rewrite.inserted_code import config_code
-from patcher.rewrite.splice import isolate, needs_isolation
-from patcher.rewrite.taps import InsertionPoint, Tap, TapTable
+from patcher.rewrite.taps import Tap, TapTable, TargetEdit
 from patcher.rewrite.undefined_names import PREAMBLE, NameChecker
 from patcher.source.definitions import find_definitions, functions_within
 
@@ -191,9 +190,9 @@ def _land(
     if undefined and edit.optional:
         return replace(landing, error=_undefined(edit.origin, undefined))
     try:
-        lines = apply_edit(scopes, edit, target, taps)
+        lines = apply_edit(scopes, TargetEdit(edit, target, taps))
     except PatchError as error:
-        del taps.taps[before:]
+        taps.forget(before)
         return replace(landing, error=str(error))
     names = tuple(tap.id for tap in taps.taps[before:])
     message = _undefined(edit.origin, undefined) if undefined else None
@@ -207,19 +206,16 @@ def _failed(landing: Landing, owner: str, message: str) -> Landing:
 
 
 def _insert_preamble(scope: FunctionScope, preamble: Code, patch: FunctionPatch, taps: TapTable) -> None:
-    index = scope.index()
-    if needs_isolation(index.body.statements[0]):
-        isolate(scope.buffer, index.view, index.body.statements[0])
-        index = scope.index()
+    index = set_apart(scope, 0)
     first = index.view.line_at(start_of(index.view, index.body.statements[0].node)[0])
     edit = Edit(0, preamble.origin, "entry", (), "before", preamble, preamble=preamble.text)
-    point = InsertionPoint(edit, patch.target, first.origin, {}, taps)
-    code: list[CodeLine] = config_code(preamble, point)
+    code: list[CodeLine] = config_code(preamble, TargetEdit(edit, patch.target, taps).at(first.origin, {}))
     insert_at_entry(scope.buffer, index, code, "inserted", f"{patch.target}#preamble")
 
 
 def _finish(buffer: FunctionBuffer) -> None:
     """Carry out what was asked for at return statements, now that no edit can match them any more."""
+    buffer.carry_out_wraps()
     if not any(line.returns for line in buffer.lines):
         return
     view = FunctionView(list(buffer.lines))
@@ -227,7 +223,7 @@ def _finish(buffer: FunctionBuffer) -> None:
     index = index_function(view, unit)
     hooked = [
         statement
-        for statement in all_statements(index)
+        for statement in index.in_order
         if isinstance(statement.node, cst.Return) and view.line_at(start_of(view, statement.node)[0]).returns
     ]
     for statement in reversed(hooked):

@@ -12,7 +12,7 @@ from patcher.match.search import Site
 from patcher.match.statements import Statement, end_of, start_of
 
 
-def replace_range(view: FunctionView, node: cst.CSTNode, new: str) -> None:
+def replace_range(buffer: FunctionBuffer, view: FunctionView, node: cst.CSTNode, new: str) -> None:
     """Put ``new`` in the place of an expression. The number of lines stays the same.
 
     When the new text has more lines than the old, the further ones join the last line's text: they can only
@@ -32,6 +32,7 @@ def replace_range(view: FunctionView, node: cst.CSTNode, new: str) -> None:
     for line, text in zip(lines, texts, strict=True):
         line.text = text
         line.columns_kept = False
+    buffer.changed()
 
 
 def replace_statements(
@@ -65,6 +66,7 @@ def replace_statements(
         )
         for number, line in enumerate(code)
     ]
+    buffer.changed()
 
 
 def needs_isolation(statement: Statement) -> bool:
@@ -96,6 +98,7 @@ def isolate(buffer: FunctionBuffer, view: FunctionView, statement: Statement) ->
     position = buffer.lines.index(old[0])
     for line in old:
         buffer.lines.remove(line)
+    buffer.changed()
     for line in old:
         for hook in line.returns:
             _line_of_return(lines).returns.append(hook)

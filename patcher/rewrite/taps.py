@@ -46,24 +46,28 @@ class TapTable:
     def __init__(self, file: str) -> None:
         self.file = file
         self.taps: list[Tap] = []
+        self._numbers: dict[tuple[str, str], int] = {}
 
     def add(self, tap: Tap) -> int:
         """Number of the tap; places of one edit that record under one name share a tap."""
-        for number, known in enumerate(self.taps):
-            if (known.id, known.kind) == (tap.id, tap.kind):
-                return number
-        self.taps.append(tap)
-        return len(self.taps) - 1
+        number = self._numbers.setdefault((tap.id, tap.kind), len(self.taps))
+        if number == len(self.taps):
+            self.taps.append(tap)
+        return number
+
+    def forget(self, count: int) -> None:
+        """Keep the first ``count`` taps only: those after them belong to an edit that does not land."""
+        for tap in self.taps[count:]:
+            del self._numbers[tap.id, tap.kind]
+        del self.taps[count:]
 
 
 @dataclass(frozen=True)
-class InsertionPoint:
-    """What generated code needs to know of the place where it goes."""
+class TargetEdit:
+    """An edit on its way into a target."""
 
     edit: Edit
     target: str
-    line: int
-    captures: Mapping[str, str]
     taps: TapTable
 
     @property
@@ -71,11 +75,33 @@ class InsertionPoint:
         """The edit, for messages: ``target#number``."""
         return f"{self.target}#{self.edit.number}"
 
+    def at(self, line: int, captures: Mapping[str, str]) -> InsertionPoint:
+        """One of its places."""
+        return InsertionPoint(self, line, captures)
+
+
+@dataclass(frozen=True)
+class InsertionPoint:
+    """What generated code needs to know of the place where it goes."""
+
+    what: TargetEdit
+    line: int
+    captures: Mapping[str, str]
+
+    @property
+    def edit(self) -> Edit:
+        """The edit that puts code there."""
+        return self.what.edit
+
+    @property
+    def owner(self) -> str:
+        """The edit, for messages: ``target#number``."""
+        return self.what.owner
+
     def tap(self, name: str, kind: Literal["dump", "step", "tags"] = "dump", **settings: Any) -> int:
         """Number of this edit's tap of that name; ``settings`` are the other fields of ``Tap``."""
-        return self.taps.add(
-            Tap(f"{self.owner}:{name}", name, kind, self.target, self.taps.file, self.line, **settings)
-        )
+        taps, target = self.what.taps, self.what.target
+        return taps.add(Tap(f"{self.owner}:{name}", name, kind, target, taps.file, self.line, **settings))
 
     def tap_of(self, dump: Dump) -> int:
         """Number of the tap of a short form."""
