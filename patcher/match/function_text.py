@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import libcst as cst
 from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
@@ -115,6 +116,20 @@ class FunctionBuffer:
         """Lines that are parsed, or their texts, are not what they were."""
         self._unchanged.clear()
 
+    def remember(self) -> Callable[[], None]:
+        """What puts everything back as it is now."""
+        lines = [(line, line.text, line.columns_kept, list(line.returns)) for line in self.lines]
+        wraps = list(self.wraps)
+
+        def restore() -> None:
+            for line, text, kept, returns in lines:
+                line.text, line.columns_kept, line.returns = text, kept, returns
+            self.lines = [line for line, *_ in lines]
+            self.wraps = wraps
+            self.changed()
+
+        return restore
+
     def carry_out_wraps(self) -> None:
         """Put all wraps into the lines. Columns that were found before mean nothing afterwards."""
         if not self.wraps:
@@ -139,6 +154,26 @@ class FunctionBuffer:
         self.changed()
 
 
+class _Parsed:
+    """A parsed text."""
+
+    def __init__(self, source: str) -> None:
+        self.module = cst.parse_module(source)
+        # MetadataWrapper.resolve walks the whole tree once more, for providers that nobody asked for.
+        self.positions = PositionProvider()._gen(MetadataWrapper(self.module, unsafe_skip_copy=True))
+
+
+_alive: WeakValueDictionary[str, _Parsed] = WeakValueDictionary()
+"""Parsed texts that somebody holds anyway."""
+
+
+def _parsed(source: str) -> _Parsed:
+    found = _alive.get(source)
+    if found is None:
+        found = _alive[source] = _Parsed(source)
+    return found
+
+
 class FunctionView:
     """A parsed snapshot of a buffer. Positions lead back to the buffer's line objects."""
 
@@ -150,10 +185,9 @@ class FunctionView:
         indented = bool(lines) and lines[0].text[:1].isspace()
         self._shift = 1 if indented else 0
         source = "\n".join([_WRAPPER] * self._shift + [line.text for line in lines]) + "\n"
-        module = cst.parse_module(source)
-        wrapper = MetadataWrapper(module, unsafe_skip_copy=True)
-        self.positions = wrapper.resolve(PositionProvider)
-        self.module = module
+        self._parsed = _parsed(source)
+        self.module = self._parsed.module
+        self.positions = self._parsed.positions
 
     def is_of(self, lines: Sequence[Line]) -> bool:
         """Whether a parse of these lines would give the same snapshot."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import libcst as cst
 
 from patcher.errors import EditError
-from patcher.generated_names import RETURN_VARIABLE
+from patcher.generated_names import RETURN_VARIABLE, WRAP_FUNCTION
 from patcher.match.choose import Choice, FunctionScope, choose, is_whole_statement, sites_of
 from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, Kind, Line, ReturnHook, Role, Wrap
 from patcher.match.pattern import ARGUMENTS_CAPTURE, MATCH_CAPTURE, RETURN_CAPTURES
@@ -340,12 +340,21 @@ def _replace(buffer: FunctionBuffer, index: FunctionIndex, site: Site, point: In
                 f"{edit.content.origin}: the pattern matches an expression within a statement, so an expression "
                 f"has to replace it, not {edit.content.text.strip()!r}"
             )
+        _refuse_lost_wraps(point, view.text_of(site.expression), new)
         replace_range(buffer, view, site.expression, f"({new})")
         return
     code = config_code(edit.content, point) if edit.content.text.strip() else []
+    _refuse_lost_wraps(point, _text_of_statements(buffer, view, site), "\n".join(line.text for line in code))
     if not code and len(site.first.block.statements) == site.last.index - site.first.index + 1:
         code = [CodeLine("pass")]
     replace_statements(buffer, view, site, code, _indent(view, site.first), point.owner)
+
+
+def _refuse_lost_wraps(point: InsertionPoint, old: str, new: str) -> None:
+    if new.count(WRAP_FUNCTION) < old.count(WRAP_FUNCTION):
+        raise EditError(
+            f"{point.owner} would replace code in which an earlier edit has put a tap; put the replacing edit before it"
+        )
 
 
 def _text_of_statements(buffer: FunctionBuffer, view: FunctionView, site: Site) -> str:

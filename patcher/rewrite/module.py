@@ -189,10 +189,14 @@ def _land(
     landing = Landing(target, edit.number, edit.summary, edit.origin, optional=edit.optional)
     if undefined and edit.optional:
         return replace(landing, error=_undefined(edit.origin, undefined))
+    # Of an edit that need not land nothing may stay when it fails at one of its places.
+    restore = [scope.buffer.remember() for scope in scopes] if edit.optional else []
     try:
         lines = apply_edit(scopes, TargetEdit(edit, target, taps))
     except PatchError as error:
         taps.forget(before)
+        for put_back in restore:
+            put_back()
         return replace(landing, error=str(error))
     names = tuple(tap.id for tap in taps.taps[before:])
     message = _undefined(edit.origin, undefined) if undefined else None

@@ -15,6 +15,7 @@ from typing import Any
 
 from patcher.errors import TargetError
 from patcher.source.archives import Archive, split_archive_path
+from patcher.source.top_level import TopLevel
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class ModuleFile:
         except (SyntaxError, ValueError) as error:
             raise TargetError(f"{self.file}: does not parse: {error}") from None
 
+    @cached_property
+    def top_level(self) -> TopLevel:
+        """What the names at its top level stand for."""
+        return TopLevel.of(self.tree.body)
+
     def _no_source(self) -> str:
         suffix = "" if self.file is None else Path(self.file).name
         if any(suffix.endswith(end) for end in importlib.machinery.EXTENSION_SUFFIXES):
@@ -91,6 +97,8 @@ class ModuleFinder:
         self.roots = [root for source in sources for root in source_roots(source)]
         self.path = list(path)
         self._known: dict[str, ModuleFile | None] = {}
+        self.classes: dict[tuple[str, tuple[str, ...]], tuple[ModuleFile, tuple[str, ...]] | None] = {}
+        """Where the class is that a name means in a module, as far as it was looked for."""
 
     def find(self, name: str) -> ModuleFile | None:
         """The module, or None when there is none of that name. Parents are found, not imported."""

@@ -110,10 +110,10 @@ def _lookup(module: ModuleFile, path: tuple[str, ...], finder: ModuleFinder, hop
     """Follow a name from a module's top level to a function definition."""
     if hops > _MAX_HOPS:
         return None
-    if find_definitions(module.tree, path):
+    if _has_function(module, path):
         return module, path
     for count in range(len(path) - 1, 0, -1):
-        if find_class(module.tree.body, path[:count]) is not None:
+        if _own_class(module, path[:count]) is not None:
             return _in_class(module, path[:count], path[count:], finder, hops)
     return next(
         (
@@ -131,14 +131,14 @@ def _in_class(
     """A member of a class: its own, another name for one, or a base's, in method resolution order."""
     for owner, owner_path in _resolution_order(module, class_path, finder, hops):
         member = (*owner_path, *rest)
-        if find_definitions(owner.tree, member):
+        if _has_function(owner, member):
             return owner, member
-        node = find_class(owner.tree.body, owner_path)
+        node = _own_class(owner, owner_path)
         assert node is not None
         alias = _assigned_name(node.body, rest[0])
         if alias is not None:
             inside = (*owner_path, *alias, *rest[1:])
-            if find_definitions(owner.tree, inside):
+            if _has_function(owner, inside):
                 return owner, inside
             return _lookup(owner, (*alias, *rest[1:]), finder, hops + 1)
     return None
@@ -147,7 +147,7 @@ def _in_class(
 def _resolution_order(module: ModuleFile, class_path: tuple[str, ...], finder: ModuleFinder, hops: int) -> list[Found]:
     """The class and its bases as far as their source can be found, in Python's order (C3)."""
     own: Found = (module, class_path)
-    node = find_class(module.tree.body, class_path)
+    node = _own_class(module, class_path)
     if node is None or hops > _MAX_HOPS:
         return [own]
     bases: list[Found] = []
@@ -175,6 +175,19 @@ def _merge(orders: list[list[Found]]) -> list[Found]:
     return merged
 
 
+def find_method(module: ModuleFile, class_path: tuple[str, ...], name: str, finder: ModuleFinder) -> Found | None:
+    """A method of a class, perhaps inherited; None when there is none whose source can be found."""
+    return _in_class(module, class_path, (name,), finder, 0)
+
+
+def _own_class(module: ModuleFile, path: Sequence[str]) -> ast.ClassDef | None:
+    return find_class(module.tree.body, path) if path[0] in module.top_level.defined else None
+
+
+def _has_function(module: ModuleFile, path: Sequence[str]) -> bool:
+    return path[0] in module.top_level.defined and bool(find_definitions(module.tree, path))
+
+
 def find_class_named(module: ModuleFile, path: tuple[str, ...], finder: ModuleFinder) -> Found | None:
     """The class that a name means in a module, followed through imports."""
     return _find_class(module, path, finder, 0)
@@ -188,10 +201,20 @@ def _class_of(module: ModuleFile, base: ast.expr, finder: ModuleFinder) -> Found
 
 
 def _find_class(module: ModuleFile, path: tuple[str, ...], finder: ModuleFinder, hops: int) -> Found | None:
+    key = (module.name, path)
+    if key not in finder.classes:
+        found = _look_for_class(module, path, finder, hops)
+        if found is None and hops:
+            return None  # perhaps only because it was too far
+        finder.classes[key] = found
+    return finder.classes[key]
+
+
+def _look_for_class(module: ModuleFile, path: tuple[str, ...], finder: ModuleFinder, hops: int) -> Found | None:
     if hops > _MAX_HOPS:
         return None
     try:
-        if find_class(module.tree.body, path) is not None:
+        if _own_class(module, path) is not None:
             return module, path
         candidates = list(_followed(module, path[0], finder))
     except TargetError:  # a base in a C extension
@@ -207,28 +230,22 @@ def _find_class(module: ModuleFile, path: tuple[str, ...], finder: ModuleFinder,
 
 def _followed(module: ModuleFile, name: str, finder: ModuleFinder) -> Iterator[Found]:
     """Where else a module-level name may come from: imports, star imports, another name for it."""
-    stars: list[str] = []
-    for node in statements_in(module.tree.body):
+    names = module.top_level
+    for node, alias in names.imported.get(name, ()):
         if isinstance(node, ast.ImportFrom):
-            source = _absolute(module, node)
-            for alias in node.names:
-                if alias.name == "*":
-                    stars.append(source)
-                elif (alias.asname or alias.name) == name:
-                    yield from _imported(source, alias.name, finder)
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                wanted = alias.name if alias.asname else alias.name.split(".")[0]
-                if (alias.asname or wanted) == name and (found := finder.find(wanted)) is not None:
-                    yield found, ()
-    alias_path = _assigned_name(module.tree.body, name)
+            yield from _imported(_absolute(module, node), alias.name, finder)
+        else:
+            found = finder.find(alias.name if alias.asname else name)
+            if found is not None:
+                yield found, ()
+    alias_path = dotted_name(names.assigned[name]) if name in names.assigned else None
     if alias_path is not None and alias_path != (name,):
         yield module, alias_path
     submodule = finder.find(f"{module.name}.{name}") if module.is_package else None
     if submodule is not None:
         yield submodule, ()
-    for source in stars:
-        yield from _imported(source, name, finder)
+    for star in names.stars:
+        yield from _imported(_absolute(module, star), name, finder)
 
 
 def _imported(source: str, name: str, finder: ModuleFinder) -> Iterator[Found]:

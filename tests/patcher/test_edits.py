@@ -526,3 +526,30 @@ def test_a_tap_with_a_condition_and_dims_that_depend_on_one(tmp_path: Path) -> N
 )
 def test_tags_and_dims_are_checked(tmp_path: Path, edit: str, message: str) -> None:
     assert message in errors(tmp_path, "def f(a):\n    return a\n", f"- {edit}")
+
+
+def test_nothing_stays_of_an_optional_edit_that_fails_at_one_of_its_places(tmp_path: Path) -> None:
+    source = "def f(a):\n    g(a)\n    return g(a)\n"
+    first = "- {match: g(...), nth: all, after: {name: b, value: a}, optional: true}"
+    assert edit(tmp_path, source, first) == source
+
+
+@pytest.mark.parametrize(
+    "change", ["match: 'h($X, $Y)', replace: 'k($X)'", "match: 'return h(...)', replace: return 1"]
+)
+def test_code_that_holds_a_wrapped_value_is_not_replaced(tmp_path: Path, change: str) -> None:
+    source = "def f(a):\n    return h(g(a), a)\n"
+    wrap = "- {wrap: g(...), dump: {name: g}}"
+    assert "would replace code in which an earlier edit has put a tap" in errors(
+        tmp_path, source, f"{wrap}\n- {{{change}}}"
+    )
+
+
+def test_a_wrapped_value_takes_part_in_what_comes_later(tmp_path: Path) -> None:
+    source = "def f(a):\n    if a: return h(g(a), a)\n"
+    edits = "- {wrap: g(...), dump: {name: g}}\n- {match: 'return h(...)', before: x = 1}\n- {wrap: h(...), dump: {name: h}}"
+    record = ", lambda __tensortap_value__: __tensortap_taps__[{}].record(__tensortap_value__))"
+    assert edit(tmp_path, source, edits) == (
+        "def f(a):\n    if a:\n        x = 1\n        return __tensortap_wrap__(__tensortap_taps__[1], "
+        f"h(__tensortap_wrap__(__tensortap_taps__[0], g(a){record.format(0)}, a){record.format(1)}\n"
+    )
