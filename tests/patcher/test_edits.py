@@ -534,9 +534,7 @@ def test_nothing_stays_of_an_optional_edit_that_fails_at_one_of_its_places(tmp_p
     assert edit(tmp_path, source, first) == source
 
 
-@pytest.mark.parametrize(
-    "change", ["match: 'h($X, $Y)', replace: 'k($X)'", "match: 'return h(...)', replace: return 1"]
-)
+@pytest.mark.parametrize("change", ["match: 'h($X, $Y)', replace: k($X)", "match: 'return h(...)', replace: return 1"])
 def test_code_that_holds_a_wrapped_value_is_not_replaced(tmp_path: Path, change: str) -> None:
     source = "def f(a):\n    return h(g(a), a)\n"
     wrap = "- {wrap: g(...), dump: {name: g}}"
@@ -547,7 +545,11 @@ def test_code_that_holds_a_wrapped_value_is_not_replaced(tmp_path: Path, change:
 
 def test_a_wrapped_value_takes_part_in_what_comes_later(tmp_path: Path) -> None:
     source = "def f(a):\n    if a: return h(g(a), a)\n"
-    edits = "- {wrap: g(...), dump: {name: g}}\n- {match: 'return h(...)', before: x = 1}\n- {wrap: h(...), dump: {name: h}}"
+    edits = """
+        - {wrap: g(...), dump: {name: g}}
+        - {match: 'return h(...)', before: x = 1}
+        - {wrap: h(...), dump: {name: h}}
+    """
     record = ", lambda __tensortap_value__: __tensortap_taps__[{}].record(__tensortap_value__))"
     assert edit(tmp_path, source, edits) == (
         "def f(a):\n    if a:\n        x = 1\n        return __tensortap_wrap__(__tensortap_taps__[1], "
