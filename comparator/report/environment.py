@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from dumper.reading.protocol import Header, Run
 
 MOST_SHOWN = 6
 """Differences of one kind that are listed."""
+_OF_ONE_LAUNCH = re.compile(r"(?i).*(port|addr|host|run[-_]?id|uuid|pid)")
+"""Settings that are other in every launch, and say nothing of what it computes."""
 
 
 def environment_lines(baseline: Run, target: Run) -> list[str]:
@@ -41,7 +44,8 @@ def _versions(header: Header) -> dict[str, str]:
 def _settings(header: Header) -> dict[str, str]:
     config = header.patch_config or {}
     digest = config.get("sha256")
-    return {**header.settings, **({"patch configs": str(digest)[:12]} if digest else {})}
+    lasting = {name: value for name, value in header.settings.items() if not _OF_ONE_LAUNCH.fullmatch(name)}
+    return {**lasting, **({"patch configs": str(digest)[:12]} if digest else {})}
 
 
 def _line(what: str, left: Mapping[str, str], right: Mapping[str, str]) -> str:

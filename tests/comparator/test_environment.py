@@ -48,3 +48,13 @@ def test_a_passing_report_and_equal_headers_say_nothing() -> None:
     assert comparator.compare(run(1, 1, torch="2.12"), run(1, 2, torch="2.13")).summary.beside_tensors == []
     assert comparator.compare(run(1, 1), run(2, 1)).summary.beside_tensors == []
     assert comparator.compare(run(1, 1), Run(run(2, 1).records)).summary.beside_tensors == []
+
+
+def test_settings_of_one_launch_are_left_out() -> None:
+    one, other = run(1, 1), run(2, 1)
+    assert one.header is not None
+    assert other.header is not None
+    one.header.settings = {"--port": "30000", "SGLANG_RUN_ID": "a", "--tp": "1"}
+    other.header.settings = {"--port": "30001", "SGLANG_RUN_ID": "b", "--tp": "1"}
+    report = comparator.compare(one, other)
+    assert report.summary.beside_tensors == []
