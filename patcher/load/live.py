@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from patcher.generated_names import DUMPER, TAPS, WRAP_FUNCTION
 from patcher.load.activation import make_activation
 from patcher.load.compile import CodeKey, compile_module
 from patcher.load.hook import activate, deactivate
+from patcher.load.late import LateTarget
 from patcher.load.live_functions import codes_by_key, find_live, function_keys, swap_code
 from patcher.load.process_plan import Activation
 from patcher.plan.edits import ConfigTexts, ModulePatch
-from patcher.plan.planner import Plan, make_plan
+from patcher.plan.planner import Plan, make_plan, plan_module
 from patcher.rewrite.module import RewrittenModule, checked, rewrite_module
-from patcher.source.modules import ModuleFinder
+from patcher.source.modules import ModuleFile, ModuleFinder
 
 ConfigLike = str | Path
 _ADDED_NAMES = (DUMPER, TAPS, WRAP_FUNCTION)
@@ -39,8 +40,15 @@ class Applied:
     modules: tuple[str, ...]
     """Target modules that were imported already and have been patched in place."""
     pending: tuple[str, ...]
-    """Target modules that are patched when they are imported."""
+    """Target modules that are patched when they are imported; besides them, whatever comes into being later and a glob
+    or an optional target names."""
     _activation: Activation | None = None
+
+    @property
+    def concerned(self) -> frozenset[str]:
+        """All modules to which something has been done, or will be."""
+        come = self._activation.served if self._activation is not None else ()
+        return frozenset((*self.modules, *self.pending, *come))
 
     def undo(self) -> None:
         """Restore every function exactly, other active configs excepted. A second call does nothing."""
@@ -51,7 +59,7 @@ class Applied:
             deactivate(self._activation)
         for name in self.modules:
             _update(name)
-        for name in self.pending:
+        for name in self.concerned - {*self.modules}:
             _take_out(name, self._activation)
 
 
@@ -84,16 +92,17 @@ def apply(*configs: ConfigLike) -> Applied:
         _rewritten(patch, finder)
     imported = [patch for patch in plan.modules if patch.module in sys.modules]
     pending = [patch for patch in plan.modules if patch.module not in sys.modules]
-    applied = Applied(loaded, tuple(p.module for p in imported), tuple(p.module for p in pending))
+    names = [*(patch.module for patch in imported), *_loaded_otherwise(plan, loaded, finder)]
+    applied = Applied(loaded, tuple(names), tuple(p.module for p in pending))
     _ACTIVE.append(applied)
     try:
-        for patch in imported:
-            _update(patch.module)
+        for name in names:
+            _update(name)
     except PatchError:
         applied.undo()
         raise
-    if pending:
-        rest = Plan(tuple(pending), (), plan.configs)
+    if pending or plan.late:
+        rest = Plan(tuple(pending), (), plan.configs, plan.late)
         applied._activation = activate(make_activation(loaded, rest))
     return applied
 
@@ -106,6 +115,29 @@ def patched(*configs: ConfigLike) -> Iterator[Applied]:
         yield applied
     finally:
         applied.undo()
+
+
+def _loaded_otherwise(plan: Plan, configs: Sequence[LoadedConfig], finder: ModuleFinder) -> Iterator[str]:
+    """Loaded modules that the configs name and that cannot be found by their names, such as those loaded by path."""
+    planned = {patch.module for patch in plan.modules}
+    late = [LateTarget(target, "") for target in plan.late]
+    for name in sorted(sys.modules.keys() - planned) if late else ():
+        source = _loaded_source(name)
+        if source is not None and _may_be_meant(source, late) and plan_module(configs, source, finder) is not None:
+            yield name
+
+
+def _may_be_meant(source: ModuleFile, targets: Sequence[LateTarget]) -> bool:
+    try:
+        return any(target.may_be_in(source.name, lambda: source.data) for target in targets)
+    except TargetError:
+        return False  # its file is gone
+
+
+def _loaded_source(name: str) -> ModuleFile | None:
+    """The source of a module that is loaded, where its own file tells it."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return ModuleFile(name, file, None, None) if isinstance(file, str) and file.endswith(".py") else None
 
 
 def _load(config: ConfigLike) -> LoadedConfig:
@@ -189,10 +221,12 @@ def _take_out(name: str, activation: Activation | None) -> None:
 def _combined(name: str) -> ModulePatch | None:
     """All that is done to a module: by the command line that launched the process, and by active configs."""
     configs = [*_launched_with(name), *(config for applied in _ACTIVE for config in applied.configs)]
-    if not any(name in (*applied.modules, *applied.pending) for applied in _ACTIVE):
+    if not any(name in applied.concerned for applied in _ACTIVE):
         return None
-    plan = make_plan(configs, ModuleFinder())
-    return next((patch for patch in plan.modules if patch.module == name), None)
+    finder = ModuleFinder()
+    found = next((patch for patch in make_plan(configs, finder).modules if patch.module == name), None)
+    source = _loaded_source(name) if found is None else None
+    return found if source is None else plan_module(configs, source, finder)
 
 
 def _launched_with(name: str) -> list[LoadedConfig]:
@@ -210,7 +244,7 @@ def _activation_of(module: types.ModuleType | None) -> Activation | None:
 
 
 def _rewritten(patch: ModulePatch, finder: ModuleFinder) -> RewrittenModule:
-    source = finder.find(patch.module)
+    source = finder.find(patch.module) or _loaded_source(patch.module)
     if source is None:
         raise TargetError(f"{patch.module}: its source cannot be found")
     return checked(rewrite_module(source.source, patch, source.file or patch.module))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import sys
 import types
 from collections.abc import Iterator
@@ -215,3 +216,38 @@ def test_the_hook_says_which_modules_came_before_it(
     )
     assert (tmp_path / "plan.errors").read_text().endswith(said.removeprefix("tensortap: "))
     assert activate(Activation({}, "[]")) is None
+
+
+def load_by_path(file: Path, name: str) -> types.ModuleType:
+    """As loaders of model code do that is copied from beside its weights."""
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_modules_that_come_later_are_patched_where_a_glob_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSORTAP_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "modeling.py"
+    file.write_text("def f(x):\n    return x\n")
+    names = ["dynamic.h1.modeling", "dynamic.h2.modeling", "dynamic.h3.modeling"]
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    early = load_by_path(file, names[0])
+    config = """
+        patches:
+        - target: dynamic.*.modeling.f
+          optional: true
+          edits: [{at: entry, before: x = x + 1}]
+    """
+    with patcher.patched(config) as applied:
+        late = load_by_path(file, names[1])
+        assert (early.f(1), late.f(1)) == (2, 2)
+        assert applied.modules == (names[0],)
+    assert (early.f(1), late.f(1)) == (1, 1)
+    assert load_by_path(file, names[2]).f(1) == 1
