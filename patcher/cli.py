@@ -207,7 +207,7 @@ def _configs(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from patcher.config.format import config_schema
+    from patcher.config.schema import config_schema
 
     print(json.dumps(config_schema(), indent=2))
     return 0

@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from patcher.config.format import BaseConfig, ConditionalDims, EditSpec, PatchConfig, PatchSpec
+from patcher.config.format import BaseConfig, EditSpec, PatchConfig, PatchSpec
 from patcher.config.shipped import locate_config, nearest_shipped
+from patcher.config.tap_format import ConditionalDims
 from patcher.config.tap_inputs import find_cycle
 from patcher.config.templates import with_defaults, with_parameters
 from patcher.config.yaml_source import Origin, YamlDocument, load_yaml

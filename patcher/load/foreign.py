@@ -15,11 +15,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.machinery import SourceFileLoader
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from patcher.load.compile import patched_tree
+from patcher.load.other_loaders import StandInLoader
 
 if TYPE_CHECKING:
     from patcher.load.process_plan import Activation
@@ -40,23 +41,8 @@ def code_through_loader(activation: Activation, loader: SourceFileLoader, fullna
     return code
 
 
-class ComposingLoader:
-    """Has another loader load the patched module. Everything else is the original's."""
-
-    def __init__(self, spec: ModuleSpec, activation: Activation) -> None:
-        self._original: Any = spec.loader
-        self._module = spec.name
-        self._file = spec.origin or ""
-        self._activation = activation
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._original, name)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """See ``importlib.abc.Loader``."""
-        create = getattr(self._original, "create_module", None)
-        module: ModuleType | None = create(spec) if create is not None else None
-        return module
+class ComposingLoader(StandInLoader):
+    """Has another loader load the patched module."""
 
     def exec_module(self, module: ModuleType) -> None:
         """See ``importlib.abc.Loader``."""

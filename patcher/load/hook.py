@@ -16,6 +16,7 @@ import sys
 # importlib.machinery offers it too, but is not imported yet.
 from _frozen_importlib_external import SourceFileLoader
 
+from patcher.load.other_loaders import ArchiveLoader
 from patcher.load.process_plan import LAUNCH_VARIABLE, Activation, parse_plan
 
 TYPE_CHECKING = False
@@ -87,38 +88,6 @@ def _loader_for(spec: ModuleSpec, activation: Activation) -> Any:
 
         return ComposingLoader(spec, activation)
     return ArchiveLoader(spec, activation)
-
-
-class ArchiveLoader:
-    """For loaders whose code is that of their source (zip archives): everything else is the original's."""
-
-    def __init__(self, spec: ModuleSpec, activation: Activation) -> None:
-        self._original: Any = spec.loader
-        self._file = spec.origin or ""
-        self._activation = activation
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._original, name)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """See ``importlib.abc.Loader``."""
-        create = getattr(self._original, "create_module", None)
-        module: ModuleType | None = create(spec) if create is not None else None
-        return module
-
-    def get_code(self, fullname: str) -> CodeType:
-        """Code of the rewritten module. Raises PatchImportError when there is no source."""
-        if not self._file.endswith(".py") or not hasattr(self._original, "get_data"):
-            message = f"{fullname} has no Python source ({self._file or 'built in'}) and cannot be patched"
-            self._activation.report(message)
-            from patcher.errors import PatchImportError
-
-            raise PatchImportError(message, name=fullname)
-        return self._activation.code(fullname, self._file, lambda: self._original.get_data(self._file))
-
-    def exec_module(self, module: ModuleType) -> None:
-        """See ``importlib.abc.Loader``."""
-        exec(self.get_code(module.__name__), module.__dict__)
 
 
 _finder = PatchingFinder()

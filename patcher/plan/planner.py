@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from patcher.config.format import ConditionalDims as ConditionalDimsSpec
-from patcher.config.format import DumpSpec, EditSpec, PatchSpec, StepSpec, Undefined
+from patcher.config.format import EditSpec, PatchSpec, Undefined
 from patcher.config.load import ConfigFile, LoadedConfig
+from patcher.config.tap_format import ConditionalDims as ConditionalDimsSpec
+from patcher.config.tap_format import DumpSpec, StepSpec
 from patcher.config.yaml_source import Origin
 from patcher.errors import PatchError, RequirementError, TargetError
 from patcher.plan.edits import (

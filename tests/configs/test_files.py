@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from patcher.config.format import ConditionalDims, DumpSpec
 from patcher.config.load import load_config
+from patcher.config.tap_format import ConditionalDims, DumpSpec
 from patcher.config.tap_inputs import parse_input
 from tensortap.dims import COMMON_AXES, parse_dims
 from testbed.paths import CONFIGS
