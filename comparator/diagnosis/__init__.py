@@ -12,6 +12,7 @@ from comparator.diagnosis.calibration import (
     read_calibration,
     write_calibration,
 )
+from comparator.diagnosis.extent import Extent
 from comparator.diagnosis.floors import Floor, Operation, floor_for
 from comparator.diagnosis.profiling import profile
 from comparator.diagnosis.reference import ReferenceDiagnosis, ReferenceTap, diagnose_reference
@@ -28,6 +29,7 @@ __all__ = [
     "CalibrationError",
     "ChosenTokens",
     "Diagnosis",
+    "Extent",
     "Floor",
     "GraphError",
     "Judgement",

@@ -1,33 +1,56 @@
 """Three sides: a target whose error against a run in higher precision is larger than the baseline's is wrong.
 
-One factor on medians decides (vLLM Neuron's accuracy debugger uses 1.5 as well), and the whole battery of tests against
-the reference stands beside it, on both sides, so that neither a single row nor a small common factor hides.
+One factor on medians decides (vLLM Neuron's accuracy debugger uses 1.5 as well). The distribution of errors over rows
+and the whole battery of tests against the reference stand beside it, on both sides, so that neither a single row nor a
+shift of a part of them hides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from comparator.diagnosis.rows import TapKey
+from comparator.diagnosis.inheritance import Inheritance
+from comparator.diagnosis.rows import Float, Mask, RowLabels, TapKey, join_rows
+from comparator.diagnosis.strengths import LIMITS, largest_of
 from comparator.diagnosis.tap_profile import TapProfile
 from comparator.diagnosis.taps import TapGraph
 from comparator.diagnosis.verdict import Diagnosis, Options, diagnose
 
 Worse = Literal["baseline", "target", "both", "neither"]
+UPPER_QUARTER = 1.5
+"""How many times the factor on medians the upper quartile of the rows' ratios may be: right kernels reached 1.1."""
+SINGLE_ROW = 2.0
+"""How many times the limit of single rows the ratio of one may be: right kernels reached 1.25."""
+FEWEST_ROWS = 6
+
+
+@dataclass(frozen=True)
+class Excess:
+    """How far one side's errors are beyond the other's, by one measure."""
+
+    strength: float
+    """From 1 on the side is wrong."""
+    words: str
+
+
+NONE = Excess(0.0, "")
 
 
 @dataclass(frozen=True)
 class ReferenceTap:
-    """Median errors of one tap against the reference, over the rows that all three runs have."""
+    """Median errors of one tap against the reference, and how the rows' errors compare, over the rows of both."""
 
     key: TapKey
     baseline: float
     target: float
     floor: float
+    baseline_excess: Excess = NONE
+    """What is most wrong about the baseline's errors, beside the target's."""
+    target_excess: Excess = NONE
 
     @property
     def ratio(self) -> float:
@@ -48,6 +71,8 @@ class ReferenceDiagnosis:
     target: Diagnosis
     """The reference against the target."""
     taps: tuple[ReferenceTap, ...]
+    reason: str = ""
+    """Why, in words, where errors of rows decided and not a test of one side alone."""
 
 
 def diagnose_reference(
@@ -59,20 +84,12 @@ def diagnose_reference(
     """
     options = options or Options()
     left, right = diagnose(baseline, graph, options), diagnose(target, graph, options)
-    errors = [{profile.key: profile for profile in profiles} for profiles in (baseline, target)]
-    taps = []
-    for node in graph.nodes:
-        first, second = (found.get(node.key) for found in errors)
-        judgement = right.judgement(node.key)
-        if first is None or second is None or judgement is None or not min(first.rows, second.rows):
-            continue
-        if node.key.name not in options.ignored:
-            taps.append(_compare(first, second, judgement.floor))
-    factor = options.reference_factor
-    beyond = {
-        "baseline": left.place or next((tap.key for tap in taps if tap.ratio * factor < 1), None),
-        "target": right.place or next((tap.key for tap in taps if tap.ratio > factor), None),
-    }
+    taps = tuple(_compare_all(baseline, target, graph, options))
+    beyond: dict[str, tuple[TapKey, str] | None] = {}
+    for side, alone in (("baseline", left), ("target", right)):
+        excesses = ((tap.key, tap.baseline_excess if side == "baseline" else tap.target_excess) for tap in taps)
+        found = next(((key, excess.words) for key, excess in excesses if excess.strength >= 1), None)
+        beyond[side] = found if alone.place is None else (alone.place, "")
     wrong = [side for side, place in beyond.items() if place is not None]
     worse: Worse = "neither"
     if len(wrong) == 2:
@@ -80,9 +97,69 @@ def diagnose_reference(
     elif wrong:
         worse = "baseline" if wrong[0] == "baseline" else "target"
     order = {node.key: at for at, node in enumerate(graph.nodes)}
-    places = sorted((place for place in beyond.values() if place is not None), key=lambda key: order.get(key, 0))
-    return ReferenceDiagnosis(worse, places[0] if places else None, left, right, tuple(taps))
+    places = sorted((place for place in beyond.values() if place is not None), key=lambda one: order.get(one[0], 0))
+    place, reason = places[0] if places else (None, "")
+    return ReferenceDiagnosis(worse, place, left, right, taps, reason)
 
 
-def _compare(baseline: TapProfile, target: TapProfile, floor: float) -> ReferenceTap:
-    return ReferenceTap(baseline.key, float(np.median(baseline.error)), float(np.median(target.error)), floor)
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Errors of one side's tap against the reference, and which rows are no ties and behind none."""
+
+    labels: RowLabels
+    error: Float
+    floor: Float
+    kept: Mask
+
+
+def _rows(profiles: Sequence[TapProfile], graph: TapGraph, options: Options) -> dict[TapKey, _Rows]:
+    known = {profile.key: profile for profile in profiles}
+    inheritance = Inheritance(known, graph, options.calibration, other_engine=options.other_engine)
+    found = {}
+    for node in graph.nodes:
+        profile = known.get(node.key)
+        if profile is not None and profile.rows and profile.channel_count:
+            context = inheritance.view(profile).context
+            found[node.key] = _Rows(profile.labels, profile.error, context.floor, context.compared & context.steady)
+    return found
+
+
+def _compare_all(
+    baseline: Sequence[TapProfile], target: Sequence[TapProfile], graph: TapGraph, options: Options
+) -> Iterator[ReferenceTap]:
+    left, right = (_rows(profiles, graph, options) for profiles in (baseline, target))
+    for node in graph.nodes:
+        first, second = left.get(node.key), right.get(node.key)
+        if first is None or second is None or node.key.name in options.ignored:
+            continue
+        floor = float(np.median(second.floor))
+        mine, theirs = float(np.median(first.error)), float(np.median(second.error))
+        limit = LIMITS[node.operation].row
+        yield ReferenceTap(
+            node.key,
+            mine,
+            theirs,
+            floor,
+            _excess(second, first, (theirs, mine), floor, limit, options.reference_factor),
+            _excess(first, second, (mine, theirs), floor, limit, options.reference_factor),
+        )
+
+
+def _excess(
+    other: _Rows, own: _Rows, medians: tuple[float, float], floor: float, row_limit: float, factor: float
+) -> Excess:
+    """How far ``own`` errors are beyond those of the ``other`` side; ``medians`` of other and own, in this order."""
+    ratio = max(medians[1], floor) / max(medians[0], floor, 1e-300)
+    found = [Excess(ratio / factor, f"median error {ratio:.3g} times")]
+    here, there = join_rows(other.labels, own.labels)
+    kept = other.kept[here] & own.kept[there]
+    if kept.sum() >= FEWEST_ROWS:
+        least = np.maximum(np.maximum(other.floor[here], own.floor[there])[kept], 1e-300)
+        ratios = np.maximum(own.error[there][kept], least) / np.maximum(other.error[here][kept], least)
+        upper, at = float(np.quantile(ratios, 0.75)), int(np.argmax(ratios))
+        largest, row = float(ratios[at]), there[np.flatnonzero(kept)[at]]
+        found.append(Excess(upper / (factor * UPPER_QUARTER), f"error in a quarter of its rows {upper:.3g} times"))
+        where = own.labels.describe(int(row))
+        limit = SINGLE_ROW * largest_of(row_limit, int(kept.sum()))
+        found.append(Excess(largest / limit, f"error at {where} {largest:.3g} times"))
+    return max(found, key=lambda one: one.strength)

@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 
 from comparator.diagnosis.calibration import Calibration
+from comparator.diagnosis.extent import Extent, extent_of
 from comparator.diagnosis.inheritance import CAUSAL, Inheritance
 from comparator.diagnosis.routing import EXPLAINED_MARGIN, Flips
 from comparator.diagnosis.rows import TapKey
-from comparator.diagnosis.strengths import Test, run_tests
+from comparator.diagnosis.strengths import LIMITS, Test, run_tests
 from comparator.diagnosis.tap_profile import FirstDifference, TapProfile
 from comparator.diagnosis.taps import TapGraph
 from comparator.diagnosis.tokens import ChosenTokens, PartedText, Parting, explain, summarise
@@ -92,6 +93,8 @@ class Diagnosis:
     """The first element that is not the same bit for bit."""
     also: tuple[TapKey, ...] = ()
     """Later taps of the place's name that introduce error as well."""
+    extent: Extent | None = None
+    """Which rows of the place are beyond rounding; None where no single row is."""
     undecided: tuple[str, ...] = ()
     """What cannot be decided from this pair, and what would decide it."""
     notes: tuple[str, ...] = field(default_factory=tuple)
@@ -152,9 +155,16 @@ def diagnose(profiles: Sequence[TapProfile], graph: TapGraph, options: Options |
         texts=texts,
         first_difference=_first_difference(judgements, found),
         also=also,
+        extent=None if place is None else _extent(found[place.key], inheritance),
         undecided=(*_undecided(judgements, found, inheritance), *_undecided_texts(texts, recorded=logits is not None)),
         notes=(*graph.notes, *_notes(profiles)),
     )
+
+
+def _extent(profile: TapProfile, inheritance: Inheritance) -> Extent | None:
+    context = inheritance.view(profile).context
+    limit = LIMITS[profile.operation].growth
+    return extent_of(profile.labels, np.asarray(context.row_ratio > limit, np.bool_), context.compared)
 
 
 def _judge(profile: TapProfile, inheritance: Inheritance, options: Options) -> Judgement:

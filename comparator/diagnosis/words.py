@@ -46,6 +46,9 @@ def describe(diagnosis: Diagnosis) -> str:
             f"{flipped} of {rows} choices of experts flipped where logits are nearly equal (their margins predict "
             f"{expected:.1f}); these tokens were left out where they cannot be compared."
         )
+    apart = max((one.weights_apart for one in diagnosis.flips), default=0.0)
+    if apart and (flipped or diagnosis.verdict == "differ"):
+        sentences.append(f"Where both sides choose the same experts, their weights differ by {apart:.2g} at most.")
     sentences.extend(_texts(diagnosis))
     if diagnosis.verdict == "differ" and diagnosis.also:
         layers = ", ".join(str(key.layer) for key in diagnosis.also)
@@ -84,7 +87,36 @@ def _opening(diagnosis: Diagnosis) -> str:
     place = diagnosis.judgement(diagnosis.place)
     assert place is not None
     looks = "; ".join(looks_like(test, place) for test in _telling(place))
-    return f"The runs differ: error is introduced at {place.key.label} ({_size(place)}): {looks}."
+    return f"The runs differ: error is introduced at {place.key.label} ({_size(place)}): {looks}.{_rows(diagnosis)}"
+
+
+_GROUPS = {
+    "all": "all of its rows",
+    "decode": "the rows of decode passes alone",
+    "prefill": "the rows of prefill passes alone",
+    "last token": "the last token of each sequence alone",
+    "last token of the prefill": "the last token of each prompt alone",
+    "first token": "the first token of each sequence alone",
+    "first token of a later chunk": "the first token behind each border of chunks alone",
+}
+
+
+def _rows(diagnosis: Diagnosis) -> str:
+    """Which rows are beyond rounding, as a sentence behind another one."""
+    extent = diagnosis.extent
+    if extent is None:
+        return ""
+    count = f"{extent.rows} of {extent.of}"
+    if extent.group:
+        which = _GROUPS.get(extent.group, f"the rows of {extent.group} alone")
+        return f" It is {which} ({count}) that {'are' if 'rows' in which else 'is'} beyond rounding."
+    if extent.positions is None:
+        return f" {count} of its rows are beyond rounding."
+    first, last = extent.positions
+    where = f"at position {first}" if first == last else f"between positions {first} and {last}"
+    many = f" of {extent.sequences} sequences" if extent.sequences > 1 else ""
+    verb = "is" if extent.rows == 1 else "are"
+    return f" {count} rows{many}, {where}, {verb} beyond rounding."
 
 
 def _size(place: Judgement) -> str:

@@ -15,6 +15,7 @@ from comparator.report.records import (
     Place,
     ReferenceRecord,
     RoutingFlips,
+    RowExtentRecord,
     StrongestTest,
     TapAnalysis,
 )
@@ -75,7 +76,9 @@ def _of_diagnosis(diagnosis: Diagnosis, reference: ReferenceDiagnosis | None, bi
     if reference is None:
         return words
     where = "" if reference.place is None else f", from {reference.place.label} on"
-    return f"{words} {_WORSE[reference.worse]}{where}."
+    side, other = ("baseline", "target") if reference.worse == "baseline" else ("target", "baseline")
+    reason = f": the {side}'s {reference.reason} the {other}'s" if reference.reason and where else ""
+    return f"{words} {_WORSE[reference.worse]}{where}{reason}."
 
 
 def diagnosis_record(
@@ -99,6 +102,7 @@ def diagnosis_record(
         words=in_words(diagnosis, reference, bitwise=bitwise, around=around),
         place=place(diagnosis.place),
         also=[found for found in map(place, diagnosis.also) if found is not None],
+        rows=None if diagnosis.extent is None else RowExtentRecord(**asdict(diagnosis.extent)),
         nearest=diagnosis.nearest,
         first_different_bit=None if first is None else place(first[0]),
         first_different_row=None if first is None else first[1].row,

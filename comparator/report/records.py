@@ -324,6 +324,21 @@ class ReferenceRecord(_Model, frozen=True, kw_only=True):
     place: Place | None = None
 
 
+class RowExtentRecord(_Model, frozen=True, kw_only=True):
+    """Which rows of the place are beyond what inputs and rounding explain."""
+
+    rows: int
+    of: int
+    """Rows that were compared."""
+    group: str = ""
+    """What they have in common: ``all``, ``decode``, ``prefill``, ``last token``, ``first token of a later chunk``,
+    ``positions from 64 on``, ``sequence 2``, ...; empty where they are no group."""
+    positions: tuple[int, int] | None = None
+    """Lowest and highest position."""
+    sequences: int = 0
+    """Sequences that have such rows."""
+
+
 class DiagnosisRecord(_Record, frozen=True, kw_only=True):
     """What the analysis of all pairs found; it comes before the summary."""
 
@@ -334,6 +349,8 @@ class DiagnosisRecord(_Record, frozen=True, kw_only=True):
     place: Place | None = None
     """The tap where error was introduced; None when the runs agree."""
     also: list[Place] = []
+    rows: RowExtentRecord | None = None
+    """None where no single row is beyond rounding, as with a small factor of all."""
     nearest: float
     """Strength of the strongest test; from 1 on the runs differ."""
     first_different_bit: Place | None = None

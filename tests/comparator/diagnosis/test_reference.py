@@ -49,3 +49,32 @@ def test_the_side_that_is_wrong_is_named_with_its_tap(fault, place):
     assert diagnose_reference(wrong, right, graph).worse == "baseline"
     assert diagnose_reference(wrong, right, graph).place == place
     assert diagnose_reference(wrong, wrong, graph).worse == "both"
+
+
+def in_rows(factor: float, rows: slice):
+    """More error in some rows: what is left of rounding there is multiplied."""
+
+    def spoil(profiles):
+        error = profiles[4].error.copy()
+        error[rows] *= factor
+        return [replace(one, error=error) if one is profiles[4] else one for one in profiles]
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (in_rows(4.0, slice(0, 30)), "in a quarter of its rows"),
+        (in_rows(12.0, slice(20, 21)), "at sequence"),
+    ],
+)
+def test_neither_some_rows_nor_one_hide_behind_the_median(spoil, said):
+    """Error that no test of one side sees, because its inputs have it as well, shows against the other side."""
+    right, graph = against(MODEL.run())
+    wrong = spoil(right)
+    found = diagnose_reference(right, wrong, graph)
+    assert (found.worse, found.place) == ("target", right[4].key)
+    assert said in found.reason
+    assert diagnose_reference(wrong, right, graph).worse == "baseline"
+    assert diagnose_reference(right, right, graph).worse == "neither"

@@ -380,3 +380,28 @@ def test_another_engine_may_cut_off_what_is_stored(clean):
     assert compare(clean[False, "eager"], small).place == TapKey("attn_pre_o_proj", 0)
     assert compare(clean[False, "eager"], small, other).verdict == "agree"
     assert compare(clean[False, "eager"], large, other).place == TapKey("attn_pre_o_proj", 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "group", "said"),
+    [
+        (DECODE, "decode", "the rows of decode passes alone (12 of 76)"),
+        (LAST, "last token", "the last token of each sequence alone (3 of 76) that is beyond"),
+        (slice(12, 52), "sequence 1", "the rows of sequence 1 alone"),
+        (slice(None), "all", "all of its rows"),
+        ([20, 21, 23], "", "3 of 76 rows, between positions 8 and 11, are beyond rounding"),
+        ([20], "", "1 of 76 rows, at position 8, is beyond rounding"),
+    ],
+)
+def test_the_rows_that_differ_are_named_by_what_they_have_in_common(clean, rows, group, said):
+    target = DENSE.run(Kernels(), at("attn_output", 1, scaled(0.5, rows)))
+    found = compare(clean[False, "eager"], target)
+    assert found.extent.group == group
+    assert said in describe(found)
+
+
+def test_weights_of_experts_that_agree_are_compared_in_words(clean):
+    found = compare(clean[True, "eager, two ranks, fused"], clean[True, "four ranks"], top_k=2)
+    apart = max(flips.weights_apart for flips in found.flips)
+    assert 0 < apart < 0.05
+    assert f"their weights differ by {apart:.2g} at most" in describe(found)
