@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
@@ -93,8 +94,10 @@ def read_ranks(run: Path) -> list[Rank]:
     ranks = []
     for content, mtime in found:
         same_host = content.get("host") == socket.gethostname()
-        silent = max(newest - mtime, time.time() - float(content.get("time", 0)) if same_host else 0.0)
-        ranks.append(_rank(content, silent))
+        # What is no word of a rank is left out: the folder may hold anything.
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+            silent = max(newest - mtime, time.time() - float(content.get("time", 0)) if same_host else 0.0)
+            ranks.append(_rank(content, silent))
     return sorted(ranks, key=lambda rank: rank.rank)
 
 
@@ -247,7 +250,8 @@ def _committed(content: dict[str, Any] | None) -> bool:
 
 def _rank(content: dict[str, Any], silent_seconds: float) -> Rank:
     state = dict(content.get("state") or {})
-    state["steps_per_second"] = content.get("steps_per_second", 0.0)
+    state["steps_per_second"] = float(content.get("steps_per_second", 0.0))
+    state["settings"] = dict(state.get("settings") or {})
     return Rank(
         rank=int(content["rank"]),
         world_size=int(content["world_size"]),
@@ -256,7 +260,7 @@ def _rank(content: dict[str, Any], silent_seconds: float) -> Rank:
         pid=int(content["pid"]),
         step=int(content["step"]),
         applied=int(content["applied"]),
-        applied_at=content["applied_at"],
+        applied_at=None if content["applied_at"] is None else int(content["applied_at"]),
         ended=bool(content["ended"]),
         silent_seconds=silent_seconds,
         state=state,
@@ -269,7 +273,7 @@ def _is_gone(rank: Rank) -> bool:
         return rank.silent_seconds > _STALE_SECONDS
     try:
         os.kill(rank.pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
         return False

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from dumper.control import files
 from dumper.control.changes import Changes, describe, resolve
 from dumper.format import json_files
+from dumper.printable import printable
 
 _log = logging.getLogger("tensortap")
 
@@ -115,13 +116,13 @@ class Participant:
         return command.committed
 
     def _apply(self, command: _Command, step: int) -> None:
-        changes = resolve(command.changes, step)
-        if changes.pop("reset", False):
-            changes = {**self._initial, **changes}
         try:
+            changes = resolve(command.changes, step)
+            if changes.pop("reset", False):
+                changes = {**self._initial, **changes}
             self.target.apply(changes)
         except Exception as error:
-            _log.warning("tensortap: cannot apply %s: %s", describe(command.changes), error)
+            _log.warning("tensortap: cannot apply %s: %s", command.changes, printable(error))
             return
         self.applied, self.applied_at = command.generation, step
         _log.info("tensortap: from step %d: %s", step, describe(command.changes))
