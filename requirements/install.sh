@@ -10,7 +10,7 @@ main() {
   shift
   local python stamp
   python=$(find_python)
-  stamp="$environment/.made-from-$(cat "$0" pyproject.toml "$@" | sha256sum | cut -c1-16)"
+  stamp="$environment/.made-from-$(cat "$0" pyproject.toml setup.py comparator/measure/kernel/*.[ch] "$@" | sha256sum | cut -c1-16)"
   if [ -e "$stamp" ] && "$environment/bin/python" -c '' 2>/dev/null; then
     return
   fi

@@ -13,8 +13,8 @@ from comparator.check.norm import fit_norm
 from comparator.diagnosis import TapKey, TapNode, floor_for
 from comparator.match.bundles import Bundle, BundlePair
 from comparator.measure.family import FamilyRows
+from comparator.measure.kernel.sums import Array, to_working
 from comparator.measure.measurement import Failure, TensorMeasurement
-from comparator.measure.statistics import Array, to_working
 from comparator.options import Options
 from comparator.pipeline import Prepared, prepare
 from comparator.verdict.judge import Said, replica_agrees, say

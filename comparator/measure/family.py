@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from comparator.align.pair import Aligned
 from comparator.match.bundles import Key
-from comparator.measure.statistics import Array
+from comparator.measure.kernel.sums import Array
 
 Integers = npt.NDArray[np.int64]
 

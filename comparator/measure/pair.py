@@ -15,6 +15,7 @@ from comparator.align.unshard import Replicas
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import BundlePair
 from comparator.measure.difference import Difference, Measured, compare_arrays, same_bytes
+from comparator.measure.kernel.sums import Array
 from comparator.measure.measurement import (
     ArrayNumbers,
     Failure,
@@ -29,7 +30,7 @@ from comparator.measure.memory import check_memory
 from comparator.measure.reduced import measure_hashes, measure_statistics
 from comparator.measure.replicas import measure_replicas
 from comparator.measure.rows import row_differences
-from comparator.measure.statistics import PERCENTILE_LIMIT, Array, Statistics, summarize
+from comparator.measure.statistics import PERCENTILE_LIMIT, Statistics, summarize
 from comparator.measure.torch_rounding import compare_as_torch, difference_as_torch_in_bfloat16
 from comparator.measure.values import measure_values
 from comparator.options import Options, Side
@@ -155,11 +156,13 @@ def measure_aligned(
             tokens=_token_numbers(plan),
             remarks=(*remarks, *_shape_remark(aligned, options)),
         )
-    measured = _compare(baseline, target, rules, options, percentiles=detailed)
-    difference = measured.difference
     axis = aligned.token_axis
-    rows = None
-    if rules.token_metrics and axis is not None and difference.max_abs != 0 and baseline.shape[axis]:
+    by_row = rules.token_metrics and axis is not None and bool(baseline.shape[axis])
+    measured = _compare(baseline, target, rules, options, percentiles=detailed, by_row=by_row and axis == 0)
+    difference, rows = measured.difference, measured.rows
+    if not by_row or difference.max_abs == 0:
+        rows = None
+    elif rows is None and axis is not None:
         rows = row_differences(baseline, target, axis, equal_nonfinite=options.equal_nan)
     downcast, downcast_dtype = _downcast(baseline, target, rules, options)
     worst = None
@@ -184,7 +187,9 @@ def measure_aligned(
     )
 
 
-def _compare(baseline: Array, target: Array, rules: Rules, options: Options, *, percentiles: bool) -> Measured:
+def _compare(baseline: Array, target: Array, rules: Rules, options: Options, *, percentiles: bool, by_row: bool) -> (
+    Measured
+):  # fmt: skip
     if rules.rounding == "torch":
         return compare_as_torch(baseline, target, percentiles=percentiles)
     return compare_arrays(
@@ -193,6 +198,7 @@ def _compare(baseline: Array, target: Array, rules: Rules, options: Options, *, 
         percentiles=percentiles,
         equal_nonfinite=options.equal_nan,
         single_precision=rules.single_precision,
+        by_row=by_row and not rules.single_precision,
     )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from comparator.align.pair import Aligned
 from comparator.measure.family import rows_by_channels
-from comparator.measure.statistics import Array
+from comparator.measure.kernel.sums import Array
 
 MOST_ELEMENTS = 1 << 22
 """Elements that are looked at; of a larger tensor some rows are."""

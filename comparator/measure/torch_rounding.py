@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comparator.measure.difference import Difference, Measured, compare_arrays
-from comparator.measure.statistics import Array, to_working
+from comparator.measure.kernel.sums import Array, to_working
 
 _SINGLE = np.dtype(np.float32)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from comparator.diagnosis import SideRows, TapKey, TapProfile, TapRows, label_rows, profile
 from comparator.measure.family import FamilyRows
-from comparator.measure.statistics import Array, to_working
+from comparator.measure.kernel.sums import Array, to_working
 from comparator.measure.units import Families
 from comparator.verdict.taps import Taps
 from tensortap.dims import parse_dims

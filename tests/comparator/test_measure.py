@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from comparator.measure.difference import compare_arrays, measure, same_bytes
+from comparator.measure.kernel.sums import to_working
 from comparator.measure.rows import row_differences
-from comparator.measure.statistics import summarize, to_working
+from comparator.measure.statistics import summarize
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 Array = npt.NDArray[Any]

@@ -1,0 +1,87 @@
+"""One pass over both sides of a pair: every sum that a difference is made from.
+
+Compiled where the package was installed with a C compiler (``_compiled.c``), else numpy (``reference``). Both add in
+one order, which ``reference`` defines, and agree in every bit.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from comparator.measure.kernel import reference
+from comparator.measure.kernel.sums import Array, Float, PairSums, SideSums, working_dtype
+
+try:
+    from comparator.measure.kernel import _compiled
+except ImportError:  # no compiler when it was installed, or another Python since
+    _compiled = None  # type: ignore[assignment]
+
+COMPILED = _compiled is not None
+SEGMENT = 4096
+"""Elements that are summed like a row where rows are not asked for."""
+
+_KINDS = {"bfloat16": 0, "float16": 1, "float32": 2, "float64": 3, "int8": 4, "uint8": 5, "int16": 6, "uint16": 7}
+_KINDS |= {"int32": 8, "uint32": 9, "int64": 10, "uint64": 11, "bool": 12}
+_TABLE = 13
+
+
+def measure_sums(
+    baseline: Array,
+    target: Array,
+    *,
+    dtype: np.dtype[Any] | None = None,
+    equal_nonfinite: bool = False,
+    by_row: bool = False,
+) -> tuple[PairSums, Float | None]:
+    """The sums over two arrays of one shape, of any numeric dtypes.
+
+    They are taken in ``dtype`` (of ``working_dtype``; by default the one that holds both) and added in float64.
+    ``equal_nonfinite`` takes NaN on both sides, and the same infinity on both, for zeros where the difference is
+    concerned. ``by_row`` also gives ``rel`` of each slice along the first dimension, of shape ``(shape[0],)``, 0 where
+    both are zero.
+    """
+    if dtype is None:
+        dtype = np.promote_types(working_dtype(baseline.dtype), working_dtype(target.dtype))
+    length = SEGMENT
+    if by_row:
+        length = max(1, baseline.size // max(1, baseline.shape[0]))
+    left, right = (np.ascontiguousarray(side).reshape(-1) for side in (baseline, target))
+    found = np.zeros(baseline.shape[0], np.float64) if by_row else None
+    rows = found if left.size else None
+    kinds = _kind(left.dtype), _kind(right.dtype)
+    if _compiled is None or dtype.kind != "f" or None in kinds or not (left.flags.aligned and right.flags.aligned):
+        return reference.measure_sums(left, right, dtype, length, equal_nonfinite, rows), found
+    (kind_x, table_x), (kind_y, table_y) = kinds  # type: ignore[misc]
+    found_x, found_y, *rest = _compiled.measure(
+        left.view(np.uint8),
+        kind_x,
+        table_x,
+        right.view(np.uint8),
+        kind_y,
+        table_y,
+        left.size,
+        length,
+        dtype.itemsize == 8,
+        equal_nonfinite,
+        _NO_ROWS if rows is None else rows,
+    )
+    return PairSums._make((SideSums(*found_x), SideSums(*found_y), *rest)), found
+
+
+_NO_ROWS = np.empty(0, np.float64)
+
+
+@functools.cache
+def _kind(dtype: np.dtype[Any]) -> tuple[int, Array | None] | None:
+    """What the compiled kernel calls a dtype, and for its kind ``TABLE`` the values of all bytes; None: unknown."""
+    if not dtype.isnative:
+        return None
+    kind = _KINDS.get(dtype.name)
+    if kind is not None:
+        return kind, None
+    if dtype.itemsize != 1 or dtype.names is not None or dtype.kind in "SUmM":
+        return None
+    return _TABLE, np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32)

@@ -1,0 +1,196 @@
+/* One pass over two arrays: everything that measuring their difference takes.
+
+The order of every sum is that of reference.py, to the bit: a row is summed in 8 lanes (element i goes to lane i mod 8),
+lanes l and l + 4 are added, then l and l + 2, then both; rows are added one after the other. Products are rounded before
+they are added, so this file must be compiled without contraction (-ffp-contract=off). */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 8
+#define BLOCK 1024 /* elements that are converted at a time; a multiple of LANES */
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define VERSIONS 1 /* one version of the loops for each instruction set, chosen when they are called */
+#endif
+#define INLINE static inline __attribute__((always_inline)) /* vectors are passed in other ways by other versions */
+
+/* Four lanes of float64 fill a register of AVX2; wider vectors are taken apart, element by element, where there is no
+   AVX-512. */
+typedef double v4d __attribute__((vector_size(32)));
+typedef int64_t v4l __attribute__((vector_size(32)));
+typedef float v4f __attribute__((vector_size(16)));
+typedef int32_t v4i __attribute__((vector_size(16)));
+
+typedef enum { BF16, F16, F32, F64, I8, U8, I16, U16, I32, U32, I64, U64, BOOL, TABLE, KINDS } Kind;
+static const int item_size[KINDS] = {2, 2, 4, 8, 1, 1, 2, 2, 4, 4, 8, 8, 1, 1};
+
+typedef struct {
+    v4d first, second; /* lanes 0 to 3, and 4 to 7 */
+} Sum;
+
+typedef struct {
+    Sum total_x, absolute_x, square_x, total_y, absolute_y, square_y, cross, squared, gap;
+    int64_t differing;
+    double low_x, high_x, low_y, high_y;
+    int bad; /* something is not finite */
+} Lanes;
+
+typedef struct {
+    double total, absolute, square, low, high;
+    int64_t nan, infinite;
+} Side;
+
+typedef struct {
+    Side x, y;
+    double cross, squared, gap, square_x, square_y, largest;
+    int64_t differing, nonfinite_equal, largest_at;
+} Result;
+
+INLINE double tree(const Sum *sum) {
+    v4d half = sum->first + sum->second;
+    return (half[0] + half[2]) + (half[1] + half[3]);
+}
+
+INLINE float as_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Half precision by its bits: the magnitude is shifted into place and scaled, which is exact for subnormal numbers too. */
+INLINE float half_value(uint16_t half) {
+    uint32_t magnitude = half & 0x7fffu, bits;
+    float scaled = as_float(magnitude << 13) * 0x1p112f;
+    memcpy(&bits, &scaled, sizeof bits);
+    bits = magnitude >= 0x7c00u ? (magnitude << 13) | 0x7f800000u : bits;
+    return as_float(bits | (uint32_t)(half & 0x8000u) << 16);
+}
+
+#define CONVERT(TYPE, VALUE)                                                                                          \
+    {                                                                                                                 \
+        const TYPE *from = (const TYPE *)source->data + at;                                                                 \
+        for (size_t i = 0; i < count; i++) to[i] = VALUE;                                                             \
+        break;                                                                                                        \
+    }
+
+typedef struct {
+    const void *data;
+    Kind kind;
+    const float *table; /* of kind TABLE: the value of each byte */
+} Source;
+
+INLINE void clear(Lanes *lanes) {
+    memset(lanes, 0, sizeof *lanes);
+    lanes->low_x = lanes->low_y = INFINITY;
+    lanes->high_x = lanes->high_y = -INFINITY;
+}
+
+INLINE void add_side(Side *side, const Sum *total, const Sum *absolute, const Sum *square, double low, double high) {
+    side->total += tree(total);
+    side->absolute += tree(absolute);
+    side->square += tree(square);
+    side->low = low < side->low ? low : side->low;
+    side->high = high > side->high ? high : side->high;
+}
+
+typedef void Measure(const Source *x, const Source *y, size_t size, size_t length, int accept, double *rows,
+                     Result *result);
+
+#define NAMED(NAME) NAME##_plain
+#include "_types.h"
+#undef NAMED
+
+#ifdef VERSIONS
+#pragma GCC push_options
+#pragma GCC target("avx2")
+#define NAMED(NAME) NAME##_avx2
+#include "_types.h"
+#undef NAMED
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
+#define NAMED(NAME) NAME##_avx512
+#include "_types.h"
+#undef NAMED
+#pragma GCC pop_options
+#endif
+
+static Measure *choose(int wide) {
+#ifdef VERSIONS
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return wide ? measure_double_avx512 : measure_single_avx512;
+    if (__builtin_cpu_supports("avx2")) return wide ? measure_double_avx2 : measure_single_avx2;
+#endif
+    return wide ? measure_double_plain : measure_single_plain;
+}
+
+static int fill(Source *source, const Py_buffer *data, int kind, const Py_buffer *table, Py_ssize_t size) {
+    if (kind < 0 || kind >= KINDS || data->len != size * item_size[kind] ||
+        (uintptr_t)data->buf % (uintptr_t)item_size[kind]) {
+        PyErr_SetString(PyExc_ValueError, "a buffer of another kind, size or alignment than was said");
+        return 0;
+    }
+    if (kind == TABLE && (table->buf == NULL || table->len != 256 * (Py_ssize_t)sizeof(float))) {
+        PyErr_SetString(PyExc_ValueError, "a kind with a table needs one of 256 float32 values");
+        return 0;
+    }
+    source->data = data->buf;
+    source->kind = (Kind)kind;
+    source->table = table->buf;
+    return 1;
+}
+
+static PyObject *measure(PyObject *module, PyObject *arguments) {
+    (void)module;
+    Py_buffer x, y, table_x, table_y, rows;
+    int kind_x, kind_y, wide, accept;
+    Py_ssize_t size, length;
+    if (!PyArg_ParseTuple(arguments, "y*iz*y*iz*nnppw*", &x, &kind_x, &table_x, &y, &kind_y, &table_y, &size, &length,
+                          &wide, &accept, &rows))
+        return NULL;
+    Source left, right;
+    Result result;
+    memset(&result, 0, sizeof result);
+    result.x.low = result.y.low = INFINITY;
+    result.x.high = result.y.high = -INFINITY;
+    result.largest = -1;
+    PyObject *found = NULL;
+    if (!fill(&left, &x, kind_x, &table_x, size) || !fill(&right, &y, kind_y, &table_y, size)) goto done;
+    if (length < 1 || (rows.len && rows.len != (Py_ssize_t)sizeof(double) * ((size + length - 1) / length))) {
+        PyErr_SetString(PyExc_ValueError, "rows of another length than was said");
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    choose(wide)(&left, &right, (size_t)size, (size_t)length, accept, rows.len ? rows.buf : NULL, &result);
+    Py_END_ALLOW_THREADS
+    Side *a = &result.x, *b = &result.y;
+    if (a->nan) a->low = a->high = NAN;
+    if (b->nan) b->low = b->high = NAN;
+    found = Py_BuildValue("(dddddLL)(dddddLL)dddddLLdL", a->total, a->absolute, a->square, a->low, a->high,
+                          (long long)a->nan, (long long)a->infinite, b->total, b->absolute, b->square, b->low, b->high,
+                          (long long)b->nan, (long long)b->infinite, result.cross, result.squared, result.gap,
+                          result.square_x, result.square_y, (long long)result.differing,
+                          (long long)result.nonfinite_equal, result.largest, (long long)result.largest_at);
+done:
+    PyBuffer_Release(&x);
+    PyBuffer_Release(&y);
+    if (table_x.obj) PyBuffer_Release(&table_x);
+    if (table_y.obj) PyBuffer_Release(&table_y);
+    PyBuffer_Release(&rows);
+    return found;
+}
+
+static PyMethodDef methods[] = {
+    {"measure", measure, METH_VARARGS, "measure(x, kind, table, y, kind, table, size, row_length, wide, accept, rows)"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_compiled", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__compiled(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,18 @@
+from typing import Any
+
+Side = tuple[float, float, float, float, float, int, int]
+
+def measure(
+    x: Any,
+    kind_x: int,
+    table_x: Any,
+    y: Any,
+    kind_y: int,
+    table_y: Any,
+    size: int,
+    row_length: int,
+    wide: bool,
+    accept: bool,
+    rows: Any,
+    /,
+) -> tuple[Side, Side, float, float, float, float, float, int, int, float, int]: ...

@@ -1,0 +1,210 @@
+/* Included once for each working type: WORK, VECTOR and BITS (half of LANES of it), its masks, TYPED(function). */
+
+/* Adds `count` elements, a multiple of LANES, to half of the lanes: elements 4 to 7 of each 8 where `half` is 4. */
+static void TYPED(add_half)(const WORK *x, const WORK *y, size_t count, int half, Lanes *lanes) {
+#define PART(SUM) (half ? &lanes->SUM.second : &lanes->SUM.first)
+    v4d total_x = *PART(total_x), absolute_x = *PART(absolute_x), square_x = *PART(square_x);
+    v4d total_y = *PART(total_y), absolute_y = *PART(absolute_y), square_y = *PART(square_y);
+    v4d cross = *PART(cross), squared = *PART(squared), gaps = *PART(gap);
+    VECTOR low_x, high_x, low_y, high_y;
+    BITS differing = {0}, bad = {0};
+    memcpy(&low_x, x + half, sizeof low_x);
+    memcpy(&low_y, y + half, sizeof low_y);
+    high_x = low_x;
+    high_y = low_y;
+    for (size_t i = half; i < count; i += LANES) {
+        VECTOR a, b;
+        memcpy(&a, x + i, sizeof a);
+        memcpy(&b, y + i, sizeof b);
+        VECTOR gap = (VECTOR)((BITS)(b - a) & MAGNITUDE);
+        differing -= (BITS)(gap != 0);
+        bad |= (((BITS)a & MAGNITUDE) >= INFINITE) | (((BITS)b & MAGNITUDE) >= INFINITE);
+        BITS take = (BITS)(a < low_x);
+        low_x = (VECTOR)((take & (BITS)a) | (~take & (BITS)low_x));
+        take = (BITS)(a > high_x);
+        high_x = (VECTOR)((take & (BITS)a) | (~take & (BITS)high_x));
+        take = (BITS)(b < low_y);
+        low_y = (VECTOR)((take & (BITS)b) | (~take & (BITS)low_y));
+        take = (BITS)(b > high_y);
+        high_y = (VECTOR)((take & (BITS)b) | (~take & (BITS)high_y));
+        v4d wide_a = __builtin_convertvector(a, v4d), wide_b = __builtin_convertvector(b, v4d);
+        v4d wide_gap = wide_b - wide_a;
+        total_x += wide_a;
+        total_y += wide_b;
+        absolute_x += (v4d)((v4l)wide_a & INT64_MAX);
+        absolute_y += (v4d)((v4l)wide_b & INT64_MAX);
+        square_x += wide_a * wide_a;
+        square_y += wide_b * wide_b;
+        cross += wide_a * wide_b;
+        squared += wide_gap * wide_gap;
+        gaps += __builtin_convertvector(gap, v4d);
+    }
+    *PART(total_x) = total_x, *PART(absolute_x) = absolute_x, *PART(square_x) = square_x;
+    *PART(total_y) = total_y, *PART(absolute_y) = absolute_y, *PART(square_y) = square_y;
+    *PART(cross) = cross, *PART(squared) = squared, *PART(gap) = gaps;
+#undef PART
+    for (int l = 0; l < LANES / 2; l++) {
+        lanes->differing += differing[l];
+        lanes->bad |= bad[l] != 0;
+        lanes->low_x = low_x[l] < lanes->low_x ? low_x[l] : lanes->low_x;
+        lanes->high_x = high_x[l] > lanes->high_x ? high_x[l] : lanes->high_x;
+        lanes->low_y = low_y[l] < lanes->low_y ? low_y[l] : lanes->low_y;
+        lanes->high_y = high_y[l] > lanes->high_y ? high_y[l] : lanes->high_y;
+    }
+}
+
+static void TYPED(add)(const WORK *x, const WORK *y, size_t count, Lanes *lanes) {
+    TYPED(add_half)(x, y, count, 0, lanes);
+    TYPED(add_half)(x, y, count, LANES / 2, lanes);
+}
+
+/* The largest |y - x|, bit patterns being compared: NaN is larger than all. */
+static WORK TYPED(largest_gap)(const WORK *x, const WORK *y, size_t count) {
+    WORK peaks[2 * LANES] = {0};
+    VECTOR peak = {0};
+    size_t i = 0;
+    for (; i + LANES / 2 <= count; i += LANES / 2) {
+        VECTOR a, b;
+        memcpy(&a, x + i, sizeof a);
+        memcpy(&b, y + i, sizeof b);
+        BITS gap = (BITS)(b - a) & MAGNITUDE, take = gap > (BITS)peak;
+        peak = (VECTOR)((take & gap) | (~take & (BITS)peak));
+    }
+    memcpy(peaks, &peak, sizeof peak);
+    for (int l = LANES; i < count; i++, l++) peaks[l] = (WORK)fabs((double)(y[i] - x[i]));
+    WORK most = 0;
+    for (int l = 0; l < 2 * LANES; l++) {
+        if (peaks[l] != peaks[l]) return peaks[l];
+        most = peaks[l] > most ? peaks[l] : most;
+    }
+    return most;
+}
+
+static void TYPED(convert)(const Source *source, size_t at, size_t count, WORK *to) {
+    switch (source->kind) {
+    case BF16: CONVERT(uint16_t, as_float((uint32_t)from[i] << 16))
+    case F16: CONVERT(uint16_t, half_value(from[i]))
+    case F32: CONVERT(float, (WORK)from[i])
+    case F64: CONVERT(double, (WORK)from[i])
+    case I8: CONVERT(int8_t, (WORK)from[i])
+    case U8: CONVERT(uint8_t, (WORK)from[i])
+    case I16: CONVERT(int16_t, (WORK)from[i])
+    case U16: CONVERT(uint16_t, (WORK)from[i])
+    case I32: CONVERT(int32_t, (WORK)from[i])
+    case U32: CONVERT(uint32_t, (WORK)from[i])
+    case I64: CONVERT(int64_t, (WORK)from[i])
+    case U64: CONVERT(uint64_t, (WORK)from[i])
+    case BOOL: CONVERT(uint8_t, (WORK)(from[i] != 0))
+    case TABLE: CONVERT(uint8_t, (WORK)source->table[from[i]])
+    default: break;
+    }
+}
+
+/* `count` elements in the working type: where they lie, or in `buffer`. */
+static const WORK *TYPED(block)(const Source *source, size_t at, size_t count, WORK *buffer) {
+    if (source->kind == WORK_KIND) return (const WORK *)source->data + at;
+    TYPED(convert)(source, at, count, buffer);
+    return buffer;
+}
+
+static int TYPED(is_same_nonfinite)(WORK a, WORK b) { return !isfinite(a) && (a == b || (isnan(a) && isnan(b))); }
+
+static void TYPED(add_block)(const WORK *x, const WORK *y, size_t count, Lanes *lanes) {
+    size_t whole = count / LANES * LANES;
+    if (whole) TYPED(add)(x, y, whole, lanes);
+    if (whole == count) return;
+    WORK last_x[LANES] = {0}, last_y[LANES] = {0};
+    memcpy(last_x, x + whole, (count - whole) * sizeof(WORK));
+    memcpy(last_y, y + whole, (count - whole) * sizeof(WORK));
+    double low_x = lanes->low_x, high_x = lanes->high_x, low_y = lanes->low_y, high_y = lanes->high_y;
+    TYPED(add)(last_x, last_y, LANES, lanes);
+    for (size_t i = 0; i < count - whole; i++) {
+        low_x = last_x[i] < low_x ? last_x[i] : low_x;
+        high_x = last_x[i] > high_x ? last_x[i] : high_x;
+        low_y = last_y[i] < low_y ? last_y[i] : low_y;
+        high_y = last_y[i] > high_y ? last_y[i] : high_y;
+    }
+    lanes->low_x = low_x, lanes->high_x = high_x, lanes->low_y = low_y, lanes->high_y = high_y;
+}
+
+/* The lanes of one row. `accept` takes equal NaN and infinities for zeros; the largest gap is looked for then too. */
+static void TYPED(add_row)(const Source *x, const Source *y, size_t at, size_t count, int accept, Lanes *lanes,
+                           Result *result) {
+    WORK buffer_x[BLOCK], buffer_y[BLOCK];
+    for (size_t done = 0; done < count; done += BLOCK) {
+        size_t some = count - done < BLOCK ? count - done : BLOCK;
+        const WORK *a = TYPED(block)(x, at + done, some, buffer_x), *b = TYPED(block)(y, at + done, some, buffer_y);
+        if (accept) {
+            for (size_t i = 0; i < some; i++) {
+                int same = TYPED(is_same_nonfinite)(a[i], b[i]);
+                WORK left = same ? 0 : a[i], right = same ? 0 : b[i];
+                buffer_x[i] = left, buffer_y[i] = right;
+            }
+            a = buffer_x, b = buffer_y;
+        }
+        TYPED(add_block)(a, b, some, lanes);
+        if (isnan(result->largest)) continue;
+        WORK most = TYPED(largest_gap)(a, b, some);
+        if (!(isnan(most) || most > result->largest)) continue;
+        size_t where = 0;
+        for (; where < some; where++) {
+            WORK gap = (WORK)fabs((double)(b[where] - a[where]));
+            if (gap == most || (isnan(most) && isnan(gap))) break;
+        }
+        result->largest = most;
+        result->largest_at = (int64_t)(at + done + where);
+    }
+}
+
+static void TYPED(count_nonfinite)(const Source *x, const Source *y, size_t at, size_t count, Result *result) {
+    WORK buffer_x[BLOCK], buffer_y[BLOCK];
+    for (size_t done = 0; done < count; done += BLOCK) {
+        size_t some = count - done < BLOCK ? count - done : BLOCK;
+        const WORK *a = TYPED(block)(x, at + done, some, buffer_x), *b = TYPED(block)(y, at + done, some, buffer_y);
+        for (size_t i = 0; i < some; i++) {
+            result->x.nan += isnan(a[i]) != 0;
+            result->y.nan += isnan(b[i]) != 0;
+            result->x.infinite += isinf(a[i]) != 0;
+            result->y.infinite += isinf(b[i]) != 0;
+            result->nonfinite_equal += TYPED(is_same_nonfinite)(a[i], b[i]);
+        }
+    }
+}
+
+static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t length, int accept, double *rows,
+                           Result *result) {
+    for (size_t at = 0, row = 0; at < size; at += length, row++) {
+        size_t count = size - at < length ? size - at : length;
+        double largest = result->largest;
+        int64_t largest_at = result->largest_at;
+        Lanes lanes;
+        clear(&lanes);
+        TYPED(add_row)(x, y, at, count, 0, &lanes, result);
+        add_side(&result->x, &lanes.total_x, &lanes.absolute_x, &lanes.square_x, lanes.low_x, lanes.high_x);
+        add_side(&result->y, &lanes.total_y, &lanes.absolute_y, &lanes.square_y, lanes.low_y, lanes.high_y);
+        if (lanes.bad) {
+            TYPED(count_nonfinite)(x, y, at, count, result);
+            if (accept) {
+                result->largest = largest, result->largest_at = largest_at;
+                clear(&lanes);
+                TYPED(add_row)(x, y, at, count, 1, &lanes, result);
+            }
+        }
+        double squared = tree(&lanes.squared), square_x = tree(&lanes.square_x), square_y = tree(&lanes.square_y);
+        result->cross += tree(&lanes.cross);
+        result->gap += tree(&lanes.gap);
+        result->squared += squared;
+        result->square_x += square_x;
+        result->square_y += square_y;
+        result->differing += lanes.differing;
+        if (rows) rows[row] = squared == 0 ? 0 : squared / (square_x + square_y);
+    }
+}
+
+#undef WORK
+#undef WORK_KIND
+#undef VECTOR
+#undef BITS
+#undef MAGNITUDE
+#undef INFINITE
+#undef TYPED

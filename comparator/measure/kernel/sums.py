@@ -1,0 +1,73 @@
+"""What a pass over two arrays gives, and the dtypes in which it is taken."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Float = npt.NDArray[np.float64]
+
+
+class SideSums(NamedTuple):
+    """Of one side. Complex numbers count by their magnitude, their total is that of the real parts."""
+
+    total: float
+    absolute: float
+    square: float
+    minimum: float
+    """NaN where a NaN takes part; infinity without elements, as the maximum is minus infinity."""
+    maximum: float
+    nan: int
+    infinite: int
+
+
+class PairSums(NamedTuple):
+    """Of ``target - baseline`` and both sides."""
+
+    baseline: SideSums
+    target: SideSums
+    cross: float
+    """Σxy; of complex numbers the real part of Σx̄y."""
+    squared: float
+    """Σ(y - x)²"""
+    absolute: float
+    """Σ|y - x|, each rounded to the working dtype."""
+    baseline_square: float
+    """Σx², with equal NaN and infinities as zeros where that was asked for."""
+    target_square: float
+    differing: int
+    """Elements whose difference is not 0."""
+    nonfinite_equal: int
+    """Places where both sides hold the same infinity or both hold NaN."""
+    largest: float
+    """The largest difference; NaN is larger than any. -1 without elements."""
+    largest_at: int
+    """Number of the first element that has it."""
+
+
+def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which values of ``dtype`` are compared: float32, float64, complex64 or complex128."""
+    if dtype.kind == "c":
+        return np.dtype(np.complex64) if dtype.itemsize <= 8 else np.dtype(np.complex128)
+    if dtype.kind in "iu":
+        return np.dtype(np.float32) if dtype.itemsize <= 2 else np.dtype(np.float64)
+    return np.dtype(np.float32) if dtype.itemsize <= 4 else np.dtype(np.float64)
+
+
+def to_working(values: Array, dtype: np.dtype[Any]) -> Array:
+    """``values`` in a working dtype; bfloat16 goes by its bits, which is many times faster than a cast."""
+    if values.dtype.name == "bfloat16" and dtype == np.float32:
+        wide = np.ascontiguousarray(values).view(np.uint16).astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    return values.astype(dtype, copy=False)
+
+
+def widen(values: Array) -> Array:
+    """``values`` in float64 or complex128."""
+    if values.dtype.kind == "c":
+        return values.astype(np.complex128, copy=False)
+    return values.astype(np.float64, copy=False)

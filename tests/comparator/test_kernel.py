@@ -1,0 +1,166 @@
+"""The compiled pass against the one in numpy, bit for bit, and both against sums that are exact."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from comparator.measure import kernel
+from comparator.measure.kernel import measure_sums, reference
+from comparator.measure.kernel.sums import Array, PairSums, working_dtype
+
+REAL = ["f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "?"]
+SMALL = [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float8_e8m0fnu]
+DTYPES = [np.dtype(name) for name in [*REAL, *SMALL]]
+
+needs_compiler = pytest.mark.skipif(not kernel.COMPILED, reason="the kernel is not built: python setup.py build_ext -i")
+
+
+def by_reference(left: Array, right: Array, *, accept: bool = False, by_row: bool = False) -> tuple[PairSums, Any]:
+    found = kernel._compiled
+    kernel._compiled = None  # type: ignore[assignment]
+    try:
+        return measure_sums(left, right, equal_nonfinite=accept, by_row=by_row)
+    finally:
+        kernel._compiled = found
+
+
+def bits(sums: PairSums) -> list[bytes]:
+    """Every number bit by bit, but for the sign of zero and of NaN."""
+    flat = [*sums.baseline, *sums.target, *sums[2:]]
+    return [b"nan" if math.isnan(one) else np.float64(one + 0.0).tobytes() for one in flat]
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[Array, Array]:
+    """Two arrays of one shape, of any dtypes and strides, with all that bytes can hold or numbers of one size."""
+    shape = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 7, 8, 9, 31, 40]), min_size=1, max_size=3)))
+    if draw(st.booleans()):
+        shape = (draw(st.integers(0, 5)), draw(st.sampled_from([1, 1023, 1024, 1025, 4099, 70_001])))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    sides = []
+    for _ in range(2):
+        dtype = draw(st.sampled_from(DTYPES))
+        size = (*shape[:-1], 2 * shape[-1])
+        if draw(st.booleans()):
+            side = rng.integers(0, 256, (*size, dtype.itemsize), np.uint8).view(dtype).reshape(size)
+        else:
+            with np.errstate(all="ignore"):
+                side = rng.standard_normal(size).astype(dtype)
+        side = side[..., ::2] if draw(st.booleans()) else side[..., : shape[-1]]
+        sides.append(side)
+    left, right = sides
+    if draw(st.booleans()):
+        right = left.copy()
+        if right.size and draw(st.booleans()):
+            right.reshape(-1)[rng.integers(right.size)] = 1
+    return left, right
+
+
+@needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(pairs(), st.booleans(), st.booleans())
+def test_both_kernels_agree_in_every_bit(sides: tuple[Array, Array], accept: bool, by_row: bool) -> None:
+    left, right = sides
+    with np.errstate(all="ignore"):
+        sums, rows = measure_sums(left, right, equal_nonfinite=accept, by_row=by_row)
+        expected, expected_rows = by_reference(left, right, accept=accept, by_row=by_row)
+    assert bits(sums) == bits(expected)
+    if by_row:
+        np.testing.assert_array_equal(rows, expected_rows)
+
+
+@settings(max_examples=25, deadline=None)
+@given(pairs())
+def test_sums_are_those_of_exact_arithmetic(sides: tuple[Array, Array]) -> None:
+    dtype = np.promote_types(working_dtype(sides[0].dtype), working_dtype(sides[1].dtype))
+    with np.errstate(all="ignore"):
+        x, y = (side.astype(dtype).reshape(-1) for side in sides)
+        sums, _ = measure_sums(*sides)
+        gap = np.abs(y - x)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()) or not x.size:
+        return
+    assert sums.differing == np.count_nonzero(gap)
+    assert (sums.largest, sums.largest_at) == (gap.max(), gap.argmax())
+    assert (sums.baseline.minimum, sums.target.maximum) == (x.min(), y.max())
+    if max(float(np.abs(x).max()), float(np.abs(y).max())) < 1e150:
+        exact = math.fsum(float(one) * float(one) for one in x)
+        assert sums.baseline.square == pytest.approx(exact, rel=1e-12, abs=1e-300)
+        assert sums.absolute == pytest.approx(math.fsum(map(float, gap)), rel=1e-12, abs=1e-300)
+
+
+def test_infinities_and_nan_at_the_ends_of_rows() -> None:
+    left = np.zeros((3, 1030), np.float32)
+    left[0, 0], left[1, 1029], left[2, 1024] = np.inf, np.nan, -np.inf
+    right = left.copy()
+    for sums in (measure_sums(left, right)[0], by_reference(left, right)[0]):
+        assert (sums.baseline.nan, sums.baseline.infinite, sums.nonfinite_equal, sums.differing) == (1, 2, 3, 3)
+        assert math.isnan(sums.largest)
+        assert sums.largest_at == 0
+    for accepted in (measure_sums(left, right, equal_nonfinite=True)[0], by_reference(left, right, accept=True)[0]):
+        assert (accepted.largest, accepted.differing, accepted.squared, accepted.baseline_square) == (0, 0, 0, 0)
+        assert math.isnan(accepted.baseline.square)
+
+
+def test_complex_numbers_go_by_their_magnitude() -> None:
+    left, right = np.array([3 + 4j, 1j], np.complex64), np.array([3 + 4j, 1], np.complex64)
+    sums, rows = measure_sums(left, right, by_row=True)
+    assert (sums.baseline.square, sums.baseline.maximum, sums.cross, sums.squared) == (26, 5, 25, 2)
+    assert rows is not None
+    assert rows.tolist() == [0, 1]
+
+
+@needs_compiler
+def test_the_lock_is_let_go() -> None:
+    left = np.zeros(1 << 24, np.float32)
+    running, turns = threading.Event(), 0
+
+    def work() -> None:
+        running.set()
+        for _ in range(3):
+            measure_sums(left, left)
+        running.clear()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(10)  # a thread that keeps the lock is not interrupted
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        running.wait()
+        while running.is_set():
+            turns += 1
+        thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert turns > 100
+
+
+@needs_compiler
+def test_a_buffer_that_is_not_what_was_said_is_refused() -> None:
+    numbers = np.zeros(8, np.uint8)
+    none = np.empty(0)
+    compiled = kernel._compiled.measure
+    for arguments in (
+        (numbers, 2, None, numbers, 2, None, 8, 8, False, False, none),
+        (numbers, 99, None, numbers, 5, None, 8, 8, False, False, none),
+        (numbers, 5, None, numbers, 13, None, 8, 8, False, False, none),
+        (numbers, 5, None, numbers, 5, None, 8, 0, False, False, none),
+        (numbers, 5, None, numbers, 5, None, 8, 4, False, False, np.empty(3)),
+    ):
+        with pytest.raises(ValueError, match=r"was said|needs"):
+            compiled(*arguments)
+
+
+def test_rows_are_cut_where_the_reference_takes_pieces() -> None:
+    assert reference.CHUNK % reference.LANES == 0
+    left = np.random.default_rng(0).standard_normal((2, reference.CHUNK + 3))
+    whole, _ = by_reference(left, left + 1, by_row=True)
+    assert whole.squared == pytest.approx(left.size, rel=1e-9)
