@@ -26,10 +26,11 @@ from dumper.command_line import SHELLS, PrintCompletion, PrintVersion
 from dumper.printable import printable
 
 if TYPE_CHECKING:
-    from comparator.pipeline import Comparing
+    from comparator.pipeline import Comparing, Prepared
     from comparator.report.records import ReportRecord
     from comparator.report.reporters import Reporter
     from comparator.report.runs import Tally
+    from comparator.report.strips import TokenStrips
 
 PRESETS: dict[str, dict[str, object]] = {
     "raw": {"grouping_skip_keys": []},
@@ -124,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="repeats or benign variants of the baseline: what they differ by is no fault")  # fmt: skip
     add("--calibration", metavar="FILE", help="floors that 'comparator calibrate' measured")
     add("--bitwise", action="store_true", help="tensors must be equal bit by bit")
-    add("--tokenizer", metavar="PATH", help="accepted for compatibility; not used")
+    add("--tokenizer", metavar="PATH", help="a local tokenizer: the page shows tokens as text")
     add("--viz-bundle-details", action="store_true", help="accepted for compatibility; pictures are not made")
     add("--viz-output-dir", metavar="DIR", help=argparse.SUPPRESS)
     add("--visualize-per-token", metavar="FILE", help=argparse.SUPPRESS)
@@ -256,9 +257,27 @@ def run(arguments: argparse.Namespace) -> int:
             file.complete()
     if report_path is not None:
         print(f"report: {printable(str(report_path))}", file=sys.stderr)
+    if outputs:
+        outputs.show_tokens(_strips(comparing, prepared, arguments.tokenizer))
     for line in outputs.complete():
         print(printable(line), file=sys.stderr)
     return tally.exit_code
+
+
+def _strips(comparing: Comparing, prepared: Prepared, tokenizer: str | None) -> TokenStrips | None:
+    """What is known of single tokens; with the ids alone where the tokenizer cannot be used."""
+    from comparator.report.strips import token_strips
+    from comparator.report.tokenizer import open_tokenizer, with_texts
+
+    analysis = comparing.analysis
+    strips = None if analysis is None else token_strips(analysis, prepared.planner.token_ids())
+    if strips is None or tokenizer is None:
+        return strips
+    try:
+        return with_texts(strips, open_tokenizer(tokenizer))
+    except ComparatorError as error:
+        print(printable(f"{error}; the report shows token ids"), file=sys.stderr)
+        return strips
 
 
 def _report_findings(

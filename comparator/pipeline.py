@@ -161,6 +161,11 @@ class Comparing:
         """What became of every row; complete once the comparison is."""
 
     @property
+    def analysis(self) -> Analysis | None:
+        """What the diagnosis says of every tap, with the numbers of its rows; None as ``diagnosis`` is."""
+        return self._analysis
+
+    @property
     def diagnosis(self) -> Diagnosis | None:
         """Whether the runs agree, and where error was introduced.
 

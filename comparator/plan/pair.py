@@ -7,9 +7,12 @@ whose inputs are equal (the same tensor in every layer) share one plan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
 
 from comparator.errors import PairError
 from comparator.match.bundles import BundlePair
@@ -91,6 +94,10 @@ class Planner:
     def parted(self) -> tuple[PartedSequence, ...]:
         """Sequences of which both sides sampled other tokens."""
         return self._aligner.parted()
+
+    def token_ids(self) -> Sequence[npt.NDArray[np.int64]]:
+        """Token ids of the baseline's sequences by position, negative where unknown."""
+        return self._aligner.token_ids()
 
     def plan(self, pair: BundlePair, rules: Rules, *, sampled: bool = False) -> PairPlan:
         """The plan of a pair of tensors that both sides have.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle
@@ -42,6 +45,9 @@ class RowByRow:
     def plan(self, baseline: tuple[TokenPart, ...], target: tuple[TokenPart, ...]) -> TokenPlan:
         """All rows of both sides, as they are."""
         return TokenPlan(None, None, min(sum(part.rows for part in side) for side in (baseline, target)))
+
+    def token_ids(self) -> Sequence[npt.NDArray[np.int64]]:
+        return ()
 
     def parted(self) -> tuple[PartedSequence, ...]:
         """Nothing is known of their sequences."""

@@ -12,6 +12,7 @@ from comparator.report.answer import RunRecords, answer, label_of
 from comparator.report.issue_text import issue_text
 from comparator.report.runs import earlier_failure
 from comparator.report.sources import Sources
+from comparator.report.strips import TokenStrips
 
 MOST_CASES = 20_000
 """Cases of what passed that are written one by one; what did not pass always is."""
@@ -56,6 +57,9 @@ class Junit:
 
     def explain(self, sources: Sources) -> None:
         """A JUnit file has no sources."""
+
+    def show_tokens(self, strips: TokenStrips) -> None:
+        """A JUnit file has no tokens."""
 
     def text(self, *, missing: Sequence[str] = ()) -> str:
         """The file. A comparison that fails for a reason that is no tensor's has a failed case of its own."""

@@ -10,6 +10,7 @@ from comparator.measure.picture import Picture
 from comparator.report.answer import Answer, RunRecords, answer, label_of
 from comparator.report.runs import earlier_failure
 from comparator.report.sources import Sources
+from comparator.report.strips import TokenStrips
 from comparator.report.tolerance import times_tolerance
 
 MOST_ROWS = 20
@@ -43,6 +44,9 @@ class Markdown:
 
     def explain(self, sources: Sources) -> None:
         """The summary has no sources."""
+
+    def show_tokens(self, strips: TokenStrips) -> None:
+        """The summary has no tokens."""
 
     def text(self, *, missing: Sequence[str] = ()) -> str:
         """The page."""

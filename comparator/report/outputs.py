@@ -18,6 +18,7 @@ from comparator.report.junit import Junit
 from comparator.report.markdown import Markdown
 from comparator.report.records import ReportRecord, TensorComparison
 from comparator.report.sources import Sources
+from comparator.report.strips import TokenStrips
 
 
 class Written(Protocol):
@@ -31,6 +32,9 @@ class Written(Protocol):
 
     def explain(self, sources: Sources) -> None:
         """Take where taps are in the source."""
+
+    def show_tokens(self, strips: TokenStrips) -> None:
+        """Take what is known of single tokens."""
 
     def text(self, *, missing: Sequence[str] = ()) -> str:
         """All of it; ``missing`` says what it does not have, and why."""
@@ -70,6 +74,12 @@ class Outputs:
         """Take a record as a JSON object."""
         for _, written in self._written.values():
             written.add(record)
+
+    def show_tokens(self, strips: TokenStrips | None) -> None:
+        """Take what is known of single tokens, once everything is measured."""
+        if strips is not None:
+            for _, written in self._written.values():
+                written.show_tokens(strips)
 
     def complete(self, *, missing: Sequence[str] = ()) -> Iterator[str]:
         """Write the files; says of each where it is, or why it is not. ``missing`` says what they do not have."""

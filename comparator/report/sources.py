@@ -54,7 +54,15 @@ def _source_of(tap: TapCoverage, texts: Mapping[str, str]) -> TapSource:
     config, config_lines = next(_edits(tap, texts, strict=True), None) or next(
         _edits(tap, texts, strict=False), nothing
     )
-    return TapSource(tap.file, tap.line, first + 1, around, config, config_lines)
+    return TapSource(_short_path(tap.file), tap.line, first + 1, around, config, config_lines)
+
+
+def _short_path(file: str) -> str:
+    """The path below the environment's packages, where it is there."""
+    for folder in ("site-packages/", "dist-packages/"):
+        if folder in file:
+            return file.rpartition(folder)[2]
+    return file
 
 
 def _lines_of(tap: TapCoverage) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +10,16 @@ from typing import Any
 _LARGEST_REL = re.compile(r"\s*rel\s*<=\s*([0-9.eE+-]+)\s*")
 
 
+def tolerance_of(judged: str, floor: float, inherited: float) -> float:
+    """The relative L2 error that is tolerated at a tap: its floor, and where no fault comes in what its inputs explain
+    too. Behind a fault what is inherited is the fault."""
+    return math.hypot(floor, inherited) if judged == "within-rounding" else floor
+
+
 def times_tolerance(finding: Mapping[str, Any]) -> float | None:
     """Error over tolerance, from the JSON of a finding; None where there is no such number.
 
-    Of an analysed tap the relative L2 error of the pair over the tap's floor; else ``rel`` over the limit of a
+    Of an analysed tap the relative L2 error of the pair over ``tolerance_of`` the tap; else ``rel`` over the limit of a
     criterion ``rel <= LIMIT``. What is the same on both sides is 0 times anything.
     """
     diff = finding.get("diff")
@@ -23,7 +30,8 @@ def times_tolerance(finding: Mapping[str, Any]) -> float | None:
     analysis = finding.get("analysis")
     if isinstance(analysis, Mapping) and analysis.get("floor"):
         error = diff.get("relative_l2")
-        return None if error is None else float(error) / float(analysis["floor"])
+        tolerated = tolerance_of(analysis["judged"], analysis["floor"], analysis.get("inherited") or 0.0)
+        return None if error is None else float(error) / tolerated
     limit = _LARGEST_REL.fullmatch(str(diff.get("predicate", "")))
     rel = diff.get("rel_diff")
     if limit is None or rel is None:

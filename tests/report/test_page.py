@@ -202,6 +202,29 @@ def test_the_evidence_of_a_tensor(browser: Browser, pictured: Path) -> None:
     assert browser.run("return document.documentElement.scrollWidth") <= 360
 
 
+def test_tokens_and_routing(browser: Browser, pictured: Path) -> None:
+    browser.open(pictured, "view=tokens")
+    assert "Sequence 0: 5 tokens" in browser.text("#view")
+    assert browser.run("return document.querySelectorAll('.token').length") == 5
+    browser.run("document.querySelectorAll('.token')[3].click()")
+    browser.wait("document.getElementById('token')")
+    assert browser.text("#token") == "errors of sequence 0, position 3"
+    browser.run("document.getElementById('map').focus()")
+    press(browser, "ArrowRight")
+    assert "times the tolerance, introduced here" in browser.text("#map-cell")
+    browser.go("axis=tokens")
+    assert "5 columns" in browser.run("return document.getElementById('map').getAttribute('aria-label')")
+    browser.go("view=routing")
+    assert "no router's logits were recorded" in browser.text("#view")
+
+
+def test_without_the_runs_there_are_no_tokens(browser: Browser, faulty: Path) -> None:
+    browser.open(faulty, "view=tokens")
+    assert "was made without the runs" in browser.text("#view")
+    browser.go("axis=tokens")
+    assert "layers × tokens" in browser.text("#axis")
+
+
 def test_copy(browser: Browser, faulty: Path) -> None:
     browser.open(faulty)
     browser.run("window.copied = null; document.execCommand = () => { window.copied = document.activeElement.value }")

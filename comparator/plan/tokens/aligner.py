@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -118,6 +118,10 @@ class RunTokenAligner:
     def parted(self) -> tuple[PartedSequence, ...]:
         space = self._space
         return outputs_that_part(space.baseline, space.target, space.pairs.pairs)
+
+    def token_ids(self) -> Sequence[npt.NDArray[np.int64]]:
+        table = self._sides["baseline"].sequences
+        return [table.tokens_of(number) for number in range(len(table))]
 
     @cached_property
     def _space(self) -> SharedSpace:

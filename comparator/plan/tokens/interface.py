@@ -12,7 +12,7 @@ Both work on metadata alone. Only row counts and token layouts come in, so that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -161,6 +161,11 @@ class TokenAligner(Protocol):
 
     def parted(self) -> tuple[PartedSequence, ...]:
         """Sequences of which both sides sampled other tokens; none where token ids were not recorded."""
+        ...
+
+    def token_ids(self) -> Sequence[npt.NDArray[np.int64]]:
+        """Token ids of the baseline's sequences by position, negative where unknown; the n-th are those of the sequence
+        that ``TokenPlan.request`` calls n."""
         ...
 
 

@@ -17,6 +17,7 @@ from comparator.report.html.table import CATEGORIES, CHUNK, JUDGED, Table
 from comparator.report.issue_text import issue_text
 from comparator.report.runs import earlier_failure
 from comparator.report.sources import Sources
+from comparator.report.strips import TokenStrips
 
 FOLDER = Path(__file__).parent
 STYLES = ("vendor/uPlot.min.css", "templates/page.css")
@@ -30,6 +31,8 @@ SCRIPTS = (
     "scripts/list.js",
     "scripts/charts.js",
     "scripts/tensor.js",
+    "scripts/tokens.js",
+    "scripts/routing.js",
     "scripts/coverage.js",
     "scripts/main.js",
 )
@@ -48,6 +51,7 @@ class Page:
         self._first_row = -1
         self._pictures: dict[int, str] = {}
         self._sources: Sources = {}
+        self._strips: TokenStrips | None = None
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take one record, in the order of the report."""
@@ -65,6 +69,10 @@ class Page:
     def explain(self, sources: Sources) -> None:
         """Take where taps are in the source."""
         self._sources = sources
+
+    def show_tokens(self, strips: TokenStrips) -> None:
+        """Take what is known of single tokens."""
+        self._strips = strips
 
     def text(self, *, missing: Sequence[str] = ()) -> str:
         """The page. ``missing`` says what it does not have, and why, one sentence each."""
@@ -122,7 +130,11 @@ class Page:
             style_hash=_hash(styles),
             script_hash=_hash(scripts),
             summary=pack(summary),
-            blocks={"rows": pack(every_row), "run": pack(run)},
+            blocks={
+                "rows": pack(every_row),
+                "run": pack(run),
+                "tokens": pack(None if self._strips is None else _short(asdict(self._strips))),
+            },
             details=table.blocks,
             pictures=list(self._pictures.values()),
         )

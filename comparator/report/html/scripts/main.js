@@ -1,6 +1,7 @@
 // The address decides what is shown: #q=QUERY, #tensor=LABEL, #view=coverage; step and axis belong to the map.
 
-const VIEWS = { map: "Map", coverage: "Coverage" };
+const VIEWS = { map: "Map", tokens: "Tokens", routing: "Routing", coverage: "Coverage" };
+const OTHER_VIEWS = { tokens: tokensView, routing: routingView, coverage: coverageView };
 let lastQuery = "";
 let redraw = () => {};
 
@@ -78,7 +79,12 @@ async function start() {
       return;
     }
     const matching = lastQuery === "" ? null : new Set(found.map((row) => rows.columns.family[row]));
-    if (state.axis === "steps") draw({ ...stepsLayout(layout, rows), matching });
+    const tokens = state.token === undefined && state.axis !== "tokens" ? null : await block("tokens");
+    if (tokens !== null && tokens.grid.length) {
+      const shown = state.axis === "tokens" ? tokensLayout(layout, families, tokens, state.token) : { shown: cellsOfToken(layout, families, tokens, state.token) };
+      controls.append(make("span", { id: "token" }, `errors of ${state.axis === "tokens" ? `sequence ${(state.token ?? firstToken(tokens)).split(":")[0]}` : tokenName(state.token)}`));
+      draw({ ...shown, matching });
+    } else if (state.axis === "steps") draw({ ...stepsLayout(layout, rows), matching });
     else if (step !== null || matching !== null) draw({ shown: cellsOf(layout, families, rows, step), matching });
     const listed = step === null ? found : found.filter((row) => rows.columns.step[row] === step);
     const sort = state.sort in LISTED ? state.sort : "tensor";
@@ -116,8 +122,8 @@ async function start() {
         const parts = await tensorView(await loadRows(), state.tensor);
         if (current === turn) view.replaceChildren(...parts);
         view.scrollIntoView({ block: "nearest" });
-      } else if (state.view === "coverage") {
-        const parts = await coverageView(summary);
+      } else if (state.view in OTHER_VIEWS) {
+        const parts = await OTHER_VIEWS[state.view](summary);
         if (current === turn) view.replaceChildren(...parts);
       } else {
         await showMap(state, current);
@@ -153,7 +159,7 @@ function stepChooser(rows, state) {
 
 function axisChooser(state) {
   const choice = make("select", { id: "axis", "aria-label": "Columns of the map", onchange: (event) => go({ axis: event.target.value }) });
-  for (const [value, text] of [["", "layers × taps"], ["steps", "layers × steps"]]) {
+  for (const [value, text] of [["", "layers × taps"], ["steps", "layers × steps"], ["tokens", "layers × tokens"]]) {
     choice.append(make("option", { value, selected: (state.axis ?? "") === value }, text));
   }
   return choice;
