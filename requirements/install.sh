@@ -5,12 +5,15 @@
 # Usage: requirements/install.sh DIR FILE...
 set -euo pipefail
 
+torchvision_operators=testbed/sglang_cpu/torchvision_operators.py
+
 main() {
   local environment=$1
   shift
   local python stamp
   python=$(find_python)
-  stamp="$environment/.made-from-$(cat "$0" pyproject.toml setup.py comparator/measure/kernel/*.[ch] "$@" | sha256sum | cut -c1-16)"
+  local sources=("$0" pyproject.toml setup.py comparator/measure/kernel/*.[ch] "$torchvision_operators")
+  stamp="$environment/.made-from-$(cat "${sources[@]}" "$@" | sha256sum | cut -c1-16)"
   if [ -e "$stamp" ] && "$environment/bin/python" -c '' 2>/dev/null; then
     return
   fi
@@ -25,7 +28,18 @@ main() {
   done
   quiet_pip "$environment" install --quiet --disable-pip-version-check --no-deps "${files[@]}"
   quiet_pip "$environment" install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+  add_torchvision_operators "$environment"
   touch "$stamp"
+}
+
+# The published torchvision cannot be imported beside a torch for CPUs without what this module declares.
+add_torchvision_operators() {
+  local packages
+  packages=$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  if [ -d "$packages/torchvision" ]; then
+    cp "$torchvision_operators" "$packages/"
+    echo "import torchvision_operators" >"$packages/torchvision_operators.pth"
+  fi
 }
 
 find_python() {

@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-import testbed.sglang_cpu.sitecustomize  # noqa: F401  Transformers imports the torchvision that it mends
+import testbed.sglang_cpu.torchvision_operators  # noqa: F401  Transformers imports torchvision
 
 E2E = Path(__file__).parent / "e2e"
 

@@ -1,7 +1,8 @@
 """Lets an unmodified SGLang wheel run without a GPU.
 
-Loaded by every Python process of the server, spawned ranks too, because its folder is on ``PYTHONPATH``. It mends
-two modules as they are imported, and with ``TESTBED_FORK_RANKS=1`` a third, and touches nothing else.
+Loaded by every Python process of the server, spawned ranks too, because its folder is on ``PYTHONPATH``. It lets
+torchvision be imported, mends one module of SGLang as it is imported, with ``TESTBED_FORK_RANKS=1`` a second, and
+touches nothing else.
 """
 
 from __future__ import annotations
@@ -14,19 +15,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-_libraries: list[Any] = []  # torch forgets an operator when its library object goes
-
-
-def _declare_torchvision_operators() -> None:
-    """The published torchvision is a CUDA build, whose extension does not load beside a CPU torch; its
-    ``_meta_registrations`` then fails on two operators that the extension would have declared."""
-    import torch
-
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, operator):
-            library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _libraries.append(library)
+import torchvision_operators  # type: ignore[import-not-found]  # noqa: F401  beside this file, on PYTHONPATH
 
 
 def _complete_torch_native_backend(module: ModuleType) -> None:
@@ -48,7 +37,6 @@ def _fork_ranks(module: ModuleType) -> None:
     module._set_envs_and_config = set_environment_and_fork
 
 
-_before: dict[str, Callable[[], None]] = {"torchvision": _declare_torchvision_operators}
 _after: dict[str, Callable[[ModuleType], None]] = {
     "sglang.srt.layers.attention.torch_native_backend": _complete_torch_native_backend
 }
@@ -60,8 +48,6 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname in _before:
-            _before.pop(fullname)()
         if fullname not in _after:
             return None
         complete = _after.pop(fullname)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-import testbed.sglang_cpu.sitecustomize  # noqa: F401  Transformers imports the torchvision that it mends
+import testbed.sglang_cpu.torchvision_operators  # noqa: F401  Transformers imports torchvision
 from benchmarks.faults.engines.huggingface.models import CLASSES, ModelShape, build_model
 from benchmarks.faults.engines.huggingface.variants import Variant, generate, numerics_of, prepare, variants_of
 from benchmarks.faults.engines.protocol import Job
