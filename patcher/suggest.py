@@ -2,134 +2,225 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from patcher.check import check_loaded
-from patcher.config.load import parse_config
+from patcher.config.load import load_config, parse_config
 from patcher.errors import TargetError
-from patcher.source.definitions import find_class, find_definitions, statements_in
+from patcher.match.statements import FunctionIndex
+from patcher.model.dims import DimsGuesses
+from patcher.model.layer_numbers import LayerNumbers
+from patcher.model.loops import LayerLoop, loops_in
+from patcher.model.parts import ENTRIES, ModelClass, Part, class_called, classes_in, init_of, parts_of
+from patcher.model.steps import StepPlace, engine_config, whole_models
+from patcher.plan.planner import make_plan
+from patcher.source.definitions import Definition, find_class, find_definitions
 from patcher.source.locate import locate
 from patcher.source.modules import ModuleFile, ModuleFinder
-from patcher.source.targets import ResolvedTarget, dotted_name, find_class_named, resolve_target
-from patcher.tappable import TappablePlace, function_index, self_methods, tappable_places
+from patcher.source.targets import find_method, resolve_target
+from patcher.tappable import TappablePlace, definition_index, function_index, self_methods, tappable_places
 
-_LAYER_NAMES = ("layer_id", "layer_idx", "layer_index", "layer_number")
-_ENTRY = ("forward", "__call__", "call")
+_HIDDEN = "hidden_states"
 
 
 @dataclass(frozen=True)
-class SuggestedTap:
+class SuggestedEdit:
     """One edit of a suggestion."""
 
     target: str
     place: TappablePlace
-    name: str
-    value: str | None
-    layer_id: str | None
+    action: Literal["dump", "tags", "step", "end_step"] = "dump"
+    name: str = ""
+    value: str | None = None
+    layer_id: str | None = None
+    dims: str | None = None
+    batch: str | None = None
 
 
 def suggest_config(target: str, finder: ModuleFinder) -> str:
     """YAML of a config for a class, a module, a file or a function. Raises TargetError when there is none.
 
-    There is a tap after each submodule call and each collective; every edit of it lands.
+    There is a tap after each submodule call and each collective, and a step where a whole model is called; every edit
+    of it lands.
     """
-    taps = _named(list(_taps(target, finder)))
-    if not taps:
+    suggestion = _Suggestion(target, finder)
+    edits = _named(list(suggestion.edits()))
+    if not any(edit.action == "dump" for edit in edits):
         raise TargetError(f"{target}: calls no submodule and no collective; see 'patcher list {target}'")
-    text = _yaml(taps)
-    checked = check_loaded([parse_config(text, "<suggestion>")], finder)
+    engine = engine_config(suggestion.module)
+    if engine is not None and make_plan([load_config(engine)], finder).errors:
+        engine = None  # it is for another release
+    return _yaml(_landing(edits, finder), engine)
+
+
+def _landing(edits: Sequence[SuggestedEdit], finder: ModuleFinder) -> list[SuggestedEdit]:
+    """The edits without those that do not land."""
+    checked = check_loaded([parse_config(_yaml(edits, None), "<suggestion>")], finder)
     failed = {
         (landing.target, landing.edit) for module in checked.modules for landing in module.landings if landing.error
     }
-    if failed:
-        numbers: dict[str, int] = {}
-        kept: list[SuggestedTap] = []
-        for tap in taps:
-            numbers[tap.target] = numbers.get(tap.target, 0) + 1
-            resolved = resolve_target(tap.target, finder)[0].name
-            if (resolved, numbers[tap.target]) not in failed:
-                kept.append(tap)
-        text = _yaml(kept)
-    return text
+    if not failed:
+        return list(edits)
+    numbers: dict[str, int] = {}
+    kept: list[SuggestedEdit] = []
+    for edit in edits:
+        resolved = resolve_target(edit.target, finder)[0].name
+        numbers[resolved] = numbers.get(resolved, 0) + 1
+        if (resolved, numbers[resolved]) not in failed:
+            kept.append(edit)
+    return kept
 
 
-def _taps(target: str, finder: ModuleFinder) -> Iterator[SuggestedTap]:
-    module, path = locate(target, finder)
-    if not path:
-        for node in statements_in(module.tree.body):
-            if isinstance(node, ast.ClassDef):
-                yield from _class_taps(module, (node.name,), finder)
-    elif find_class(module.tree.body, path) is not None:
-        yield from _class_taps(module, tuple(path), finder)
-    else:
-        for resolved in resolve_target(target, finder):
-            found = finder.find(resolved.module)
+class _Suggestion:
+    """Gathers the edits for one target."""
+
+    def __init__(self, target: str, finder: ModuleFinder) -> None:
+        self._target = target
+        self._finder = finder
+        self.module, self._path = locate(target, finder)
+        self._numbers = LayerNumbers(self.module, finder)
+        self._guesses = DimsGuesses(self.module, finder)
+        self._indexes: list[FunctionIndex] = []
+        """Kept, so that the check need not parse the functions again."""
+
+    def edits(self) -> Iterator[SuggestedEdit]:
+        """All edits, function by function."""
+        path = tuple(self._path)
+        if path and find_class(self.module.tree.body, path) is None:
+            yield from self._of_function()
+            return
+        classes = [path] if path else list(classes_in(self.module.tree.body))
+        steps = {} if engine_config(self.module) else {place.model.path: place for place in self._whole_models()}
+        for found in classes:
+            step = steps.get(found)
+            entry = TappablePlace(0, "entry", "at", "entry")
+            target = "" if step is None else f"{_name(step.model)}.{step.method}"
+            if step is not None:
+                yield SuggestedEdit(target, entry, "step", batch=step.batch)
+            yield from sorted(self._of_class(ModelClass(self.module, found)), key=lambda edit: edit.target != target)
+            if step is not None:
+                yield SuggestedEdit(target, replace(entry, kind="return", pattern="return"), "end_step")
+
+    def _whole_models(self) -> Sequence[StepPlace]:
+        return whole_models(self.module, self._finder)
+
+    def _of_function(self) -> Iterator[SuggestedEdit]:
+        for resolved in resolve_target(self._target, self._finder):
+            found = self._finder.find(resolved.module)
             assert found is not None
             for place in tappable_places(function_index(found, resolved.path)):
                 if place.kind in ("submodule", "collective", "call") and place.values:
-                    yield from _place_taps(resolved.name, place, None)
+                    yield from _taps(resolved.name, place)
 
-
-def _class_taps(module: ModuleFile, path: tuple[str, ...], finder: ModuleFinder) -> Iterator[SuggestedTap]:
-    class_name = ".".join((module.name, *path))
-    layer_id = _layer_id(module, path, finder)
-    todo = [name for name in _ENTRY if find_definitions(module.tree, (*path, name))]
-    done: set[str] = set()
-    while todo:
-        method = todo.pop(0)
-        if method in done:
-            continue
-        done.add(method)
-        found = _method(class_name, method, finder)
-        if found is None:
-            continue
-        owner, resolved = found
-        index = function_index(owner, resolved.path)
-        methods = {name for name in self_methods(index) if _method(class_name, name, finder) is not None}
-        todo += sorted(methods - done)
-        requested = f"{class_name}.{method}"
-        for place in tappable_places(index):
-            if place.kind == "submodule" and place.callee.removeprefix("self.") in methods:
+    def _of_class(self, model: ModelClass) -> Iterator[SuggestedEdit]:
+        layer_id = self._numbers.expression(model)
+        init = init_of(model, self._finder)
+        owner = model if init is None else init[0]
+        parts = {part.attribute: part for part in parts_of(init[1])} if init is not None else {}
+        todo = [name for name in ENTRIES if find_definitions(self.module.tree, (*model.path, name))]
+        done: set[str] = set()
+        while todo:
+            method = todo.pop(0)
+            found = None if method in done else find_method(model.module, model.path, method, self._finder)
+            done.add(method)
+            if found is None:
                 continue
-            if place.kind in ("submodule", "collective"):
-                yield from _place_taps(requested, place, layer_id)
-            elif place.kind == "entry" and layer_id and method in _ENTRY and "hidden_states" in place.values:
-                name = f"{_snake(path[-1])}_input"
-                yield SuggestedTap(requested, replace(place, callee=name), name, "hidden_states", layer_id)
+            definition = find_definitions(found[0].tree, found[1])[0]
+            index = self._index(found[0], definition)
+            called = self_methods(index)
+            methods = {name for name in called if find_method(model.module, model.path, name, self._finder) is not None}
+            todo += sorted(methods - done)
+            yield from self._of_method(model, owner, method, index, definition, parts, methods, layer_id)
+
+    def _of_method(
+        self,
+        model: ModelClass,
+        owner: ModelClass,
+        method: str,
+        index: FunctionIndex,
+        definition: Definition,
+        parts: dict[str, Part],
+        methods: set[str],
+        layer_id: str | None,
+    ) -> Iterator[SuggestedEdit]:
+        target = f"{_name(model)}.{method}"
+        loops = loops_in(definition.node)
+        for place in tappable_places(index):
+            loop = loops.get(place.callee)
+            attribute = place.callee.removeprefix("self.")
+            if loop is not None:
+                yield from self._of_loop(target, place, loop, owner, parts.get(loop.attribute))
+            elif place.kind == "submodule" and attribute in methods:
+                continue
+            elif place.kind in ("submodule", "collective"):
+                part = parts.get(attribute)
+                dims = None if part is None or part.in_list else self._guesses.of_part(owner, part, _first(place))
+                yield from _taps(target, place, layer_id, dims, self._guesses.hidden)
+            elif place.kind == "entry" and layer_id and method in ENTRIES and _HIDDEN in place.values:
+                name = f"{_snake(model.path[-1])}_input"
+                yield SuggestedEdit(target, place, "dump", name, _HIDDEN, layer_id, self._guesses.hidden)
+
+    def _of_loop(
+        self, target: str, place: TappablePlace, loop: LayerLoop, owner: ModelClass, part: Part | None
+    ) -> Iterator[SuggestedEdit]:
+        """A call of the part that a loop has come to."""
+        inner = None if part is None else class_called(owner, part.call, self._finder)
+        own = None if inner is None else self._numbers.expression(inner)
+        number = loop.number or (None if own is None else f"{loop.variable}.{own.removeprefix('self.')}")
+        if own is None and number is not None and place.form == "match":
+            # What runs in there does not know its layer.
+            yield SuggestedEdit(target, place, "tags", layer_id=number)
+        dims = None if part is None else self._guesses.of_part(owner, part, _first(place))
+        named = replace(place, callee=_singular(loop.attribute))
+        yield from _taps(target, named, number, dims, self._guesses.hidden)
+
+    def _index(self, module: ModuleFile, definition: Definition) -> FunctionIndex:
+        index = definition_index(module, definition)
+        self._indexes.append(index)
+        return index
 
 
-def _method(class_name: str, method: str, finder: ModuleFinder) -> tuple[ModuleFile, ResolvedTarget] | None:
-    try:
-        resolved = resolve_target(f"{class_name}.{method}", finder)[0]
-    except TargetError:
-        return None
-    module = finder.find(resolved.module)
-    return None if module is None else (module, resolved)
-
-
-def _place_taps(target: str, place: TappablePlace, layer_id: str | None) -> Iterator[SuggestedTap]:
+def _taps(
+    target: str,
+    place: TappablePlace,
+    layer_id: str | None = None,
+    dims: str | None = None,
+    hidden: str | None = None,
+) -> Iterator[SuggestedEdit]:
+    """A tap for each value of a place. ``dims`` are those of the first; a residual beside it is hidden states."""
     callee = place.callee
     callee = callee.removeprefix("self.") if callee.startswith("self.") else callee.rpartition(".")[2]
     name = re.sub(r"\W+", "_", callee).strip("_")
     if place.form == "wrap":
-        yield SuggestedTap(target, place, name, None, layer_id)
+        yield SuggestedEdit(target, place, "dump", name, None, layer_id, dims)
     for number, value in enumerate(place.values if place.form == "match" else ()):
         suffix = "" if number == 0 else f"_{re.sub(r'[^0-9a-zA-Z]+', '_', value)}"
-        yield SuggestedTap(target, place, name + suffix, value, layer_id)
+        own = dims if number == 0 else hidden if dims is not None and value == "residual" else None
+        yield SuggestedEdit(target, place, "dump", name + suffix, value, layer_id, own)
 
 
-def _named(taps: Sequence[SuggestedTap]) -> list[SuggestedTap]:
+def _first(place: TappablePlace) -> str:
+    return place.values[0] if place.values and place.form == "match" else ""
+
+
+def _named(edits: Sequence[SuggestedEdit]) -> list[SuggestedEdit]:
     """Give taps of different functions different names; those of one function's branches share one."""
     owners: dict[str, set[str]] = {}
-    for tap in taps:
-        owners.setdefault(tap.name, set()).add(tap.target.rpartition(".")[0])
+    for edit in edits:
+        owners.setdefault(edit.name, set()).add(edit.target.rpartition(".")[0])
     return [
-        replace(tap, name=f"{_snake(tap.target.split('.')[-2])}_{tap.name}") if len(owners[tap.name]) > 1 else tap
-        for tap in taps
+        replace(edit, name=f"{_snake(edit.target.split('.')[-2])}_{edit.name}")
+        if edit.action == "dump" and len(owners[edit.name]) > 1
+        else edit
+        for edit in edits
     ]
+
+
+def _name(model: ModelClass) -> str:
+    return ".".join((model.module.name, *model.path))
 
 
 def _snake(name: str) -> str:
@@ -137,60 +228,50 @@ def _snake(name: str) -> str:
     return re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", spaced).lower()
 
 
-def _layer_id(module: ModuleFile, path: tuple[str, ...], finder: ModuleFinder) -> str | None:
-    """The expression that gives a layer's number in its methods, if the class has one."""
-    try:
-        resolved = resolve_target(".".join((module.name, *path, "__init__")), finder)[0]
-    except TargetError:
-        return None
-    owner = finder.find(resolved.module)
-    assert owner is not None
-    init = find_definitions(owner.tree, resolved.path)[0].node
-    attributes = [found for node in ast.walk(init) if (found := _self_attribute(node))]
-    for name in _LAYER_NAMES:
-        if any(attribute == name for attribute, _ in attributes):
-            return f"self.{name}"
-    for attribute, value in attributes:
-        if not isinstance(value, ast.Call):
-            continue
-        given = {keyword.arg for keyword in value.keywords}
-        callee = dotted_name(value.func)
-        if callee is None or not given & set(_LAYER_NAMES):
-            continue
-        part = find_class_named(owner, callee, finder)
-        inner = None if part is None or part[1] == path else _layer_id(part[0], part[1], finder)
-        if inner is not None:
-            return f"self.{attribute}.{inner.removeprefix('self.')}"
-    return None
+def _singular(name: str) -> str:
+    return name[:-1] if len(name) > 3 and name.endswith("s") and not name.endswith("ss") else name
 
 
-def _self_attribute(node: ast.AST) -> tuple[str, ast.expr] | None:
-    if not isinstance(node, ast.Assign) or len(node.targets) != 1:
-        return None
-    target = node.targets[0]
-    if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self":
-        return target.attr, node.value
-    return None
-
-
-def _yaml(taps: Sequence[SuggestedTap]) -> str:
-    lines = ["# Written by 'patcher suggest'. Add dims to each dump, such as  dims: \"t h\"", "patches:"]
+def _yaml(edits: Sequence[SuggestedEdit], engine: str | None) -> str:
+    lines = [
+        "# Written by 'patcher suggest'. Dims are guessed from names and known layers: check them, and add them where",
+        '# there are none, such as  dims: "t h"',
+    ]
+    if engine is not None:
+        lines.append(f"extends: {engine}  # a step for each forward pass of the engine")
+    elif not any(edit.action == "step" for edit in edits):
+        lines.append("# No step begins here: add 'step' where the forward pass of the whole model begins.")
+    lines.append("patches:")
     target = ""
-    for tap in taps:
-        if tap.target != target:
-            target = tap.target
+    for edit in edits:
+        if edit.target != target:
+            target = edit.target
             lines += [f"  - target: {target}", "    edits:"]
-        place = tap.place
-        lines.append(f"      - {place.form}: {_scalar(place.pattern)}")
-        if place.count > 1:
-            lines.append(f"        nth: {place.nth or 'all'}")
-        fields = [f"name: {_scalar(tap.name)}"]
-        if tap.value is not None:
-            fields.append(f"value: {_scalar(tap.value)}")
-        if tap.layer_id is not None:
-            fields.append(f"layer_id: {tap.layer_id}")
-        lines.append(f"        dump: {{{', '.join(fields)}}}")
+        lines += _edit_lines(edit)
     return "\n".join(lines) + "\n"
+
+
+def _edit_lines(edit: SuggestedEdit) -> Iterator[str]:
+    place = edit.place
+    if edit.action in ("step", "end_step"):
+        settings = f"{{batch: {edit.batch}}}" if edit.batch is not None else "true"
+        yield f"      - at: {place.pattern}"
+        yield f"        {edit.action}: {settings}"
+        return
+    yield f"      - {place.form}: {_scalar(place.pattern)}"
+    if place.count > 1:
+        yield f"        nth: {place.nth or 'all'}"
+    if edit.action == "tags":
+        yield f"        tags: {{layer_id: {edit.layer_id}}}"
+        return
+    fields = [f"name: {_scalar(edit.name)}"]
+    if edit.value is not None:
+        fields.append(f"value: {_scalar(edit.value)}")
+    if edit.dims is not None:
+        fields.append(f'dims: "{edit.dims}"')
+    if edit.layer_id is not None:
+        fields.append(f"layer_id: {edit.layer_id}")
+    yield f"        dump: {{{', '.join(fields)}}}"
 
 
 def _scalar(text: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, Literal
 
 import libcst as cst
 
@@ -113,6 +113,20 @@ def _last_suite(node: cst.CSTNode) -> cst.BaseSuite | None:
     return body if isinstance(body, cst.BaseSuite) else None
 
 
+@cache
+def _role(kind: Any) -> Literal["suite", "target", "expression", "branch", "other", "none"]:
+    """What the walker does with a node of that type; found once for each, because ``isinstance`` is slow for them."""
+    if issubclass(kind, cst.BaseSuite):
+        return "suite"
+    if issubclass(kind, (cst.AssignTarget, cst.CompFor)):
+        return "target"
+    if issubclass(kind, cst.Annotation) or not issubclass(kind, cst.CSTNode):
+        return "none"
+    if issubclass(kind, cst.BaseExpression):
+        return "expression"
+    return "branch" if issubclass(kind, (cst.If, cst.ExceptHandler, cst.ExceptStarHandler)) else "other"
+
+
 class _Walker:
     """Collects the blocks of a function and the expressions that are evaluated in them."""
 
@@ -145,19 +159,19 @@ class _Walker:
                 self._child(child, statement, nested)
 
     def _child(self, child: Any, statement: Statement, own_scope: bool) -> None:
-        if isinstance(child, cst.BaseSuite):
+        kind: Any = type(child)
+        role = _role(kind)
+        if role == "suite":
             self.block(child, statement, own_scope=own_scope)
-        elif isinstance(child, (cst.AssignTarget, cst.CompFor)):
+        elif role == "target":
             self._target(child.target, statement)
             self._rest(child, statement, own_scope, skip=("target",))
-        elif isinstance(child, cst.Annotation):
-            return
-        elif isinstance(child, cst.BaseExpression):
+        elif role == "expression":
             self._expression(child, statement, own_scope)
-        elif isinstance(child, (cst.If, cst.ExceptHandler, cst.ExceptStarHandler)):
+        elif role == "branch":
             self.branches.append((child, statement))
             self._rest(child, statement, own_scope)
-        elif isinstance(child, cst.CSTNode):
+        elif role == "other":
             self._rest(child, statement, own_scope)
 
     def _rest(self, node: cst.CSTNode, statement: Statement, own_scope: bool, skip: Sequence[str] = ()) -> None:

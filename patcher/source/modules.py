@@ -99,6 +99,8 @@ class ModuleFinder:
         self._known: dict[str, ModuleFile | None] = {}
         self.classes: dict[tuple[str, tuple[str, ...]], tuple[ModuleFile, tuple[str, ...]] | None] = {}
         """Where the class is that a name means in a module, as far as it was looked for."""
+        self.orders: dict[tuple[str, tuple[str, ...]], list[tuple[ModuleFile, tuple[str, ...]]]] = {}
+        """A class and its bases, in the order in which Python looks for methods."""
 
     def find(self, name: str) -> ModuleFile | None:
         """The module, or None when there is none of that name. Parents are found, not imported."""

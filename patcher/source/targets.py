@@ -146,6 +146,17 @@ def _in_class(
 
 def _resolution_order(module: ModuleFile, class_path: tuple[str, ...], finder: ModuleFinder, hops: int) -> list[Found]:
     """The class and its bases as far as their source can be found, in Python's order (C3)."""
+    if hops:
+        return _new_resolution_order(module, class_path, finder, hops)
+    key = (module.name, class_path)
+    if key not in finder.orders:
+        finder.orders[key] = _new_resolution_order(module, class_path, finder, 0)
+    return finder.orders[key]
+
+
+def _new_resolution_order(
+    module: ModuleFile, class_path: tuple[str, ...], finder: ModuleFinder, hops: int
+) -> list[Found]:
     own: Found = (module, class_path)
     node = _own_class(module, class_path)
     if node is None or hops > _MAX_HOPS:

@@ -30,6 +30,12 @@ class RecordingTap:
     def dump(self, name: str, value: Any, dims: str | None = None, **tags: Any) -> None:
         self._log.append((name, value, dims, tags))
 
+    def step(self, batch: Any = None, **tags: Any) -> None:
+        self._log.append(("step", batch, tags))
+
+    def end_step(self) -> None:
+        self._log.append(("end_step",))
+
     def failed(self) -> None:
         self._log.append((self.name, "failed", repr(sys.exc_info()[1])))
 

@@ -149,6 +149,7 @@ def test_suggest_taps_submodules_and_collectives_and_finds_the_layer(folder: Pat
         (patch["target"].rpartition(".")[2], edit["dump"]["name"]): edit
         for patch in config["patches"]
         for edit in patch["edits"]
+        if "dump" in edit
     }
     assert sorted(taps) == [
         ("forward", "boundary_finish"),

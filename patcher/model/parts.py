@@ -1,0 +1,147 @@
+"""The classes of a model file and the parts that their ``__init__`` makes."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from patcher.source.definitions import find_class, find_definitions, statements_in
+from patcher.source.modules import ModuleFile, ModuleFinder
+from patcher.source.targets import dotted_name, find_class_named, find_method
+
+ENTRIES = ("forward", "__call__", "call")
+
+
+@dataclass(frozen=True)
+class ModelClass:
+    """A class, wherever it is defined."""
+
+    module: ModuleFile
+    path: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[str, tuple[str, ...]]:
+        """What tells classes apart."""
+        return self.module.name, self.path
+
+
+@dataclass(frozen=True)
+class Part:
+    """What an attribute of a class holds: ``self.norm = RMSNorm(...)``, or a list of equal parts."""
+
+    attribute: str
+    call: ast.Call
+    """Makes the part, or one part of the list."""
+    number: str | None = None
+    """In a list, the variable that counts while its parts are made."""
+    in_list: bool = False
+
+    @property
+    def callee(self) -> str:
+        """The last name of what is called."""
+        names = dotted_name(self.call.func)
+        return names[-1] if names else ""
+
+
+def classes_in(body: Sequence[ast.stmt], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of all classes, those within functions and classes included."""
+    for node in statements_in(body):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            if isinstance(node, ast.ClassDef):
+                yield (*prefix, node.name)
+            yield from classes_in(node.body, (*prefix, node.name))
+
+
+def class_called(owner: ModelClass, call: ast.Call, finder: ModuleFinder) -> ModelClass | None:
+    """The class that a call in a method of ``owner`` makes an object of, if its source can be found."""
+    names = dotted_name(call.func)
+    if names is None:
+        return None
+    # A class in a function sees its neighbours first.
+    for depth in range(len(owner.path) - 1, 0, -1):
+        if find_class(owner.module.tree.body, (*owner.path[:depth], *names)) is not None:
+            return ModelClass(owner.module, (*owner.path[:depth], *names))
+    found = find_class_named(owner.module, names, finder)
+    return None if found is None else ModelClass(*found)
+
+
+def init_of(model: ModelClass, finder: ModuleFinder) -> tuple[ModelClass, ast.FunctionDef] | None:
+    """The ``__init__`` of a class and the class that defines it."""
+    found = find_method(model.module, model.path, "__init__", finder)
+    if found is None:
+        return None
+    module, path = found
+    node = find_definitions(module.tree, path)[0].node
+    return (ModelClass(module, path[:-1]), node) if isinstance(node, ast.FunctionDef) else None
+
+
+def parts_of(init: ast.FunctionDef) -> list[Part]:
+    """The parts that an ``__init__`` makes, in source order."""
+    return [part for statement in init.body for part in _parts(statement, None)]
+
+
+def _parts(statement: ast.stmt, number: str | None) -> Iterator[Part]:
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        for target in targets:
+            first = target.elts[0] if isinstance(target, ast.Tuple) and target.elts else target
+            attribute = _own_attribute(first)
+            if attribute and statement.value is not None:
+                yield from _made(attribute, statement.value)
+    elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        yield from _appended(statement.value, number)
+    else:
+        if isinstance(statement, ast.For):
+            number = counter(statement.target, statement.iter)
+        for name in ("body", "orelse", "finalbody"):
+            for inner in getattr(statement, name, None) or ():
+                yield from _parts(inner, number)
+
+
+def _made(attribute: str, value: ast.expr) -> Iterator[Part]:
+    listed = list(_listed(value))
+    if listed:
+        call, number = listed[0]
+        yield Part(attribute, call, number, in_list=True)
+    elif isinstance(value, ast.Call):
+        yield Part(attribute, value)
+    elif isinstance(value, ast.IfExp):
+        yield from _made(attribute, value.body if isinstance(value.body, ast.Call) else value.orelse)
+
+
+def _appended(call: ast.Call, number: str | None) -> Iterator[Part]:
+    """``self.layers.append(Layer(number))``."""
+    if isinstance(call.func, ast.Attribute) and call.func.attr == "append" and len(call.args) == 1:
+        attribute = _own_attribute(call.func.value)
+        if attribute and isinstance(call.args[0], ast.Call):
+            yield Part(attribute, call.args[0], number, in_list=True)
+
+
+def _listed(value: ast.expr) -> Iterator[tuple[ast.Call, str | None]]:
+    """Calls that make the parts of a list, in comprehensions, list displays and functions that make one by number."""
+    for node in ast.walk(value):
+        if isinstance(node, (ast.ListComp, ast.GeneratorExp)) and isinstance(node.elt, ast.Call):
+            first = node.generators[0]
+            yield node.elt, counter(first.target, first.iter)
+        elif isinstance(node, ast.Lambda) and isinstance(node.body, ast.Call):
+            yield node.body, node.args.args[0].arg if node.args.args else None
+        elif isinstance(node, ast.List) and node.elts and isinstance(node.elts[0], ast.Call):
+            yield node.elts[0], None
+
+
+def counter(target: ast.expr, iterated: ast.expr) -> str | None:
+    """The variable that counts in ``for target in iterated``, if one does."""
+    if not isinstance(iterated, ast.Call) or not isinstance(iterated.func, ast.Name):
+        return None
+    if iterated.func.id == "range" and isinstance(target, ast.Name):
+        return target.id
+    if iterated.func.id == "enumerate" and isinstance(target, ast.Tuple) and isinstance(target.elts[0], ast.Name):
+        return target.elts[0].id
+    return None
+
+
+def _own_attribute(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+        return node.attr
+    return None

@@ -1,0 +1,199 @@
+"""What ``suggest`` finds in the source of a model: loops over layers, their numbers, steps, dims."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from patcher.check import check_loaded
+from patcher.config.load import parse_config
+from patcher.model.dims import rows_of
+from patcher.model.loops import LayerLoop, loops_in
+from patcher.source.modules import ModuleFinder
+from patcher.suggest import suggest_config
+from tests.patcher.support import block, run_module
+
+NET = block("""
+    def build(nn, width):
+        class Mlp(nn.Module):
+            def __init__(self):
+                self.up = nn.Linear(width, 4 * width)
+                self.down = nn.RowParallelLinear(4 * width, width, reduce_results=False)
+
+            def forward(self, x):
+                out, _ = self.down(self.up(x))
+                return out
+
+        class Attention(nn.Module):
+            def __init__(self, which):
+                self.place = which
+                self.qkv_proj = nn.QKVParallelLinear(width)
+
+            def forward(self, x):
+                batch, length, _ = x.shape
+                x = self.qkv_proj(x)
+                return x
+
+        class Block(nn.Module):
+            def __init__(self, width, depth):
+                self.norm = nn.LayerNorm(width)
+                self.attention = Attention(depth)
+                self.mlp = Mlp()
+
+            def forward(self, x):
+                h = self.norm(x)
+                h = self.attention(h)
+                h = self.mlp(h)
+                return h
+
+        class Net(nn.Module):
+            def __init__(self, width, depth):
+                self.embed = nn.Embedding(10, width)
+                self.blocks = nn.ModuleList([Block(width, d) for d in range(depth)])
+                self.mlps = nn.ModuleList()
+                for k in range(depth):
+                    self.mlps.append(Mlp())
+
+            def forward(self, input_ids):
+                x = self.embed(input_ids)
+                for block in self.blocks:
+                    x = block(x)
+                for n, mlp in enumerate(self.mlps[1:]):
+                    x = mlp(x)
+                return x
+
+        return Net
+""")
+
+
+def suggested(folder: Path, source: str, target: str = "net") -> dict[str, list[dict[str, Any]]]:
+    """Edits by function; all of them land."""
+    (folder / "net.py").write_text(source)
+    finder = ModuleFinder([folder])
+    text = suggest_config(target, finder)
+    assert check_loaded([parse_config(text)], finder).ok
+    return {patch["target"].partition(".")[2]: patch["edits"] for patch in yaml.safe_load(text)["patches"]}
+
+
+def test_classes_in_functions_layers_in_lists_and_their_numbers(tmp_path: Path) -> None:
+    edits = suggested(tmp_path, NET)
+    numbers = {
+        (function.rpartition(".")[0], edit["dump"]["name"]): edit["dump"].get("layer_id")
+        for function, found in edits.items()
+        for edit in found
+        if "dump" in edit
+    }
+    assert numbers == {
+        ("build.Mlp", "down"): None,
+        ("build.Mlp", "up"): None,
+        ("build.Attention", "qkv_proj"): "self.place",
+        ("build.Block", "norm"): "self.attention.place",
+        ("build.Block", "attention"): "self.attention.place",
+        ("build.Block", "block_mlp"): "self.attention.place",
+        ("build.Net", "embed"): None,
+        ("build.Net", "block"): "block.attention.place",
+        ("build.Net", "net_mlp"): "n + 1",
+    }
+    assert {"match": "x = mlp(...)", "tags": {"layer_id": "n + 1"}} in edits["build.Net.forward"], "what does not know"
+
+
+def test_the_whole_model_is_a_step(tmp_path: Path) -> None:
+    edits = suggested(tmp_path, NET)
+    steps = {name: [edit for edit in found if "step" in edit or "end_step" in edit] for name, found in edits.items()}
+    assert {name: found for name, found in steps.items() if found} == {
+        "build.Net.forward": [
+            {"at": "entry", "step": {"batch": "$arguments"}},
+            {"at": "return", "end_step": True},
+        ]
+    }
+    assert "step" not in str(suggested(tmp_path, NET, "net.build.Block"))
+
+
+def test_dims_are_guessed_where_they_can_be(tmp_path: Path) -> None:
+    edits = suggested(tmp_path, NET)
+    dims = {
+        edit["dump"]["name"]: edit["dump"].get("dims") for found in edits.values() for edit in found if "dump" in edit
+    }
+    assert dims == {
+        "down": "b s h[tp:partial]",
+        "up": "b s n",
+        "qkv_proj": None,  # heads of three kinds lie in it
+        "norm": "b s h",
+        "attention": "b s h",
+        "block_mlp": "b s h[tp:partial]",
+        "embed": "b s h",
+        "block": "b s h",
+        "net_mlp": "b s h[tp:partial]",
+    }
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        ("batch, length, _ = x.shape", "b s"),
+        ("b, s, h = x.size()", "b s"),
+        ("tokens, width = x.shape", "t"),
+        ("a, b, c = x.shape", None),
+        ("b, s, h = x.shape; t, h = x.shape", None),
+    ],
+)
+def test_rows_lie_as_shapes_say(tmp_path: Path, shape: str, rows: str | None) -> None:
+    (tmp_path / "net.py").write_text(f"class A:\n    def forward(self, x):\n        {shape}\n")
+    module = ModuleFinder([tmp_path]).find("net")
+    assert module is not None
+    assert rows_of(module) == rows
+
+
+@pytest.mark.parametrize(
+    ("loop", "found"),
+    [
+        ("for layer in self.layers: pass", LayerLoop("layer", "layers")),
+        ("for layer in self.layers[a:b]: pass", LayerLoop("layer", "layers")),
+        ("for i, layer in enumerate(self.layers): pass", LayerLoop("layer", "layers", "i")),
+        ("for i, layer in enumerate(self.layers[self.a : b]): pass", LayerLoop("layer", "layers", "i + self.a")),
+        ("for i, layer in enumerate(self.layers[a:b], a): pass", LayerLoop("layer", "layers", "i")),
+        ("for i, layer in enumerate(islice(self.layers, a, b)): pass", LayerLoop("layer", "layers", "i + a")),
+        ("for layer, cache in zip(self.layers, caches): pass", LayerLoop("layer", "layers")),
+        ("for i, (layer, cache) in enumerate(zip(self.layers, caches)): pass", LayerLoop("layer", "layers", "i")),
+        ("for i in range(a, b):\n    if i: layer = self.layers[i]", LayerLoop("layer", "layers", "i")),
+        ("for layer in layers: pass", None),
+    ],
+)
+def test_loops_over_layers(loop: str, found: LayerLoop | None) -> None:
+    assert loops_in(ast.parse(loop)) == ({} if found is None else {found.variable: found})
+
+
+def test_what_is_suggested_records_each_layer_with_its_number(tmp_path: Path) -> None:
+    source = block("""
+        class Layer:
+            def __init__(self, where):
+                self.where = where
+                self.double = lambda x: 2 * x
+            def __call__(self, hidden_states):
+                hidden_states = self.double(hidden_states)
+                return hidden_states
+        class Net:
+            def __init__(self, depth):
+                self.layers = [Layer(i) for i in range(depth)]
+            def forward(self, x):
+                for layer in self.layers:
+                    x = layer(x)
+                return x
+    """)
+    (tmp_path / "mod.py").write_text(source)
+    module, recorded = run_module(tmp_path, source, suggest_config("mod", ModuleFinder([tmp_path])))
+    assert module.Net(2).forward(1) == 4
+    assert recorded.log == [
+        ("step", None, {}),
+        ("layer_input", 1, None, {"layer_id": 0}),
+        ("double", 2, None, {"layer_id": 0}),
+        ("layer", 2, None, {"layer_id": 0}),
+        ("layer_input", 2, None, {"layer_id": 1}),
+        ("double", 4, None, {"layer_id": 1}),
+        ("layer", 4, None, {"layer_id": 1}),
+        ("end_step",),
+    ]
