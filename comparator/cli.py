@@ -22,8 +22,8 @@ from comparator.exit_codes import drop_output, run_command
 from comparator.match.runs import is_sglang_dump
 from comparator.options import Options
 from comparator.verdict.criteria import parse_rules
-from dumper.command_line import SHELLS, PrintCompletion, PrintVersion
 from dumper.printable import printable
+from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion
 
 if TYPE_CHECKING:
     from comparator.pipeline import Comparing, Prepared

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dumper.command_line import SHELLS, PrintCompletion, PrintVersion
 from dumper.format.frames import FormatError
 from dumper.printable import printable
+from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion
 
 if TYPE_CHECKING:
     from dumper.reading.indexing import Index

@@ -15,6 +15,7 @@ from typing import Any
 from patcher.check import Checked, check_configs, diff_text
 from patcher.errors import PatchError
 from patcher.source.modules import ModuleFinder
+from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,25 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-class _Version(argparse.Action):
-    """``--version``: looked up when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib import metadata
-
-        try:
-            version = metadata.version("tensortap")
-        except metadata.PackageNotFoundError:
-            version = "(not installed)"
-        print(f"tensortap {version}")
-        parser.exit()
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m patcher", description="Put dump calls into a program's own source from a config file."
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version of tensortap and end")
+    parser.add_argument("--version", action=PrintVersion, nargs=0, help="print the version of tensortap and end")
+    parser.add_argument(
+        "--print-completion", choices=SHELLS, action=PrintCompletion, help="print a completion script for a shell"
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     check = actions.add_parser("check", help="show where each edit would land, or why not; runs nothing")
     diff = actions.add_parser("diff", help="print the unified diff of the patched source")

@@ -225,3 +225,13 @@ def test_try_names_what_comes_nearest(folder: Path, capsys: pytest.CaptureFixtur
     assert first == "patcher: '$OUT = self.self_atn(...)' matches nothing in model_file"
     assert "model_file.py:20  model_file.Layer.forward  hidden_states = self.self_attn(hidden_states)" in nearest
     assert main(["try", "-e", "x = )", "model_file"]) == 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_and_their_flags(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-completion", shell])
+    assert ended.value.code == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("suggest", "try", "record", "pattern"))
+    assert script.rstrip().split("\n")[-1].split()[-1 if shell != "fish" else 2] == "patcher"

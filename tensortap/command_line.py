@@ -1,4 +1,4 @@
-"""What the command lines of ``dumper`` and ``comparator`` share: ``--version``, and completion scripts for shells, made
+"""What the command lines share: ``--version``, and completion scripts for shells, made
 from the flags of a parser (static text, nothing runs while completing)."""
 
 from __future__ import annotations
