@@ -9,12 +9,14 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from comparator.cli import main
+from testbed.wheels import sglang_wheel
 
 COMPARED_TYPES = frozenset({"comparison_tensor", "comparison_skip", "comparison_non_tensor", "comparison_error"})
 
@@ -37,6 +39,13 @@ def installed_package() -> Path | None:
     return Path(locations[0]) if locations else None
 
 
+def released_package(release: str, folder: Path) -> Path:
+    """The package of a release with what its comparator consists of, unpacked below ``folder``. Raises WheelError."""
+    with zipfile.ZipFile(sglang_wheel(release)) as wheel:
+        wheel.extractall(folder, [name for name in wheel.namelist() if name.startswith("sglang/srt/debug_utils/")])
+    return folder / "sglang"
+
+
 class Peer:
     """SGLang's comparator in a process of its own."""
 
@@ -56,13 +65,25 @@ class Peer:
             raise RuntimeError(f"SGLang's comparator ended with exit code {self._process.wait()}")
         return line
 
-    def compare(self, argv: Sequence[str], report: Path) -> Outcome:
+    @contextlib.contextmanager
+    def comparing(self, argv: Sequence[str], report: Path) -> Iterator[Callable[[], Outcome]]:
+        """Starts a comparison; what is called in the block waits for its outcome."""
         assert self._process.stdin is not None
         request = {"argv": [*argv, "--report-path", str(report), "--output-format", "json"]}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._read())
-        return _outcome(answer["exit_code"], report, answer["error"])
+        found: list[Outcome] = []
+
+        def outcome() -> Outcome:
+            if not found:
+                answer = json.loads(self._read())
+                found.append(_outcome(answer["exit_code"], report, answer["error"]))
+            return found[0]
+
+        try:
+            yield outcome
+        finally:
+            outcome()  # an answer that nobody read would be taken for that of the next comparison
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -77,6 +98,13 @@ def peer(package: Path) -> Iterator[Peer]:
         yield running
     finally:
         running.close()
+
+
+def compare_with_both(running: Peer, argv: Sequence[str], folder: Path) -> tuple[Outcome, Outcome]:
+    """What SGLang's comparator and ours say, each in its own process and both at the same time."""
+    with running.comparing(argv, folder / "theirs.jsonl") as theirs:
+        ours = compare_with_ours(argv, folder / "ours.jsonl")
+        return theirs(), ours
 
 
 def compare_with_ours(argv: Sequence[str], report: Path) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,18 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from testbed.wheels import sglang_wheel
 from tests.differential.batches import make_batch_scenario
-from tests.differential.intended import explains
+from tests.differential.intended import knows
 from tests.differential.layouts import World
 from tests.differential.peers import (
     Outcome,
     Peer,
     category,
+    compare_with_both,
     compare_with_ours,
     disagreements,
     installed_package,
     peer,
+    released_package,
 )
 from tests.differential.run import check
 from tests.differential.scenarios import Dump, Scenario, make_scenario
@@ -43,10 +43,7 @@ def installed() -> Iterator[Peer]:
 
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
-    folder = tmp_path_factory.mktemp("sglang")
-    with zipfile.ZipFile(sglang_wheel("0.5.13.post1")) as wheel:
-        wheel.extractall(folder, [name for name in wheel.namelist() if name.startswith("sglang/srt/debug_utils/")])
-    with peer(folder / "sglang") as running:
+    with peer(released_package("0.5.13.post1", tmp_path_factory.mktemp("sglang"))) as running:
         yield running
 
 
@@ -74,36 +71,10 @@ def test_an_older_release_says_the_same(older: Peer, tmp_path: Path) -> None:
     for seed in range(200):
         folder = tmp_path / str(seed)
         scenario = make_scenario(seed, folder)
-        flags = scenario.flags
-        if "--diff-threshold" in flags and len(_arguments(flags, "--diff-threshold")) != 1:
-            continue  # pairs of pattern and criterion are newer
-        theirs, ours = _both(older, scenario, folder)
-        found = [one for one in disagreements(theirs, ours) if one.what != "exit code"]
-        explained = {one["name"] for one, other in zip(theirs.findings, ours.findings, strict=True) if (
-            explains(one, other, scenario.flags) or _all_equal(other)
-        )}  # fmt: skip
-        assert [one for one in found if one.name.split(" (")[0] not in explained] == [], scenario
-        compared += 1
+        if knows(scenario.flags, older=True):
+            assert check(scenario, older, folder, older=True) == [], scenario
+            compared += 1
     assert compared > 100
-
-
-def _all_equal(finding: dict[str, object]) -> bool:
-    """Older releases divide by zero where both sides are zero, and call it a failure."""
-    difference = finding.get("diff")
-    return isinstance(difference, dict) and difference["max_abs_diff"] == 0
-
-
-def _arguments(flags: tuple[str, ...], flag: str) -> list[str]:
-    after = flags[flags.index(flag) + 1 :]
-    end = next((at for at, text in enumerate(after) if text.startswith("--")), len(after))
-    return list(after[:end])
-
-
-def _both(running: Peer, scenario: Scenario, folder: Path) -> tuple[Outcome, Outcome]:
-    return (
-        running.compare(scenario.argv, folder / "theirs.jsonl"),
-        compare_with_ours(scenario.argv, folder / "ours.jsonl"),
-    )
 
 
 def _dumps(folder: Path, baseline: World, target: World) -> tuple[Dump, Dump]:
@@ -132,7 +103,7 @@ def test_a_wrong_metric_is_noticed(installed: Peer, tmp_path: Path) -> None:
     for side, shift in zip(sides, (0.0, 0.125), strict=True):
         side.write(0, 0, "x", torch.ones(4, 4) + shift, "t h")
     scenario = Scenario(0, sides[0].path, sides[1].path, (), ())
-    theirs, ours = _both(installed, scenario, tmp_path)
+    theirs, ours = compare_with_both(installed, scenario.argv, tmp_path)
     assert disagreements(theirs, ours) == []
     theirs.findings[0]["diff"]["rel_diff"] *= 1 + 1e-6
     assert [one.what for one in disagreements(theirs, ours)] == ["diff.rel_diff"]
@@ -144,7 +115,7 @@ def test_several_ranks_without_dims_are_an_error(installed: Peer, tmp_path: Path
         for rank in range(2):
             side.write(0, rank, "x", torch.full((4, 4), float(rank)))
             side.write(0, rank, "y", torch.ones(4, 4), "t h # tp:replicated")
-    theirs, ours = _both(installed, Scenario(0, sides[0].path, sides[1].path, (), ()), tmp_path)
+    theirs, ours = compare_with_both(installed, Scenario(0, sides[0].path, sides[1].path, (), ()).argv, tmp_path)
     assert (theirs.exit_code, _categories(theirs)) == (0, {"skipped": 1, "passed": 1})
     assert (ours.exit_code, _categories(ours)) == (1, {"errored": 1, "passed": 1})
 
@@ -154,7 +125,7 @@ def test_request_ids_are_not_compared(installed: Peer, tmp_path: Path) -> None:
     for side in sides:
         side.write(0, 0, "rids", [side.path.name])
         side.write(0, 0, "y", torch.ones(4, 4), "t h")
-    theirs, ours = _both(installed, Scenario(0, sides[0].path, sides[1].path, (), ()), tmp_path)
+    theirs, ours = compare_with_both(installed, Scenario(0, sides[0].path, sides[1].path, (), ()).argv, tmp_path)
     assert (theirs.exit_code, _categories(theirs)) == (1, {"failed": 1, "passed": 1})
     assert (ours.exit_code, _categories(ours)) == (0, {"skipped": 1, "passed": 1})
 
@@ -166,7 +137,7 @@ def test_several_data_parallel_ranks_are_joined(fault: float, installed: Peer, t
     baseline.write(0, 0, "x", tensor, "t h")
     target.write(0, 0, "x", tensor[:4], "t h")
     target.write(0, 1, "x", tensor[4:] + fault, "t h")
-    theirs, ours = _both(installed, Scenario(0, baseline.path, target.path, (), ()), tmp_path)
+    theirs, ours = compare_with_both(installed, Scenario(0, baseline.path, target.path, (), ()).argv, tmp_path)
     assert _categories(theirs) == {"errored": 1}
     assert _categories(ours) == {"failed" if fault else "passed": 1}
 
@@ -185,7 +156,7 @@ def test_smart_reads_decode_passes(fault: float, installed: Peer, tmp_path: Path
         else:
             _write_pass(side, 1, generated, 4, rows[4:])
     flags = ("--preset", "sglang_megatron", "--token-aligner", "smart")
-    theirs, ours = _both(installed, Scenario(0, sides[0].path, sides[1].path, flags, ()), tmp_path)
+    theirs, ours = compare_with_both(installed, Scenario(0, sides[0].path, sides[1].path, flags, ()).argv, tmp_path)
     assert theirs.error is not None
     assert _categories(ours) == {"failed" if fault else "passed": 1}
     assert ours.findings[0]["tokens"]["matched"] == 6

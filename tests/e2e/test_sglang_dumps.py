@@ -13,7 +13,7 @@ import torch
 from comparator import compare
 from testbed.servers import sglang_server
 from tests.differential.intended import unintended
-from tests.differential.peers import compare_with_ours, disagreements, installed_package, peer
+from tests.differential.peers import compare_with_both, disagreements, installed_package, peer
 
 PROMPT = (7, 3, 9, 11, 2, 40, 41)
 DATA_PARALLEL = ("--tp", "2", "--dp", "2", "--enable-dp-attention")
@@ -68,8 +68,7 @@ def test_both_comparators_say_the_same(dumps: tuple[Path, Path], tmp_path: Path)
     with peer(package) as running:
         for flags in FLAGS:
             argv = ["--baseline-path", str(dumps[0]), "--target-path", str(dumps[1]), *flags]
-            theirs = running.compare(argv, tmp_path / "theirs.jsonl")
-            ours = compare_with_ours(argv, tmp_path / "ours.jsonl")
+            theirs, ours = compare_with_both(running, argv, tmp_path)
             assert theirs.findings
             assert unintended(theirs, ours, disagreements(theirs, ours), flags) == [], flags
 
