@@ -8,6 +8,7 @@ from pathlib import Path
 from testbed.models import ModelName
 from testbed.paths import CONFIGS
 from testbed.servers import Generated, Recording, sglang_server
+from testbed.warm import WarmLauncher
 
 PROMPT = (84, 104, 101, 32, 99)
 """Five tokens: the case in which data-parallel attention leaves one rank without any."""
@@ -39,8 +40,8 @@ class Layout:
     """A config of ``configs/faults`` that is patched in as well."""
     prompt: tuple[int, ...] = PROMPT
     fork: bool = True
-    """Whether ranks are forked from the launcher, to start sooner; those of ``tp2`` and ``dp2`` are spawned, which is
-    what SGLang does."""
+    """Whether ranks are forked from the launcher, to start sooner; those of ``tp2`` are spawned, which is what
+    SGLang does."""
 
     @property
     def configs(self) -> tuple[Path, ...]:
@@ -48,6 +49,9 @@ class Layout:
         return taps if self.fault is None else (*taps, CONFIGS / "faults" / f"{self.fault}.yaml")
 
 
+FAMILIES: tuple[ModelName, ...] = ("llama", "qwen2", "mixtral", "gemma", "gemma2", "gemma3", "deepseek_v2")
+"""Further models, each on one rank (``llama-tp1``) and on two (``llama-tp2``). They compute in float32: in bfloat16 the
+last bit decides now and then which token comes next, and all after it is another text."""
 DATA_PARALLEL_ATTENTION = ("--tp", "2", "--dp", "2", "--enable-dp-attention")
 LAYOUTS = {
     layout.name: layout
@@ -55,7 +59,7 @@ LAYOUTS = {
         Layout("tp1", "qwen3_moe", ("--tp", "1")),
         Layout("tp2", "qwen3_moe", ("--tp", "2"), fork=False),
         Layout("tp4", "qwen3_moe", ("--tp", "4")),
-        Layout("dp2", "qwen3_moe", DATA_PARALLEL_ATTENTION, fork=False),
+        Layout("dp2", "qwen3_moe", DATA_PARALLEL_ATTENTION),
         Layout("tp2-scaled", "qwen3_moe", ("--tp", "2"), fault="qwen3_moe_scaled_attention_output"),
         Layout("tp2-dropped", "qwen3_moe", ("--tp", "2"), fault="qwen3_moe_dropped_all_reduce"),
         Layout("long-tp1", "qwen3_moe", ("--tp", "1"), prompt=LONG_PROMPT),
@@ -69,13 +73,25 @@ LAYOUTS = {
         ),
         Layout("dense-tp1", "qwen3", ("--tp", "1")),
         Layout("dense-tp2", "qwen3", ("--tp", "2")),
+        Layout("pp2", "qwen3_moe", ("--pp-size", "2")),
+        *(
+            Layout(f"{model}-tp{size}", model, ("--tp", str(size), "--dtype", "float32"))
+            for model in FAMILIES
+            for size in (1, 2)
+        ),
     )
 }
 
 
-def record(layout: Layout, run: Path) -> Generated:
-    """Serves the prompt of the layout once and records it to ``run``. Raises ServerError."""
+def record(layout: Layout, run: Path, *, warm: WarmLauncher | None = None) -> Generated:
+    """Serves the prompt of the layout once and records it to ``run``. Raises ServerError.
+
+    With ``warm`` its server is forked from that process, unless the layout is one of those that are spawned.
+    """
     recording = Recording(layout.configs, run)
     log = run.with_suffix(".log")
-    with sglang_server(layout.model, layout.flags, log=log, recording=recording, fork=layout.fork) as server:
+    launcher = warm if layout.fork else None
+    with sglang_server(
+        layout.model, layout.flags, log=log, recording=recording, fork=layout.fork, warm=launcher
+    ) as server:
         return server.generate(layout.prompt, new_tokens=NEW_TOKENS)

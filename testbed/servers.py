@@ -19,6 +19,20 @@ import requests
 
 from testbed.models import ModelName, tiny_model
 from testbed.paths import CHECKOUT, stand_in_environment
+from testbed.warm import WarmLauncher, WarmServer, warm_launcher
+
+LAUNCHER = "sglang.launch_server"
+IMPORTED = (
+    "sglang.srt.entrypoints.http_server",
+    "sglang.srt.layers.attention.torch_native_backend",
+    "sglang.srt.managers.data_parallel_controller",
+    "sglang.srt.managers.detokenizer_manager",
+    "sglang.srt.managers.scheduler",
+    "sglang.srt.models.registry",
+)
+"""What a server imports in the end; the last of these imports every model that SGLang has."""
+Process = subprocess.Popen[bytes] | WarmServer
+"""Of a server; ``poll()`` and ``returncode`` say whether it still runs."""
 
 START_SECONDS = 600.0
 """Time until a server has to answer. It takes 20 to 45 seconds on two idle cores, several times that on busy ones."""
@@ -78,7 +92,7 @@ class Server:
 
     port: int
     log: Path
-    process: subprocess.Popen[bytes]
+    process: Process
 
     @property
     def url(self) -> str:
@@ -119,17 +133,17 @@ def sglang_server(
     environment: Mapping[str, str] | None = None,
     radix_cache: bool = False,
     fork: bool = False,
+    warm: WarmLauncher | None = None,
 ) -> Iterator[Server]:
     """A real SGLang server, patched and recording when ``recording`` is given.
 
     ``flags`` go to ``sglang.launch_server`` as they are. SGLang spawns its ranks; with ``fork`` they are forked from
-    the launcher, which saves more than half of the processor time that a server takes. Raises ServerError when the
-    server does not come up.
+    the launcher, which saves more than half of the processor time that a server takes. With ``warm`` the launcher is
+    forked too, which saves most of the rest, and patched by ``patcher.apply`` in place of ``patcher run``. Raises
+    ServerError when the server does not come up.
     """
     port = free_port()
-    command = [
-        *(recording.command(sys.executable) if recording else ()),
-        *(sys.executable, "-m", "sglang.launch_server"),
+    arguments = [
         *("--model-path", str(tiny_model(model))),
         *("--device", "cpu", "--host", "127.0.0.1", "--port", str(port)),
         *("--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
@@ -139,16 +153,30 @@ def sglang_server(
         *flags,
     ]
     variables = {
-        **_cpu_environment(_tensor_parallel_size(flags)),
+        **_cpu_environment(_size(flags, "--tp") * _size(flags, "--pp-size")),
         **(recording.environment() if recording else {}),
         **({"TESTBED_FORK_RANKS": "1"} if fork else {}),
         **(environment or {}),
     }
     if recording:
         recording.run.parent.mkdir(parents=True, exist_ok=True)
-    with supervised(command, variables, log) as process:
+    if warm is None:
+        prefix = recording.command(sys.executable) if recording else []
+        launched = supervised([*prefix, sys.executable, "-m", LAUNCHER, *arguments], variables, log)
+    else:
+        configs = recording.configs if recording else ()
+        launched = warm.server(arguments, variables, log, configs=configs, grace=STOP_SECONDS)
+    with launched as process:
         wait_until_ready(f"http://127.0.0.1:{port}/model_info", process, log)
         yield Server(port, log, process)
+
+
+@contextlib.contextmanager
+def warm_servers(log: Path) -> Iterator[WarmLauncher]:
+    """What ``sglang_server(warm=...)`` takes."""
+    environment = {**_cpu_environment(1), "TESTBED_FORK_RANKS": "1"}
+    with warm_launcher(LAUNCHER, IMPORTED, environment, log) as launcher:
+        yield launcher
 
 
 @contextlib.contextmanager
@@ -174,7 +202,7 @@ def supervised(command: Sequence[str], environment: Mapping[str, str], log: Path
         process.wait()
 
 
-def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_ready(url: str, process: Process, log: Path) -> None:
     """Returns when a GET of the address succeeds. Raises ServerError when the process ends or time is up."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -219,8 +247,8 @@ def cores_of_ranks(ranks: int) -> str:
     return "|".join(str(rank % cores) for rank in range(ranks))
 
 
-def _tensor_parallel_size(flags: Sequence[str]) -> int:
-    return int(flags[flags.index("--tp") + 1]) if "--tp" in flags else 1
+def _size(flags: Sequence[str], flag: str) -> int:
+    return int(flags[flags.index(flag) + 1]) if flag in flags else 1
 
 
 def _cpu_environment(ranks: int) -> dict[str, str]:

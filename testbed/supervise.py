@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -26,16 +27,32 @@ PR_SET_CHILD_SUBREAPER = 36
 """From ``linux/prctl.h``."""
 
 
+class Child(Protocol):
+    """What is supervised, as in ``subprocess.Popen``."""
+
+    def poll(self) -> int | None: ...
+
+    def wait(self) -> int: ...
+
+
 def main(arguments: list[str]) -> int:
-    grace = float(arguments[0])
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # The closing of standard input is the one way to end this. Unlike SIG_IGN, a handler is not inherited.
-        signal.signal(number, lambda *_: None)
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    become_supervisor()
     child = subprocess.Popen(arguments[1:], stdin=subprocess.DEVNULL)
+    return supervise(child, sys.stdin.fileno(), float(arguments[0]))
+
+
+def become_supervisor() -> None:
+    """Adopt what descendants leave behind, and end by nothing but the closing of the lifeline."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)  # unlike SIG_IGN, a handler is not inherited
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def supervise(child: Child, lifeline: int, grace: float) -> int:
+    """Returns the exit code of the child, when it ended or the other end of ``lifeline`` (a descriptor) was closed."""
     while child.poll() is None:
-        readable, _, _ = select.select([sys.stdin], [], [], 0.1)
-        if readable and not os.read(sys.stdin.fileno(), 1024):
+        readable, _, _ = select.select([lifeline], [], [], 0.1)
+        if readable and not os.read(lifeline, 1024):
             break
     end_descendants(grace)
     return child.wait()

@@ -20,8 +20,41 @@ import torchvision_operators  # type: ignore[import-not-found]  # noqa: F401  be
 
 def _complete_torch_native_backend(module: ModuleType) -> None:
     """Data-parallel attention on a CPU asks the attention backend for the filler of padded sequence lengths;
-    SGLang's torch-native backend lacks it."""
-    module.TorchNativeAttnBackend.get_cpu_graph_seq_len_fill_value = lambda self: 1
+    SGLang's torch-native backend lacks it. And the prefill of latent attention (DeepSeek) brings keys and values that
+    are not to be stored, while that backend takes keys and values from the cache alone."""
+    backend = module.TorchNativeAttnBackend
+    backend.get_cpu_graph_seq_len_fill_value = lambda self: 1
+    from_cache = backend.forward_extend
+
+    def forward_extend(
+        self: Any, q: Any, k: Any, v: Any, layer: Any, batch: Any, save_kv_cache: bool = True, **others: Any
+    ) -> Any:
+        if save_kv_cache or k is None or any(batch.extend_prefix_lens_cpu):
+            return from_cache(self, q, k, v, layer, batch, save_kv_cache, **others)
+        return _attention_without_cache(q, k, v, layer, batch.extend_seq_lens_cpu)
+
+    backend.forward_extend = forward_extend
+
+
+def _attention_without_cache(q: Any, k: Any, v: Any, layer: Any, lengths: Sequence[int]) -> Any:
+    """Causal attention over whole sequences that lie one after the other; ``tokens x (heads * head size)``."""
+    import torch
+
+    query, key, value = (
+        tensor.reshape(len(tensor), heads, size).split(list(lengths))
+        for tensor, heads, size in (
+            (q, layer.tp_q_head_num, layer.qk_head_dim),
+            (k, layer.tp_k_head_num, layer.qk_head_dim),
+            (v, layer.tp_v_head_num, layer.v_head_dim),
+        )
+    )
+    outputs = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(part.transpose(0, 1) for part in parts), is_causal=True, scale=layer.scaling
+        ).transpose(0, 1)
+        for parts in zip(query, key, value, strict=True)
+    ]
+    return torch.cat(outputs).reshape(len(q), layer.tp_q_head_num * layer.v_head_dim)
 
 
 def _fork_ranks(module: ModuleType) -> None:

@@ -11,12 +11,13 @@ import numpy as np
 from dumper import open_run
 from testbed.layouts import LAYOUTS, NEW_TOKENS, PROMPT
 from testbed.servers import Recording, sglang_server
+from testbed.warm import WarmLauncher
 from tests.e2e.conftest import Recordings
 
 LAYERS = 2
 
 
-def test_a_suggested_config_records_a_real_server(recordings: Recordings, tmp_path: Path) -> None:
+def test_a_suggested_config_records_a_real_server(recordings: Recordings, warm: WarmLauncher, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "patcher", "suggest", "sglang.srt.models.qwen3"]
     suggested = tmp_path / "suggested.yaml"
     suggested.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -24,7 +25,7 @@ def test_a_suggested_config_records_a_real_server(recordings: Recordings, tmp_pa
     run = tmp_path / "suggested"
     recording = Recording((layout.configs[0], suggested), run)
     log = run.with_suffix(".log")
-    with sglang_server(layout.model, layout.flags, log=log, recording=recording, fork=True) as server:
+    with sglang_server(layout.model, layout.flags, log=log, recording=recording, warm=warm) as server:
         server.generate(PROMPT, new_tokens=NEW_TOKENS)
 
     recorded = open_run(run)

@@ -15,6 +15,7 @@ from dumper import open_run
 from testbed.comparison import compare
 from testbed.layouts import DATA_PARALLEL_ATTENTION, LAYOUTS, TAPS
 from testbed.servers import Generated, Recording, sglang_server
+from testbed.warm import WarmLauncher
 
 SMART = ("--token-aligner", "smart")
 NEW_TOKENS = 5
@@ -42,21 +43,21 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Served:
+def one_at_a_time(tmp_path_factory: pytest.TempPathFactory, warm: WarmLauncher) -> Served:
     """One rank, one request after the other, every prompt prefilled at once, nothing cached."""
     run = tmp_path_factory.mktemp("tokens") / "one-at-a-time"
     recording = Recording(LAYOUTS["tp1"].configs, run)
-    with sglang_server("qwen3_moe", FLOAT32, log=run.with_suffix(".log"), recording=recording, fork=True) as server:
+    with sglang_server("qwen3_moe", FLOAT32, log=run.with_suffix(".log"), recording=recording, warm=warm) as server:
         answers = tuple(server.generate(prompt, new_tokens=NEW_TOKENS) for prompt in (*FIRST, *CONCURRENT))
     return Served(run, answers)
 
 
-def test_concurrent_chunked_and_cached(one_at_a_time: Served, tmp_path: Path) -> None:
+def test_concurrent_chunked_and_cached(one_at_a_time: Served, warm: WarmLauncher, tmp_path: Path) -> None:
     run = tmp_path / "concurrent"
     flags = (*FLOAT32, *DATA_PARALLEL_ATTENTION, "--chunked-prefill-size", "32")
     recording = Recording(LAYOUTS["dp2"].configs, run)
     with sglang_server(
-        "qwen3_moe", flags, log=run.with_suffix(".log"), recording=recording, radix_cache=True, fork=True
+        "qwen3_moe", flags, log=run.with_suffix(".log"), recording=recording, radix_cache=True, warm=warm
     ) as server:
         answers = [server.generate(prompt, new_tokens=NEW_TOKENS) for prompt in FIRST]
         answers += server.generate_all(CONCURRENT, new_tokens=NEW_TOKENS)
@@ -84,12 +85,12 @@ def test_concurrent_chunked_and_cached(one_at_a_time: Served, tmp_path: Path) ->
         assert sum(tokens["only_target"].values()) == 0
 
 
-def test_decoded_here_and_prefilled_there(one_at_a_time: Served, tmp_path: Path) -> None:
+def test_decoded_here_and_prefilled_there(one_at_a_time: Served, warm: WarmLauncher, tmp_path: Path) -> None:
     """What a server generated token by token is rescored in one pass, as trainers do."""
     run = tmp_path / "rescored"
     recording = Recording(LAYOUTS["tp2"].configs, run)
     with sglang_server(
-        "qwen3_moe", (*FLOAT32, "--tp", "2"), log=run.with_suffix(".log"), recording=recording, fork=True
+        "qwen3_moe", (*FLOAT32, "--tp", "2"), log=run.with_suffix(".log"), recording=recording, warm=warm
     ) as server:
         for answer in one_at_a_time.answers:
             server.generate(answer.token_ids[:-1], new_tokens=1)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from testbed.servers import supervised
+from testbed.warm import WarmLauncher, warm_launcher
 
 FAMILY = """
 import multiprocessing, os, pathlib, signal, subprocess, sys, time
@@ -94,3 +96,39 @@ def test_a_leaf_may_finish_its_work(tmp_path: Path) -> None:
     with supervised([sys.executable, "-c", launcher, str(tmp_path)], {}, tmp_path / "log"):
         wait_for((tmp_path / "ready").exists)
     assert (tmp_path / "finished").exists()
+
+
+@pytest.fixture
+def warm(tmp_path: Path) -> Iterator[WarmLauncher]:
+    (tmp_path / "family.py").write_text(FAMILY)
+    (tmp_path / "family_of_processes.py").write_text(
+        "import pathlib, runpy\n"
+        "if __name__ == '__main__':\n"
+        "    runpy.run_path(str(pathlib.Path(__file__).with_name('family.py')))\n"
+    )
+    with warm_launcher("family_of_processes", (), {"PYTHONPATH": str(tmp_path)}, tmp_path / "warm.log") as launcher:
+        yield launcher
+
+
+def test_everything_that_was_forked_is_gone_after_the_block(warm: WarmLauncher, tmp_path: Path) -> None:
+    """Two servers of one process: the end of the first does not touch the second."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    with contextlib.ExitStack() as stack:
+        pids = []
+        for folder in reversed(folders):
+            folder.mkdir()
+            server = stack.enter_context(warm.server([str(folder)], {}, folder / "log", grace=0.1))
+            pids.append(family(folder))
+        second, first = pids
+        assert server.poll() is None
+        server.end()
+        assert server.poll() is not None
+        assert not any(psutil.pid_exists(pid) for pid in first)
+        assert all(psutil.pid_exists(pid) for pid in second)
+    assert not any(psutil.pid_exists(pid) for pid in second)
+
+
+def test_a_forked_server_ends_with_an_exit_code_and_its_error_in_the_log(warm: WarmLauncher, tmp_path: Path) -> None:
+    with warm.server([], {}, tmp_path / "log", grace=0.1) as server:
+        assert server.wait() == 1
+    assert "IndexError" in (tmp_path / "log").read_text()
