@@ -6,12 +6,14 @@ Those of SGLang's releases are what patch configs are checked against.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from testbed.paths import CACHE
@@ -53,23 +55,41 @@ def newest_wheel(package: str) -> Path:
 def unpacked_wheel(package: str, release: str) -> Path:
     """A folder for ``sys.path`` that holds a package for this machine. Raises WheelError."""
     wheel = _wheel(package, release, ())
-    folder = WHEELS / wheel.stem
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory(dir=WHEELS) as temporary:
-            whole = Path(temporary) / "whole"
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(whole)
-            whole.rename(folder)
+    return _unpacked(wheel, WHEELS / wheel.stem, "")
+
+
+def sglang_sources(release: str) -> Path:
+    """A folder for ``sys.path`` that holds the sources of a release of SGLang. Raises WheelError."""
+    return _unpacked(sglang_wheel(release), WHEELS / f"sglang-{release}-sources", (".py", ".h", ".cuh"))
+
+
+def _unpacked(wheel: Path, folder: Path, endings: str | tuple[str, ...]) -> Path:
+    with _lock():
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=WHEELS) as temporary:
+                whole = Path(temporary) / "whole"
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(whole, [name for name in archive.namelist() if name.endswith(endings)])
+                whole.rename(folder)
     return folder
 
 
-def _wheel(package: str, release: str, platform: Sequence[str]) -> Path:
-    cached = _cached(package, release)
-    if cached is not None:
-        return cached
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    """One process at a time fills the cache."""
     WHEELS.mkdir(parents=True, exist_ok=True)
-    _download(f"{package}=={release}", platform, WHEELS)
-    cached = _cached(package, release)
+    with (WHEELS / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _wheel(package: str, release: str, platform: Sequence[str]) -> Path:
+    with _lock():
+        cached = _cached(package, release)
+        if cached is not None:
+            return cached
+        _download(f"{package}=={release}", platform, WHEELS)
+        cached = _cached(package, release)
     if cached is None:
         raise WheelError(f"pip downloaded {package} {release}, but not as a wheel")
     return cached

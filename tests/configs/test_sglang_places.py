@@ -10,7 +10,7 @@ import pytest
 
 from patcher.check import Checked, check_configs
 from testbed.paths import CONFIGS
-from testbed.wheels import RELEASES, known_releases, sglang_wheel
+from testbed.wheels import RELEASES, known_releases, sglang_sources
 from tests.configs.anchors import ANCHORS, Anchor
 from tests.configs.places import Place, function_body, places
 
@@ -46,8 +46,8 @@ getattr(__tensortap_return__.logits_output, 'next_token_logits', None) is not No
 
 @pytest.fixture(scope="session", params=known_releases())
 def release(request: pytest.FixtureRequest) -> str:
-    """A release of SGLang whose wheel is there."""
-    sglang_wheel(request.param)
+    """A release of SGLang whose sources are there."""
+    sglang_sources(request.param)
     return str(request.param)
 
 
@@ -90,14 +90,14 @@ def test_a_pass_is_a_step(release: str) -> None:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda path: path.stem)
 def test_a_planted_fault_lands_beside_the_taps(fault: Path, release: str) -> None:
     taps = SGLANG / "qwen3_moe.yaml"
-    alone = places(check(release, taps))
+    alone = places_alone(release, taps)
     for configs in ((taps, fault), (fault, taps)):
         together = places(check(release, *configs))
         assert [(place.tap, place.function) for place in together] == [(place.tap, place.function) for place in alone]
 
 
 def check(release: str, *configs: Path) -> Checked:
-    result = check_configs(configs, [sglang_wheel(release)])
+    result = check_configs(configs, [sglang_sources(release)])
     assert result.ok, "\n".join(result.errors)
     return result
 
@@ -106,6 +106,11 @@ def check(release: str, *configs: Path) -> Checked:
 def all_checked(release: str) -> Checked:
     """All configs at once: a server may be patched with any of them beside each other."""
     return check(release, *sorted(SGLANG.glob("*.yaml")))
+
+
+@functools.cache
+def places_alone(release: str, config: Path) -> tuple[Place, ...]:
+    return tuple(places(check(release, config)))
 
 
 @functools.cache

@@ -6,24 +6,22 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from testbed.paths import CHECKOUT, stand_in_environment
-from testbed.wheels import sglang_wheel
+from testbed.wheels import sglang_sources
 
 DRIVER = Path(__file__).with_name("real_forward_batch.py")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("release", ["0.5.9", "0.5.10.post1", "0.5.13.post1"])
-def test_batches_that_the_release_itself_pads_and_puts_back(release: str, tmp_path: Path) -> None:
-    with zipfile.ZipFile(sglang_wheel(release)) as wheel:
-        wheel.extractall(tmp_path, [name for name in wheel.namelist() if name.startswith("sglang/")])
+def test_batches_that_the_release_itself_pads_and_puts_back(release: str) -> None:
+    sources = sglang_sources(release)
     environment = {**os.environ, **stand_in_environment(), "SGLANG_USE_CPU_ENGINE": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment["PYTHONPATH"], str(CHECKOUT)])
+    environment["PYTHONPATH"] = os.pathsep.join([str(sources), environment["PYTHONPATH"], str(CHECKOUT)])
     done = subprocess.run(
         [sys.executable, str(DRIVER)], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
