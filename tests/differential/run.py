@@ -13,6 +13,9 @@ from tests.differential.intended import is_older, knows, unintended
 from tests.differential.peers import Peer, compare_with_both, disagreements, installed_package, peer, released_package
 from tests.differential.scenarios import Scenario, make_scenario
 
+REPORTED_EVERY = 100
+"""Scenarios."""
+
 
 def check(scenario: Scenario, running: Peer, folder: Path, *, older: bool = False) -> list[str]:
     """What the comparators disagree on beyond what is intended, as sentences."""
@@ -54,6 +57,8 @@ def run(make: Callable[[int, Path], Scenario], seeds: range, running: Peer, *, o
             disagreeing += 1
             print(f"scenario {seed}: {' '.join(scenario.flags)}", *scenario.facts, sep="\n  ")
             print(*lines, sep="\n  - ", flush=True)
+        if compared % REPORTED_EVERY == 0:
+            print(f"{compared} scenarios so far, {disagreeing} with differences", file=sys.stderr, flush=True)
     print(
         f"{compared} scenarios compared, {disagreeing} with differences that are not intended; "
         f"{len(seeds) - compared} have flags that the release does not know"
