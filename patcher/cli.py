@@ -15,6 +15,7 @@ from typing import Any
 from patcher.check import Checked, check_configs, diff_text
 from patcher.errors import PatchError
 from patcher.source.modules import ModuleFinder
+from patcher.terminal import escaped, say
 from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion
 
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except PatchError as error:
-        print(f"patcher: {error}", file=sys.stderr)
+        say(f"patcher: {error}", error=True)
         return 2
 
 
@@ -98,26 +99,28 @@ def _check(options: argparse.Namespace) -> int:
 
 def _print_report(checked: Checked) -> None:
     for note in checked.plan.notes:
-        print(f"{'ERROR' if note.error else 'warn ' if note.warning else 'note '}  {note.message}")
+        say(f"{'ERROR' if note.error else 'warn ' if note.warning else 'note '}  {note.message}")
     for module in checked.modules:
         for landing in module.landings:
             name = f"{landing.target}#{landing.edit}"
             if landing.error:
-                print(f"{'note ' if landing.optional else 'ERROR'}  {name}  {landing.error}")
+                say(f"{'note ' if landing.optional else 'ERROR'}  {name}  {landing.error}")
             else:
                 where = ", ".join(f"{module.file}:{line}" for line in landing.lines)
-                print(f"ok     {name}  {landing.summary}  ->  {where}")
+                say(f"ok     {name}  {landing.summary}  ->  {where}")
         for problem in module.problems:
-            print(f"ERROR  {problem}")
+            say(f"ERROR  {problem}")
     count = sum(len(module.landings) for module in checked.modules)
-    print(f"{count} edits in {len(checked.modules)} modules, {len(checked.errors)} errors")
+    say(f"{count} edits in {len(checked.modules)} modules, {len(checked.errors)} errors")
 
 
 def _diff(options: argparse.Namespace) -> int:
     checked = check_configs(options.config, options.source, [os.getcwd()])
-    sys.stdout.write(diff_text(checked))
+    text = diff_text(checked)
+    # What goes into a file or to patch is left as it is.
+    sys.stdout.write(escaped(text) if sys.stdout.isatty() else text)
     for message in checked.errors:
-        print(f"patcher: {message}", file=sys.stderr)
+        say(f"patcher: {message}", error=True)
     return 0 if checked.ok else 1
 
 
@@ -136,11 +139,11 @@ def _list(options: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
         return 0
     for function in found:
-        print(f"{function['target']}  ({function['file']})")
+        say(f"{function['target']}  ({function['file']})")
         for place in function["places"]:
             values = f"   {', '.join(place['values'])}" if place["values"] else ""
             times = f"   (nth: {place['nth'] or 'all'}, {place['count']} places)" if place["count"] > 1 else ""
-            print(f"  {place['line']:>6}  {place['kind']:<10}  {place['form']}: {place['pattern']}{times}{values}")
+            say(f"  {place['line']:>6}  {place['kind']:<10}  {place['form']}: {place['pattern']}{times}{values}")
     return 0
 
 
@@ -152,19 +155,19 @@ def _try(options: argparse.Namespace) -> int:
         print(json.dumps(asdict(trial), indent=2))
         return 0 if trial.matches else 1
     for match in trial.matches:
-        print(f"{match.file}:{match.line}  {match.function}  {match.code}")
+        say(f"{match.file}:{match.line}  {match.function}  {match.code}")
         for name, code in match.captures.items():
-            print(f"    ${name} = {code}")
+            say(f"    ${name} = {code}")
     if trial.matches:
         functions = Counter(match.function for match in trial.matches)
         for function, count in functions.items():
             if count > 1:
-                print(f"{function}: {count} places; an edit says which with 'inside' or 'nth'")
-        print(f"places: {len(trial.matches)}, functions: {len(functions)}")
+                say(f"{function}: {count} places; an edit says which with 'inside' or 'nth'")
+        say(f"places: {len(trial.matches)}, functions: {len(functions)}")
         return 0
-    print(f"patcher: {options.pattern!r} matches nothing in {options.target}", file=sys.stderr)
+    say(f"patcher: {options.pattern!r} matches nothing in {options.target}", error=True)
     for place in trial.nearest:
-        print(f"  nearest: {place.file}:{place.line}  {place.function}  {place.code}", file=sys.stderr)
+        say(f"  nearest: {place.file}:{place.line}  {place.function}  {place.code}", error=True)
     return 1
 
 
@@ -192,7 +195,7 @@ def _configs(options: argparse.Namespace) -> int:
     configs = shipped_configs()
     width = max(map(len, configs))
     for name, file in configs.items():
-        print(f"{name:<{width}}  {summary(file)}")
+        say(f"{name:<{width}}  {summary(file)}")
     return 0
 
 

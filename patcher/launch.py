@@ -20,6 +20,7 @@ from patcher.load.compile import compile_module
 from patcher.load.hook import PLAN_VARIABLE
 from patcher.load.process_plan import LAUNCH_VARIABLE, Activation
 from patcher.source.modules import ModuleFile, ModuleFinder
+from patcher.terminal import say
 
 PLANNED_VARIABLE = "TENSORTAP_PLANNED_TAPS"
 """File with the taps that the processes of the command should install (docs/contracts.md)."""
@@ -38,12 +39,12 @@ def launch(configs: Sequence[str | Path], command: Sequence[str], record: str | 
     checked = check_loaded(loaded, ModuleFinder(path=_search_path(command)))
     if not checked.ok:
         for message in checked.errors:
-            print(f"patcher: {message}", file=sys.stderr)
+            say(f"patcher: {message}", error=True)
         print("patcher: the command was not started, because not every edit lands", file=sys.stderr)
         return 1
     for note in checked.plan.notes:
         if note.warning:
-            print(f"patcher: {note.message}", file=sys.stderr)
+            say(f"patcher: {note.message}", error=True)
     activation = _activation(loaded, checked)
     _fill_cache(checked, activation)
     cache.prune()

@@ -46,7 +46,7 @@ def resolve_target(target: str, finder: ModuleFinder) -> list[ResolvedTarget]:
     Raises TargetError, with the nearest names, when there is none.
     """
     parts = [part for part in target.split(".") if part != "<locals>"]
-    if not all(parts):
+    if not all(parts) or not target.isprintable():
         raise TargetError(f"target {target!r}: not a dotted name")
     if any(_GLOB & set(part) for part in parts):
         found = list(dict.fromkeys(islice(_expand(parts, finder), MOST_MATCHES + 1)))

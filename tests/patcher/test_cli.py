@@ -235,3 +235,28 @@ def test_completion_knows_commands_and_their_flags(shell: str, capsys: pytest.Ca
     script = capsys.readouterr().out
     assert all(word in script for word in ("suggest", "try", "record", "pattern"))
     assert script.rstrip().split("\n")[-1].split()[-1 if shell != "fish" else 2] == "patcher"
+
+
+@pytest.mark.parametrize(
+    ("target", "edit"),
+    [
+        ("model_file.Layer.forward", "{match: 'f(\\e[31m)', before: x}"),
+        ("model_file.Layer.forward\\e[31m", "{at: entry, before: x}"),
+        ("model_file.Layer.forward\\nok  forged", "{at: entry, before: x}"),
+        ("model_file.Layer.forward", "{at: entry, dump: {name: x, dims: '\\e[31m'}}"),
+    ],
+)
+def test_nothing_of_a_config_reaches_the_terminal_raw(
+    folder: Path, capsys: pytest.CaptureFixture[str], target: str, edit: str
+) -> None:
+    (folder / "hostile.yaml").write_text(f'patches:\n- target: "{target}"\n  edits: [{edit}]\n'.replace("'", '"'))
+    assert main(["check", "-c", "hostile.yaml"]) in (1, 2)
+    said = "".join(capsys.readouterr())
+    assert "\x1b" not in said
+    assert "\nok  forged" not in said
+
+
+def test_nothing_of_a_source_reaches_the_terminal_raw(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "hostile.py").write_text("def f(x):\n    return g('\x1b[31m\u202e', x)\n")
+    assert main(["try", "-e", "g($WHAT, ...)", "hostile"]) == 0
+    assert "    $WHAT = '\\x1b[31m\\u202e'" in capsys.readouterr().out.split("\n")
