@@ -48,8 +48,14 @@ def _settings(header: Header) -> dict[str, str]:
     return {**lasting, **({"patch configs": str(digest)[:12]} if digest else {})}
 
 
+def _rank(name: str) -> tuple[int, str]:
+    """Order of names: weights, other facts of the model, backends that were chosen, the rest."""
+    kinds = ("model.weights", "model.", "sglang.", "vllm.")
+    return next((at for at, kind in enumerate(kinds) if name.startswith(kind)), len(kinds)), name
+
+
 def _line(what: str, left: Mapping[str, str], right: Mapping[str, str]) -> str:
-    names = [name for name in sorted({*left, *right}) if left.get(name) != right.get(name)]
+    names = [name for name in sorted({*left, *right}, key=_rank) if left.get(name) != right.get(name)]
     if not names:
         return ""
     listed = [f"{name} {left.get(name, 'none')} against {right.get(name, 'none')}" for name in names[:MOST_SHOWN]]

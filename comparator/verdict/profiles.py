@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from comparator.diagnosis import SideRows, TapKey, TapProfile, TapRows, label_rows, profile
+from comparator.diagnosis import Selection, SideRows, TapKey, TapProfile, TapRows, label_rows, profile
 from comparator.measure.family import FamilyRows
 from comparator.measure.kernel.sums import Array, to_working
 from comparator.measure.units import Families
+from comparator.verdict.model_facts import BIAS
 from comparator.verdict.taps import Taps
 from tensortap.dims import parse_dims
 
@@ -51,10 +52,24 @@ class Profiler:
             if all(operand is not None for operand in operands)
             else (),
             router=router,
+            top_k=self.taps.facts.top_k,
+            head_size=self.taps.facts.head_size,
+            selection=self._selection(key, families),
             shards=shards_of(found, self.taps.sizes),
             ranks=self.taps.ranks,
         )
         return FamilyProfile(profile(rows, node), found.step)
+
+    def _selection(self, key: TapKey, families: Families) -> Selection | None:
+        """How the experts of the tap's layer are chosen, with the recorded biases."""
+        selection = self.taps.facts.selection
+        if selection is None or not selection.biased:
+            return selection
+        found = next((one for one in self.taps.families if one.name == BIAS and one.layer == key.layer), None)
+        rows = None if found is None else self._rows_of(found, families)
+        if rows is None or not len(rows.baseline):
+            return selection
+        return replace(selection, baseline_bias=rows.baseline[0], target_bias=rows.target[0])
 
     def _same_text(self, found: FamilyRows) -> npt.NDArray[np.bool_] | None:
         """Rows before the texts part; None for all."""

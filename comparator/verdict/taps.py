@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from comparator.diagnosis import GraphError, Parting, TapDeclaration, TapGraph, TapKey, build_graph
 from comparator.match.bundles import BundlePair, Key
 from comparator.match.runs import parallel_layout
 from comparator.plan.tokens.interface import PartedSequence
+from comparator.verdict.model_facts import ModelFacts, model_facts
 from dumper.reading.protocol import Run, TapCoverage
 
 LAYER_TAGS = ("layer_id", "layer", "layer_idx", "layer_number")
@@ -27,6 +28,8 @@ class Taps:
     """The most ranks that either run has."""
     sizes: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {})
     """Axis to its size, of the baseline and of the target."""
+    facts: ModelFacts = field(default_factory=ModelFacts)
+    """What the headers say of the model."""
     other_engine: bool = False
     """The runs are of different engines."""
     problem: str | None = None
@@ -59,7 +62,8 @@ def collect_taps(
     partings = tuple(Parting(one.sequence, one.position, one.baseline, one.target) for one in parted)
     families = {key: family for family, key in keys.items()}
     sizes = (_sizes(baseline), _sizes(target))
-    return Taps(keys, families, graph, ranks, sizes, _engine(baseline) != _engine(target), problem, partings)
+    facts, other_engine = model_facts(baseline, target), _engine(baseline) != _engine(target)
+    return Taps(keys, families, graph, ranks, sizes, facts, other_engine, problem, partings)
 
 
 def _engine(run: Run) -> str:

@@ -11,7 +11,7 @@ import logging
 import sys
 from typing import Any
 
-from dumper.adapters.protocol import Adapter, Parallel, PendingLayout, Process
+from dumper.adapters.protocol import Adapter, KnowsBackends, Parallel, PendingLayout, Process
 from dumper.layout import TokenLayout
 
 __all__ = [
@@ -102,7 +102,7 @@ def describe_process(*, in_full: bool = True) -> Process:
     if in_full:
         from dumper.adapters.process_settings import process_settings
 
-        settings = process_settings()
+        settings = {**process_settings(), **_backends()}
     return Process(
         rank=rank,
         world_size=world_size,
@@ -111,6 +111,17 @@ def describe_process(*, in_full: bool = True) -> Process:
         settings=settings,
         framework=framework,
     )
+
+
+def _backends() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for adapter in loaded_adapters():
+        if isinstance(adapter, KnowsBackends):
+            try:
+                found |= adapter.backends()
+            except Exception as error:
+                _warn(adapter, "the chosen backends", error)
+    return found
 
 
 def _axes_of_meshes() -> Parallel:

@@ -1,4 +1,5 @@
-"""What a process was started with that may change its numbers: flags, environment variables, switches of torch."""
+"""What a process was started with that may change its numbers: flags, environment variables, switches of torch, and
+the model that a flag names."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from dumper.adapters.model_facts import model_facts
 
 MOST_SETTINGS = 200
 LONGEST_VALUE = 200
@@ -20,11 +23,18 @@ def process_settings() -> dict[str, str]:
     """Settings by name: ``--tp``, an environment variable, ``torch.float32_matmul_precision``; values as text.
 
     Nothing whose name looks like a secret is among them. A spawned rank has the arguments of the process that spawned
-    it.
+    it. ``model.head_dim``, ``model.weights``, ... are of the model's folder (``dumper.adapters.model_facts``).
     """
-    found = {**flags_of(sys.argv[1:]), **_environment(os.environ), **_torch_switches()}
-    kept = {name: value[:LONGEST_VALUE] for name, value in found.items() if not _is_secret(name)}
-    return dict(sorted(kept.items())[:MOST_SETTINGS])
+    flags = flags_of(sys.argv[1:])
+    found = {**flags, **_environment(os.environ), **_torch_switches()}
+    kept = {name: value for name, value in found.items() if not _is_secret(name)} | _facts(flags)
+    return dict(sorted((name, value[:LONGEST_VALUE]) for name, value in kept.items())[:MOST_SETTINGS])
+
+
+def _facts(flags: Mapping[str, str]) -> dict[str, str]:
+    with contextlib.suppress(Exception):  # whatever lies in somebody else's folder
+        return model_facts(flags)
+    return {}
 
 
 def flags_of(arguments: Sequence[str]) -> dict[str, str]:
@@ -46,7 +56,7 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 def _torch_switches() -> dict[str, str]:
     torch = sys.modules.get("torch")
-    names = ("float32_matmul_precision", "default_dtype", "bf16_reduced_precision_reduction")
+    names = ("float32_matmul_precision", "default_dtype", "bf16_reduced_precision_reduction", "attention_kernels")
     found = {}
     for name in names:
         with contextlib.suppress(Exception):  # no torch, or one that is only half imported
@@ -57,6 +67,10 @@ def _torch_switches() -> dict[str, str]:
 def _switch(torch: Any, name: str) -> object:
     if name == "bf16_reduced_precision_reduction":
         return torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+    if name == "attention_kernels":
+        switches = torch.backends.cuda
+        kinds = ("flash", "mem_efficient", "math", "cudnn")
+        return " ".join(kind for kind in kinds if getattr(switches, f"{kind}_sdp_enabled")())
     return getattr(torch, f"get_{name}")()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dumper.layout import TokenLayout
 
@@ -36,6 +36,14 @@ class Process:
     """Name of the adapter that knew the rank; None in a process that no framework has initialised."""
     settings: dict[str, str] = field(default_factory=dict)
     """Flags, environment variables and switches of torch that may change numbers."""
+
+
+@runtime_checkable
+class KnowsBackends(Protocol):
+    """An adapter that can also tell which kernels its engine chose."""
+
+    def backends(self) -> dict[str, str]:
+        """By name, such as ``sglang.attention_backend``; empty while the engine has not chosen."""
 
 
 class Adapter(Protocol):

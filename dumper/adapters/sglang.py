@@ -8,6 +8,7 @@ of real sequences.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,6 +19,10 @@ from dumper.adapters.sglang_rows import GatherFacts, PassFacts, SlotNames, build
 from dumper.adapters.torch_distributed import group_rank
 from dumper.layout import ContextParallelRows, TokenLayout
 
+_BACKENDS = (
+    "attention_backend", "prefill_attention_backend", "decode_attention_backend", "sampling_backend",
+    "moe_runner_backend", "fp8_gemm_runner_backend", "mm_attention_backend",
+)  # fmt: skip
 _DISTRIBUTIONS = ("sglang", "torch", "transformers", "flashinfer-python", "sgl-kernel")
 
 
@@ -44,6 +49,15 @@ class SGLangAdapter:
 
     def versions(self) -> dict[str, str]:
         return installed_versions(*_DISTRIBUTIONS)
+
+    def backends(self) -> dict[str, str]:
+        """What the server's arguments came to, where it was left to SGLang to choose."""
+        context = sys.modules.get("sglang.srt.runtime_context")
+        if context is None or not hasattr(context, "get_exec"):  # before 0.5.20
+            return {}
+        kernel = context.get_exec().kernel
+        found = {name: getattr(kernel, name, None) for name in _BACKENDS}
+        return {f"sglang.{name}": str(value) for name, value in found.items() if value is not None}
 
     def accepts(self, batch: object) -> bool:
         return all(hasattr(batch, name) for name in ("forward_mode", "req_pool_indices", "positions", "seq_lens"))

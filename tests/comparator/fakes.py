@@ -103,6 +103,7 @@ class FakeRun:
     problems: Sequence[FakeProblem] = ()
     path: Path = Path("memory")
     losses: int = 0
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -114,7 +115,7 @@ class FakeRun:
 
     @property
     def headers(self) -> Mapping[int, FakeHeader]:
-        return {rank: FakeHeader(self.parallel.get(rank, {})) for rank in self.ranks}
+        return {rank: FakeHeader(self.parallel.get(rank, {}), settings=self.settings) for rank in self.ranks}
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +205,31 @@ def test_the_words_say_why_the_exit_code_is_1_where_the_diagnosis_finds_no_fault
     )
     assert allowed.passed
     assert "The exit code is 0 all the same" in allowed.words
+
+
+def with_settings(run: FakeRun, **settings: str) -> FakeRun:
+    """The run with facts of its model in the header."""
+    return replace(run, settings={f"model.{name}": value for name, value in settings.items()})
+
+
+def test_headers_say_how_many_experts_a_token_gets_and_how_wide_a_head_is() -> None:
+    sides = [
+        with_settings(as_run(MODEL.run(kernels)), num_experts_per_tok="2", head_dim="32") for kernels in (PLAIN, OTHER)
+    ]
+    report = comparator.compare(*sides)
+    assert report.diagnosis is not None
+    assert report.diagnosis.top_k == 2
+    heads = [test.where for one in report.diagnosis.judgements for test in one.tests if test.name == "head"]
+    assert heads
+    assert all(where.endswith("of size 32") for where in heads)
+
+
+def test_an_unrecorded_bias_leaves_single_rows_of_experts_unjudged() -> None:
+    """The choice goes by scores that nothing recorded tells: a row that stands out may have other experts."""
+    settings = {"num_experts_per_tok": "2", "topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+    sides = [with_settings(as_run(MODEL.run(kernels)), **settings) for kernels in (PLAIN, OTHER)]
+    report = comparator.compare(*sides)
+    assert report.diagnosis is not None
+    assert not report.diagnosis.flips
+    experts = [one for one in report.diagnosis.judgements if one.key.name == "moe_expert_output"]
+    assert all(test.name != "row" for one in experts for test in one.tests)

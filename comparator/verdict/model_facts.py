@@ -1,0 +1,67 @@
+"""What the headers of both runs say of the model: how many experts a token gets, how these are chosen, how wide a head is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from comparator.diagnosis import Selection
+from dumper.reading.protocol import Run
+
+T = TypeVar("T")
+BIAS = "moe_correction_bias"
+"""Name of the tap that holds the bias which is added to the scores for the choice of experts."""
+_BIASED = ("noaux_tc",)
+"""Ways to choose (``topk_method``) that add a bias, as DeepSeek-V3's."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """None where it was not recorded, or where the runs say different things."""
+
+    top_k: int | None = None
+    head_size: int | None = None
+    """Channels per head of what the attention gives."""
+    selection: Selection | None = None
+    """Without its biases; None where the largest logits are chosen."""
+
+
+def model_facts(baseline: Run, target: Run) -> ModelFacts:
+    """What both headers say, or one of them where the other says nothing."""
+    sides = [_settings(baseline), _settings(target)]
+
+    def common(name: str, read: Callable[[str], T]) -> T | None:
+        texts = {side[name] for side in sides if name in side}
+        if len(texts) != 1:
+            return None
+        try:
+            return read(texts.pop())
+        except ValueError:
+            return None
+
+    head = common("model.v_head_dim", _count) or common("model.head_dim", _count)
+    if head is None:
+        hidden, heads = common("model.hidden_size", _count), common("model.num_attention_heads", _count)
+        head = hidden // heads if hidden and heads and hidden % heads == 0 else None
+    scoring: Literal["softmax", "sigmoid"] = "sigmoid" if common("model.scoring_func", str) == "sigmoid" else "softmax"
+    selection = Selection(
+        scoring,
+        common("model.n_group", _count) or 1,
+        common("model.topk_group", _count) or 1,
+        biased=common("model.topk_method", str) in _BIASED,
+    )
+    plain = selection.groups == 1 and not selection.biased and scoring == "softmax"
+    return ModelFacts(common("model.num_experts_per_tok", _count), head, None if plain else selection)
+
+
+def _settings(run: Run) -> dict[str, str]:
+    return dict(run.headers[min(run.headers)].settings) if run.headers else {}
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
