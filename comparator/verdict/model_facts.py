@@ -1,5 +1,4 @@
-"""What the headers of both runs say of the model: how many experts a token gets, how these are chosen, how wide a head is.
-"""
+"""What the headers of both runs say of the model: experts per token, how these are chosen, the width of a head."""
 
 from __future__ import annotations
 
