@@ -39,6 +39,7 @@ class HostCopies:
     """
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
+        """Raises UnrecordableError for a tensor whose memory is not there."""
         self._parts: dict[str, Callable[[], Array]] = {}
         self._event: Any = None
         for name, tensor in tensors.items():
@@ -51,7 +52,12 @@ class HostCopies:
             array = np.array(tensor, dtype=np.int64).reshape(-1)
             self._parts[name] = lambda: array
             return
-        tensor = tensor.detach()
+        from dumper.values.readable import readable, undisturbed
+
+        with undisturbed():
+            self._start_tensor(name, readable(tensor))
+
+    def _start_tensor(self, name: str, tensor: Any) -> None:
         if tensor.device.type == "cuda":
             torch = sys.modules["torch"]
             if torch.cuda.is_current_stream_capturing():

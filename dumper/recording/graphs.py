@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from dumper.values.readable import as_bytes, readable, undisturbed
+
 Replayed = Callable[[torch.Tensor], None]
 
 
@@ -54,14 +56,18 @@ class GraphTaps:
         """Copy ``value`` into a buffer, as part of the graph that is being captured.
 
         ``tap`` tells this value from others of the same graph; the n-th of a tap has the same buffer in every graph.
+        Raises UnrecordableError for a value that has no bytes to record.
         """
         self._install()
         number = self._counts.get(tap, 0)
         self._counts[tap] = number + 1
         # A buffer that is made in inference mode could not be written outside it.
-        with torch.inference_mode(False), torch.no_grad():
-            buffer = self._buffer((tap, number, value.device, value.dtype), value)
-            buffer.copy_(value.detach())
+        with torch.inference_mode(False), undisturbed():
+            plain = readable(value)
+            content = as_bytes(plain)
+            buffer = self._buffer((tap, number, content.device, content.dtype), content)
+            buffer.copy_(content)
+            buffer = buffer.view(plain.dtype)
         self._pending.append(GraphTap(replayed, buffer))
 
     def _buffer(self, key: Hashable, value: torch.Tensor) -> torch.Tensor:

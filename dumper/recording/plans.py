@@ -22,14 +22,18 @@ class SmallTensors:
     """None for tensors that cannot be."""
     nbytes: int = 0
     itemsize: int = 0
-    may_be_lazy: bool = False
-    """Whether the bytes in memory may not be the elements yet."""
+    may_be_negated: bool = False
+    """Whether the bytes in memory may not be the elements yet, which are to be negated."""
+    may_be_conjugated: bool = False
+
+
+_NOTHING = SmallTensors(None)
 
 
 class Plan:
     """What is to be done with the records of one source, tags and dims."""
 
-    __slots__ = ("chosen", "descriptions", "dims", "parts", "small", "source", "tags", "whole")
+    __slots__ = ("chosen", "descriptions", "dims", "last", "parts", "small", "source", "tags", "whole")
 
     def __init__(self, source: Source, tags: TagsKey, dims: str | None, chosen: Level | None) -> None:
         self.source = source
@@ -41,6 +45,8 @@ class Plan:
         """Whether all bytes of the value go to the writer."""
         self.descriptions: dict[tuple[Any, ...], Description] = {}
         self.small: dict[tuple[Any, ...], SmallTensors] = {}
+        self.last: tuple[Any, Any, bool, SmallTensors] = (None, None, False, _NOTHING)
+        """Dtype, shape, whether it was recomputed, and what was worked out, of the small tensor that came last."""
         self.parts: dict[tuple[str, str | None], Plan] = {}
 
     def part(self, name: str, dims: str | None) -> Plan:

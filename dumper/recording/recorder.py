@@ -323,9 +323,11 @@ class Recorder:
     def _put_into_graph(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None:
         """Record ``value`` at every replay of the CUDA graph that is being captured; the capture itself is no event."""
         self._taps.count(source.tap, -1)
-        self._special.put_into_graph(
-            source, value, tags, lambda buffer: self.submit_from_graph(source, buffer, dims, tags)
-        )
+        try:
+            self._special.put_into_graph(source, value, dims, tags, self.submit_from_graph)
+        except Exception:
+            self._open_session().count_lost("lost_encoding")
+            raise
 
     def _has_step(self) -> bool:
         """Whether a record that comes now is wanted: it belongs to a step, or need not."""
@@ -384,8 +386,8 @@ class Recorder:
                 session.end()
 
     def _forked(self, whole: bool) -> None:
-        """In the child of a fork: the parent's file and threads are not ours. ``whole`` is False where another thread
-        was opening the recording: the child cannot open one then."""
+        """In the child of a fork: the parent's file and threads are not ours. Unless ``whole``, another thread was
+        opening the recording, and the child cannot open one."""
         self._lock, self._ending = RLock(), RLock()
         self._ended = not whole
         self._open.forget()

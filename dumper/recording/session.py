@@ -54,7 +54,6 @@ class Session:
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._next_number = itertools.count(1).__next__
         self._plain_tensors: frozenset[type] = frozenset()
-        self._strided: Any = None
         self._dtypes: dict[Any, str] = {}
         self._backward_pass: Callable[[], int] = _no_backward_pass
         self._tracing_state: Callable[[], object] = _no_tracing
@@ -112,12 +111,18 @@ class Session:
     def _submit_small(self, plan: Plan, value: Any, step: int | None) -> bool:
         """The short way, straight from the tensor's memory; False for a tensor that cannot go it."""
         try:
-            # A sparse tensor has no answer to what is asked after its layout.
-            plain = value.layout is self._strided and value.is_cpu and value.is_contiguous()
-            if not plain or self._tracing_state() is not None:
+            if not (value.is_cpu and value.is_contiguous()) or self._tracing_state() is not None:
                 return False
-            key = (value.dtype, value.shape, self._backward_pass() != -1 and self._is_recomputed(plan))
-            small = plan.small.get(key) or self._describe_small(plan, key, value)
+            dtype, shape = value.dtype, value.shape
+            recomputed = self._backward_pass() != -1 and self._is_recomputed(plan)
+            # To compare with what came last is cheaper than to hash it.
+            last = plan.last
+            if last[0] is dtype and last[1] == shape and last[2] is recomputed:
+                small = last[3]
+            else:
+                key = (dtype, shape, recomputed)
+                small = plan.small.get(key) or self._describe_small(plan, key, value)
+                plan.last = (dtype, shape, recomputed, small)
             # The storage may be smaller than the tensor, and the address null: ``dumper.values.readable`` says why.
             offset = value.storage_offset() * small.itemsize
             address = value.data_ptr()
@@ -125,11 +130,12 @@ class Session:
                 small.description is None
                 or offset + small.nbytes > value.untyped_storage().nbytes()
                 or not (address or small.nbytes == 0)
-                or (small.may_be_lazy and (value.is_neg() or value.is_conj()))
+                or (small.may_be_negated and value.is_neg())
+                or (small.may_be_conjugated and value.is_conj())
             ):
                 return False
         except (RuntimeError, NotImplementedError):
-            # Nested tensors, and the wrappers of function transforms.
+            # Tensors without a storage (sparse ones), nested ones, and the wrappers of function transforms.
             return False
         if not self._writer.put_small(small.description, address, small.nbytes, step):
             self.status.add("lost_full_memory")
@@ -146,7 +152,10 @@ class Session:
         if dtype is None or value.is_nested or value.nbytes > SMALL:
             return plan.remember_small(key, SmallTensors(None))
         description = plan.describe(dtype, value.shape, self._is_recomputed(plan))
-        found = SmallTensors(description, value.nbytes, value.itemsize, dtype in _MAY_BE_LAZY)
+        complex_type = dtype.startswith("complex")
+        found = SmallTensors(
+            description, value.nbytes, value.itemsize, complex_type or dtype in _PARTS_OF_COMPLEX, complex_type
+        )
         return plan.remember_small(key, found)
 
     def _submit_any(self, plan: Plan, value: Any, step: int | None) -> None:
@@ -242,7 +251,6 @@ class Session:
             return
         names = {name: getattr(torch, name, None) for name in KNOWN}
         self._dtypes = {dtype: name for name, dtype in names.items() if dtype is not None}
-        self._strided = torch.strided
         self._backward_pass = getattr(torch._C, "_current_graph_task_id", _no_backward_pass)
         self._tracing_state = getattr(torch._C, "_get_tracing_state", _no_tracing)
         self._plain_tensors = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -315,9 +323,9 @@ _PROCESSES = 1 << 22
 """More than Linux has process ids."""
 
 
-_MAY_BE_LAZY = frozenset({"float16", "float32", "float64", "complex32", "complex64", "complex128"})
-"""Types whose elements may still have to be conjugated or negated (parts of complex tensors). To ask torch lets go of
-the interpreter lock, so that it is not asked in vain."""
+_PARTS_OF_COMPLEX = frozenset({"float16", "float32", "float64"})
+"""Types whose elements may still have to be negated (parts of complex tensors that are). To ask torch lets go of the
+interpreter lock, so that it is not asked in vain."""
 
 
 def _checkpoint_is_running() -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dumper.recording.graphs import GraphTaps
     from dumper.values.source import Source
 
+    Replayed = Callable[[Source, Any, str | None, Mapping[str, Any]], None]
     Submit = Callable[[Source, Any, str | None, Mapping[str, Any], int | None], None]
 
 
@@ -71,12 +72,13 @@ class SpecialValues:
         value.register_hook(lambda gradient: submit(gradient_source, gradient, dims, tags, step))
 
     def put_into_graph(
-        self, source: Source, value: Any, tags: Mapping[str, Any], replayed: Callable[[Any], None]
+        self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], replayed: Replayed
     ) -> None:
-        """Have ``replayed`` called with ``value`` after every replay of the CUDA graph that is being captured."""
+        """Have ``replayed`` called with what the value is after every replay of the CUDA graph that is being
+        captured."""
         from dumper.recording.graphs import GraphTaps
 
         if self.graph_taps is None:
             self.graph_taps = GraphTaps()
         tap = (source.tap, source.name, *((key, str(tag)) for key, tag in tags.items()))
-        self.graph_taps.capture(replayed, value, tap)
+        self.graph_taps.capture(lambda buffer: replayed(source, buffer, dims, tags), value, tap)

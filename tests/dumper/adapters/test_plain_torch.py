@@ -88,3 +88,16 @@ def test_text_that_is_no_parallel_layout(text: str) -> None:
     assert settings.parallel is None
     assert "TENSORTAP_PARALLEL" in str(error)
     assert "tp=0/2,dp=1/4" in str(error)
+
+
+def test_small_tensors_of_a_batch_whose_memory_is_gone() -> None:
+    """Adapters read token ids and positions as safely as values are read."""
+    from dumper.adapters.framework_values import HostCopies
+    from dumper.values.plain import UnrecordableError
+
+    copies = HostCopies({"kept": torch.arange(3), "none": None, "list": [1, 2]})
+    assert {name: array.tolist() for name, array in copies.wait().items()} == {"kept": [0, 1, 2], "list": [1, 2]}
+    freed = torch.arange(10_000)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(UnrecordableError, match="freed"):
+        HostCopies({"gone": freed})

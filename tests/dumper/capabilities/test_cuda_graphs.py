@@ -116,3 +116,25 @@ def test_a_graph_that_is_gone_takes_its_buffers_along(recorder: Recorder, monkey
     assert (len(taps._by_graph), len(taps._buffers)) == (1, 1)
     del graph
     assert (len(taps._by_graph), len(taps._buffers)) == (0, 0)
+
+
+def test_what_a_graph_cannot_record_is_counted(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: True)
+    graph = StandInGraph({})
+    freed = torch.ones(100)
+    freed.untyped_storage().resize_(0)
+    recorder.dump("freed", freed)
+    recorder.dump("packed", torch.arange(4, dtype=torch.uint8).view(torch.uint4))
+    recorder.dump("half", torch.complex(torch.ones(2), torch.ones(2)).conj().imag)
+    graph.capture_end()
+    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: False)
+    with recorder.step():
+        graph.replay()
+    path = recorder.settings.run_path
+    recorder.close()
+    run = open_run(path)
+    assert [(record.name, record.dtype, record.array().tolist()) for record in run.records] == [
+        ("packed", "uint4", [0, 1, 2, 3]),
+        ("half", "float32", [-1, -1]),
+    ]
+    assert run.losses == 1
