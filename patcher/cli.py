@@ -16,7 +16,7 @@ from patcher.check import Checked, check_configs, diff_text
 from patcher.errors import PatchError
 from patcher.source.modules import ModuleFinder
 from patcher.terminal import escaped, say
-from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion
+from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion, suggest_values
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     diff = actions.add_parser("diff", help="print the unified diff of the patched source")
     run = actions.add_parser("run", help="run a command with the configs active in it and in its children")
     for action in (check, diff, run):
-        action.add_argument(
+        config = action.add_argument(
             "-c",
             "--config",
             action="append",
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="CONFIG",
             help="a file, or the name of a config that ships, such as sglang/qwen3",
         )
+        suggest_values(config, _shipped_names)
     places = actions.add_parser("list", help="list the places of a function, class or module that can be tapped")
     trial = actions.add_parser("try", help="show what a pattern matches in a function, class, module or file")
     trial.add_argument("-e", "--pattern", required=True, metavar="PATTERN", help="as an edit has it after 'match:'")
@@ -197,6 +198,12 @@ def _configs(options: argparse.Namespace) -> int:
     for name, file in configs.items():
         say(f"{name:<{width}}  {summary(file)}")
     return 0
+
+
+def _shipped_names() -> list[str]:
+    from patcher.config.shipped import shipped_configs
+
+    return list(shipped_configs())
 
 
 def _schema(options: argparse.Namespace) -> int:

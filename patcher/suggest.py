@@ -262,7 +262,7 @@ def _edit_lines(edit: SuggestedEdit) -> Iterator[str]:
     if place.count > 1:
         yield f"        nth: {place.nth or 'all'}"
     if edit.action == "tags":
-        yield f"        tags: {{layer_id: {edit.layer_id}}}"
+        yield f"        tags: {{layer_id: {_scalar(edit.layer_id or '')}}}"
         return
     fields = [f"name: {_scalar(edit.name)}"]
     if edit.value is not None:
@@ -270,7 +270,7 @@ def _edit_lines(edit: SuggestedEdit) -> Iterator[str]:
     if edit.dims is not None:
         fields.append(f'dims: "{edit.dims}"')
     if edit.layer_id is not None:
-        fields.append(f"layer_id: {edit.layer_id}")
+        fields.append(f"layer_id: {_scalar(edit.layer_id)}")
     yield f"        dump: {{{', '.join(fields)}}}"
 
 

@@ -4,7 +4,7 @@ from the flags of a parser (static text, nothing runs while completing)."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 SHELLS = ("bash", "zsh", "fish")
@@ -38,13 +38,35 @@ class PrintCompletion(argparse.Action):
         parser.exit()
 
 
+def suggest_values(action: argparse.Action, values: Callable[[], Iterable[str]]) -> None:
+    """Have completion offer values of a flag that may also be files; they are asked for when a script is made."""
+    action.suggested_values = values  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """A flag of a command."""
+
+    names: tuple[str, ...]
+    values: tuple[str, ...]
+    """Those that it may have, or that are suggested; empty where any is allowed."""
+    files: bool
+    """Whether the value may be a file too."""
+
+    @classmethod
+    def of(cls, action: argparse.Action) -> _Flag:
+        """The flag of a parser's action."""
+        suggested = getattr(action, "suggested_values", None)
+        values = suggested() if suggested is not None else action.choices or ()
+        return cls(tuple(action.option_strings), tuple(map(str, values)), suggested is not None)
+
+
 @dataclass(frozen=True)
 class _Flags:
     """The flags that can follow a path of subcommands."""
 
     path: tuple[str, ...]
-    flags: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
-    """Names of each flag, and the values it may have; empty where any is allowed."""
+    flags: tuple[_Flag, ...]
     commands: tuple[str, ...]
     """Subcommands that can follow."""
 
@@ -62,9 +84,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 def _walk(parser: argparse.ArgumentParser, path: tuple[str, ...]) -> Iterator[_Flags]:
     flags = tuple(
-        (tuple(action.option_strings), tuple(map(str, action.choices or ())))
-        for action in parser._actions
-        if action.option_strings and action.help != argparse.SUPPRESS
+        _Flag.of(action) for action in parser._actions if action.option_strings and action.help != argparse.SUPPRESS
     )
     subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     commands = {name: inner for action in subparsers for name, inner in action.choices.items()}
@@ -76,13 +96,14 @@ def _walk(parser: argparse.ArgumentParser, path: tuple[str, ...]) -> Iterator[_F
 def _bash_script(command: str, paths: Sequence[_Flags]) -> str:
     function = f"_{command}_complete"
     cases = "\n".join(
-        f"    {'|'.join(names)}) COMPREPLY=($(compgen -W '{' '.join(choices)}' -- \"$now\")); return;;"
-        for names, choices in dict.fromkeys(flag for flags in paths for flag in flags.flags)
-        if choices
+        f"    {'|'.join(flag.names)}) COMPREPLY=($(compgen {'-f ' if flag.files else ''}-W "
+        f"'{' '.join(flag.values)}' -- \"$now\")); return;;"
+        for flag in dict.fromkeys(flag for flags in paths for flag in flags.flags)
+        if flag.values
     )
     # The path of subcommands is found among the words before; the longest that fits is the last that is tried.
     found = "\n".join(
-        f"  {_bash_test(flags.path)}flags='{' '.join(name for names, _ in flags.flags for name in names)}' "
+        f"  {_bash_test(flags.path)}flags='{' '.join(name for flag in flags.flags for name in flag.names)}' "
         f"commands='{' '.join(flags.commands)}'"
         for flags in paths
     )
@@ -110,6 +131,7 @@ def _fish_lines(command: str, flags: _Flags) -> Iterator[str]:
     where = f" -n '__fish_seen_subcommand_from {flags.path[-1]}'" if flags.path else ""
     if flags.commands and not flags.path:
         yield f"complete -c {command} -n __fish_use_subcommand -a '{' '.join(flags.commands)}'"
-    for names, choices in flags.flags:
-        shown = " ".join(f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in names)
-        yield f"complete -c {command}{where} {shown}" + (f" -x -a '{' '.join(choices)}'" if choices else "")
+    for flag in flags.flags:
+        shown = " ".join(f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in flag.names)
+        values = f" {'-r' if flag.files else '-x'} -a '{' '.join(flag.values)}'" if flag.values else ""
+        yield f"complete -c {command}{where} {shown}{values}"

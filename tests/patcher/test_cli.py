@@ -233,7 +233,7 @@ def test_completion_knows_commands_and_their_flags(shell: str, capsys: pytest.Ca
         main(["--print-completion", shell])
     assert ended.value.code == 0
     script = capsys.readouterr().out
-    assert all(word in script for word in ("suggest", "try", "record", "pattern"))
+    assert all(word in script for word in ("suggest", "try", "record", "pattern", "sglang/qwen3"))
     assert script.rstrip().split("\n")[-1].split()[-1 if shell != "fish" else 2] == "patcher"
 
 
