@@ -126,9 +126,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--calibration", metavar="FILE", help="floors that 'comparator calibrate' measured")
     add("--bitwise", action="store_true", help="tensors must be equal bit by bit")
     add("--tokenizer", metavar="PATH", help="a local tokenizer: the page shows tokens as text")
-    add("--viz-bundle-details", action="store_true", help="accepted for compatibility; pictures are not made")
-    add("--viz-output-dir", metavar="DIR", help=argparse.SUPPRESS)
-    add("--visualize-per-token", metavar="FILE", help=argparse.SUPPRESS)
+    add("--png", metavar="DIR", help="draw the first failures into PNG files")
+    add("--viz-bundle-details", action="store_true", help="draw every tensor into PNG files, in --viz-output-dir")
+    add("--viz-output-dir", metavar="DIR", default="/tmp/comparator_viz/", help="(default: %(default)s)")
+    add("--visualize-per-token", metavar="FILE", help="draw the errors of all tokens into one PNG file")
     return parser
 
 
@@ -210,12 +211,6 @@ def run(arguments: argparse.Namespace) -> int:
             print(printable(line))
             code = 1 if line.startswith("  error: ") else code
         return code
-    for flag, given in (
-        ("viz-bundle-details", arguments.viz_bundle_details),
-        ("visualize-per-token", arguments.visualize_per_token),
-    ):
-        if given:
-            print(f"comparator: --{flag} is not supported yet and ignored", file=sys.stderr)
     both_sglang = is_sglang_dump(baseline) and is_sglang_dump(target)
     report_path = _report_path(arguments.report_path, target.path if both_sglang else None)
     console = terminal()
@@ -235,7 +230,7 @@ def run(arguments: argparse.Namespace) -> int:
             stack.callback(file.close)
             reporters.append(file)
         advance = stack.enter_context(progress(console, len(prepared.pairs)))
-        comparing = prepared.comparing(advance, draws=bool(outputs))
+        comparing = prepared.comparing(advance, draws=outputs.draws)
         if outputs:
             outputs.follow(lambda: comparing.picture, sources(baseline, target))
             reporters.append(outputs)

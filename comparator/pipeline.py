@@ -22,7 +22,7 @@ from comparator.match.runs import choose_rules, index, parallel_layout
 from comparator.match.unused import unused_patterns
 from comparator.measure.measurement import TensorMeasurement
 from comparator.measure.pair import Measurer
-from comparator.measure.picture import Picture, picture
+from comparator.measure.picture import Draws, Picture, picture
 from comparator.measure.units import Families, MakeProfile, P, Row, Unit, UnitResult, in_order, measure_unit, units_of
 from comparator.options import SIDES, Options, Side
 from comparator.plan.context import SideContext
@@ -128,8 +128,8 @@ class Prepared:
             )
         return found
 
-    def comparing(self, progress: Progress = lambda _: None, *, draws: bool = False) -> Comparing:
-        """The comparison under way: iterate over it for the findings. With ``draws`` the failures have pictures."""
+    def comparing(self, progress: Progress = lambda _: None, *, draws: Draws = "nothing") -> Comparing:
+        """The comparison under way: iterate over it for the findings. ``draws`` says which of them have pictures."""
         return Comparing(self, progress, draws=draws)
 
     def notes(self) -> dict[Side, list[Said]]:
@@ -146,7 +146,7 @@ class Comparing:
     They come once everything is measured where verdicts may look at other pairs, else as it goes.
     """
 
-    def __init__(self, prepared: Prepared, progress: Progress, *, draws: bool = False) -> None:
+    def __init__(self, prepared: Prepared, progress: Progress, *, draws: Draws = "nothing") -> None:
         self._prepared = prepared
         self._progress = progress
         self._details_left = prepared.options.detail_limit
@@ -229,8 +229,10 @@ class Comparing:
         if verdict.wants_detail and self._details_left != 0 and isinstance(measurement, TensorMeasurement):
             self._details_left -= 1
             measurement = self._prepared.measurer.measure(
-                selected, detailed=True, see=self._draw if self._draws else None
+                selected, detailed=True, see=None if self._draws == "nothing" else self._draw
             )
+        elif self._draws == "all" and isinstance(measurement, TensorMeasurement):
+            self._prepared.measurer.align(selected, self._draw)
         return build(selected, measurement, verdict, self._prepared.contexts)
 
     def _draw(self, _: Selected, aligned: Aligned) -> None:

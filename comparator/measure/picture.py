@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ BINS = 61
 AROUND = (4, 8)
 """Rows and channels on each side of the worst element."""
 
+Draws = Literal["nothing", "failures", "all"]
+"""Which findings have pictures: none, the first failures, or all."""
 NameRow = Callable[[int], str | None]
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from comparator.measure.picture import Picture
+from comparator.errors import ComparatorError
+from comparator.measure.picture import Draws, Picture
 from comparator.report.html.page import Page
 from comparator.report.junit import Junit
 from comparator.report.markdown import Markdown
+from comparator.report.png import PngFolder, TokenPng
 from comparator.report.records import ReportRecord, TensorComparison
 from comparator.report.sources import Sources
 from comparator.report.strips import TokenStrips
@@ -47,15 +49,23 @@ MAKERS: Mapping[str, Callable[[], Written]] = {"html": Page, "junit": Junit, "ma
 class Outputs:
     """The reports that were asked for, each with its file. It is a ``Reporter``."""
 
-    def __init__(self, asked: Mapping[str, str | None]) -> None:
+    def __init__(self, asked: Mapping[str, Any]) -> None:
         """``asked`` gives the file by the name of the flag; None where there is none."""
         self._written = {
             name: (Path(path), MAKERS[name]()) for name, path in asked.items() if name in MAKERS and path is not None
         }
+        self._drawn, self._problem = _drawn(asked)
         self._picture: Callable[[], Picture | None] = lambda: None
 
     def __bool__(self) -> bool:
-        return bool(self._written)
+        return bool(self._written or self._drawn)
+
+    @property
+    def draws(self) -> Draws:
+        """Which findings need a picture."""
+        if any(kind == "all" for kind, _ in self._drawn):
+            return "all"
+        return "failures" if self else "nothing"
 
     def follow(self, picture: Callable[[], Picture | None], sources: Sources) -> None:
         """Take pictures too: ``picture`` gives that of the finding that is being reported."""
@@ -64,11 +74,15 @@ class Outputs:
             written.explain(sources)
 
     def report(self, record: ReportRecord) -> None:
-        self.add(record.model_dump())
+        plain = record.model_dump()
+        self.add(plain)
         picture = self._picture() if isinstance(record, TensorComparison) else None
         if picture is not None:
             for _, written in self._written.values():
                 written.draw(picture)
+            for kind, drawn in self._drawn:
+                if kind == "all" or plain["category"] == "failed":
+                    drawn.draw(plain, picture)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take a record as a JSON object."""
@@ -90,6 +104,35 @@ class Outputs:
                 yield f"the report {path} is not written: {error.strerror or error}; choose another place with --{name}"
             else:
                 yield f"report: {path}"
+        if self._problem is not None:
+            yield self._problem
+        for _, drawn in self._drawn:
+            yield from drawn.complete()
+
+
+class Drawn(Protocol):
+    """Draws pictures as they come."""
+
+    def draw(self, finding: Mapping[str, Any], picture: Picture) -> None:
+        """Take the picture of a finding."""
+
+    def complete(self) -> Iterator[str]:
+        """Write what is left; says where pictures are, or why they are not."""
+
+
+def _drawn(asked: Mapping[str, Any]) -> tuple[list[tuple[Draws, Drawn]], str | None]:
+    """What is to be drawn, and of which findings; and why nothing can be."""
+    drawn: list[tuple[Draws, Drawn]] = []
+    try:
+        if asked.get("png"):
+            drawn.append(("failures", PngFolder(Path(asked["png"]))))
+        if asked.get("viz_bundle_details"):
+            drawn.append(("all", PngFolder(Path(asked["viz_output_dir"]))))
+        if asked.get("visualize_per_token"):
+            drawn.append(("all", TokenPng(Path(asked["visualize_per_token"]))))
+    except ComparatorError as error:
+        return [], str(error)
+    return drawn, None
 
 
 def write_whole(path: Path, text: str) -> None:

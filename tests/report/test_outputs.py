@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -254,3 +255,47 @@ def test_markdown(recorded: dict[str, str], tmp_path: Path) -> None:
     cells = re.findall(r"<tr>(.*?)</tr>", shown, re.DOTALL)
     assert cells
     assert {row.count("<td") + row.count("<th") for row in cells} == {4}
+
+
+def is_picture(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
+
+
+def test_pictures(recorded: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="no matplotlib here; requirements/dev.txt has it")
+    folder = tmp_path / "some" / "pictures"
+    assert main([recorded["right"], recorded["wrong"], "-q", "--png", str(folder)]) == 1
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "0000-out_layer_id=3_step=0.png",
+        "0001-out_layer_id=3_step=1.png",
+    ]
+    assert all(map(is_picture, folder.iterdir()))
+    assert f"pictures: 2 in {folder}" in capsys.readouterr().err
+    every, tokens = tmp_path / "every", tmp_path / "tokens.png"
+    flags = ["--viz-bundle-details", "--viz-output-dir", str(every), "--visualize-per-token", str(tokens)]
+    assert main([recorded["right"], recorded["right"], "-q", *flags]) == 0
+    assert len(list(every.iterdir())) == 2
+    assert is_picture(tokens)
+    assert main([recorded["right"], recorded["right"], "-q", "--png", str(tmp_path / "none")]) == 0
+    assert "no pictures" in capsys.readouterr().err
+
+
+def test_pictures_without_matplotlib(
+    recorded: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main([recorded["right"], recorded["right"], "-q", "--png", str(tmp_path / "none")]) == 0
+    assert "pictures need matplotlib: pip install matplotlib" in capsys.readouterr().err
+
+
+def test_pictures_that_cannot_be_written(
+    recorded: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="no matplotlib here; requirements/dev.txt has it")
+    (tmp_path / "file").touch()
+    flags = ["--png", str(tmp_path / "file"), "--visualize-per-token", str(tmp_path / "file" / "x.png")]
+    assert main([recorded["right"], recorded["wrong"], "-q", *flags]) == 1
+    said = capsys.readouterr()
+    assert "pictures are not written" in said.err
+    assert "is not written" in said.err
+    assert "2 compared" in said.out
