@@ -70,7 +70,7 @@ class _Function:
 def make_plan(configs: Sequence[LoadedConfig], finder: ModuleFinder) -> Plan:
     """Resolve every target and number every edit. Nothing is imported and no edit is tried yet."""
     planning = _Planning(finder, lambda patch, origin: _resolved(patch, origin, finder, planning.notes))
-    for config in [file for loaded in configs for file in loaded.files]:
+    for config in _files(configs):
         try:
             planning.add(config)
         except RequirementError as error:
@@ -88,17 +88,34 @@ def plan_module(configs: Sequence[LoadedConfig], module: ModuleFile, finder: Mod
         return next((targets for targets in found if targets), [])
 
     planning = _Planning(finder, targets)
-    for config in [file for loaded in configs for file in loaded.files]:
+    for config in _files(configs):
         with contextlib.suppress(RequirementError):
             planning.add(config)
     functions = planning.by_module().get(module.name)
     return None if functions is None else ModulePatch(module.name, functions, _texts(configs))
 
 
+def _files(configs: Sequence[LoadedConfig]) -> list[ConfigFile]:
+    """The files of all configs in their order; one on which another builds is there once, however often it is named."""
+    files: list[ConfigFile] = []
+    known: set[tuple[Path, str]] = set()
+    bases: set[tuple[Path, str]] = set()
+    for loaded in configs:
+        for file in loaded.files:
+            identity = (Path(file.document.path).resolve(), repr(file.document.data))
+            is_base = file is not loaded.files[-1]
+            if identity not in (known if is_base else bases):
+                files.append(file)
+            known.add(identity)
+            if is_base:
+                bases.add(identity)
+    return files
+
+
 def _late_targets(configs: Sequence[LoadedConfig], finder: ModuleFinder) -> tuple[str, ...]:
     """Targets that may name functions in modules which do not exist yet: globs, and optional ones without a module."""
     late: list[str] = []
-    for config in [file for loaded in configs for file in loaded.files]:
+    for config in _files(configs):
         for patch in config.config.patches:
             late += [target for target in patch.target if is_glob(target)]
             if patch.optional:

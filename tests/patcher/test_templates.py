@@ -183,3 +183,21 @@ def test_the_schema_knows_them(text: str) -> None:
 
 def test_the_schema_refuses_a_config_of_nothing() -> None:
     assert not jsonschema.Draft202012Validator(config_schema()).is_valid({"description": "nothing"})
+
+
+def test_a_config_on_which_several_build_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "mod.py").write_text("def f(x):\n    return x\n")
+    patch = "patches:\n- target: mod.f\n  edits: [{at: entry, dump: {name: NAME, value: x}}]\n"
+    (tmp_path / "base.yaml").write_text("parameters: {tag: 1}\n" + patch.replace("x}", "x, k: '${tag}'}"))
+    for name, base in (("a", "base.yaml"), ("b", "base.yaml"), ("c", "{config: base.yaml, with: {tag: 2}}")):
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {base}\n{patch.replace('NAME', name)}")
+    names = [tmp_path / "base.yaml", *(tmp_path / f"{name}.yaml" for name in "abc")]
+    checked = check_loaded([load_config(name) for name in names], ModuleFinder([tmp_path]))
+    assert checked.ok
+    assert [tap for landing in checked.modules[0].landings for tap in landing.taps] == [
+        "mod.f#1:NAME",
+        "mod.f#2:a",
+        "mod.f#3:b",
+        "mod.f#4:NAME",
+        "mod.f#5:c",
+    ]
