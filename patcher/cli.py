@@ -15,12 +15,15 @@ from typing import Any
 from patcher.check import Checked, check_configs, diff_text
 from patcher.errors import PatchError
 from patcher.source.modules import ModuleFinder
-from patcher.terminal import escaped, say
+from patcher.terminal import drop_output, escaped, say
 from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion, suggest_values
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 well, 1 an edit does not land, 2 a usage error, 130 Ctrl-C."""
+    """Run the command line; returns the exit code: 0 well, 1 an edit does not land, 130 Ctrl-C, 2 anything else.
+
+    Where the reader of the output has gone (``| head -1``), it is that of the answer if it is known, else 2.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     command: list[str] = []
     if given[:1] == ["run"] and "--" in given:
@@ -28,19 +31,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = given[: given.index("--")]
     parser = _parser()
     options = parser.parse_args(given)
+    code = 2
     try:
-        if options.action == "run":
-            return _run(options, command)
-        return _ACTIONS[options.action](options)
+        code = _run(options, command) if options.action == "run" else _ACTIONS[options.action](options)
+        sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of a pipe has seen enough; the interpreter's own flush must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        drop_output()
     except KeyboardInterrupt:
         return 130
     except PatchError as error:
         say(f"patcher: {error}", error=True)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"patcher: {where}{error.strerror or error}", error=True)
+        drop_output()
         return 2
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

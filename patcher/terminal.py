@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 
 
 def say(text: str, *, error: bool = False) -> None:
     """Print lines, on stderr if it is an error; what is not printable is escaped (``\\x1b``)."""
     print(escaped(text), file=sys.stderr if error else sys.stdout)
+
+
+def drop_output() -> None:
+    """Let what is still to be written to standard output go nowhere; the interpreter flushes it once more at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def escaped(text: str) -> str:

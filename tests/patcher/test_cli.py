@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -260,3 +262,24 @@ def test_nothing_of_a_source_reaches_the_terminal_raw(folder: Path, capsys: pyte
     (folder / "hostile.py").write_text("def f(x):\n    return g('\x1b[31m\u202e', x)\n")
     assert main(["try", "-e", "g($WHAT, ...)", "hostile"]) == 0
     assert "    $WHAT = '\\x1b[31m\\u202e'" in capsys.readouterr().out.split("\n")
+
+
+@pytest.mark.parametrize(("config", "code"), [("taps.yaml", 0), ("wrong.yaml", 1)])
+def test_a_reader_who_leaves_changes_no_answer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, config: str, code: int
+) -> None:
+    (folder / "wrong.yaml").write_text(edits_config("- {match: nothing, before: x = 1}", "model_file.Layer.forward"))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main(["check", "-c", config]) == code
+
+
+def test_a_full_device_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main(["check", "-c", "taps.yaml"]) == 2
+    assert capsys.readouterr().err == "patcher: No space left on device\n"
