@@ -13,7 +13,7 @@ from patcher.errors import TargetError
 from patcher.match.statements import FunctionIndex
 from patcher.model.dims import DimsGuesses
 from patcher.model.layer_numbers import LayerNumbers
-from patcher.model.loops import LayerLoop, loops_in
+from patcher.model.loops import LayerLoop, called_by_index, loops_in
 from patcher.model.parts import ENTRIES, ModelClass, Part, class_called, classes_in, init_of, parts_of
 from patcher.model.steps import StepPlace, engine_config, whole_models
 from patcher.plan.planner import make_plan
@@ -149,7 +149,7 @@ class _Suggestion:
         target = f"{_name(model)}.{method}"
         loops = loops_in(definition.node)
         for place in tappable_places(index):
-            loop = loops.get(place.callee)
+            loop = loops.get(place.callee) or called_by_index(place.callee)
             attribute = place.callee.removeprefix("self.")
             if loop is not None:
                 yield from self._of_loop(target, place, loop, owner, parts.get(loop.attribute))

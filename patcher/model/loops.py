@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,6 +32,12 @@ def loops_in(function: ast.AST) -> dict[str, LayerLoop]:
             if found.setdefault(loop.variable, loop).attribute != loop.attribute:
                 several.add(loop.variable)
     return {name: loop for name, loop in found.items() if name not in several}
+
+
+def called_by_index(callee: str) -> LayerLoop | None:
+    """``self.layers[i]`` that is called where it stands."""
+    found = re.fullmatch(r"self\.(\w+)\[([\w.+ -]*[A-Za-z_][\w.+ -]*)\]", callee)
+    return None if found is None else LayerLoop(callee, found[1], found[2].strip())
 
 
 def _through(target: ast.expr, iterated: ast.expr) -> Iterator[LayerLoop]:

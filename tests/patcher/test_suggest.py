@@ -12,7 +12,7 @@ import yaml
 from patcher.check import check_loaded
 from patcher.config.load import parse_config
 from patcher.model.dims import rows_of
-from patcher.model.loops import LayerLoop, loops_in
+from patcher.model.loops import LayerLoop, called_by_index, loops_in
 from patcher.source.modules import ModuleFinder
 from patcher.suggest import suggest_config
 from tests.patcher.support import block, run_module
@@ -165,6 +165,15 @@ def test_rows_lie_as_shapes_say(tmp_path: Path, shape: str, rows: str | None) ->
 )
 def test_loops_over_layers(loop: str, found: LayerLoop | None) -> None:
     assert loops_in(ast.parse(loop)) == ({} if found is None else {found.variable: found})
+
+
+@pytest.mark.parametrize(
+    ("callee", "number"),
+    [("self.layers[i]", "i"), ("self.layers[i + self.start]", "i + self.start"), ("self.parts['a']", None)],
+)
+def test_layers_that_are_called_by_index(callee: str, number: str | None) -> None:
+    found = called_by_index(callee)
+    assert (found and found.number) == number
 
 
 def test_what_is_suggested_records_each_layer_with_its_number(tmp_path: Path) -> None:
