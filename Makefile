@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 export PYTHON
 python := .venv/bin/python
+# How the tests are shared out among processes is in tests/conftest.py.
+pytest := $(python) -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,10 +22,10 @@ demo: venv ## Serve a small model under several parallel layouts, record and com
 	@$(python) -m demo
 
 test: venv venv-vllm ## All tests, those with real servers among them
-	@$(python) -m pytest
+	@$(pytest)
 
 test-fast: venv ## The tests that start no server
-	@$(python) -m pytest -m "not e2e and not slow"
+	@$(pytest) -m "not e2e and not slow"
 
 lint: venv ## Linter, formatter, type checker, and who may import whom
 	@$(python) -m ruff check .
