@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from comparator.errors import ComparatorError
+from comparator.report.layers import LayerTable
 from comparator.report.records import (
     AccountsRecord,
     Comparison,
@@ -112,6 +113,7 @@ class TextReporter:
         self._verbosity = verbosity
         self._only_failed = only_failed or verbosity == "minimal"
         self._quiet = quiet
+        self._layers = LayerTable()
         self._told: set[str] = set()
         """What was said of the tokens; most tensors have the same to say, and once is enough."""
 
@@ -130,6 +132,8 @@ class TextReporter:
             self._summary(record)
 
     def _finding(self, record: Comparison) -> None:
+        if self._console.is_terminal:
+            self._layers.add(record)
         if self._hides(record):
             return
         self._print(finding_line(record), STYLES[record.category])
@@ -138,6 +142,7 @@ class TextReporter:
             self._print("        " + line, None)
 
     def _summary(self, record: SummaryRecord) -> None:
+        self._table_of_layers()
         self._print(summary_line(record), "bold green" if record.exit_code == 0 else "bold red")
         for line in summary_lines(record):
             self._print(line, _style_of(line))
@@ -147,6 +152,14 @@ class TextReporter:
             self._print(f"recorded by tap {record.first_divergence_tap}", "bold red")
         for line in record.beside_tensors:
             self._print(f"the runs also differ in {line}", None)
+
+    def _table_of_layers(self) -> None:
+        console = self._console
+        if isinstance(console, PlainConsole) or not console.is_terminal or self._quiet:
+            return
+        table = self._layers.table(console.width)
+        if table is not None:
+            console.print(table)
 
     def _hides(self, record: Comparison) -> bool:
         """Whether a finding is left out: with ``--quiet`` any, else what did not fail where only failures matter."""
