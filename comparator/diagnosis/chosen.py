@@ -10,7 +10,7 @@ from comparator.diagnosis.routing import COMMON_TOP_K, Choices, choices, chosen
 from comparator.diagnosis.rows import Mask, SideRows, TapRows, join_rows
 from comparator.diagnosis.selection import PLAIN
 from comparator.diagnosis.tap_profile import ExpertNumbers
-from comparator.diagnosis.taps import TapNode
+from comparator.diagnosis.taps import LOGITS, TapNode
 from comparator.diagnosis.tokens import TokenChoices, choose_tokens
 
 LARGE = np.float32(1e9)
@@ -45,7 +45,8 @@ def experts_of(tap: TapRows, difference: Difference, kept: Mask) -> tuple[Expert
 def tokens_of(tap: TapRows, node: TapNode) -> TokenChoices | None:
     """The tokens that logits choose; None for other taps."""
     values = tap.values
-    if node.operation != "logits" or not values.baseline.size:
+    # Where nothing but logits was recorded, nothing is known of what they are computed from.
+    if (node.operation != "logits" and tap.key.name != LOGITS) or not values.baseline.size:
         return None
     # Masked tokens are minus infinity, and NaN chooses nothing.
     baseline, target = (

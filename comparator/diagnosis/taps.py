@@ -60,6 +60,7 @@ class GraphError:
 _DECLARED: Mapping[str, Operation] = {
     name: name for name in ("attention", "linear", "sum", "norm", "mlp", "moe", "router", "logits")
 }
+LOGITS = "next_token_logits"
 _EXPERTS, _ROUTER = "moe_expert_output", "moe_router_logits"
 _CONVENTIONS: Mapping[str, tuple[tuple[Operation, tuple[str, ...]], ...]] = {
     "layer_input": (("sum", ("pre_mlp_residual@-1", "mlp_output@-1")),),
@@ -70,7 +71,7 @@ _CONVENTIONS: Mapping[str, tuple[tuple[Operation, tuple[str, ...]], ...]] = {
     _EXPERTS: (("moe", ("pre_mlp_residual",)),),
     "mlp_output": (("combine", (_EXPERTS,)), ("mlp", ("pre_mlp_residual",))),
     "final_norm_output": (("norm", ("pre_mlp_residual@last", "mlp_output@last")),),
-    "next_token_logits": (("logits", ("final_norm_output",)),),
+    LOGITS: (("logits", ("final_norm_output",)),),
 }
 """Per name what it is, by the first alternative of which an input was recorded."""
 _BRANCH: Mapping[str, Operation] = {"layer_input": "mlp", "pre_mlp_residual": "attention", "final_norm_output": "mlp"}

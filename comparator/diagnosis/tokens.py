@@ -115,6 +115,8 @@ class PartedText:
     """``unknown``: its logits were not recorded, or chose neither token (sampling at random)."""
     margin: float | None = None
     """Distance of both tokens' logits, in errors of the logits."""
+    log_probabilities: tuple[float, float] | None = None
+    """Of the baseline's token, on the baseline and on the target; None where its logits were not recorded."""
 
 
 def explain(
@@ -134,4 +136,5 @@ def _explain(parting: Parting, found: TokenChoices | None, labels: RowLabels | N
     if (int(found.baseline[row]), int(found.target[row])) != (parting.baseline, parting.target):
         return PartedText(parting, "unknown")
     margin = float(found.ratio[row])
-    return PartedText(parting, "tie" if margin <= EXPLAINED_MARGIN else "fault", margin)
+    probabilities = (float(found.baseline_log_probability[row]), float(found.target_log_probability[row]))
+    return PartedText(parting, "tie" if margin <= EXPLAINED_MARGIN else "fault", margin, probabilities)

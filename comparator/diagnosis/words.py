@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from comparator.diagnosis.strengths import Test
+from comparator.diagnosis.tokens import PartedText
 from comparator.diagnosis.verdict import Diagnosis, Judgement
 
 _LOOKS = {
@@ -62,9 +63,9 @@ def describe(diagnosis: Diagnosis) -> str:
 
 def _texts(diagnosis: Diagnosis) -> Iterator[str]:
     """What became of sampled tokens."""
-    ties = [text.parting for text in diagnosis.texts if text.cause == "tie"]
+    ties = [text for text in diagnosis.texts if text.cause == "tie"]
     if ties:
-        where = ", ".join(f"sequence {one.sequence} at position {one.position}" for one in ties[:3])
+        where = ", ".join(map(_parted, ties[:3]))
         more = f" and {len(ties) - 3} more" if len(ties) > 3 else ""
         yield f"Texts part at a tie of two tokens ({where}{more}); what follows is another text and is not compared."
     tokens = diagnosis.tokens
@@ -74,6 +75,14 @@ def _texts(diagnosis: Diagnosis) -> Iterator[str]:
             f"{tokens.largest_apart:.2g} at most ({tokens.where}); {tokens.flipped} of {tokens.rows} choices are other "
             "tokens."
         )
+
+
+def _parted(text: PartedText) -> str:
+    where = f"sequence {text.parting.sequence} at position {text.parting.position}"
+    if text.log_probabilities is None:
+        return where
+    baseline, target = text.log_probabilities
+    return f"{where}, where the baseline's token has a log probability of {baseline:.3f} against {target:.3f}"
 
 
 def _opening(diagnosis: Diagnosis) -> str:

@@ -126,6 +126,8 @@ def diagnosis_record(
                 target_token=text.parting.target,
                 cause=text.cause,
                 margin=text.margin,
+                baseline_log_probability=None if text.log_probabilities is None else text.log_probabilities[0],
+                target_log_probability=None if text.log_probabilities is None else text.log_probabilities[1],
             )
             for text in diagnosis.texts
         ],

@@ -315,6 +315,10 @@ class PartedTextRecord(_Model, frozen=True, kw_only=True):
     cause: Literal["tie", "fault", "unknown"]
     margin: float | None = None
     """Distance of both tokens' logits in errors of the logits; None where they do not tell."""
+    baseline_log_probability: float | None = None
+    """Of the baseline's token, on the baseline."""
+    target_log_probability: float | None = None
+    """Of the baseline's token, on the target."""
 
 
 class ReferenceRecord(_Model, frozen=True, kw_only=True):

@@ -233,3 +233,43 @@ def test_an_unrecorded_bias_leaves_single_rows_of_experts_unjudged() -> None:
     assert not report.diagnosis.flips
     experts = [one for one in report.diagnosis.judgements if one.key.name == "moe_expert_output"]
     assert all(test.name != "row" for one in experts for test in one.tests)
+
+
+def sampled(token: int, logits: np.ndarray, later: float) -> FakeRun:
+    """A prompt of 8 tokens, the token that its logits chose, and one more pass over what that token leads to."""
+    prompt = np.arange(8)
+    layouts = {
+        (0, 0): TokenLayout("extend", (SequenceSpan("r", 0, 8),), 8, token_ids=prompt),
+        (1, 0): TokenLayout("decode", (SequenceSpan("r", 8, 1),), 1, token_ids=np.array([token])),
+    }
+    second = np.full((1, logits.shape[1]), later, np.float32)
+    records = [
+        FakeRecord("next_token_logits", values, dims="t vocab", step=step)
+        for step, values in enumerate((logits, second))
+    ]
+    return FakeRun(records, layouts=layouts)
+
+
+@pytest.mark.parametrize(("gap", "cause"), [(0.01, "tie"), (2.0, "fault")])
+def test_log_probabilities_stand_beside_a_text_that_parts(gap: float, cause: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    baseline = random.standard_normal((8, 512)).astype(np.float32)
+    target = baseline + np.float32(0.01) * random.standard_normal(baseline.shape).astype(np.float32)
+    baseline[7, [5, 9]] = 8.0, 8.0 - gap
+    target[7, [5, 9]] = 8.0, 8.01
+    runs = [
+        write_run(sampled(5, baseline, 0.0), tmp_path / "one"),
+        write_run(sampled(9, target, 3.0), tmp_path / "two"),
+    ]
+    report = comparator.compare(*runs, token_aligner="smart")
+    assert report.diagnosis is not None
+    (text,) = report.diagnosis.texts
+    assert (text.cause, text.parting.position) == (cause, 8)
+    expected = [float(side[7, 5] - np.log(np.exp(side[7]).sum())) for side in (baseline, target)]
+    assert text.log_probabilities == pytest.approx(expected, abs=1e-5)
+    assert report.diagnosis.tokens is not None
+    assert report.diagnosis.tokens.rows == 8, "what follows is another text and is not compared"
+    if cause == "tie":
+        assert f"a log probability of {expected[0]:.3f} against {expected[1]:.3f}" in report.words
+    else:
+        assert report.diagnosis.place == TapKey("next_token_logits")
