@@ -12,6 +12,8 @@ from benchmarks.report import table
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 CONFIDENCE = 0.95
+LARGE = 3.0
+"""Floors from which every fault is to be found."""
 
 
 def print_tables(root: Path, write: bool) -> None:
@@ -54,6 +56,8 @@ that tap, without rounding; *floors* is the error introduced there as a multiple
 {len({one.fault for one in faults})} of the {count} faults have been recorded and compared.
 
 {summary_table(faults, sources)}
+
+{smallest(faults)}
 
 {fault_table(faults, sources)}
 
@@ -123,6 +127,33 @@ def summary_table(faults: Sequence[Judged], sources: dict[str, str]) -> str:
         for name, chosen in groups.items()
     ]
     return table(("", "faults", "pairs", "found", "placed"), rows)
+
+
+def smallest(faults: Sequence[Judged]) -> str:
+    """Sentences on the sizes from which faults are found. Sizes are of the middle row, in floors."""
+    sized = [one for one in faults if one.multiple is not None and math.isfinite(one.multiple)]
+    large = [one for one in sized if (one.multiple or 0) >= LARGE]
+    if not sized:
+        return "No size of a fault was measured."
+    missed = [one for one in sized if not found(one)]
+    small = min((one for one in sized if found(one) and one.multiple), key=_size, default=None)
+    sentences = [
+        f"Of {len(large)} pairs with a fault of at least {LARGE:g} floors {sum(map(found, large))} were found and "
+        f"{sum(map(placed, large))} placed."
+    ]
+    if missed:
+        largest = max(missed, key=_size)
+        sentences.append(f"The largest fault that was missed has {_size(largest):.2g} floors ({largest.fault}).")
+    if small is not None:
+        sentences.append(
+            f"The smallest that was found has {_size(small):.2g} floors in its middle row ({small.fault}); faults of "
+            "few rows have less there and are found by those rows."
+        )
+    return " ".join(sentences)
+
+
+def _size(one: Judged) -> float:
+    return one.multiple or 0.0
 
 
 def fault_table(faults: Sequence[Judged], sources: dict[str, str]) -> str:

@@ -11,7 +11,8 @@ from benchmarks.faults.distinct import digest
 from benchmarks.faults.engines.protocol import Job
 from benchmarks.faults.engines.registry import engine
 from benchmarks.faults.judging import judge
-from benchmarks.faults.tables import upper_bound
+from benchmarks.faults.outcomes import Judged
+from benchmarks.faults.tables import smallest, upper_bound
 from testbed.paths import CHECKOUT
 
 FAMILY = "llama-bfloat16"
@@ -85,6 +86,18 @@ def test_the_bound_on_a_rate() -> None:
     assert upper_bound(0, 300) == pytest.approx(3 / 300, rel=0.01)
     assert upper_bound(5, 5) == 1.0
     assert upper_bound(0, 300) < upper_bound(1, 300) < upper_bound(2, 300)
+
+
+def test_the_page_says_from_which_size_on_faults_are_found() -> None:
+    def judged(verdict: str, multiple: float, name: str) -> Judged:
+        place = "a layer 1" if verdict == "differ" else None
+        return Judged("faults", "f", "b", "t", verdict, place, True, "", name, "a layer 1", True, None, multiple)
+
+    said = smallest([judged("differ", 5.0, "big"), judged("agree", 0.4, "lost"), judged("differ", 0.8, "small")])
+    assert "Of 1 pairs with a fault of at least 3 floors 1 were found and 1 placed." in said
+    assert "missed has 0.4 floors (lost)" in said
+    assert "found has 0.8 floors" in said
+    assert smallest([]) == "No size of a fault was measured."
 
 
 def test_the_page_is_written_by_the_script() -> None:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
+import ml_dtypes  # noqa: F401  numpy knows fp8 by its names
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -405,3 +406,18 @@ def test_weights_of_experts_that_agree_are_compared_in_words(clean):
     apart = max(flips.weights_apart for flips in found.flips)
     assert 0 < apart < 0.05
     assert f"their weights differ by {apart:.2g} at most" in describe(found)
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_side_that_is_quantised_to_fp8_agrees_within_its_dtype_and_not_within_another(clean, name, layer):
+    """What is stored in fp8 on one side, as its record says, has the floor of fp8; what says bfloat16 has not."""
+    quantised = lambda value: value.astype(name).astype(np.float32)  # noqa: E731
+    target = DENSE.run(Kernels(), at("attn_pre_o_proj", layer, quantised))
+    profiles, graph = profiles_of(clean[False, "eager"], target)
+    key = TapKey("attn_pre_o_proj", layer)
+    assert diagnose(profiles, graph).place == key
+    told = [replace(one, target_dtype=name) if one.key == key else one for one in profiles]
+    found = diagnose(told, graph)
+    assert found.verdict == "agree", describe(found)
+    assert any(name in note for note in found.notes)
