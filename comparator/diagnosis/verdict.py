@@ -289,7 +289,8 @@ def _undecided(
     unknown = sorted({one.name for one in inheritance.without_routing})
     if unknown:
         found.append(
-            f"rows of {', '.join(unknown)} that stand out may have other experts; record moe_router_logits to tell"
+            f"rows of {', '.join(unknown)} that stand out may have other experts; record moe_router_logits, and "
+            "moe_correction_bias where a bias is added for the choice, to tell"
         )
     few = sorted({one.key.name for one in judgements if 0 < one.rows < 6})
     if few and different:

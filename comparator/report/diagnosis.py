@@ -62,6 +62,8 @@ def in_words(
     ``around``: sentences before and after it (``Tally.around``).
     """
     before, after = around
+    if bitwise and diagnosis.first_difference is not None:
+        after = ""  # every pair whose bits differ fails, and that is said
     return " ".join(filter(None, (before, _of_diagnosis(diagnosis, reference, bitwise), after)))
 
 

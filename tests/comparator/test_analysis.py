@@ -113,6 +113,8 @@ def test_bitwise_asks_for_equal_bits() -> None:
     assert comparator.compare(runs[0], runs[1], bitwise=True).passed
     report = comparator.compare(runs[0], runs[2], bitwise=True)
     assert not report.passed
+    assert "not the same bit for bit" in report.words
+    assert "another reason" not in report.words
     assert {finding.category for finding in report if finding.tags.get("layer_id") == "0"} == {"passed", "failed"}
 
 
