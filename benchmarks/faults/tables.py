@@ -130,29 +130,29 @@ def summary_table(faults: Sequence[Judged], sources: dict[str, str]) -> str:
 
 
 def smallest(faults: Sequence[Judged]) -> str:
-    """Sentences on the sizes from which faults are found. Sizes are of the middle row, in floors."""
+    """Sentences on the sizes from which faults are found."""
     sized = [one for one in faults if one.multiple is not None and math.isfinite(one.multiple)]
-    large = [one for one in sized if (one.multiple or 0) >= LARGE]
     if not sized:
         return "No size of a fault was measured."
+    large = [one for one in sized if _floors(one) >= LARGE]
     missed = [one for one in sized if not found(one)]
-    small = min((one for one in sized if found(one) and one.multiple), key=_size, default=None)
     sentences = [
         f"Of {len(large)} pairs with a fault of at least {LARGE:g} floors {sum(map(found, large))} were found and "
         f"{sum(map(placed, large))} placed."
     ]
     if missed:
-        largest = max(missed, key=_size)
-        sentences.append(f"The largest fault that was missed has {_size(largest):.2g} floors ({largest.fault}).")
-    if small is not None:
-        sentences.append(
-            f"The smallest that was found has {_size(small):.2g} floors in its middle row ({small.fault}); faults of "
-            "few rows have less there and are found by those rows."
-        )
+        largest = max(missed, key=_floors)
+        sentences.append(f"The largest fault that was missed has {_floors(largest):.2g} floors ({largest.fault}).")
+    sizes = {one.fault: one.size for one in faults if one.same_numerics and one.size and math.isfinite(one.size)}
+    for which, same in (("the same", True), ("other", False)):
+        names = [one.fault for one in faults if found(one) and one.same_numerics is same and one.fault in sizes]
+        if names:
+            name = min(names, key=lambda one: sizes[one])
+            sentences.append(f"The smallest one found under {which} numerics has a size of {sizes[name]:.2g} ({name}).")
     return " ".join(sentences)
 
 
-def _size(one: Judged) -> float:
+def _floors(one: Judged) -> float:
     return one.multiple or 0.0
 
 
