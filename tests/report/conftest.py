@@ -9,9 +9,9 @@ import pytest
 
 from comparator.cli import main
 from comparator.report.html.page import Page
+from testbed.synthetic_reports import Json, report
 from tests.comparator.fakes import FakeRecord, FakeRun, one_request, values
 from tests.comparator.recording import write_run
-from tests.report.synthetic import Json, report
 
 
 def make_page(records: Iterator[Json] | list[Json], path: Path) -> Path:
@@ -27,7 +27,7 @@ def make_page(records: Iterator[Json] | list[Json], path: Path) -> Path:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """The browser, without a complaint on its console that was not read."""
     pytest.importorskip("selenium", reason="no selenium here; requirements/dev.txt has it")
-    from tests.report.browser import browser, why_no_browser
+    from testbed.browser import browser, why_no_browser
 
     missing = why_no_browser()
     if missing is not None:

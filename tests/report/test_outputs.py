@@ -25,8 +25,8 @@ from comparator.report.markdown import Markdown
 from comparator.report.sources import sources
 from dumper.reading.open import open_run
 from dumper.reading.protocol import TapCoverage
+from testbed.synthetic_reports import report
 from tests.comparator.fakes import values
-from tests.report.synthetic import report
 
 
 def summary_of(page: Path) -> dict[str, object]:

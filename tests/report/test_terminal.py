@@ -10,7 +10,7 @@ from rich.console import Console
 
 from comparator.report.records import SummaryRecord, TensorComparison
 from comparator.report.reporters import TextReporter
-from tests.report.synthetic import report
+from testbed.synthetic_reports import report
 
 KINDS = {"comparison_tensor": TensorComparison, "summary": SummaryRecord}
 

@@ -67,7 +67,7 @@ async function start() {
     // The first picture needs the summary alone.
     draw({ shown: cellsOf(layout, families, null, null) });
     await drawn();
-    performance.mark("map");
+    performance.mark("map", { detail: { inflated: inflated.size } });
     await loadRows();
     if (current !== turn) return;
     controls.append(stepChooser(rows, state), axisChooser(state));
