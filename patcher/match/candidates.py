@@ -81,7 +81,7 @@ _ALL: Key = ()
 def _keys(node: Any) -> tuple[Key, ...]:
     """The kind of an expression, and with it the name that it ends with, if it has one."""
     node = see_through(node)
-    if isinstance(node, LITERALS):
+    if type(node) in LITERALS:
         return (("literal",),)
     kind = type(node).__name__
     name = _name(node)
@@ -101,7 +101,7 @@ def _wanted(pattern: Any) -> Key:
     """The narrowest key under which everything stands that an expression pattern may match."""
     if is_open(pattern):
         return _ALL
-    if isinstance(pattern, LITERALS):
+    if type(pattern) in LITERALS:
         return ("literal",)
     kind = type(pattern).__name__
     if type(pattern) is cst.Call:

@@ -46,8 +46,14 @@ _FORMATTING = frozenset(
         "posonly_ind",
     ]
 )
-_SUITES = (cst.IndentedBlock, cst.SimpleStatementSuite)
-_SEQUENCE_ITEMS = (cst.Element, cst.SubscriptElement, cst.StarredElement)
+# Asking for the type is much quicker than isinstance with libcst's abstract classes, and these have no subclasses.
+_SUITES = frozenset((cst.IndentedBlock, cst.SimpleStatementSuite))
+_ITEMS = frozenset((cst.Expr, cst.Element, cst.SubscriptElement, cst.StarredElement))
+
+
+@cache
+def _is_node(kind: Any) -> bool:
+    return issubclass(kind, cst.CSTNode)
 
 
 @cache
@@ -101,7 +107,7 @@ def _match_any(pattern: Any, node: Any, bound: Bindings, *, literal: bool) -> It
     if isinstance(pattern, (list, tuple)):
         if isinstance(node, (list, tuple)):
             yield from _match_sequence(pattern, node, bound, literal)
-    elif not isinstance(pattern, cst.CSTNode):
+    elif not _is_node(pattern.__class__):
         if pattern == node:
             yield bound
     elif not literal and (name := _capture_name(pattern)):
@@ -114,11 +120,11 @@ def _match_any(pattern: Any, node: Any, bound: Bindings, *, literal: bool) -> It
 
 
 def _match_node(pattern: cst.CSTNode, node: Any, bound: Bindings, literal: bool) -> Iterator[Bindings]:
-    if isinstance(pattern, _SUITES) and isinstance(node, _SUITES):
-        yield from _match_block(flatten(pattern), flatten(node), bound, literal)
-    elif not literal and isinstance(pattern, cst.Assign) and isinstance(node, cst.AnnAssign):
+    if type(pattern) in _SUITES and type(node) in _SUITES:
+        yield from _match_block(flatten(pattern), flatten(node), bound, literal)  # type: ignore[arg-type]
+    elif not literal and type(pattern) is cst.Assign and type(node) is cst.AnnAssign:
         yield from _match_annotated(pattern, node, bound)
-    elif isinstance(pattern, LITERALS) and isinstance(node, LITERALS):
+    elif type(pattern) in LITERALS and type(node) in LITERALS:
         if _literal_value(pattern) == _literal_value(node):
             yield bound
     elif type(pattern) is type(node):
@@ -126,7 +132,7 @@ def _match_node(pattern: cst.CSTNode, node: Any, bound: Bindings, literal: bool)
 
 
 def _capture_name(pattern: cst.CSTNode) -> str:
-    if isinstance(pattern, cst.Name) and pattern.value.startswith(CAPTURE_PREFIX):
+    if type(pattern) is cst.Name and pattern.value.startswith(CAPTURE_PREFIX):
         return pattern.value[len(CAPTURE_PREFIX) :]
     return ""
 
@@ -318,17 +324,17 @@ def _match_run(
 
 def is_dots(node: Any) -> bool:
     """Whether a part of a pattern stands for any number of arguments, statements or elements."""
-    if isinstance(node, cst.Arg):
+    if type(node) is cst.Arg:
         return _is_any_argument(node)
-    if isinstance(node, (cst.Expr, *_SEQUENCE_ITEMS)):
+    if type(node) in _ITEMS:
         node = getattr(node, "value", None) or getattr(node, "slice", None)
-    if isinstance(node, cst.Index):
+    if type(node) is cst.Index:
         node = node.value
     return _is_any(node)
 
 
 def _is_any(node: Any) -> bool:
-    return isinstance(node, cst.Name) and node.value == ANY
+    return type(node) is cst.Name and node.value == ANY
 
 
 def _is_any_argument(argument: cst.Arg) -> bool:
@@ -363,12 +369,12 @@ def _only_dots(body: cst.BaseSuite) -> bool:
 
 def see_through(node: Any) -> Any:
     """A value that an earlier edit wrapped counts as the value itself."""
-    while isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value == WRAP_FUNCTION:
+    while type(node) is cst.Call and type(node.func) is cst.Name and node.func.value == WRAP_FUNCTION:
         node = node.args[1].value
     return node
 
 
-LITERALS = (cst.SimpleString, cst.Integer, cst.Float, cst.Imaginary, cst.ConcatenatedString)
+LITERALS = frozenset((cst.SimpleString, cst.Integer, cst.Float, cst.Imaginary, cst.ConcatenatedString))
 
 
 def _literal_value(node: Any) -> Any:
