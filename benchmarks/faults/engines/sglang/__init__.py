@@ -1,4 +1,4 @@
 """Real SGLang servers.
 
-``checkpoints`` writes models, ``switch`` changes what a running server records, ``engine`` records.
+``checkpoints`` writes models, ``engine`` records.
 """
