@@ -1,9 +1,7 @@
-"""Taps inside ``torch.compile``d code: an operator that the compiler keeps where it is, instead of a graph break.
+"""The operators that taps leave in the graphs of ``torch.compile``, instead of a graph break.
 
-While a function is traced, ``Tap.record`` and ``dumper.dump`` leave a call of ``torch.ops.tensortap.record`` in the
-graph. The operator has an ordered side effect, so that no pass drops or moves it; it runs the recorder when the graph
-runs. Gradients of such values are not recorded, and what the operator cannot carry (a value that is no tensor) ends in
-a graph break.
+Each has an ordered side effect, so that no pass drops or moves it; it runs the recorder when the graph runs. What
+leaves them in a graph is in ``in_graph.py``.
 """
 
 from __future__ import annotations
@@ -17,15 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
     from typing import Any, ClassVar, Protocol
 
-    import torch
-
     class Recorder(Protocol):
         """The part of the recorder that the operator needs."""
 
         def submit_from_graph(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None: ...
 
+        def begin_step(self, batch: Any, layout: None, tags: Mapping[str, Any]) -> None: ...
+        def end_step(self) -> None: ...
+        def count_tap(self, tap: str | None) -> None: ...
+
 
 _KINDS: dict[str, Callable[[str], Any]] = {
+    "int": int,
     "float": float,
     "str": str,
     "bool": lambda text: text == "True",
@@ -72,50 +73,109 @@ class Tracing:
 
 
 def _register(torch: Any, recorders: Mapping[int, Recorder]) -> None:
-    # Integers have a list of their own: one that changes between calls is a symbol while tracing and has no text.
-    schema = (
-        "(Tensor value, int recorder, str name, str? dims, str? level, str? tap, str[] integer_tags, "
-        "SymInt[] integers, str[] other_tags) -> ()"
+    # Integers and floats have lists of their own: one that changes between calls is a symbol while tracing and has no
+    # text. So have tensors, whose values are there when the graph runs.
+    tags = (
+        "str[] integer_tags, SymInt[] integers, str[] float_tags, float[] floats, str[] tensor_tags, Tensor[] tensors, "
+        "str[] other_tags"
     )
+    place = "int recorder, str name, str? dims, str? level, str? tap"
 
-    def record(
-        value: Any, recorder: int, name: str, dims: Any, level: Any, tap: Any, keys: Any, integers: Any, rest: Any
-    ) -> None:
+    def record(value: Any, recorder: int, name: str, dims: Any, level: Any, tap: Any, *packed: Any) -> None:
         target = recorders.get(recorder)
         if target is not None:
-            tags = {**dict(zip(keys, integers, strict=True)), **_decode_tags(rest)}
-            target.submit_from_graph(Source.of(name, level, tap=tap), value, dims, tags)
+            target.submit_from_graph(Source.of(name, level, tap=tap), value, dims, _unpacked(*packed))
+
+    def record_plain(recorder: int, name: str, dims: Any, level: Any, tap: Any, *packed: Any) -> None:
+        tags = _unpacked(*packed)
+        record(
+            tags.pop(VALUE, ValueOfCompiledCode()),
+            recorder,
+            name,
+            dims,
+            level,
+            tap,
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+            _encoded(tags),
+        )
+
+    def step(recorder: int, tap: Any, keys: list[str], values: list[Any], *packed: Any) -> None:
+        target = recorders.get(recorder)
+        if target is not None:
+            target.count_tap(tap)
+            target.begin_step(dict(zip(keys, values, strict=True)) or None, None, _unpacked(*packed))
+
+    def end_step(recorder: int, tap: Any) -> None:
+        target = recorders.get(recorder)
+        if target is not None:
+            target.count_tap(tap)
+            target.end_step()
+
+    def count(recorder: int, tap: Any) -> None:
+        target = recorders.get(recorder)
+        if target is not None:
+            target.count_tap(tap)
 
     def fake(*arguments: Any) -> None:
         """Tracing needs to know what comes out: nothing."""
 
-    operator = torch.library.custom_op("tensortap::record", record, mutates_args=(), schema=schema)
-    operator.register_fake(fake)
-    operator.register_effect(torch.library.EffectType.ORDERED)
+    for function, schema in (
+        (record, f"(Tensor value, {place}, {tags}) -> ()"),
+        (record_plain, f"({place}, {tags}) -> ()"),
+        (step, f"(int recorder, str? tap, str[] keys, Tensor[] values, {tags}) -> ()"),
+        (end_step, "(int recorder, str? tap) -> ()"),
+        (count, "(int recorder, str? tap) -> ()"),
+    ):
+        operator = torch.library.custom_op(f"tensortap::{function.__name__}", function, mutates_args=(), schema=schema)
+        operator.register_fake(fake)
+        operator.register_effect(torch.library.EffectType.ORDERED)
 
 
-def _decode_tags(tags: list[str]) -> dict[str, Any]:
-    """Key, type and text of each tag, three strings after another."""
-    triples = zip(tags[::3], tags[1::3], tags[2::3], strict=True)
-    return {key: _KINDS.get(kind, str)(text) for key, kind, text in triples}
+VALUE = "\0value"
+"""The tag under which a value that is no tensor travels."""
 
 
-def record_in_graph(
-    recorder: int | None, source: Source, value: torch.Tensor, dims: str | None, tags: dict[str, Any]
-) -> None:
-    """Traced, never run: leaves the operator in the graph."""
-    import torch
+class _Traced:
+    """What code that is traced right now has entered."""
 
-    keys: list[str] = []
-    integers: list[int] = []
-    rest: list[str] = []
-    for key, tag in tags.items():
-        if type(tag) is int:
-            keys.append(key)
-            integers.append(tag)
-        else:
-            rest += [key, type(tag).__name__, str(tag)]
-    torch.ops.tensortap.record(value, recorder, source.name, dims, source.level, source.tap, keys, integers, rest)
+    def __init__(self) -> None:
+        self.tags: Mapping[str, Any] = {}
+        """Of ``ctx`` blocks: when the graph runs, nobody enters these."""
+
+
+TRACED = _Traced()
+
+
+class ValueOfCompiledCode:
+    """A value that a graph cannot carry; it is counted as lost."""
+
+
+def _encoded(tags: Mapping[str, Any]) -> list[str]:
+    return [text for key, tag in tags.items() for text in (key, type(tag).__name__, str(tag))]
+
+
+def _unpacked(
+    integer_keys: list[str],
+    integers: list[int],
+    float_keys: list[str],
+    floats: list[float],
+    tensor_keys: list[str],
+    tensors: list[Any],
+    others: list[str],
+) -> dict[str, Any]:
+    """The tags of a call; of ``others`` key, type and text of each, three strings after another."""
+    tags: dict[str, Any] = dict(zip(integer_keys, integers, strict=True))
+    tags.update(zip(float_keys, floats, strict=True))
+    for key, tensor in zip(tensor_keys, tensors, strict=True):
+        tags[key] = tensor.item() if tensor.dim() == 0 else str(tensor)
+    for key, kind, text in zip(others[::3], others[1::3], others[2::3], strict=True):
+        tags[key] = _KINDS.get(kind, str)(text)
+    return tags
 
 
 def is_capturing(value: Any) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 # What ``threading.local`` is; importing all of threading would cost every patched process.
 from _thread import _local
 
+from dumper.recording.compiled import TRACED, Tracing
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -108,17 +110,23 @@ class ThreadTags(_local):
 class AddedTags:
     """Adds tags inside a ``with`` block."""
 
-    __slots__ = ("_added", "_before", "_of_thread")
+    __slots__ = ("_added", "_before", "_of_thread", "_traced_before")
 
     def __init__(self, of_thread: ThreadTags, added: Mapping[str, Any]) -> None:
         self._of_thread = of_thread
         self._added = added
         self._before: list[Mapping[str, Any]] = []
+        self._traced_before: list[Mapping[str, Any]] = []
 
     def __enter__(self) -> None:
         before = self._of_thread.tags
         self._before.append(before)
         self._of_thread.tags = {**before, **self._added}
+        if Tracing.is_compiling():
+            self._traced_before.append(TRACED.tags)
+            TRACED.tags = {**TRACED.tags, **self._added}
 
     def __exit__(self, *exception: object) -> None:
         self._of_thread.tags = self._before.pop()
+        if self._traced_before:
+            TRACED.tags = self._traced_before.pop()

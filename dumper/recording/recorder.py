@@ -3,18 +3,11 @@ recording failed."""
 
 from __future__ import annotations
 
-import os
-import sys
-
-# What ``threading.RLock`` is; importing all of threading would cost every patched process.
-from _thread import RLock
-
-from dumper.log_once import LogOnce
-from dumper.recording.compiled import Tracing, is_capturing, record_in_graph
-from dumper.recording.context import AddedTags, Steps, StepScope, ThreadTags
+from dumper.recording.compiled import Tracing, is_capturing
+from dumper.recording.context import AddedTags, StepScope
 from dumper.recording.forks import watch_forks
-from dumper.recording.lifecycle import Lifecycle
-from dumper.recording.taps import TapTable
+from dumper.recording.in_graph import end_step_in_graph, record_in_graph, step_in_graph
+from dumper.recording.process import RecordingProcess
 from dumper.values.source import Source
 
 TYPE_CHECKING = False
@@ -25,124 +18,12 @@ if TYPE_CHECKING:
     from dumper.adapters.protocol import Parallel
     from dumper.layout import TokenLayout
     from dumper.recording.attach import Attachment
-    from dumper.recording.capture import Capture, CapturedRecord
-    from dumper.recording.session import Session
+    from dumper.recording.capture import Capture
     from dumper.recording.special_values import SpecialValues
-    from dumper.recording.taps import Tap
-    from dumper.settings import Settings
 
 
-_TRUE = ("1", "true", "yes", "on")
-
-
-class Recorder:
+class Recorder(RecordingProcess):
     """Records values, steps and token layouts of this process. See ``docs/architecture.md``, contract 2."""
-
-    def __init__(self, settings: Settings | None = None) -> None:
-        """``settings``: None takes them from the environment when they are first needed."""
-        self.number: int | None = None
-        """How the graphs of ``torch.compile`` name this recorder; None while the process has no torch."""
-        self._settings: Settings | None = settings
-        self._taps = TapTable()
-        self._open = Lifecycle(self, self.end, self._taps)
-        self._thread_tags = ThreadTags()
-        self._captures: list[list[CapturedRecord]] = []
-        self._special_values: SpecialValues | None = None
-        self._lock = RLock()
-        self._ending = RLock()
-        """Held while the process ends: whoever else wants to end it waits until the files are complete."""
-        self._steps = Steps()
-        self._recording = False
-        self._log = LogOnce()
-        self._unnested: set[type] = set()
-        """Types of values that hold no others: tensors and scalars."""
-        self._ended = False
-        if settings is not None:
-            self._refresh()
-        elif os.environ.get("TENSORTAP_ENABLE", "").strip().lower() in _TRUE or "TENSORTAP_CONTROL" in os.environ:
-            self._load_settings()
-
-    # Settings
-
-    def configure(self, **settings: Any) -> None:
-        """Change settings (``dumper/settings.py``). Raises SettingsError for one that is unknown or does not fit.
-
-        Settings of where and how the file is written (``dir``, ``run``, ``memory_budget``, …) take effect when the next
-        file begins; call ``close`` first to move a running recording.
-        """
-        with self._lock:
-            self._settings = self.settings.changed(**settings)
-            if self._open.session is not None:
-                self._open.session.reconfigure(self._settings)
-            self._refresh()
-
-    def apply(self, changes: dict[str, Any]) -> None:
-        """What ``configure`` does, asked for from outside (``dumper/control``)."""
-        self.configure(**changes)
-
-    def state(self) -> dict[str, Any]:
-        """Plain values for ``python -m dumper ctl RUN status``."""
-        from dumper.recording.state import plain_state
-
-        return plain_state(self.settings, self._steps.number, self._open.session)
-
-    def __repr__(self) -> str:
-        """Whether and where it records. Loads no settings and opens nothing."""
-        from dumper.recording.state import in_one_line
-
-        return in_one_line(self._settings, self._steps.number, self._open.session)
-
-    @property
-    def settings(self) -> Settings:
-        """The settings in force."""
-        if self._settings is None:
-            self._load_settings()
-        assert self._settings is not None
-        return self._settings
-
-    def _load_settings(self) -> None:
-        from dumper.settings import Settings
-
-        self._settings, errors = Settings.from_environment()
-        for error in errors:
-            self._log.say(f"{error}; the setting is ignored")
-        self._refresh()
-
-    def _refresh(self) -> None:
-        """Decide anew whether anything is recorded now, and tell the taps."""
-        if self.number is None:
-            self.number = Tracing.number(self)
-        settings = self._settings
-        wanted = settings is not None and settings.enable and settings.wants_step(self._steps.number)
-        ended = self._ended and self._open.session is None
-        self._recording = (wanted and not ended) or bool(self._captures)
-        self._taps.switch(self._recording)
-
-    # Taps
-
-    def install_taps(
-        self, module: str, taps: tuple[Mapping[str, Any], ...], config: Mapping[str, Any]
-    ) -> tuple[Tap, ...]:
-        """Called by patched modules while they are imported (contract 1)."""
-        with self._lock:
-            installed = self._taps.install(self, (module, taps, config))
-            if any(tap.kind == "step" for tap in installed):
-                self._steps.make_explicit()
-            if self._open.session is not None:
-                self._open.session.add_taps(module, taps, config)
-            if self._settings is not None:
-                self._open.start_control(self._settings)
-            self._refresh()
-        return installed
-
-    def tap_failed(self, tap: Tap) -> None:
-        """An expression of a tap raised: say it once for each tap, count it always."""
-        error = sys.exc_info()[1]
-        self._complain(f"tap {tap.id}: {type(error).__name__}: {error}; the tap records nothing here", key=tap.id)
-        try:
-            self._open_session().status.add("failed_taps")
-        except Exception as error_of_status:
-            self._complain(f"the failure of a tap was not counted: {error_of_status}", key="failed_taps")
 
     # Steps
 
@@ -151,12 +32,22 @@ class Recorder:
 
         ``batch``: the engine's own batch object, read through an adapter; ``layout``: the token layout itself.
         """
+        self.begin_step(batch, layout, tags)
+        return StepScope(self.end_step)
+
+    def begin_step(
+        self, batch: Any, layout: TokenLayout | None, tags: Mapping[str, Any], tap: str | None = None
+    ) -> None:
+        """What ``step`` does; ``tap`` is the id of the tap that calls."""
+        if Tracing.is_compiling() and (
+            self._settings is None or step_in_graph(self.number, self._recording, batch, layout, tags, tap)
+        ):
+            return
         try:
             with self._lock:
                 self._begin_step(batch, layout, tags)
         except Exception as error:
             self._complain(f"step {self._steps.number} was not recorded: {error}", key=f"step {type(error)}")
-        return StepScope(self.end_step)
 
     def _begin_step(self, batch: Any, layout: TokenLayout | None, tags: Mapping[str, Any]) -> None:
         steps = self._steps
@@ -174,21 +65,15 @@ class Recorder:
             if complete_at_start(batch):
                 self._announce_step()
 
-    def end_step(self) -> None:
+    def end_step(self, tap: str | None = None) -> None:
         """End the step under way. Records that follow are outside any step where steps are explicit."""
+        if Tracing.is_compiling():
+            if self._settings is not None:
+                end_step_in_graph(self.number, tap)
+            return
         with self._lock:
             self._announce_step()
             self._steps.end()
-
-    def _announce_step(self) -> None:
-        """Write the step with its token layout, once, when its first record comes or it ends."""
-        if self._steps.unannounced and self._recording and not self._captures:
-            try:
-                session = self._open_session()
-                self._steps.announced = True
-                session.begin_step(self._steps.number, self._steps.take_layout(), self._steps.tags)
-            except Exception as error:
-                self._complain(f"step {self._steps.number} was not recorded: {error}", key=f"step {type(error)}")
 
     def ctx(self, **tags: Any) -> AddedTags:
         """Add tags to every record of this thread inside a ``with`` block; a record's own tags win."""
@@ -229,15 +114,17 @@ class Recorder:
         """
         if not self._recording:
             return
-        source = Source.of(name, level, grad)
         if Tracing.is_compiling():
-            record_in_graph(self.number, source, value, dims, tags)
+            # Made here: what remembers sources would change under the guards of the graph.
+            record_in_graph(self.number, Source(name, level, grad, None, "value"), value, dims, tags)
         else:
-            self.submit(source, value, dims, tags)
+            self.submit(Source.of(name, level, grad), value, dims, tags)
 
     def dump_dict(self, name: str, value: Any, *, dims: str | None = None, **tags: Any) -> None:
         """Record every leaf of a nested dict, dataclass, list or tuple as ``name.key``."""
-        if self._recording:
+        if self._recording and Tracing.is_compiling():
+            record_in_graph(self.number, Source(name, None, False, None, "value"), value, dims, tags)
+        elif self._recording:
             from dumper.recording.flatten import named_leaves
 
             for leaf_name, leaf in named_leaves(name, value):
@@ -320,6 +207,10 @@ class Recorder:
             self._taps.count(source.tap, 1)
             self.submit(source, value, dims, tags)
 
+    def count_tap(self, tap: str | None) -> None:
+        """A tap fired whose code does not run, inside compiled code."""
+        self._taps.count(tap, 1)
+
     def _put_into_graph(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None:
         """Record ``value`` at every replay of the CUDA graph that is being captured; the capture itself is no event."""
         self._taps.count(source.tap, -1)
@@ -342,59 +233,6 @@ class Recorder:
             return True
         self._open_session().status.add("outside_steps")
         return False
-
-    # The session: what is open while something is recorded
-
-    def _open_session(self) -> Session:
-        with self._lock:
-            if self._ended and self._open.session is None:
-                raise RuntimeError("the process is ending")
-            return self._open.open(self.settings)
-
-    def flush(self) -> None:
-        """Return when all that was dumped is in the file."""
-        session = self._open.session
-        if session is not None:
-            session.flush()
-
-    def close(self) -> None:
-        """Complete the files. What is dumped afterwards begins anew, with step 0, which needs another run name."""
-        with self._lock:
-            self._announce_step()
-            session, control = self._open.take()
-            self._steps.reset()
-            self._refresh()
-        if control is not None:
-            control.close()
-        if session is not None:
-            session.close()
-
-    def end(self) -> None:
-        """``close`` for good, when the process ends: what is dumped on the way is counted as lost."""
-        with self._ending:
-            with self._lock:
-                if self._ended:
-                    return
-                self._announce_step()
-                self._ended = True
-                control = self._open.take_control()
-                session = self._open.session
-                self._refresh()
-            if control is not None:
-                control.close()
-            if session is not None:
-                session.end()
-
-    def _forked(self, whole: bool) -> None:
-        """In the child of a fork: the parent's file and threads are not ours. Unless ``whole``, another thread was
-        opening the recording, and the child cannot open one."""
-        self._lock, self._ending = RLock(), RLock()
-        self._ended = not whole
-        self._open.forget()
-        self._refresh()
-
-    def _complain(self, message: str, *, key: str) -> None:
-        self._log.say(f"{message}. The model runs on; this is said once and counted in the run.", key=key)
 
 
 dumper = Recorder()

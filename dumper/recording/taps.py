@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from dumper.recording.compiled import Tracing, record_in_graph
+from dumper.recording.compiled import Tracing
+from dumper.recording.in_graph import count_in_graph, record_in_graph
 from dumper.values.source import Source
 
 TYPE_CHECKING = False
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
         def submit(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None: ...
 
-        def step(self, batch: Any = None, **tags: Any) -> object: ...
+        def begin_step(self, batch: Any, layout: Any, tags: Mapping[str, Any], tap: str | None = None) -> None: ...
 
-        def end_step(self) -> None: ...
+        def end_step(self, tap: str | None = None) -> None: ...
 
         def ctx(self, **tags: Any) -> AbstractContextManager[None]: ...
 
@@ -74,29 +75,37 @@ class Tap:
     def dump(self, name: str, value: Any, dims: str | None = None, **tags: Any) -> None:
         """Record a value under a name that the code at the tap gives."""
         own = self._source
-        source = Source.of(name, tags.pop("level", own.level), bool(tags.pop("grad", own.grad)), own.tap)
+        level, grad = tags.pop("level", own.level), bool(tags.pop("grad", own.grad))
         if Tracing.is_compiling():
+            # Made here: what remembers sources would change under the guards of the graph.
+            source = Source(name, level, grad, own.tap, "value")
             record_in_graph(self._recorder.number, source, value, dims, tags)
             return
         self.fired += 1
-        self._recorder.submit(source, value, dims, tags)
+        self._recorder.submit(Source.of(name, level, grad, own.tap), value, dims, tags)
 
     def step(self, batch: Any = None, **tags: Any) -> None:
         """``dumper.step`` from a tap of kind ``step``."""
-        self.fired += 1
-        self._recorder.step(batch, **tags)
+        # In a graph, whose code does not run, the recorder counts.
+        if not Tracing.is_compiling():
+            self.fired += 1
+        self._recorder.begin_step(batch, None, tags, self.id)
 
     def end_step(self) -> None:
         """``dumper.end_step`` from a tap of kind ``step``."""
-        self.fired += 1
-        self._recorder.end_step()
+        if not Tracing.is_compiling():
+            self.fired += 1
+        self._recorder.end_step(self.id)
 
     def tagging(self, tags: Callable[[], Mapping[str, Any]]) -> AbstractContextManager[None]:
         """A context in which everything that this thread records gets further tags, where they can be evaluated."""
         if self.on:
             try:
                 added = self._recorder.ctx(**tags())
-                self.fired += 1
+                if Tracing.is_compiling():
+                    count_in_graph(self._recorder.number, self.id)
+                else:
+                    self.fired += 1
                 return added
             except Exception:
                 self.failed()
