@@ -10,6 +10,7 @@ from dumper.reading.contents import as_text, indented
 from dumper.reading.headers import ranges
 from dumper.reading.indexing import Index
 from dumper.reading.text_table import TextTable, output_console
+from dumper.reading.timeline import step_table
 
 if TYPE_CHECKING:
     from dumper.reading.protocol import Record, Run, TapCoverage
@@ -31,8 +32,8 @@ def counts(run: Run) -> str:
 
 
 def tables(run: Run, records: Sequence[Record]) -> list[TextTable]:
-    """Ranks, records by name, and taps that never fired."""
-    return [_rank_table(run), _name_table(records), _tap_table(run)]
+    """Ranks, steps, records by name, and taps that never fired."""
+    return [_rank_table(run), step_table(run), _name_table(records), _tap_table(run)]
 
 
 def _rank_table(run: Run) -> TextTable:
