@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from dumper.format.frames import FormatError
 from dumper.reading.headers import ranges
 from dumper.reading.text_table import TextTable
 
@@ -47,7 +48,10 @@ def _passes(run: Run) -> Iterator[tuple[int, Pass]]:
         for rank in run.ranks:
             try:
                 layout = run.layout(step, rank)
-            except ValueError:  # a layout that makes no sense; the run's problems and the comparator say so
+            except (
+                ValueError,
+                FormatError,
+            ):  # a layout that makes no sense; the run's problems and the comparator say so
                 continue
             if layout is not None:
                 # Ranks that computed the same sequences count once.

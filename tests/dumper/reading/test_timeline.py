@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dumper.cli import main
+from dumper.format.frames import FormatError
 from dumper.layout import SequenceSpan, TokenLayout
 from dumper.reading import timeline
 from dumper.reading.open import open_run
@@ -43,3 +44,16 @@ def test_steps_that_do_the_same_share_a_line(
     assert step_table(open_run(path)).rows[1:] == [("…", "5 more", "", "", "", "")]
     assert main(["ls", str(path)]) == 0
     assert "extend" in capsys.readouterr().out
+
+
+def test_a_layout_that_makes_no_sense_is_left_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(path)
+    layout = run.layout
+
+    def malformed(step: int, rank: int) -> TokenLayout | None:
+        if step == 0:
+            raise FormatError("the layout of step 0 is malformed")
+        return layout(step, rank)
+
+    monkeypatch.setattr(run, "layout", malformed)
+    assert [row[0] for row in step_table(run).rows] == ["1-4"]
