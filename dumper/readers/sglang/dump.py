@@ -146,9 +146,9 @@ class SGLangRecord:
     def sampled_rows(self) -> range | None:
         return None
 
-    def _content(self) -> Content:
+    def _content(self, *, with_torch: bool = False) -> Content:
         try:
-            return pt_files.load(self.path)
+            return pt_files.load(self.path, with_torch=with_torch)
         except PtFileError as error:
             raise ValueError(str(error)) from None
 
@@ -161,15 +161,19 @@ class SGLangRecord:
 
     def tensor(self) -> torch.Tensor:
         """The tensor on the CPU, mapped from the file. Raises ValueError when it is none or cannot be read."""
-        value = self._content().value
-        if not pt_files.is_tensor(value):
-            raise ValueError(f"{self.filename} holds no tensor; read .value")
+        value = self._tensor(with_torch=True)
         tensor: torch.Tensor = value.detach()
         return tensor
 
+    def _tensor(self, *, with_torch: bool) -> Any:
+        value = self._content(with_torch=with_torch).value
+        if not pt_files.is_tensor(value):
+            raise ValueError(f"{self.filename} holds no tensor; read .value")
+        return value
+
     def array(self) -> npt.NDArray[Any]:
         """The tensor as numpy (``ml_dtypes`` for bf16 and fp8). Raises ValueError as ``tensor`` does."""
-        return pt_files.to_array(self.tensor())
+        return pt_files.to_array(self._tensor(with_torch=False))
 
     @property
     def value(self) -> Any:
@@ -181,7 +185,10 @@ class SGLangRecord:
 
     def raw_value(self) -> Any:
         """What the file holds, a ``torch.Tensor`` or plain values with such tensors in them. Raises ValueError."""
-        return self._content().value
+        value = self._content().value
+        if type(value) in (str, int, float, bool, type(None)):
+            return value
+        return self._content(with_torch=True).value
 
     def __repr__(self) -> str:
         return f"<SGLangRecord {printable(self.filename)}>"

@@ -1,4 +1,4 @@
-"""SGLang's dump files: how they are named, and what is in one. torch is imported here, when a file is read.
+"""SGLang's dump files: how they are named, and what is in one. torch reads what ``plain_pt`` leaves to it.
 
 A file is called ``step=0___rank=0___dump_index=7___name=attn_output___recompute_status=disabled___layer_id=3.pt``
 and holds ``torch.save({"value": ..., "meta": {...}})``; a file whose content has no ``value`` is a bare value.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dumper.format.regular_files import open_to_read
+from dumper.readers.sglang.plain_pt import StoredTensor, Unknown, load_plain
 
 SEPARATOR = "___"
 _PLACE_KEYS = frozenset({"pp_rank", "tp_rank", "cp_rank", "ep_rank", "etp_rank"})
@@ -37,7 +39,7 @@ class Content:
     """What one file holds."""
 
     value: Any
-    """A ``torch.Tensor`` on the CPU (mapped from the file where its format allows it), or plain values."""
+    """A ``StoredTensor`` or a ``torch.Tensor`` on the CPU (mapped where the format allows it), or plain values."""
     meta: Mapping[str, Any]
 
 
@@ -72,18 +74,26 @@ def typed(text: str) -> Any:
     return int(text) if digits.isascii() and digits.isdigit() and str(int(text)) == text else text
 
 
-def load(path: Path) -> Content:
+def load(path: Path, *, with_torch: bool = False) -> Content:
     """Read a file without unpickling anything beyond tensors and plain containers.
 
-    Tensors are mapped, so that only what is looked at is read. Raises PtFileError.
+    Tensors are mapped, so that only what is looked at is read. ``with_torch`` makes all of them torch's. Raises
+    PtFileError.
     """
-    raw = _load_raw(path)
+    raw = _load_raw(path) if with_torch else _load_plain(path)
     if isinstance(raw, dict) and "value" in raw:
         meta = raw.get("meta", {})
         if not isinstance(meta, dict):
             raise PtFileError(f"{path.name}: its 'meta' is a {type(meta).__name__}, not a dict")
         return Content(raw["value"], meta)
     return Content(raw, {})
+
+
+def _load_plain(path: Path) -> Any:
+    try:
+        return load_plain(path)
+    except (Unknown, OSError):
+        return _load_raw(path)
 
 
 def _load_raw(path: Path) -> Any:
@@ -133,13 +143,16 @@ def _first_line(error: Exception) -> str:
 
 def is_tensor(value: Any) -> bool:
     """Whether a loaded value is a tensor."""
-    import torch
-
-    return isinstance(value, torch.Tensor)
+    if isinstance(value, StoredTensor):
+        return True
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def dtype_name(tensor: Any) -> str:
     """torch's name of a tensor's dtype without ``torch.``."""
+    if isinstance(tensor, StoredTensor):
+        return tensor.dtype
     return str(tensor.dtype).removeprefix("torch.")
 
 
@@ -148,6 +161,8 @@ def to_array(tensor: Any) -> npt.NDArray[Any]:
 
     Raises ValueError for tensors that are not plain (quantized, sparse).
     """
+    if isinstance(tensor, StoredTensor):
+        return tensor.array
     from dumper.values.dtypes import PACKED, numpy_dtype
 
     name = dtype_name(tensor)

@@ -66,13 +66,14 @@ def test_places_in_file_names_are_no_tags(tmp_path: Path) -> None:
     assert [dict(record.tags) for record in open_run(tmp_path).records] == [{"layer_id": 1}] * 2
 
 
-def test_opening_reads_no_file_and_imports_no_torch(tmp_path: Path) -> None:
+def test_neither_opening_nor_reading_imports_torch(tmp_path: Path) -> None:
     DumpWriter(tmp_path).write(0, 0, "x", torch.ones(2))
     code = f"""
 import sys
 from dumper import open_run
 run = open_run({str(tmp_path)!r})
 assert [record.name for record in run.records] == ["x"] and run.steps == (0,)
+assert run.records[0].is_intact() and run.records[0].array().sum() == 2
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

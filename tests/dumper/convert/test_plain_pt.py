@@ -1,0 +1,167 @@
+"""``.pt`` files that are read without torch: what torch reads, and nothing that it would not."""
+
+from __future__ import annotations
+
+import collections
+import pickle
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dumper.readers.sglang import pt_files
+from dumper.readers.sglang.plain_pt import StoredTensor, Unknown, _Name, _Place, _Storages, load_plain
+from dumper.readers.sglang.pt_files import PtFileError
+
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool, torch.complex64, torch.complex128, torch.uint16, torch.uint32, torch.uint64,
+    torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
+]  # fmt: skip
+
+
+def plain(content: Any, path: Path) -> Any:
+    torch.save(content, path)
+    return load_plain(path)
+
+
+def same(found: StoredTensor, tensor: torch.Tensor) -> bool:
+    assert found.dtype == str(tensor.dtype).removeprefix("torch.")
+    assert found.shape == tuple(tensor.shape)
+    if not tensor.numel():
+        return True
+    held = found.array.copy(order="C").reshape(-1).view(np.uint8).tobytes()
+    return held == tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_tensors_are_those_of_torch(tmp_path: Path, data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from(DTYPES))
+    shape = data.draw(st.lists(st.integers(0, 5), max_size=4))
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.frombuffer(random.Random(data.draw(st.integers(0, 2**32))).randbytes(size), np.uint8)
+    if dtype == torch.bool:
+        raw = raw & 1
+    base = torch.frombuffer(bytearray(raw), dtype=dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
+    tensor = base
+    if shape and data.draw(st.booleans()):
+        tensor = tensor.permute(data.draw(st.permutations(range(len(shape)))))
+    if shape and tensor.shape[0] > 1 and data.draw(st.booleans()):
+        tensor = tensor[1:]
+    if shape and data.draw(st.booleans()):
+        tensor = tensor.unsqueeze(0).expand(3, *tensor.shape)
+    found = plain({"value": tensor, "meta": {"dims": "t h", "of": base}}, tmp_path / "x.pt")
+    assert same(found["value"], tensor)
+    assert same(found["meta"]["of"], base)
+    assert found["meta"]["dims"] == "t h"
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.just(()),
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(PLAIN)
+def test_plain_values_are_those_of_torch(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"value": value, "meta": {}}, path)
+    found = pt_files.load(path).value
+    assert found == value
+    assert repr(found) == repr(torch.load(path)["value"])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.randoms(use_true_random=False), st.integers(1, 4))
+def test_damage_is_unknown_and_nothing_else(tmp_path: Path, random_: random.Random, changes: int) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"value": torch.arange(6.0), "meta": {"a": [1, 2.5, None, ("b", True)], "b": 2**70}}, path)
+    data = bytearray(path.read_bytes())
+    for _ in range(changes):
+        data[random_.randrange(len(data))] = random_.randrange(256)
+    damaged = tmp_path / "y.pt"
+    damaged.write_bytes(data[: random_.choice([len(data), random_.randrange(len(data))])])
+    try:
+        load_plain(damaged)
+    except Unknown:
+        return
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.",
+        b"\x80\x02ctorch\nFloatStorage\n.",
+        b"\x80\x02(.",
+        b"\x80\x02NN.",
+        b"\x80\x02h\x01.",
+        b"\x80\x02r\xff\xff\xff\x7fN.",
+        b"\x80\x02]q\x00h\x00a" + b"X\xff\xff\xff\xff.",
+        b"\x80\x02]]s.",
+        b"\x80\x02}]Ns.",
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\x00K\x01\x85K\x01\x85NNtR.",
+        b"\x80\x04N.",
+        b"",
+    ],
+)
+def test_a_pickle_that_does_anything_else_is_unknown(tmp_path: Path, code: bytes) -> None:
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", code)
+    with pytest.raises(Unknown):
+        load_plain(path)
+
+
+@pytest.mark.parametrize(("offset", "shape", "stride"), [(0, 7, 1), (6, 1, 1), (0, 2, 6), (-1, 1, 1), (0, 3, -1)])
+def test_a_tensor_beyond_its_storage_is_unknown(offset: int, shape: int, stride: int) -> None:
+    storages = _Storages(b"\0" * 24, {"x/data/0": _Place(0, 24, 0)}, "x/")  # type: ignore[arg-type]
+    storage = storages.find(("storage", _Name("torch", "FloatStorage"), "0", "cpu", 6))
+    with pytest.raises(Unknown):
+        storages.tensor(storage, offset, (shape,), (stride,), None)
+
+
+def test_a_list_that_holds_itself_ends(tmp_path: Path) -> None:
+    endless: list[Any] = [1]
+    endless.append(endless)
+    found = plain(endless, tmp_path / "x.pt")
+    assert found[1] is found
+
+
+def test_what_torch_alone_reads_is_read_by_torch(tmp_path: Path) -> None:
+    quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    conjugate = torch.tensor([1 + 2j]).conj()
+    parameter = torch.nn.Parameter(torch.ones(2))
+    old = tmp_path / "old.pt"
+    torch.save(torch.ones(3), old, _use_new_zipfile_serialization=False)
+    assert isinstance(pt_files.load(old).value, torch.Tensor)
+    for number, value in enumerate((quantized, conjugate, torch.float32, torch.ones(2, dtype=torch.complex32))):
+        path = tmp_path / f"{number}.pt"
+        torch.save(value, path)
+        with pytest.raises(Unknown):
+            load_plain(path)
+        assert type(pt_files.load(path).value) is type(value)
+    assert same(plain(parameter, tmp_path / "parameter.pt"), parameter)
+    assert plain(collections.OrderedDict(a=1), tmp_path / "ordered.pt") == {"a": 1}
+
+
+def test_what_torch_refuses_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"value": pathlib_like()}, path)
+    with pytest.raises(PtFileError, match="nothing but tensors and plain containers is unpickled"):
+        pt_files.load(path)
+    path.write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(PtFileError):
+        pt_files.load(path)
+
+
+def pathlib_like() -> object:
+    return Path("somewhere")
