@@ -6,7 +6,15 @@ import sys
 # Products of a tensor's rows are small: the threads of BLAS would wait for each other longer than they work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from comparator.cli import main
+from comparator import cli
+from comparator.measure.memory import keep_freed_memory
+
+
+def main() -> int:
+    """Run the command line in a process of its own; returns the exit code."""
+    keep_freed_memory()
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,15 @@ def take_rows(array: Array, index: Rows, axis: int) -> Array:
 
 def align_axes(array: Array, side: SideAxes) -> Array:
     """Apply one side of a plan; a view where numpy can give one."""
+    if side.identity:
+        return array
     if side.drop:
         array = array.squeeze(axis=side.drop)
     array = array.transpose(side.order)
     shape: list[int] = []
     at = 0
     for count in side.merge:
-        shape.append(int(np.prod(array.shape[at : at + count], dtype=np.int64)))
+        shape.append(prod(array.shape[at : at + count]))
         at += count
     return array.reshape(shape)
 

@@ -122,6 +122,7 @@ class RunDirectory:
         self._accounts_as_counted = accounts
         self._problems_of_files = problems
         self.ranks = tuple(sorted(ranks))
+        self._layouts: dict[tuple[int, int], TokenLayout | None] = {}
         self.records: Sequence[StoredRecord] = Records(ranks)
 
     @functools.cached_property
@@ -152,6 +153,11 @@ class RunDirectory:
     def layout(self, step: int, rank: int) -> TokenLayout | None:
         """The token layout of a step on a rank, None when none was recorded. Raises FormatError when it is
         malformed."""
+        if (step, rank) not in self._layouts:
+            self._layouts[step, rank] = self._decoded_layout(step, rank)
+        return self._layouts[step, rank]
+
+    def _decoded_layout(self, step: int, rank: int) -> TokenLayout | None:
         part = self._ranks.get(rank)
         encoded = part.steps.get(step, {}).get("layout") if part is not None else None
         if encoded is None:

@@ -29,10 +29,15 @@ class Segment:
     complete: bool
     """Whether the file ends with its index and footer."""
     problems: list[Problem] = field(default_factory=list)
+    _last: Frame | None = None
+    """The frame that was asked for last: a record is checked, then read."""
 
     def frame(self, offset: int) -> Frame:
         """Raises FormatError."""
-        return frames.decode_frame(self.data, offset)
+        last = self._last
+        if last is None or last.offset != offset:
+            self._last = last = frames.decode_frame(self.data, offset)
+        return last
 
     def meta(self, offset: int) -> dict[str, Any]:
         """The metadata of the frame at ``offset``. Raises FormatError."""
