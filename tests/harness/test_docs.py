@@ -68,3 +68,24 @@ def test_the_comparator_names_every_problem_of_a_run() -> None:
     kinds = problem_kinds()
     assert kinds
     assert {kind.replace("_", "-") for kind in kinds} <= set(MESSAGES)
+
+
+@pytest.mark.parametrize("package", ["patcher", "dumper", "comparator"])
+def test_the_architecture_page_has_a_place_for_every_module(package: str) -> None:
+    page = (CHECKOUT / "docs/architecture.md").read_text().partition("## Inside the packages")[2]
+    section = re.split(r"\n\*\*[a-z]+\*\*:", page.partition(f"\n**{package}**:")[2])[0]
+    named = set(re.findall(r"`([a-z_/]+)`", section))
+    whole_folders = {folder.rstrip("/") for folder in named} & {
+        "adapters",
+        "check",
+        "html",
+        "kernel",
+        "startup",
+        "tokens",
+    }
+    missing = [
+        str(module.relative_to(CHECKOUT))
+        for module in sorted((CHECKOUT / package).rglob("*.py"))
+        if not module.name.startswith("_") and module.stem not in named and module.parent.name not in whole_folders
+    ]
+    assert not missing, "modules that a reader of docs/architecture.md does not find"
