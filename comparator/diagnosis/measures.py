@@ -81,11 +81,15 @@ class Difference:
         return Difference(self.middle[rows], self.added[rows], self.error[rows])
 
 
-def normalise(middle: Single, added: Single, sizes: Float) -> Difference:
+def normalise(middle: Single, added: Single, sizes: Float, floor: float = 0.0) -> Difference:
+    """Rows over their sizes, weighted. Where most rows do not differ at all, ``floor`` is the usual error: the few
+    that do (those behind a flip of experts, for example) would decide alone otherwise.
+    """
     error = relative(added, sizes)
     present = sizes > 0
     median = float(np.median(error[present])) if present.any() else 0.0
-    weight = np.minimum(1.0, 2 * median / np.maximum(error, TINY)) if median > 0 else np.ones(len(error))
+    usual = median if median > 0 else floor
+    weight = np.minimum(1.0, 2 * usual / np.maximum(error, TINY)) if usual > 0 else np.ones(len(error))
     factor = np.where(present, weight / np.maximum(sizes, TINY), 0.0).astype(np.float32)[:, None]
     return Difference(middle * factor, added * factor, error)
 

@@ -126,7 +126,7 @@ class _Measuring:
         kept = np.ones(len(error), np.bool_)
         if part.operation in ("moe", "combine"):
             kept = ~standing_out(added) if standing_out(added).mean() < 0.5 else kept
-        difference = normalise(part.middle[kept], part.added[kept], part.sizes[kept])
+        difference = normalise(part.middle[kept], part.added[kept], part.sizes[kept], floor)
         few = difference.rows < FEWEST_ROWS
         raw = normalise(
             midpoint(self.baseline, self.target), self.target - self.baseline, row_sizes(self.baseline, self.target)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comparator.diagnosis import Calibration, Options, RowLabels, TapKey, diagnose, profile
+from comparator.diagnosis.measures import normalise
 from comparator.diagnosis.words import describe
 from tests.comparator.diagnosis.simulator import (
     HEAD_SIZE,
@@ -421,3 +422,14 @@ def test_a_side_that_is_quantised_to_fp8_agrees_within_its_dtype_and_not_within_
     found = diagnose(told, graph)
     assert found.verdict == "agree", describe(found)
     assert any(name in note for note in found.notes)
+
+
+def test_a_row_that_differs_much_does_not_decide_alone_where_the_others_are_the_same():
+    """Behind a flip of experts a row is off by a third; channels, factors and offsets are judged by all rows."""
+    middle, added = np.ones((8, 64), np.float32), np.zeros((8, 64), np.float32)
+    added[3] = 0.3
+    sizes = np.linalg.norm(middle, axis=1)
+    assert np.linalg.norm(normalise(middle, added, sizes, 0.003).added) == pytest.approx(2 * 0.003)
+    assert np.linalg.norm(normalise(middle, added, sizes).added) == pytest.approx(0.3)
+    added[:] = 0.02
+    assert np.linalg.norm(normalise(middle, added, sizes, 0.003).added[3]) == pytest.approx(0.02)
