@@ -20,17 +20,21 @@ from comparator.arguments import load_override_config, parse_names, parse_overri
 from comparator.errors import ComparatorError
 from comparator.exit_codes import drop_output, run_command
 from comparator.match.runs import is_sglang_dump
-from comparator.options import Options
+from comparator.options import Options, Side
 from comparator.verdict.criteria import parse_rules
 from dumper.printable import printable
 from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from comparator.pipeline import Comparing, Prepared
     from comparator.report.records import ReportRecord
-    from comparator.report.reporters import Reporter
+    from comparator.report.reporters import PlainConsole, Reporter, Schema
     from comparator.report.runs import Tally
     from comparator.report.strips import TokenStrips
+    from comparator.verdict.judge import Said
+    from dumper.reading.protocol import Run
 
 PRESETS: dict[str, dict[str, object]] = {
     "raw": {"grouping_skip_keys": []},
@@ -90,6 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--preset", choices=sorted(PRESETS), action=_Preset, help="sets of flags; raw compares rank by rank")
     add("--grouping-skip-keys", nargs="*", metavar="KEY", help="what does not tell tensors apart (default: rank)")
     add("--output-format", choices=["text", "json"], default="text")
+    add("--report-schema", choices=["tensortap", "sglang"],
+        help="fields of the JSON lines: ours, or those of SGLang's comparator and no others (default: sglang between "
+        "two dumps of SGLang's, else tensortap)")  # fmt: skip
     add("--verbosity", choices=["minimal", "normal", "verbose"], default="normal",
         help="minimal: a line for each failure, and the summary")  # fmt: skip
     add("--only-failed", action="store_true", help="print failed and errored tensors only")
@@ -158,6 +165,7 @@ def options_from(arguments: argparse.Namespace) -> Options:
         equal_nan=arguments.equal_nan,
         bitwise=arguments.bitwise,
         min_matched=arguments.min_matched,
+        per_token=bool(arguments.visualize_per_token),
         map_config=Path(arguments.map) if arguments.map else None,
         grouping_skip_keys=defaults.grouping_skip_keys if keys is None else frozenset(keys),
         token_aligner=arguments.token_aligner or defaults.token_aligner,
@@ -195,7 +203,7 @@ def run(arguments: argparse.Namespace) -> int:
     from comparator.report.explain import explain
     from comparator.report.outputs import Outputs
     from comparator.report.records import ConfigRecord
-    from comparator.report.reporters import JsonReporter, ReportFile, TextReporter, progress, terminal
+    from comparator.report.reporters import ReportFile, progress, terminal
     from comparator.report.runs import Tally, input_ids, rank_info, run_notes
     from comparator.report.sources import sources
 
@@ -213,12 +221,9 @@ def run(arguments: argparse.Namespace) -> int:
         return code
     both_sglang = is_sglang_dump(baseline) and is_sglang_dump(target)
     report_path = _report_path(arguments.report_path, target.path if both_sglang else None)
+    schema: Schema = arguments.report_schema or ("sglang" if both_sglang else "tensortap")
     console = terminal()
-    printed: Reporter = (
-        JsonReporter()
-        if arguments.output_format == "json"
-        else TextReporter(console, arguments.verbosity, only_failed=arguments.only_failed, quiet=arguments.quiet)
-    )
+    printed = _printed(arguments, console, schema)
     reporters: list[Reporter] = [printed]
     outputs = Outputs(vars(arguments))
     said = prepared.notes()
@@ -226,7 +231,7 @@ def run(arguments: argparse.Namespace) -> int:
     tally = Tally(prepared.options, prepared.rules, said, prepared.unused, environment=environment)
     with ExitStack() as stack:
         if report_path is not None:
-            file = ReportFile(report_path)
+            file = ReportFile(report_path, schema)
             stack.callback(file.close)
             reporters.append(file)
         advance = stack.enter_context(progress(console, len(prepared.pairs)))
@@ -242,7 +247,7 @@ def run(arguments: argparse.Namespace) -> int:
             input_ids("target", target, options),
             run_notes("baseline", said["baseline"]),
             run_notes("target", said["target"]),
-            run_notes(None, prepared.unused),
+            run_notes(None, [*_of_dumps(baseline_path, target_path, prepared, options), *prepared.unused]),
         ]
         for record in opening:
             for reporter in reporters if record is not None else []:
@@ -273,6 +278,31 @@ def _strips(comparing: Comparing, prepared: Prepared, tokenizer: str | None) -> 
     except ComparatorError as error:
         print(printable(f"{error}; the report shows token ids"), file=sys.stderr)
         return strips
+
+
+def _of_dumps(baseline: str, target: str, prepared: Prepared, options: Options) -> Sequence[Said]:
+    """What is to be known of two dumps of SGLang's; nothing where a side is a run of ours."""
+    from comparator.report.dumps import notes_of_dumps
+
+    runs: dict[Side, Run] = {"baseline": prepared.baseline, "target": prepared.target}
+    if not all(is_sglang_dump(run) for run in runs.values()):
+        return ()
+    return notes_of_dumps({"baseline": Path(baseline), "target": Path(target)}, runs, options)
+
+
+def _printed(arguments: argparse.Namespace, console: Console | PlainConsole, schema: Schema) -> Reporter:
+    """What goes to standard output."""
+    from comparator.report.reporters import JsonReporter, TextReporter
+
+    if arguments.output_format == "json":
+        return JsonReporter(schema)
+    return TextReporter(
+        console,
+        arguments.verbosity,
+        only_failed=arguments.only_failed,
+        quiet=arguments.quiet,
+        headings=schema == "sglang",
+    )
 
 
 def _report_findings(

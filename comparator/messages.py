@@ -34,6 +34,9 @@ MESSAGES: Mapping[str, Message] = {
     "unclosed": Message("warning", "A file of the run was not closed; its last records may be missing."),
     "empty": Message("error", "A file of the run holds no records."),
     "unreadable": Message("error", "A file of the run cannot be read, or has another name than the run's files."),
+    "other-folder": Message("info", "The only folder with a recording was taken, inside the one that was given."),
+    "no-batch-records": Message("info", "The runs hold no record of their batches, so steps are compared one by one."),
+    "layout-assumed": Message("info", "Nothing says how a batch lies in memory; it is taken for packed tokens."),
     # About a run by itself (``comparator check``)
     "not-put-together": Message("error", "The pieces of a tensor do not make one tensor."),
     "replicas-disagree": Message("error", "Ranks that should hold the same do not."),

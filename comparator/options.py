@@ -58,6 +58,8 @@ class Options:
     """Smallest share of the tokens computed on both sides that must have been compared."""
     detail_limit: int = 50
     """Failures for which percentiles are computed."""
+    per_token: bool = False
+    """Report the ``rel`` of every token."""
     map_config: Path | None = None
     allow: frozenset[str] = frozenset()
     """Names of messages (``comparator.messages``) that do not make a comparison fail."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from comparator.plan.tokens.interface import SideLayouts, TokenAligner
 from comparator.report.findings import build
 from comparator.report.records import Comparison
 from comparator.report.runs import notes_of_run
+from comparator.report.traced_plan import traced_plan
 from comparator.rules import Rules, joins_steps
 from comparator.verdict.accounts import Accounts
 from comparator.verdict.analysis import Analysis, analyse, with_analysis, with_reference
@@ -101,6 +103,13 @@ class Prepared:
     def judge(self, row: Row, selected: Selected) -> Verdict:
         """The verdict on one row of the table, by rules that look at no other row."""
         return judge_pair(row.measurement, selected.pair.name, selected.left_out, self.options, selected.rules)
+
+    def trace(self, selected: Selected) -> dict[str, Any] | None:
+        """How a pair of SGLang's dumps was put together, for its report."""
+        if self.rules.grouping != "file_names":
+            return None
+        plan = self.planner.plan(selected.pair, selected.rules)
+        return traced_plan(selected.pair, plan, self.options.token_aligner)
 
     def profiles(self, taps: Taps) -> dict[Key, FamilyProfile]:
         """The profiles of all families, without the findings of their pairs."""
@@ -233,7 +242,7 @@ class Comparing:
             )
         elif self._draws == "all" and isinstance(measurement, TensorMeasurement):
             self._prepared.measurer.align(selected, self._draw)
-        return build(selected, measurement, verdict, self._prepared.contexts)
+        return build(selected, measurement, verdict, self._prepared.contexts, self._prepared.trace)
 
     def _draw(self, _: Selected, aligned: Aligned) -> None:
         self.picture = picture(aligned)

@@ -84,6 +84,10 @@ class TensorMeasurement:
     """The token with the largest difference: ``sequence 0, position 5``."""
     first_bad_token: str | None = None
     """The first token, in the order of the rows, whose own ``rel`` is beyond ``TOKEN_THRESHOLD``."""
+    token_rels: tuple[float, ...] | None = None
+    """``rel`` of every token, where it was asked for and the dims name the dimension of tokens."""
+    samples: tuple[str, str] | None = None
+    """Some values of both sides, where they differ and the report has a place for them."""
     remarks: tuple[Remark, ...] = ()
 
 

@@ -15,7 +15,7 @@ from comparator.align.unshard import Replicas
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import BundlePair
 from comparator.measure.difference import Difference, Measured, compare_arrays, same_bytes
-from comparator.measure.kernel.sums import Array
+from comparator.measure.kernel.sums import Array, to_working
 from comparator.measure.measurement import (
     ArrayNumbers,
     Failure,
@@ -42,6 +42,8 @@ from comparator.plan.tokens.interface import TokenPlan
 from comparator.rules import Rules
 from tensortap.dims import DimsError
 
+SAMPLED_FROM = 1e-3
+"""``max_abs`` from which SGLang's report shows some values."""
 TOKEN_THRESHOLD = 1e-3
 """``rel`` from which a token counts as the first one that differs."""
 
@@ -164,7 +166,7 @@ def measure_aligned(
         rows = None
     elif rows is None and axis is not None:
         rows = row_differences(baseline, target, axis, equal_nonfinite=options.equal_nan)
-    downcast, downcast_dtype = _downcast(baseline, target, rules, options)
+    downcast, downcast_dtype = _downcast(baseline, target, rules, options, percentiles=detailed)
     worst = None
     if aligned.tokens is not None and axis is not None and difference.coordinate:
         worst = aligned.tokens.describe_row(difference.coordinate[axis])
@@ -183,6 +185,8 @@ def measure_aligned(
         max_token_rel=None if rows is None else float(rows.max()),
         worst_token=worst,
         first_bad_token=_first_bad_token(rows, aligned.tokens),
+        token_rels=_token_rels(aligned, options),
+        samples=_samples(baseline, target, rules) if difference.max_abs > SAMPLED_FROM else None,
         remarks=remarks,
     )
 
@@ -216,7 +220,37 @@ def _first_tensor(pair: BundlePair, side: Side) -> ArrayNumbers | None:
     return ArrayNumbers(array.shape, full[0].record.dtype or array.dtype.name, summarize(array))
 
 
-def _downcast(baseline: Array, target: Array, rules: Rules, options: Options) -> tuple[Difference | None, str | None]:
+def _token_rels(aligned: Aligned, options: Options) -> tuple[float, ...] | None:
+    axis = _sequence_axis(aligned) if options.per_token else None
+    if axis is None or not aligned.baseline.size:
+        return None
+    rows = row_differences(aligned.baseline, aligned.target, axis, equal_nonfinite=options.equal_nan)
+    return tuple(rows.tolist())
+
+
+def _sequence_axis(aligned: Aligned) -> int | None:
+    """The dimension of tokens by its name, also where rows are joined as they lie."""
+    if aligned.token_axis is not None:
+        return aligned.token_axis
+    axes, dims = aligned.plan.axes, aligned.plan.target.dims
+    if axes is not None:
+        return axes.result.index("s") if "s" in axes.result else None
+    return dims.token_dimensions[-1] if dims is not None and dims.token_dimensions else None
+
+
+def _samples(baseline: Array, target: Array, rules: Rules) -> tuple[str, str] | None:
+    """The first values of both sides, as SGLang's report has them: all of a small tensor, else up to 5 along long
+    dimensions."""
+    if rules.grouping != "file_names":
+        return None
+    few = tuple(slice(0, 5) if length > 50 and baseline.size >= 200 else slice(None) for length in baseline.shape)
+    left, right = (str(to_working(side[few], np.dtype(np.float32))) for side in (baseline, target))
+    return left, right
+
+
+def _downcast(
+    baseline: Array, target: Array, rules: Rules, options: Options, *, percentiles: bool
+) -> tuple[Difference | None, str | None]:
     name = _DOWNCAST.get(frozenset({baseline.dtype.name, target.dtype.name}))
     if name is None or baseline.dtype == target.dtype:
         return None, None
@@ -224,9 +258,10 @@ def _downcast(baseline: Array, target: Array, rules: Rules, options: Options) ->
         if rules.rounding == "torch":
             if name != "bfloat16":
                 return None, None
-            return difference_as_torch_in_bfloat16(baseline, target), name
+            return difference_as_torch_in_bfloat16(baseline, target, percentiles=percentiles), name
         dtype = baseline.dtype if baseline.dtype.name == name else target.dtype
-        measured = compare_arrays(baseline.astype(dtype), target.astype(dtype), equal_nonfinite=options.equal_nan)
+        halves = baseline.astype(dtype), target.astype(dtype)
+        measured = compare_arrays(*halves, percentiles=percentiles, equal_nonfinite=options.equal_nan)
     return measured.difference, name
 
 

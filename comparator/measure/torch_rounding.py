@@ -55,13 +55,13 @@ def _rounded_by_torch(x: Array, y: Array) -> tuple[float, float, float]:
     return (1 - 2 * (wide_x * wide_y).sum() / norm).item(), largest, mean
 
 
-def difference_as_torch_in_bfloat16(baseline: Array, target: Array) -> Difference:
+def difference_as_torch_in_bfloat16(baseline: Array, target: Array, *, percentiles: bool = False) -> Difference:
     """The difference with both sides rounded to bfloat16, the subtraction too."""
     import ml_dtypes
     import torch
 
     halves = [side.astype(ml_dtypes.bfloat16) for side in (baseline, target)]
-    difference = compare_as_torch(*halves).difference
+    difference = compare_as_torch(*halves, percentiles=percentiles).difference
     if not baseline.size:
         return difference
     x, y = (torch.from_numpy(_bits(half)).view(torch.bfloat16) for half in halves)

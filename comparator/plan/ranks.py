@@ -72,7 +72,8 @@ def _check_independent(replicated: Sequence[str], places: Sequence[Place]) -> No
         for other in replicated:
             if axis != other and _follows(places, axis, other):
                 raise PairError(
-                    f"{axis} and {other} are both declared replicated, and {axis} determines {other}",
+                    f"{axis} and {other} are both declared replicated, and {axis} determines {other}: they are not "
+                    "orthogonal",
                     hint=f"leave out {other}:replicated",
                 )
 
@@ -86,7 +87,7 @@ def _check_explained(
     left = {axis for axis in active - declared if not _follows_jointly(places, declared, axis)}
     if left:
         raise PairError(
-            f"ranks differ in {', '.join(sorted(left))}, which dims {dims.text!r} do not mention",
+            f"ranks differ in {', '.join(sorted(left))}, which dims {dims.text!r} do not mention (not declared)",
             hint=f"write NAME[{min(left)}] for the dimension that is split, or '# {min(left)}:replicated'",
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from comparator.match.bundles import Bundle, BundlePair, Entry
@@ -41,6 +41,9 @@ from comparator.report.records import (
 )
 from comparator.verdict.judge import REPLICA_TOLERANCE, Category, Judgement, Said, Verdict
 
+Trace = Callable[[Selected], dict[str, Any] | None]
+"""The plan of a pair of tensors, in the form of SGLang's report."""
+
 
 class _Common(TypedDict):
     """The fields that every finding has."""
@@ -55,16 +58,20 @@ class _Common(TypedDict):
 
 
 def build(
-    selected: Selected, measurement: Measurement, verdict: Verdict, contexts: Mapping[Side, SideContext]
+    selected: Selected,
+    measurement: Measurement,
+    verdict: Verdict,
+    contexts: Mapping[Side, SideContext],
+    trace: Trace = lambda _: None,
 ) -> Comparison:
-    """The record of one finding."""
+    """The record of one finding; ``trace`` gives the plan of a pair of tensors for the report."""
     common = _common(selected.pair, verdict)
     failure = verdict.failure or (measurement if isinstance(measurement, Failure) else None)
     if failure is not None:
         return _errored(common, failure)
     match measurement:
         case TensorMeasurement():
-            return _tensor(common, selected, measurement, verdict, contexts)
+            return _tensor(common, selected, measurement, verdict, contexts, trace)
         case HashMeasurement():
             return _reduced(common, "hash", measurement, (Statistics(), Statistics()), None)
         case StatisticsMeasurement():
@@ -112,23 +119,27 @@ def _tensor(
     measurement: TensorMeasurement,
     verdict: Verdict,
     contexts: Mapping[Side, SideContext],
+    trace: Trace,
 ) -> TensorComparison:
     pair = selected.pair
+    samples = measurement.samples or (None, None)
     difference, judgement, downcast = measurement.difference, verdict.judgement, None
     if measurement.downcast is not None and verdict.downcast is not None:
         downcast = diff_info(measurement.downcast, verdict.downcast)
     diff = None
     if difference is not None and judgement is not None:
-        diff = diff_info(difference, judgement, token=measurement.worst_token, max_token_rel=measurement.max_token_rel)
+        diff = diff_info(difference, judgement, token=measurement.worst_token, max_token_rel=measurement.max_token_rel,
+                         token_rels=measurement.token_rels)  # fmt: skip
     return TensorComparison(
         **common,
-        baseline=tensor_info(measurement.baseline),
-        target=tensor_info(measurement.target),
+        baseline=tensor_info(measurement.baseline, samples[0]),
+        target=tensor_info(measurement.target, samples[1]),
         unified_shape=list(measurement.unified_shape),
         shape_mismatch=difference is None,
         diff=diff,
         diff_downcast=downcast,
         downcast_dtype=None if downcast is None else torch_dtype_name(measurement.downcast_dtype),
+        traced_plan=trace(selected),
         replicated_checks=_replica_checks(measurement, verdict),
         raw_bundle_info=BundleInfo(
             x=_bundle_side(pair.baseline, measurement.dims[0], contexts["baseline"], selected.left_out),
@@ -196,12 +207,12 @@ def torch_dtype_name(name: str | None) -> str:
     return f"torch.{name}" if name else "unknown"
 
 
-def tensor_info(numbers: ArrayNumbers) -> TensorInfo:
+def tensor_info(numbers: ArrayNumbers, sample: str | None = None) -> TensorInfo:
     """Shape, dtype and summary of one side."""
-    return _info(numbers.shape, torch_dtype_name(numbers.dtype), numbers.statistics)
+    return _info(numbers.shape, torch_dtype_name(numbers.dtype), numbers.statistics, sample)
 
 
-def _info(shape: Sequence[int], dtype: str, statistics: Statistics) -> TensorInfo:
+def _info(shape: Sequence[int], dtype: str, statistics: Statistics, sample: str | None = None) -> TensorInfo:
     stats = TensorStats(
         mean=statistics.mean,
         abs_mean=statistics.abs_mean,
@@ -212,11 +223,16 @@ def _info(shape: Sequence[int], dtype: str, statistics: Statistics) -> TensorInf
         nan_count=statistics.nan,
         inf_count=statistics.infinite,
     )
-    return TensorInfo(shape=list(shape), dtype=dtype, stats=stats)
+    return TensorInfo(shape=list(shape), dtype=dtype, stats=stats, sample=sample)
 
 
 def diff_info(
-    difference: Difference, judgement: Judgement, *, token: str | None = None, max_token_rel: float | None = None
+    difference: Difference,
+    judgement: Judgement,
+    *,
+    token: str | None = None,
+    max_token_rel: float | None = None,
+    token_rels: Sequence[float] | None = None,
 ) -> DiffInfo:
     """Metrics and verdict of one difference."""
     return DiffInfo(
@@ -229,6 +245,7 @@ def diff_info(
         target_at_max=difference.target_at_max,
         predicate=judgement.predicate,
         passed=judgement.passed,
+        per_token_rel_diff=None if token_rels is None else list(token_rels),
         relative_l2=difference.relative_l2,
         scale=difference.scale,
         differing=difference.differing,

@@ -222,6 +222,8 @@ class TensorComparison(_Comparison, frozen=True, kw_only=True):
     diff: DiffInfo | None = None
     diff_downcast: DiffInfo | None = None
     downcast_dtype: str | None = None
+    traced_plan: dict[str, Any] | None = None
+    """How both sides were put together, in the form of SGLang's report; for its dumps only."""
     replicated_checks: list[ReplicatedCheck] = []
     raw_bundle_info: BundleInfo | None = None
     tokens: TokenCounts | None = None

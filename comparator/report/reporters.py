@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
 from comparator.errors import ComparatorError
 from comparator.report.layers import LayerTable
 from comparator.report.records import (
     AccountsRecord,
     Comparison,
+    ConfigRecord,
     DiagnosisRecord,
     ErroredComparison,
     LogRecord,
@@ -26,6 +27,7 @@ from comparator.report.records import (
     ValueComparison,
     to_json,
 )
+from comparator.report.sglang_schema import to_json as to_sglang_json
 from comparator.report.text import (
     STYLES,
     Verbosity,
@@ -41,6 +43,8 @@ from dumper.printable import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+Schema = Literal["tensortap", "sglang"]
+"""What JSON lines hold: all that a record has, or what the report of SGLang's comparator has."""
 PROGRESS_FROM = 50
 """Number of pairs from which a terminal gets a progress bar."""
 
@@ -58,8 +62,9 @@ class ReportFile:
     ``close`` without ``complete`` leaves what was there before. Raises ComparatorError where it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, schema: Schema = "tensortap") -> None:
         self._path = path
+        self._schema: Schema = schema
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +79,7 @@ class ReportFile:
 
     def report(self, record: ReportRecord) -> None:
         try:
-            self._file.write(to_json(record) + "\n")
+            self._file.write(_json_line(record, self._schema))
         except OSError as error:
             raise ComparatorError(f"cannot write the report {self._path}: {error.strerror}") from None
 
@@ -99,27 +104,49 @@ _OTHER = "choose another place with --report-path, or none with --report-path ''
 class JsonReporter:
     """JSON lines on standard output."""
 
+    def __init__(self, schema: Schema = "tensortap") -> None:
+        self._schema: Schema = schema
+
     def report(self, record: ReportRecord) -> None:
-        sys.stdout.write(to_json(record) + "\n")
+        sys.stdout.write(_json_line(record, self._schema))
+
+
+def _json_line(record: ReportRecord, schema: Schema) -> str:
+    """A record as a line; empty where the schema has no such record."""
+    line = to_sglang_json(record) if schema == "sglang" else to_json(record)
+    return "" if line is None else line + "\n"
 
 
 class TextReporter:
     """Text on a console: what people want to see of a record."""
 
     def __init__(
-        self, console: Console | PlainConsole, verbosity: Verbosity, *, only_failed: bool = False, quiet: bool = False
+        self,
+        console: Console | PlainConsole,
+        verbosity: Verbosity,
+        *,
+        only_failed: bool = False,
+        quiet: bool = False,
+        headings: bool = False,
     ) -> None:
         self._console = console
         self._verbosity = verbosity
         self._only_failed = only_failed or verbosity == "minimal"
         self._quiet = quiet
         self._layers = LayerTable()
+        self._headings = headings
+        """Whether to print the headings that SGLang's comparator prints, for scripts that look for them."""
         self._told: set[str] = set()
         """What was said of the tokens; most tensors have the same to say, and once is enough."""
 
     def report(self, record: ReportRecord) -> None:
         if isinstance(record, TensorComparison | SkippedComparison | ValueComparison | ErroredComparison):
             self._finding(record)
+        elif isinstance(record, ConfigRecord) and self._headings and not self._quiet:
+            self._print("Comparator Config", None)
+            for key, value in record.config.items():
+                if value not in (None, False, [], ()):
+                    self._print(f"  {key}: {value}", None)
         elif isinstance(record, LogRecord):
             for line in log_lines(record):
                 self._print(line, "yellow")
@@ -143,6 +170,8 @@ class TextReporter:
 
     def _summary(self, record: SummaryRecord) -> None:
         self._table_of_layers()
+        if self._headings:
+            self._print("SUMMARY", None)
         self._print(summary_line(record), "bold green" if record.exit_code == 0 else "bold red")
         for line in summary_lines(record):
             self._print(line, _style_of(line))

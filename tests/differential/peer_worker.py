@@ -1,6 +1,7 @@
 """Runs SGLang's own comparator, request by request: ``python peer_worker.py DIRECTORY_OF_THE_SGLANG_PACKAGE``.
 
-One JSON object per line comes in (``{"argv": [...]}``) and goes out (``{"exit_code": int, "error": str | null}``). The
+One JSON object per line comes in (``{"argv": [...]}``) and goes out (``{"exit_code": int, "error": str | null}``);
+``{"report": path}`` asks what of a report SGLang's record types refuse (``{"unreadable": [...]}``). The
 package's ``debug_utils`` run without the rest of SGLang when ``sglang`` and ``sglang.srt`` are empty packages with the
 right path, which is much faster to import.
 """
@@ -24,7 +25,7 @@ class _Absent(types.ModuleType):
             raise AttributeError(name)
 
 
-def _import_entrypoint(package: Path) -> types.ModuleType:
+def import_entrypoint(package: Path) -> types.ModuleType:
     for name, path in (("sglang", package), ("sglang.srt", package / "srt"), ("sglang.srt.managers", package / "none")):
         module = types.ModuleType(name)
         module.__path__ = [str(path)]
@@ -38,14 +39,32 @@ def _import_entrypoint(package: Path) -> types.ModuleType:
     return importlib.import_module("sglang.srt.debug_utils.comparator.entrypoint")
 
 
+def _unreadable(report: Path) -> list[str]:
+    """What SGLang's own record types refuse in a report, line by line."""
+    import importlib
+
+    types_of_records = importlib.import_module("sglang.srt.debug_utils.comparator.output_types")
+    refused = []
+    for line in report.read_text(encoding="utf-8").splitlines():
+        try:
+            types_of_records.parse_record_json(line)
+        except ValueError as error:
+            refused.append(str(error))
+    return refused
+
+
 def _serve(package: Path) -> None:
     answers = os.fdopen(os.dup(1), "w")
     sink = io.StringIO()
     with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-        entrypoint = _import_entrypoint(package)
+        entrypoint = import_entrypoint(package)
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        argv = json.loads(line)["argv"]
+        request = json.loads(line)
+        if "report" in request:
+            print(json.dumps({"unreadable": _unreadable(Path(request["report"]))}), file=answers, flush=True)
+            continue
+        argv = request["argv"]
         sink = io.StringIO()
         error = None
         with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):

@@ -85,6 +85,14 @@ class Peer:
         finally:
             outcome()  # an answer that nobody read would be taken for that of the next comparison
 
+    def unreadable(self, report: Path) -> list[str]:
+        """What SGLang's own record types refuse in a report."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"report": str(report)}) + "\n")
+        self._process.stdin.flush()
+        refused: list[str] = json.loads(self._read())["unreadable"]
+        return refused
+
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -110,7 +118,7 @@ def compare_with_both(running: Peer, argv: Sequence[str], folder: Path) -> tuple
 def compare_with_ours(argv: Sequence[str], report: Path) -> Outcome:
     sink = io.StringIO()
     with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-        code = main([*argv, "--report-path", str(report), "--output-format", "json"])
+        code = main([*argv, "--report-path", str(report), "--output-format", "json", "--report-schema", "tensortap"])
     return _outcome(code, report, sink.getvalue() if code == 2 else None)
 
 

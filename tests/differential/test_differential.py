@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from comparator.cli import main
 from tests.differential.batches import make_batch_scenario
 from tests.differential.intended import knows
 from tests.differential.layouts import World
@@ -53,6 +56,16 @@ def test_a_few_scenarios(make: Make, installed: Peer, tmp_path: Path) -> None:
         folder = tmp_path / str(seed)
         scenario = make(seed, folder)
         assert check(scenario, installed, folder) == [], scenario
+
+
+@pytest.mark.parametrize("make", [make_scenario, make_batch_scenario])
+def test_sglangs_record_types_read_our_report(make: Make, installed: Peer, tmp_path: Path) -> None:
+    for seed in range(20, 26):
+        scenario = make(seed, tmp_path / str(seed))
+        report = tmp_path / f"{seed}.jsonl"
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            main([*scenario.argv, "--report-path", str(report)])
+        assert installed.unreadable(report) == [], scenario
 
 
 @pytest.mark.slow

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dumper.adapters.sglang_rows import SlotNames
-from dumper.layout import ContextParallelRows, DataParallelRows, SequenceSpan, TokenLayout
+from dumper.layout import ContextParallelRows, DataParallelRows, SequenceSpan, TokenLayout, zigzag_blocks
 
 SGLANG_NAMES = frozenset({"input_ids", "positions", "seq_lens", "req_pool_indices", "rids"})
 MEGATRON_NAMES = frozenset({"input_ids", "position_ids", "cu_seqlens_q", "cu_seqlens_kv", "qkv_format"})
 AUXILIARY_NAMES = SGLANG_NAMES | MEGATRON_NAMES
 """Names that the dumper gives to what it records of a batch by itself."""
 
+_DIMS_OF_IDS = "dims of input_ids"
 Array = npt.NDArray[np.int64]
 Place = Mapping[str, tuple[int, int]]
 
@@ -38,6 +39,8 @@ class _AuxiliaryRecord(Protocol):
     def kind(self) -> str: ...
     @property
     def value(self) -> Any: ...
+    @property
+    def dims(self) -> str | None: ...
     def array(self) -> npt.NDArray[Any]: ...
 
 
@@ -58,7 +61,10 @@ def rank_layouts(records: Sequence[_AuxiliaryRecord], parallel: Place) -> dict[i
     for record in records:
         if record.error is None:
             value = record.array() if record.kind == "tensor" else record.value
-            by_step.setdefault(record.step, {}).setdefault(record.dumped_name, value)
+            of_step = by_step.setdefault(record.step, {})
+            of_step.setdefault(record.dumped_name, value)
+            if record.dumped_name == "input_ids":
+                of_step.setdefault(_DIMS_OF_IDS, record.dims)
     slot_names = SlotNames()
     layouts: dict[int, TokenLayout] = {}
     for step in sorted(by_step):
@@ -135,18 +141,34 @@ def _sglang_layout(batch: _Batch, parallel: Place, slot_names: SlotNames) -> Tok
     share = _context_share(batch, count, parallel)
     if share is not None:
         return _split_layout(batch, count, share, slot_names)
+    spans = _spans(batch, count, slot_names) or _spans(batch, count, slot_names, lengths_of_pass=True)
+    if spans is None:
+        return None
+    one_each = all(span.count == 1 and span.start > 0 for span in spans)
+    return TokenLayout("decode" if one_each else "extend", tuple(spans), rows, token_ids=batch.token_ids)
+
+
+def _spans(
+    batch: _Batch, count: int, slot_names: SlotNames, *, lengths_of_pass: bool = False
+) -> list[SequenceSpan] | None:
+    """What the pass computes of each sequence; None where positions and lengths do not fit together.
+
+    ``seq_lens`` are total lengths in SGLang; ``lengths_of_pass`` takes them for the rows of this pass alone, as other
+    programs that write the same names mean them.
+    """
     spans: list[SequenceSpan] = []
     at = 0
     for index in range(count):
-        length = int(batch.lengths[index])
+        if at >= len(batch.positions):
+            return None
+        start = int(batch.positions[at])
+        length = int(batch.lengths[index]) + (start if lengths_of_pass else 0)
         taken = _rows_of_sequence(batch.positions, at, length)
         if taken is None:
             return None
-        start = int(batch.positions[at])
         spans.append(SequenceSpan(_name(batch, index, start, taken, slot_names), start, taken))
         at += taken
-    one_each = all(span.count == 1 and span.start > 0 for span in spans)
-    return TokenLayout("decode" if one_each else "extend", tuple(spans), rows, token_ids=batch.token_ids)
+    return spans
 
 
 def _context_share(batch: _Batch, count: int, parallel: Place) -> tuple[str, int, int] | None:
@@ -211,18 +233,16 @@ def _name(batch: _Batch, index: int, start: int, count: int, slot_names: SlotNam
 
 
 def _megatron_layout(found: Mapping[str, Any], parallel: Place) -> TokenLayout | None:
-    """A training batch: padded ``(batch, sequence)``, or packed with cumulative lengths.
-
-    None under context parallelism, where a rank sees a part of each sequence only.
-    """
+    """A training batch: padded ``(batch, sequence)``, or packed with cumulative lengths."""
     token_ids = found.get("input_ids")
     if not isinstance(token_ids, np.ndarray) or token_ids.dtype.kind not in "iu":
-        return None
-    if parallel.get("cp", (0, 1))[1] > 1:
         return None
     flat = token_ids.astype(np.int64).reshape(-1)
     cumulative = _integers(found.get("cu_seqlens_q"))
     shape = None
+    at, size = parallel.get("cp", (0, 1))
+    if size > 1 and (cumulative is None or int(cumulative[-1] - cumulative[0]) == size * len(flat)):
+        return _megatron_share(found, token_ids, cumulative, at, size)
     if cumulative is not None:
         counts = np.diff(cumulative).tolist()
     elif token_ids.ndim == 2:
@@ -234,3 +254,51 @@ def _megatron_layout(found: Mapping[str, Any], parallel: Place) -> TokenLayout |
         return None
     spans = tuple(SequenceSpan(f"row-{index}", 0, int(count)) for index, count in enumerate(counts))
     return TokenLayout("train", spans, len(flat), token_ids=flat, batch_shape=shape)
+
+
+def _megatron_share(
+    found: Mapping[str, Any], token_ids: npt.NDArray[Any], cumulative: Array | None, at: int, size: int
+) -> TokenLayout | None:
+    """The rows of a context-parallel rank, which hold its part of every sequence; cumulative lengths are those of the
+    whole sequences. None where they cannot be split evenly."""
+    flat = token_ids.astype(np.int64).reshape(-1)
+    shape = (int(token_ids.shape[0]), int(token_ids.shape[1])) if token_ids.ndim == 2 and cumulative is None else None
+    if cumulative is not None:
+        lengths = [int(length) for length in np.diff(cumulative)]
+    elif shape is not None:
+        lengths = [shape[1] * size] * shape[0]
+    else:
+        lengths = [len(flat) * size]
+    position_ids = found.get("position_ids")
+    recorded = None
+    if isinstance(position_ids, np.ndarray) and position_ids.size == len(flat) and position_ids.dtype.kind in "iu":
+        recorded = position_ids.astype(np.int64).reshape(-1)
+    zigzag = _is_zigzag(recorded, lengths, size, found.get(_DIMS_OF_IDS))
+    if any(length < 0 or length % (2 * size if zigzag else size) for length in lengths):
+        return None
+    counts = [length // size for length in lengths]
+    positions = [_positions_of_share(length, at, size, zigzag) for length in lengths]
+    return TokenLayout(
+        "train",
+        tuple(SequenceSpan(f"row-{index}", 0, count) for index, count in enumerate(counts)),
+        len(flat),
+        token_ids=flat,
+        row_sequence=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+        row_position=recorded if recorded is not None else np.concatenate(positions),
+        batch_shape=shape,
+        context_parallel=ContextParallelRows("cp", at, size, "zigzag" if zigzag else "natural", local=True),
+    )
+
+
+def _is_zigzag(recorded: Array | None, lengths: Sequence[int], size: int, dims: Any) -> bool:
+    """Whether a rank holds two blocks of every sequence: by the positions, else the dims of the token ids, else as
+    Megatron splits by default."""
+    if recorded is None:
+        return not (isinstance(dims, str) and "cp" in dims and "zigzag" not in dims)
+    ends = np.cumsum([length // size for length in lengths])[:-1]
+    return any(bool((np.diff(rows) != 1).any()) for rows in np.split(recorded, ends))
+
+
+def _positions_of_share(length: int, at: int, size: int, zigzag: bool) -> Array:
+    count, blocks = (length // (2 * size), zigzag_blocks(at, size)) if zigzag else (length // size, (at,))
+    return np.concatenate([np.arange(block * count, (block + 1) * count) for block in blocks])

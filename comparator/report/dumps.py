@@ -1,0 +1,43 @@
+"""What is to be known of two dumps of SGLang's before they are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from comparator.options import SIDES, Options, Side
+from comparator.verdict.judge import Said, say
+from dumper.readers.sglang.dump import SGLangRecord
+from dumper.reading.protocol import Run
+
+_OF_MEGATRON = frozenset({"cu_seqlens_q", "cu_seqlens_kv"})
+
+
+def notes_of_dumps(given: Mapping[Side, Path], runs: Mapping[Side, Run], options: Options) -> list[Said]:
+    """Which folder was taken where one holds the dump, and what of the batches is missing or assumed."""
+    said = [
+        say("other-folder", f"auto-descend {side}_path: {given[side]} holds the dump in {runs[side].path}", options)
+        for side in SIDES
+        if Path(given[side]).resolve() != Path(runs[side].path).resolve()
+    ]
+    if options.token_aligner != "smart":
+        return said
+    without = [side for side in SIDES if not _has_layouts(runs[side])]
+    if without:
+        message = f"{' and '.join(without)}: no record of the batches that tokens could be joined by"
+        return [*said, say("no-batch-records", message, options)]
+    message = "neither qkv_format nor input_ids of two dimensions say how a batch lies; it is taken for packed tokens"
+    return said + [say("layout-assumed", f"{side}: {message}", options) for side in SIDES if _is_assumed(runs[side])]
+
+
+def _has_layouts(run: Run) -> bool:
+    return any(run.layout(step, rank) is not None for step in run.steps for rank in run.ranks)
+
+
+def _is_assumed(run: Run) -> bool:
+    records = [record for record in run.records if isinstance(record, SGLangRecord)]
+    names = {record.dumped_name for record in records}
+    if not names & _OF_MEGATRON or "qkv_format" in names:
+        return False
+    ids = next((record for record in records if record.dumped_name == "input_ids"), None)
+    return ids is not None and len(ids.shape or ()) == 1

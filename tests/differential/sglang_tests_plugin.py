@@ -1,0 +1,112 @@
+"""A pytest plugin that runs SGLang's own tests against this project: ``tests.differential.sglang_tests`` starts it.
+
+``TENSORTAP_STANDS_IN`` says which program of SGLang's is replaced, before a test module imports it:
+
+- ``comparator``: ``run(parse_args(argv))`` runs our command line. The tests read our JSON lines with the record types
+  of SGLang; nothing is changed on the way.
+- ``patcher``, ``patcher-in-memory``: ``apply_edits``, ``patch_function`` and what builds on them run ours; the module
+  that the tests make can be imported, or lies in ``sys.modules`` alone.
+- ``nothing``: SGLang's own program, which shows that the tests pass where they are run.
+
+Every test that reached our code is written to ``TENSORTAP_RESULTS``, one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import tempfile
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import comparator.cli
+from tests.differential.peer_worker import import_entrypoint
+from tests.differential.peers import installed_package
+from tests.differential.sglang_edits import StandIn, make_importable
+
+STANDS_IN = os.environ["TENSORTAP_STANDS_IN"]
+_reached: set[str] = set()
+_running: list[str] = []
+
+
+def _reach() -> None:
+    _reached.update(_running)
+
+
+def _package() -> Path:
+    package = installed_package()
+    if package is None:
+        raise pytest.UsageError("sglang is not installed")
+    return package
+
+
+def _stand_in_for_comparator() -> None:
+    entrypoint: Any = import_entrypoint(_package())
+    parse_args = entrypoint.parse_args
+
+    def parse(argv: list[str]) -> Any:
+        arguments = parse_args(argv)
+        arguments.argv_as_given = list(argv)
+        return arguments
+
+    def run(arguments: Any) -> int:
+        _reach()
+        return comparator.cli.main(arguments.argv_as_given)
+
+    if STANDS_IN == "comparator":
+        entrypoint.parse_args, entrypoint.run = parse, run
+
+
+def _stand_in_for_patcher() -> None:
+    package: Any = importlib.import_module("sglang.srt.debug_utils.source_patcher")
+    program: Any = importlib.import_module("sglang.srt.debug_utils.source_patcher.code_patcher")
+    editor: Any = importlib.import_module("sglang.srt.debug_utils.source_patcher.source_editor")
+    stand_in = StandIn(package.PatchApplicationError, _reach)
+    editor.apply_edits = stand_in.apply_edits
+    for module in (program, package):
+        module.patch_function = stand_in.patch_function
+        module.CodePatcher = stand_in.code_patcher
+        module.apply_patches_from_config = stand_in.apply_patches_from_config
+    if STANDS_IN == "patcher":
+        make_importable(Path(os.environ["TENSORTAP_SAMPLE"]), Path(tempfile.mkdtemp()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    _running[:] = [item.nodeid]
+    try:
+        return (yield)
+    finally:
+        _running.clear()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when != "call" and report.outcome == "passed":
+        return
+    found = {
+        "test": report.nodeid,
+        "outcome": report.outcome,
+        "reached": report.nodeid in _reached,
+        "reason": str(report.longrepr).splitlines()[-1:] if report.failed else [],
+    }
+    with open(os.environ["TENSORTAP_RESULTS"], "a", encoding="utf-8") as file:
+        file.write(json.dumps(found) + "\n")
+
+
+def _stand_in() -> None:
+    for name in ("sglang.test", "sglang.test.ci"):
+        module = types.ModuleType(name)
+        module.__path__ = [str(_package().joinpath(*name.split(".")[1:]))]
+        sys.modules[name] = module
+    _stand_in_for_comparator()
+    if STANDS_IN.startswith("patcher"):
+        _stand_in_for_patcher()
+
+
+_stand_in()  # before any conftest imports SGLang

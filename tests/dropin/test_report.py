@@ -1,0 +1,198 @@
+"""The report of a comparison of two dumps of SGLang's, as its own readers expect it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from comparator.cli import main
+from tests.differential.layouts import World
+from tests.differential.scenarios import Dump
+
+ONE = World("single", ({},))
+TWO = World("tp2", ({"tp": (0, 2)}, {"tp": (1, 2)}))
+
+Line = dict[str, Any]
+
+
+def report_of(folder: Path, *flags: str, schema: str | None = None) -> list[Line]:
+    """The lines of the report on ``baseline`` and ``target`` in a folder."""
+    path = folder / "report.jsonl"
+    chosen = () if schema is None else ("--report-schema", schema)
+    main([str(folder / "baseline"), str(folder / "target"), "--report-path", str(path), *flags, *chosen])
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def pair_of(folder: Path, world: World = ONE) -> tuple[Dump, Dump]:
+    paths = folder / "baseline", folder / "target"
+    for path in paths:
+        path.mkdir()
+    return Dump(paths[0], world), Dump(paths[1], world)
+
+
+@pytest.fixture
+def halves(tmp_path: Path) -> Path:
+    """A tensor in two halves on two ranks, in bfloat16 on one side, in two steps, that differs; and a value."""
+    whole = torch.linspace(-1, 1, 64).reshape(8, 8)
+    for dump, factor, dtype in zip(pair_of(tmp_path, TWO), (1, 1.5), (torch.float32, torch.bfloat16), strict=True):
+        for step in range(2):
+            for rank in range(2):
+                half = (whole * factor)[:, 4 * rank : 4 * rank + 4].to(dtype)
+                dump.write(step, rank, "out", half, "t h[tp]")
+        dump.write(0, 0, "scale", 0.5)
+    return tmp_path
+
+
+def test_lines_have_the_fields_of_sglangs_report_and_no_others(halves: Path) -> None:
+    lines = report_of(halves, "--preset", "sglang_megatron")
+    kinds = [line["type"] for line in lines]
+    assert kinds[0] == "config"
+    assert kinds[-1] == "summary"
+    assert {"rank_info", "comparison_tensor", "comparison_non_tensor"} <= set(kinds)
+    assert not {"diagnosis", "accounts"} & set(kinds)
+    assert set(lines[-1]) == {"type", "errors", "infos", "total", "passed", "failed", "skipped", "errored"}
+    assert {note["kind"] for line in lines for note in line["infos"]} <= {"info"}
+    (tensor,) = [line for line in lines if line["type"] == "comparison_tensor"]
+    assert not {"category", "tags", "tokens", "tap", "level"} & set(tensor)
+    assert not {"relative_l2", "differing"} & set(tensor["diff"])
+    assert set(tensor["raw_bundle_info"]["x"]["files"][0]) == {"shape", "dtype", "rank", "parallel_info", "filename"}
+
+
+def test_our_own_form_is_there_on_request(halves: Path) -> None:
+    lines = report_of(halves, "--preset", "sglang_megatron", schema="tensortap")
+    assert lines[-1]["exit_code"] == 1
+    assert [line["category"] for line in lines if line["type"] == "comparison_tensor"] == ["failed"]
+
+
+def test_a_failed_tensor_comes_with_samples_percentiles_and_every_token(halves: Path) -> None:
+    flags = ("--preset", "sglang_megatron", "--visualize-per-token", "no-picture.png")
+    (tensor,) = [line for line in report_of(halves, *flags) if line["type"] == "comparison_tensor"]
+    assert tensor["baseline"]["sample"] != tensor["target"]["sample"]
+    assert tensor["diff_downcast"]["abs_diff_percentiles"].keys() == tensor["diff"]["abs_diff_percentiles"].keys()
+    assert tensor["diff"]["abs_diff_percentiles"]
+    # 1 - 2 * 1.5 / (1 + 1.5**2): the same for every token, but for the rounding to bfloat16
+    assert tensor["diff"]["per_token_rel_diff"] == pytest.approx([1 / 13] * 16, rel=0.1)
+    assert not (Path.cwd() / "no-picture.png").exists()
+
+
+def test_tokens_are_not_listed_unless_asked_for(halves: Path) -> None:
+    (tensor,) = [
+        line for line in report_of(halves, "--preset", "sglang_megatron") if line["type"] == "comparison_tensor"
+    ]
+    assert tensor["diff"]["per_token_rel_diff"] is None
+
+
+def test_the_plan_is_traced(halves: Path) -> None:
+    (tensor,) = [
+        line for line in report_of(halves, "--preset", "sglang_megatron") if line["type"] == "comparison_tensor"
+    ]
+    plan = tensor["traced_plan"]
+    assert plan["plan"]["token_aligner_mode"] == "concat_steps"
+    steps = plan["per_side"]["x"]["step_plans"]
+    assert [step["step"] for step in steps] == [0, 1]
+    assert sorted(index for step in steps for index in step["input_object_indices"]) == [0, 1, 2, 3]
+    (traced,) = steps[0]["sub_plans"]
+    assert traced["plan"] == {
+        "type": "unsharder",
+        "axis": "tp",
+        "params": {"op": "concat", "dim_name": "h"},
+        "groups": [[0, 1]],
+    }
+    assert traced["snapshot"] == {"input_shapes": [[8, 4], [8, 4]], "output_shapes": [[8, 8]]}
+    assert plan["plan"]["per_step_plans"]["x"][0]["sub_plans"] == [traced["plan"]]
+
+
+def test_swapped_dimensions_are_traced(tmp_path: Path) -> None:
+    left, right = pair_of(tmp_path)
+    value = torch.arange(24.0).reshape(2, 3, 4)
+    left.write(0, 0, "out", value, "t a h")
+    right.write(0, 0, "out", value.permute(0, 2, 1).reshape(2, 12), "t (h*a)")
+    (tensor,) = [line for line in report_of(tmp_path) if line["type"] == "comparison_tensor"]
+    assert tensor["traced_plan"]["plan"]["axis_aligner_plan"]["pattern"] == {"x": "t a h -> t (h a)", "y": None}
+    assert tensor["diff"]["passed"]
+
+
+def test_what_is_assumed_of_a_dump_is_logged(tmp_path: Path) -> None:
+    for dump in pair_of(tmp_path):
+        inside = Dump(dump.path / "dump_1", ONE)
+        inside.path.mkdir()
+        inside.write(0, 0, "out", torch.ones(3, 2), "t h")
+    lines = report_of(tmp_path, "--token-aligner", "smart")
+    logged = [(note["category"], note["message"]) for line in lines if line["type"] == "log" for note in line["infos"]]
+    assert [name for name, _ in logged] == ["auto_descend", "auto_descend", "aux_tensors_missing"]
+    assert "target_path" in logged[1][1]
+    assert lines[-1]["passed"] == 1
+
+
+def test_an_error_says_how_dims_are_given_without_another_recording(tmp_path: Path) -> None:
+    for dump in pair_of(tmp_path, TWO):
+        for rank in range(2):
+            dump.write(0, rank, "out", torch.ones(3, 2), "t h")
+    (error,) = [line for line in report_of(tmp_path) if line["type"] == "comparison_error"]
+    assert error["traceback_str"].lstrip().startswith("Hint:")
+    assert "--override-dims" in error["traceback_str"]
+    assert error["exception_message"] in error["traceback_str"]
+
+
+def _packed(dump: Dump, lengths: list[int], hidden: torch.Tensor, *, zigzag: bool, positions: bool) -> None:
+    """What Megatron's ranks record of packed sequences under context parallelism of size 2."""
+    ids = torch.arange(1, sum(lengths) + 1) * 7
+    cumulative = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
+    for rank in range(2):
+        rows: list[int] = []
+        start = 0
+        for length in lengths:
+            quarter, half = length // 4, length // 2
+            own = [*range(rank * quarter, (rank + 1) * quarter), *range((3 - rank) * quarter, (4 - rank) * quarter)]
+            rows += [start + row for row in (own if zigzag else range(rank * half, (rank + 1) * half))]
+            start += length
+        starts = torch.repeat_interleave(cumulative[:-1], torch.tensor(lengths))
+        split = "t[cp:zigzag]" if zigzag else "t[cp]"
+        dump.write(0, rank, "cu_seqlens_q", cumulative)
+        dump.write(0, rank, "input_ids", ids[rows], None if zigzag or positions else split)
+        if positions:
+            dump.write(0, rank, "position_ids", (torch.arange(len(ids)) - starts)[rows])
+        dump.write(0, rank, "out", hidden[rows], f"{split} h")
+
+
+@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize("zigzag", [False, True])
+def test_smart_joins_megatrons_packed_sequences_under_context_parallelism(
+    tmp_path: Path, zigzag: bool, positions: bool
+) -> None:
+    lengths = [8, 4]
+    hidden = torch.arange(24.0).reshape(12, 2)
+    (tmp_path / "baseline").mkdir()
+    (tmp_path / "target").mkdir()
+    left = Dump(tmp_path / "baseline", ONE)
+    left.write(0, 0, "input_ids", torch.arange(1, 13) * 7)
+    left.write(0, 0, "positions", torch.cat([torch.arange(length) for length in lengths]))
+    left.write(0, 0, "seq_lens", torch.tensor(lengths))
+    left.write(0, 0, "out", hidden, "t h")
+    two = World("cp2", ({"cp": (0, 2)}, {"cp": (1, 2)}), "megatron_parallel_info")
+    _packed(Dump(tmp_path / "target", two), lengths, hidden, zigzag=zigzag, positions=positions)
+    lines = report_of(tmp_path, "--token-aligner", "smart", "--preset", "raw", "--grouping-skip-keys", "rank", "step")
+    (tensor,) = [line for line in lines if line["type"] == "comparison_tensor" and line["name"] == "out"]
+    assert tensor["unified_shape"] == [12, 2]
+    assert tensor["diff"]["passed"]
+    assert tensor["diff"]["max_abs_diff"] == 0
+
+
+def test_smart_reads_lengths_that_are_those_of_the_pass(tmp_path: Path) -> None:
+    for dump in pair_of(tmp_path):
+        for step, (ids, positions, lengths) in enumerate(
+            [([5, 6, 7, 8], [0, 1, 2, 0], [3, 1]), ([9, 4], [3, 1], [1, 1])]
+        ):
+            dump.write(step, 0, "input_ids", torch.tensor(ids))
+            dump.write(step, 0, "positions", torch.tensor(positions))
+            dump.write(step, 0, "seq_lens", torch.tensor(lengths))
+            dump.write(step, 0, "rids", ["a", "b"])
+            dump.write(step, 0, "out", torch.tensor(ids, dtype=torch.float32)[:, None], "t h")
+    lines = report_of(tmp_path, "--token-aligner", "smart", "--preset", "sglang_megatron", "--token-aligner", "smart")
+    (tensor,) = [line for line in lines if line["type"] == "comparison_tensor" and line["name"] == "out"]
+    assert tensor["unified_shape"] == [6, 1]
+    assert lines[-1]["failed"] == 0
