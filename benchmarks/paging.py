@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.report import machine, table, write_section
@@ -21,10 +22,10 @@ STEPS = (20, 397)
 ROUNDS = 5
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paging", description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     missing = why_no_browser()
     if missing is not None:
         print(missing)

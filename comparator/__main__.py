@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 
 # Products of a tensor's rows are small: the threads of BLAS would wait for each other longer than they work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -10,10 +11,10 @@ from comparator import cli
 from comparator.measure.memory import keep_freed_memory
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line in a process of its own; returns the exit code."""
     keep_freed_memory()
-    return cli.main()
+    return cli.main(argv)
 
 
 if __name__ == "__main__":
