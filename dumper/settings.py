@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def _text(value: Any) -> str:
 def _number(value: Any) -> int:
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{value!r} is no whole number") from None
     if number < 0:
         raise ValueError(f"{number} is negative")
@@ -182,8 +183,10 @@ def _parallel(value: Any) -> dict[str, tuple[int, int]]:
     layout: dict[str, tuple[int, int]] = {}
     if isinstance(given, Mapping):
         for axis, place in given.items():
+            if isinstance(place, str):
+                break
             try:
-                rank, size = (int(number) for number in place)
+                rank, size = (int(number) if isinstance(number, str) else index(number) for number in place)
             except (TypeError, ValueError):
                 break
             if not isinstance(axis, str) or not _AXIS.fullmatch(axis) or not 0 <= rank < size:

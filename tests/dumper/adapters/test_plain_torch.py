@@ -10,7 +10,7 @@ import pytest
 
 from dumper import open_run
 from dumper.recording.recorder import Recorder
-from dumper.settings import Settings
+from dumper.settings import Settings, SettingsError
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 dist = pytest.importorskip("torch.distributed", reason="this torch has no distributed")
@@ -88,6 +88,12 @@ def test_text_that_is_no_parallel_layout(text: str) -> None:
     assert settings.parallel is None
     assert "TENSORTAP_PARALLEL" in str(error)
     assert "tp=0/2,dp=1/4" in str(error)
+
+
+@pytest.mark.parametrize("place", [(0.5, 2), (0, float("inf")), (0,), 3, None, "02", (0, "x")])
+def test_values_that_are_no_parallel_layout(place: object) -> None:
+    with pytest.raises(SettingsError, match="no parallel layout"):
+        Settings().changed(parallel={"tp": place})
 
 
 def test_small_tensors_of_a_batch_whose_memory_is_gone() -> None:

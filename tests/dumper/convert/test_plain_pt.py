@@ -37,7 +37,9 @@ def same(found: StoredTensor, tensor: torch.Tensor) -> bool:
     if not tensor.numel():
         return True
     held = found.array.copy(order="C").reshape(-1).view(np.uint8).tobytes()
-    return held == tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    # A tensor of one element is contiguous whatever its strides, which ``view`` does not take.
+    expected = torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.detach().reshape(-1))
+    return held == expected.view(torch.uint8).numpy().tobytes()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
