@@ -45,7 +45,10 @@ def channel_weights(baseline: Single, target: Single) -> Float:
 
 
 def midpoint(baseline: Single, target: Single) -> Single:
-    return np.asarray((baseline + target) / 2, np.float32)
+    # In place, as elsewhere here: the memory of a further large array costs more than the arithmetic.
+    middle = np.asarray(baseline + target, np.float32)
+    middle *= np.float32(0.5)
+    return middle
 
 
 def row_sizes(baseline: Single, target: Single) -> Float:
@@ -86,9 +89,25 @@ def normalise(middle: Single, added: Single, sizes: Float, floor: float = 0.0) -
     that do (those behind a flip of experts, for example) would decide alone otherwise.
     """
     error = relative(added, sizes)
+    return _weighted(middle, added, sizes, error, _usual(error, sizes) or floor)
+
+
+def normalise_sample(baseline: Single, target: Single) -> Difference:
+    """The rows that ``scale`` looks at, as ``normalise`` leaves them."""
+    sizes, added = row_sizes(baseline, target), target - baseline
+    error = relative(added, sizes)
+    rows = _sampled(len(sizes))
+    middle = midpoint(baseline[rows], target[rows])
+    return _weighted(middle, added[rows], sizes[rows], error[rows], _usual(error, sizes))
+
+
+def _usual(error: Float, sizes: Float) -> float:
     present = sizes > 0
-    median = float(np.median(error[present])) if present.any() else 0.0
-    usual = median if median > 0 else floor
+    return float(np.median(error[present])) if present.any() else 0.0
+
+
+def _weighted(middle: Single, added: Single, sizes: Float, error: Float, usual: float) -> Difference:
+    present = sizes > 0
     weight = np.minimum(1.0, 2 * usual / np.maximum(error, TINY)) if usual > 0 else np.ones(len(error))
     factor = np.where(present, weight / np.maximum(sizes, TINY), 0.0).astype(np.float32)[:, None]
     return Difference(middle * factor, added * factor, error)
@@ -101,7 +120,7 @@ def scale(difference: Difference) -> Estimate:
     tokens): SE = ‖MᵀR‖ · ‖MRᵀ‖ / (‖M‖ · ‖R‖ · ‖M‖²) with the residual R and Frobenius norms.
     """
     if difference.rows > MOST_ROWS:
-        difference = difference.take(np.unique(np.linspace(0, difference.rows - 1, MOST_ROWS).astype(np.int64)))
+        difference = difference.take(_sampled(difference.rows))
     middle, added = difference.middle, difference.added
     energy = float(np.vdot(middle, middle))
     if energy <= 0 or not added.any():
@@ -122,6 +141,12 @@ def scale(difference: Difference) -> Estimate:
     return Estimate(value, float(error))
 
 
+def _sampled(rows: int) -> Integer:
+    if rows <= MOST_ROWS:
+        return np.arange(rows)
+    return np.unique(np.linspace(0, rows - 1, MOST_ROWS).astype(np.int64))
+
+
 def offset(difference: Difference) -> Estimate:
     """A constant added to all elements, relative to the rms of an element.
 
@@ -137,9 +162,8 @@ def offset(difference: Difference) -> Estimate:
     return Estimate(float(by_row.mean() * root), float(error * root))
 
 
-def alignment(difference: Difference) -> Float:
+def alignment(middle: Single, added: Single) -> Float:
     """|cos| between each row's midpoint and what was added to it: 1 for a row that was scaled. Shape ``(rows,)``."""
-    middle, added = difference.middle, difference.added
     product = np.abs(np.einsum("ij,ij->i", middle, added, dtype=np.float64))
     norms = np.sqrt(
         np.einsum("ij,ij->i", middle, middle, dtype=np.float64) * np.einsum("ij,ij->i", added, added, dtype=np.float64)

@@ -16,17 +16,16 @@ from comparator.diagnosis.measures import (
     blocks,
     channel_weights,
     channels,
-    midpoint,
     normalise,
+    normalise_sample,
     offset,
     relative,
-    row_sizes,
     scale,
     shards,
 )
 from comparator.diagnosis.routing import standing_out
 from comparator.diagnosis.rows import Mask, RowLabels, Single, TapRows, groups_of, has_whole_prefix
-from comparator.diagnosis.sums import Operands
+from comparator.diagnosis.sums import Operands, Weighted
 from comparator.diagnosis.tap_profile import FirstDifference, GroupScale, Nonfinite, TapProfile
 from comparator.diagnosis.taps import TapNode
 
@@ -117,20 +116,18 @@ class _Measuring:
 
     def profile(self, same: Mask, nonfinite: Nonfinite) -> TapProfile:
         weights = channel_weights(self.baseline, self.target).astype(np.float32)
-        left, right = self.baseline * weights, self.target * weights
-        error = relative(right - left, row_sizes(left, right))
-        part = Operands(self.tap, self.node, self.baseline, self.target).part(weights)
+        value = Weighted.of(self.baseline, self.target, weights)
+        error = relative(value.added, value.sizes)
+        part = Operands(self.tap, self.node, self.baseline, self.target).part(weights, value)
         floor = floor_for(part.operation, self.tap.baseline_dtype, self.tap.target_dtype, ranks=self.tap.ranks).floor
         added = relative(part.added, part.sizes)
         routed = choices_of(self.tap, self.node)
         kept = np.ones(len(error), np.bool_)
         if part.operation in ("moe", "combine"):
             kept = ~standing_out(added) if standing_out(added).mean() < 0.5 else kept
-        difference = normalise(part.middle[kept], part.added[kept], part.sizes[kept], floor)
+        rows = slice(None) if kept.all() else kept
+        difference = normalise(part.middle[rows], part.added[rows], part.sizes[rows], floor)
         few = difference.rows < FEWEST_ROWS
-        raw = normalise(
-            midpoint(self.baseline, self.target), self.target - self.baseline, row_sizes(self.baseline, self.target)
-        )
         different = ~same.all(1)
         first_row = int(np.argmax(different))
         first_channel = int(np.argmax(~same[first_row]))
@@ -151,9 +148,9 @@ class _Measuring:
             added=added,
             inherited=part.inherited,
             extra_floor=part.extra_floor,
-            cosine=alignment(normalise(part.middle, part.added, part.sizes)),
+            cosine=alignment(part.middle, part.added),
             scale=NOTHING if few else scale(difference),
-            raw_scale=NOTHING if few else scale(raw),
+            raw_scale=NOTHING if few else scale(normalise_sample(self.baseline, self.target)),
             offset=NOTHING if few else offset(difference),
             group_scales=() if few else self._group_scales(difference, kept),
             channels=channels(difference, floor / 2, CHANNEL_Z),

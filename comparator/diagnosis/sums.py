@@ -39,6 +39,21 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
+class Weighted:
+    """A value whose outlier channels are shrunk."""
+
+    middle: Single
+    added: Single
+    sizes: Float
+
+    @classmethod
+    def of(cls, baseline: Single, target: Single, weights: Single) -> Weighted:
+        left, right = baseline * weights, target * weights
+        sizes, middle = row_sizes(left, right), midpoint(left, right)
+        return cls(middle, np.subtract(right, left, out=right), sizes)
+
+
+@dataclass(frozen=True, eq=False)
 class Operands:
     """A tap beside what it adds up, as far as that was recorded."""
 
@@ -48,14 +63,13 @@ class Operands:
     """Without NaN and infinities, as the target."""
     target: Single
 
-    def part(self, weights: Single) -> Part:
-        """``weights``: what shrinks the outlier channels of the value."""
-        left, right = self.baseline * weights, self.target * weights
-        nothing, sizes = np.zeros(len(left)), row_sizes(left, right)
+    def part(self, weights: Single, value: Weighted) -> Part:
+        """``weights``: what shrinks the outlier channels of the value; ``value``: the value with them."""
+        nothing, sizes = np.zeros(len(value.sizes)), value.sizes
         if self.node.operation == "router" and len(sizes):
             # Few logits may all be small by chance; their error is that of logits of usual size.
             sizes = np.maximum(sizes, float(np.median(sizes)))
-        plain = Part(self.node.operation, midpoint(left, right), right - left, sizes, None, nothing, None)
+        plain = Part(self.node.operation, value.middle, value.added, sizes, None, nothing, None)
         if not self.tap.operands or self.node.operation not in ("sum", "norm"):
             return plain
         summed = self._sum_of_operands()
