@@ -67,10 +67,13 @@ def _owners(plan: UnshardPlan) -> list[list[int]]:
 def _combine(operation: Operation, members: Sequence[Array], rounding: Literal["float64", "torch"]) -> Array:
     if operation.kind == "undo_zigzag":
         return undo_zigzag(members[0], operation.dimension, operation.axis_size, operation.sequence_lengths)
+    if operation.kind == "sum" and rounding == "torch":
+        # Also of one summand: integers become wider.
+        return _sum_as_torch(members)
     if len(members) == 1 or operation.kind == "pick":
         return members[0]
     if operation.kind == "sum":
-        return sum_partials(members) if rounding == "float64" else _sum_as_torch(members)
+        return sum_partials(members)
     if operation.kind == "concatenate_sequences":
         return _concatenate_sequences(members, operation.dimension, operation.sequence_lengths, operation.axis_size)
     return np.concatenate(members, axis=operation.dimension)

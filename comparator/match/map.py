@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import Entry, RunIndex
 from comparator.options import Side
+from comparator.patterns import compiled
 from dumper.rules.expressions import Expression, ExpressionError
 from tensortap.dims import Dims, DimsError, parse_dims
 
@@ -79,15 +80,16 @@ class Template:
 
     name: str
     tags: tuple[tuple[str, str], ...]
-    pattern: re.Pattern[str]
-    tag_patterns: tuple[tuple[str, re.Pattern[str]], ...]
+    pattern: Any
+    tag_patterns: tuple[tuple[str, Any], ...]
+    """Compiled; the groups are the placeholders."""
 
     def match(self, entry: Entry) -> dict[str, str] | None:
         """What the placeholders stand for in a record; None when it does not match."""
         found = self.pattern.fullmatch(entry.name)
         if found is None:
             return None
-        values = found.groupdict()
+        values: dict[str, str] = found.groupdict()
         for key, pattern in self.tag_patterns:
             if key not in entry.tags:
                 return None
@@ -123,7 +125,8 @@ def parse_template(text: str, where: str) -> Template:
     return Template(name, tuple(tags), _pattern(name, where), patterns)
 
 
-def _pattern(text: str, where: str) -> re.Pattern[str]:
+def _pattern(text: str, where: str) -> Any:
+    """In linear time, unless a placeholder stands several times: that takes a reference back, which RE2 has not."""
     pattern = ""
     at = 0
     seen: set[str] = set()
@@ -135,7 +138,8 @@ def _pattern(text: str, where: str) -> re.Pattern[str]:
     rest = text[at:]
     if "{" in rest or "}" in rest:
         raise ComparatorError(f"{where}: cannot read {text!r}; a placeholder is written {{name}}")
-    return re.compile(pattern + re.escape(rest))
+    pattern += re.escape(rest)
+    return re.compile(pattern) if "(?P=" in pattern else compiled(pattern, where)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,9 @@ class Joining:
             positions = [self.arrays[index].position[axis] for index in group]
             if self.told_apart and len(set(positions)) != len(positions):
                 self.fail_undeclared(group)
-        if any(len(group) > 1 for group in groups):
+        # In SGLang's order a sum of one summand is a sum too: integers become wider by it.
+        alone = operation_kind == "sum" and not self.told_apart
+        if alone or any(len(group) > 1 for group in groups):
             after = [self.combine(operation_kind, group, axis, dimension) for group in groups]
             self.record(operation_kind, axis, groups, after, dimension, sequence_lengths)
         else:

@@ -10,6 +10,7 @@ import pytest
 
 import comparator
 from comparator.errors import ComparatorError
+from comparator.match.map import parse_template
 from tests.comparator.fakes import FakeRecord, FakeRun, values
 
 
@@ -120,3 +121,14 @@ def test_a_slice_that_does_not_fit(tmp_path: Path) -> None:
     baseline = FakeRun([FakeRecord("q", values(2, 4), dims="t h")])
     report = compared(tmp_path, config, baseline, FakeRun([FakeRecord("qkv", values(2, 6), dims="t h")]))
     assert "cannot be cut in the proportions" in report.describe()
+
+
+def test_a_long_name_does_not_hang_a_rule_with_many_placeholders() -> None:
+    template = parse_template("{a}{b}{c}{d}{e}{f}{g}{h}!", "the map")
+    assert template.pattern.fullmatch("x" * 60_000) is None
+
+
+def test_a_placeholder_that_stands_twice_is_the_same_text() -> None:
+    template = parse_template("layers.{i}.copy_of_{i}", "the map")
+    assert template.pattern.fullmatch("layers.3.copy_of_3").groupdict() == {"i": "3"}
+    assert template.pattern.fullmatch("layers.3.copy_of_4") is None
