@@ -30,15 +30,15 @@ def main(argv: list[str] | None = None) -> int:
         changes = _changes(arguments)
         agreed = change(arguments.run, changes, timeout=arguments.timeout, report=_note)
     except ValueError as error:
-        print(f"dumper ctl: {error}", file=sys.stderr)
+        _note(error)
         return 2
     except (ControlError, OSError) as error:
-        print(f"dumper ctl: {error}", file=sys.stderr)
+        _note(error)
         return 1
     if arguments.json:
         print(json.dumps(asdict(agreed)))
     else:
-        print(_describe_agreement(changes, agreed))
+        print(printable(_describe_agreement(changes, agreed)))
     return _wait(arguments.run, agreed, arguments.wait) if arguments.wait else 0
 
 
@@ -115,7 +115,7 @@ def _wait(run: Path, agreed: Agreed, seconds: float) -> int:
 
 def _status(run: Path, as_json: bool) -> int:
     if not run.is_dir():
-        print(f"dumper ctl: {run}: no such run directory", file=sys.stderr)
+        _note(f"{run}: no such run directory")
         return 1
     ranks = read_ranks(run)
     alive = {rank.rank for rank in living(ranks)}
@@ -160,8 +160,8 @@ def _print_table(ranks: list[Rank], pending: dict[int, list[Pending]]) -> None:
     table.print(output_console())
 
 
-def _note(line: str) -> None:
-    print(f"dumper ctl: {line}", file=sys.stderr)
+def _note(what: object) -> None:
+    print(f"dumper ctl: {printable(what)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,18 @@ def test_names_and_messages_are_escaped(evil: Path, command: list[str], capsys: 
         assert not line.startswith("rank 0: all passed")
 
 
+@pytest.mark.parametrize("action", [["status"], ["filter", EVIL], ["level", EVIL], ["steps", EVIL], ["on"]])
+@pytest.mark.parametrize("there", [True, False])
+def test_what_ctl_says_is_escaped(
+    evil: Path, action: list[str], there: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = evil if there else evil.with_name(f"missing{evil.name}")
+    assert main(["ctl", str(run), *action, "--timeout", "0"]) != 0
+    captured = capsys.readouterr()
+    assert captured.out + captured.err
+    assert all(line.isprintable() for line in (captured.out + captured.err).splitlines())
+
+
 def test_the_log_of_the_model_is_escaped(recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
     recording.start().dump(EVIL, object())
     recording.close()
