@@ -11,8 +11,8 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 fi
 echo "Installing Chromium"
 log=$(mktemp)
-if ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-  chromium chromium-driver fonts-dejavu-core; } >"$log" 2>&1; then
+if ! { timeout 300 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -y -qq \
+  --no-install-recommends chromium chromium-driver fonts-dejavu-core; } >"$log" 2>&1; then
   tail -n 5 "$log" >&2
   echo "Chromium could not be installed; tests of the page are skipped" >&2
 fi
