@@ -90,7 +90,11 @@ def split_name(text: str, known: Sequence[str] | set[str]) -> tuple[str, Index |
 
     Raises IndexingError for an index that cannot be read.
     """
-    found = None if text in known else _NAMED.fullmatch(text)
-    if found is None:
+    if text in known:
         return text, None
-    return found["name"], parse_index(found["index"])
+    found = _NAMED.fullmatch(text)
+    if found is not None:
+        return found["name"], parse_index(found["index"])
+    name, bracket, rest = text.partition("[")
+    # An index that was not closed, of something that is there.
+    return (name, parse_index(bracket + rest)) if bracket and name in known else (text, None)

@@ -97,6 +97,12 @@ def test_any_text_as_an_index(text: str) -> None:
         split_name(text, {"x"})
 
 
+def test_an_index_that_was_not_closed_is_no_name() -> None:
+    with pytest.raises(IndexingError, match=r"no index; expected for example \[0,:5\]"):
+        split_name("x[0,9:", {"x"})
+    assert split_name("y[0,9:", {"x"}) == ("y[0,9:", None)
+
+
 SLICES = st.slices(3) | st.integers(-3, 2)
 
 
