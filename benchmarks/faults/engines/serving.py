@@ -46,6 +46,26 @@ class Switch:
         return {VARIABLE: str(self.path)}
 
 
+def record_by_server(
+    jobs: Sequence[Job], record: Callable[[str, str, Sequence[Job]], Mapping[Path, str]]
+) -> dict[Path, str]:
+    """Make the recordings of ``jobs``, those of one model and layout on one server; returns what went wrong, by run.
+
+    ``record`` is given a model, the name of a layout and their jobs; it may raise ServerError, and the next server is
+    tried.
+    """
+    servers: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        servers.setdefault((job.family, job.variant.removesuffix(CONCURRENT)), []).append(job)
+    problems: dict[Path, str] = {}
+    for (model, layout), chosen in servers.items():
+        try:
+            problems |= record(model, layout, chosen)
+        except ServerError as error:
+            problems |= {job.run: str(error) for job in chosen if not job.run.exists()}
+    return problems
+
+
 def record_while_serving(
     server: AnyServer,
     switch: Switch,

@@ -10,11 +10,11 @@ from pathlib import Path
 import requests
 
 from benchmarks.faults.engines.protocol import Job
-from benchmarks.faults.engines.serving import CONCURRENT, PROMPTS, Switch, record_while_serving
+from benchmarks.faults.engines.serving import CONCURRENT, PROMPTS, Switch, record_by_server, record_while_serving
 from benchmarks.faults.engines.sglang.checkpoints import CLASSES, checkpoint
 from benchmarks.faults.prompts import make_prompts
 from testbed.paths import CONFIGS
-from testbed.servers import ServerError, cores_of_ranks, sglang_server
+from testbed.servers import cores_of_ranks, sglang_server
 
 HERE = Path(__file__).parent
 
@@ -51,16 +51,7 @@ class SGLang:
         return tuple(f"{layout}{how}" for layout in LAYOUTS for how in ("", CONCURRENT))
 
     def record(self, jobs: Sequence[Job]) -> dict[Path, str]:
-        servers: dict[tuple[str, str], list[Job]] = {}
-        for job in jobs:
-            servers.setdefault((job.family, job.variant.removesuffix(CONCURRENT)), []).append(job)
-        problems: dict[Path, str] = {}
-        for (model, layout), chosen in servers.items():
-            try:
-                problems |= record_on_one_server(model, LAYOUTS[layout], chosen)
-            except ServerError as error:
-                problems |= {job.run: str(error) for job in chosen if not job.run.exists()}
-        return problems
+        return record_by_server(jobs, lambda model, layout, mine: record_on_one_server(model, LAYOUTS[layout], mine))
 
 
 def record_on_one_server(model: str, layout: Layout, jobs: Sequence[Job]) -> dict[Path, str]:

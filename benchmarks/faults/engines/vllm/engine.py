@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.faults.engines.protocol import Job
-from benchmarks.faults.engines.serving import CONCURRENT, PROMPTS, Switch, record_while_serving
+from benchmarks.faults.engines.serving import CONCURRENT, PROMPTS, Switch, record_by_server, record_while_serving
 from benchmarks.faults.engines.sglang.checkpoints import checkpoint
 from benchmarks.faults.prompts import make_prompts
 from testbed.paths import CONFIGS
-from testbed.servers import ServerError
 from testbed.vllm_server import vllm_server
 
 HERE = Path(__file__).parent
@@ -51,16 +50,7 @@ class Vllm:
         )
 
     def record(self, jobs: Sequence[Job]) -> dict[Path, str]:
-        servers: dict[tuple[str, str], list[Job]] = {}
-        for job in jobs:
-            servers.setdefault((job.family, job.variant.removesuffix(CONCURRENT)), []).append(job)
-        problems: dict[Path, str] = {}
-        for (model, layout), chosen in servers.items():
-            try:
-                problems |= record_on_one_server(model, LAYOUTS[layout], chosen)
-            except ServerError as error:
-                problems |= {job.run: str(error) for job in chosen if not job.run.exists()}
-        return problems
+        return record_by_server(jobs, lambda model, layout, mine: record_on_one_server(model, LAYOUTS[layout], mine))
 
 
 def record_on_one_server(model: str, layout: Layout, jobs: Sequence[Job]) -> dict[Path, str]:
