@@ -5,9 +5,6 @@ None of them can take the verdict away: what cannot be written is said, and the 
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +18,7 @@ from comparator.report.png import PngFolder, TokenPng
 from comparator.report.records import ReportRecord, TensorComparison
 from comparator.report.sources import Sources
 from comparator.report.strips import TokenStrips
+from comparator.report.whole_files import write_whole
 
 
 class Written(Protocol):
@@ -99,7 +97,7 @@ class Outputs:
         """Write the files; says of each where it is, or why it is not. ``missing`` says what they do not have."""
         for name, (path, written) in self._written.items():
             try:
-                write_whole(path, written.text(missing=missing))
+                write_whole(path, written.text(missing=missing).encode("utf-8", errors="backslashreplace"))
             except OSError as error:
                 yield f"the report {path} is not written: {error.strerror or error}; choose another place with --{name}"
             else:
@@ -133,19 +131,3 @@ def _drawn(asked: Mapping[str, Any]) -> tuple[list[tuple[Draws, Drawn]], str | N
     except ComparatorError as error:
         return [], str(error)
     return drawn, None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears under its name when it is complete, and never through a link. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise OSError(0, "a link or something else is there")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with open(os.open(partial, flags, 0o666), "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from comparator.errors import ComparatorError
 from comparator.measure.picture import Picture
 from comparator.report.answer import label_of
+from comparator.report.whole_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +37,12 @@ def figure(width: float, height: float) -> Figure:
     return Drawing(figsize=(width, height), layout="constrained")
 
 
+def _png(drawn: Figure) -> bytes:
+    content = io.BytesIO()
+    drawn.savefig(content, dpi=110, format="png")
+    return content.getvalue()
+
+
 class PngFolder:
     """Draws each tensor that has a picture into a folder: ``0003-attn_output_layer_id=1_step=0.png``."""
 
@@ -53,8 +61,7 @@ class PngFolder:
             return
         name = _PLAIN.sub("_", label_of(finding, step=True))[:120].strip("_")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            tensor_figure(finding, picture).savefig(self._folder / f"{self._drawn:04}-{name}.png", dpi=110)
+            write_whole(self._folder / f"{self._drawn:04}-{name}.png", _png(tensor_figure(finding, picture)))
         except OSError as error:
             self._problem = f"pictures are not written to {self._folder}: {error.strerror or error}"
         self._drawn += 1
@@ -90,8 +97,7 @@ class TokenPng:
         worst = np.argsort([-max(errors, default=0.0) for _, errors in self._lines], kind="stable")[:MOST_LINES]
         lines = [self._lines[at] for at in sorted(worst.tolist())]
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            tokens_figure(lines).savefig(self._path, dpi=110, format="png")
+            write_whole(self._path, _png(tokens_figure(lines)))
         except OSError as error:
             yield f"the picture {self._path} is not written: {error.strerror or error}"
             return

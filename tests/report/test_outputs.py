@@ -299,3 +299,15 @@ def test_pictures_that_cannot_be_written(
     assert "pictures are not written" in said.err
     assert "is not written" in said.err
     assert "2 compared" in said.out
+
+
+def test_pictures_follow_no_link(recorded: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="no matplotlib here; requirements/dev.txt has it")
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for link in ("folder/0000-out_layer_id=3_step=0.png", "tokens.png"):
+        (tmp_path / link).symlink_to(tmp_path / "precious")
+    flags = ["--png", str(tmp_path / "folder"), "--visualize-per-token", str(tmp_path / "tokens.png")]
+    assert main([recorded["right"], recorded["wrong"], "-q", *flags]) == 1
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert capsys.readouterr().err.count("a link or something else is there") == 2
