@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 Operation = Literal[
-    "source", "attention", "linear", "sum", "sum_without_identity", "mlp", "moe", "combine", "router", "norm",
-    "logits", "unknown",
+    "source", "embedding", "attention", "linear", "sum", "sum_without_identity", "mlp", "moe", "combine", "router",
+    "norm", "logits", "unknown",
 ]  # fmt: skip
-"""What a tap computes. ``source``: nothing recorded comes before it. ``combine``: what a mixture of experts does after
+"""What a tap computes. ``source``: nothing recorded comes before it. ``embedding``: the first layer's input, a row of a
+table for each token, which nothing comes before either. ``combine``: what a mixture of experts does after
 its experts. ``unknown``: a tap of which nothing but the order of execution is known."""
 
 UNIT_ROUNDOFF: Mapping[str, float] = {
@@ -38,6 +39,7 @@ RMS_ROUNDING = 2 / math.sqrt(12 * 7 / 3)
 
 ROUNDINGS: Mapping[Operation, float] = {
     "source": 1.5,
+    "embedding": 1.5,
     "sum": 1.5,
     "combine": 1.5,
     "linear": 2,
@@ -56,6 +58,7 @@ one for an operand that was rounded between its tap and the sum. Attention: norm
 
 GAIN: Mapping[Operation, float] = {
     "source": 0.0,
+    "embedding": 0.0,
     "sum": 0.0,
     "combine": 1.05,
     "linear": 1.05,

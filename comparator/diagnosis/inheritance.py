@@ -20,6 +20,8 @@ _LINEAR: frozenset[Operation] = frozenset({"linear", "combine", "logits"})
 """A factor of the input is one of the output."""
 _NORMALISED: frozenset[Operation] = frozenset({"attention", "mlp", "moe", "router", "norm"})
 """Behind a norm a factor of the input is gone, but for that of massive channels."""
+INHERITS_NOTHING: frozenset[Operation] = frozenset({"sum", "source", "embedding"})
+"""Inputs have no error (nothing comes before), or their difference is taken off (a sum)."""
 CAUSAL: frozenset[Operation] = frozenset({"attention", "unknown"})
 """A row may depend on all rows before it in its sequence."""
 _ROUTED: frozenset[Operation] = frozenset({"moe", "combine"})
@@ -140,7 +142,7 @@ class Inheritance:
         if profile.inherited is not None:
             return profile.inherited, profile.inherited
         usual, largest = np.zeros(profile.rows), np.zeros(profile.rows)
-        if profile.operation in ("sum", "source"):
+        if profile.operation in INHERITS_NOTHING:
             return usual, largest
         for key in node.inputs:
             source = self._profiles.get(key)

@@ -62,8 +62,9 @@ _DECLARED: Mapping[str, Operation] = {
 }
 LOGITS = "next_token_logits"
 _EXPERTS, _ROUTER = "moe_expert_output", "moe_router_logits"
+_STREAM = "layer_input"
 _CONVENTIONS: Mapping[str, tuple[tuple[Operation, tuple[str, ...]], ...]] = {
-    "layer_input": (("sum", ("pre_mlp_residual@-1", "mlp_output@-1")),),
+    _STREAM: (("sum", ("pre_mlp_residual@-1", "mlp_output@-1")),),
     "attn_pre_o_proj": (("attention", ("layer_input",)),),
     "attn_output": (("linear", ("attn_pre_o_proj",)), ("attention", ("layer_input",))),
     "pre_mlp_residual": (("sum", ("layer_input", "attn_output")),),
@@ -74,7 +75,7 @@ _CONVENTIONS: Mapping[str, tuple[tuple[Operation, tuple[str, ...]], ...]] = {
     LOGITS: (("logits", ("final_norm_output",)),),
 }
 """Per name what it is, by the first alternative of which an input was recorded."""
-_BRANCH: Mapping[str, Operation] = {"layer_input": "mlp", "pre_mlp_residual": "attention", "final_norm_output": "mlp"}
+_BRANCH: Mapping[str, Operation] = {_STREAM: "mlp", "pre_mlp_residual": "attention", "final_norm_output": "mlp"}
 
 
 def build_graph(declared: Sequence[TapDeclaration]) -> TapGraph | GraphError:
@@ -116,14 +117,19 @@ def _resolve(declaration: TapDeclaration, keys: set[TapKey], previous: TapKey | 
         if all("@-" in text for text in declaration.inputs) and key.layer is not None:
             earlier = [other for other in keys if other.name == key.name and (other.layer or 0) < key.layer]
             if not earlier:
-                return TapNode(key, "source")
+                return _source(key)
     for conventional, inputs in _CONVENTIONS.get(key.name, ()):
         found = _recorded(inputs, key, keys)
         if found:
             return _node(key, operation or conventional, inputs, found, router, keys)
-    if previous is None or (key.name == "layer_input" and _is_first(key, keys)):
-        return TapNode(key, "source")
+    if previous is None or (key.name == _STREAM and _is_first(key, keys)):
+        return _source(key)
     return TapNode(key, operation if operation not in (None, "sum") else "unknown", (previous,), assumed=True)
+
+
+def _source(key: TapKey) -> TapNode:
+    """A tap that nothing recorded comes before. What goes into layer 0 is the embedding of the tokens."""
+    return TapNode(key, "embedding" if key.name == _STREAM and key.layer == 0 else "source")
 
 
 def _is_first(key: TapKey, keys: set[TapKey]) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from comparator.diagnosis.calibration import Calibration
 from comparator.diagnosis.extent import Extent, extent_of
-from comparator.diagnosis.inheritance import CAUSAL, Inheritance
+from comparator.diagnosis.inheritance import CAUSAL, INHERITS_NOTHING, Inheritance
 from comparator.diagnosis.routing import EXPLAINED_MARGIN, Flips
 from comparator.diagnosis.rows import TapKey
 from comparator.diagnosis.strengths import LIMITS, Test, run_tests
@@ -176,7 +176,7 @@ def _judge(profile: TapProfile, inheritance: Inheritance, options: Options) -> J
     tests = tuple(sorted(tests, key=lambda test: -test.strength))
     compared = context.compared if context.compared.any() else np.ones(profile.rows, np.bool_)
     inherited_rows = view.inherited
-    if profile.operation in ("sum", "source"):
+    if profile.operation in INHERITS_NOTHING:
         inherited_rows = np.sqrt(np.maximum(profile.error**2 - profile.added**2, 0.0))
     error = float(np.median(profile.error[compared]))
     inherited = float(np.median(inherited_rows[compared]))
@@ -226,7 +226,6 @@ def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile
         for one in judgements[:at]
         if (profile := profiles.get(one.key)) is not None
         and profile.key.name == first.key.name
-        and profile.operation in (first.operation, "source")
         and profile.operation == first.operation
         and profile.rows
     ]

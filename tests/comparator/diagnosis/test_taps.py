@@ -15,7 +15,7 @@ def graph_of(names, layers=2, after=("final_norm_output", "next_token_logits"), 
 def test_conventional_names_of_a_dense_model():
     graph = graph_of((*LAYER, "mlp_output"))
     first, second = graph.node(TapKey("layer_input", 0)), graph.node(TapKey("layer_input", 1))
-    assert first.operation == "source"
+    assert first.operation == "embedding"
     assert first.inputs == ()
     assert second.operation == "sum"
     assert second.operands == (TapKey("pre_mlp_residual", 0), TapKey("mlp_output", 0))
@@ -26,6 +26,11 @@ def test_conventional_names_of_a_dense_model():
     )
     assert graph.node(TapKey("next_token_logits")).inputs == (TapKey("final_norm_output"),)
     assert graph.notes == ()
+
+
+def test_the_first_layer_that_was_recorded_need_not_be_behind_the_embedding():
+    keys = [TapKey(name, layer) for layer in (3, 4) for name in (*LAYER, "mlp_output")]
+    assert build_graph([TapDeclaration(key) for key in keys]).node(TapKey("layer_input", 3)).operation == "source"
 
 
 def test_experts_hang_on_their_router():
@@ -48,7 +53,7 @@ def test_declared_inputs_come_before_names():
         "head": (("mine@last",), "logits"),
     }
     graph = graph_of(("layer_input", "mine"), layers=3, after=("head",), **declared)
-    assert graph.node(TapKey("layer_input", 0)).operation == "source"
+    assert graph.node(TapKey("layer_input", 0)).operation == "embedding"
     assert graph.node(TapKey("layer_input", 2)).inputs == (TapKey("mine", 1),)
     assert graph.node(TapKey("mine", 2)).operation == "mlp"
     assert graph.node(TapKey("head")).inputs == (TapKey("mine", 2),)

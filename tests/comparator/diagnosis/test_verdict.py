@@ -375,6 +375,14 @@ def test_a_factor_of_some_rows_has_the_size_that_right_kernels_do_not_have(clean
     assert max(one.strength for one in found.tests if one.name == "group scale") < 1
 
 
+@pytest.mark.parametrize("other_engine", [False, True])
+def test_a_factor_of_the_embedding_is_a_fault_from_a_smaller_size_on(other_engine):
+    """A constant of 55.43 is rounded to 55.5 in bf16. Right kernels may differ by as much, but none runs there."""
+    exact, rounded = (DENSE.run(Kernels(), at("layer_input", 0, scaled(factor))) for factor in (55.4256, 55.5))
+    found = compare(exact, rounded, Options(other_engine=other_engine))
+    assert found.place == TapKey("layer_input", 0)
+
+
 def test_another_engine_may_cut_off_what_is_stored(clean):
     """A factor of .993 on attentions was measured between SGLang and vLLM on a CPU; one of .97 is still a fault."""
     small, large = (DENSE.run(Kernels(), at("attn_pre_o_proj", 0, scaled(factor))) for factor in (0.993, 0.97))

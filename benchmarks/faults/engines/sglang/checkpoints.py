@@ -1,6 +1,6 @@
 """Small models of the families that configs ship for, written as checkpoints that SGLang serves on a CPU.
 
-``python -m benchmarks.faults.engines.server_models NAME FOLDER`` writes one; in a process of its own, because
+``python -m benchmarks.faults.engines.sglang.checkpoints NAME FOLDER`` writes one; in a process of its own, because
 Transformers needs the stand-ins of ``testbed`` where the installed torchvision is a CUDA build.
 """
 
@@ -57,9 +57,22 @@ _LATENT: dict[str, Any] = {
     "routed_scaling_factor": 1.0,
     "n_group": 1,
     "topk_group": 1,
+    # The CPU version of its rotary embedding takes no other.
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 256,
+        "mscale": 0.7,
+        "mscale_all_dim": 0.7,
+    },
 }
 _GEMMA2 = {"query_pre_attn_scalar": 32, "sliding_window": 64, "attn_logit_softcapping": 20.0}
-_GEMMA3 = {"query_pre_attn_scalar": 32, "sliding_window": 64}
+_GEMMA3 = {
+    "query_pre_attn_scalar": 32,
+    "sliding_window": 64,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+}
 CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {}),
     "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", _EXPERTS),

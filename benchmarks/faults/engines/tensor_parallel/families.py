@@ -58,12 +58,25 @@ FAMILIES = {
         ),
         Family("qwen3-deep-bfloat16", Shape(query_key_norm=True, layers=8, hidden=64, heads=4, seed=10), "shared"),
         Family("mixtral-long-bfloat16", Shape(experts=8, chosen=2, intermediate=128, seed=11), "long"),
+        Family(
+            "gemma2-float32",
+            Shape(
+                output_norms=True,
+                embedding_scale=11.3,
+                score_cap=20.0,
+                window=32,
+                activation="gelu",
+                seed=12,
+                dtype="float32",
+            ),
+            "middle",
+        ),
     )
 }
 
 
 def variants_of(family: Family) -> tuple[Variant, ...]:
-    """The clean variants of a family, a reference in float32 last."""
+    """The clean variants of a family; where they are not in float32 themselves, a reference in float32 last."""
     shape = family.shape
     numerics = {
         "plain": Numerics(),
@@ -102,4 +115,6 @@ def variants_of(family: Family) -> tuple[Variant, ...]:
     if family.prompts == "shared":
         found.append(Variant("prefix-cache", 1, Numerics(), Schedule(prefix_cache=True)))
         found.append(Variant("tp2-prefix-cache", 2, Numerics(attention="blocks"), Schedule(prefix_cache=True)))
+    if shape.dtype == "float32":
+        return tuple(found)
     return (*found, Variant(REFERENCE, 1, Numerics(dtype="float32")))
