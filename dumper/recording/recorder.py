@@ -118,7 +118,8 @@ class Recorder(RecordingProcess):
             # Made here: what remembers sources would change under the guards of the graph.
             record_in_graph(self.number, Source(name, level, grad, None, "value"), value, dims, tags)
         else:
-            self.submit(Source.of(name, level, grad), value, dims, tags)
+            source = Source.named(name) if level is None and not grad else Source.of(name, level, grad)
+            self.submit(source, value, dims, tags)
 
     def dump_dict(self, name: str, value: Any, *, dims: str | None = None, **tags: Any) -> None:
         """Record every leaf of a nested dict, dataclass, list or tuple as ``name.key``."""
@@ -177,7 +178,7 @@ class Recorder(RecordingProcess):
 
                 record = captured(source, value, dims, tags, self._steps.number if step is None else step)
                 self._captures[-1].append(record)
-            elif step is not None or self._has_step():
+            elif step is not None or ((steps := self._steps).announced and steps.inside) or self._has_step():
                 session = self._open.session or self._open_session()
                 if step is None and self._steps.inside:
                     step = self._steps.number

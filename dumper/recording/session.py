@@ -56,7 +56,7 @@ class Session:
         self._plain_tensors: frozenset[type] = frozenset()
         self._dtypes: dict[Any, str] = {}
         self._backward_pass: Callable[[], int] = _no_backward_pass
-        self._tracing_state: Callable[[], object] = _no_tracing
+        self._is_tracing: Callable[[], bool] = _no_tracing
         self._read_rules()
 
     def reconfigure(self, settings: Settings) -> None:
@@ -80,7 +80,13 @@ class Session:
         """
         # The types belong to the key: True, 1 and 1.0 are equal.
         rules_step = step if self._by_step else None
-        key = (source, dims, rules_step, *tags.items(), *map(type, tags.values()))
+        key: tuple[Any, ...]
+        if len(tags) == 1:
+            # What most calls have, in a third of the time.
+            for tag, tagged in tags.items():
+                key = (source, dims, rules_step, tag, tagged, type(tagged))
+        else:
+            key = (source, dims, rules_step, *tags.items(), *map(type, tags.values()))
         try:
             plan = self._plans.get(key)
         except Exception:
@@ -96,10 +102,8 @@ class Session:
                 if len(self._plans) > MOST_PLANS:
                     self._plans.clear()
                 self._plans[key] = plan
-        if plan.chosen is not None:
-            self._submit_planned(plan, value, step)
-
-    def _submit_planned(self, plan: Plan, value: Any, step: int | None) -> None:
+        if plan.chosen is None:
+            return
         self.status.submitted(self._next_number())
         try:
             if not (plan.whole and type(value) in self._plain_tensors and self._submit_small(plan, value, step)):
@@ -111,7 +115,7 @@ class Session:
     def _submit_small(self, plan: Plan, value: Any, step: int | None) -> bool:
         """The short way, straight from the tensor's memory; False for a tensor that cannot go it."""
         try:
-            if not (value.is_cpu and value.is_contiguous()) or self._tracing_state() is not None:
+            if not (value.is_cpu and value.is_contiguous()) or self._is_tracing():
                 return False
             dtype, shape = value.dtype, value.shape
             recomputed = self._backward_pass() != -1 and self._is_recomputed(plan)
@@ -212,7 +216,12 @@ class Session:
             (plan.part(part.name, dims_of_values(plan.dims) if part.has_dims else None), part.tensor) for part in parts
         )
         for part_plan, tensor in others:
-            self._submit_planned(part_plan, tensor, step)
+            self.status.submitted(self._next_number())
+            try:
+                self._submit_any(part_plan, tensor, step)
+            except BaseException:
+                self.status.add("lost_encoding")
+                raise
         self._submit_any(last[0], last[1], step)
 
     def count_lost(self, reason: str) -> None:
@@ -252,7 +261,7 @@ class Session:
         names = {name: getattr(torch, name, None) for name in KNOWN}
         self._dtypes = {dtype: name for name, dtype in names.items() if dtype is not None}
         self._backward_pass = getattr(torch._C, "_current_graph_task_id", _no_backward_pass)
-        self._tracing_state = getattr(torch._C, "_get_tracing_state", _no_tracing)
+        self._is_tracing = getattr(torch._C, "_is_tracing", _no_tracing)
         self._plain_tensors = frozenset({torch.Tensor, torch.nn.Parameter})
 
     def begin_step(self, number: int, layout: TokenLayout | PendingLayout | None, tags: Mapping[str, Any]) -> None:
@@ -343,8 +352,8 @@ def _no_backward_pass() -> int:
     return -1
 
 
-def _no_tracing() -> None:
-    return None
+def _no_tracing() -> bool:
+    return False
 
 
 def _as_scalars(tags: Mapping[str, Any]) -> TagsKey:

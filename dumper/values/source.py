@@ -19,6 +19,7 @@ class Source:
     __slots__ = ("grad", "level", "name", "stream", "tap")
 
     _known: ClassVar[dict[tuple[str, str | None, bool, str | None, str], Source]] = {}
+    _of_names: ClassVar[dict[str, Source]] = {}
 
     def __init__(self, name: str, level: str | None, grad: bool, tap: str | None, stream: str) -> None:
         self.name = name
@@ -46,6 +47,19 @@ class Source:
             if len(cls._known) >= _MOST_REMEMBERED:
                 cls._known.clear()
             source = cls._known[key] = cls(name, level, grad, tap, stream)
+        return source
+
+    @classmethod
+    def named(cls, name: str) -> Source:
+        """The source of a value of which nothing but the name is said; found faster than by ``of``."""
+        try:
+            return cls._of_names[name]
+        except (KeyError, TypeError):
+            source = cls.of(name)
+        if isinstance(name, str):
+            if len(cls._of_names) >= _MOST_REMEMBERED:
+                cls._of_names.clear()
+            cls._of_names[name] = source
         return source
 
     def part(self, name: str) -> Source:
