@@ -34,7 +34,7 @@ class Choices:
     flipped: Mask
     """The sets of experts differ."""
     tied: Mask
-    """Flipped, or the margin on a side is within one rounding of the logit."""
+    """Flipped, or the margin on a side is within one rounding of the logit or of its score."""
     margin: Float
     """Midpoint margin between the last chosen and the first other expert, in logits."""
     noise: Float

@@ -43,12 +43,17 @@ def scores_of(logits: Single, selection: Selection, bias: Single | None) -> Floa
 
 
 def rounding_of_scores(logits: Single, scores: Float, unit: float, selection: Selection, bias: Single | None) -> Float:
-    """What one rounding of each logit changes its score by. Shape as ``logits``."""
+    """Margin within which rounding decides between a score and the next, in the units of ``scores_of``. Shape as
+    ``logits``.
+
+    One rounding of the logit, or of the score where an engine computes scores in the dtype of the logits: two
+    probabilities whose ratio is below 1 + 2 ``unit`` may then be the same number, and which of them is chosen is open.
+    """
     rounding = unit * np.abs(logits.astype(np.float64))
     if bias is None and not (selection.scoring == "sigmoid" and selection.groups > 1):
-        return rounding
-    probability = scores if bias is None else scores - bias
-    return np.asarray(rounding * np.abs(probability * (1 - probability)), np.float64)
+        return np.asarray(np.maximum(rounding, 2 * unit), np.float64)
+    probability = np.abs(scores if bias is None else scores - bias)
+    return np.asarray(np.maximum(rounding * np.abs(1 - probability), 2 * unit) * probability, np.float64)
 
 
 def select(scores: Float, top_k: int, selection: Selection) -> Selected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -63,3 +64,17 @@ def test_scores_without_a_bias_are_the_logits() -> None:
     logits = np.random.default_rng(0).standard_normal((4, EXPERTS)).astype(np.float32)
     assert np.array_equal(scores_of(logits, Selection("sigmoid"), None), logits)
     assert not Selection("sigmoid", biased=True).known
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 2.0]))
+def test_experts_with_equal_probabilities_in_the_dtype_are_a_tie(seed: int, size: float) -> None:
+    """Some engines take the softmax in the dtype of the logits, and then the largest probabilities."""
+    random = np.random.default_rng(seed)
+    logits = (size * random.standard_normal((200, EXPERTS))).astype(ml_dtypes.bfloat16).astype(np.float32)
+    share = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    stored = np.sort(share.astype(ml_dtypes.bfloat16), axis=1)[:, ::-1]
+    open_choice = stored[:, TOP_K - 1] == stored[:, TOP_K]
+    tied = choices(logits, logits, TOP_K, "bfloat16").tied
+    assert tied[open_choice].all()
+    assert tied.mean() < 0.2

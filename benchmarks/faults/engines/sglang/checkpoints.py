@@ -80,7 +80,11 @@ CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"hidden_size": 256}),
     "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", _GEMMA2 | {"tie_word_embeddings": True}),
     "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", _GEMMA3 | {"tie_word_embeddings": True}),
-    "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 8, "num_experts_per_tok": 2}),
+    "mixtral": (
+        "MixtralConfig",
+        "MixtralForCausalLM",
+        {"hidden_size": 256, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
     "deepseek_v2": ("DeepseekV2Config", "DeepseekV2ForCausalLM", _LATENT),
 }
 """By the name of the shipped config: the classes of Transformers, and what differs from ``_SHAPE``."""
