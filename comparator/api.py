@@ -29,6 +29,7 @@ from comparator.report.runs import Tally, accounts_record, earlier_of, run_notes
 from comparator.verdict.criteria import parse_rules
 from dumper.printable import printable
 from dumper.reading.protocol import Run, RunError
+from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:
     import polars
@@ -264,7 +265,7 @@ def open_others(
     )
 
 
-def open_side(source: PathOrRun, label: str) -> Run:
+def open_side(source: PathOrRun, label: str, progress: Progress = silent) -> Run:
     """Open a run; raises ComparatorError that names the path when that is not possible."""
     if not isinstance(source, str | os.PathLike):
         return source
@@ -272,7 +273,7 @@ def open_side(source: PathOrRun, label: str) -> Run:
     from dumper.reading.open import open_run
 
     try:
-        run: Run = open_run(path)
+        run: Run = open_run(path, progress)
     except (OSError, ValueError, RunError) as error:
         raise ComparatorError(f"{label}: {error}") from None
     if not len(run.records):

@@ -24,6 +24,7 @@ from comparator.options import Options, Side
 from comparator.verdict.criteria import parse_rules
 from dumper.printable import printable
 from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion
+from tensortap.progress import in_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -203,16 +204,18 @@ def run(arguments: argparse.Namespace) -> int:
     from comparator.report.explain import explain
     from comparator.report.outputs import Outputs
     from comparator.report.records import ConfigRecord
-    from comparator.report.reporters import ReportFile, progress, terminal
+    from comparator.report.reporters import PlainConsole, ReportFile, terminal
     from comparator.report.runs import Tally, input_ids, rank_info, run_notes
     from comparator.report.sources import sources
 
     baseline_path = _one_path(arguments.baseline_path, arguments.baseline, "baseline")
     target_path = _one_path(arguments.target_path, arguments.target, "target")
     options = options_from(arguments)
-    baseline, target = open_side(baseline_path, "baseline"), open_side(target_path, "target")
+    console = terminal()
+    progress = in_terminal(None if isinstance(console, PlainConsole) or not sys.stdout.isatty() else console)
+    baseline, target = open_side(baseline_path, "baseline", progress), open_side(target_path, "target", progress)
     others = open_others(arguments.reference, arguments.noise, arguments.calibration)
-    prepared = prepare(baseline, target, options, others=others)
+    prepared = prepare(baseline, target, options, others=others, progress=progress)
     if arguments.explain:
         code = 0
         for line in explain(prepared.pairs, arguments.explain, prepared.select, prepared.planner):
@@ -222,7 +225,6 @@ def run(arguments: argparse.Namespace) -> int:
     both_sglang = is_sglang_dump(baseline) and is_sglang_dump(target)
     report_path = _report_path(arguments.report_path, target.path if both_sglang else None)
     schema: Schema = arguments.report_schema or ("sglang" if both_sglang else "tensortap")
-    console = terminal()
     printed = _printed(arguments, console, schema)
     reporters: list[Reporter] = [printed]
     outputs = Outputs(vars(arguments))
@@ -234,8 +236,7 @@ def run(arguments: argparse.Namespace) -> int:
             file = ReportFile(report_path, schema)
             stack.callback(file.close)
             reporters.append(file)
-        advance = stack.enter_context(progress(console, len(prepared.pairs)))
-        comparing = prepared.comparing(advance, draws=outputs.draws)
+        comparing = prepared.comparing(progress, draws=outputs.draws)
         if outputs:
             outputs.follow(lambda: comparing.picture, sources(baseline, target))
             reporters.append(outputs)

@@ -5,7 +5,7 @@ Memory holds the tensors of one unit of work at a time, and the table, which hol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -42,12 +42,10 @@ from comparator.verdict.judge import Said, Verdict, judge_pair, say
 from comparator.verdict.profiles import FamilyProfile, Profiler
 from comparator.verdict.taps import Taps, collect_taps, tap_key
 from dumper.reading.protocol import Run
+from tensortap.progress import Progress, silent, watched
 
 MOST_NOISE = 5.0
 """Strength of the strongest test from which a noise run is none."""
-
-Progress = Callable[[int], None]
-"""Called with the number of pairs that were measured since the last call."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ class Prepared:
             )
         return found
 
-    def comparing(self, progress: Progress = lambda _: None, *, draws: Draws = "nothing") -> Comparing:
+    def comparing(self, progress: Progress = silent, *, draws: Draws = "nothing") -> Comparing:
         """The comparison under way: iterate over it for the findings. ``draws`` says which of them have pictures."""
         return Comparing(self, progress, draws=draws)
 
@@ -195,17 +193,19 @@ class Comparing:
     def __iter__(self) -> Iterator[Comparison]:
         prepared = self._prepared
         if not prepared.rules.whole_table:
-            for unit in prepared.units:
-                result: UnitResult[None] = prepared.measure(unit)
-                self._progress(len(unit.pairs))
-                yield from map(self._finding, result.rows)
+            with self._progress("comparing", len(prepared.pairs)) as advance:
+                for unit in prepared.units:
+                    result: UnitResult[None] = prepared.measure(unit)
+                    advance(len(unit.pairs))
+                    yield from map(self._finding, result.rows)
             return
         taps = collect_taps(prepared.pairs, prepared.baseline, prepared.target, prepared.planner.parted)
         profiler = Profiler(taps)
         results: list[UnitResult[FamilyProfile]] = []
-        for unit in prepared.units:
-            results.append(prepared.measure(unit, profiler))
-            self._progress(len(unit.pairs))
+        with self._progress("comparing", len(prepared.pairs)) as advance:
+            for unit in prepared.units:
+                results.append(prepared.measure(unit, profiler))
+                advance(len(unit.pairs))
         profiles = {
             prepared.pairs[result.unit.pairs[0]].family: result.profile
             for result in results
@@ -213,7 +213,7 @@ class Comparing:
         }
         self._analysis = self._analyse(profiles, taps)
         self.measured = True
-        yield from map(self._finding, in_order(results))
+        yield from map(self._finding, watched(in_order(results), "reporting", self._progress))
 
     def _analyse(self, profiles: Mapping[Key, FamilyProfile], taps: Taps) -> Analysis:
         prepared, others = self._prepared, self._prepared.others
@@ -284,16 +284,21 @@ def prepare(
     options: Options,
     aligner: TokenAligner | None = None,
     others: OtherRuns | None = None,
+    progress: Progress = silent,
 ) -> Prepared:
     """Match the bundles of two runs and make ready what every pair needs.
 
-    Raises ComparatorError for options, or a map, that cannot be read.
+    ``progress`` shows how much of the indexes is read. Raises ComparatorError for options, or a map, that cannot be
+    read.
     """
     check_options(options)
     if options.strict_taps:
         options = replace(options, error=options.error | {"tap-never-fired"})
     rules, options = choose_rules(baseline, target, options)
-    indexes: dict[Side, RunIndex] = {"baseline": index(baseline, rules), "target": index(target, rules)}
+    indexes: dict[Side, RunIndex] = {
+        "baseline": index(baseline, rules, progress),
+        "target": index(target, rules, progress),
+    }
     unused: list[Said] = []
     if options.map_config is not None:
         from comparator.match.map import apply_map

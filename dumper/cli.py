@@ -126,11 +126,12 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 def _open(path: Path) -> Run:
     from dumper.reading.open import open_run
     from dumper.reading.protocol import RunError
+    from tensortap.progress import in_terminal
 
     if not path.is_dir():
         raise UsageError(f"{path} is no directory; give the directory of a run")
     try:
-        return open_run(path)
+        return open_run(path, in_terminal())
     except RunError as error:
         raise UsageError(str(error)) from None
 
@@ -192,6 +193,7 @@ def _unknown_name(name: str, known: set[str]) -> str:
 
 def _list(arguments: argparse.Namespace) -> int:
     from dumper.reading import listing
+    from tensortap.progress import in_terminal
 
     run = _open(arguments.run)
     as_json = arguments.json or arguments.output == "json"
@@ -201,7 +203,7 @@ def _list(arguments: argparse.Namespace) -> int:
     elif as_json:
         print(json.dumps(listing.summary_as_json(run)))
     else:
-        listing.print_run(run, _selected(run, arguments))
+        listing.print_run(run, _selected(run, arguments), in_terminal())
     _complain_of_problems("ls", run)
     silent = run.silent_taps if arguments.strict_taps else ()
     for tap in silent:
@@ -264,8 +266,9 @@ def _complain_of_rest(found: int, limit: int) -> None:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from dumper.readers.streams.repair import verify_run
+    from tensortap.progress import in_terminal
 
-    report = verify_run(arguments.run)
+    report = verify_run(arguments.run, in_terminal())
     for line in report.lines:
         print(printable(line))
     return 0 if report.intact else 1
@@ -273,7 +276,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _repair(arguments: argparse.Namespace) -> int:
     from dumper.readers.streams.repair import repair_run
+    from tensortap.progress import in_terminal
 
-    for line in repair_run(arguments.run):
+    for line in repair_run(arguments.run, in_terminal()):
         print(printable(line))
     return 0

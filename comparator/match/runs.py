@@ -11,6 +11,7 @@ from comparator.rules import OUR_RULES, SGLANG_RULES, Rules
 from dumper.readers.sglang.dump import CONVERTED, SGLangDump
 from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
 from dumper.reading.protocol import Run
+from tensortap.progress import Progress, silent, watched
 
 
 def parallel_layout(run: Run) -> dict[int, dict[str, tuple[int, int]]]:
@@ -55,7 +56,7 @@ def choose_rules(baseline: Run, target: Run, options: Options) -> tuple[Rules, O
     return SGLANG_RULES, options
 
 
-def index(run: Run, rules: Rules) -> RunIndex:
+def index(run: Run, rules: Rules, progress: Progress = silent) -> RunIndex:
     """The records of a run that take part.
 
     Between two dumps of SGLang's all of them do. Else what its dumper records of every batch does not: such records
@@ -66,7 +67,7 @@ def index(run: Run, rules: Rules) -> RunIndex:
         run,
         [
             Entry(record, record.name, record.tags, record.dims)
-            for record in run.records
+            for record in watched(run.records, f"reading {run.path.name}", progress)
             if not leave_out or record.name not in AUXILIARY_NAMES or record.dims is not None
         ],
     )

@@ -7,7 +7,7 @@ are numbers, so that a unit can be sent to another process that has opened the s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -133,7 +133,7 @@ def measure_unit(
     return UnitResult(unit, rows, profile)
 
 
-def in_order(results: Sequence[UnitResult[P]]) -> Iterator[Row]:
+def in_order(results: Sequence[UnitResult[P]]) -> Sequence[Row]:
     """The rows of the table in the order of the pairs."""
     rows = [row for result in results for row in result.rows]
-    yield from sorted(rows, key=lambda row: (row.pair, row.part))
+    return sorted(rows, key=lambda row: (row.pair, row.part))

@@ -6,8 +6,6 @@ import contextlib
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
@@ -45,8 +43,6 @@ if TYPE_CHECKING:
 
 Schema = Literal["tensortap", "sglang"]
 """What JSON lines hold: all that a record has, or what the report of SGLang's comparator has."""
-PROGRESS_FROM = 50
-"""Number of pairs from which a terminal gets a progress bar."""
 
 
 class Reporter(Protocol):
@@ -232,16 +228,3 @@ def terminal() -> Console | PlainConsole:
             raise  # the exit code is decided elsewhere  # noqa: PLE0704
 
     return Terminal(highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def progress(console: Console | PlainConsole, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal when there is much to compare: to be called with the pairs that are done."""
-    if isinstance(console, PlainConsole) or not console.is_terminal or total < PROGRESS_FROM:
-        yield lambda _: None
-        return
-    from rich.progress import Progress
-
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("comparing", total=total)
-        yield lambda done: bar.advance(task, done)

@@ -12,6 +12,7 @@ from dumper.printable import printable
 from dumper.readers.sglang.dump import SGLangDump
 from dumper.reading.open import open_run
 from dumper.reading.protocol import Run, RunError
+from tensortap.progress import Advance, Progress, in_terminal, silent
 
 FORMATS = ("run", "pt", "safetensors")
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Convert; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     try:
-        outcome = convert(arguments.source, arguments.destination, arguments.to)
+        outcome = convert(arguments.source, arguments.destination, arguments.to, in_terminal())
     except (ConversionError, RunError, OSError, MemoryError) as error:
         print(f"dumper convert: {printable(error)}", file=sys.stderr)
         return 2
@@ -43,33 +44,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if outcome.left_out else 0
 
 
-def convert(source: Path, destination: Path, wanted: str | None = None) -> Outcome:
+def convert(source: Path, destination: Path, wanted: str | None = None, progress: Progress = silent) -> Outcome:
     """Convert a recording to the wanted format: ``run``, ``pt`` or ``safetensors``.
 
     Raises RunError when there is no recording, ConversionError when the destination cannot be used or the source is
     in that format already.
     """
-    opened = open_run(source)
+    opened = open_run(source, progress)
     is_dump = isinstance(opened, SGLangDump)
     wanted = wanted or ("run" if is_dump else "pt")
     if wanted == ("pt" if is_dump else "run"):
         raise ConversionError(f"{source} is in the format {wanted} already")
     prepare_destination(destination)
-    outcome = _write(opened, destination, wanted)
+    with progress("converting", len(opened.records)) as advance:
+        outcome = _write(opened, destination, wanted, advance)
     if isinstance(opened, SGLangDump):
         outcome.left_out[:0] = [problem.message for problem in opened.unnamed_files]
     return outcome
 
 
-def _write(opened: Run, destination: Path, wanted: str) -> Outcome:
+def _write(opened: Run, destination: Path, wanted: str, advance: Advance) -> Outcome:
     if isinstance(opened, SGLangDump) and wanted == "run":
         from dumper.convert.to_run import write_run
 
-        return write_run(opened, destination)
+        return write_run(opened, destination, advance)
     if wanted == "pt":
         from dumper.convert.to_pt import write_pt_files
 
-        return write_pt_files(opened, destination)
+        return write_pt_files(opened, destination, advance)
     from dumper.convert.to_safetensors import write_safetensors
 
-    return write_safetensors(opened, destination)
+    return write_safetensors(opened, destination, advance)

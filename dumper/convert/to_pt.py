@@ -13,6 +13,7 @@ from dumper.layout import PADDING_ROW, TokenLayout
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
 from dumper.values.dtypes import PACKED
+from tensortap.progress import Advance
 
 if TYPE_CHECKING:
     from dumper.reading.protocol import Header, Record, Run
@@ -22,15 +23,15 @@ _OUTSIDE = -1
 _RESERVED = frozenset({"value", "meta", *pt_files.OWN_KEYS})
 
 
-def write_pt_files(run: Run, path: Path) -> Outcome:
+def write_pt_files(run: Run, path: Path, advance: Advance = lambda done: None) -> Outcome:
     """Write a run as SGLang's dumper would have, one file per record.
 
     The token layout of each step becomes ``input_ids``, ``positions``, ``seq_lens`` and ``rids``. Records that hold
-    less than the whole value are left out.
+    less than the whole value are left out. ``advance`` takes the number of records that are done.
     """
     outcome = Outcome()
     for rank in run.ranks:
-        _RankWriter(run, rank, path, outcome).write()
+        _RankWriter(run, rank, path, outcome).write(advance)
     return outcome
 
 
@@ -43,7 +44,7 @@ class _RankWriter:
         self._place = _place(run.headers[rank])
         self._index = 0
 
-    def write(self) -> None:
+    def write(self, advance: Advance) -> None:
         begun: set[int] = set()
         records = self._run.select(rank=self._rank)
         own = {(record.step, record.name) for record in records}
@@ -55,6 +56,7 @@ class _RankWriter:
                     if (record.step, name) not in own:
                         self._save(record.step, name, value, {}, None, "disabled")
             self._write_record(record)
+            advance(1)
 
     def _write_record(self, record: Record) -> None:
         if record.level != "full":

@@ -21,20 +21,24 @@ from dumper.values.source import Source
 from dumper.writing.items import BeginStep, Description, Item, Stop, Submission
 from dumper.writing.rank_stream import RankStream
 from dumper.writing.run_id import join_run
+from tensortap.progress import Advance
 
 _PLAIN = (str, int, float, bool, type(None))
 
 
-def write_run(dump: SGLangDump, path: Path) -> Outcome:
-    """Write a dump as a run at ``path``, with the token layouts that its batches give. Memory holds one tensor."""
+def write_run(dump: SGLangDump, path: Path, advance: Advance = lambda done: None) -> Outcome:
+    """Write a dump as a run at ``path``, with the token layouts that its batches give. Memory holds one tensor.
+
+    ``advance`` takes the number of records that are done.
+    """
     outcome = Outcome()
     run_id = join_run(path, Settings().file_mode)
     for rank in dump.ranks:
-        _write_rank(dump, rank, path, outcome, run_id)
+        _write_rank(dump, rank, path, outcome, run_id, advance)
     return outcome
 
 
-def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome, run_id: str) -> None:
+def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome, run_id: str, advance: Advance) -> None:
     header = dump.headers[rank]
     settings = Settings(enable=True, dir=str(path.parent), run=path.name)
     process = Process(
@@ -57,6 +61,7 @@ def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome, run_i
         if item is not None:
             status.add("submitted")
             encoder.write([item])
+        advance(1)
     encoder.write([Stop()])
     outcome.written += status["written"]
 

@@ -13,14 +13,16 @@ from dumper.convert.outcome import ConversionError, Outcome
 if TYPE_CHECKING:
     from dumper.reading.protocol import Record, Run
 from dumper.values.dtypes import PACKED
+from tensortap.progress import Advance
 
 
-def write_safetensors(run: Run, path: Path) -> Outcome:
+def write_safetensors(run: Run, path: Path, advance: Advance = lambda done: None) -> Outcome:
     """Write the tensors of a run as ``rank-00000/step-000000.safetensors``. Memory holds one step of one rank.
 
     A tensor is called ``NAME``, then ``.KEY=VALUE`` for each tag, ``.grad`` and ``.N`` for a repeated one; the file's
     metadata holds rank, world size, step and, as JSON under ``dims`` and ``parallel``, dims per tensor and the
     parallel layout. Values that are no tensors, and dtypes that safetensors lacks, are left out.
+    ``advance`` takes the number of records that are done.
     """
     outcome = Outcome()
     for rank in run.ranks:
@@ -30,6 +32,7 @@ def write_safetensors(run: Run, path: Path) -> Outcome:
             name = "outside" if step is None else f"step-{step:06d}"
             of_step = [record for record in records if record.step == step]
             _write_file(run, rank, step, of_step, folder / f"{name}.safetensors", outcome)
+            advance(len(of_step))
     return outcome
 
 

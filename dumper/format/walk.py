@@ -9,6 +9,7 @@ from typing import Any
 
 from dumper.format import frames
 from dumper.format.frames import FormatError, Frame, TruncatedError
+from tensortap.progress import Advance
 
 KINDS = ("header", "config", "taps", "parallel", "step", "record", "coverage", "repaired", "index")
 """The kinds of this version; others are walked over, but not looked for after damage."""
@@ -33,11 +34,12 @@ class Damage:
     """Whether this is the unfinished frame at the end of a file that was cut off."""
 
 
-def frames_and_damage(data: Any) -> Iterator[Frame | Damage]:
+def frames_and_damage(data: Any, advance: Advance = lambda done: None) -> Iterator[Frame | Damage]:
     """All frames of a file in order, and what lies between them when it cannot be read; ends before the footer.
 
-    ``data`` is bytes or a mapped file. The metadata of every frame that is yielded matches its checksum; payloads are
-    not read. After damage the next frame is looked for; the work for that is bounded by a few times the length.
+    ``data`` is bytes or a mapped file; ``advance`` takes the bytes of each frame once it was used. The metadata of
+    every frame that is yielded matches its checksum; payloads are not read. After damage the next frame is looked for;
+    the work for that is bounded by a few times the length.
     """
     offset = last = 0
     budget = 4 * len(data) + (1 << 20)
@@ -50,9 +52,11 @@ def frames_and_damage(data: Any) -> Iterator[Frame | Damage]:
             cut_off = found is None and (isinstance(error, TruncatedError) or _begins_footer(data, offset))
             cut_off = cut_off and not _was_footer(data, offset, last)
             yield Damage(offset, end, str(error), cut_off)
+            advance(end - offset)
             offset = end
         else:
             yield frame
+            advance(frame.end - offset)
             last, offset = offset, frame.end
 
 

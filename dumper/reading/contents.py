@@ -9,6 +9,7 @@ import numpy as np
 
 from dumper.format.frames import FormatError
 from dumper.printable import printable
+from dumper.reading.distribution import drawn_distribution
 from dumper.reading.indexing import Index
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ _WORDS = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
 
 def as_text(record: Record, elements: int, index: Index | None = None, width: int = LINE_WIDTH) -> str:
-    """The content, or a part of it; tensors of more elements than ``elements`` are shortened. Never raises for a
-    damaged record. Not escaped yet."""
+    """The content, or a part of it; of tensors of more elements than ``elements`` the first and last, and their
+    distribution. Never raises for a damaged record. Not escaped yet."""
     try:
         if record.kind != "tensor":
             return _shortened(_value(record, index), elements)
@@ -36,7 +37,9 @@ def as_text(record: Record, elements: int, index: Index | None = None, width: in
             return f"fingerprint {record.fingerprint}"
         if record.level == "stats":
             return " ".join(f"{key}={value:.6g}" for key, value in (record.statistics or {}).items())
-        return array_text(part_of(record.array(), index), elements, width)
+        array = part_of(record.array(), index)
+        drawn = drawn_distribution(array, width) if array.size > elements else ""
+        return "\n".join(filter(None, (array_text(array, elements, width), drawn)))
     except READING_ERRORS as error:
         return f"cannot be read: {error}"
 

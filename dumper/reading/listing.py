@@ -11,15 +11,19 @@ from dumper.reading.headers import ranges
 from dumper.reading.indexing import Index
 from dumper.reading.text_table import TextTable, output_console
 from dumper.reading.timeline import step_table
+from tensortap.progress import Progress, silent, watched
 
 if TYPE_CHECKING:
     from dumper.reading.protocol import Record, Run, TapCoverage
 
 
-def print_run(run: Run, records: Sequence[Record]) -> None:
+def print_run(run: Run, records: Sequence[Record], progress: Progress = silent) -> None:
     """The run in a few tables, on standard output; ``records`` are those to summarise by name."""
     console = output_console()
     console.print(f"{printable(run.path)}: {counts(run)}", style="bold", soft_wrap=True)
+    # Of a dump of SGLang's each record is a file, which is read here once.
+    for record in watched(records, "reading", progress):
+        _ = record.dtype
     for table in tables(run, records):
         table.print(console)
 

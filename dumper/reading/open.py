@@ -8,6 +8,7 @@ import pkgutil
 from pathlib import Path
 
 from dumper.reading.protocol import Reader, Run, RunError
+from tensortap.progress import Progress, silent
 
 
 @functools.cache
@@ -22,11 +23,11 @@ def known_readers() -> tuple[Reader, ...]:
     return tuple(sorted(readers, key=lambda reader: reader.order))
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path, progress: Progress = silent) -> Run:
     """Open a recording: a run directory, or a directory of SGLang ``.pt`` files. No payload is read.
 
-    Raises RunError when the path is no directory or holds no recording. Damage to files is no error: see
-    ``Run.problems``.
+    ``progress`` shows how far it is (``tensortap.progress.in_terminal()``). Raises RunError when the path is no
+    directory or holds no recording. Damage to files is no error: see ``Run.problems``.
     """
     path = Path(path)
     if not path.is_dir():
@@ -35,7 +36,7 @@ def open_run(path: str | Path) -> Run:
         )
     for reader in known_readers():
         if reader.holds(path):
-            return reader.open(path)
+            return reader.open(path, progress)
     for reader in known_readers():
         if (hint := reader.hint(path)) is not None:
             raise RunError(hint)

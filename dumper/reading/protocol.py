@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from dumper.layout import TokenLayout
+    from tensortap.progress import Progress
 
 
 class RunError(ValueError):
@@ -248,7 +249,7 @@ class Reader:
     """What a recording of this kind consists of, for messages: ``rank-*.msgpack``."""
     holds: Callable[[Path], bool]
     """Whether a directory is such a recording."""
-    open: Callable[[Path], Run]
+    open: Callable[[Path, Progress], Run]
     """Opens it without reading a payload. Raises RunError when it cannot tell which recording is meant."""
     hint: Callable[[Path], str | None] = lambda path: None
     """Of a directory that is no recording: what the user may have meant, None when there is nothing to say."""

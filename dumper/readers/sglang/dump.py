@@ -24,6 +24,7 @@ from dumper.reading.listing import counts
 from dumper.reading.notebook import record_html, run_html
 from dumper.reading.protocol import Problem, RunError, TapCoverage
 from dumper.reading.table import table_of
+from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:
     import polars
@@ -294,7 +295,7 @@ def holds_dump(path: Path) -> bool:
     return next(path.rglob("*.pt"), None) is not None
 
 
-def open_sglang_dump(path: Path) -> SGLangDump:
+def open_sglang_dump(path: Path, progress: Progress = silent) -> SGLangDump:
     """Open a directory of ``.pt`` files, or one with exactly one subdirectory of them. No file is read.
 
     Raises RunError when it is not clear which directory is meant, or none holds a dump.

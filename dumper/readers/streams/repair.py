@@ -20,6 +20,7 @@ from dumper.format.walk import Damage, frames_and_damage
 from dumper.readers.streams.segments import map_file, read_index, scan
 from dumper.reading.open import open_run
 from dumper.reading.protocol import RunError
+from tensortap.progress import Advance, Progress, silent
 
 _SUFFIX = ".damaged"
 _MOST_LISTED = 1000
@@ -42,21 +43,25 @@ class Report:
         return self.damaged == 0
 
 
-def verify_run(path: Path) -> Report:
+def verify_run(path: Path, progress: Progress = silent) -> Report:
     """Check every frame, payload, index and count of a run.
 
     A file that ends early because its process was killed is whole up to there: that is said, and is no damage.
     Raises RunError when there is no run.
     """
-    run = open_run(path)
+    run = open_run(path, progress)
     report = Report()
     files = sorted(path.glob("rank-*.msgpack"))
     if not files and run.ranks:
         raise RunError(f"{path} is not a run in tensortap's own format, and has no checksums to verify")
     records = 0
+    mapped: dict[str, _Data] = {}
     for file in files:
         with contextlib.suppress(OSError):  # a problem of the run
-            records += verify_data(file.name, map_file(file), report)
+            mapped[file.name] = map_file(file)
+    with progress("verifying", sum(map(len, mapped.values()))) as advance:
+        for name, data in mapped.items():
+            records += verify_data(name, data, report, advance)
     for problem in run.problems:
         if problem.kind in _DAMAGE:
             _damage(report, problem.message)
@@ -73,12 +78,13 @@ def verify_run(path: Path) -> Report:
     return report
 
 
-def verify_data(name: str, data: _Data, report: Report) -> int:
-    """Check the bytes of one file; returns the number of its records that are intact."""
+def verify_data(name: str, data: _Data, report: Report, advance: Advance = lambda done: None) -> int:
+    """Check the bytes of one file; returns the number of its records that are intact. ``advance`` takes the bytes that
+    were checked."""
     records = 0
     offsets: list[int] = []
     end = 0
-    for found in frames_and_damage(data):
+    for found in frames_and_damage(data, advance):
         if isinstance(found, Damage):
             if found.truncated and not _is_complete(data):
                 report.lines.append(
@@ -147,14 +153,14 @@ def _damage(report: Report, line: str) -> None:
     report.lines.append(f"damaged: {line}")
 
 
-def repair_run(path: Path) -> Iterator[str]:
+def repair_run(path: Path, progress: Progress = silent) -> Iterator[str]:
     """Make every file complete: its intact frames in a new file with an index, the old one kept as ``….damaged``.
 
     Files that are complete and intact are left alone. A file that was made says for good that it was repaired and what
     was left out (frame ``repaired``). Nothing is deleted. Yields what was done, for people. Raises RunError when there
     is no run, and OSError when it cannot be written.
     """
-    open_run(path)
+    open_run(path, progress)
     for file in sorted(path.glob("rank-*.msgpack")):
         check = Report()
         try:
@@ -162,7 +168,8 @@ def repair_run(path: Path) -> Iterator[str]:
         except OSError as error:
             yield f"{file.name}: left alone, it {error.strerror}"
             continue
-        verify_data(file.name, data, check)
+        with progress(f"verifying {file.name}", len(data)) as advance:
+            verify_data(file.name, data, check, advance)
         if check.intact and _is_complete(data):
             yield f"{file.name}: complete and intact"
             continue

@@ -32,6 +32,7 @@ from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ran
 from dumper.reading.listing import run_repr
 from dumper.reading.notebook import run_html
 from dumper.reading.protocol import Problem, RunError, TapCoverage
+from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:
     import polars
@@ -283,23 +284,27 @@ def holds_streams(path: Path) -> bool:
     return any(RANK_FILE.fullmatch(file.name) for file in path.glob("rank-*.msgpack")) or bool(read_accounts(path)[0])
 
 
-def open_streams(path: Path) -> RunDirectory:
+def open_streams(path: Path, progress: Progress = silent) -> RunDirectory:
     """Open a run directory. Damage to files is no error: see ``problems``."""
     # First: what a process that still runs counts meanwhile may not be in a file that was looked at before.
     accounts, problems = read_accounts(path)
     ranks: dict[int, RankRecords] = {}
-    for _, file in sorted(
-        (_segment_key(file), file) for file in path.glob("rank-*.msgpack") if RANK_FILE.fullmatch(file.name)
-    ):
-        rank = _segment_key(file)[0]
-        if rank >= MOST_RANKS:
-            problems.append(Problem("unreadable", f"{file.name} is left out: there is no rank of that number"))
-            continue
-        part = ranks.setdefault(rank, RankRecords(rank, []))
-        try:
-            part.segments.append(open_segment(file))
-        except OSError as error:
-            part.problems.append(Problem("unreadable", f"{file.name} cannot be read: {error.strerror}"))
+    files = sorted((file for file in path.glob("rank-*.msgpack") if RANK_FILE.fullmatch(file.name)), key=_segment_key)
+    with progress("reading", sum(map(_size, files))) as advance:
+        for file in files:
+            rank = _segment_key(file)[0]
+            if rank >= MOST_RANKS:
+                problems.append(Problem("unreadable", f"{file.name} is left out: there is no rank of that number"))
+                continue
+            part = ranks.setdefault(rank, RankRecords(rank, []))
+            try:
+                segment = open_segment(file, advance)
+            except OSError as error:
+                part.problems.append(Problem("unreadable", f"{file.name} cannot be read: {error.strerror}"))
+                continue
+            part.segments.append(segment)
+            if segment.complete:
+                advance(_size(file))
     return RunDirectory(path, ranks, accounts, problems)
 
 
@@ -307,6 +312,13 @@ def runs_inside(path: Path) -> str | None:
     """What to say of a directory that is no run but holds some."""
     inner = sorted({file.parent for file in path.glob("*/rank-*.msgpack")})
     return f"{path} is no run but holds some: {', '.join(map(str, inner[:5]))}" if inner else None
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _segment_key(file: Path) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from dumper.format.index import NO_STEP, Index, IndexColumns, check_descriptor, 
 from dumper.format.regular_files import open_to_read
 from dumper.format.walk import Damage, frames_and_damage
 from dumper.reading.protocol import Problem
+from tensortap.progress import Advance
 
 _DYNAMIC = frozenset({"step", "occurrence", "order", "compression", "bytes"})
 """Keys of a record that no other record need share."""
@@ -56,10 +57,11 @@ def map_file(path: Path) -> mmap.mmap | bytes:
         os.close(descriptor)
 
 
-def open_segment(path: Path) -> Segment:
+def open_segment(path: Path, advance: Advance = lambda done: None) -> Segment:
     """Map a file and find its frames; damage is a problem of the segment, not an error.
 
-    Raises OSError when the file cannot be read.
+    ``advance`` takes the bytes that were walked through, where there is no index. Raises OSError when the file cannot
+    be read.
     """
     data = map_file(path)
     problems: list[Problem] = []
@@ -69,7 +71,7 @@ def open_segment(path: Path) -> Segment:
             return Segment(path, data, read_index(data, index_offset), complete=True)
         except FormatError as error:
             problems.append(Problem("corrupted", f"{path.name}: {error}; the records were found by a scan"))
-    columns, found = scan(path, data)
+    columns, found = scan(path, data, advance)
     return Segment(path, data, from_columns(columns), complete=False, problems=problems + found)
 
 
@@ -86,12 +88,12 @@ def read_index(data: Any, offset: int) -> Index:
     return decode_index(bytes(data[payload.offset : payload.offset + payload.length]))
 
 
-def scan(path: Path, data: Any) -> tuple[IndexColumns, list[Problem]]:
+def scan(path: Path, data: Any, advance: Advance = lambda done: None) -> tuple[IndexColumns, list[Problem]]:
     """Rebuild the index from the frames; the problems say what could not be read."""
     columns = IndexColumns()
     known: dict[bytes, int] = {}
     problems = []
-    for found in frames_and_damage(data):
+    for found in frames_and_damage(data, advance):
         if isinstance(found, Damage):
             problems.append(_problem(path, found))
             continue

@@ -17,7 +17,7 @@ ANOTHER_KIND = """
 from dumper.reading.protocol import Reader
 
 class Notes:
-    def __init__(self, path):
+    def __init__(self, path, progress):
         self.path = path
 
 READER = Reader("notes.txt", lambda path: (path / "notes.txt").exists(), Notes)

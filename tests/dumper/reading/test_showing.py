@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 from dumper.cli import main
+from dumper.reading.distribution import drawn_distribution
 from dumper.reading.indexing import IndexingError, parse_index, split_name
 from dumper.reading.open import open_run
 from dumper.recording.recorder import Recorder
@@ -237,3 +240,46 @@ def test_sglang_dumps_say_what_they_are(tmp_path: Path) -> None:
     assert repr(run).startswith(f"<SGLangDump {tmp_path}: 1 of 1 ranks")
     assert "x" in run._repr_html_()
     assert "[1. 1.]" in run.records[0]._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [
+        ([0.0, 1.0] * 50, ["0 |█      █| 1", "min 0, max 1, mean 0.5, std 0.5, 50 zero"]),
+        (np.r_[np.arange(8.0), np.nan, np.inf], ["0.007 |████████| 6.99",
+         "min 0, max 7, mean 3.5, std 2.29, 1 zero, 1 NaN, 1 infinite"]),
+        ([3.0] * 9, ["min 3, max 3, mean 3, std 0"]),
+        ([np.nan] * 9, ["no finite element, 9 NaN"]),
+        ([1e308, -1e308] * 4, ["-1e+308 |█      █| 1e+308", "min -1e+308, max 1e+308, mean 0, std 1e+308"]),
+        ([], [""]),
+        ([1j] * 9, [""]),
+    ],
+)  # fmt: skip
+def test_distributions(values: Any, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    assert drawn_distribution(np.array(values), 0).split("\n") == lines
+
+
+def test_a_distribution_from_a_sample_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    drawn = drawn_distribution(np.broadcast_to(np.float32([[1], [2]]), (2, 1 << 20)), 200)
+    assert drawn.isascii()
+    assert "from a sample of 1048576 of 2097152 elements" in drawn
+
+
+@given(
+    npst.arrays(st.sampled_from(["f2", "f4", "f8", "i8", "u8", "?"]), npst.array_shapes(max_dims=2)),
+    st.integers(0, 200),
+)
+def test_every_tensor_has_a_distribution(array: Any, width: int) -> None:
+    with np.errstate(all="ignore"):
+        lines = drawn_distribution(array, width).split("\n")
+    assert lines[-1].startswith(("min ", "no finite element"))
+    assert len(lines) <= 2
+
+
+def test_the_distribution_of_what_is_shortened(runs: tuple[Path, Path], capsys: Any) -> None:
+    long = show(capsys, runs[0], "x", "--elements", "4").splitlines()
+    assert long[-1].strip() == "min 0, max 11, mean 5.5, std 3.45, 1 zero"
+    assert "min" not in show(capsys, runs[0], "x")
+    assert "min 0, max 11" in show(capsys, runs[0], runs[1], "x", "--elements", "4")
