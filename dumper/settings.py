@@ -21,11 +21,17 @@ PREFIX = "TENSORTAP_"
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?)?B?", re.IGNORECASE)
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLACE = re.compile(rf"(?P<axis>{_AXIS.pattern})=(?P<rank>\d+)/(?P<size>\d+)")
+_NARROWING = ("filter", "level", "steps", "on_nan")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 class SettingsError(ValueError):
     """A setting that cannot be used; the message names it and says what it may be."""
+
+    def __init__(self, message: str, *, narrowing: bool = False) -> None:
+        super().__init__(message)
+        self.narrowing = narrowing
+        """Whether more would be recorded without it."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,8 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> tuple[Settings, list[SettingsError]]:
         """The settings that the environment asks for, and what was wrong with the others of its variables.
 
-        Variables that belong to other parts of tensortap are left alone.
+        Variables that belong to other parts of tensortap are left alone. Where one that says what is recorded cannot be
+        read, nothing is, until it is told anew: less was asked for than everything.
         """
         settings, errors = cls(), []
         for key in _READERS:
@@ -108,7 +115,11 @@ class Settings:
             try:
                 settings = settings.changed(**{key: text})
             except SettingsError as error:
-                errors.append(SettingsError(f"{PREFIX}{key.upper()}: {error}"))
+                meant_less = key in _NARROWING
+                consequence = "nothing is recorded, since less than everything was meant" if meant_less else "ignored"
+                errors.append(SettingsError(f"{PREFIX}{key.upper()}: {error}; {consequence}", narrowing=meant_less))
+        if settings.enable and any(error.narrowing for error in errors):
+            settings = settings.changed(enable=False, control=settings.controlled)
         return settings, errors
 
 

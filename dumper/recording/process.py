@@ -103,7 +103,7 @@ class RecordingProcess:
 
         self._settings, errors = Settings.from_environment()
         for error in errors:
-            self._log.say(f"{error}; the setting is ignored")
+            self._log.say(str(error))
         self._refresh()
 
     def _refresh(self) -> None:

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from dumper.adapters import describe_process
 from dumper.adapters.protocol import Parallel, PendingLayout, Process
@@ -33,6 +33,14 @@ from dumper.writing.run_id import join_run
 from dumper.writing.writer import OVERHEAD_BYTES, Writer
 
 logger = logging.getLogger("tensortap")
+
+
+class Moment(NamedTuple):
+    """What rules can ask of a record that is not the same for all of one source and tags."""
+
+    step: int | None
+    recompute_status: str | None
+    """``disabled`` outside activation checkpointing; inside, ``original`` the first time and then ``recompute``."""
 
 
 class Session:
@@ -70,7 +78,8 @@ class Session:
         self._filter = Expression(settings.filter) if settings.filter else None
         self._rules = LevelRules.parse(settings.level) if settings.level else None
         conditions = [self._filter, *(rule for _, rule in self._rules.rules)] if self._rules else [self._filter]
-        self._by_step = any(condition is not None and "step" in condition.names for condition in conditions)
+        names = {name for condition in conditions if condition is not None for name in condition.names}
+        self._asked = frozenset(names.intersection(Moment._fields))
         self._plans = {}
 
     def submit(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None) -> None:
@@ -79,14 +88,14 @@ class Session:
         Raises UnrecordableError and whatever the copy raises; the loss is counted already.
         """
         # The types belong to the key: True, 1 and 1.0 are equal.
-        rules_step = step if self._by_step else None
+        moment = self._moment(source, step) if self._asked else None
         key: tuple[Any, ...]
         if len(tags) == 1:
             # What most calls have, in a third of the time.
             for tag, tagged in tags.items():
-                key = (source, dims, rules_step, tag, tagged, type(tagged))
+                key = (source, dims, moment, tag, tagged, type(tagged))
         else:
-            key = (source, dims, rules_step, *tags.items(), *map(type, tags.values()))
+            key = (source, dims, moment, *tags.items(), *map(type, tags.values()))
         try:
             plan = self._plans.get(key)
         except Exception:
@@ -94,7 +103,7 @@ class Session:
             plan, key = None, ()
         if plan is None:
             try:
-                plan = self._make_plan(source, dims, tags, rules_step)
+                plan = self._make_plan(source, dims, tags, moment)
             except BaseException:
                 self.count_lost("lost_encoding")
                 raise
@@ -144,6 +153,18 @@ class Session:
         if not self._writer.put_small(small.description, address, small.nbytes, step):
             self.status.add("lost_full_memory")
         return True
+
+    def _moment(self, source: Source, step: int | None) -> Moment:
+        """What the rules ask of the moment of a record; what they do not ask is None, so that it makes no plans."""
+        status = None
+        if "recompute_status" in self._asked:
+            self._look_up_torch()
+            # A gradient belongs to neither: it is there once.
+            if source.stream != "value" or not _checkpoint_is_running():
+                status = "disabled"
+            else:
+                status = "original" if self._backward_pass() == -1 else "recompute"
+        return Moment(step if "step" in self._asked else None, status)
 
     def _is_recomputed(self, plan: Plan) -> bool:
         """Whether what is recorded now is computed a second time, for a backward pass that is under way."""
@@ -229,21 +250,23 @@ class Session:
         self.status.submitted(self._next_number())
         self.status.add(reason)
 
-    def _make_plan(self, source: Source, dims: str | None, tags: Mapping[str, Any], step: int | None) -> Plan:
+    def _make_plan(self, source: Source, dims: str | None, tags: Mapping[str, Any], moment: Moment | None) -> Plan:
         """Raises UnrecordableError for names, dims and tags that a file cannot hold."""
         scalars = _as_scalars(tags)
         _check_text("name", source.name)
         if dims is not None:
             _check_text("dims", dims)
-        known = (source, dims, step, *scalars, *(type(value) for _, value in scalars))
+        known = (source, dims, moment, *scalars, *(type(value) for _, value in scalars))
         plan = self._plans.get(known)
         if plan is None:
-            plan = self._plans[known] = Plan(source, scalars, dims, self._choose(source, scalars, step))
+            plan = self._plans[known] = Plan(source, scalars, dims, self._choose(source, scalars, moment))
         return plan
 
-    def _choose(self, source: Source, tags: TagsKey, step: int | None) -> Level | None:
+    def _choose(self, source: Source, tags: TagsKey, moment: Moment | None) -> Level | None:
         """The level of a record; None when the filter rejects it."""
-        names = {**dict(tags), "name": source.name, "rank": self.process.rank, "step": step}
+        names = {**dict(tags), "name": source.name, "rank": self.process.rank}
+        if moment is not None:
+            names.update(moment._asdict())
         if self._filter is not None and not self._filter.holds(names):
             return None
         if source.level is not None:

@@ -39,11 +39,12 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mod: operator.mod,
 }
 _METHODS = ("startswith", "endswith", "lower", "upper", "strip")
-_FUNCTIONS = ("search", "fullmatch")
+_FUNCTIONS = ("search", "match", "fullmatch")
+_NOT_OF_NUMBERS = (ast.List, ast.Tuple, ast.Set, ast.Call, ast.Subscript, ast.IfExp)
 _OF_NUMBERS = "allowed are numbers, comparisons, and, or, not, + - * / // %"
 _OF_ALL = (
-    "allowed are names, literals, lists, comparisons, in, and, or, not, + - * / // %, search(), fullmatch(), "
-    ".startswith(), .endswith(), .lower(), .upper() and .strip()"
+    "allowed are names, literals, lists, x[0], x[1:3], comparisons, in, and, or, not, x if y else z, + - * / // %, "
+    "search(), match(), fullmatch(), .startswith(), .endswith(), .lower(), .upper() and .strip()"
 )
 
 
@@ -86,7 +87,7 @@ class Expression:
 
 
 def compile_pattern(pattern: str) -> Any:
-    """A regular expression in RE2's syntax, with ``search`` and ``fullmatch``, which take time linear in the text.
+    """A regular expression in RE2's syntax; its ``search``, ``match`` and ``fullmatch`` take time linear in the text.
 
     Patterns come from people and run in the recorded process: one that backtracks without end would hang it. Raises
     ExpressionError; references back and look-around are not in RE2 (https://github.com/google/re2/wiki/Syntax).
@@ -136,7 +137,7 @@ class _Compiler:
 
     def compile(self, node: ast.expr) -> _Evaluate:
         handler: Callable[[Any], _Evaluate] | None = getattr(self, f"_{type(node).__name__.lower()}", None)
-        if handler is None or (self._numbers and isinstance(node, ast.List | ast.Tuple | ast.Set | ast.Call)):
+        if handler is None or (self._numbers and isinstance(node, _NOT_OF_NUMBERS)):
             raise self._refuse(node)
         return handler(node)
 
@@ -196,6 +197,19 @@ class _Compiler:
 
         return calculate
 
+    def _ifexp(self, node: ast.IfExp) -> _Evaluate:
+        condition, first, second = self.compile(node.test), self.compile(node.body), self.compile(node.orelse)
+        return lambda values: first(values) if _true(condition, values) else second(values)
+
+    def _subscript(self, node: ast.Subscript) -> _Evaluate:
+        owner = self.compile(node.value)
+        if not isinstance(node.slice, ast.Slice):
+            index = self.compile(node.slice)
+            return lambda values: owner(values)[index(values)]
+        parts = node.slice.lower, node.slice.upper, node.slice.step
+        bounds = [None if part is None else self.compile(part) for part in parts]
+        return lambda values: owner(values)[slice(*(bound and bound(values) for bound in bounds))]
+
     def _compare(self, node: ast.Compare) -> _Evaluate:
         if self._numbers and not all(type(operation) in _ORDER for operation in node.ops):
             raise self._refuse(node)
@@ -229,7 +243,8 @@ class _Compiler:
         except ExpressionError as error:
             raise self._refuse(node, str(error)) from error
         text = self.compile(node.args[1])
-        return lambda values: match(str(text(values))) is not None
+        # None and not False, so that "search(…) is not None" means what it means in Python.
+        return lambda values: True if match(str(text(values))) is not None else None
 
     @staticmethod
     def _method(name: str, owner: _Evaluate, arguments: list[_Evaluate]) -> _Evaluate:
@@ -246,5 +261,5 @@ class _Compiler:
 def _true(part: _Evaluate, values: Values) -> bool:
     try:
         return bool(part(values))
-    except (TypeError, AttributeError, ValueError, ZeroDivisionError, OverflowError):
+    except (TypeError, AttributeError, ValueError, LookupError, ZeroDivisionError, OverflowError):
         return False

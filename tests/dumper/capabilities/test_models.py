@@ -187,6 +187,25 @@ def test_activation_recomputation_is_marked(recorder: Recorder) -> None:
     assert torch.equal(first.tensor(), again.tensor())
 
 
+@pytest.mark.parametrize("status", ["disabled", "original", "recompute"])
+def test_a_filter_asks_whether_activations_are_recomputed(recorder: Recorder, status: str) -> None:
+    recorder.configure(filter=f"recompute_status == {status!r}")
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        recorder.dump("inside", x)
+        return x.exp()
+
+    x = torch.randn(3, requires_grad=True)
+    recorder.dump("outside", x)
+    checkpoint(block, x, use_reentrant=False).sum().backward()
+    (record,) = finished(recorder).records
+    assert (record.name, record.recompute) == {
+        "disabled": ("outside", False),
+        "original": ("inside", False),
+        "recompute": ("inside", True),
+    }[status]
+
+
 def test_capture_records_into_memory_and_nothing_to_disk(tmp_path: Path) -> None:
     recorder = Recorder()
     recorder.configure(enable=False, dir=str(tmp_path), run="run", control=False)

@@ -38,6 +38,11 @@ needs_re2 = pytest.mark.skipif(
         ("not absent > 3", True),
         ("layer_id / rank > 0 or layer_id == 3", True),
         ("absent.startswith('x')", False),
+        ("name[:5] == 'model' and name[-6:] == 'output'", True),
+        ("name[0] == 'm'", True),
+        ("name[99] == 'm' or absent[0] == 1", False),
+        ("layer_id < 2 if phase == 'prefill' else layer_id == 3", True),
+        ("(layer_id if absent else rank) == 0", True),
     ],
 )
 def test_it_means_what_it_says(text: str, expected: bool) -> None:
@@ -51,6 +56,9 @@ def test_it_means_what_it_says(text: str, expected: bool) -> None:
         (r"search('layers\\.[0-3]\\.attn', name)", True),
         ("search('^attn', name)", False),
         ("fullmatch('.*attn_output', name)", True),
+        ("match('model', name)", True),
+        ("match('attn', name)", False),
+        ("match('model', name) is not None and match('attn', name) is None", True),
         ("fullmatch('attn_output', name)", False),
         ("search('3', layer_id)", True),
     ],
