@@ -1,8 +1,9 @@
-"""The one compiled module. Where it cannot be built the package works without it, on numpy alone."""
+"""The compiled modules. Where they cannot be built the packages work without them, on numpy alone."""
 
 from setuptools import Extension, setup
 
 KERNEL = "comparator/measure/kernel"
+FINGERPRINT = "dumper/values/fingerprint"
 
 setup(
     ext_modules=[
@@ -13,6 +14,13 @@ setup(
             # Without contraction, so that both kernels round alike.
             extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno"],
             optional=True,
-        )
+        ),
+        Extension(
+            "dumper.values.fingerprint._compiled",
+            [f"{FINGERPRINT}/_compiled.c"],
+            depends=[f"{FINGERPRINT}/_block.h"],
+            extra_compile_args=["-O3"],
+            optional=True,
+        ),
     ]
 )

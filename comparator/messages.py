@@ -80,6 +80,7 @@ MESSAGES: Mapping[str, Message] = {
     "companion-not-recorded": Message("error", "The tensor that says how rows were sorted was not recorded."),
     "damaged-record": Message("error", "The bytes of a record do not match their checksum."),
     "levels-differ": Message("error", "A tensor was recorded at levels that cannot be compared with each other."),
+    "fingerprint-schemes-differ": Message("error", "Fingerprints were computed in different ways."),
     "samples-differ": Message("error", "The samples of both sides hold other rows."),
     "ranks-differ": Message("error", "Ranks of one side recorded other values of what is no tensor."),
     "no-criterion": Message("error", "Criteria were given, and none is for this tensor."),

@@ -32,22 +32,23 @@ def measure_hashes(pair: BundlePair, contexts: Mapping[Side, SideContext]) -> Ha
     baseline, target = pair.baseline, pair.target
     assert baseline is not None
     assert target is not None
+    scheme = _scheme(pair)
     left, right = _by_place(baseline), _by_place(target)
     same_layout = set(left) == set(right) and all(
         contexts["baseline"].world.get(rank, {}) == contexts["target"].world.get(rank, {}) for _, rank in left
     )
     if same_layout:
-        unequal = [place for place in left if _fingerprint(left[place]) != _fingerprint(right[place])]
+        unequal = [place for place in left if _fingerprint(left[place], scheme) != _fingerprint(right[place], scheme)]
         words = f"fingerprints differ on rank {', '.join(str(rank) for _, rank in unequal)}" if unequal else ""
     else:
-        words = _compare_replicated_hashes(baseline, target)
+        words = _compare_replicated_hashes(baseline, target, scheme)
     first, other = baseline.entries[0], target.entries[0]
     return HashMeasurement((first.record.dtype, other.record.dtype), (first.shape, other.shape), words)
 
 
-def _compare_replicated_hashes(baseline: Bundle, target: Bundle) -> str:
+def _compare_replicated_hashes(baseline: Bundle, target: Bundle, scheme: str) -> str:
     shapes = {entry.shape for entry in (*baseline.entries, *target.entries)}
-    prints = [{_fingerprint(entry) for entry in bundle.entries} for bundle in (baseline, target)]
+    prints = [{_fingerprint(entry, scheme) for entry in bundle.entries} for bundle in (baseline, target)]
     if len(shapes) > 1 or len(prints[0]) > 1 or len(prints[1]) > 1:
         raise PairError(
             "fingerprints cannot be put together from shards: the runs have other parallel layouts, and the ranks "
@@ -57,15 +58,41 @@ def _compare_replicated_hashes(baseline: Bundle, target: Bundle) -> str:
     return "" if prints[0] == prints[1] else "the fingerprints differ"
 
 
-def _fingerprint(entry: Entry) -> str | None:
-    """The recorded fingerprint, or that of a whole tensor."""
+def _scheme(pair: BundlePair) -> str:
+    """How the fingerprints of both sides were computed. Raises PairError when that was not in one way."""
+    assert pair.baseline is not None
+    assert pair.target is not None
+    sides = {
+        side: {entry.record.fingerprint_scheme for entry in bundle.entries if entry.record.level == "hash"}
+        for side, bundle in (("baseline", pair.baseline), ("target", pair.target))
+    }
+    schemes = sorted(filter(None, set.union(*sides.values())))
+    if len(schemes) != 1:
+        has = " and ".join(f"the {side} has {', '.join(sorted(filter(None, found)))}" for side, found in sides.items())
+        raise PairError(
+            f"fingerprints of different schemes say nothing of each other: {has}",
+            hint="record the run with the older scheme again, or one of them at level full",
+            name="fingerprint-schemes-differ",
+        )
+    return schemes[0]
+
+
+def _fingerprint(entry: Entry, scheme: str) -> str | None:
+    """The recorded fingerprint, or that of a whole tensor. Raises PairError for a scheme that is not known here."""
     record = entry.record
     if record.level == "hash":
         return record.fingerprint
-    from dumper.values.measures import fingerprint
+    from dumper.values.fingerprint import UnknownSchemeError, fingerprint
 
     array = np.ascontiguousarray(load_array(entry))
-    return fingerprint(record.dtype or "", array.shape, array.reshape(-1).view(np.uint8).data)
+    try:
+        return fingerprint(record.dtype or "", record.shape or (), array.reshape(-1).view(np.uint8).data, scheme)
+    except UnknownSchemeError as error:
+        raise PairError(
+            f"the other side recorded a fingerprint, and {error}",
+            hint="compare with the version that recorded it, or record both sides at level full",
+            name="fingerprint-schemes-differ",
+        ) from None
 
 
 def _by_place(bundle: Bundle) -> dict[tuple[int | None, int], Entry]:

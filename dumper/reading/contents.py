@@ -34,7 +34,7 @@ def as_text(record: Record, elements: int, index: Index | None = None, width: in
         if record.kind != "tensor":
             return _shortened(_value(record, index), elements)
         if record.level == "hash":
-            return f"fingerprint {record.fingerprint}"
+            return f"fingerprint {record.fingerprint} (scheme {record.fingerprint_scheme})"
         if record.level == "stats":
             return " ".join(f"{key}={value:.6g}" for key, value in (record.statistics or {}).items())
         array = part_of(record.array(), index)
@@ -58,13 +58,14 @@ def part_of(array: npt.NDArray[Any], index: Index | None) -> npt.NDArray[Any]:
 
 def as_plain(record: Record, elements: int, index: Index | None = None) -> dict[str, Any]:
     """The content as what JSON can hold: ``values`` (nested lists; NaN and infinities are text, complex numbers pairs),
-    ``statistics``, ``fingerprint`` or ``value``; ``not_shown`` says why something is left out."""
+    ``statistics``, ``fingerprint`` and ``fingerprint_scheme``, or ``value``; ``not_shown`` says why something is left
+    out."""
     shown: dict[str, Any] = {} if index is None else {"index": index.text}
     try:
         if record.kind != "tensor":
             return {**shown, "value": _plain_value(_value(record, index))}
         if record.level == "hash":
-            return {**shown, "fingerprint": record.fingerprint}
+            return {**shown, "fingerprint": record.fingerprint, "fingerprint_scheme": record.fingerprint_scheme}
         if record.level == "stats":
             return {**shown, "statistics": {key: _number(value) for key, value in (record.statistics or {}).items()}}
         array = part_of(record.array(), index)

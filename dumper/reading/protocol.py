@@ -172,6 +172,10 @@ class Record(Protocol):
     def fingerprint(self) -> str | None:
         """Of level ``hash``: 32 hexadecimal digits; else None."""
 
+    @property
+    def fingerprint_scheme(self) -> str | None:
+        """Of level ``hash``: how the fingerprint was computed; only those of one scheme compare. Else None."""
+
     def is_intact(self) -> bool:
         """Whether the recorded bytes match their checksums; where there are none, whether they can be read."""
 

@@ -85,12 +85,19 @@ def difference(left: Record, right: Record, index: Index | None) -> str:
             one, other = (side.value if index is None else index.of_value(side.value) for side in (left, right))
             return "equal" if one == other or repr(one) == repr(other) else "differ"
         if left.level == "hash":
-            return "fingerprints are equal" if left.fingerprint == right.fingerprint else "fingerprints differ"
+            return _difference_of_fingerprints(left, right)
         if left.level == "stats":
             return "statistics are equal" if left.statistics == right.statistics else "statistics differ"
         return _difference_of_arrays(part_of(left.array(), index), part_of(right.array(), index))
     except READING_ERRORS as error:
         return f"cannot be compared: {error}"
+
+
+def _difference_of_fingerprints(left: Record, right: Record) -> str:
+    schemes = left.fingerprint_scheme, right.fingerprint_scheme
+    if schemes[0] != schemes[1]:
+        return f"not comparable: fingerprints of schemes {schemes[0]} and {schemes[1]}; record both runs again"
+    return "fingerprints are equal" if left.fingerprint == right.fingerprint else "fingerprints differ"
 
 
 def _difference_of_arrays(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> str:

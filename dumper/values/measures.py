@@ -1,4 +1,4 @@
-"""What the levels below ``full`` keep of a tensor: a few statistics, or a fingerprint."""
+"""What the level ``stats`` keeps of a tensor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 if TYPE_CHECKING:
     import torch
@@ -112,14 +111,3 @@ def decode_statistics(data: Any) -> dict[str, float | int]:
 def is_nonfinite(statistics: Mapping[str, float | int]) -> bool:
     """Whether the statistics count a NaN or an infinity."""
     return bool(statistics.get("nan") or statistics.get("inf"))
-
-
-def fingerprint(dtype: str, shape: Sequence[int], data: Any) -> str:
-    """128 bits as 32 hexadecimal digits, equal when dtype, shape and bytes are equal, and else different (short of a
-    collision of XXH3-128, seed 0: about 1 in 10**38 for a pair).
-
-    Hashed are the dtype's name, the shape as in ``[2,3]``, a newline, and the bytes in row-major order.
-    """
-    digest = xxhash.xxh3_128(f"{dtype}[{','.join(map(str, shape))}]\n".encode())
-    digest.update(data)
-    return digest.hexdigest()

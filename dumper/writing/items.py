@@ -12,6 +12,7 @@ from dumper.layout import TokenLayout
 from dumper.memory.buffers import Slab
 from dumper.memory.staging import Staged
 from dumper.rules.levels import Level
+from dumper.values.fingerprint import SCHEME
 from dumper.values.source import Source
 
 TagsKey = tuple[tuple[str, Any], ...]
@@ -58,6 +59,8 @@ class Description:
             fields["shape"] = list(self.shape or ())
         if self.level.kind != "full":
             fields["level"] = str(self.level)
+        if self.level.kind == "hash":
+            fields["fingerprint"] = SCHEME
         if self.source.stream != "value":
             fields["stream"] = self.source.stream
         if self.source.tap is not None:

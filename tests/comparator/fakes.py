@@ -30,6 +30,7 @@ class FakeRecord:
     value: Any = None
     statistics: Mapping[str, Any] | None = None
     fingerprint: str | None = None
+    fingerprint_scheme: str | None = None
     tap: str | None = None
     order: int = 0
     sampled_rows: range | None = None

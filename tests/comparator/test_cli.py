@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -15,6 +16,11 @@ import comparator
 from comparator.cli import main
 from comparator.errors import ComparatorError
 from comparator.report.schema import SCHEMA_PATH, json_schema
+from dumper import open_run
+from dumper.reading.side_by_side import difference
+from dumper.values.fingerprint import FIRST_SCHEME, fingerprint
+from dumper.writing import rank_stream
+from dumper.writing.items import Description
 from tests.comparator.fakes import FakeRecord, FakeRun, one_request, values
 from tests.comparator.recording import write_run
 
@@ -190,6 +196,59 @@ def test_statistics_of_shards_are_put_together(tmp_path: Path) -> None:
     assert not comparator.compare(whole, str(write_run(sharded(1.5), tmp_path / "faulty", level="stats"))).passed
     hashes = [str(write_run(run, tmp_path / name, level="hash")) for name, run in (("x", single()), ("y", sharded()))]
     assert "fingerprints cannot be put together" in comparator.compare(*hashes).describe()
+
+
+def record_as_before(monkeypatch: pytest.MonkeyPatch, scheme: str | None) -> None:
+    """Fingerprints as an older version wrote them (its records name no scheme), or a later one."""
+    fields = Description.fields
+
+    def other_fields(self: Description) -> dict[str, Any]:
+        found = {key: value for key, value in fields(self).items() if key != "fingerprint"}
+        return found if scheme is None else {**found, "fingerprint": scheme}
+
+    def first_scheme(description: Description, data: Any) -> bytes:
+        return bytes.fromhex(fingerprint(description.dtype or "", description.shape or (), data, FIRST_SCHEME))
+
+    monkeypatch.setattr(Description, "fields", other_fields)
+    monkeypatch.setattr(rank_stream, "_fingerprint", first_scheme)
+
+
+def test_fingerprints_of_different_schemes_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = str(write_run(single(), tmp_path / "full"))
+    new = str(write_run(single(), tmp_path / "new", level="hash"))
+    with monkeypatch.context() as patch:
+        record_as_before(patch, None)
+        old, old_faulty = (
+            str(write_run(run, tmp_path / name, level="hash")) for name, run in (("a", single()), ("b", single(1.5)))
+        )
+    with monkeypatch.context() as patch:
+        record_as_before(patch, "later")
+        later = str(write_run(single(), tmp_path / "later", level="hash"))
+    # Within a scheme, and with full tensors, all compare.
+    assert comparator.compare(old, old, bitwise=True).passed
+    assert comparator.compare(later, later).passed
+    for fingerprints in (old, new):
+        assert comparator.compare(full, fingerprints, bitwise=True).passed
+    assert [one.name for one in comparator.compare(full, old_faulty).of("failed")] == ["out"]
+    # Across schemes nothing does, and nothing is said to differ.
+    for left, right, words in (
+        (old, new, "the baseline has xxh3 and the target has block-sums"),
+        (new, old_faulty, "the baseline has block-sums and the target has xxh3"),
+        (full, later, "does not know fingerprints of scheme 'later'"),
+    ):
+        report = comparator.compare(left, right)
+        assert report.of("errored")
+        assert not report.of("failed")
+        assert not any(one.name == "out" for one in report.of("passed"))
+        assert words in report.describe()
+    sides = [next(one for one in open_run(path).records if one.level == "hash") for path in (old, new)]
+    assert difference(sides[0], sides[1], None).startswith(
+        "not comparable: fingerprints of schemes xxh3 and block-sums"
+    )
+    assert main([old, new, "--bitwise", "--report-path", ""]) == 1
+    assert "record the run with the older scheme again" in capsys.readouterr().out
 
 
 def test_a_damaged_payload_is_an_error_for_its_tensor_alone(tmp_path: Path) -> None:

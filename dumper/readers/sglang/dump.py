@@ -62,6 +62,7 @@ class SGLangRecord:
     level: str = field(default="full", init=False)
     statistics: None = field(default=None, init=False)
     fingerprint: None = field(default=None, init=False)
+    fingerprint_scheme: None = field(default=None, init=False)
 
     @property
     def filename(self) -> str:

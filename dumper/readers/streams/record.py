@@ -17,12 +17,15 @@ from dumper.reading.listing import record_repr
 from dumper.reading.notebook import record_html
 from dumper.rules.levels import Level
 from dumper.values.dtypes import PACKED, as_array
+from dumper.values.fingerprint import FIRST_SCHEME
 from dumper.values.measures import decode_statistics
 from dumper.values.plain import decode_value
 
 if TYPE_CHECKING:
     import torch
 
+_DIGITS = 32
+"""Of a fingerprint."""
 _LARGEST_DECOMPRESSED = 1 << 40
 _PIECE = 16 << 20
 _LARGEST_RATIO = 1 << 16
@@ -237,8 +240,18 @@ class StoredRecord:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of level ``hash``: 32 hexadecimal digits; else None."""
-        return bytes(self.payload()).hex() if self.level == "hash" else None
+        """Of level ``hash``: 32 hexadecimal digits; else None. Raises FormatError when the file is damaged."""
+        if self.level != "hash":
+            return None
+        digits = bytes(self.payload()).hex()
+        if len(digits) != _DIGITS:
+            raise FormatError(f"{self.source}: {self.name}: a fingerprint of {len(digits)} digits, not of {_DIGITS}")
+        return digits
+
+    @property
+    def fingerprint_scheme(self) -> str | None:
+        """Of level ``hash``: how the fingerprint was computed; only those of one scheme compare. Else None."""
+        return str(self._descriptor.get("fingerprint", FIRST_SCHEME)) if self.level == "hash" else None
 
     def __repr__(self) -> str:
         return record_repr(self)

@@ -1,0 +1,3 @@
+from typing import Any
+
+def block_sums(data: Any, /) -> bytes: ...
