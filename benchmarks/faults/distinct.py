@@ -7,6 +7,7 @@ may have computed each row to the same bits.
 from __future__ import annotations
 
 import itertools
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,25 @@ def digest(run: Path) -> str:
                 label = repr((record.name, sorted(record.tags.items()), record.rank, identity)).encode()
                 rows.add(xxhash.xxh3_128_digest(label + np.ascontiguousarray(row).view(np.uint8).tobytes()))
     return xxhash.xxh3_128_hexdigest(b"".join(sorted(rows)))
+
+
+class Digests:
+    """Digests of runs that are kept in a file, since each takes as long as reading the run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+
+    def __call__(self, run: Path) -> str:
+        """That of ``digest``; worked out anew when a file of the run is another than it was."""
+        name = repr(
+            [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(run.glob("*.msgpack"))]
+        )
+        key = f"{run.parent.name}/{run.name} {xxhash.xxh3_64_hexdigest(name.encode())}"
+        if key not in self._known:
+            self._known[key] = digest(run)
+            self._path.write_text(json.dumps(self._known, indent=0))
+        return self._known[key]
 
 
 def _sequence_names(run: Any) -> dict[tuple[int, str], tuple[int, ...]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.faults.distinct import digest
+from benchmarks.faults.distinct import Digests
 from benchmarks.faults.judging import Outcome, judge
 from benchmarks.faults.places import clean_families, fault_pairs
 
@@ -75,7 +75,7 @@ def _judged(root: Path, what: Sequence[str], pairs: int, only: str, known: set[t
                 yield _row(root, "faults", family, baseline, target, outcome, name, expected, same)
     if "clean" in what:
         for family, runs in clean_families(root):
-            for baseline, target in chosen_pairs(runs, pairs):
+            for baseline, target in chosen_pairs(runs, pairs, Digests(root / "digests.json")):
                 if wanted(baseline, target):
                     yield _row(root, "clean", family, baseline, target, judge(baseline, target))
 
@@ -109,7 +109,7 @@ def _row(
     )
 
 
-def chosen_pairs(runs: Sequence[Path], count: int) -> list[tuple[Path, Path]]:
+def chosen_pairs(runs: Sequence[Path], count: int, digest: Callable[[Path], str]) -> list[tuple[Path, Path]]:
     """At most ``count`` pairs of runs whose digests differ, the same ones every time."""
     representatives: dict[str, Path] = {}
     for run in runs:

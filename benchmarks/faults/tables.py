@@ -12,6 +12,11 @@ from benchmarks.report import table
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 CONFIDENCE = 0.95
+ENGINES = {
+    "tensor_parallel": "the tensor-parallel Transformer",
+    "transformers": "Transformers",
+    "sglang": "SGLang's servers",
+}
 LARGE = 3.0
 """Floors from which every fault is to be found."""
 
@@ -26,7 +31,8 @@ def print_tables(root: Path, write: bool) -> None:
 
 def page(outcomes: Sequence[Judged], catalogue: Sequence[Fault]) -> str:
     """The whole page, as Markdown."""
-    faults = [one for one in outcomes if one.kind == "faults" and one.expected is not None]
+    planted = [one for one in outcomes if one.kind == "faults" and one.expected is not None]
+    faults = effective(planted)
     harmless = [one for one in outcomes if one.kind == "faults" and one.expected is None]
     clean = [one for one in outcomes if one.kind == "clean" and one.differs]
     count = sum(fault.is_fault for fault in catalogue)
@@ -41,7 +47,9 @@ reported, in small. Runs are compared with `--token-aligner smart`.
 ## Clean pairs
 
 Variants of a family compute one model on the same prompts: other attention kernels, batches, chunks, partial sums,
-ranks, norms, orders of accumulation. Pairs that are the same bit for bit are left out.
+ranks, norms, orders of accumulation. `servers` are real servers of SGLang and vLLM under several parallel layouts,
+`gloo` is a tensor-parallel Transformer of our own on 1, 2 and 4 ranks. Pairs that are the same bit for bit are left
+out.
 
 {clean_table(clean)}
 
@@ -51,9 +59,10 @@ ranks, norms, orders of accumulation. Pairs that are the same bit for bit are le
 
 Each fault is compared with a clean run of the same numerics, and with one of others. *Found*: the runs are said to
 differ. *Placed*: the first difference is at the tap and layer where the fault is. The size is the relative L2 error at
-that tap, without rounding; *floors* is the error introduced there as a multiple of the floor of rounding.
+that tap, without rounding; *floors* is the error introduced there as a multiple of the floor of rounding, of the
+median row (0 for a fault in few rows).
 
-{len({one.fault for one in faults})} of the {count} faults have been recorded and compared.
+{len({one.fault for one in planted})} of the {count} faults have been recorded and compared. {rounded_away(planted)}
 
 {summary_table(faults, sources)}
 
@@ -69,6 +78,29 @@ What changes rows that no token reads, or the order of accumulation, and has to 
 """
 
 
+def _planting(one: Judged) -> tuple[str | None, str]:
+    return one.fault, one.family
+
+
+def _without_effect(planted: Sequence[Judged]) -> set[tuple[str | None, str]]:
+    """Faults and families in which the run with the fault is the clean one of the same numerics, bit for bit."""
+    return {_planting(one) for one in planted if one.same_numerics and not one.differs}
+
+
+def effective(planted: Sequence[Judged]) -> list[Judged]:
+    """Without the pairs whose fault changes no bit in the dtype of the model."""
+    lost = _without_effect(planted)
+    return [one for one in planted if _planting(one) not in lost]
+
+
+def rounded_away(planted: Sequence[Judged]) -> str:
+    """A sentence on what ``effective`` leaves out."""
+    lost = sorted(f"{fault} in {family}" for fault, family in _without_effect(planted))
+    if not lost:
+        return ""
+    return f"Not counted, because the dtype rounds the fault away and no bit differs: {', '.join(lost)}."
+
+
 def clean_table(clean: Sequence[Judged]) -> str:
     families = sorted({one.family for one in clean})
     groups = [(family, [one for one in clean if one.family == family]) for family in families] + [("all", list(clean))]
@@ -76,8 +108,9 @@ def clean_table(clean: Sequence[Judged]) -> str:
     for name, chosen in groups:
         alarms = sum(one.verdict != "agree" for one in chosen)
         nearest = max((one.nearest for one in chosen), default=0.0)
-        rows.append((name, str(len(chosen)), str(alarms), f"{nearest:.2f}"))
-    return table(("family", "pairs", "alarms", "nearest (1 is an alarm)"), rows)
+        runs = len({run for one in chosen for run in (one.baseline, one.target)})
+        rows.append((name, str(runs), str(len(chosen)), str(alarms), f"{nearest:.2f}"))
+    return table(("family", "runs", "pairs", "alarms", "nearest (1 is an alarm)"), rows)
 
 
 def bound(clean: Sequence[Judged]) -> str:
@@ -120,13 +153,21 @@ def summary_table(faults: Sequence[Judged], sources: dict[str, str]) -> str:
         "all": list(faults),
         "the same numerics": [one for one in faults if one.same_numerics],
         "other numerics": [one for one in faults if not one.same_numerics],
+        **{
+            f"in {title}": [one for one in faults if (one.fault or "").startswith(f"{engine}/")]
+            for engine, title in ENGINES.items()
+        },
+        f"of at least {LARGE:g} floors": [one for one in faults if _floors(one) >= LARGE],
         "reported bugs": [one for one in faults if one.fault in sources],
     }
-    rows = [
-        (name, str(len({one.fault for one in chosen})), str(len(chosen)), _share(chosen, found), _share(chosen, placed))
-        for name, chosen in groups.items()
-    ]
-    return table(("", "faults", "pairs", "found", "placed"), rows)
+    rows = []
+    for name, chosen in groups.items():
+        seen = [one for one in chosen if found(one)]
+        count = str(len({one.fault for one in chosen}))
+        rows.append(
+            (name, count, str(len(chosen)), _share(chosen, found), _share(chosen, placed), _share(seen, placed))
+        )
+    return table(("", "faults", "pairs", "found", "found and placed", "placed of those found"), rows)
 
 
 def smallest(faults: Sequence[Judged]) -> str:

@@ -55,7 +55,9 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 def _line(what: str, left: Mapping[str, str], right: Mapping[str, str]) -> str:
-    names = [name for name in sorted({*left, *right}, key=_rank) if left.get(name) != right.get(name)]
+    different = [name for name in {*left, *right} if left.get(name) != right.get(name)]
+    # A value that one side did not record (another engine, an older release) tells less than two that differ.
+    names = sorted(different, key=lambda name: (name not in left or name not in right, *_rank(name)))
     if not names:
         return ""
     listed = [f"{name} {left.get(name, 'none')} against {right.get(name, 'none')}" for name in names[:MOST_SHOWN]]

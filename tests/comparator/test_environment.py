@@ -44,6 +44,22 @@ def test_settings_that_differ_are_named() -> None:
     assert report.summary.beside_tensors == ["settings: --attention-backend torch_native against flashinfer"]
 
 
+def test_weights_come_first_and_what_one_side_did_not_record_comes_last() -> None:
+    one, other = run(1, 1), run(2, 1)
+    assert one.header is not None
+    assert other.header is not None
+    one.header.settings = {
+        "model.head_dim": "32",
+        "--seed": "1",
+        "sglang.attention_backend": "a",
+        "model.weights": "ab",
+    }
+    other.header.settings = {"--seed": "2", "sglang.attention_backend": "b", "model.weights": "cd"}
+    (line,) = comparator.compare(one, other).summary.beside_tensors
+    weights, backend, rest = "model.weights ab against cd", "sglang.attention_backend a against b", "--seed 1 against 2"
+    assert line == f"settings: {weights}, {backend}, {rest}, model.head_dim 32 against none"
+
+
 def test_a_passing_report_and_equal_headers_say_nothing() -> None:
     assert comparator.compare(run(1, 1, torch="2.12"), run(1, 2, torch="2.13")).summary.beside_tensors == []
     assert comparator.compare(run(1, 1), run(2, 1)).summary.beside_tensors == []

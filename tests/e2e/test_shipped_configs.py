@@ -16,8 +16,8 @@ LAYERS = ("0", "1")
 OF_EXPERTS = frozenset({"moe_router_logits", "moe_expert_output"})
 LAYERS_OF_EXPERTS = {"qwen3_moe": LAYERS, "mixtral": LAYERS, "deepseek_v2": ("1",)}
 """In DeepSeek the first layer is dense."""
-ONE_OF_SEVERAL = {"deepseek_v2": {"attn_pre_o_proj"}}
-"""Taps that lie in several functions, of which a server calls some."""
+ONE_OF_SEVERAL = {"deepseek_v2": {"attn_pre_o_proj", "moe_correction_bias"}}
+"""Taps that lie in several functions, of which a server calls some, and one of what only DeepSeek-V3 has."""
 NOT_SERVED = {"gpt_oss"}
 """docs/shipped-configs.md says why."""
 

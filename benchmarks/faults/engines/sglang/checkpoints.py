@@ -67,6 +67,16 @@ _LATENT: dict[str, Any] = {
         "mscale_all_dim": 0.7,
     },
 }
+_BIASED: dict[str, Any] = {
+    **_LATENT,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+    "n_group": 4,
+    "topk_group": 2,
+    "n_routed_experts": 16,
+}
 _GEMMA2 = {"query_pre_attn_scalar": 32, "sliding_window": 64, "attn_logit_softcapping": 20.0}
 _GEMMA3 = {
     "query_pre_attn_scalar": 32,
@@ -86,8 +96,11 @@ CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"hidden_size": 256, "num_local_experts": 8, "num_experts_per_tok": 2},
     ),
     "deepseek_v2": ("DeepseekV2Config", "DeepseekV2ForCausalLM", _LATENT),
+    "deepseek_v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM", _BIASED),
 }
-"""By the name of the shipped config: the classes of Transformers, and what differs from ``_SHAPE``."""
+"""The classes of Transformers, and what differs from ``_SHAPE``."""
+CONFIG_OF = {"deepseek_v3": "deepseek_v2"}
+"""The shipped config of a model that has none of its own name."""
 
 
 def checkpoint(name: str) -> Path:
@@ -125,6 +138,9 @@ def _write(name: str, folder: Path) -> None:
                 parameter.copy_(noise * scale)
             else:
                 parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+        for key, buffer in sorted(model.named_buffers()):
+            if "correction_bias" in key:
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
     model.to(torch.bfloat16).save_pretrained(folder)
     _byte_tokenizer().save_pretrained(folder)
 

@@ -11,7 +11,7 @@ import requests
 
 from benchmarks.faults.engines.protocol import Job
 from benchmarks.faults.engines.serving import CONCURRENT, PROMPTS, Switch, record_by_server, record_while_serving
-from benchmarks.faults.engines.sglang.checkpoints import CLASSES, checkpoint
+from benchmarks.faults.engines.sglang.checkpoints import CLASSES, CONFIG_OF, checkpoint
 from benchmarks.faults.prompts import make_prompts
 from testbed.paths import CONFIGS
 from testbed.servers import cores_of_ranks, sglang_server
@@ -59,7 +59,7 @@ def record_on_one_server(model: str, layout: Layout, jobs: Sequence[Job]) -> dic
 
     Raises ServerError when the server does not come up.
     """
-    taps = (CONFIGS / "sglang" / "forward.yaml", CONFIGS / "sglang" / f"{model}.yaml")
+    taps = (CONFIGS / "sglang" / "forward.yaml", CONFIGS / "sglang" / f"{CONFIG_OF.get(model, model)}.yaml")
     flags = ("--model-path", str(checkpoint(model)), "--max-total-tokens", "4096", *layout.flags)
     with tempfile.TemporaryDirectory(prefix="tensortap-faults-") as name:
         folder = Path(name)
