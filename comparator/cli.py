@@ -134,6 +134,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--calibration", metavar="FILE", help="floors that 'comparator calibrate' measured")
     add("--bitwise", action="store_true", help="tensors must be equal bit by bit")
     add("--tokenizer", metavar="PATH", help="a local tokenizer: the page shows tokens as text")
+    add("--pictures", type=_positive, default=Options().detail_limit, metavar="N",
+        help="failures that the page and --png have pictures of, the first ones (default: %(default)s)")  # fmt: skip
     add("--png", metavar="DIR", help="draw the first failures into PNG files")
     add("--viz-bundle-details", action="store_true", help="draw every tensor into PNG files, in --viz-output-dir")
     add("--viz-output-dir", metavar="DIR", default="/tmp/comparator_viz/", help="(default: %(default)s)")
@@ -167,6 +169,7 @@ def options_from(arguments: argparse.Namespace) -> Options:
         bitwise=arguments.bitwise,
         min_matched=arguments.min_matched,
         per_token=bool(arguments.visualize_per_token),
+        detail_limit=arguments.pictures,
         map_config=Path(arguments.map) if arguments.map else None,
         grouping_skip_keys=defaults.grouping_skip_keys if keys is None else frozenset(keys),
         token_aligner=arguments.token_aligner or defaults.token_aligner,
@@ -271,7 +274,8 @@ def _strips(comparing: Comparing, prepared: Prepared, tokenizer: str | None) -> 
     from comparator.report.tokenizer import open_tokenizer, with_texts
 
     analysis = comparing.analysis
-    strips = None if analysis is None else token_strips(analysis, prepared.planner.token_ids())
+    places = prepared.contexts["target"].world
+    strips = None if analysis is None else token_strips(analysis, prepared.planner.token_ids(), places)
     if strips is None or tokenizer is None:
         return strips
     try:

@@ -57,7 +57,7 @@ class Options:
     min_matched: float = 1.0
     """Smallest share of the tokens computed on both sides that must have been compared."""
     detail_limit: int = 50
-    """Failures for which percentiles are computed."""
+    """Failures, the first ones, for which percentiles are computed and pictures drawn; any number below 0: all."""
     per_token: bool = False
     """Report the ``rel`` of every token."""
     map_config: Path | None = None

@@ -223,6 +223,8 @@ class BlockNumbers:
     scale: Estimate
     """Factor of a block less that of all channels."""
     scaled_block: int
+    errors: tuple[float, ...] = ()
+    """Of pieces that ranks hold: the relative error of each."""
 
 
 def blocks(difference: Difference, size: int, floor: float) -> BlockNumbers | None:
@@ -271,7 +273,9 @@ def shards(difference: Difference, count: int, floor: float) -> BlockNumbers | N
     usual = max(float(np.median(difference.error)), floor)
     clearest = max(range(count), key=lambda at: min(changes[at].z / 10, abs(changes[at].value) / usual))
     worst = int(np.argmax(ratios))
-    return BlockNumbers(channels // count, float(ratios[worst]), worst, changes[clearest], clearest)
+    return BlockNumbers(
+        channels // count, float(ratios[worst]), worst, changes[clearest], clearest, tuple(errors.tolist())
+    )
 
 
 def _without(parts: Single, at: int) -> Single:

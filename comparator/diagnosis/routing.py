@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comparator.diagnosis.floors import UNIT_ROUNDOFF
-from comparator.diagnosis.rows import Float, Mask, Selection, Single
+from comparator.diagnosis.rows import Float, Integer, Mask, Selection, Single
 from comparator.diagnosis.selection import PLAIN, rounding_of_scores, scores_of, select
 
 COMMON_TOP_K = (1, 2, 4, 6, 8, 10, 16)
@@ -43,6 +43,8 @@ class Choices:
     """The chosen experts on the baseline, shape ``(rows, top_k)``, those that the target did not choose as -1."""
     weights_apart: Float
     """Largest difference between both sides' weights of the baseline's experts, normalised over these."""
+    load: tuple[Integer, Integer]
+    """Rows that chose each expert, on the baseline and on the target; shape ``(experts,)`` each."""
 
     @property
     def expected(self) -> float:
@@ -57,7 +59,8 @@ def choices(baseline: Single, target: Single, top_k: int, dtype: str, selection:
     if not 0 < top_k < experts:
         none = np.zeros(rows, np.bool_)
         empty = np.empty((rows, 0), np.int16)
-        return Choices(top_k, none, none, np.full(rows, np.inf), np.zeros(rows), empty, np.zeros(rows))
+        idle = np.zeros(experts, np.int64)
+        return Choices(top_k, none, none, np.full(rows, np.inf), np.zeros(rows), empty, np.zeros(rows), (idle, idle))
     unit = UNIT_ROUNDOFF.get(dtype.removeprefix("torch."), UNIT_ROUNDOFF["float32"])
     sides = ((baseline, selection.baseline_bias), (target, selection.target_bias))
     scores = [scores_of(logits, selection, bias) for logits, bias in sides]
@@ -75,7 +78,8 @@ def choices(baseline: Single, target: Single, top_k: int, dtype: str, selection:
     both = np.where(common, first.experts, -1).astype(np.int16)
     weights = [_weights(logits, first.experts, selection) for logits in (baseline, target)]
     apart = np.abs(weights[1] - weights[0]).max(1)
-    return Choices(top_k, flipped, flipped | close, middle.margin, noise, both, apart)
+    load = [np.bincount(one.experts.reshape(-1), minlength=experts) for one in (first, second)]
+    return Choices(top_k, flipped, flipped | close, middle.margin, noise, both, apart, (load[0], load[1]))
 
 
 def _weights(logits: Single, experts: npt.NDArray[np.int64], selection: Selection) -> Float:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from comparator.diagnosis import TapProfile
-from comparator.report.tolerance import tolerance_of
+from comparator.plan.operations import Coordinates
+from comparator.report.shares import MOST_TIMES, Shares, expert_shares, label_of, levels, rank_shares, tolerated
 from comparator.verdict.analysis import Analysis
 
 MOST_SEQUENCES = 50
@@ -17,8 +18,6 @@ MOST_TOKENS = 2000
 """Tokens of a sequence, from its first on."""
 MOST_CELLS = 400_000
 """Errors of single tokens at single taps."""
-LEAST_TIMES, MOST_TIMES = 1e-3, 1e3
-"""Multiples of the tolerance between which errors of single tokens are told apart."""
 ABSENT = -99
 """In a grid: the tap has no such token."""
 
@@ -61,8 +60,8 @@ class Routed:
     rows: int
     margins: list[float]
     """Per flipped row, the margin in errors of its logits."""
-    load: list[int]
-    """Per expert the rows for which both sides chose it."""
+    load: tuple[list[int], list[int]]
+    """Per expert the rows that chose it, on the baseline and on the target."""
 
 
 @dataclass(frozen=True)
@@ -77,29 +76,36 @@ class TokenStrips:
     """Per tap and token, in the order of all strips: ten times the decimal logarithm of error over tolerance; empty
     where it would be too large."""
     routers: list[Routed]
+    experts: list[Shares]
+    """Per tap behind a router, the errors of each expert's rows."""
+    ranks: list[Shares]
+    """Per tap whose channels are split, the errors of what each rank of the target holds."""
 
 
-def token_strips(analysis: Analysis, token_ids: Sequence[npt.NDArray[np.int64]]) -> TokenStrips | None:
-    """The strips of an analysis; None where no tap's rows are known to be tokens."""
+def token_strips(
+    analysis: Analysis, token_ids: Sequence[npt.NDArray[np.int64]], places: Mapping[int, Coordinates]
+) -> TokenStrips | None:
+    """The strips of an analysis; ``places`` has the coordinates of the target's ranks. None where there is nothing:
+    no tap's rows are known to be tokens, no router's logits were recorded, and no tap's channels are split."""
+    routers, experts, ranks = _routers(analysis), expert_shares(analysis), rank_shares(analysis, places)
     taps: list[str] = []
     keys: list[npt.NDArray[np.int64]] = []
     times: list[npt.NDArray[np.float64]] = []
     logits: list[TapProfile] = []
-    judgements = {one.key: one for one in analysis.diagnosis.judgements}
     for family, found in analysis.profiles.items():
         profile = found.profile
-        judgement = judgements.get(profile.key)
-        if not profile.labels.known or not profile.rows or judgement is None:
+        limit = tolerated(analysis, profile.key)
+        if not profile.labels.known or not profile.rows or limit is None:
             continue
-        taps.append(" ".join([str(family[0][1]), *(f"{key}={value}" for key, value in family[1:])]))
+        taps.append(label_of(family))
         keys.append(profile.labels.keys)
-        tolerated = tolerance_of(judgement.judged, judgement.floor, judgement.inherited)
         with np.errstate(all="ignore"):
-            times.append(np.nan_to_num(np.minimum(profile.error / tolerated, MOST_TIMES), nan=0.0))
+            times.append(np.nan_to_num(np.minimum(profile.error / limit, MOST_TIMES), nan=0.0))
         if profile.tokens is not None:
             logits.append(profile)
     if not keys:
-        return None
+        empty = TokenStrips([], 0, [], [], routers, experts, ranks)
+        return empty if routers or experts or ranks else None
     every, where = np.unique(np.concatenate(keys), return_inverse=True)
     worst, tap = _worst(len(every), where, np.concatenate(times), keys)
     sequences, counts = np.unique(every >> 32, return_counts=True)
@@ -124,7 +130,7 @@ def token_strips(analysis: Analysis, token_ids: Sequence[npt.NDArray[np.int64]])
             )
         )
     grid = _grid(every[kept], keys, times) if len(kept) * len(keys) <= MOST_CELLS else []
-    return TokenStrips(strips, len(sequences) - len(shown), taps, grid, _routers(analysis))
+    return TokenStrips(strips, len(sequences) - len(shown), taps, grid, routers, experts, ranks)
 
 
 def _worst(
@@ -174,8 +180,7 @@ def _grid(
         at = np.searchsorted(every[order], own)
         at = np.minimum(at, len(every) - 1)
         fits = every[order][at] == own
-        level = np.rint(10 * np.log10(np.maximum(error, LEAST_TIMES)))
-        line[order[at[fits]]] = level[fits]
+        line[order[at[fits]]] = levels(error)[fits]
         grid.append(line.tolist())
     return grid
 
@@ -188,17 +193,16 @@ def _routers(analysis: Analysis) -> list[Routed]:
         choices = one.profile.choices[0]
         flipped = np.flatnonzero(choices.flipped)
         noise = np.maximum(choices.noise[flipped], 1e-300)
-        experts = choices.experts[choices.experts >= 0]
         found.append(
             Routed(
-                " ".join([str(family[0][1]), *(f"{key}={value}" for key, value in family[1:])]),
+                label_of(family),
                 one.profile.channel_count,
                 choices.top_k,
                 len(one.profile.choices) > 1,
                 flipped[:MOST_TOKENS].tolist(),
                 one.profile.rows,
                 (choices.margin[flipped] / noise)[:MOST_TOKENS].tolist(),
-                np.bincount(experts, minlength=one.profile.channel_count).tolist(),
+                (choices.load[0].tolist(), choices.load[1].tolist()),
             )
         )
     return found

@@ -25,6 +25,8 @@ class FamilyProfile:
     profile: TapProfile
     steps: npt.NDArray[np.int64]
     """Shape ``(rows,)``: the target's step, -1 outside any."""
+    split_over: tuple[str, ...] = ()
+    """Axes over whose ranks the target's channels are split into equal, contiguous pieces, the outermost first."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Profiler:
             shards=shards_of(found, self.taps.sizes),
             ranks=self.taps.ranks,
         )
-        return FamilyProfile(profile(rows, node), found.step)
+        return FamilyProfile(profile(rows, node), found.step, axes_of_channels(found.target_dims))
 
     def _selection(self, key: TapKey, families: Families) -> Selection | None:
         """How the experts of the tap's layer are chosen, with the recorded biases."""
@@ -92,18 +94,23 @@ def shards_of(found: FamilyRows, sizes: Sequence[Mapping[str, int]]) -> tuple[in
     """Numbers of equal, contiguous pieces of the channels that ranks hold, of each side where there are several."""
     counts = set()
     for text, axes in zip((found.baseline_dims, found.target_dims), sizes, strict=True):
-        dims = None if text is None else parse_dims(text)
-        if dims is None:
-            continue
-        channels = [one for at, one in enumerate(dims.dimensions) if at not in dims.token_dimensions]
-        outermost = next((one for one in channels if not one.squeezed), None)
-        if outermost is None or any(one.modifiers for one in channels if one is not outermost):
-            continue
-        modifiers = outermost.modifiers
-        if any(one.partial or one.ordering != "natural" for one in modifiers):
-            continue
-        counts.add(math.prod(axes.get(one.axis, 1) for one in modifiers))
+        counts.add(math.prod(axes.get(axis, 1) for axis in axes_of_channels(text)))
     return tuple(sorted(count for count in counts if count > 1))
+
+
+def axes_of_channels(text: str | None) -> tuple[str, ...]:
+    """The axes over which dims split the channels into equal, contiguous pieces, the outermost first; empty where the
+    pieces lie otherwise, or there are none."""
+    dims = None if text is None else parse_dims(text)
+    if dims is None:
+        return ()
+    channels = [one for at, one in enumerate(dims.dimensions) if at not in dims.token_dimensions]
+    outermost = next((one for one in channels if not one.squeezed), None)
+    if outermost is None or any(one.modifiers for one in channels if one is not outermost):
+        return ()
+    if any(one.partial or one.ordering != "natural" for one in outermost.modifiers):
+        return ()
+    return tuple(one.axis for one in outermost.modifiers)
 
 
 def is_analysed(array: Array) -> bool:

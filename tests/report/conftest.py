@@ -10,8 +10,11 @@ import pytest
 from comparator.cli import main
 from comparator.report.html.page import Page
 from testbed.synthetic_reports import Json, report
+from tests.comparator.diagnosis.simulator import Kernels
 from tests.comparator.fakes import FakeRecord, FakeRun, one_request, values
 from tests.comparator.recording import write_run
+from tests.comparator.test_analysis import MODEL, as_run
+from tests.report.two_ranks import half_scaled, two_ranks
 
 
 def make_page(records: Iterator[Json] | list[Json], path: Path) -> Path:
@@ -59,6 +62,19 @@ def pictured(recorded: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     """The page that the command line makes of ``right`` and ``wrong``, with pictures of the tensors."""
     path = tmp_path_factory.mktemp("page") / "pictured.html"
     assert main([recorded["right"], recorded["wrong"], "-q", "-o", str(path)]) == 1
+    return path
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a model with experts on one rank against two ranks, with faults in one rank's share of layer 1 and in
+    expert 3 of layer 2; one failure has pictures."""
+    folder = tmp_path_factory.mktemp("mixture")
+    half = Kernels(dtype="float16")
+    one = write_run(as_run(MODEL.run(half)), folder / "one")
+    two = write_run(two_ranks(MODEL.run(half, half_scaled)), folder / "two")
+    path = folder / "mixture.html"
+    assert main([str(one), str(two), "-q", "--pictures", "1", "-o", str(path)]) == 1
     return path
 
 

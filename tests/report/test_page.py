@@ -206,8 +206,8 @@ def test_tokens_and_routing(browser: Browser, pictured: Path) -> None:
     assert "Sequence 0: 5 tokens" in browser.text("#view")
     assert browser.run("return document.querySelectorAll('.token').length") == 5
     browser.run("document.querySelectorAll('.token')[3].click()")
-    browser.wait("document.getElementById('token')")
-    assert browser.text("#token") == "errors of sequence 0, position 3"
+    browser.wait("document.getElementById('axis-note')")
+    assert browser.text("#axis-note") == "errors of sequence 0, position 3"
     browser.run("document.getElementById('map').focus()")
     press(browser, "ArrowRight")
     assert "times the tolerance, introduced here" in browser.text("#map-cell")
@@ -220,8 +220,55 @@ def test_tokens_and_routing(browser: Browser, pictured: Path) -> None:
 def test_without_the_runs_there_are_no_tokens(browser: Browser, faulty: Path) -> None:
     browser.open(faulty, "view=tokens")
     assert "was made without the runs" in browser.text("#view")
-    browser.go("axis=tokens")
-    assert "layers × tokens" in browser.text("#axis")
+    for axis in ("tokens", "experts"):
+        browser.go(f"axis={axis}")
+        assert browser.run("return document.getElementById('axis').value") == axis
+        assert "was made without the runs" in browser.text("#axis-note")
+        assert "6 columns" in browser.run("return document.getElementById('map').getAttribute('aria-label')")
+    browser.go("axis=ranks")  # all ranks together
+    assert "2 columns" in browser.run("return document.getElementById('map').getAttribute('aria-label')")
+
+
+def walk(browser: Browser, *keys: str) -> str:
+    """What the cell says that arrow keys lead to from the first one."""
+    browser.run("document.getElementById('map').focus()")
+    press(browser, *keys)
+    return browser.text("#map-cell")
+
+
+def test_the_map_of_ranks_tells_which_rank_is_wrong(browser: Browser, mixture: Path) -> None:
+    browser.open(mixture, "axis=ranks")
+    assert "errors of what each rank of the target holds" in browser.text("#axis-note")
+    right = walk(browser, "ArrowRight", "ArrowDown")
+    assert "attn_pre_o_proj layer_id=1: passed" in right
+    wrong = walk(browser, "ArrowRight")
+    assert "attn_pre_o_proj layer_id=1: failed" in wrong
+    assert "introduced here" in wrong
+    press(browser, "Enter")
+    browser.wait("document.getElementById('tensor')?.innerText.startsWith('attn_pre_o_proj layer_id=1')")
+
+
+def test_the_map_of_experts_and_their_load(browser: Browser, mixture: Path) -> None:
+    browser.open(mixture, "axis=experts")
+    assert "median error of the tokens that chose an expert" in browser.text("#axis-note")
+    assert "8 columns" in browser.run("return document.getElementById('map').getAttribute('aria-label')")
+    first = walk(browser, "ArrowRight")
+    assert "layer_id=0: passed, 0.001 times" in first
+    browser.go("view=routing")
+    browser.wait("document.querySelectorAll('.uplot').length === 3")
+    assert "Rows that chose each expert" in browser.text("#view")
+    assert "baseline" in browser.text(".u-legend")
+    assert "target" in browser.text(".u-legend")
+
+
+def test_failures_without_pictures_say_so(browser: Browser, mixture: Path) -> None:
+    browser.open(mixture, "q=s%3Afailed")
+    assert "--pictures N" in browser.text(".facts .missing")
+    failed = links(browser)
+    browser.go(f"tensor={failed[0].replace(' ', '%20')}")
+    assert "--pictures" not in browser.text("#view")
+    browser.go(f"tensor={failed[1].replace(' ', '%20')}")
+    assert "This failure has no pictures" in browser.text("#view")
 
 
 def test_copy(browser: Browser, faulty: Path) -> None:

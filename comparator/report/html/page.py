@@ -32,6 +32,7 @@ SCRIPTS = (
     "scripts/charts.js",
     "scripts/tensor.js",
     "scripts/tokens.js",
+    "scripts/axes.js",
     "scripts/routing.js",
     "scripts/coverage.js",
     "scripts/main.js",
@@ -50,6 +51,7 @@ class Page:
         self._first: Mapping[str, Any] | None = None
         self._first_row = -1
         self._pictures: dict[int, str] = {}
+        self._failed = 0
         self._sources: Sources = {}
         self._strips: TokenStrips | None = None
 
@@ -59,8 +61,10 @@ class Page:
             self._records.add(record)
             return
         row = self._last_row = self._table.add(record)
-        if record["category"] == "failed" and earlier_failure(self._first, record) is record:
-            self._first, self._first_row = record, row
+        if record["category"] == "failed":
+            self._failed += 1
+            if earlier_failure(self._first, record) is record:
+                self._first, self._first_row = record, row
 
     def draw(self, picture: Picture) -> None:
         """Take the picture of the finding that came last."""
@@ -81,6 +85,13 @@ class Page:
         said = answer(self._records, self._first)
         table = self._table.finish()
         left_out = table.total - len(table.rows)
+        without = self._failed - len(self._pictures)
+        if self._pictures and without > 0:
+            missing = (
+                *missing,
+                f"pictures of {without} of {self._failed} failures: the page holds those of the first ones, to stay "
+                "small and quick to make; --pictures N draws N of them",
+            )
         if left_out:
             missing = (
                 *missing,

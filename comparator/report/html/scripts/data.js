@@ -138,6 +138,10 @@ class Rows {
     return this.columns.number === null ? row : this.columns.number[row];
   }
 
+  get anyPicture() {
+    return Object.keys(this.columns.pictures).length > 0;
+  }
+
   /** Numbers that draw a finding; null where the page has none. */
   async picture(row) {
     const at = this.columns.pictures[this.order(row)];

@@ -79,12 +79,11 @@ async function start() {
       return;
     }
     const matching = lastQuery === "" ? null : new Set(found.map((row) => rows.columns.family[row]));
-    const tokens = state.token === undefined && state.axis !== "tokens" ? null : await block("tokens");
-    if (tokens !== null && tokens.grid.length) {
-      const shown = state.axis === "tokens" ? tokensLayout(layout, families, tokens, state.token) : { shown: cellsOfToken(layout, families, tokens, state.token) };
-      controls.append(make("span", { id: "token" }, `errors of ${state.axis === "tokens" ? `sequence ${(state.token ?? firstToken(tokens)).split(":")[0]}` : tokenName(state.token)}`));
-      draw({ ...shown, matching });
-    } else if (state.axis === "steps") draw({ ...stepsLayout(layout, rows), matching });
+    const other = await layoutOfAxis(state, layout, rows);
+    if (current !== turn) return;
+    if (other?.note) controls.append(make("span", { id: "axis-note" }, other.note));
+    if (other?.missing) controls.append(make("span", { id: "axis-note", class: "missing" }, other.missing));
+    if (other?.shown) draw({ ...other, matching });
     else if (step !== null || matching !== null) draw({ shown: cellsOf(layout, families, rows, step), matching });
     const listed = step === null ? found : found.filter((row) => rows.columns.step[row] === step);
     const sort = state.sort in LISTED ? state.sort : "tensor";
@@ -159,7 +158,7 @@ function stepChooser(rows, state) {
 
 function axisChooser(state) {
   const choice = make("select", { id: "axis", "aria-label": "Columns of the map", onchange: (event) => go({ axis: event.target.value }) });
-  for (const [value, text] of [["", "layers × taps"], ["steps", "layers × steps"], ["tokens", "layers × tokens"]]) {
+  for (const [value, text] of Object.entries(AXES)) {
     choice.append(make("option", { value, selected: (state.axis ?? "") === value }, text));
   }
   return choice;

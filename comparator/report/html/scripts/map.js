@@ -1,4 +1,4 @@
-// The map: rows are layers, columns are taps, both in the order of execution; or columns are steps.
+// The map: rows are layers, columns are taps, both in the order of execution. Other columns are in axes.js.
 
 const HEAD = 130;
 const SIDE = 64;
@@ -93,24 +93,6 @@ function worse(a, b) {
   return (a.times ?? 0) >= (b.times ?? 0) ? a : b;
 }
 
-/** The map with steps as its columns: the worst tap of each layer in each step. */
-function stepsLayout(layout, rows) {
-  const rowOfFamily = new Map();
-  for (const [place, members] of layout.cells) {
-    for (const family of members) rowOfFamily.set(family, Number(place.split(":")[0]));
-  }
-  const columnOf = new Map(rows.steps.map((step, at) => [step, at]));
-  const shown = new Map();
-  for (let row = 0; row < rows.count; row += 1) {
-    const column = columnOf.get(rows.columns.step[row]);
-    if (column === undefined) continue;
-    const cell = cellOfRow(rows, row);
-    const place = `${rowOfFamily.get(cell.family)}:${column}`;
-    shown.set(place, shown.has(place) ? worse(shown.get(place), cell) : cell);
-  }
-  return { rows: layout.rows, columns: rows.steps.map((step) => `step ${step}`), shown };
-}
-
 /** A map on a canvas, which a mouse and the arrow keys move over. */
 class HeatMap {
   constructor({ rows, columns, shown, families, matching, onopen }) {
@@ -179,7 +161,7 @@ class HeatMap {
   drawCell(place, cell) {
     const { context } = this;
     const [x, y, width, height] = this.box(place);
-    const dimmed = this.matching !== null && !this.matching.has(cell.family) ? 0.18 : 1;
+    const dimmed = this.matching !== null && !this.matching.has(cell.family) ? 0.18 : cell.together ? 0.4 : 1;
     context.save();
     context.globalAlpha = dimmed;
     const name = this.families.summary.categories[cell.category];
@@ -220,7 +202,8 @@ class HeatMap {
     const source = this.families.text("source", cell.family);
     const judged = { "introduced-here": ", introduced here", "inherited-from": `, inherited from ${source}` }[cell.judged] ?? "";
     const flipped = cell.flipped ? ", tokens chose other experts" : "";
-    return `${this.families.label(cell.family)}${step}: ${this.families.summary.categories[cell.category]}${times}${judged}${flipped}`;
+    const together = cell.together ? ", all ranks together" : "";
+    return `${this.families.label(cell.family)}${step}: ${this.families.summary.categories[cell.category]}${times}${judged}${flipped}${together}`;
   }
 
   open(place) {

@@ -19,6 +19,9 @@ async function tensorView(rows, label) {
   parts.push(...sourceParts((await block("run")).sources[details.tap]));
   const drawing = await rows.picture(row);
   if (drawing !== null) parts.push(...pictureParts(drawing, details.analysis?.floor));
+  else if (rows.category(row) === "failed" && rows.anyPicture) {
+    parts.push(make("p", { class: "missing" }, "This failure has no pictures: the page holds those of the first failures that can be drawn; --pictures N draws N of them."));
+  }
   const evidence = details.diff ? numbersTable(details) : null;
   if (evidence) parts.push(heading("Numbers"), evidence);
   const replicas = details.replicated_checks ?? [];

@@ -15,7 +15,7 @@ function tokenName(token) {
 
 async function tokensView() {
   const tokens = await block("tokens");
-  if (tokens === null) {
+  if (!tokens?.sequences.length) {
     return [make("p", { class: "missing" }, "The report has no single tokens: the runs have no token layouts, or the page was made without the runs.")];
   }
   const parts = [legend()];
@@ -86,11 +86,6 @@ function linesOfFamilies(families, tokens) {
   return new Map(tokens.taps.map((label, line) => [families.find(label), line]).filter(([family]) => family !== undefined));
 }
 
-function tokenCell(families, family, level) {
-  const times = 10 ** (level / 10);
-  return { ...wholeFamily(families, family), times, category: times > 1 ? families.category(family) : 0, judged: times > 1 ? families.judged(family) : "", flipped: false };
-}
-
 /** The map of one token: each cell has the error of this token at this tap. */
 function cellsOfToken(layout, families, tokens, token) {
   const column = columnOfToken(tokens, token);
@@ -99,35 +94,8 @@ function cellsOfToken(layout, families, tokens, token) {
   for (const [place, members] of layout.cells) {
     for (const family of members) {
       const level = tokens.grid[lines.get(family)]?.[column] ?? ABSENT;
-      if (level !== ABSENT) shown.set(place, tokenCell(families, family, level));
+      if (level !== ABSENT) shown.set(place, cellOfLevel(families, family, level));
     }
   }
   return shown;
-}
-
-/** The map with the tokens of one sequence as its columns: the worst tap of each layer at each token. */
-function tokensLayout(layout, families, tokens, token) {
-  const sequence = (token ?? firstToken(tokens)).split(":")[0];
-  let start = 0;
-  const strip = tokens.sequences.find((one) => {
-    if (String(one.sequence) === sequence) return true;
-    start += one.positions.length;
-    return false;
-  }) ?? tokens.sequences[0];
-  const lines = linesOfFamilies(families, tokens);
-  const columns = strip.positions.slice(0, 400);
-  const shown = new Map();
-  for (const [place, members] of layout.cells) {
-    const row = place.split(":")[0];
-    for (const family of members) {
-      columns.forEach((_, at) => {
-        const level = tokens.grid[lines.get(family)]?.[start + at] ?? ABSENT;
-        if (level === ABSENT) return;
-        const cell = tokenCell(families, family, level);
-        const key = `${row}:${at}`;
-        shown.set(key, shown.has(key) ? worse(shown.get(key), cell) : cell);
-      });
-    }
-  }
-  return { rows: layout.rows, columns: columns.map((position, at) => strip.texts[at] ?? `token ${position}`), shown };
 }
