@@ -172,12 +172,26 @@ def read_batch(batch: object) -> TokenLayout | PendingLayout | None:
 
 def last_tokens(value: Any, batch: Any) -> Any:
     """The rows of ``value`` that belong to the last token of each sequence. Raises ValueError when nobody can tell."""
-    for adapter in loaded_adapters():
-        find = getattr(adapter, "last_tokens", None)
-        if find is not None and adapter.accepts(batch):
-            return find(value, batch)
+    _look_up_finders()
+    for finder in _finders:
+        if finder.accepts(batch):
+            return finder.last_tokens(value, batch)
     raise ValueError(f"no adapter can tell the last tokens of a {type(batch).__module__}.{type(batch).__qualname__}")
 
+
+_finders: list[Any] = []
+"""Adapters that can tell last tokens."""
+
+
+def _look_up_finders() -> bool:
+    """Bring ``_finders`` up to date. In code that ``torch.compile`` traces, this runs while the code is traced: what
+    depends on the imported modules would be compiled anew with every import."""
+    _finders[:] = [adapter for adapter in loaded_adapters() if hasattr(adapter, "last_tokens")]
+    return True
+
+
+# What ``torch._dynamo.assume_constant_result`` does; to import it here would cost seconds.
+setattr(_look_up_finders, "_dynamo_marked_constant", True)  # noqa: B010
 
 _warned: set[str] = set()
 

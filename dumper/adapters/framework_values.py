@@ -6,10 +6,16 @@ import contextlib
 import importlib.metadata
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from dumper.adapters.protocol import PendingLayout
+from dumper.layout import TokenLayout
+
+if TYPE_CHECKING:
+    import torch
 
 Array = npt.NDArray[np.int64]
 
@@ -31,51 +37,34 @@ def installed_versions(*distributions: str) -> dict[str, str]:
     return found
 
 
-class HostCopies:
-    """Copies of tensors as int64 arrays, started at once and complete after ``wait``.
+def layout_of(
+    tensors: Mapping[str, Any], build: Callable[[dict[str, Array]], TokenLayout]
+) -> TokenLayout | PendingLayout:
+    """The layout that ``build`` makes of the values of ``tensors``, as flat int64 arrays by name, without those that
+    are None: at once where all of them are on the host, and else a ``PendingLayout``.
 
-    Tensors on the CPU are copied at once. From CUDA they go into pinned memory on the current stream, so they
-    hold what the pass sees, and nothing waits. From any other device the copy waits.
+    What is on a CUDA device while its stream is captured into a graph is left out. From a device of another kind the
+    copy waits. Raises UnrecordableError for a tensor whose memory is not there, and what ``build`` raises.
     """
-
-    def __init__(self, tensors: Mapping[str, Any]) -> None:
-        """Raises UnrecordableError for a tensor whose memory is not there."""
-        self._parts: dict[str, Callable[[], Array]] = {}
-        self._event: Any = None
-        for name, tensor in tensors.items():
-            if tensor is not None:
-                self._start(name, tensor)
-        self.pending = self._event is not None
-
-    def _start(self, name: str, tensor: Any) -> None:
+    arrays: dict[str, Array] = {}
+    on_device: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
         if not hasattr(tensor, "detach"):
-            array = np.array(tensor, dtype=np.int64).reshape(-1)
-            self._parts[name] = lambda: array
-            return
+            arrays[name] = np.array(tensor, dtype=np.int64).reshape(-1)
+            continue
         from dumper.values.readable import readable, undisturbed
 
         with undisturbed():
-            self._start_tensor(name, readable(tensor))
-
-    def _start_tensor(self, name: str, tensor: Any) -> None:
-        if tensor.device.type == "cuda":
-            torch = sys.modules["torch"]
-            if torch.cuda.is_current_stream_capturing():
-                return
-            pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            pinned.copy_(tensor, non_blocking=True)
-            self._event = self._event or torch.cuda.Event()
-            self._event.record()
-            self._parts[name] = lambda: _flat(pinned)
-            return
-        copy = _flat(tensor)
-        self._parts[name] = lambda: copy
-
-    def wait(self) -> dict[str, Array]:
-        """Name to flat int64 array, of the tensors that were not None."""
-        if self._event is not None:
-            self._event.synchronize()
-        return {name: part() for name, part in self._parts.items()}
+            plain = readable(tensor)
+            if plain.device.type != "cuda":
+                arrays[name] = _flat(plain)
+            elif not sys.modules["torch"].cuda.is_current_stream_capturing():
+                on_device[name] = plain
+    if not on_device:
+        return build(arrays)
+    return PendingLayout(on_device, lambda copied: build({**arrays, **copied}))
 
 
 def _flat(tensor: Any) -> Array:

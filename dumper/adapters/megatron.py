@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dumper.adapters.framework_values import HostCopies, installed_versions, quietly
+from dumper.adapters.framework_values import installed_versions, layout_of, quietly
 from dumper.adapters.protocol import Parallel, PendingLayout
 from dumper.adapters.torch_distributed import group_rank
 from dumper.layout import PADDING_ROW, ContextParallelRows, SequenceSpan, TokenLayout, zigzag_blocks
@@ -82,13 +82,12 @@ class MegatronAdapter:
         number = self._passes
         bounds = getattr(packed, "cu_seqlens_q", None)
         padded = getattr(packed, "cu_seqlens_q_padded", None)
-        copies = HostCopies({"tokens": tokens, "bounds": bounds, "padded_bounds": padded})
         shape = int(tokens.shape[0]), int(tokens.shape[1])
 
-        def finish() -> TokenLayout:
-            return build_layout(ModelInput(number, mode, shape, cp_rank, cp_size, past or 0, **copies.wait()))
+        def build(arrays: dict[str, Array]) -> TokenLayout:
+            return build_layout(ModelInput(number, mode, shape, cp_rank, cp_size, past or 0, **arrays))
 
-        return PendingLayout(finish) if copies.pending else finish()
+        return layout_of({"tokens": tokens, "bounds": bounds, "padded_bounds": padded}, build)
 
 
 @dataclass(frozen=True)

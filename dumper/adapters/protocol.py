@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from dumper.layout import TokenLayout
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
 
 Parallel = dict[str, tuple[int, int]]
 """Axis name to ``(rank, size)``: where a process stands in the parallel layout."""
@@ -14,13 +19,16 @@ Parallel = dict[str, tuple[int, int]]
 
 @dataclass(frozen=True)
 class PendingLayout:
-    """A token layout whose arrays are still on their way from an accelerator.
+    """A token layout that needs values which are on an accelerator.
 
-    The thread of the model only starts the copies; the thread that writes calls ``wait``.
+    The recorder copies them as it copies what is recorded; nothing waits for the device. The thread that writes calls
+    ``build``.
     """
 
-    wait: Callable[[], TokenLayout]
-    """Blocks until the copies are done. To be called once, in any thread."""
+    tensors: Mapping[str, torch.Tensor]
+    """What is to be copied, by name, at the moment when the batch is read."""
+    build: Callable[[dict[str, npt.NDArray[np.int64]]], TokenLayout]
+    """Makes the layout of the same values on the host, flat. To be called once, in any thread, in order of steps."""
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from dumper.adapters import sglang_parallel
-from dumper.adapters.framework_values import HostCopies, installed_versions
+from dumper.adapters.framework_values import installed_versions, layout_of
 from dumper.adapters.protocol import Parallel, PendingLayout
-from dumper.adapters.sglang_rows import GatherFacts, PassFacts, SlotNames, build_layout
+from dumper.adapters.sglang_rows import Array, GatherFacts, PassFacts, SlotNames, build_layout
 from dumper.adapters.torch_distributed import group_rank
 from dumper.layout import ContextParallelRows, TokenLayout
 
@@ -67,13 +67,12 @@ class SGLangAdapter:
         slot_names = self._slot_names
         gather = _gather(batch)
         context_parallel = _context_parallel(batch)
-        copies = HostCopies(_device_tensors(batch))
         known = _host_facts(batch)
 
-        def finish() -> TokenLayout:
-            return build_layout(_facts(known, copies.wait()), gather, context_parallel, slot_names)
+        def build(arrays: dict[str, Array]) -> TokenLayout:
+            return build_layout(_facts(known, arrays), gather, context_parallel, slot_names)
 
-        return PendingLayout(finish) if copies.pending else finish()
+        return layout_of(_device_tensors(batch), build)
 
 
 def _device_tensors(batch: Any) -> dict[str, Any]:

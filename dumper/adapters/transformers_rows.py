@@ -113,32 +113,35 @@ def covered(mask: Any, past: int, length: int) -> tuple[Any, int]:
     return mask[:, :end], past + length - end
 
 
-def causal_rows(mask: Any, past: int, length: int) -> tuple[Any, Any, Any]:
+def causal_rows(mask: Any, past: Any, shape: tuple[int, int]) -> tuple[Any, Any, Any]:
     """What a mask per query, (batch, heads, queries, keys), says of padding: ``real``, ``past`` and ``plain``.
 
-    A causal mask lets a token see itself and what came before, and nobody see padding. ``real``: shape
-    (batch, queries), 1 for a token. ``past``: shape (batch,), cached tokens that the first token sees. ``plain``: 1
-    when all of the mask is of that kind; else it cannot be told which rows are padding.
+    A causal mask lets a token see itself and what came before, and nobody see padding. ``past``: tokens in the cache,
+    an integer, or a tensor where only the device knows. ``real``: shape (batch, queries), whether a row is a token. The
+    second of the result: shape (batch,), cached tokens that the first token sees. ``plain``: whether all of the mask is
+    of that kind; else it cannot be told which rows are padding. Nothing waits for a device.
     """
-    per_query = mask[:, 0]
-    if per_query.dtype.is_floating_point:
-        per_query = per_query > per_query.new_tensor(_lowest(per_query)) / 2
-    elif str(per_query.dtype) != "torch.bool":
-        per_query = per_query != 0
-    keys = per_query[:, :, : past + length]
-    own = keys.diagonal(offset=past, dim1=1, dim2=2)
-    later = per_query.triu(past + 1).any(-1)
-    # Rows of padding are masked as a whole, or opened as a whole, because softmax needs something to see.
-    real = own & ~later
-    seen = (keys & real[:, :, None]).any(1)
-    plain = (seen[:, past:] == real).all()
-    return real, seen[:, :past].sum(-1), plain
-
-
-def _lowest(values: Any) -> float:
     import torch
 
-    return float(torch.finfo(values.dtype).min)
+    batch, length = shape
+    per_query = mask[:, 0].expand(batch, -1, -1)
+    if per_query.dtype.is_floating_point:
+        per_query = per_query > torch.finfo(per_query.dtype).min / 2
+    elif per_query.dtype != torch.bool:
+        per_query = per_query != 0
+    width = per_query.shape[2]
+    column = torch.arange(width, device=mask.device)
+    if isinstance(past, torch.Tensor):
+        past = past.to(mask.device)
+    own = torch.arange(length, device=mask.device) + past
+    # An index beyond the mask would be the end of the process on a device.
+    place = own.clamp(max=width - 1).expand(batch, -1)
+    sees_itself = per_query.gather(2, place[:, :, None])[..., 0] & (own < width)
+    # Rows of padding are masked as a whole, or opened as a whole, because softmax needs something to see.
+    real = sees_itself & ~(per_query & (column > own[:, None])).any(-1)
+    seen = (per_query & real[:, :, None]).any(1)
+    plain = (seen.gather(1, place) == real).all()
+    return real, (seen & (column < past)).sum(-1), plain
 
 
 def _real(given: ForwardArguments) -> Any:

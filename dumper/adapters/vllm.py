@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dumper.adapters.framework_values import HostCopies, installed_versions, quietly
+from dumper.adapters.framework_values import installed_versions, layout_of, quietly
 from dumper.adapters.protocol import Parallel, PendingLayout
 from dumper.adapters.torch_distributed import group_rank
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
@@ -76,12 +76,11 @@ class VLLMAdapter:
         gather = _gather(rows, int(counts.sum()), self.parallel())
         if positions is not None and positions.dim() != 1:
             positions = None  # Multi-dimensional rotary positions do not count tokens.
-        copies = HostCopies({"token_ids": token_ids, "positions": positions})
 
-        def finish() -> TokenLayout:
-            return build_layout(names, starts, counts, rows, gather, **copies.wait())
+        def build(arrays: dict[str, Array]) -> TokenLayout:
+            return build_layout(names, starts, counts, rows, gather, **arrays)
 
-        return PendingLayout(finish) if copies.pending else finish()
+        return layout_of({"token_ids": token_ids, "positions": positions}, build)
 
 
 def build_layout(

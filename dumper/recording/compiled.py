@@ -73,12 +73,15 @@ class Tracing:
 
 
 def _register(torch: Any, recorders: Mapping[int, Recorder]) -> None:
+    from dumper.adapters.traced import batch_of
+
     # Integers and floats have lists of their own: one that changes between calls is a symbol while tracing and has no
     # text. So have tensors, whose values are there when the graph runs.
     tags = (
         "str[] integer_tags, SymInt[] integers, str[] float_tags, float[] floats, str[] tensor_tags, Tensor[] tensors, "
         "str[] other_tags"
     )
+    batch = "str[] names, Tensor[] batch_tensors, str[] number_names, SymInt[] numbers"
     place = "int recorder, str name, str? dims, str? level, str? tap"
 
     def record(value: Any, recorder: int, name: str, dims: Any, level: Any, tap: Any, *packed: Any) -> None:
@@ -104,11 +107,12 @@ def _register(torch: Any, recorders: Mapping[int, Recorder]) -> None:
             _encoded(tags),
         )
 
-    def step(recorder: int, tap: Any, keys: list[str], values: list[Any], *packed: Any) -> None:
+    def step(recorder: int, tap: Any, names: Any, tensors: Any, number_names: Any, numbers: Any, *packed: Any) -> None:
         target = recorders.get(recorder)
         if target is not None:
+            batch = batch_of(names, tensors, number_names, numbers)
             target.count_tap(tap)
-            target.begin_step(dict(zip(keys, values, strict=True)) or None, None, _unpacked(*packed))
+            target.begin_step(batch or None, None, _unpacked(*packed))
 
     def end_step(recorder: int, tap: Any) -> None:
         target = recorders.get(recorder)
@@ -127,7 +131,7 @@ def _register(torch: Any, recorders: Mapping[int, Recorder]) -> None:
     for function, schema in (
         (record, f"(Tensor value, {place}, {tags}) -> ()"),
         (record_plain, f"({place}, {tags}) -> ()"),
-        (step, f"(int recorder, str? tap, str[] keys, Tensor[] values, {tags}) -> ()"),
+        (step, f"(int recorder, str? tap, {batch}, {tags}) -> ()"),
         (end_step, "(int recorder, str? tap) -> ()"),
         (count, "(int recorder, str? tap) -> ()"),
     ):

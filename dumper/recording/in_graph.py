@@ -75,17 +75,12 @@ def step_in_graph(recorder: int | None, recording: bool, batch: Any, layout: Any
     batch, and something is recorded, and the caller allows breaks."""
     import torch
 
-    keys: list[str] = []
-    values: list[Any] = []
-    if isinstance(batch, dict):
-        for key, value in batch.items():
-            if _is_tensor(value):
-                keys.append(str(key))
-                values.append(value)
-    carried = layout is None and (batch is None or len(values) > 0)
-    if recording and not carried and _may_break():
+    from dumper.adapters.traced import carried
+
+    names, tensors, number_names, numbers = carried(batch)
+    if recording and not (layout is None and (batch is None or len(tensors) > 0)) and _may_break():
         return False
-    torch.ops.tensortap.step(recorder, tap, keys, values, *_packed(tags))
+    torch.ops.tensortap.step(recorder, tap, names, tensors, number_names, numbers, *_packed(tags))
     return True
 
 

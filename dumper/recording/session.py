@@ -27,7 +27,7 @@ from dumper.settings import Settings
 from dumper.values.dtypes import KNOWN
 from dumper.values.plain import UnrecordableError
 from dumper.values.source import Source
-from dumper.writing.items import AddedAxes, BeginStep, InstalledTaps, Submission, TagsKey, Watched
+from dumper.writing.items import AddedAxes, BeginStep, InstalledTaps, StagedLayout, Submission, TagsKey, Watched
 from dumper.writing.rank_stream import Coverage, RankStream
 from dumper.writing.run_id import join_run
 from dumper.writing.writer import OVERHEAD_BYTES, Writer
@@ -290,7 +290,19 @@ class Session:
     def begin_step(self, number: int, layout: TokenLayout | PendingLayout | None, tags: Mapping[str, Any]) -> None:
         """A step begins; ``layout`` may still be on its way."""
         self.status.add("steps")
-        self._writer.put(BeginStep(number, layout, dict(_as_scalars(tags))))
+        self._writer.put(BeginStep(number, self._staged_layout(layout), dict(_as_scalars(tags))))
+
+    def _staged_layout(self, layout: TokenLayout | PendingLayout | None) -> TokenLayout | StagedLayout | None:
+        """The values that a layout needs, on their way like those that are recorded."""
+        if not isinstance(layout, PendingLayout):
+            return layout
+        try:
+            return StagedLayout(
+                {name: self._stager.stage(value) for name, value in layout.tensors.items()}, layout.build
+            )
+        except Exception as error:
+            logger.warning("tensortap: a step has no token layout: %s", error)
+            return None
 
     def add_axes(self, axes: Parallel) -> None:
         """Axes of the parallel layout that were not known when the file was begun."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dumper.adapters.protocol import PendingLayout
 from dumper.layout import TokenLayout
 from dumper.memory.buffers import Slab
-from dumper.memory.staging import Staged
+from dumper.memory.staging import Described, Staged
 from dumper.rules.levels import Level
+from dumper.values.dtypes import as_array
 from dumper.values.fingerprint import SCHEME
 from dumper.values.source import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 TagsKey = tuple[tuple[str, Any], ...]
 
@@ -95,11 +99,33 @@ class Watched:
 
 
 @dataclass(frozen=True)
+class StagedLayout:
+    """A token layout that needs values which are on their way from a device."""
+
+    parts: Mapping[str, Described]
+    build: Callable[[dict[str, npt.NDArray[np.int64]]], TokenLayout]
+
+    def wait(self) -> TokenLayout:
+        """The layout; blocks until the values are there. To be called once, on the writer's thread."""
+        return self.build({name: _flat(part) for name, part in self.parts.items()})
+
+
+def _flat(part: Described) -> npt.NDArray[np.int64]:
+    assert part.dtype is not None
+    if isinstance(part.data, bytes):
+        return as_array(part.data, part.dtype, (-1,)).astype("i8")
+    try:
+        return as_array(part.data.wait(), part.dtype, (-1,)).astype("i8")
+    finally:
+        part.data.release()
+
+
+@dataclass(frozen=True)
 class BeginStep:
     """A step; its layout may still be on its way from a device."""
 
     number: int
-    layout: TokenLayout | PendingLayout | None
+    layout: TokenLayout | StagedLayout | None
     tags: Mapping[str, Any]
 
 

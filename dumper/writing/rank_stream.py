@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dumper.adapters.protocol import PendingLayout, Process
+from dumper.adapters.protocol import Process
 from dumper.format import frames
 from dumper.format.layouts import encode_layout
 from dumper.format.regular_files import make_folders
@@ -19,7 +19,7 @@ from dumper.memory.staging import Staged
 from dumper.settings import Settings
 from dumper.values.fingerprint import block_sums, from_sums
 from dumper.writing.holding import Holding
-from dumper.writing.items import AddedAxes, BeginStep, Description, InstalledTaps, Item, Stop, Submission
+from dumper.writing.items import AddedAxes, BeginStep, Description, InstalledTaps, Item, StagedLayout, Stop, Submission
 from dumper.writing.rank_file import ClaimedError, CutShortError, RankFile
 from dumper.writing.record_encoder import RecordEncoder
 
@@ -179,7 +179,7 @@ class RankStream:
         if item.tags:
             meta["tags"] = dict(item.tags)
         try:
-            layout = item.layout.wait() if isinstance(item.layout, PendingLayout) else item.layout
+            layout = item.layout.wait() if isinstance(item.layout, StagedLayout) else item.layout
             if layout is not None:
                 meta["layout"] = encode_layout(layout)
                 frames.encode_meta(meta)

@@ -33,6 +33,8 @@ class TorchvisionOperators(importlib.abc.MetaPathFinder):
     def _declare(self) -> None:
         import torch
 
+        if torch.version.cuda is not None:
+            return  # its torchvision declares them itself
         library = torch.library.Library("torchvision", "FRAGMENT")
         self._libraries.append(library)
         for operator in ("nms", "qnms"):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,14 +155,21 @@ def test_a_mesh_without_names_is_refused() -> None:
         TorchDistributedAdapter().use_mesh(Mesh())
 
 
-def test_host_copies_are_of_the_moment() -> None:
-    from dumper.adapters.framework_values import HostCopies
+def test_what_a_layout_needs_comes_as_flat_arrays() -> None:
+    from dumper.adapters.framework_values import layout_of
 
     tensor = torch.tensor([[1, 2], [3, 4]], dtype=torch.int32)
-    copies = HostCopies({"tensor": tensor, "list": [5, 6], "none": None, "empty": torch.zeros(0)})
+    given: list[dict[str, Any]] = []
+    layout = TokenLayout("extend", (), 0)
+
+    def build(arrays: dict[str, Any]) -> TokenLayout:
+        given.append(arrays)
+        return layout
+
+    tensors = {"tensor": tensor, "list": [5, 6], "none": None, "empty": torch.zeros(0)}
+    assert layout_of(tensors, build) is layout
     tensor.zero_()
-    arrays = copies.wait()
-    assert not copies.pending
+    (arrays,) = given
     assert arrays["tensor"].tolist() == [1, 2, 3, 4]
     assert arrays["list"].tolist() == [5, 6]
     assert arrays["empty"].size == 0

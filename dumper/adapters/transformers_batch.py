@@ -1,0 +1,95 @@
+"""What the arguments of a Transformers model's ``forward`` are: its shape, its mask, the cache and the call."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_CACHE_NAMES = ("past_key_values", "cache")
+PAST_LENGTH = "past_length"
+"""The name under which the length of a cache comes out of compiled code, which cannot carry the cache."""
+_CALLS_REMEMBERED = 256
+
+
+def batch_shape(batch: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(batch, sequence) of the pass; None where the arguments have no such dimensions."""
+    for name in ("input_ids", "inputs_embeds"):
+        shape = getattr(batch.get(name), "shape", None)
+        if shape is not None and len(shape) >= 2:
+            return int(shape[0]), int(shape[1])
+    return None
+
+
+def attention_mask(batch: Mapping[str, Any]) -> Any:
+    """The mask of full attention, 2-D or per query. ``generate`` gives one for each kind of layer, as a mapping, where
+    the cache is static."""
+    mask = batch.get("attention_mask")
+    return mask.get("full_attention") if isinstance(mask, Mapping) else mask
+
+
+def cache_of(batch: Mapping[str, Any]) -> Any:
+    """The cache that the pass goes on filling, None where there is none."""
+    return next((batch[name] for name in _CACHE_NAMES if batch.get(name) is not None), None)
+
+
+def past_length(batch: Mapping[str, Any]) -> Any:
+    """Tokens in the cache: an integer, or of a static cache a tensor without dimensions, which is on the device."""
+    length = getattr(cache_of(batch), "get_seq_length", None)
+    if length is None:
+        return batch.get(PAST_LENGTH, 0)
+    tokens = length()
+    return tokens if hasattr(tokens, "detach") else int(tokens)
+
+
+@dataclass
+class _Call:
+    number: int
+    batch: int
+    end: int
+    """Tokens in the cache after its last pass."""
+
+
+class Calls:
+    """Numbers the calls of ``generate``: passes belong together while they fill the same cache.
+
+    ``key`` is asked when a pass begins, ``number`` in the order of passes, when it is known how long the cache was.
+    """
+
+    def __init__(self) -> None:
+        self._new_key = itertools.count().__next__
+        self._new_number = itertools.count().__next__
+        self._keys: dict[int, tuple[weakref.ref[Any], int]] = {}
+        """By the identity of caches."""
+        self._calls: deque[tuple[int | None, _Call]] = deque(maxlen=_CALLS_REMEMBERED)
+        """By key, the latest last."""
+
+    def key(self, cache: Any) -> int | None:
+        """What tells the cache from others; None where there is none."""
+        if cache is None:
+            return None
+        known = self._keys.get(id(cache))
+        if known is not None and known[0]() is cache:
+            return known[1]
+        identity, key = id(cache), self._new_key()
+        self._keys[identity] = (weakref.ref(cache, lambda _: self._keys.pop(identity, None)), key)
+        return key
+
+    def number(self, key: int | None, past: int, shape: tuple[int, int]) -> int:
+        """The number of the call that a pass of ``shape`` belongs to; a cache that was empty begins a new one."""
+        call = self._continued(key, past, shape[0]) if past > 0 else None
+        if call is None:
+            call = _Call(self._new_number(), shape[0], 0)
+            self._calls.append((key, call))
+        call.end = past + shape[1]
+        return call.number
+
+    def _continued(self, key: int | None, past: int, batch: int) -> _Call | None:
+        latest = reversed(self._calls)
+        if key is not None:
+            return next((call for known, call in latest if known == key), None)
+        # In compiled code nobody knows the cache: of the call that stands there.
+        return next((call for _, call in latest if (call.batch, call.end) == (batch, past)), None)
