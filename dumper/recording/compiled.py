@@ -25,13 +25,9 @@ if TYPE_CHECKING:
         def count_tap(self, tap: str | None) -> None: ...
 
 
-_KINDS: dict[str, Callable[[str], Any]] = {
-    "int": int,
-    "float": float,
-    "str": str,
-    "bool": lambda text: text == "True",
-    "NoneType": lambda text: None,
-}
+TEXT, TRUTH, NOTHING = "str", "bool", "none"
+"""How a tag that travels as text is meant. Written down, since dynamo does not know the name of every type."""
+_KINDS: dict[str, Callable[[str], Any]] = {TEXT: str, TRUTH: bool, NOTHING: lambda text: None}
 
 
 def _never() -> bool:
@@ -84,28 +80,17 @@ def _register(torch: Any, recorders: Mapping[int, Recorder]) -> None:
     batch = "str[] names, Tensor[] batch_tensors, str[] number_names, SymInt[] numbers"
     place = "int recorder, str name, str? dims, str? level, str? tap"
 
-    def record(value: Any, recorder: int, name: str, dims: Any, level: Any, tap: Any, *packed: Any) -> None:
+    def submit(recorder: int, name: str, dims: Any, level: Any, tap: Any, value: Any, tags: dict[str, Any]) -> None:
         target = recorders.get(recorder)
         if target is not None:
-            target.submit_from_graph(Source.of(name, level, tap=tap), value, dims, _unpacked(*packed))
+            target.submit_from_graph(Source.of(name, level, tap=tap), value, dims, tags)
+
+    def record(value: Any, recorder: int, name: str, dims: Any, level: Any, tap: Any, *packed: Any) -> None:
+        submit(recorder, name, dims, level, tap, value, _unpacked(*packed))
 
     def record_plain(recorder: int, name: str, dims: Any, level: Any, tap: Any, *packed: Any) -> None:
         tags = _unpacked(*packed)
-        record(
-            tags.pop(VALUE, ValueOfCompiledCode()),
-            recorder,
-            name,
-            dims,
-            level,
-            tap,
-            [],
-            [],
-            [],
-            [],
-            [],
-            [],
-            _encoded(tags),
-        )
+        submit(recorder, name, dims, level, tap, tags.pop(VALUE, ValueOfCompiledCode()), tags)
 
     def step(recorder: int, tap: Any, names: Any, tensors: Any, number_names: Any, numbers: Any, *packed: Any) -> None:
         target = recorders.get(recorder)
@@ -159,10 +144,6 @@ class ValueOfCompiledCode:
     """A value that a graph cannot carry; it is counted as lost."""
 
 
-def _encoded(tags: Mapping[str, Any]) -> list[str]:
-    return [text for key, tag in tags.items() for text in (key, type(tag).__name__, str(tag))]
-
-
 def _unpacked(
     integer_keys: list[str],
     integers: list[int],
@@ -178,7 +159,7 @@ def _unpacked(
     for key, tensor in zip(tensor_keys, tensors, strict=True):
         tags[key] = tensor.item() if tensor.dim() == 0 else str(tensor)
     for key, kind, text in zip(others[::3], others[1::3], others[2::3], strict=True):
-        tags[key] = _KINDS.get(kind, str)(text)
+        tags[key] = _KINDS[kind](text)
     return tags
 
 

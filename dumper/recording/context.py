@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 # What ``threading.local`` is; importing all of threading would cost every patched process.
 from _thread import _local
 
@@ -99,12 +101,44 @@ class StepScope:
 class ThreadTags(_local):
     """The tags of the thread that asks."""
 
+    in_use = False
+    """Whether any thread of the process ever added tags; of the class, since it is asked for every record."""
+
     def __init__(self) -> None:
         self.tags: Mapping[str, Any] = {}
+
+    def of_backward_pass(self) -> Mapping[str, Any]:
+        """The tags of the thread that began the backward pass which this thread computes: a device has a thread of its
+        own for that, and what activation checkpointing computes once more is recorded there."""
+        internals = _of_torch()
+        if internals is None or internals._current_graph_task_id() == -1 or not internals._is_key_in_tls(_KEY):
+            return _NONE
+        tags: Mapping[str, Any] = internals._get_obj_in_tls(_KEY).get(id(self), _NONE)
+        return tags
+
+    def put(self, tags: Mapping[str, Any]) -> None:
+        """Have the thread's tags be these; a backward pass that it begins takes them along."""
+        self.tags = tags
+        internals = _of_torch()
+        if internals is not None:
+            type(self).in_use = True
+            others = internals._get_obj_in_tls(_KEY) if internals._is_key_in_tls(_KEY) else {}
+            internals._stash_obj_in_tls(_KEY, {**others, id(self): tags})
 
     def adding(self, tags: Mapping[str, Any]) -> AddedTags:
         """A context manager that adds tags to those of the thread that enters it."""
         return AddedTags(self, tags)
+
+
+_KEY = "tensortap.tags"
+"""Under which torch carries tags from a thread to those that compute its backward passes."""
+_NONE: Mapping[str, Any] = {}
+
+
+def _of_torch() -> Any:
+    """torch's internals, where they carry objects from thread to thread; None before torch is imported."""
+    internals = getattr(sys.modules.get("torch"), "_C", None)
+    return internals if hasattr(internals, "_stash_obj_in_tls") else None
 
 
 class AddedTags:
@@ -121,12 +155,16 @@ class AddedTags:
     def __enter__(self) -> None:
         before = self._of_thread.tags
         self._before.append(before)
-        self._of_thread.tags = {**before, **self._added}
-        if Tracing.is_compiling():
+        if not Tracing.is_compiling():
+            self._of_thread.put({**before, **self._added})
+        else:
+            self._of_thread.tags = {**before, **self._added}
             self._traced_before.append(TRACED.tags)
             TRACED.tags = {**TRACED.tags, **self._added}
 
     def __exit__(self, *exception: object) -> None:
-        self._of_thread.tags = self._before.pop()
-        if self._traced_before:
+        if not self._traced_before:
+            self._of_thread.put(self._before.pop())
+        else:
+            self._of_thread.tags = self._before.pop()
             TRACED.tags = self._traced_before.pop()

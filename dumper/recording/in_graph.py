@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from dumper.recording.compiled import TRACED, VALUE
+from dumper.recording.compiled import NOTHING, TEXT, TRACED, TRUTH, VALUE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,10 +116,16 @@ def _packed(tags: dict[str, Any]) -> Packed:
         elif type(tag) is float:
             float_keys.append(key)
             floats.append(tag)
-        elif type(tag) in _WRITTEN or (isinstance(tag, (tuple, list)) and all(type(one) in _SCALARS for one in tag)):
-            others += [key, type(tag).__name__, str(tag)]
+        elif type(tag) is str:
+            others += [key, TEXT, tag]
+        elif type(tag) is bool:
+            others += [key, TRUTH, "yes" if tag else ""]
+        elif tag is None:
+            others += [key, NOTHING, ""]
+        elif isinstance(tag, (tuple, list)) and all(type(one) in _SCALARS for one in tag):
+            others += [key, TEXT, str(tag)]
         else:
-            others += [key, "str", type(tag).__name__]
+            others += [key, TEXT, tag.__class__.__name__]
     return integer_keys, integers, float_keys, floats, tensor_keys, tensors, others
 
 

@@ -161,7 +161,8 @@ class Recorder(RecordingProcess):
         if not self._recording:
             return
         try:
-            added = self._thread_tags.tags
+            of_thread = self._thread_tags
+            added = of_thread.tags or (of_thread.in_use and of_thread.of_backward_pass())
             if added:
                 tags = {**added, **tags}
             if type(value) not in self._unnested:

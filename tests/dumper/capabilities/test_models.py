@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import get_ident
 
 import pytest
 import torch
@@ -204,6 +205,34 @@ def test_a_filter_asks_whether_activations_are_recomputed(recorder: Recorder, st
         "original": ("inside", False),
         "recompute": ("inside", True),
     }[status]
+
+
+def test_what_another_thread_computes_of_a_backward_pass_has_the_tags_of_the_thread_that_began_it(
+    recorder: Recorder,
+) -> None:
+    """As with a device, whose backward passes have a thread of their own: torch hands deeply nested ones over."""
+    threads: set[int] = set()
+    depth = 64
+
+    def block(x: torch.Tensor, left: int) -> torch.Tensor:
+        if left:
+            return checkpoint(block, x, left - 1, use_reentrant=True) * 1
+        threads.add(get_ident())
+        y = x.sin()
+        recorder.dump("y", y)
+        return y
+
+    x = torch.randn(3, requires_grad=True)
+    with recorder.ctx(micro_batch=5), recorder.ctx(phase="b"):
+        loss = block(x, depth).sum()
+    with recorder.ctx(micro_batch=6):
+        loss.backward()
+    records = finished(recorder).records
+    assert len(threads) == 2
+    first, *again = (dict(record.tags) for record in records)
+    assert first == {"micro_batch": 5, "phase": "b"}
+    assert again == [{"micro_batch": 6}] * len(again)
+    assert [record.recompute for record in records] == [False] + [True] * len(again)
 
 
 def test_capture_records_into_memory_and_nothing_to_disk(tmp_path: Path) -> None:
