@@ -37,7 +37,7 @@ def experts_of(tap: TapRows, difference: Difference, kept: Mask) -> tuple[Expert
         mine, rest = users[:, expert], others[:, expert]
         if min(mine.sum(), rest.sum()) < FEWEST_USERS:
             continue
-        change = scale(difference.take(mine)).minus(scale(difference.take(rest)))
+        change = scale(difference, mine).minus(scale(difference, rest))
         found.append(ExpertNumbers(expert, int(mine.sum()), change))
     return tuple(found)
 

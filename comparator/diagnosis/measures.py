@@ -113,14 +113,16 @@ def _weighted(middle: Single, added: Single, sizes: Float, error: Float, usual: 
     return Difference(middle * factor, added * factor, error)
 
 
-def scale(difference: Difference) -> Estimate:
-    """The factor common to all elements, less one: least squares against the midpoint.
+def scale(difference: Difference, of: Mask | None = None) -> Estimate:
+    """The factor common to all elements (of some rows), less one: least squares against the midpoint.
 
     The standard error allows for rows and channels that are correlated (errors behind an attention share the early
     tokens): SE = ‖MᵀR‖ · ‖MRᵀ‖ / (‖M‖ · ‖R‖ · ‖M‖²) with the residual R and Frobenius norms.
     """
-    if difference.rows > MOST_ROWS:
-        difference = difference.take(_sampled(difference.rows))
+    if of is not None:
+        chosen = np.flatnonzero(of)
+        difference = difference.take(chosen[_sampled(len(chosen))])
+    difference = _sample(difference)
     middle, added = difference.middle, difference.added
     energy = float(np.vdot(middle, middle))
     if energy <= 0 or not added.any():
@@ -139,6 +141,11 @@ def scale(difference: Difference) -> Estimate:
         over_rows = float(np.vdot(middle.T @ middle, rest.T @ rest))
     error = np.sqrt(max(over_channels, 0.0) * max(over_rows, 0.0) / (energy * left)) / energy
     return Estimate(value, float(error))
+
+
+def _sample(difference: Difference) -> Difference:
+    """The rows that a scale is estimated from."""
+    return difference if difference.rows <= MOST_ROWS else difference.take(_sampled(difference.rows))
 
 
 def _sampled(rows: int) -> Integer:
@@ -239,11 +246,9 @@ def blocks(difference: Difference, size: int, floor: float) -> BlockNumbers | No
     size_ = np.einsum("ijk,ijk->j", middle, middle, dtype=np.float64)
     errors = np.sqrt(energy / np.maximum(size_, TINY))
     ratio = errors / max(float(np.median(errors)), floor)
-    whole = scale(difference)
-    found = []
-    for at in range(number):
-        part = Difference(np.ascontiguousarray(middle[:, at]), np.ascontiguousarray(added[:, at]), difference.error)
-        found.append(scale(part).minus(whole))
+    sample = _sample(difference)
+    whole = scale(sample)
+    found = [scale(_channels_of(sample, slice(at * size, (at + 1) * size))).minus(whole) for at in range(number)]
     usual = max(float(np.median(difference.error)), floor)
     clearest = max(range(number), key=lambda at: min(found[at].z / 10, abs(found[at].value) / usual))
     at = int(np.argmax(ratio))
@@ -265,10 +270,10 @@ def shards(difference: Difference, count: int, floor: float) -> BlockNumbers | N
         / np.maximum(np.einsum("ijk,ijk->j", middle, middle, dtype=np.float64), TINY)
     )
     ratios, changes = [], []
+    sample, holder = _sample(difference), np.repeat(np.arange(count), channels // count)
     for at in range(count):
         ratios.append(errors[at] / max(float(np.median(np.delete(errors, at))), floor))
-        rest = Difference(_without(middle, at), _without(added, at), difference.error)
-        part = Difference(np.ascontiguousarray(middle[:, at]), np.ascontiguousarray(added[:, at]), difference.error)
+        part, rest = (_channels_of(sample, mask) for mask in (holder == at, holder != at))
         changes.append(scale(part).minus(scale(rest)))
     usual = max(float(np.median(difference.error)), floor)
     clearest = max(range(count), key=lambda at: min(changes[at].z / 10, abs(changes[at].value) / usual))
@@ -278,5 +283,6 @@ def shards(difference: Difference, count: int, floor: float) -> BlockNumbers | N
     )
 
 
-def _without(parts: Single, at: int) -> Single:
-    return np.ascontiguousarray(np.delete(parts, at, axis=1).reshape(len(parts), -1))
+def _channels_of(difference: Difference, chosen: slice | Mask) -> Difference:
+    middle, added = (np.ascontiguousarray(values[:, chosen]) for values in (difference.middle, difference.added))
+    return Difference(middle, added, difference.error)

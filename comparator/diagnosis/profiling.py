@@ -175,7 +175,7 @@ class _Measuring:
         for name, mask in groups_of(self.labels).items():
             inside = mask[kept]
             if min(inside.sum(), (~inside).sum()) >= FEWEST_ROWS:
-                change = scale(difference.take(inside)).minus(scale(difference.take(~inside)))
+                change = scale(difference, inside).minus(scale(difference, ~inside))
                 found.append(GroupScale(name, change))
         return tuple(found)
 
