@@ -1,90 +1,161 @@
-"""Copies from a CUDA device that never make the model wait.
-
-A value is cloned on the compute stream (so that it may be modified in place next), and the clone goes to pinned host
-memory on a side stream. Events order the two; only the writer thread ever waits for one. See "CUDA streams" and
-"Memory management" in PyTorch's CUDA notes: ``record_stream`` keeps the clone's memory from being handed out again
-before the side stream has read it, so that the clone is let go of at once and the device holds it no longer than that.
-"""
+"""Large values of a CUDA device: cloned on the model's stream, so that they may be modified next, and transferred on a
+stream of our own into pinned memory of their size. A clone is held until it has been transferred, so that its memory is
+not handed out before."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections import deque
 from typing import TYPE_CHECKING
 
 from dumper.memory.buffers import Shelf
+from dumper.memory.cuda_runtime import TO_HOST, CudaRuntime, DeviceError
+from dumper.memory.device_slabs import Words
+from dumper.memory.pinned import PinnedBuffer
 
 if TYPE_CHECKING:
     import torch
 
-
-def pinned_buffer(nbytes: int) -> torch.Tensor:
-    """Fresh pinned host memory, which costs far more to make than to fill."""
-    import torch
-
-    # A tensor that is made in inference mode could not be written outside it.
-    with torch.inference_mode(False):
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+MOST_BYTES_OF_CLONES = 512 << 20
+"""On a device; beyond it the model waits for the bus."""
 
 
-@dataclass
+class _Ticket:
+    """What a copy on its way needs of the device, used again."""
+
+    __slots__ = ("done", "ready", "word")
+
+    def __init__(self, runtime: CudaRuntime, device: int, words: Words) -> None:
+        with runtime.device(device):
+            self.ready = runtime.make_event()
+            self.done = runtime.make_event()
+        self.word = words.take()
+
+
 class DeviceCopy:
     """One value on its way from a device to the host."""
 
-    nbytes: int
-    _buffer: torch.Tensor
-    _done: torch.cuda.Event
-    _shelf: Shelf[torch.Tensor]
+    def __init__(self, copier: DeviceCopier, nbytes: int, buffer: PinnedBuffer, ticket: _Ticket) -> None:
+        self.nbytes = nbytes
+        self.buffer = buffer
+        self.clone: torch.Tensor | None = None
+        """Held while it is on its way."""
+        self.ticket: _Ticket | None = ticket
+        """None once the bytes are there."""
+        self._copier = copier
 
     def wait(self) -> memoryview:
-        """The bytes, in the logical (row-major) order of the tensor; valid until ``release``. Blocks."""
-        self._done.synchronize()
-        return memoryview(self._buffer.numpy().data)[: self.nbytes]
+        """The bytes, in the logical (row-major) order of the tensor; valid until ``release``. Blocks.
+
+        Raises DeviceError when they will not arrive.
+        """
+        self._copier.fetch(self)
+        return self.buffer.view[: self.nbytes]
 
     def release(self) -> None:
         """Hand the host buffer back to the pool."""
-        self._shelf.give_back(self._buffer)
+        # After a failure the device may still write into it.
+        if self.ticket is None:
+            self._copier.give_back(self.buffer)
 
 
 class DeviceCopier:
-    """Starts copies; one side stream per device."""
+    """Starts the copies of one device."""
 
-    def __init__(self, shelf: Shelf[torch.Tensor]) -> None:
-        """``shelf``: pinned uint8 tensors."""
+    def __init__(self, runtime: CudaRuntime, device: int, words: Words, shelf: Shelf[PinnedBuffer]) -> None:
+        self._runtime = runtime
+        self._device = device
+        self._words = words
         self._shelf = shelf
-        self._streams: dict[int, torch.cuda.Stream] = {}
+        self._lock = threading.Lock()
+        self._on_their_way: deque[DeviceCopy] = deque()
+        self._bytes_of_clones = 0
+        self._tickets: list[_Ticket] = []
 
-    def start(self, value: torch.Tensor) -> DeviceCopy:
-        """Begin to copy a CUDA tensor as it is now; returns at once.
+    def start(self, value: torch.Tensor, stream: int) -> DeviceCopy:
+        """Begin to copy a readable tensor as it is when ``stream``, the caller's current one, comes to it.
 
-        Raises RuntimeError while the current stream is captured into a CUDA graph (see ``dumper/recording/graphs.py``).
+        Raises DeviceError.
         """
-        import torch
-
-        if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("a copy to the host cannot be started while a CUDA graph is being captured")
         nbytes = value.numel() * value.element_size()
-        with torch.cuda.device(value.device):
-            # Clones of lazily conjugated or negated tensors are lazy, too.
-            plain = value.detach().resolve_conj().resolve_neg()
-            clone = plain.clone(memory_format=torch.contiguous_format)
-            side = self._side_stream(value.device.index)
-            side.wait_stream(torch.cuda.current_stream())
+        with self._lock:
+            self._make_room(nbytes)
             buffer = self._shelf.take(nbytes)
+            ticket: _Ticket | None = None
             try:
-                with torch.cuda.stream(side):
-                    if nbytes:
-                        buffer[:nbytes].copy_(clone.reshape(-1).view(torch.uint8), non_blocking=True)
-                    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                    done.record(side)
-                clone.record_stream(side)
+                ticket = self._tickets.pop() if self._tickets else _Ticket(self._runtime, self._device, self._words)
+                copy = DeviceCopy(self, nbytes, buffer, ticket)
+                self._send(copy, ticket, value, stream)
+            except DeviceError:
+                # Nobody can tell what the device still does with the buffer.
+                raise
             except BaseException:
                 self._shelf.give_back(buffer)
+                if ticket is not None:
+                    self._tickets.append(ticket)
                 raise
-        return DeviceCopy(nbytes, buffer, done, self._shelf)
+            self._on_their_way.append(copy)
+            self._bytes_of_clones += nbytes
+        return copy
 
-    def _side_stream(self, device: int) -> torch.cuda.Stream:
+    def _send(self, copy: DeviceCopy, ticket: _Ticket, value: torch.Tensor, stream: int) -> None:
+        runtime, words = self._runtime, self._words
+        copy.clone = clone = self._clone(value)
+        if clone is None:
+            # No memory for a clone: the model's stream makes the transfer, and waits for it.
+            runtime.copy(copy.buffer.address, value.data_ptr(), copy.nbytes, TO_HOST, stream)
+        runtime.record(ticket.ready, stream)
+        words.clear(ticket.word)
+        runtime.wait(words.stream, ticket.ready)
+        if clone is not None:
+            runtime.copy(copy.buffer.address, clone.data_ptr(), copy.nbytes, TO_HOST, words.stream)
+        words.ask_for(ticket.word)
+        runtime.record(ticket.done, words.stream)
+
+    def _clone(self, value: torch.Tensor) -> torch.Tensor | None:
+        """A contiguous copy on the current stream; None where there is no memory for it and it can be done without."""
         import torch
 
-        if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device=device)  # type: ignore[no-untyped-call]
-        return self._streams[device]
+        # Clones of lazily conjugated or negated tensors are lazy, too.
+        plain = value.resolve_conj().resolve_neg()
+        with self._runtime.beside_captures():
+            try:
+                return plain.clone(memory_format=torch.contiguous_format)
+            except torch.cuda.OutOfMemoryError:
+                if plain is not value or not value.is_contiguous():
+                    raise
+                return None
+
+    def _make_room(self, nbytes: int) -> None:
+        self._collect()
+        while self._on_their_way and self._bytes_of_clones + nbytes > MOST_BYTES_OF_CLONES:
+            oldest = self._on_their_way[0]
+            if oldest.ticket is not None:
+                self._words.wait(oldest.ticket.word, oldest.ticket.done)
+            self._collect()
+
+    def _collect(self) -> None:
+        """Let go of the clones that have been transferred."""
+        while self._on_their_way:
+            copy = self._on_their_way[0]
+            ticket = copy.ticket
+            if ticket is None or not self._words.is_set(ticket.word):
+                return
+            self._on_their_way.popleft()
+            self._bytes_of_clones -= copy.nbytes
+            copy.clone = copy.ticket = None
+            self._tickets.append(ticket)
+
+    def fetch(self, copy: DeviceCopy) -> None:
+        """Return when the bytes are on the host. Raises DeviceError when they will not arrive."""
+        ticket = copy.ticket
+        if ticket is None:
+            return
+        self._runtime.select(self._device)
+        self._words.wait(ticket.word, ticket.done, lambda: copy.ticket is None)
+        with self._lock:
+            self._collect()
+
+    def give_back(self, buffer: PinnedBuffer) -> None:
+        """A buffer that is not needed any more."""
+        self._shelf.give_back(buffer)

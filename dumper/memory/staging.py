@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from dumper.memory.device_copies import DeviceCopier
+    from dumper.memory.device_staging import DeviceStager
 
 
 LARGE_ELEMENTS = 1 << 24
@@ -75,7 +75,8 @@ class Stager:
         self.pool_bytes = pool_bytes
         self._pool = BufferPool(pool_bytes)
         self.host = self._pool.shelf(host_buffer)
-        self._device_copier: DeviceCopier | None = None
+        self._device: DeviceStager | None = None
+        self._device_was_looked_for = False
 
     def stage(self, value: Any) -> Described:
         """Copy ``value``. Raises UnrecordableError."""
@@ -96,8 +97,9 @@ class Stager:
 
         dtype, shape = describe_tensor(value)
         value = as_bytes(value)
-        if value.device.type == "cuda":
-            return Described(self._copier().start(value), dtype, shape)
+        device = self.device if value.device.type == "cuda" else None
+        if device is not None:
+            return Described(device.stage(value), dtype, shape)
         return Described(self._stage_on_host(value.cpu()), dtype, shape)
 
     def _stage_on_host(self, value: torch.Tensor) -> bytes | Staged:
@@ -116,12 +118,15 @@ class Stager:
             return data
         return StagedBuffer(nbytes, buffer.data[:nbytes], lambda: self.host.give_back(buffer))
 
-    def _copier(self) -> DeviceCopier:
-        if self._device_copier is None:
-            from dumper.memory.device_copies import DeviceCopier, pinned_buffer
+    @property
+    def device(self) -> DeviceStager | None:
+        """For tensors of CUDA devices; None where there is no runtime library, and the model waits for each copy."""
+        if not self._device_was_looked_for:
+            from dumper.memory.device_staging import DeviceStager
 
-            self._device_copier = DeviceCopier(self._pool.shelf(pinned_buffer))
-        return self._device_copier
+            self._device_was_looked_for = True
+            self._device = DeviceStager.of_this_process(self._pool)
+        return self._device
 
 
 def _copy_to(buffer: npt.NDArray[np.uint8], value: torch.Tensor, nbytes: int) -> None:

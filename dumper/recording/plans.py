@@ -33,7 +33,18 @@ _NOTHING = SmallTensors(None)
 class Plan:
     """What is to be done with the records of one source, tags and dims."""
 
-    __slots__ = ("chosen", "descriptions", "dims", "last", "parts", "small", "source", "tags", "whole")
+    __slots__ = (
+        "chosen",
+        "descriptions",
+        "dims",
+        "last",
+        "last_on_device",
+        "parts",
+        "small",
+        "source",
+        "tags",
+        "whole",
+    )
 
     def __init__(self, source: Source, tags: TagsKey, dims: str | None, chosen: Level | None) -> None:
         self.source = source
@@ -47,6 +58,7 @@ class Plan:
         self.small: dict[tuple[Any, ...], SmallTensors] = {}
         self.last: tuple[Any, Any, bool, SmallTensors] = (None, None, False, _NOTHING)
         """Dtype, shape, whether it was recomputed, and what was worked out, of the small tensor that came last."""
+        self.last_on_device = self.last
         self.parts: dict[tuple[str, str | None], Plan] = {}
 
     def part(self, name: str, dims: str | None) -> Plan:

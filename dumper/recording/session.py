@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,11 +20,11 @@ from dumper.layout import TokenLayout
 from dumper.memory.available import available_bytes
 from dumper.memory.buffers import SMALL
 from dumper.memory.staging import Stager, reduce_value
-from dumper.recording.plans import MOST_PLANS, Plan, SmallTensors
+from dumper.recording.plans import MOST_PLANS, Plan
+from dumper.recording.short_way import ShortWay, checkpoint_is_running
 from dumper.rules.expressions import Expression
 from dumper.rules.levels import FULL, STATS, Level, LevelRules
 from dumper.settings import Settings
-from dumper.values.dtypes import KNOWN
 from dumper.values.plain import UnrecordableError
 from dumper.values.source import Source
 from dumper.writing.items import AddedAxes, BeginStep, InstalledTaps, StagedLayout, Submission, TagsKey, Watched
@@ -61,10 +61,7 @@ class Session:
         self._writer = Writer(settings, encoder, stager.host)
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._next_number = itertools.count(1).__next__
-        self._plain_tensors: frozenset[type] = frozenset()
-        self._dtypes: dict[Any, str] = {}
-        self._backward_pass: Callable[[], int] = _no_backward_pass
-        self._is_tracing: Callable[[], bool] = _no_tracing
+        self._short_way = ShortWay(self._writer, stager, self.status)
         self._read_rules()
 
     def reconfigure(self, settings: Settings) -> None:
@@ -115,77 +112,27 @@ class Session:
             return
         self.status.submitted(self._next_number())
         try:
-            if not (plan.whole and type(value) in self._plain_tensors and self._submit_small(plan, value, step)):
+            if not (plan.whole and self._short_way.submit(plan, value, step)):
                 self._submit_any(plan, value, step)
         except BaseException:
             self.status.add("lost_encoding")
             raise
 
-    def _submit_small(self, plan: Plan, value: Any, step: int | None) -> bool:
-        """The short way, straight from the tensor's memory; False for a tensor that cannot go it."""
-        try:
-            if not (value.is_cpu and value.is_contiguous()) or self._is_tracing():
-                return False
-            dtype, shape = value.dtype, value.shape
-            recomputed = self._backward_pass() != -1 and self._is_recomputed(plan)
-            # To compare with what came last is cheaper than to hash it.
-            last = plan.last
-            if last[0] is dtype and last[1] == shape and last[2] is recomputed:
-                small = last[3]
-            else:
-                key = (dtype, shape, recomputed)
-                small = plan.small.get(key) or self._describe_small(plan, key, value)
-                plan.last = (dtype, shape, recomputed, small)
-            # The storage may be smaller than the tensor, and the address null: ``dumper.values.readable`` says why.
-            offset = value.storage_offset() * small.itemsize
-            address = value.data_ptr()
-            if (
-                small.description is None
-                or offset + small.nbytes > value.untyped_storage().nbytes()
-                or not (address or small.nbytes == 0)
-                or (small.may_be_negated and value.is_neg())
-                or (small.may_be_conjugated and value.is_conj())
-            ):
-                return False
-        except (RuntimeError, NotImplementedError):
-            # Tensors without a storage (sparse ones), nested ones, and the wrappers of function transforms.
-            return False
-        if not self._writer.put_small(small.description, address, small.nbytes, step):
-            self.status.add("lost_full_memory")
-        return True
-
     def _moment(self, source: Source, step: int | None) -> Moment:
         """What the rules ask of the moment of a record; what they do not ask is None, so that it makes no plans."""
         status = None
         if "recompute_status" in self._asked:
-            self._look_up_torch()
+            self._short_way.look_up_torch()
             # A gradient belongs to neither: it is there once.
-            if source.stream != "value" or not _checkpoint_is_running():
+            if source.stream != "value" or not checkpoint_is_running():
                 status = "disabled"
             else:
-                status = "original" if self._backward_pass() == -1 else "recompute"
+                status = "original" if not self._short_way.is_backward() else "recompute"
         return Moment(step if "step" in self._asked else None, status)
-
-    def _is_recomputed(self, plan: Plan) -> bool:
-        """Whether what is recorded now is computed a second time, for a backward pass that is under way."""
-        backward = self._backward_pass() != -1
-        return backward and plan.source.stream == "value" and _checkpoint_is_running()
-
-    def _describe_small(self, plan: Plan, key: tuple[Any, ...], value: Any) -> SmallTensors:
-        """What is worked out once for tensors of one type and shape."""
-        dtype = self._dtypes.get(value.dtype)
-        if dtype is None or value.is_nested or value.nbytes > SMALL:
-            return plan.remember_small(key, SmallTensors(None))
-        description = plan.describe(dtype, value.shape, self._is_recomputed(plan))
-        complex_type = dtype.startswith("complex")
-        found = SmallTensors(
-            description, value.nbytes, value.itemsize, complex_type or dtype in _PARTS_OF_COMPLEX, complex_type
-        )
-        return plan.remember_small(key, found)
 
     def _submit_any(self, plan: Plan, value: Any, step: int | None) -> None:
         """The long way: any value, any device, any level."""
-        self._look_up_torch()
+        self._short_way.look_up_torch()
         assert plan.chosen is not None
         level = plan.chosen
         if _is_nested(value):
@@ -216,7 +163,7 @@ class Session:
             level = FULL
         elif level.kind not in ("stats", "sample"):
             dtype, shape = described.dtype, described.shape
-        description = plan.describe(dtype, shape, self._is_recomputed(plan), level)
+        description = plan.describe(dtype, shape, self._short_way.is_recomputed(plan), level)
         submission = Submission(description, described.data, step, reserved)
         if reserved > SMALL:
             self._writer.put_now(submission)
@@ -275,17 +222,6 @@ class Session:
             except ValueError as error:
                 logger.error("tensortap: %s: %s. The rules of the settings are used instead.", source.name, error)
         return self._rules.choose(names) if self._rules is not None else FULL
-
-    def _look_up_torch(self) -> None:
-        """Look up what the short way needs, once torch is there."""
-        torch = sys.modules.get("torch")
-        if torch is None or self._plain_tensors or not hasattr(torch, "Tensor"):
-            return
-        names = {name: getattr(torch, name, None) for name in KNOWN}
-        self._dtypes = {dtype: name for name, dtype in names.items() if dtype is not None}
-        self._backward_pass = getattr(torch._C, "_current_graph_task_id", _no_backward_pass)
-        self._is_tracing = getattr(torch._C, "_is_tracing", _no_tracing)
-        self._plain_tensors = frozenset({torch.Tensor, torch.nn.Parameter})
 
     def begin_step(self, number: int, layout: TokenLayout | PendingLayout | None, tags: Mapping[str, Any]) -> None:
         """A step begins; ``layout`` may still be on its way."""
@@ -365,30 +301,6 @@ def _open_status(settings: Settings, process: Process, run_id: str) -> StatusBlo
 _STATUS_NAMES = 20
 _PROCESSES = 1 << 22
 """More than Linux has process ids."""
-
-
-_PARTS_OF_COMPLEX = frozenset({"float16", "float32", "float64"})
-"""Types whose elements may still have to be negated (parts of complex tensors that are). To ask torch lets go of the
-interpreter lock, so that it is not asked in vain."""
-
-
-def _checkpoint_is_running() -> bool:
-    """Whether a caller is activation checkpointing: torch's, DeepSpeed's or Megatron's. For backward passes alone."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if "checkpoint" in name.rpartition("/")[2] or name.endswith("tensor_parallel/random.py"):
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
-
-
-def _no_backward_pass() -> int:
-    return -1
-
-
-def _no_tracing() -> bool:
-    return False
 
 
 def _as_scalars(tags: Mapping[str, Any]) -> TagsKey:

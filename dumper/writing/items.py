@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dumper.layout import TokenLayout
 from dumper.memory.buffers import Slab
+from dumper.memory.device_slabs import DeviceSlab
 from dumper.memory.staging import Described, Staged
 from dumper.rules.levels import Level
 from dumper.values.dtypes import as_array
@@ -74,7 +75,7 @@ class Description:
         return fields
 
 
-SmallValue: TypeAlias = tuple[Description, Slab, int, int, int | None]
+SmallValue: TypeAlias = tuple[Description, Slab | DeviceSlab, int, int, int | None]
 """A value in a slab: description, slab, offset, number of bytes, step. A tuple, since there is one for every small
 record and an object of a class takes the model's thread three times as long to make."""
 

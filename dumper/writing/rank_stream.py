@@ -15,6 +15,7 @@ from dumper.format.regular_files import make_folders
 from dumper.format.run_files import segment_path
 from dumper.format.status import StatusBlock
 from dumper.log_once import LogOnce
+from dumper.memory.cuda_runtime import DeviceError
 from dumper.memory.staging import Staged
 from dumper.settings import Settings
 from dumper.values.fingerprint import block_sums, from_sums
@@ -70,7 +71,11 @@ class RankStream:
             for item in batch:
                 if isinstance(item, tuple):
                     description, slab, offset, nbytes, step = item
-                    data: Any = slab.view[offset : offset + nbytes]
+                    try:
+                        data: Any = slab.view[offset : offset + nbytes]
+                    except DeviceError as error:
+                        self._lose(1, "lost_encoding", f"{description.source.name}: the copy failed: {error}")
+                        continue
                     if description.level.kind == "hash" and description.dtype is not None:
                         data = _fingerprint(description, data)
                     small.append((description, data, step))

@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 from dumper.memory.buffers import SLAB_BYTES, Shelf, Slab, copy_memory
+from dumper.memory.device_slabs import DeviceSlab, Lane
 from dumper.settings import Settings
 from dumper.writing.items import Barrier, Description, Item, Stop, Submission
 from dumper.writing.rank_stream import RankStream
@@ -115,6 +116,26 @@ class Writer:
             self._wake.set()
         return True
 
+    def put_from_device(
+        self, description: Description, lane: Lane, address: int, nbytes: int, step: int | None
+    ) -> bool:
+        """What ``put_small`` does, for memory of a CUDA device. Raises DeviceError."""
+        reserved = nbytes + OVERHEAD_BYTES
+        with self._lock:
+            if self._reserved + reserved <= self._budget:
+                self._reserved += reserved
+            elif not self._reserve(reserved):
+                return False
+        try:
+            slab, offset = lane.copy(address, nbytes)
+        except BaseException:
+            self.give_back(reserved)
+            raise
+        self._queue.append((description, slab, offset, nbytes, step))
+        if self._asleep:
+            self._wake.set()
+        return True
+
     def _retire(self, slab: Slab) -> None:
         slab.retired = True
         if slab.released == slab.taken:
@@ -130,14 +151,20 @@ class Writer:
         """Give back the memory of what a batch held."""
         reserved = 0
         slabs: dict[Slab, int] = {}
+        device_slabs: dict[DeviceSlab, int] = {}
         # Counted before the lock is taken: the model takes it for every record.
         for item in batch:
             if isinstance(item, tuple):
                 slab = item[1]
-                slabs[slab] = slabs.get(slab, 0) + 1
+                if isinstance(slab, Slab):
+                    slabs[slab] = slabs.get(slab, 0) + 1
+                else:
+                    device_slabs[slab] = device_slabs.get(slab, 0) + 1
                 reserved += item[3] + OVERHEAD_BYTES
             elif isinstance(item, Submission):
                 reserved += item.reserved
+        for device_slab, values in device_slabs.items():
+            device_slab.release(values)
         with self._lock:
             for slab, values in slabs.items():
                 slab.released += values

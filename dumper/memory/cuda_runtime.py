@@ -1,0 +1,184 @@
+"""The few functions of the CUDA runtime that copies need, called by their C names.
+
+torch's own ways to them cost the model's thread several times as much (contexts, new events, views), allocate from
+torch's caches, whose bookkeeping may not run while another thread captures a CUDA graph, and take memory from whichever
+pool is in force. See the "CUDA Runtime API" reference of the toolkit for each function. On ROCm the functions have the
+same meaning under the prefix ``hip``; that has not been run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ON_DEVICE = 3
+"""``cudaMemcpyDeviceToDevice``."""
+TO_HOST = 2
+"""``cudaMemcpyDeviceToHost``."""
+_RELAXED = 2
+"""``cudaStreamCaptureModeRelaxed``: calls of this thread invalidate no capture of another one."""
+_NON_BLOCKING = 1
+"""``cudaStreamNonBlocking``: the stream does not wait for the legacy default stream."""
+_NO_TIMING = 2
+"""``cudaEventDisableTiming``."""
+_PORTABLE = 1
+"""``cudaHostAllocPortable``: pinned for every device."""
+_NOT_READY = 600
+"""``cudaErrorNotReady``."""
+
+_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+_SIGNATURES = {
+    "MemcpyAsync": (_POINTER, _POINTER, _SIZE, _INT, _POINTER),
+    "MemsetAsync": (_POINTER, _INT, _SIZE, _POINTER),
+    "EventRecord": (_POINTER, _POINTER),
+    "StreamWaitEvent": (_POINTER, _POINTER, ctypes.c_uint),
+    "EventQuery": (_POINTER,),
+    "EventCreateWithFlags": (_POINTER, ctypes.c_uint),
+    "StreamCreateWithFlags": (_POINTER, ctypes.c_uint),
+    "Malloc": (_POINTER, _SIZE),
+    "Free": (_POINTER,),
+    "HostAlloc": (_POINTER, _SIZE, ctypes.c_uint),
+    "FreeHost": (_POINTER,),
+    "SetDevice": (_INT,),
+    "GetLastError": (),
+    "ThreadExchangeStreamCaptureMode": (_POINTER,),
+}
+_HIP_NAMES = {"HostAlloc": "HostMalloc", "FreeHost": "HostFree"}
+
+
+class DeviceError(RuntimeError):
+    """A call of the runtime failed; the message has its name and the code."""
+
+
+class CudaRuntime:
+    """Streams, events and addresses are the numbers that the runtime gives."""
+
+    def __init__(self, library: ctypes.CDLL, prefix: str = "cuda") -> None:
+        """Raises AttributeError for a library without these functions."""
+        self._calls: dict[str, Callable[..., int]] = {}
+        for name, signature in _SIGNATURES.items():
+            function = library[prefix + (_HIP_NAMES.get(name, name) if prefix == "hip" else name)]
+            function.argtypes = list(signature)
+            function.restype = ctypes.c_int
+            self._calls[name] = function
+        self._copy = self._calls["MemcpyAsync"]
+        self._record = self._calls["EventRecord"]
+
+    def copy(self, to: int, source: int, nbytes: int, kind: int, stream: int) -> None:
+        """Copy in the order of ``stream``; returns before it is done. Raises DeviceError."""
+        code = self._copy(to, source, nbytes, kind, stream)
+        if code:
+            raise self._error("MemcpyAsync", code)
+
+    def record(self, event: int, stream: int) -> None:
+        """Have ``event`` reached when what ``stream`` has been given so far is done. Raises DeviceError."""
+        code = self._record(event, stream)
+        if code:
+            raise self._error("EventRecord", code)
+
+    def fill(self, address: int, byte: int, nbytes: int, stream: int) -> None:
+        """Set memory of the device in the order of ``stream``. Raises DeviceError."""
+        self._call("MemsetAsync", address, byte, nbytes, stream)
+
+    def wait(self, stream: int, event: int) -> None:
+        """Have ``stream`` wait for the last record of ``event``; the host goes on. Raises DeviceError."""
+        self._call("StreamWaitEvent", stream, event, 0)
+
+    def is_reached(self, event: int) -> bool:
+        """Whether ``event`` was reached. Raises DeviceError when the device has failed."""
+        with self.beside_captures():
+            code = self._calls["EventQuery"](event)
+        if code == _NOT_READY:
+            self._calls["GetLastError"]()
+        elif code:
+            raise self._error("EventQuery", code)
+        return code == 0
+
+    def make_event(self) -> int:
+        """An event of the current device. Raises DeviceError."""
+        return self._make("EventCreateWithFlags", _NO_TIMING)
+
+    def make_stream(self) -> int:
+        """A stream of the current device. Raises DeviceError."""
+        return self._make("StreamCreateWithFlags", _NON_BLOCKING)
+
+    def allocate(self, nbytes: int) -> int:
+        """Memory of the current device. Raises DeviceError, when there is none left too."""
+        return self._make("Malloc", nbytes)
+
+    def free(self, address: int) -> None:
+        """Give memory of a device back."""
+        with self.beside_captures():
+            self._calls["Free"](address)
+
+    def pin(self, nbytes: int) -> int:
+        """Page-locked host memory, of exactly this size. Raises DeviceError."""
+        return self._make("HostAlloc", nbytes, _PORTABLE)
+
+    def unpin(self, address: int) -> None:
+        """Give page-locked memory back."""
+        with self.beside_captures():
+            self._calls["FreeHost"](address)
+
+    @contextlib.contextmanager
+    def device(self, number: int) -> Iterator[None]:
+        """A block in which a device is this thread's current one, and no capture is invalidated. For threads of the
+        model."""
+        import torch
+
+        # Goes back without making a context on a device that this process does not use.
+        with self.beside_captures(), torch.cuda.device(number):
+            yield
+
+    def select(self, number: int) -> None:
+        """Make a device the current one of this thread for good. For the writer's thread, whose first call would make
+        a context on device 0 otherwise."""
+        self._call("SetDevice", number)
+
+    @contextlib.contextmanager
+    def beside_captures(self) -> Iterator[None]:
+        """A block in which what this thread does invalidates no capture that another thread makes in global mode."""
+        exchange = self._calls["ThreadExchangeStreamCaptureMode"]
+        mode = ctypes.c_int(_RELAXED)
+        exchange(ctypes.byref(mode))
+        try:
+            yield
+        finally:
+            exchange(ctypes.byref(mode))
+
+    def _make(self, name: str, *arguments: int) -> int:
+        made = ctypes.c_void_p()
+        with self.beside_captures():
+            self._call(name, ctypes.byref(made), *arguments)
+        return made.value or 0
+
+    def _call(self, name: str, *arguments: object) -> None:
+        code = self._calls[name](*arguments)
+        if code:
+            raise self._error(name, code)
+
+    def _error(self, name: str, code: int) -> DeviceError:
+        # The runtime would hand an error that was not asked for to whoever asks next: the model.
+        self._calls["GetLastError"]()
+        return DeviceError(f"{name} of the CUDA runtime failed with error {code}")
+
+
+def loaded_runtime() -> CudaRuntime | None:
+    """The runtime library that torch has loaded into this process; None where there is none to be found."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    for pattern, prefix in (
+        (r"/\S*/libcudart[-.\w]*\.so[.\d]*", "cuda"),
+        (r"/\S*/libamdhip64[-.\w]*\.so[.\d]*", "hip"),
+    ):
+        for path in sorted(set(re.findall(pattern, maps))):
+            try:
+                return CudaRuntime(ctypes.CDLL(path), prefix)
+            except (OSError, AttributeError):
+                continue
+    return None

@@ -1,0 +1,59 @@
+"""How values of CUDA devices come to the host: small ones through slabs, large ones by themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dumper.memory.buffers import BufferPool
+from dumper.memory.cuda_runtime import CudaRuntime, loaded_runtime
+from dumper.memory.device_copies import DeviceCopier
+from dumper.memory.device_slabs import LARGEST_VALUE, DeviceLanes, SlabPiece
+from dumper.memory.pinned import pinned_buffers
+
+if TYPE_CHECKING:
+    import torch
+
+    from dumper.memory.device_copies import DeviceCopy
+
+
+class DeviceStager:
+    """Stages tensors of the CUDA devices of this process. Waits for a device only when its memory is used up."""
+
+    def __init__(self, runtime: CudaRuntime, pool: BufferPool) -> None:
+        self._runtime = runtime
+        self._shelf = pool.shelf(pinned_buffers(runtime))
+        self.lanes = DeviceLanes(runtime, self._shelf)
+        self._copiers: dict[int, DeviceCopier] = {}
+
+    @classmethod
+    def of_this_process(cls, pool: BufferPool) -> DeviceStager | None:
+        """None where the runtime library that torch uses cannot be found."""
+        runtime = loaded_runtime()
+        return None if runtime is None else cls(runtime, pool)
+
+    def stage(self, value: torch.Tensor) -> SlabPiece | DeviceCopy:
+        """Begin to copy a readable tensor as it is now. To be called inside ``undisturbed``.
+
+        Raises RuntimeError while the current stream is captured into a CUDA graph (``dumper/recording/graphs.py``),
+        and DeviceError.
+        """
+        import torch
+
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("a copy to the host cannot be started while a CUDA graph is being captured")
+        device = value.get_device()
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        nbytes = value.numel() * value.element_size()
+        # The handle of a default stream means that of the current device.
+        with self._runtime.device(device):
+            if nbytes > LARGEST_VALUE:
+                return self._copier(device).start(value, stream)
+            plain = value.resolve_conj().resolve_neg().contiguous()
+            slab, offset = self.lanes.lane(device, stream).copy(plain.data_ptr(), nbytes)
+        return SlabPiece(slab, offset, nbytes)
+
+    def _copier(self, device: int) -> DeviceCopier:
+        if device not in self._copiers:
+            words = self.lanes.words(device)
+            self._copiers[device] = DeviceCopier(self._runtime, device, words, self._shelf)
+        return self._copiers[device]

@@ -1,0 +1,170 @@
+"""The short way of plain tensors of which all bytes are wanted: from their memory into a slab, with as few calls as can
+be. Whatever cannot go it goes the long way of the session."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dumper.format.status import StatusBlock
+from dumper.memory.buffers import SMALL
+from dumper.memory.device_slabs import LARGEST_VALUE
+from dumper.recording.plans import Plan, SmallTensors
+from dumper.values.dtypes import KNOWN
+from dumper.writing.writer import Writer
+
+if TYPE_CHECKING:
+    from dumper.memory.staging import Stager
+
+
+class ShortWay:
+    """Belongs to a session; its methods run on the model's threads."""
+
+    def __init__(self, writer: Writer, stager: Stager, status: StatusBlock) -> None:
+        self._writer = writer
+        self._stager = stager
+        self._status = status
+        self._plain_tensors: frozenset[type] = frozenset()
+        """Empty until torch was looked up, by the first value that goes the long way."""
+        self._dtypes: dict[Any, str] = {}
+        self._backward_pass: Callable[[], int] = _no_backward_pass
+        self._is_tracing: Callable[[], bool] = _no_tracing
+        self._current_stream: Callable[[int], int] = _no_device
+        self._current_device: Callable[[], int] = _no_device
+
+    def submit(self, plan: Plan, value: Any, step: int | None) -> bool:
+        """Copy a value and hand it to the writer; False for one that cannot go this way."""
+        if type(value) not in self._plain_tensors:
+            return False
+        if not value.is_cpu:
+            return self._submit_from_device(plan, value, step)
+        try:
+            if not value.is_contiguous() or self._is_tracing():
+                return False
+            dtype, shape = value.dtype, value.shape
+            recomputed = self._backward_pass() != -1 and self.is_recomputed(plan)
+            # To compare with what came last is cheaper than to hash it.
+            last = plan.last
+            if last[0] is dtype and last[1] == shape and last[2] is recomputed:
+                small = last[3]
+            else:
+                key = (dtype, shape, recomputed)
+                small = plan.small.get(key) or self._describe(plan, key, value, SMALL)
+                plan.last = (dtype, shape, recomputed, small)
+            # The storage may be smaller than the tensor, and the address null: ``dumper.values.readable`` says why.
+            offset = value.storage_offset() * small.itemsize
+            address = value.data_ptr()
+            if (
+                small.description is None
+                or offset + small.nbytes > value.untyped_storage().nbytes()
+                or not (address or small.nbytes == 0)
+                or (small.may_be_negated and value.is_neg())
+                or (small.may_be_conjugated and value.is_conj())
+            ):
+                return False
+        except (RuntimeError, NotImplementedError):
+            # Tensors without a storage (sparse ones), nested ones, and the wrappers of function transforms.
+            return False
+        if not self._writer.put_small(small.description, address, small.nbytes, step):
+            self._status.add("lost_full_memory")
+        return True
+
+    def _submit_from_device(self, plan: Plan, value: Any, step: int | None) -> bool:
+        """The same for CUDA tensors, from address to address on their device."""
+        try:
+            device = self._stager.device if value.is_cuda else None
+            if device is None or not value.is_contiguous() or self._is_tracing():
+                return False
+            dtype, shape = value.dtype, value.shape
+            recomputed = self._backward_pass() != -1 and self.is_recomputed(plan)
+            last = plan.last_on_device
+            if last[0] is dtype and last[1] == shape and last[2] is recomputed:
+                small = last[3]
+            else:
+                key = (dtype, shape, recomputed, "cuda")
+                small = plan.small.get(key) or self._describe(plan, key, value, LARGEST_VALUE)
+                plan.last_on_device = (dtype, shape, recomputed, small)
+            offset = value.storage_offset() * small.itemsize
+            address = value.data_ptr()
+            if (
+                small.description is None
+                or offset + small.nbytes > value.untyped_storage().nbytes()
+                or not (address or small.nbytes == 0)
+                or (small.may_be_negated and value.is_neg())
+                or (small.may_be_conjugated and value.is_conj())
+            ):
+                return False
+            index = value.get_device()
+            stream = self._current_stream(index)
+            if not stream and index != self._current_device():
+                # The handle 0 means the default stream of the current device.
+                return False
+        except (RuntimeError, NotImplementedError):
+            return False
+        if not self._writer.put_from_device(
+            small.description, device.lanes.lane(index, stream), address, small.nbytes, step
+        ):
+            self._status.add("lost_full_memory")
+        return True
+
+    def is_backward(self) -> bool:
+        """Whether this thread runs a backward pass."""
+        return self._backward_pass() != -1
+
+    def is_recomputed(self, plan: Plan) -> bool:
+        """Whether what is recorded now is computed a second time, for a backward pass that is under way."""
+        return self.is_backward() and plan.source.stream == "value" and checkpoint_is_running()
+
+    def _describe(self, plan: Plan, key: tuple[Any, ...], value: Any, largest: int) -> SmallTensors:
+        """What is worked out once for tensors of one type and shape."""
+        dtype = self._dtypes.get(value.dtype)
+        if dtype is None or value.is_nested or value.nbytes > largest:
+            return plan.remember_small(key, SmallTensors(None))
+        description = plan.describe(dtype, value.shape, self.is_recomputed(plan))
+        complex_type = dtype.startswith("complex")
+        found = SmallTensors(
+            description, value.nbytes, value.itemsize, complex_type or dtype in _PARTS_OF_COMPLEX, complex_type
+        )
+        return plan.remember_small(key, found)
+
+    def look_up_torch(self) -> None:
+        """Look up what is needed of torch, once it is there."""
+        torch = sys.modules.get("torch")
+        if torch is None or self._plain_tensors or not hasattr(torch, "Tensor"):
+            return
+        names = {name: getattr(torch, name, None) for name in KNOWN}
+        self._dtypes = {dtype: name for name, dtype in names.items() if dtype is not None}
+        self._backward_pass = getattr(torch._C, "_current_graph_task_id", _no_backward_pass)
+        self._is_tracing = getattr(torch._C, "_is_tracing", _no_tracing)
+        self._current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _no_device)
+        self._current_device = getattr(torch._C, "_cuda_getDevice", _no_device)
+        self._plain_tensors = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
+_PARTS_OF_COMPLEX = frozenset({"float16", "float32", "float64"})
+"""Types whose elements may still have to be negated (parts of complex tensors that are). To ask torch lets go of the
+interpreter lock, so that it is not asked in vain."""
+
+
+def checkpoint_is_running() -> bool:
+    """Whether a caller is activation checkpointing: torch's, DeepSpeed's or Megatron's. For backward passes alone."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "checkpoint" in name.rpartition("/")[2] or name.endswith("tensor_parallel/random.py"):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _no_backward_pass() -> int:
+    return -1
+
+
+def _no_tracing() -> bool:
+    return False
+
+
+def _no_device(*index: int) -> int:
+    return 0

@@ -1,0 +1,162 @@
+"""A stand-in for the CUDA runtime: device memory is host memory, and what streams are given is done later, by a thread,
+in any order that streams and events allow."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from dumper.memory.cuda_runtime import CudaRuntime, DeviceError
+
+POISON = 0xA5
+
+
+class StandInRuntime(CudaRuntime):
+    """``held`` keeps the device from doing anything; when ``dead``, every call fails, as after an illegal access."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = random.Random(seed)
+        self._lock = threading.RLock()
+        self._numbers = itertools.count(1)
+        self._streams: dict[int, deque[tuple[str, Callable[[], None] | int, int]]] = {}
+        self._recorded: dict[int, int] = {}
+        """Event to the number of its last record."""
+        self._reached: dict[int, int] = {}
+        self.memory: dict[int, ctypes.Array[ctypes.c_char]] = {}
+        self.pinned: dict[int, int] = {}
+        """Address to bytes."""
+        self.freed: list[int] = []
+        self.waited_for: list[tuple[int, int]] = []
+        """Streams and the events that they were told to wait for."""
+        self.queries = 0
+        self.selected: int | None = None
+        self.allowed_allocations = 1 << 30
+        self.held = False
+        self.dead = False
+        self._ended = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ended = True
+        self._thread.join()
+
+    # What copies call
+
+    def copy(self, to: int, source: int, nbytes: int, kind: int, stream: int) -> None:
+        self._give(stream, "do", lambda: ctypes.memmove(to, source, nbytes) and None)
+
+    def fill(self, address: int, byte: int, nbytes: int, stream: int) -> None:
+        # As the word that the host looks for.
+        self._give(stream, "do", lambda: ctypes.memset(address, byte, nbytes) and None)
+
+    def record(self, event: int, stream: int) -> None:
+        with self._lock:
+            number = self._recorded[event] = next(self._numbers)
+            self._give(stream, "reach", event, number)
+
+    def wait(self, stream: int, event: int) -> None:
+        with self._lock:
+            self.waited_for.append((stream, event))
+            self._give(stream, "wait", event, self._recorded.get(event, 0))
+
+    def is_reached(self, event: int) -> bool:
+        with self._lock:
+            self.queries += 1
+            self._check()
+            return self._reached.get(event, 0) >= self._recorded.get(event, 0)
+
+    def make_event(self) -> int:
+        return next(self._numbers)
+
+    def make_stream(self) -> int:
+        return next(self._numbers)
+
+    def allocate(self, nbytes: int) -> int:
+        with self._lock:
+            self._check()
+            if self.allowed_allocations <= 0:
+                raise DeviceError("Malloc of the CUDA runtime failed with error 2")
+            self.allowed_allocations -= 1
+            return self._new(nbytes)
+
+    def free(self, address: int) -> None:
+        self.freed.append(address)
+
+    def pin(self, nbytes: int) -> int:
+        with self._lock:
+            address = self._new(nbytes)
+            self.pinned[address] = nbytes
+            return address
+
+    def unpin(self, address: int) -> None:
+        with self._lock:
+            del self.pinned[address], self.memory[address]
+
+    @contextlib.contextmanager
+    def device(self, number: int) -> Iterator[None]:
+        yield
+
+    def select(self, number: int) -> None:
+        self.selected = number
+
+    @contextlib.contextmanager
+    def beside_captures(self) -> Iterator[None]:
+        yield
+
+    # What tests call
+
+    def upload(self, content: bytes) -> int:
+        """Memory of the device that holds these bytes."""
+        address = self._new(max(1, len(content)))
+        ctypes.memmove(address, content, len(content))
+        return address
+
+    def overwrite(self, address: int, content: bytes, stream: int) -> None:
+        """What the model does next with a value, on its stream."""
+        self._give(stream, "do", lambda: ctypes.memmove(address, content, len(content)) and None)
+
+    # The device
+
+    def _new(self, nbytes: int) -> int:
+        memory = ctypes.create_string_buffer(bytes([POISON]) * nbytes, nbytes)
+        address = ctypes.addressof(memory)
+        self.memory[address] = memory
+        return address
+
+    def _check(self) -> None:
+        if self.dead:
+            raise DeviceError("EventQuery of the CUDA runtime failed with error 700")
+
+    def _give(self, stream: int, kind: str, what: Callable[[], None] | int, number: int = 0) -> None:
+        with self._lock:
+            self._check()
+            self._streams.setdefault(stream, deque()).append((kind, what, number))
+
+    def _work(self) -> None:
+        while not self._ended:
+            with self._lock:
+                done = not (self.held or self.dead) and self._do_one()
+            if not done:
+                time.sleep(0.0005)
+
+    def _do_one(self) -> bool:
+        waiting = [stream for stream, work in self._streams.items() if work]
+        self._random.shuffle(waiting)
+        for stream in waiting:
+            kind, what, number = self._streams[stream][0]
+            if kind == "wait" and self._reached.get(what, 0) < number:  # type: ignore[call-overload]
+                continue
+            self._streams[stream].popleft()
+            if kind == "do":
+                what()  # type: ignore[operator]
+            elif kind == "reach":
+                self._reached[what] = max(number, self._reached.get(what, 0))  # type: ignore[index,call-overload]
+            return True
+        return False

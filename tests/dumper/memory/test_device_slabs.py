@@ -1,0 +1,228 @@
+"""Small and large values of a device, on a stand-in whose streams are as late and as disorderly as is allowed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dumper.memory import device_copies, device_slabs
+from dumper.memory.buffers import BufferPool
+from dumper.memory.cuda_runtime import DeviceError
+from dumper.memory.device_copies import DeviceCopier
+from dumper.memory.device_slabs import DeviceLanes, DeviceSlab, Lane
+from dumper.memory.pinned import pinned_buffers
+from tests.dumper.memory.stand_in import StandInRuntime
+
+
+class Device:
+    """A stand-in device with lanes over small slabs."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.runtime = StandInRuntime(seed)
+        self.pool = BufferPool(1 << 20)
+        self.shelf = self.pool.shelf(pinned_buffers(self.runtime))
+        self.lanes = DeviceLanes(self.runtime, self.shelf)
+
+    def lane(self, stream: int = 77) -> Lane:
+        return self.lanes.lane(0, stream)
+
+    def put(self, content: bytes, lane: Lane, stream: int) -> tuple[DeviceSlab, int, bytes]:
+        """Copy a value that the model overwrites right afterwards."""
+        address = self.runtime.upload(content)
+        slab, offset = lane.copy(address, len(content))
+        self.runtime.overwrite(address, bytes(len(content)), stream)
+        return slab, offset, content
+
+
+@pytest.fixture(autouse=True)
+def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_slabs, "SLAB_BYTES", 4096)
+    monkeypatch.setattr(device_slabs, "MOST_SLABS", 3)
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    made = Device()
+    yield made
+    made.runtime.end()
+
+
+def _is_there(placed: tuple[DeviceSlab, int, bytes]) -> bool:
+    slab, offset, content = placed
+    return bytes(slab.view[offset : offset + len(content)]) == content
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3000), st.booleans()), max_size=40), st.integers(0, 99))
+def test_every_value_is_what_it_was_when_it_was_put(values: list[tuple[int, int, bool]], seed: int) -> None:
+    device = Device(seed)
+    waiting: list[tuple[DeviceSlab, int, bytes]] = []
+    try:
+        for number, (stream, nbytes, read) in enumerate(values):
+            content = bytes((number * 7 + position) % 251 for position in range(nbytes))
+            waiting.append(device.put(content, device.lane(stream), stream))
+            if read:  # the writer comes by
+                for placed in waiting:
+                    assert _is_there(placed)
+                    placed[0].release(1)
+                waiting.clear()
+        for placed in waiting:
+            assert _is_there(placed)
+    finally:
+        device.runtime.end()
+
+
+def test_the_model_waits_for_nothing_while_slabs_are_left(device: Device) -> None:
+    device.runtime.held = True
+    placed = [device.put(bytes([number]) * 1000, device.lane(), 77) for number in range(9)]
+    device.runtime.held = False
+    assert all(_is_there(one) for one in placed)
+
+
+def test_the_writer_never_asks_the_device_while_it_answers_in_time(device: Device) -> None:
+    placed = [device.put(b"x" * 500, device.lane(), 77) for _ in range(30)]
+    assert all(_is_there(one) for one in placed)
+    assert device.runtime.queries == 0
+
+
+def test_the_transfer_waits_for_the_event_that_the_model_recorded_and_the_model_for_none(device: Device) -> None:
+    placed = device.put(b"y" * 100, device.lane(), 77)
+    assert _is_there(placed)
+    side = device.lanes.words(0).stream
+    assert {stream for stream, _ in device.runtime.waited_for} == {side}
+
+
+def test_a_slab_goes_back_when_all_of_it_is_written(device: Device) -> None:
+    lane = device.lane()
+    first = device.put(b"a" * 3000, lane, 77)
+    second = device.put(b"b" * 3000, lane, 77)
+    assert first[0] is not second[0]
+    assert _is_there(first)
+    assert _is_there(second)
+    first[0].release(1)
+    third = device.put(b"c" * 100, lane, 77)
+    assert third[0].host is first[0].host
+    assert _is_there(third)
+    assert _is_there(second)
+
+
+def test_device_memory_is_bounded_and_used_again_before_the_host_has_written_anything(device: Device) -> None:
+    allocated = device.runtime.allowed_allocations
+    placed = [device.put(bytes([number]) * 2500, device.lane(), 77) for number in range(20)]
+    assert all(_is_there(one) for one in placed)
+    # Three slabs, and the one word that is copied behind each.
+    assert allocated - device.runtime.allowed_allocations == 4
+
+
+def test_a_device_without_memory_makes_do_with_the_slabs_it_has(device: Device) -> None:
+    first = device.put(b"a" * 3000, device.lane(), 77)
+    device.runtime.allowed_allocations = 0
+    placed = [device.put(bytes([number]) * 3000, device.lane(), 77) for number in range(5)]
+    assert _is_there(first)
+    assert all(_is_there(one) for one in placed)
+
+
+def test_a_device_without_any_memory_is_an_error_and_not_a_wait(device: Device) -> None:
+    lane = device.lane()
+    device.runtime.allowed_allocations = 0
+    with pytest.raises(DeviceError, match="error 2"):
+        lane.copy(device.runtime.upload(b"abc"), 3)
+
+
+def test_a_device_that_has_failed_fails_the_values_and_holds_nobody_up(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_slabs, "ASKED_AFTER", 0.01)
+    lane = device.lane()
+    device.runtime.held = True
+    sent = device.put(b"a" * 3000, lane, 77)
+    filling = device.put(b"b" * 3000, lane, 77)
+    device.runtime.dead = True
+    for placed in (sent, filling):
+        with pytest.raises(DeviceError):
+            _ = placed[0].view
+        placed[0].release(1)
+    with pytest.raises(DeviceError):
+        lane.copy(1, 3)
+
+
+def test_threads_share_a_lane(device: Device) -> None:
+    lane, placed = device.lane(), []
+
+    def put(thread: int) -> None:
+        for number in range(50):
+            placed.append(device.put(bytes([thread, number]) * 100, lane, 77))
+
+    threads = [threading.Thread(target=put, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(placed) == 200
+    assert all(_is_there(one) for one in placed)
+
+
+# Large values
+
+
+def _copier(device: Device) -> DeviceCopier:
+    return DeviceCopier(device.runtime, 0, device.lanes.words(0), device.shelf)
+
+
+def test_large_values_are_what_they_were_and_their_clones_are_let_go_of(device: Device) -> None:
+    copier = _copier(device)
+    copies = []
+    for number in range(10):
+        value = torch.full((3000,), number, dtype=torch.int32)
+        copies.append((copier.start(value, 5), value.clone()))
+    for copy, value in copies:
+        assert bytes(copy.wait()) == value.numpy().tobytes()
+        assert copy.clone is None
+        copy.release()
+    assert device.pool.held_bytes <= 1 << 20
+
+
+def test_clones_on_their_way_are_bounded(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_copies, "MOST_BYTES_OF_CLONES", 30_000)
+    copier = _copier(device)
+    copies = [copier.start(torch.full((3000,), number, dtype=torch.int32), 5) for number in range(8)]
+    assert sum(copy.clone is not None for copy in copies) <= 2
+    assert [int(memoryview(bytes(copy.wait())).cast("i")[0]) for copy in copies] == list(range(8))
+
+
+def test_without_memory_for_a_clone_the_stream_of_the_model_makes_the_transfer(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = torch.arange(3000)
+
+    def no_memory(self: Any, **options: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(torch.Tensor, "clone", no_memory)
+    copy = _copier(device).start(value, 5)
+    monkeypatch.undo()
+    assert copy.clone is None
+    assert bytes(copy.wait()) == value.numpy().tobytes()
+
+
+def test_pinned_memory_is_given_back_to_the_system(device: Device) -> None:
+    copier = _copier(device)
+    before = len(device.runtime.pinned)
+    copies = [copier.start(torch.zeros(5000), 5) for _ in range(4)]
+    for copy in copies:
+        copy.wait()
+        copy.release()
+    assert len(device.runtime.pinned) == before + 4
+    del copies, copy
+    device.pool.let_go()
+    deadline = time.monotonic() + 10
+    while len(device.runtime.pinned) > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(device.runtime.pinned) == before
