@@ -1,0 +1,206 @@
+"""Kernels, compiled once for a device and a type of elements, and launched by their handles.
+
+Triton's own way to launch binds and specialises all arguments anew, which takes longer than a small kernel runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+MOST_PROGRAMS = 512
+"""Of one tensor; a power of two."""
+PROGRAMS_PER_PROCESSOR = 2
+SCRATCH_BYTES = 64 * MOST_PROGRAMS + 64
+"""What programs of one launch leave each other. The last 64 bytes are zero before and after."""
+ALIGNMENT = 16
+"""Bytes that addresses of tensors are multiples of."""
+_WARPS = 8
+_BYTES_AT_ONCE = 16
+"""That a thread reads."""
+_FINGERPRINT_ROWS = 256
+_FINGERPRINT_ROW_BYTES = 128
+_UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
+
+
+@dataclass(frozen=True)
+class Elements:
+    """How a kernel reads the elements of a type."""
+
+    kind: int
+    """One of the constants in ``programs``."""
+    size: int
+    """Bytes."""
+    dtype: torch.dtype
+
+    @property
+    def rows(self) -> int:
+        """Of a tile."""
+        return 256 if self.size == 1 else 512
+
+    @property
+    def columns(self) -> int:
+        """Elements in a row of a tile."""
+        return _BYTES_AT_ONCE // self.size
+
+    @property
+    def block(self) -> int:
+        """Elements of a tile."""
+        return self.rows * self.columns
+
+    @property
+    def unsigned(self) -> torch.dtype:
+        """The type of integers that they are read as."""
+        return _UNSIGNED[self.size]
+
+
+def _elements() -> dict[torch.dtype, Elements]:
+    from dumper.values.device_kernels import programs
+
+    kinds = {
+        programs.BFLOAT16: ["bfloat16"],
+        programs.FLOAT16: ["float16"],
+        programs.FLOAT32: ["float32"],
+        programs.FLOAT64: ["float64"],
+        programs.FLOAT8_E4M3FN: ["float8_e4m3fn"],
+        programs.FLOAT8_E5M2: ["float8_e5m2"],
+        programs.FLOAT8_OTHER: ["float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"],
+        programs.SIGNED: ["int8", "int16", "int32", "int64"],
+        programs.UNSIGNED: ["uint8", "uint16", "uint32", "uint64"],
+        programs.BOOL: ["bool"],
+    }
+    known = ((kind.value, getattr(torch, name, None)) for kind, names in kinds.items() for name in names)
+    return {dtype: Elements(kind, dtype.itemsize, dtype) for kind, dtype in known if dtype is not None}
+
+
+@functools.cache
+def elements_of(dtype: torch.dtype) -> Elements | None:
+    """None for a type whose statistics no kernel computes: complex numbers and packed types."""
+    return _elements().get(dtype)
+
+
+@dataclass(frozen=True)
+class _Argument:
+    """What stands for a tensor while a kernel is compiled: its type, and an address that is a multiple of 16."""
+
+    dtype: torch.dtype
+
+    def data_ptr(self) -> int:
+        return 0
+
+    def ptr_range(self) -> int:
+        return 0
+
+
+class Launcher:
+    """One kernel, compiled for types of arguments and constants on one device. May be used by any thread."""
+
+    def __init__(self, kernel: Any, types: tuple[torch.dtype | None, ...], constants: dict[str, int]) -> None:
+        """``types``: of the elements of each argument; None for an integer."""
+        self.kernel = kernel
+        self.types = types
+        self.constants = constants
+        self._place_holders = (0,) * len(constants)
+        self._start: Callable[..., None] | None = None
+        self._lock = threading.Lock()
+
+    def launch(self, programs: int, stream: int, *arguments: int) -> None:
+        """Launch on a stream, by its handle, of the device, which is the current one. Tensors are addresses.
+
+        Raises what Triton raises when it cannot compile or launch the kernel.
+        """
+        start = self._start or self.compile()
+        start(programs, stream, *arguments, *self._place_holders)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a launch takes no longer than that."""
+        return self._start is not None
+
+    def compile(self) -> Callable[..., None]:
+        """Compile the kernel and load it on the current device, if that is not done yet."""
+        with self._lock:
+            if self._start is None:
+                arguments = [0 if dtype is None else _Argument(dtype) for dtype in self.types]
+                compiled = self.kernel.warmup(*arguments, grid=(1,), num_warps=_WARPS, **self.constants)
+                self._start = _starter(compiled.result() if hasattr(compiled, "result") else compiled)
+            return self._start
+
+
+def _starter(compiled: Any) -> Callable[..., None]:
+    """How a compiled kernel is launched: by its handle, without looking for hooks of profilers."""
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+
+    def start(programs: int, stream: int, *arguments: int) -> None:
+        try:
+            run(programs, 1, 1, stream, function, metadata, None, None, None, *arguments)
+        except TypeError:
+            # Another release of Triton.
+            compiled[programs, 1, 1](*arguments, stream=stream)
+
+    return start
+
+
+@functools.cache
+def processors(device: int) -> int:
+    """Streaming multiprocessors of a device."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def programs_for(length: int, block: int, most: int) -> int:
+    """Of a tensor of ``length`` elements, when one takes ``block`` at a time."""
+    return max(1, min(-(-length // block), most, MOST_PROGRAMS))
+
+
+@functools.cache
+def statistics_launcher(device: int, dtype: torch.dtype, many: bool) -> tuple[Launcher, Elements, int]:
+    """The launcher, how elements are read, and the address of the table of their values. Raises ValueError."""
+    from dumper.values.device_kernels import programs
+
+    elements = elements_of(dtype)
+    if elements is None:
+        raise ValueError(f"no kernel computes statistics of {dtype}")
+    constants = {
+        "KIND": elements.kind,
+        **({"SIZE": elements.size} if many else {}),
+        "ROWS": elements.rows,
+        "COLUMNS": elements.columns,
+        "MOST_PROGRAMS": MOST_PROGRAMS,
+    }
+    shared = (torch.float32, torch.int64, torch.int32, torch.float64)
+    if many:
+        launcher = Launcher(programs.statistics_of_many, (torch.int64, torch.int32, *shared), constants)
+    else:
+        launcher = Launcher(programs.statistics, (elements.unsigned, None, *shared), constants)
+    return launcher, elements, _table(device, dtype).data_ptr()
+
+
+@functools.cache
+def _table(device: int, dtype: torch.dtype) -> torch.Tensor:
+    """The values of all bytes of a type; of larger types nothing that is read."""
+    everything = torch.arange(256, dtype=torch.uint8)
+    values = everything.view(dtype).to(torch.float32) if dtype.itemsize == 1 and dtype.is_floating_point else everything
+    where = torch.device("cuda", device) if device >= 0 else torch.device("cpu")
+    with torch.inference_mode(False):
+        return values.to(torch.float32).to(where)
+
+
+FINGERPRINT_BLOCK = _FINGERPRINT_ROWS * _FINGERPRINT_ROW_BYTES
+"""Bytes of a tile."""
+
+
+@functools.cache
+def fingerprint_launcher(device: int, many: bool) -> Launcher:
+    """The launcher of a device."""
+    from dumper.values.device_kernels import programs
+
+    constants = {"ROWS": _FINGERPRINT_ROWS, "MOST_PROGRAMS": MOST_PROGRAMS}
+    shared = (torch.int64, torch.int32, torch.int64)
+    if many:
+        return Launcher(programs.fingerprint_of_many, (torch.int64, torch.int32, *shared), constants)
+    return Launcher(programs.fingerprint, (torch.uint64, None, *shared), constants)
