@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from dumper.format import frames
 from dumper.format.index import IndexColumns
 from dumper.format.regular_files import create, open_to_read
+from dumper.writing.checksums import ChecksumThread, PendingChecksum
 from dumper.writing.preallocation import Preallocation
 
-CHUNK = 8 << 20
-"""Bytes of a payload that are hashed and written at a time: they stay in the processor's cache in between."""
+HASHED_BESIDE = 4 << 20
+"""Bytes; the checksums of payloads from here on are taken by another thread while this one writes. To hand over
+smaller ones would cost more turns of the interpreter lock than it saves."""
 CLAIMED_AHEAD = 1 << 20
 """Bytes; space for writes from here on is claimed first."""
 MOST_VECTORS = 512
@@ -57,6 +57,7 @@ class RankFile:
         except FileExistsError as error:
             raise ClaimedError(errno.EEXIST, _claim_message(path), str(path)) from error
         self._preallocation = Preallocation(self._descriptor)
+        self._checksums = ChecksumThread()
         with contextlib.suppress(OSError):
             # Shows to a second process that this one is alive; some network filesystems cannot lock.
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,7 +87,7 @@ class RankFile:
         self.position = ends[-1]
 
     def append_large(self, head: bytes, payloads: Sequence[memoryview]) -> list[tuple[int, int, int]]:
-        """Append one frame with payloads that are hashed while they are written.
+        """Append one frame with payloads that are hashed before or while they are written.
 
         Returns (offset, length, checksum) of each payload.
         """
@@ -96,10 +97,10 @@ class RankFile:
         try:
             for payload in payloads:
                 lead += frames.encode_padding(position + len(lead), len(payload))
-                position += self._write_all([lead])
+                position += len(lead)
                 if len(payload) >= CLAIMED_AHEAD:
                     self._preallocation.claim(position, len(payload))
-                checksum = self._write_and_hash(payload)
+                checksum = self._write_and_hash(lead, payload)
                 placed.append((position, len(payload), checksum))
                 position += len(payload)
                 lead = frames.encode_checksum(checksum)
@@ -124,6 +125,7 @@ class RankFile:
 
     def close(self) -> None:
         """Close without writing."""
+        self._checksums.end()
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
 
@@ -131,19 +133,30 @@ class RankFile:
         total = sum(len(buffer) for buffer in buffers)
         written = os.writev(self._descriptor, buffers)
         if written < total:
-            rest = memoryview(b"".join(buffers))[written:]
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+            self._write_rest(buffers, written)
         return total
 
-    def _write_and_hash(self, payload: memoryview) -> int:
-        """Write a payload and return its checksum. Each chunk is hashed first, which brings it into the cache."""
-        digest = xxhash.xxh3_64()
-        for first in range(0, len(payload), CHUNK):
-            chunk = payload[first : first + CHUNK]
-            digest.update(chunk)
-            self._write_all([chunk])
-        return digest.intdigest()
+    def _write_rest(self, buffers: list[Any], written: int) -> None:
+        for buffer in buffers:
+            rest = memoryview(buffer)
+            skipped = min(written, len(rest))
+            written -= skipped
+            rest = rest[skipped:]
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+
+    def _write_and_hash(self, lead: bytes, payload: memoryview) -> int:
+        """Write a payload behind what leads to it, and return its checksum."""
+        pending = self._checksums.begin(payload) if len(payload) >= HASHED_BESIDE else PendingChecksum(payload)
+        if len(payload) < HASHED_BESIDE:
+            # Before the write, which finds the bytes in the processor's cache.
+            pending.take()
+        try:
+            self._write_all([lead, payload])
+        except OSError:
+            pending.give_up()
+            raise
+        return pending.result()
 
     def _reached(self) -> int:
         """Where the last write ended, whole or not."""
