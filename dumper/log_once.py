@@ -6,13 +6,14 @@ from dumper.printable import printable
 
 
 class LogOnce:
-    """Error lines in the log of ``tensortap``, one for each kind of trouble."""
+    """Lines in the log of ``tensortap``, one for each kind of trouble."""
 
     def __init__(self) -> None:
         self._keys: set[str] = set()
 
-    def say(self, message: str, *, key: str | None = None) -> None:
-        """Log ``message`` unless something was said under this key (the message itself, unless given) before."""
+    def say(self, message: str, *, key: str | None = None, level: str = "error") -> None:
+        """Log ``message`` at a level of ``logging`` (``error``, ``warning``, ``info``), unless something was said under
+        this key (the message itself, unless given) before."""
         key = key or message
         if key not in self._keys:
             self._keys.add(key)
@@ -21,4 +22,4 @@ class LogOnce:
 
             logger = logging.getLogger("tensortap")
             logger.disabled = False  # a framework's dictConfig switches off all loggers that it does not name
-            logger.error("tensortap: %s", printable(message))
+            logger.log(getattr(logging, level.upper()), "tensortap: %s", printable(message))

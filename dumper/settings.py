@@ -56,6 +56,14 @@ class Settings:
     """Bytes of values on their way to the file."""
     when_full: str = "wait"
     """What happens at the end of the budget: the model waits (``wait``) or the record is counted as lost (``drop``)."""
+    graph_memory: int = 1 << 30
+    """Bytes on each device for the values of taps inside CUDA graphs; what comes when they are used up is left out."""
+    graph_filter: str | None = None
+    """Which taps are put into CUDA graphs when these are captured, an expression over name and tags; None: all."""
+    graph_padding: str = "trim"
+    """What becomes of rows with which a pass is padded to the size of its graph: ``trim`` or ``keep``."""
+    strict: bool = False
+    """Whether the capture of a CUDA graph fails when what its taps give would not be recorded."""
     compression: str | None = None
     """``zstd``, or None."""
     segment_size: int = 4 << 30
@@ -248,6 +256,10 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "outside_steps": _one_of("count", "record"),
     "memory_budget": _size,
     "when_full": _one_of("wait", "drop"),
+    "graph_memory": _size,
+    "graph_filter": _optional(_parsed(Expression)),
+    "graph_padding": _one_of("trim", "keep"),
+    "strict": _boolean,
     "compression": _optional(_one_of("zstd")),
     "segment_size": _size,
     "control": _optional(_boolean),

@@ -11,7 +11,15 @@ import logging
 import sys
 from typing import Any
 
-from dumper.adapters.protocol import Adapter, KnowsBackends, Parallel, PendingLayout, Process
+from dumper.adapters.protocol import (
+    Adapter,
+    GraphFacts,
+    KnowsBackends,
+    KnowsGraphs,
+    Parallel,
+    PendingLayout,
+    Process,
+)
 from dumper.layout import TokenLayout
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     "PendingLayout",
     "Process",
     "complete_at_start",
+    "describe_graph",
     "describe_process",
     "is_settled",
     "last_tokens",
@@ -135,6 +144,20 @@ def _axes_of_meshes() -> Parallel:
     except Exception as error:
         _warn_once(f"tensortap: the axes of a device mesh cannot be read: {type(error).__name__}: {error}")
         return {}
+
+
+def describe_graph() -> GraphFacts | None:
+    """What the engine that captures a CUDA graph right now knows of it; None where nobody knows."""
+    for adapter in loaded_adapters():
+        if isinstance(adapter, KnowsGraphs):
+            try:
+                facts = adapter.graph_facts()
+            except Exception as error:
+                _warn(adapter, "a CUDA graph", error)
+                continue
+            if facts is not None:
+                return facts
+    return None
 
 
 def complete_at_start(batch: object) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dumper.adapters.protocol import PendingLayout
+from dumper.adapters.protocol import PassSize, PendingLayout
 from dumper.layout import TokenLayout
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def installed_versions(*distributions: str) -> dict[str, str]:
 
 
 def layout_of(
-    tensors: Mapping[str, Any], build: Callable[[dict[str, Array]], TokenLayout]
+    tensors: Mapping[str, Any], build: Callable[[dict[str, Array]], TokenLayout], size: PassSize | None = None
 ) -> TokenLayout | PendingLayout:
     """The layout that ``build`` makes of the values of ``tensors``, as flat int64 arrays by name, without those that
-    are None: at once where all of them are on the host, and else a ``PendingLayout``.
+    are None: at once where all of them are on the host, and else a ``PendingLayout`` of a pass of ``size``.
 
     What is on a CUDA device while its stream is captured into a graph is left out. From a device of another kind the
     copy waits. Raises UnrecordableError for a tensor whose memory is not there, and what ``build`` raises.
@@ -64,7 +64,7 @@ def layout_of(
                 on_device[name] = plain
     if not on_device:
         return build(arrays)
-    return PendingLayout(on_device, lambda copied: build({**arrays, **copied}))
+    return PendingLayout(on_device, lambda copied: build({**arrays, **copied}), size)
 
 
 def _flat(tensor: Any) -> Array:

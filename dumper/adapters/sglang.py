@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from dumper.adapters import sglang_parallel
+from dumper.adapters import sglang_graphs, sglang_parallel
 from dumper.adapters.framework_values import installed_versions, layout_of
-from dumper.adapters.protocol import Parallel, PendingLayout
+from dumper.adapters.protocol import GraphFacts, Parallel, PassSize, PendingLayout
 from dumper.adapters.sglang_rows import Array, GatherFacts, PassFacts, SlotNames, build_layout
 from dumper.adapters.torch_distributed import group_rank
 from dumper.layout import ContextParallelRows, TokenLayout
@@ -72,7 +72,12 @@ class SGLangAdapter:
         def build(arrays: dict[str, Array]) -> TokenLayout:
             return build_layout(_facts(known, arrays), gather, context_parallel, slot_names)
 
-        return layout_of(_device_tensors(batch), build)
+        # SGLang passes no padding rows but those of data-parallel ranks.
+        size = PassSize(known["rows"], known["sequence_count"], gather is not None)
+        return layout_of(_device_tensors(batch), build, None if context_parallel else size)
+
+    def graph_facts(self) -> GraphFacts | None:
+        return sglang_graphs.facts_of_callers(sys._getframe(1))
 
 
 def _device_tensors(batch: Any) -> dict[str, Any]:

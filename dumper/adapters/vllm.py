@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dumper.adapters.framework_values import installed_versions, layout_of, quietly
-from dumper.adapters.protocol import Parallel, PendingLayout
+from dumper.adapters.protocol import Parallel, PassSize, PendingLayout
 from dumper.adapters.torch_distributed import group_rank
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
 
@@ -80,7 +80,8 @@ class VLLMAdapter:
         def build(arrays: dict[str, Array]) -> TokenLayout:
             return build_layout(names, starts, counts, rows, gather, **arrays)
 
-        return layout_of({"token_ids": token_ids, "positions": positions}, build)
+        size = PassSize(rows if gather else int(counts.sum()), len(names), gather is not None)
+        return layout_of({"token_ids": token_ids, "positions": positions}, build, size)
 
 
 def build_layout(

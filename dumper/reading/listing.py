@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from dumper.reading.timeline import step_table
 from tensortap.progress import Progress, silent, watched
 
 if TYPE_CHECKING:
-    from dumper.reading.protocol import Record, Run, TapCoverage
+    from dumper.reading.protocol import GraphCoverage, Record, Run, TapCoverage
 
 
 def print_run(run: Run, records: Sequence[Record], progress: Progress = silent) -> None:
@@ -36,8 +37,8 @@ def counts(run: Run) -> str:
 
 
 def tables(run: Run, records: Sequence[Record]) -> list[TextTable]:
-    """Ranks, steps, records by name, and taps that never fired."""
-    return [_rank_table(run), step_table(run), _name_table(records), _tap_table(run)]
+    """Ranks, steps, records by name, taps that never fired, and what there was of CUDA graphs."""
+    return [_rank_table(run), step_table(run), _name_table(records), _tap_table(run), _graph_table(run), _left_out(run)]
 
 
 def _rank_table(run: Run) -> TextTable:
@@ -88,6 +89,23 @@ def _tap_table(run: Run) -> TextTable:
     return table
 
 
+def _graph_table(run: Run) -> TextTable:
+    headings = ("rank", "with taps", "replays", "values", "captured while off", "their replays")
+    table = TextTable("CUDA graphs", headings, frozenset(headings))
+    for graphs in run.cuda_graphs:
+        numbers = (graphs.captured, graphs.replays, graphs.values, graphs.silent_graphs, graphs.silent_replays)
+        table.add(str(graphs.rank), *map(str, numbers))
+    return table
+
+
+def _left_out(run: Run) -> TextTable:
+    table = TextTable("Left out of CUDA graphs", ("rank", "tap", "captures", "why"), frozenset({"rank", "captures"}))
+    for graphs in run.cuda_graphs:
+        for name, reason, captures in graphs.left_out:
+            table.add(str(graphs.rank), name, str(captures), reason)
+    return table
+
+
 def _place(tap: TapCoverage) -> str:
     place = f"{tap.file}:{tap.line}" if tap.file else "-"
     return place if tap.installed else f"{place}, never imported here"
@@ -122,6 +140,7 @@ def headline(record: Record) -> str:
         "" if record.level == "full" else f"level={record.level}",
         "" if record.stream == "value" else record.stream,
         "recomputed" if record.recompute else "",
+        "" if record.graph is None else " ".join(["CUDA graph", *(f"{k}={v}" for k, v in record.graph.items())]),
     ]
     return printable(" ".join(part for part in parts if part))
 
@@ -148,6 +167,7 @@ def as_json(record: Record) -> dict[str, Any]:
         "dims": record.dims,
         "stream": record.stream,
         "recompute": record.recompute,
+        "graph": None if record.graph is None else dict(record.graph),
     }
 
 
@@ -167,7 +187,13 @@ def summary_as_json(run: Run) -> dict[str, Any]:
         "framework": {str(rank): header.framework for rank, header in run.headers.items()},
         "problems": [{"kind": problem.kind, "message": problem.message} for problem in run.problems],
         "silent_taps": list(run.silent_taps),
+        "cuda_graphs": {str(graphs.rank): _graphs_as_json(graphs) for graphs in run.cuda_graphs},
     }
+
+
+def _graphs_as_json(graphs: GraphCoverage) -> dict[str, Any]:
+    left_out = [{"name": name, "reason": reason, "captures": captures} for name, reason, captures in graphs.left_out]
+    return {**dataclasses.asdict(graphs), "left_out": left_out}
 
 
 def run_repr(run: Run) -> str:

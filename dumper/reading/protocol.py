@@ -27,7 +27,7 @@ class Problem:
 
     kind: str
     """``truncated``, ``corrupted``, ``missing_rank``, ``missing_records``, ``mixed_runs``, ``repaired``, ``lost``,
-    ``unclosed``, ``empty``, ``unreadable`` (docs/messages.md)."""
+    ``left_out``, ``unclosed``, ``empty``, ``unreadable`` (docs/messages.md)."""
     message: str
 
 
@@ -57,6 +57,29 @@ class TapCoverage:
     def silent(self) -> bool:
         """Whether it never fired."""
         return self.fired == 0
+
+
+@dataclass(frozen=True)
+class GraphCoverage:
+    """What a rank recorded of CUDA graphs, and what of them was silent."""
+
+    rank: int
+    captured: int = 0
+    """Graphs that were captured with taps."""
+    replays: int = 0
+    """Replays that were recorded."""
+    values: int = 0
+    """Values of these."""
+    silent_graphs: int = 0
+    """Graphs that were captured while recording was off."""
+    silent_replays: int = 0
+    """Replays of these while recording was on."""
+    unknown_captures: int = 0
+    """Values that ran through taps while something was captured that torch knows nothing of."""
+    left_out_values: int = 0
+    """Values that recorded replays would have had beside ``values``."""
+    left_out: tuple[tuple[str, str, int], ...] = ()
+    """Tap or name, reason, and in how many captures it was left out of the graph."""
 
 
 class Header(Protocol):
@@ -138,6 +161,11 @@ class Record(Protocol):
     @property
     def recompute(self) -> bool:
         """Whether the value was computed a second time, for activation checkpointing."""
+
+    @property
+    def graph(self) -> Mapping[str, Any] | None:
+        """Of a value that a replay of a CUDA graph left: what is known of the graph (``runner``, ``role``, ``tokens``,
+        ``requests``); else None."""
 
     @property
     def nbytes(self) -> int:
@@ -224,6 +252,10 @@ class Run(Protocol):
     @property
     def silent_taps(self) -> tuple[str, ...]:
         """Taps that were installed and fired on no rank, with their place in the source."""
+
+    @property
+    def cuda_graphs(self) -> Sequence[GraphCoverage]:
+        """What was recorded of CUDA graphs, one entry for each rank that had some and came to an orderly end."""
 
     @property
     def losses(self) -> int:

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from dumper.adapters.protocol import PassSize
+
 
 class Steps:
     """Counts steps from 0. Changed under the recorder's lock alone."""
 
-    __slots__ = ("_batch", "_layout", "announced", "begun", "explicit", "inside", "number", "tags")
+    __slots__ = ("_batch", "_layout", "announced", "begun", "explicit", "inside", "number", "size", "tags")
 
     def __init__(self) -> None:
         self.explicit = False
@@ -34,6 +36,8 @@ class Steps:
         self.announced = False
         """Whether the file knows of the step under way."""
         self.tags: Mapping[str, Any] = {}
+        self.size: PassSize | None = None
+        """Rows of the step under way, once it is announced."""
         self.forget_batch()
 
     def make_explicit(self) -> None:
@@ -48,6 +52,7 @@ class Steps:
             self.number += 1
         self.begun = self.inside = True
         self.announced = False
+        self.size = None
         self._batch: Any = batch
         self._layout: Any = layout
         self.tags = tags

@@ -6,6 +6,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from dumper.control import Control, Target
     from dumper.memory.staging import Stager
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
 class Lifecycle:
     """Opens and closes. Its methods are called under the recorder's lock."""
 
-    __slots__ = ("_at_end", "_controlled", "_stager", "_taps", "control", "session")
+    __slots__ = ("_at_end", "_controlled", "_coverage", "_stager", "_taps", "control", "session")
 
-    def __init__(self, controlled: Target, at_end: Callable[[], None], taps: TapTable) -> None:
-        """``controlled`` takes over what is changed from outside; ``at_end`` is called when the process ends."""
+    def __init__(
+        self, controlled: Target, at_end: Callable[[], None], taps: TapTable, coverage: Callable[[], dict[str, Any]]
+    ) -> None:
+        """``controlled`` takes over what is changed from outside; ``at_end`` is called when the process ends;
+        ``coverage`` tells what taps did, for the end of the file."""
+        self._coverage = coverage
         self._controlled = controlled
         self._at_end = at_end
         self._taps = taps
@@ -49,7 +54,7 @@ class Lifecycle:
         # Kept when a run is closed and another begun: its buffers are expensive to make.
         if self._stager is None or self._stager.pool_bytes != settings.memory_budget:
             self._stager = Stager(settings.memory_budget)
-        session = Session(settings, self._taps.coverage, self._stager)
+        session = Session(settings, self._coverage, self._stager)
         for module in self._taps.modules:
             session.add_taps(*module)
         from dumper.recording.taps import planned_taps

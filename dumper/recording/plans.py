@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ class Plan:
         "chosen",
         "descriptions",
         "dims",
+        "graph",
         "last",
         "last_on_device",
         "parts",
@@ -46,10 +48,19 @@ class Plan:
         "whole",
     )
 
-    def __init__(self, source: Source, tags: TagsKey, dims: str | None, chosen: Level | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        tags: TagsKey,
+        dims: str | None,
+        chosen: Level | None,
+        graph: Mapping[str, str | int] | None = None,
+    ) -> None:
         self.source = source
         self.tags = tags
         self.dims = dims
+        self.graph = graph
+        """Of values that replays of a CUDA graph leave: what is known of the graph."""
         self.chosen = chosen
         """None when the filter rejects them."""
         self.whole = chosen is not None and chosen.kind in ("full", "hash")
@@ -66,7 +77,7 @@ class Plan:
         found = self.parts.get((name, dims))
         if found is None:
             source = self.source.part(f"{self.source.name}.{name}")
-            found = self.parts[name, dims] = Plan(source, self.tags, dims, self.chosen)
+            found = self.parts[name, dims] = Plan(source, self.tags, dims, self.chosen, self.graph)
         return found
 
     def describe(
@@ -82,7 +93,7 @@ class Plan:
                 self.descriptions.clear()
             kept = level or self.chosen or FULL
             description = self.descriptions[key] = Description(
-                self.source, self.tags, self.dims, dtype, shape, kept, recompute
+                self.source, self.tags, self.dims, dtype, shape, kept, recompute, self.graph
             )
         return description
 

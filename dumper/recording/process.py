@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dumper.recording.capture import CapturedRecord
+    from dumper.recording.graphs.taps import GraphTaps
     from dumper.recording.session import Session
     from dumper.recording.special_values import SpecialValues
     from dumper.recording.taps import Tap
@@ -37,7 +38,7 @@ class RecordingProcess:
         """How the graphs of ``torch.compile`` name this recorder; None while the process has no torch."""
         self._settings: Settings | None = settings
         self._taps = TapTable()
-        self._open = Lifecycle(self, self.end, self._taps)
+        self._open = Lifecycle(self, self.end, self._taps, self._coverage)
         self._thread_tags = ThreadTags()
         self._captures: list[list[CapturedRecord]] = []
         self._special_values: SpecialValues | None = None
@@ -47,6 +48,9 @@ class RecordingProcess:
         self._steps = Steps()
         self._recording = False
         self._log = LogOnce()
+        self._graphs: GraphTaps | None = None
+        self._only_graphs = False
+        """Whether only what goes into a CUDA graph that is being captured is wanted."""
         self._unnested: set[type] = set()
         """Types of values that hold no others: tensors and scalars."""
         self._ended = False
@@ -69,7 +73,10 @@ class RecordingProcess:
         file begins; call ``close`` first to move a running recording.
         """
         with self._lock:
-            self._settings = self.settings.changed(**settings)
+            changed = self.settings.changed(**settings)
+            if changed.enable and changed.strict and not self.settings.enable and self._graphs is not None:
+                self._graphs.check_none_is_silent()
+            self._settings = changed
             if self._open.session is not None:
                 self._open.session.reconfigure(self._settings)
             self._refresh()
@@ -111,9 +118,20 @@ class RecordingProcess:
         if self.number is None:
             self.number = Tracing.number(self._recorder)
         settings = self._settings
+        graphs = self._graph_taps() if settings is not None else None
         wanted = settings is not None and settings.enable and settings.wants_step(self._steps.number)
         ended = self._ended and self._open.session is None
         self._recording = (wanted and not ended) or bool(self._captures)
+        # What is captured now may be replayed in a step that is wanted.
+        self._only_graphs = (
+            not self._recording
+            and settings is not None
+            and settings.enable
+            and not ended
+            and graphs is not None
+            and graphs.open
+        )
+        self._recording = self._recording or self._only_graphs
         self._taps.switch(self._recording)
 
     # Taps
@@ -150,9 +168,48 @@ class RecordingProcess:
             try:
                 session = self._open_session()
                 self._steps.announced = True
-                session.begin_step(self._steps.number, self._steps.take_layout(), self._steps.tags)
+                layout = self._steps.take_layout()
+                session.begin_step(self._steps.number, layout, self._steps.tags)
+                if self._graphs is not None:
+                    self._steps.size = self._graphs.size_of_pass(layout)
             except Exception as error:
                 self._complain(f"step {self._steps.number} was not recorded: {error}", key=f"step {type(error)}")
+
+    def _coverage(self) -> dict[str, Any]:
+        """What taps did, for the end of the file."""
+        graphs = self._graphs.account.fields() if self._graphs is not None else {}
+        return {**self._taps.coverage(), **({"graphs": graphs} if graphs else {})}
+
+    # CUDA graphs
+
+    def _graph_taps(self) -> GraphTaps | None:
+        """The taps in CUDA graphs; None while the process has no torch."""
+        if self._graphs is None:
+            torch = sys.modules.get("torch")
+            if getattr(getattr(torch, "cuda", None), "CUDAGraph", None) is not None:
+                with self._lock:
+                    from dumper.recording.graphs.taps import GraphTaps
+
+                    self._graphs = GraphTaps(self._recorder)
+        return self._graphs
+
+    def captures_changed(self) -> None:
+        """The capture of a CUDA graph has begun or ended."""
+        with self._lock:
+            self._refresh()
+
+    @property
+    def has_taps(self) -> bool:
+        """Whether any tap is installed."""
+        return bool(self._taps.modules)
+
+    def tap_of(self, tap: str | None) -> Tap | None:
+        """The tap of an id."""
+        return self._taps.known(tap)
+
+    def say(self, message: str, key: str) -> None:
+        """Log once."""
+        self._log.say(message, key=key)
 
     # The session: what is open while something is recorded
 
@@ -195,6 +252,12 @@ class RecordingProcess:
                 control.close()
             if session is not None:
                 session.end()
+            self._report_graphs()
+
+    def _report_graphs(self) -> None:
+        """Say what was recorded of CUDA graphs, and what was silent."""
+        if self._graphs is not None and (report := self._graphs.account.report()):
+            self._log.say(report, level="warning" if self._graphs.account.silent else "info")
 
     def _forked(self, whole: bool) -> None:
         """In the child of a fork: the parent's file and threads are not ours. Unless ``whole``, another thread was

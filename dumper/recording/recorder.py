@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dumper.layout import TokenLayout
     from dumper.recording.attach import Attachment
     from dumper.recording.capture import Capture
+    from dumper.recording.graphs.captured import CapturedGraph
     from dumper.recording.special_values import SpecialValues
 
 
@@ -174,6 +175,8 @@ class Recorder(RecordingProcess):
             if is_capturing(value):
                 self._put_into_graph(source, value, dims, tags)
                 return
+            if self._only_graphs:
+                return
             if self._captures:
                 from dumper.recording.capture import captured
 
@@ -216,14 +219,37 @@ class Recorder(RecordingProcess):
     def _put_into_graph(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None:
         """Record ``value`` at every replay of the CUDA graph that is being captured; the capture itself is no event."""
         self._taps.count(source.tap, -1)
+        graphs = self._graph_taps()
         try:
-            self._special.put_into_graph(source, value, dims, tags, self.submit_from_graph)
+            if graphs is not None:
+                graphs.capture(source, value, dims, tags)
         except Exception:
             self._open_session().count_lost("lost_encoding")
             raise
 
-    def _has_step(self) -> bool:
-        """Whether a record that comes now is wanted: it belongs to a step, or need not."""
+    def record_replay(self, graph: CapturedGraph) -> bool:
+        """Record what a replay of a CUDA graph has left; whether recording was on. Never raises."""
+        if not self._recording or self._only_graphs:
+            return False
+        try:
+            for tap in graph.counters:
+                tap.fired += 1
+            if self._captures:
+                for value in graph.taps:
+                    self.submit(value.source, value.value, value.dims, value.tags)
+            elif self._has_step(len(graph.taps)):
+                steps = self._steps
+                session = self._open.session or self._open_session()
+                step = steps.number if steps.inside else None
+                values = session.submit_replay(graph, self._thread_tags.tags, step, steps.size)
+                if self._graphs is not None:
+                    self._graphs.account.replayed(graph, values)
+        except Exception as error:
+            self._complain(f"values of a CUDA graph were not recorded: {error}", key=f"graph {type(error)}")
+        return True
+
+    def _has_step(self, values: int = 1) -> bool:
+        """Whether records that come now (so many) are wanted: they belong to a step, or need not."""
         steps = self._steps
         if steps.inside:
             if not steps.announced:
@@ -233,7 +259,7 @@ class Recorder(RecordingProcess):
             return True
         if self.settings.outside_steps == "record":
             return True
-        self._open_session().status.add("outside_steps")
+        self._open_session().status.add("outside_steps", values)
         return False
 
 

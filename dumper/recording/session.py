@@ -9,10 +9,11 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dumper.adapters import describe_process
-from dumper.adapters.protocol import Parallel, PendingLayout, Process
+from dumper.adapters.protocol import GraphFacts, Parallel, PassSize, PendingLayout, Process
 from dumper.format.regular_files import make_folders
 from dumper.format.run_files import status_path
 from dumper.format.status import StatusBlock
@@ -27,10 +28,24 @@ from dumper.rules.levels import FULL, STATS, Level, LevelRules
 from dumper.settings import Settings
 from dumper.values.plain import UnrecordableError
 from dumper.values.source import Source
-from dumper.writing.items import AddedAxes, BeginStep, InstalledTaps, StagedLayout, Submission, TagsKey, Watched
+from dumper.writing.items import (
+    AddedAxes,
+    BeginStep,
+    Description,
+    InstalledTaps,
+    ManyValues,
+    StagedLayout,
+    Submission,
+    TagsKey,
+    Watched,
+)
 from dumper.writing.rank_stream import Coverage, RankStream
 from dumper.writing.run_id import join_run
 from dumper.writing.writer import OVERHEAD_BYTES, Writer
+
+if TYPE_CHECKING:
+    from dumper.recording.graphs.captured import CapturedGraph
+    from dumper.recording.graphs.replays import Replays
 
 logger = logging.getLogger("tensortap")
 
@@ -60,6 +75,7 @@ class Session:
         encoder.claim()
         self._writer = Writer(settings, encoder, stager.host)
         self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._replays: Replays | None = None
         self._next_number = itertools.count(1).__next__
         self._short_way = ShortWay(self._writer, stager, self.status)
         self._read_rules()
@@ -78,6 +94,8 @@ class Session:
         names = {name for condition in conditions if condition is not None for name in condition.names}
         self._asked = frozenset(names.intersection(Moment._fields))
         self._plans = {}
+        if self._replays is not None:
+            self._replays.forget()
 
     def submit(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None) -> None:
         """Copy a value and hand it to the writer.
@@ -184,13 +202,69 @@ class Session:
             (plan.part(part.name, dims_of_values(plan.dims) if part.has_dims else None), part.tensor) for part in parts
         )
         for part_plan, tensor in others:
-            self.status.submitted(self._next_number())
-            try:
-                self._submit_any(part_plan, tensor, step)
-            except BaseException:
-                self.status.add("lost_encoding")
-                raise
+            self.submit_planned(part_plan, tensor, step)
         self._submit_any(last[0], last[1], step)
+
+    def submit_planned(self, plan: Plan, value: Any, step: int | None) -> None:
+        """Record a value that a plan has been made for. Raises what the copy raises; the loss is counted already."""
+        self.status.submitted(self._next_number())
+        try:
+            self._submit_any(plan, value, step)
+        except BaseException:
+            self.status.add("lost_encoding")
+            raise
+
+    def submit_replay(
+        self, graph: CapturedGraph, added: Mapping[str, Any], step: int | None, size: PassSize | None
+    ) -> int:
+        """Record what a replay of a CUDA graph has left, on the current stream; ``added`` are tags of the thread.
+        Returns how many values that were.
+
+        Raises what a copy raises; what is lost is counted already.
+        """
+        if self._replays is None:
+            from dumper.recording.graphs.replays import Replays
+
+            self._replays = Replays(self)
+        return self._replays.submit(graph, added, step, step if "step" in self._asked else None, size)
+
+    def plan_in_graph(
+        self, source: Source, dims: str | None, tags: Mapping[str, Any], step: int | None, facts: GraphFacts | None
+    ) -> Plan:
+        """What to do with a value that replays of a graph leave. Raises UnrecordableError."""
+        known = {} if facts is None else facts.fields()
+        scalars = self._checked(source, dims, tags)
+        names = {f"graph_{name}": value for name, value in known.items()}
+        moment = self._moment(source, step) if self._asked else None
+        return Plan(source, scalars, dims, self._choose(source, scalars, moment, names), known)
+
+    @property
+    def watches_samples(self) -> bool:
+        """Whether values of which a sample is kept have to be looked at as a whole."""
+        return self._settings.on_nan is not None
+
+    def submit_many(self, values: tuple[tuple[Description, int, int], ...], piece: Any, step: int | None) -> None:
+        """Record several values, by offset and number of bytes, in one copy of a piece of memory (a uint8 tensor)."""
+        number = 0
+        for _ in values:
+            number = self._next_number()
+        self.status.submitted(number)
+        reserved = piece.numel() + len(values) * OVERHEAD_BYTES
+        try:
+            if reserved > self._settings.memory_budget:
+                _check_room(reserved)
+            if not self._writer.reserve(reserved):
+                self.status.add("lost_full_memory", len(values))
+                return
+            try:
+                described = self._stager.stage(piece)
+            except BaseException:
+                self._writer.give_back(reserved)
+                raise
+        except BaseException:
+            self.status.add("lost_encoding", len(values))
+            raise
+        self._writer.put(ManyValues(values, described.data, step, reserved))
 
     def count_lost(self, reason: str) -> None:
         """Count a value that is not recorded and was not handed to the writer."""
@@ -199,19 +273,26 @@ class Session:
 
     def _make_plan(self, source: Source, dims: str | None, tags: Mapping[str, Any], moment: Moment | None) -> Plan:
         """Raises UnrecordableError for names, dims and tags that a file cannot hold."""
-        scalars = _as_scalars(tags)
-        _check_text("name", source.name)
-        if dims is not None:
-            _check_text("dims", dims)
+        scalars = self._checked(source, dims, tags)
         known = (source, dims, moment, *scalars, *(type(value) for _, value in scalars))
         plan = self._plans.get(known)
         if plan is None:
             plan = self._plans[known] = Plan(source, scalars, dims, self._choose(source, scalars, moment))
         return plan
 
-    def _choose(self, source: Source, tags: TagsKey, moment: Moment | None) -> Level | None:
-        """The level of a record; None when the filter rejects it."""
-        names = {**dict(tags), "name": source.name, "rank": self.process.rank}
+    def _checked(self, source: Source, dims: str | None, tags: Mapping[str, Any]) -> TagsKey:
+        """The tags as scalars. Raises UnrecordableError for names, dims and tags that a file cannot hold."""
+        scalars = _as_scalars(tags)
+        _check_text("name", source.name)
+        if dims is not None:
+            _check_text("dims", dims)
+        return scalars
+
+    def _choose(
+        self, source: Source, tags: TagsKey, moment: Moment | None, more: Mapping[str, Any] = MappingProxyType({})
+    ) -> Level | None:
+        """The level of a record; None when the filter rejects it. ``more``: what conditions may name beside tags."""
+        names = {**more, **dict(tags), "name": source.name, "rank": self.process.rank}
         if moment is not None:
             names.update(moment._asdict())
         if self._filter is not None and not self._filter.holds(names):
@@ -263,11 +344,17 @@ class Session:
     def end(self) -> None:
         """Complete the file at the end of the process; what comes afterwards is counted as lost."""
         setattr(self, "submit", self._count_late)  # noqa: B010
+        setattr(self, "submit_replay", self._count_late_replay)  # noqa: B010
         setattr(self, "begin_step", self._ignore_step)  # noqa: B010
         self._writer.stop()
 
     def _count_late(self, *value: object) -> None:
         self.count_lost("lost_ended")
+
+    def _count_late_replay(self, graph: CapturedGraph, *more: object) -> int:
+        for _ in graph.taps:
+            self.count_lost("lost_ended")
+        return 0
 
     def _ignore_step(self, *step: object) -> None:
         """A step without values needs no counting."""

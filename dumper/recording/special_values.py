@@ -1,5 +1,5 @@
 """Values that are not recorded as they come: nested ones part by part, of a DTensor what this rank holds, gradients
-when the backward pass has computed them, and what is in a CUDA graph at every replay."""
+when the backward pass has computed them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,20 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dumper.adapters.protocol import Parallel
-    from dumper.recording.graphs import GraphTaps
     from dumper.values.source import Source
 
-    Replayed = Callable[[Source, Any, str | None, Mapping[str, Any]], None]
     Submit = Callable[[Source, Any, str | None, Mapping[str, Any], int | None], None]
 
 
 class SpecialValues:
     """Takes what is special apart and hands it to ``submit`` again. Its methods may raise."""
 
-    __slots__ = ("_add_axes", "_submit", "graph_taps")
+    __slots__ = ("_add_axes", "_submit")
 
     def __init__(self, submit: Submit, add_axes: Callable[[Parallel], None]) -> None:
         """``add_axes``: told the axes of a DTensor's mesh."""
         self._submit = submit
         self._add_axes = add_axes
-        self.graph_taps: GraphTaps | None = None
 
     def submit_parts(
         self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None, current: int
@@ -70,15 +67,3 @@ class SpecialValues:
             return
         submit, gradient_source = self._submit, source.gradient()
         value.register_hook(lambda gradient: submit(gradient_source, gradient, dims, tags, step))
-
-    def put_into_graph(
-        self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], replayed: Replayed
-    ) -> None:
-        """Have ``replayed`` called with what the value is after every replay of the CUDA graph that is being
-        captured."""
-        from dumper.recording.graphs import GraphTaps
-
-        if self.graph_taps is None:
-            self.graph_taps = GraphTaps()
-        tap = (source.tap, source.name, *((key, str(tag)) for key, tag in tags.items()))
-        self.graph_taps.capture(lambda buffer: replayed(source, buffer, dims, tags), value, tap)

@@ -169,6 +169,10 @@ class TapTable:
         for tap in self._taps:
             tap.on = on
 
+    def known(self, tap: str | None) -> Tap | None:
+        """The tap of an id."""
+        return self._by_id.get(tap or "")
+
     def count(self, tap: str | None, times: int) -> None:
         """Correct how often a tap fired that is known by its id alone."""
         known = self._by_id.get(tap or "")

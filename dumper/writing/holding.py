@@ -8,7 +8,7 @@ from dumper.memory.staging import Staged
 from dumper.settings import Settings
 from dumper.values.dtypes import as_array
 from dumper.values.measures import decode_statistics, is_nonfinite
-from dumper.writing.items import BeginStep, Description, Item, SmallValue, Submission, Watched
+from dumper.writing.items import BeginStep, Description, Item, ManyValues, SmallValue, Submission, Watched, count_values
 from dumper.writing.nan_trigger import NanSignal, NanTrigger, has_nonfinite
 
 Lose = Callable[[int, str, str], None]
@@ -28,7 +28,7 @@ class Holding:
     def release(self, batch: Sequence[Item]) -> list[Item]:
         """The items to write now, those that waited included."""
         released = [ready for item in batch for ready in self._pass(item)]
-        self.held_back += _count_values(batch) - _count_values(released)
+        self.held_back += count_values(batch) - count_values(released)
         return released
 
     def _pass(self, item: Item) -> list[Item]:
@@ -40,6 +40,8 @@ class Holding:
             return self._trigger.offer(item.number, item, 0)
         if isinstance(item, tuple | Submission):
             return self._hold(item)
+        if isinstance(item, ManyValues):
+            return self._hold_many(item)
         return [item]
 
     def _look_at(self, watched: Watched) -> list[Item]:
@@ -62,6 +64,22 @@ class Holding:
                 self._lose(1, "lost_encoding", f"{description.source.name}: the copy failed: {error}")
                 self.held_back -= 1
                 return []
+        return self._offer(description, data, step)
+
+    def _hold_many(self, item: ManyValues) -> list[Item]:
+        try:
+            data = _bytes_of(item.data)
+        except Exception as error:
+            self._lose(len(item.values), "lost_encoding", f"a copy of {len(item.values)} values failed: {error}")
+            self.held_back -= len(item.values)
+            return []
+        return [
+            ready
+            for description, offset, nbytes in item.values
+            for ready in self._offer(description, data[offset : offset + nbytes], item.step)
+        ]
+
+    def _offer(self, description: Description, data: bytes, step: int | None) -> list[Item]:
         waiting = Submission(description, data, step, 0)
         return self._trigger.offer(step, waiting, len(data), nonfinite=_is_nonfinite(description, data))
 
@@ -83,7 +101,3 @@ def _is_nonfinite(description: Description, data: bytes) -> bool:
         return is_nonfinite(decode_statistics(data))
     shape = description.shape if description.level.kind != "sample" else (-1,)
     return has_nonfinite(as_array(data, description.dtype, shape))
-
-
-def _count_values(items: Sequence[Item]) -> int:
-    return sum(isinstance(item, tuple | Submission) for item in items)

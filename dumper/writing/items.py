@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -29,7 +29,7 @@ class Description:
     A plain class with slots: it is touched for every record.
     """
 
-    __slots__ = ("dims", "dtype", "encoded", "level", "recompute", "shape", "source", "tags")
+    __slots__ = ("dims", "dtype", "encoded", "graph", "level", "recompute", "shape", "source", "tags")
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class Description:
         shape: tuple[int, ...] | None,
         level: Level,
         recompute: bool,
+        graph: Mapping[str, str | int] | None = None,
     ) -> None:
         self.source = source
         self.tags = tags
@@ -49,6 +50,8 @@ class Description:
         self.level = level
         """The level that the value has, which is not always what its source asks for."""
         self.recompute = recompute
+        self.graph = graph
+        """Of a value that a replay of a CUDA graph has left: what is known of the graph."""
         self.encoded: Any = None
         """Belongs to the writer's thread: what it has worked out for this description."""
 
@@ -72,6 +75,8 @@ class Description:
             fields["tap"] = self.source.tap
         if self.recompute:
             fields["recompute"] = True
+        if self.graph is not None:
+            fields["graph"] = dict(self.graph)
         return fields
 
 
@@ -85,6 +90,18 @@ class Submission:
     """One value to be written: its bytes, or a copy that is still on its way."""
 
     description: Description
+    data: bytes | memoryview | Staged
+    step: int | None
+    reserved: int
+    """Bytes of the memory budget to give back."""
+
+
+@dataclass(frozen=True)
+class ManyValues:
+    """Several values that were copied together."""
+
+    values: tuple[tuple[Description, int, int], ...]
+    """Description, offset in the copy and number of bytes of each."""
     data: bytes | memoryview | Staged
     step: int | None
     reserved: int
@@ -158,4 +175,13 @@ class Stop:
     """The end: complete the file."""
 
 
-Item: TypeAlias = SmallValue | Submission | Watched | BeginStep | InstalledTaps | AddedAxes | Barrier | Stop
+Item: TypeAlias = (
+    SmallValue | Submission | ManyValues | Watched | BeginStep | InstalledTaps | AddedAxes | Barrier | Stop
+)
+
+
+def count_values(items: Sequence[Item]) -> int:
+    """How many values are to be recorded of these."""
+    return sum(
+        len(item.values) if isinstance(item, ManyValues) else isinstance(item, tuple | Submission) for item in items
+    )

@@ -20,7 +20,17 @@ from dumper.memory.staging import Staged
 from dumper.settings import Settings
 from dumper.values.fingerprint import block_sums, from_sums
 from dumper.writing.holding import Holding
-from dumper.writing.items import AddedAxes, BeginStep, Description, InstalledTaps, Item, StagedLayout, Stop, Submission
+from dumper.writing.items import (
+    AddedAxes,
+    BeginStep,
+    Description,
+    InstalledTaps,
+    Item,
+    ManyValues,
+    StagedLayout,
+    Stop,
+    Submission,
+)
 from dumper.writing.rank_file import ClaimedError, CutShortError, RankFile
 from dumper.writing.record_encoder import RecordEncoder
 
@@ -81,6 +91,8 @@ class RankStream:
                     small.append((description, data, step))
                 elif isinstance(item, Submission):
                     self._collect(item, small, staged)
+                elif isinstance(item, ManyValues):
+                    self._collect_many(item, small, staged)
                 else:
                     self._flush(small, staged)
                     self._write_other(item)
@@ -114,6 +126,32 @@ class RankStream:
             self._append_large(description, data, item.step)
             if large is not None:
                 large.release()
+
+    def _collect_many(
+        self, item: ManyValues, small: list[tuple[Description, Any, int | None]], staged: list[Staged]
+    ) -> None:
+        """Put the small ones of values that were copied together to others that are small; write the large ones."""
+        data: Any = item.data
+        if not isinstance(data, bytes | memoryview):
+            copy = data
+            try:
+                data = copy.wait()
+            except Exception as error:
+                copy.release()
+                self._lose(len(item.values), "lost_encoding", f"a copy of {len(item.values)} values failed: {error}")
+                return
+            staged.append(copy)
+        view = memoryview(data)
+        for description, offset, nbytes in item.values:
+            value: Any = view[offset : offset + nbytes]
+            if description.level.kind == "hash":
+                value = _fingerprint(description, value)
+            if len(value) < LARGE:
+                small.append((description, value, item.step))
+            else:
+                # In the order of the values; the copy is needed until all of them are written.
+                self._flush(small, [])
+                self._append_large(description, value, item.step)
 
     def _flush(self, small: list[tuple[Description, Any, int | None]], staged: list[Staged]) -> None:
         """Write the small records that were collected."""

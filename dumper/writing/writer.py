@@ -10,7 +10,7 @@ from typing import Any
 from dumper.memory.buffers import SLAB_BYTES, Shelf, Slab, copy_memory
 from dumper.memory.device_slabs import DeviceSlab, Lane
 from dumper.settings import Settings
-from dumper.writing.items import Barrier, Description, Item, Stop, Submission
+from dumper.writing.items import Barrier, Description, Item, ManyValues, Stop, Submission, count_values
 from dumper.writing.rank_stream import RankStream
 
 logger = logging.getLogger("tensortap")
@@ -161,7 +161,7 @@ class Writer:
                 else:
                     device_slabs[slab] = device_slabs.get(slab, 0) + 1
                 reserved += item[3] + OVERHEAD_BYTES
-            elif isinstance(item, Submission):
+            elif isinstance(item, Submission | ManyValues):
                 reserved += item.reserved
         for device_slab, values in device_slabs.items():
             device_slab.release(values)
@@ -234,8 +234,9 @@ class Writer:
         try:
             self._encoder.write(batch)
         except Exception:
-            records = sum(isinstance(item, tuple | Submission) for item in batch)
-            logger.exception("tensortap: up to %d values were not written because of an internal error", records)
+            logger.exception(
+                "tensortap: up to %d values were not written because of an internal error", count_values(batch)
+            )
         finally:
             self._release(batch)
             for item in batch:
@@ -253,6 +254,6 @@ class Writer:
             batch.append(item)
             if isinstance(item, tuple):
                 reserved += item[3]
-            elif isinstance(item, Submission):
+            elif isinstance(item, Submission | ManyValues):
                 reserved += item.reserved
         return batch

@@ -13,6 +13,7 @@ import torch
 
 from dumper.layout import SequenceSpan, TokenLayout
 from dumper.reading.headers import silent_taps
+from dumper.reading.protocol import GraphCoverage
 
 
 @dataclass
@@ -27,6 +28,7 @@ class FakeRecord:
     level: str = "full"
     stream: str = "value"
     recompute: bool = False
+    graph: Mapping[str, Any] | None = None
     value: Any = None
     statistics: Mapping[str, Any] | None = None
     fingerprint: str | None = None
@@ -121,6 +123,10 @@ class FakeRun:
     @property
     def steps(self) -> tuple[int, ...]:
         return tuple(sorted({record.step for record in self.records if record.step is not None}))
+
+    @property
+    def cuda_graphs(self) -> Sequence[GraphCoverage]:
+        return ()
 
     @property
     def silent_taps(self) -> tuple[str, ...]:

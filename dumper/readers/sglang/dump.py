@@ -22,7 +22,7 @@ from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES, rank_layouts, w
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file
 from dumper.reading.listing import counts
 from dumper.reading.notebook import record_html, run_html
-from dumper.reading.protocol import Problem, RunError, TapCoverage
+from dumper.reading.protocol import GraphCoverage, Problem, RunError, TapCoverage
 from dumper.reading.table import table_of
 from tensortap.progress import Progress, silent
 
@@ -88,6 +88,11 @@ class SGLangRecord:
     @property
     def stream(self) -> str:
         return "grad" if self.dumped_name.startswith(_GRADIENT) else "value"
+
+    @property
+    def graph(self) -> None:
+        """The dumper tells nothing of CUDA graphs."""
+        return None
 
     @property
     def recompute(self) -> bool:
@@ -215,6 +220,7 @@ class SGLangDump:
     losses = 0
     taps: Sequence[TapCoverage] = ()
     silent_taps: tuple[str, ...] = ()
+    cuda_graphs: Sequence[GraphCoverage] = ()
 
     def __init__(self, path: Path, records: Sequence[SGLangRecord], problems: Sequence[Problem]) -> None:
         self.path = path

@@ -12,7 +12,7 @@ from dumper.format.regular_files import read_bytes
 from dumper.format.run_files import MOST_RANKS, STATUS_FILE
 from dumper.format.status import STATUS_BYTES, read_status, run_id_of
 from dumper.reading.headers import MOST_NAMED, ranges
-from dumper.reading.protocol import Problem
+from dumper.reading.protocol import GraphCoverage, Problem
 
 LOSS_WORDS = {
     "lost_full_memory": "dropped because the memory budget was full",
@@ -84,6 +84,24 @@ def problems_of_account(account: Account) -> list[Problem]:
     if counts["failed_taps"]:
         found.append(Problem("lost", f"rank {rank}: taps failed {counts['failed_taps']} times to give a value or tag"))
     return found
+
+
+def problems_of_graphs(graphs: GraphCoverage) -> list[Problem]:
+    """What of CUDA graphs is not in the run."""
+    found = []
+    if graphs.left_out_values:
+        taps = len({name for name, _, _ in graphs.left_out})
+        found.append(
+            f"{graphs.left_out_values} values of {taps} taps were left out of CUDA graphs; dumper ls says which and why"
+        )
+    if graphs.silent_replays:
+        found.append(
+            f"{graphs.silent_replays} replays of CUDA graphs recorded nothing, since these were captured while"
+            " recording was off"
+        )
+    if graphs.unknown_captures:
+        found.append(f"{graphs.unknown_captures} values went into captures of which torch.cuda.CUDAGraph knows nothing")
+    return [Problem("left_out", f"rank {graphs.rank}: {message}") for message in found]
 
 
 def brought_up_to_date(accounts: Iterable[Account], records: Mapping[int, int]) -> list[Account]:

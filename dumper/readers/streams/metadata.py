@@ -7,7 +7,7 @@ from typing import Any
 
 from dumper.format.run_files import MOST_RANKS
 from dumper.reading.headers import RankHeader
-from dumper.reading.protocol import TapCoverage
+from dumper.reading.protocol import GraphCoverage, TapCoverage
 
 _Metas = Sequence[Mapping[str, Any]]
 
@@ -65,6 +65,32 @@ def read_coverage(
                 installed=installed,
             )
     return list(found.values())
+
+
+def read_graph_coverage(rank: int, coverage: _Metas) -> GraphCoverage | None:
+    """What a rank recorded of CUDA graphs; None where it had none, or no end."""
+    fields = _map(coverage[-1].get("graphs")) if coverage else {}
+    if not fields:
+        return None
+    entries = fields.get("left_out")
+    left_out = [_map(entry) for entry in entries] if isinstance(entries, list) else []
+    return GraphCoverage(
+        rank=rank,
+        left_out=tuple(
+            (str(entry.get("name", "")), str(entry.get("reason", "")), _count(entry.get("captures")))
+            for entry in left_out
+        ),
+        **{name: _count(fields.get(name)) for name in _GRAPH_COUNTS},
+    )
+
+
+_GRAPH_COUNTS = (
+    "captured", "replays", "values", "silent_graphs", "silent_replays", "unknown_captures", "left_out_values",
+)  # fmt: skip
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _map(value: Any) -> Mapping[str, Any]:

@@ -117,6 +117,13 @@ class StoredRecord:
         return bool(self._descriptor.get("recompute", False))
 
     @property
+    def graph(self) -> Mapping[str, Any] | None:
+        """Of a value that a replay of a CUDA graph left: what is known of the graph (``runner``, ``role``, ``tokens``,
+        ``requests``); else None."""
+        graph = self._descriptor.get("graph")
+        return graph if isinstance(graph, dict) else None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of payload in the file."""
         return self._column("payload_bytes")

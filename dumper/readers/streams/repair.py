@@ -26,7 +26,7 @@ _SUFFIX = ".damaged"
 _MOST_LISTED = 1000
 """Parts that a repaired file says it has left out."""
 _DAMAGE = frozenset({"unreadable", "missing_records", "mixed_runs"})
-_NOTES = frozenset({"missing_rank", "lost", "unclosed", "repaired"})
+_NOTES = frozenset({"missing_rank", "lost", "left_out", "unclosed", "repaired"})
 _Data = mmap.mmap | bytes
 
 

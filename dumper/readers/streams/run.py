@@ -22,16 +22,17 @@ from dumper.readers.streams.accounts import (
     missing_records,
     mixed_runs,
     problems_of_account,
+    problems_of_graphs,
     read_accounts,
     repairs,
 )
-from dumper.readers.streams.metadata import read_coverage, read_header
+from dumper.readers.streams.metadata import read_coverage, read_graph_coverage, read_header
 from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment, open_segment
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file, silent_taps
 from dumper.reading.listing import run_repr
 from dumper.reading.notebook import run_html
-from dumper.reading.protocol import Problem, RunError, TapCoverage
+from dumper.reading.protocol import GraphCoverage, Problem, RunError, TapCoverage
 from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -192,6 +193,12 @@ class RunDirectory:
         """Taps that were installed and fired on no rank, with their place in the source."""
         return silent_taps(self.taps)
 
+    @functools.cached_property
+    def cuda_graphs(self) -> Sequence[GraphCoverage]:
+        """What was recorded of CUDA graphs, one entry for each rank that had some and came to an orderly end."""
+        found = (read_graph_coverage(rank, part.of_kind("coverage")) for rank, part in sorted(self._ranks.items()))
+        return [graphs for graphs in found if graphs is not None]
+
     @property
     def losses(self) -> int:
         """Values that were handed to the dumper and are not in the run, as far as is known."""
@@ -240,6 +247,7 @@ class RunDirectory:
             found.append(Problem("missing_records", message))
         for account in self._accounts:
             found += problems_of_account(account)
+        found += [problem for graphs in self.cuda_graphs for problem in problems_of_graphs(graphs)]
         if not len(self.records):
             found.append(Problem("empty", f"{self.path} holds no records{self._why_empty()}"))
         return found

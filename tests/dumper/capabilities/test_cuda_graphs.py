@@ -1,140 +1,412 @@
 """Taps in CUDA graphs, with a stand-in for the graph: a class that keeps what was captured and runs it again.
 
-Real graphs need a GPU; what is tested here is which buffers are recorded after which replay.
+Real graphs need a GPU (``tests/gpu``). What is tested here is what is recorded after which replay, and what is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import json
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dumper import open_run
+from dumper.cli import main
+from dumper.layout import SequenceSpan, TokenLayout
 from dumper.recording import recorder as recorder_module
+from dumper.recording.graphs import taps as taps_module
+from dumper.recording.graphs.taps import SilentTapError
 from dumper.recording.recorder import Recorder
+from dumper.settings import SettingsError
 
 
 class StandInGraph:
     """``torch.cuda.CUDAGraph`` as far as taps see it."""
 
-    def __init__(self, fill: dict[str, float]) -> None:
-        self.fill = fill
-        self.replays = 0
+    open: int | None = None
+    """Number of the capture that the only stream takes part in."""
+    captures = 0
 
-    def capture_begin(self, pool: object = None) -> None:
-        pass
+    def __init__(self) -> None:
+        self.work: list[Callable[[], None]] = []
+        self.fails = False
+
+    def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
+        StandInGraph.captures += 1
+        StandInGraph.open = StandInGraph.captures
+        self.work = []
 
     def capture_end(self) -> None:
-        pass
+        StandInGraph.open = None
+        if self.fails:
+            raise RuntimeError("capture failed")
 
     def replay(self) -> None:
-        self.replays += 1
+        for step in self.work:
+            step()
+
+    def reset(self) -> None:
+        self.work = []
 
 
 @pytest.fixture
 def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", StandInGraph)
+    class Graph(StandInGraph):
+        """Of one test: methods are wrapped for good."""
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: StandInGraph.open is not None)
+    monkeypatch.setattr(taps_module, "capture_number", lambda: StandInGraph.open)
     recorder = Recorder()
     recorder.configure(enable=True, dir=str(tmp_path), run="run", control=False)
     yield recorder
     recorder.close()
 
 
-def test_buffers_are_recorded_after_each_replay_of_their_own_graph(
-    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def capture(recorder: Recorder, *dumps: tuple[str, torch.Tensor, str | None], graph: Any = None, **tags: Any) -> Any:
+    """A graph in which these values are dumped; a replay gives ``graph.fill`` of each."""
+    graph = graph or torch.cuda.CUDAGraph()
+    graph.capture_begin()
+    try:
+        for name, value, dims in dumps:
+            recorder.dump(name, value, dims=dims, **tags)
+    finally:
+        graph.capture_end()
+    return graph
+
+
+def fill(recorder: Recorder, graph: Any, number: float) -> None:
+    """What the next replay of a graph leaves in its taps."""
+    assert recorder._graphs is not None
+    values = [tap.value for tap in recorder._graphs._graphs[id(graph)].taps]
+    graph.work = [lambda value=value: value.fill_(number) for value in values]
+
+
+def run_of(recorder: Recorder) -> Any:
+    path = recorder.settings.run_path
+    recorder.close()
+    return open_run(path)
+
+
+def ones(*shape: int) -> torch.Tensor:
+    return torch.ones(shape)
+
+
+def test_a_replay_records_what_it_has_left_in_its_own_graph(recorder: Recorder) -> None:
     info = {"id": "m.f#1:y", "name": "y", "kind": "dump", "target": "m.f", "file": "m.py", "line": 1}
     [tap] = recorder.install_taps("m", (info,), {})
-    graphs = [StandInGraph({}), StandInGraph({})]
-    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: True)
-    for number, graph in enumerate(graphs):
-        tap.record(torch.full((2,), float(number)), "t", graph=number)
+    graphs = []
+    for rows in (3, 2):
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin()
+        tap.record(torch.zeros(rows), "t", rows=rows)
         graph.capture_end()
+        graphs.append(graph)
     assert tap.fired == 0  # captured, and silent until a replay
-    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: False)
-    for number in (1, 0, 1):
+    for number, graph in enumerate((graphs[1], graphs[0], graphs[1])):
+        fill(recorder, graph, float(number))
         with recorder.step():
-            graphs[number].replay()
+            graph.replay()
     assert tap.fired == 3
-    path = recorder.settings.run_path
-    recorder.close()
-    run = open_run(path)
-    assert [(record.step, record.tags["graph"], record.array().tolist()) for record in run.records] == [
-        (0, 1, [1.0, 1.0]),
-        (1, 0, [0.0, 0.0]),
-        (2, 1, [1.0, 1.0]),
+    run = run_of(recorder)
+    assert [(record.step, record.tags["rows"], record.array().tolist()) for record in run.records] == [
+        (0, 2, [0.0, 0.0]),
+        (1, 3, [1.0, 1.0, 1.0]),
+        (2, 2, [2.0, 2.0]),
     ]
+    assert all(record.graph == {} for record in run.records)
+    assert run.losses == 0
 
 
-def test_graphs_share_buffers_as_large_as_the_largest_needs_them(
-    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: True)
-    graphs = [StandInGraph({}) for _ in range(3)]
-    for graph, rows in zip(graphs, (4, 2, 3), strict=True):
-        for layer in range(2):
-            # Twice under one name: they are two values.
-            recorder.dump("x", torch.full((rows, 2), float(rows + layer)), layer_id=layer)
-            recorder.dump("x", torch.full((rows, 2), -float(rows + layer)), layer_id=layer)
-        graph.capture_end()
-    taps = recorder._special.graph_taps
-    assert taps is not None
-    held = {buffer.untyped_storage().data_ptr() for buffer in taps._buffers.values()}
-    assert len(held) == 4
-    for graph, rows in zip(graphs, (4, 2, 3), strict=True):
-        captured = taps._by_graph[id(graph)]
-        assert [tuple(tap.buffer.shape) for tap in captured] == [(rows, 2)] * 4
-        assert {tap.buffer.untyped_storage().data_ptr() for tap in captured} == held
-
-
-def test_what_a_failed_capture_has_left_belongs_to_no_graph(
-    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: True)
-    recorder.dump("x", torch.zeros(1))  # the capture fails after this: it has no end
-    graph = StandInGraph({})
-    graph.capture_begin()
-    recorder.dump("y", torch.ones(1))
-    graph.capture_end()
-    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: False)
+@pytest.mark.parametrize("level", ["full", "hash", "stats", "sample(rows=2)", "sample(stride=2)"])
+def test_every_level_says_the_same_of_a_graph_as_of_eager_code(recorder: Recorder, level: str) -> None:
+    recorder.configure(level=level)
+    value = torch.arange(12, dtype=torch.float32).reshape(4, 3)
+    scalar, empty = torch.tensor(2.5), torch.zeros(0, 3)
+    dumps = [("x", value, "t h"), ("scalar", scalar, None), ("empty", empty, "t h")]
+    graph = capture(recorder, *dumps, layer_id=1)
     with recorder.step():
         graph.replay()
-    path = recorder.settings.run_path
-    recorder.close()
-    assert [record.name for record in open_run(path).records] == ["y"]
+        for name, plain, dims in dumps:
+            recorder.dump(f"eager.{name}", plain, dims=dims, layer_id=1)
+    run = run_of(recorder)
+    assert run.losses == 0
+    for name, _, _ in dumps:
+        [of_graph], [eager] = run.select(name=name), run.select(name=f"eager.{name}")
+        assert of_graph.payload() == eager.payload()
+        for field in ("dtype", "shape", "level", "dims", "tags", "sampled_rows"):
+            assert getattr(of_graph, field) == getattr(eager, field)
+        assert eager.graph is None
 
 
-def test_a_graph_that_is_gone_takes_its_buffers_along(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: True)
-    graph = StandInGraph({})
-    recorder.dump("x", torch.zeros(1))
-    graph.capture_end()
-    taps = recorder._special.graph_taps
-    assert taps is not None
-    assert (len(taps._by_graph), len(taps._buffers)) == (1, 1)
-    del graph
-    assert (len(taps._by_graph), len(taps._buffers)) == (0, 0)
+def test_the_filter_and_the_tags_of_the_thread_are_those_of_the_replay(recorder: Recorder) -> None:
+    recorder.configure(filter='name == ""')
+    graph = capture(recorder, ("x", ones(2), None), ("y", ones(3), None))
+    for text in ('name == ""', 'name == "y"', None):
+        recorder.configure(filter=text)
+        with recorder.step(), recorder.ctx(microbatch=7):
+            graph.replay()
+    run = run_of(recorder)
+    assert [(record.step, record.name) for record in run.records] == [(1, "y"), (2, "x"), (2, "y")]
+    assert all(record.tags == {"microbatch": 7} for record in run.records)
 
 
-def test_what_a_graph_cannot_record_is_counted(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: True)
-    graph = StandInGraph({})
+def test_a_capture_in_a_step_that_is_not_wanted_goes_into_the_graph_all_the_same(recorder: Recorder) -> None:
+    recorder.configure(steps="2-")
+    recorder.step()
+    graph = capture(recorder, ("x", ones(2), None))
+    recorder.dump("eager", ones(1))
+    for _ in range(3):
+        recorder.step()
+        graph.replay()
+    assert [(record.step, record.name) for record in run_of(recorder).records] == [(2, "x"), (3, "x")]
+
+
+def test_values_of_all_kinds_come_back(recorder: Recorder) -> None:
     freed = torch.ones(100)
     freed.untyped_storage().resize_(0)
-    recorder.dump("freed", freed)
-    recorder.dump("packed", torch.arange(4, dtype=torch.uint8).view(torch.uint4))
-    recorder.dump("half", torch.complex(torch.ones(2), torch.ones(2)).conj().imag)
-    graph.capture_end()
-    monkeypatch.setattr(recorder_module, "is_capturing", lambda value: False)
+    packed = torch.arange(4, dtype=torch.uint8).view(torch.uint4)
+    graph = capture(
+        recorder,
+        ("freed", freed, None),
+        ("packed", packed, None),
+        ("half", torch.complex(ones(2), ones(2)).conj().imag, None),
+        ("strided", torch.arange(12).reshape(3, 4).t()[1:], None),
+        ("large", torch.arange(100_000), None),
+    )
     with recorder.step():
         graph.replay()
-    path = recorder.settings.run_path
-    recorder.close()
-    run = open_run(path)
-    assert [(record.name, record.dtype, record.array().tolist()) for record in run.records] == [
-        ("packed", "uint4", [0, 1, 2, 3]),
-        ("half", "float32", [-1, -1]),
-    ]
+    run = run_of(recorder)
+    found = {record.name: (record.dtype, record.array().tolist()) for record in run.records}
+    assert found.pop("large") == ("int64", list(range(100_000)))
+    assert found == {
+        "packed": ("uint4", [0, 1, 2, 3]),
+        "half": ("float32", [-1, -1]),
+        "strided": ("int64", torch.arange(12).reshape(3, 4).t()[1:].tolist()),
+    }
     assert run.losses == 1
+    [problem] = [problem for problem in run.problems if problem.kind == "lost"]
+    assert "1" in problem.message
+
+
+def test_graphs_share_memory_as_large_as_the_largest_needs_it(recorder: Recorder) -> None:
+    graphs = [capture(recorder, *[(f"x{n}", torch.ones(rows, 64), None) for n in range(5)]) for rows in (4, 2, 300)]
+    assert recorder._graphs is not None
+    captured = [recorder._graphs._graphs[id(graph)] for graph in graphs]
+    chunks = {tap.chunk.data_ptr() for graph in captured for tap in graph.taps}
+    assert len(chunks) == 1
+    assert all(graph.taps[0].place.offset == 0 for graph in captured)
+    for graph in captured:
+        ends = [tap.place.offset + tap.place.nbytes for tap in graph.taps]
+        assert all(end <= tap.place.offset for end, tap in zip(ends, graph.taps[1:], strict=False))
+
+
+def test_what_a_failed_capture_has_left_belongs_to_no_graph(recorder: Recorder) -> None:
+    failed = torch.cuda.CUDAGraph()
+    failed.fails = True  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="capture failed"):
+        capture(recorder, ("x", ones(1), None), graph=failed)
+    graph = capture(recorder, ("y", ones(1), None))
+    with recorder.step():
+        graph.replay()
+        failed.replay()
+    assert [record.name for record in run_of(recorder).records] == ["y"]
+
+
+def test_a_graph_that_is_reset_and_captured_anew_forgets_its_taps(recorder: Recorder) -> None:
+    graph = capture(recorder, ("old", ones(1), None))
+    graph.reset()
+    with recorder.step():
+        graph.replay()
+    capture(recorder, graph=graph)
+    with recorder.step():
+        graph.replay()
+    # Captured over it without a reset, which torch allows as well.
+    capture(recorder, ("new", ones(1), None), graph=graph)
+    capture(recorder, ("newer", ones(1), None), graph=graph)
+    with recorder.step():
+        graph.replay()
+    assert [record.name for record in run_of(recorder).records] == ["newer"]
+
+
+def test_a_graph_that_is_captured_anew_while_recording_is_off_is_silent(recorder: Recorder) -> None:
+    graph = capture(recorder, ("old", ones(1), None))
+    recorder.configure(enable=False)
+    graph.reset()
+    capture(recorder, ("new", ones(1), None), graph=graph)
+    recorder.configure(enable=True)
+    with recorder.step():
+        graph.replay()
+        recorder.dump("other", ones(1))
+    run = run_of(recorder)
+    assert [record.name for record in run.records] == ["other"]
+
+
+def test_captures_in_several_threads_are_kept_apart(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interleaved on one thread: what counts is which capture the current stream takes part in."""
+    current = [0]
+    monkeypatch.setattr(taps_module, "capture_number", lambda: current[0])
+    graphs = [torch.cuda.CUDAGraph() for _ in range(2)]
+    for number, graph in enumerate(graphs):
+        current[0] = number
+        graph.capture_begin()
+    for number in (1, 0, 1):
+        current[0] = number
+        recorder.dump("x", torch.full((2,), float(number)), capture=number)
+    for number, graph in enumerate(graphs):
+        current[0] = number
+        StandInGraph.open = 1
+        graph.capture_end()
+    assert recorder._graphs is not None
+    captured = [recorder._graphs._graphs[id(graph)] for graph in graphs]
+    assert [[tap.tags["capture"] for tap in graph.taps] for graph in captured] == [[0], [1, 1]]
+
+
+def test_graphs_that_are_gone_take_their_memory_along(recorder: Recorder) -> None:
+    graph = capture(recorder, ("x", ones(1), None))
+    graphs = recorder._graphs
+    assert graphs is not None
+    assert graphs.memory.held_bytes() > 0
+    del graph
+    gc.collect()
+    assert (len(graphs._graphs), len(graphs._finalizers), graphs.memory.held_bytes()) == (0, 0, 0)
+
+
+def test_two_recorders_see_the_same_graphs(recorder: Recorder, tmp_path: Path) -> None:
+    other = Recorder()
+    other.configure(enable=True, dir=str(tmp_path), run="other", control=False)
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin()
+    recorder.dump("x", ones(1))
+    other.dump("y", ones(1))
+    graph.capture_end()
+    for one in (recorder, other):
+        one.step()
+    graph.replay()
+    assert [record.name for record in run_of(recorder).records] == ["x"]
+    assert [record.name for record in run_of(other).records] == ["y"]
+
+
+def test_replays_outside_steps_count_each_value(recorder: Recorder) -> None:
+    step = {"id": "m.f#1:", "name": "", "kind": "step", "target": "m.f", "file": "m.py", "line": 1}
+    recorder.install_taps("m", (step,), {})
+    graph = capture(recorder, ("x", ones(1), None), ("y", ones(1), None))
+    graph.replay()
+    session = recorder._open.session
+    assert session is not None
+    assert session.status["outside_steps"] == 2
+
+
+def test_a_replay_can_be_recorded_in_memory(recorder: Recorder) -> None:
+    graph = capture(recorder, ("x", ones(2), "t"))
+    with recorder.capture() as records:
+        graph.replay()
+    assert [(record.name, record.value.tolist()) for record in records] == [("x", [1.0, 1.0])]
+
+
+def test_a_nan_in_a_graph_sets_off_a_recording_that_waits_for_one(recorder: Recorder) -> None:
+    recorder.configure(on_nan=1)
+    graph = capture(recorder, ("x", ones(2), None), ("y", ones(2), None))
+    for number in (1.0, 2.0, float("nan"), 3.0):
+        fill(recorder, graph, number)
+        with recorder.step():
+            graph.replay()
+    run = run_of(recorder)
+    assert [(record.step, record.name) for record in run.records] == [
+        (step, name) for step in (1, 2, 3) for name in ("x", "y")
+    ]
+
+
+def layout(tokens: int, requests: int) -> TokenLayout:
+    counts = [tokens - requests + 1] + [1] * (requests - 1)
+    return TokenLayout("decode", tuple(SequenceSpan(f"r{n}", 5, count) for n, count in enumerate(counts)), rows=tokens)
+
+
+@pytest.mark.parametrize("padding", ["trim", "keep"])
+def test_rows_of_padding_are_not_recorded_where_dims_tell_them(recorder: Recorder, padding: str) -> None:
+    recorder.configure(graph_padding=padding)
+    dumps = [
+        ("h", ones(8, 2), "t h"),
+        ("logits", ones(8, 2), "request v"),
+        ("other", ones(8, 2), "e h"),
+        ("n", ones(8), None),
+    ]
+    graph = capture(recorder, *dumps)
+    for tokens, requests in ((5, 2), (8, 8)):
+        with recorder.step(layout=layout(tokens, requests)):
+            graph.replay()
+    graph.replay()  # in a step without a layout
+    run = run_of(recorder)
+    rows = [[run.select(name=name, step=step)[0].shape[0] for name, _, _ in dumps] for step in (0, 1)]
+    assert rows == [[5, 2, 8, 8] if padding == "trim" else [8] * 4, [8] * 4]
+
+
+def test_what_is_over_the_budget_is_left_out_in_the_order_of_the_pass(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder.configure(graph_memory=1024)
+    with caplog.at_level(logging.WARNING, "tensortap"):
+        graphs = [capture(recorder, *[(f"x{n}", ones(100), None) for n in range(4)]) for _ in range(2)]
+    assert caplog.text.count("are not recorded in CUDA graphs") == 1
+    with recorder.step():
+        for graph in graphs:
+            graph.replay()
+    run = run_of(recorder)
+    assert [record.name for record in run.records] == ["x0", "x1"] * 2
+    [problem] = [problem for problem in run.problems if problem.kind == "left_out"]
+    assert "4 values" in problem.message
+    assert main(["ls", str(run.path)]) == 0
+    assert "x3" in capsys.readouterr().out
+    assert main(["ls", str(run.path), "--output", "json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["cuda_graphs"]["0"]
+    assert (shown["captured"], shown["replays"], shown["values"], shown["left_out_values"]) == (2, 2, 4, 4)
+    assert [entry["name"] for entry in shown["left_out"]] == ["x2", "x3"]
+
+
+def test_graph_filter_says_what_goes_into_graphs(recorder: Recorder) -> None:
+    recorder.configure(graph_filter='name == "x" and layer_id == 1')
+    graph = capture(recorder, ("x", ones(1), None), ("y", ones(1), None), layer_id=1)
+    other = capture(recorder, ("x", ones(1), None), layer_id=2)
+    with recorder.step():
+        graph.replay()
+        other.replay()
+    assert [(record.name, record.tags["layer_id"]) for record in run_of(recorder).records] == [("x", 1)]
+
+
+def test_strict_raises_when_a_capture_would_be_silent(recorder: Recorder) -> None:
+    info = {"id": "m.f#1:y", "name": "y", "kind": "dump", "target": "m.f", "file": "m.py", "line": 1}
+    recorder.install_taps("m", (info,), {})
+    recorder.configure(strict=True, graph_memory=256)
+    with pytest.raises(SilentTapError, match=r"1 values .*y: over the budget"):
+        capture(recorder, ("x", ones(1), None), ("y", ones(100), None))
+    recorder.configure(enable=False)
+    with pytest.raises(SilentTapError, match="while recording is off"):
+        capture(recorder)
+    recorder.configure(strict=False)
+    silent = capture(recorder)
+    with pytest.raises(SettingsError, match="1 CUDA graph"):
+        recorder.configure(enable=True, strict=True)
+    assert not recorder.settings.enable
+    del silent
+    gc.collect()
+    recorder.configure(enable=True, strict=True)
+
+
+def test_the_end_of_the_process_reports_on_graphs(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+    recorder.configure(enable=False)
+    silent = capture(recorder)
+    recorder.configure(enable=True)
+    graph = capture(recorder, ("x", ones(1), None), ("y", ones(1), None))
+    with recorder.step():
+        graph.replay()
+        silent.replay()
+    with caplog.at_level(logging.INFO, "tensortap"):
+        recorder.end()
+    [line] = [record.getMessage() for record in caplog.records if "CUDA graphs" in record.getMessage()]
+    assert "1 captured with taps, 1 replays recorded, 2 values" in line
+    assert "1 graphs were captured while recording was off" in line

@@ -1,0 +1,72 @@
+"""What is known of a graph once it is captured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dumper.adapters.protocol import GraphFacts
+from dumper.recording.graphs.memory import Cursor, Place
+from dumper.recording.taps import Tap
+from dumper.values.source import Source
+
+OVER_BUDGET = "over the budget (graph_memory)"
+NO_MEMORY = "no memory left on the device"
+NOT_CHOSEN = "not chosen (graph_filter)"
+
+
+@dataclass(frozen=True, eq=False)
+class GraphTap:
+    """One value in one graph."""
+
+    source: Source
+    dims: str | None
+    tags: Mapping[str, Any]
+    place: Place
+    chunk: torch.Tensor
+    """The memory that ``place`` is in, all of it."""
+    value: torch.Tensor
+    """On the device, contiguous, of the dtype and shape that were captured; every replay fills it anew."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A value that ran through a tap during a capture and is not in the graph."""
+
+    name: str
+    """Id of the tap, or the name of a value that the program's own code dumps."""
+    reason: str
+
+
+class CapturedGraph:
+    """A graph with taps. Compared by identity."""
+
+    __slots__ = ("__weakref__", "counters", "device", "facts", "left_out", "taps")
+
+    def __init__(
+        self,
+        taps: tuple[GraphTap, ...],
+        left_out: tuple[LeftOut, ...],
+        counters: tuple[Tap, ...],
+        facts: GraphFacts | None,
+    ) -> None:
+        """``taps``: at least one."""
+        self.taps = taps
+        self.left_out = left_out
+        self.counters = counters
+        """Which taps fire with a replay, one entry for each value that has one."""
+        self.facts = facts
+        self.device = taps[0].value.device
+
+
+@dataclass
+class OpenCapture:
+    """A capture that is under way."""
+
+    facts: GraphFacts | None = None
+    cursor: Cursor = field(default_factory=Cursor)
+    taps: list[GraphTap] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)

@@ -1,0 +1,96 @@
+"""Memory on the device for what taps copy inside graphs.
+
+A server captures a graph for each of dozens of batch sizes. They share their memory: the values of each graph lie one
+after the other from its beginning, so that it is as large as the largest graph needs it, and what a replay has left is
+read in a few pieces. Only one graph's values can be there at a time (``order``).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+ALIGNMENT = 256
+"""Bytes; values begin at multiples of it."""
+FIRST_CHUNK = 8 << 20
+"""Bytes of the first piece of memory; each that follows doubles what there is."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value lies."""
+
+    chunk: int
+    """Number of the chunk among those of its device."""
+    offset: int
+    """Bytes from the beginning of the chunk."""
+    nbytes: int
+
+
+@dataclass
+class Cursor:
+    """How far one capture has come, by device: chunk and offset."""
+
+    at: dict[torch.device, tuple[int, int]] = field(default_factory=dict)
+
+
+class GraphMemory:
+    """Chunks by device. ``place`` may be called from several captures at once."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[torch.device, list[torch.Tensor]] = {}
+        self._lock = threading.Lock()
+
+    def place(self, cursor: Cursor, device: torch.device, nbytes: int, budget: int) -> Place | None:
+        """Room for a value behind those that the capture has placed; None where the budget of the device is used up.
+
+        Raises what making memory raises (torch.OutOfMemoryError).
+        """
+        needed = max(ALIGNMENT, -(-nbytes // ALIGNMENT) * ALIGNMENT)
+        with self._lock:
+            chunks = self._chunks.setdefault(device, [])
+            number, offset = cursor.at.get(device, (0, 0))
+            while number < len(chunks) and offset + needed > chunks[number].numel():
+                number, offset = number + 1, 0
+            if number == len(chunks):
+                size = self._size_of_next(device, needed, budget)
+                if size is None:
+                    return None
+                chunks.append(_allocate(size, device))
+        cursor.at[device] = (number, offset + needed)
+        return Place(number, offset, nbytes)
+
+    def _size_of_next(self, device: torch.device, needed: int, budget: int) -> int | None:
+        held = self.held_bytes(device)
+        room = budget - held
+        return max(needed, min(max(held, FIRST_CHUNK), room)) if needed <= room else None
+
+    def chunk(self, device: torch.device, number: int) -> torch.Tensor:
+        """All bytes of a chunk, uint8."""
+        return self._chunks[device][number]
+
+    def held_bytes(self, device: torch.device | None = None) -> int:
+        """Bytes of all chunks, of one device or of all."""
+        return sum(
+            chunk.numel() for there, chunks in self._chunks.items() if device in (None, there) for chunk in chunks
+        )
+
+    def let_go(self) -> None:
+        """Forget all memory; what graphs still write into is kept by them."""
+        with self._lock:
+            self._chunks.clear()
+
+
+def _allocate(nbytes: int, device: torch.device) -> torch.Tensor:
+    # What is made in inference mode could not be written outside it.
+    with torch.inference_mode(False):
+        return torch.empty(nbytes, dtype=torch.uint8, device=device)
+
+
+def view(chunk: torch.Tensor, place: Place, like: torch.Tensor) -> torch.Tensor:
+    """The bytes of a place as a contiguous tensor of the dtype and shape of ``like``."""
+    flat: Any = chunk[place.offset : place.offset + place.nbytes].view(like.dtype)
+    return flat.view(like.shape)  # type: ignore[no-any-return]

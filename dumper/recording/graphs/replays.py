@@ -1,0 +1,202 @@
+"""What a replay has left, handed to the writer: in few copies, by a plan that is worked out once."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from dumper.adapters.protocol import GraphFacts, PassSize
+from dumper.recording.graphs.captured import CapturedGraph, GraphTap
+from dumper.recording.graphs.rows import rows_of_pass
+from dumper.recording.plans import Plan
+from dumper.rules.levels import FULL, Level
+from dumper.writing.items import Description
+
+if TYPE_CHECKING:
+    from dumper.values.source import Source
+
+LARGEST_GAP = 64 << 10
+"""Bytes between two values that are copied along, since one copy costs less than two."""
+_MOST_PLANS = 1000
+"""Of one graph; conditions on the step make a new one in every step."""
+
+Entry = tuple[Description, int, int]
+"""A value in a copy: description, offset, number of bytes."""
+
+
+class Session(Protocol):
+    """The part of the session that replays need."""
+
+    def plan_in_graph(
+        self, source: Source, dims: str | None, tags: Mapping[str, Any], step: int | None, facts: GraphFacts | None
+    ) -> Plan:
+        """What to do with a value. Raises UnrecordableError."""
+
+    def submit_planned(self, plan: Plan, value: torch.Tensor, step: int | None) -> None:
+        """Record one value. Raises what the copy raises; the loss is counted."""
+
+    def submit_many(self, values: tuple[Entry, ...], piece: torch.Tensor, step: int | None) -> None:
+        """Record several values that lie in one piece of memory, uint8, in one copy. Raises as ``submit_planned``."""
+
+    def count_lost(self, reason: str) -> None:
+        """Count a value that was not handed over."""
+
+    @property
+    def watches_samples(self) -> bool:
+        """Whether values of which a sample is kept have to be looked at as a whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Values that lie near each other in memory, copied together."""
+
+    memory: torch.Tensor
+    """uint8."""
+    values: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ReplayPlan:
+    """What is recorded after a replay."""
+
+    pieces: tuple[Piece, ...]
+    single: tuple[tuple[Plan, torch.Tensor], ...]
+    """Values that are worked on by themselves."""
+    unusable: int
+    """Values with tags or dims that a file cannot hold."""
+    count: int
+    """Values in all, without these."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """The bytes that are kept of a value."""
+
+    tap: GraphTap
+    nbytes: int
+    description: Description
+
+
+class Replays:
+    """Plans of all graphs for one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._plans: weakref.WeakKeyDictionary[CapturedGraph, dict[Any, ReplayPlan]] = weakref.WeakKeyDictionary()
+
+    def forget(self) -> None:
+        """Filter or level have changed."""
+        self._plans = weakref.WeakKeyDictionary()
+
+    def submit(
+        self,
+        graph: CapturedGraph,
+        added: Mapping[str, Any],
+        step: int | None,
+        rules_step: int | None,
+        size: PassSize | None,
+    ) -> int:
+        """Record what a replay has left, on the current stream. Returns how many values that were.
+
+        ``added``: tags of the thread; ``rules_step``: the step where filter or level ask for it; ``size``: of the pass.
+        Raises what a copy raises; what is lost is counted.
+        """
+        plans = self._plans.get(graph)
+        if plans is None:
+            plans = self._plans[graph] = {}
+        key = (rules_step, size, *added.items(), *map(type, added.values()))
+        try:
+            plan = plans.get(key)
+        except TypeError:  # a tag that cannot be hashed
+            plan, key = None, ()
+        if plan is None:
+            plan = self._make(graph, added, rules_step, size)
+            if key:
+                if len(plans) >= _MOST_PLANS:
+                    plans.clear()
+                plans[key] = plan
+        self._carry_out(plan, step)
+        return plan.count
+
+    def _carry_out(self, plan: ReplayPlan, step: int | None) -> None:
+        session = self._session
+        failure: Exception | None = None
+        for piece in plan.pieces:
+            try:
+                session.submit_many(piece.values, piece.memory, step)
+            except Exception as error:
+                failure = error
+        for of_one, value in plan.single:
+            try:
+                session.submit_planned(of_one, value, step)
+            except Exception as error:
+                failure = error
+        for _ in range(plan.unusable):
+            session.count_lost("lost_encoding")
+        if failure is not None:
+            raise failure
+
+    def _make(
+        self, graph: CapturedGraph, added: Mapping[str, Any], rules_step: int | None, size: PassSize | None
+    ) -> ReplayPlan:
+        kept: list[_Kept] = []
+        single: list[tuple[Plan, torch.Tensor]] = []
+        unusable = 0
+        for tap in graph.taps:
+            try:
+                plan = self._session.plan_in_graph(tap.source, tap.dims, {**added, **tap.tags}, rules_step, graph.facts)
+            except Exception:
+                unusable += 1
+                continue
+            if plan.chosen is None:
+                continue
+            rows = rows_of_pass(tap.value.shape, tap.dims, graph.facts, size)
+            value = tap.value if rows is None else tap.value[:rows]
+            bytes_kept = self._bytes_kept(plan, value)
+            if bytes_kept is None:
+                single.append((plan, value))
+            else:
+                dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
+                level = plan.chosen if shape or plan.chosen.kind != "sample" else FULL
+                kept.append(_Kept(tap, bytes_kept, plan.describe(dtype, shape, False, level)))
+        return ReplayPlan(tuple(pieces_of(kept)), tuple(single), unusable, len(kept) + len(single))
+
+    def _bytes_kept(self, plan: Plan, value: torch.Tensor) -> int | None:
+        """How many of the first bytes of a contiguous value are kept; None where its level keeps something else."""
+        level: Level = plan.chosen or FULL
+        if plan.whole:
+            return _nbytes(value)
+        if level.rows is None or self._session.watches_samples:
+            return None
+        return _nbytes(value[: level.rows] if value.dim() else value)
+
+
+def _nbytes(value: torch.Tensor) -> int:
+    return value.numel() * value.element_size()
+
+
+def pieces_of(values: Sequence[_Kept]) -> Iterable[Piece]:
+    """The pieces of memory that hold these values, which come in the order in which they lie in memory."""
+    together: list[_Kept] = []
+    for value in values:
+        if together and not _is_near(together[-1], value):
+            yield _piece(together)
+            together = []
+        together.append(value)
+    if together:
+        yield _piece(together)
+
+
+def _is_near(previous: _Kept, value: _Kept) -> bool:
+    gap = value.tap.place.offset - (previous.tap.place.offset + previous.nbytes)
+    return previous.tap.chunk is value.tap.chunk and 0 <= gap <= LARGEST_GAP
+
+
+def _piece(values: Sequence[_Kept]) -> Piece:
+    first, last = values[0].tap.place.offset, values[-1].tap.place.offset + values[-1].nbytes
+    entries = tuple((value.description, value.tap.place.offset - first, value.nbytes) for value in values)
+    return Piece(values[0].tap.chunk[first:last], entries)
