@@ -128,7 +128,7 @@ class ThreadTags(_local):
         if internals is not None:
             type(self).in_use = True
             others = internals._get_obj_in_tls(_KEY) if internals._is_key_in_tls(_KEY) else {}
-            internals._stash_obj_in_tls(_KEY, {**others, id(self): tags})
+            _stash(internals, {**others, id(self): tags})
 
     def adding(self, tags: Mapping[str, Any]) -> AddedTags:
         """A context manager that adds tags to those of the thread that enters it."""
@@ -138,6 +138,17 @@ class ThreadTags(_local):
 _KEY = "tensortap.tags"
 """Under which torch carries tags from a thread to those that compute its backward passes."""
 _NONE: Mapping[str, Any] = {}
+
+
+def _stash(internals: Any, tags_by_recorder: Mapping[int, Mapping[str, Any]]) -> None:
+    """Hand an object to torch, which keeps it until the thread hands it another one."""
+    references = sys.getrefcount(tags_by_recorder)
+    internals._stash_obj_in_tls(_KEY, tags_by_recorder)
+    if sys.getrefcount(tags_by_recorder) == references:
+        # torch 2.11 and earlier take no reference of their own, and give one back all the same.
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(tags_by_recorder))
 
 
 def _of_torch() -> Any:
