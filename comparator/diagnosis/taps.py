@@ -63,6 +63,8 @@ _DECLARED: Mapping[str, Operation] = {
 LOGITS = "next_token_logits"
 _EXPERTS, _ROUTER = "moe_expert_output", "moe_router_logits"
 _STREAM = "layer_input"
+_WEIGHTS = frozenset({"moe_correction_bias"})
+"""Nothing is computed there, so that nothing is inherited."""
 _CONVENTIONS: Mapping[str, tuple[tuple[Operation, tuple[str, ...]], ...]] = {
     _STREAM: (("sum", ("pre_mlp_residual@-1", "mlp_output@-1")),),
     "attn_pre_o_proj": (("attention", ("layer_input",)),),
@@ -122,7 +124,7 @@ def _resolve(declaration: TapDeclaration, keys: set[TapKey], previous: TapKey | 
         found = _recorded(inputs, key, keys)
         if found:
             return _node(key, operation or conventional, inputs, found, router, keys)
-    if previous is None or (key.name == _STREAM and _is_first(key, keys)):
+    if previous is None or key.name in _WEIGHTS or (key.name == _STREAM and _is_first(key, keys)):
         return _source(key)
     return TapNode(key, operation if operation not in (None, "sum") else "unknown", (previous,), assumed=True)
 

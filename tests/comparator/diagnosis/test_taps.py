@@ -33,6 +33,11 @@ def test_the_first_layer_that_was_recorded_need_not_be_behind_the_embedding():
     assert build_graph([TapDeclaration(key) for key in keys]).node(TapKey("layer_input", 3)).operation == "source"
 
 
+def test_a_weight_inherits_nothing_from_the_tap_before_it():
+    node = graph_of((*LAYER, "moe_router_logits", "moe_correction_bias")).node(TapKey("moe_correction_bias", 1))
+    assert (node.operation, node.inputs) == ("source", ())
+
+
 def test_experts_hang_on_their_router():
     graph = graph_of((*LAYER, "moe_router_logits", "moe_expert_output", "mlp_output"))
     node = graph.node(TapKey("moe_expert_output", 1))
