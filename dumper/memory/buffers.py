@@ -34,6 +34,13 @@ class _Buffer(Protocol):
 Buffer = TypeVar("Buffer", bound=_Buffer)
 
 
+class Arena(Protocol):
+    """Memory that is not handed out by a shelf."""
+
+    def let_go(self) -> None:
+        """Give what is not in use back to the system."""
+
+
 def buffer_size(nbytes: int) -> int:
     """The size in which a request is served, at most an eighth above it, so that few distinct sizes are pooled."""
     step = max(SMALLEST_BUFFER, (1 << max(0, nbytes - 1).bit_length()) // 2 // _STEPS_PER_DOUBLING)
@@ -48,12 +55,17 @@ class BufferPool:
     """
 
     def __init__(self, budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
+        self.budget_bytes = budget_bytes
         self._held_bytes = 0
         """Of buffers in use and free ones."""
         self._free: dict[tuple[Shelf[Any], int], list[Any]] = {}
         """By shelf and size; those that were used last come last."""
+        self._arenas: list[Arena] = []
         self._lock = threading.Lock()
+
+    def add_arena(self, arena: Arena) -> None:
+        """Memory of another kind that counts, too, through ``hold`` and ``forget``."""
+        self._arenas.append(arena)
 
     def shelf(self, allocate: Callable[[int], Buffer]) -> Shelf[Buffer]:
         """Buffers of one kind; ``allocate`` makes a fresh one of so many bytes."""
@@ -81,7 +93,7 @@ class BufferPool:
 
     def _keep_within_budget(self) -> None:
         """Let go of free buffers, those of sizes that were not used for long first."""
-        while self._held_bytes > self._budget_bytes and self._free:
+        while self._held_bytes > self.budget_bytes and self._free:
             key = next(iter(self._free))
             free = self._free[key]
             if free:
@@ -91,13 +103,28 @@ class BufferPool:
                 del self._free[key]
 
     def let_go(self) -> None:
-        """Free what is not in use."""
+        """Free what is not in use. For the writer's thread: memory that a device knows is not freed before the device
+        has done what it was given."""
         with self._lock:
             self._held_bytes -= sum(size * len(buffers) for (_, size), buffers in self._free.items())
             self._free.clear()
+        for arena in self._arenas:
+            arena.let_go()
+
+    def has_room(self, size: int) -> bool:
+        """Whether so much more would be within the budget, if all free buffers of shelves were let go of."""
+        with self._lock:
+            free = sum(size * len(buffers) for (_, size), buffers in self._free.items())
+            return self._held_bytes - free + size <= self.budget_bytes
+
+    def hold(self, size: int) -> None:
+        """Memory of that size is made elsewhere."""
+        with self._lock:
+            self._held_bytes += size
+            self._keep_within_budget()
 
     def forget(self, size: int) -> None:
-        """A buffer of that size could not be made after all."""
+        """Memory of that size could not be made after all, or was freed."""
         with self._lock:
             self._held_bytes -= size
 

@@ -8,10 +8,9 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from dumper.memory.buffers import Shelf
 from dumper.memory.cuda_runtime import TO_HOST, CudaRuntime, DeviceError
 from dumper.memory.device_slabs import Words
-from dumper.memory.pinned import PinnedBuffer
+from dumper.memory.pinned import PinnedArena, PinnedBuffer
 
 if TYPE_CHECKING:
     import torch
@@ -62,11 +61,11 @@ class DeviceCopy:
 class DeviceCopier:
     """Starts the copies of one device."""
 
-    def __init__(self, runtime: CudaRuntime, device: int, words: Words, shelf: Shelf[PinnedBuffer]) -> None:
+    def __init__(self, runtime: CudaRuntime, device: int, words: Words, arena: PinnedArena) -> None:
         self._runtime = runtime
         self._device = device
         self._words = words
-        self._shelf = shelf
+        self._arena = arena
         self._lock = threading.Lock()
         self._on_their_way: deque[DeviceCopy] = deque()
         self._bytes_of_clones = 0
@@ -80,7 +79,7 @@ class DeviceCopier:
         nbytes = value.numel() * value.element_size()
         with self._lock:
             self._make_room(nbytes)
-            buffer = self._shelf.take(nbytes)
+            buffer = self._arena.take(nbytes)
             ticket: _Ticket | None = None
             try:
                 ticket = self._tickets.pop() if self._tickets else _Ticket(self._runtime, self._device, self._words)
@@ -90,7 +89,7 @@ class DeviceCopier:
                 # Nobody can tell what the device still does with the buffer.
                 raise
             except BaseException:
-                self._shelf.give_back(buffer)
+                self._arena.give_back(buffer)
                 if ticket is not None:
                     self._tickets.append(ticket)
                 raise
@@ -158,4 +157,4 @@ class DeviceCopier:
 
     def give_back(self, buffer: PinnedBuffer) -> None:
         """A buffer that is not needed any more."""
-        self._shelf.give_back(buffer)
+        self._arena.give_back(buffer)

@@ -11,14 +11,15 @@ captured just now: whoever transfers a slab only waits for an event.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
-from dumper.memory.buffers import Shelf
 from dumper.memory.cuda_runtime import ON_DEVICE, TO_HOST, CudaRuntime, DeviceError
-from dumper.memory.pinned import PinnedBuffer
+from dumper.memory.pinned import PinnedArena, PinnedBuffer, PinnedPiece
 
 SLAB_BYTES = 8 << 20
 """A transfer of so much reaches four fifths of the bus's rate."""
@@ -43,7 +44,7 @@ class Words:
     def __init__(self, runtime: CudaRuntime, device: int) -> None:
         """Raises DeviceError."""
         self._runtime = runtime
-        self._host = PinnedBuffer(runtime, _WORDS * _WORD)
+        self._host = PinnedPiece(runtime, _WORDS * _WORD)
         self._host.array[:] = 0
         self._values = self._host.view.cast("Q")
         self._free = list(range(_WORDS))
@@ -95,9 +96,11 @@ class Words:
 class _DeviceBuffer:
     """The part of a slab that is on the device; used again as soon as it has been transferred."""
 
-    __slots__ = ("address", "done", "filled", "slab", "word")
+    __slots__ = ("_process", "_runtime", "address", "done", "filled", "slab", "word")
 
     def __init__(self, runtime: CudaRuntime, device: int, words: Words) -> None:
+        self._runtime = runtime
+        self._process = os.getpid()
         with runtime.device(device):
             self.filled = runtime.make_event()
             self.done = runtime.make_event()
@@ -106,17 +109,24 @@ class _DeviceBuffer:
         self.slab: DeviceSlab | None = None
         """What it holds, until that is on the host."""
 
+    def __del__(self) -> None:
+        # To free memory waits for what the device still does with it. In the child of a fork there is no device.
+        if getattr(self, "address", 0) and os.getpid() == self._process:
+            with contextlib.suppress(Exception):
+                self._runtime.free(self.address)
+
 
 class DeviceSlab:
     """A slab whose bytes are on a device first. For the writer it is like ``Slab``."""
 
     __slots__ = ("_device", "_failure", "_lane", "host", "released", "retired", "taken", "used")
 
-    def __init__(self, lane: Lane, device: _DeviceBuffer, host: PinnedBuffer) -> None:
+    def __init__(self, lane: Lane, device: _DeviceBuffer) -> None:
         self._lane = lane
         self._device: _DeviceBuffer | None = device
         self._failure: Exception | None = None
-        self.host = host
+        self.host: PinnedBuffer | None = None
+        """Where it is transferred to, as large as what it holds."""
         self.used = 0
         """Bytes."""
         self.taken = 0
@@ -136,6 +146,7 @@ class DeviceSlab:
             self._lane.fetch(self)
         if self._failure is not None:
             raise self._failure
+        assert self.host is not None
         return self.host.view
 
     def release(self, values: int) -> None:
@@ -183,14 +194,12 @@ class SlabPiece:
 class Lane:
     """The slabs of one stream: one that is being filled, and those on their way."""
 
-    def __init__(
-        self, runtime: CudaRuntime, device: int, stream: int, words: Words, shelf: Shelf[PinnedBuffer]
-    ) -> None:
+    def __init__(self, runtime: CudaRuntime, device: int, stream: int, words: Words, arena: PinnedArena) -> None:
         self._runtime = runtime
         self._device = device
         self._stream = stream
         self._words = words
-        self._shelf = shelf
+        self._arena = arena
         self._lock = threading.Lock()
         self._slab: DeviceSlab | None = None
         self._filling: _DeviceBuffer | None = None
@@ -231,11 +240,7 @@ class Lane:
 
     def _begin(self) -> tuple[DeviceSlab, _DeviceBuffer]:
         buffer = self._device_buffer()
-        try:
-            slab = DeviceSlab(self, buffer, self._shelf.take(SLAB_BYTES))
-        except BaseException:
-            self._free.append(buffer)
-            raise
+        slab = DeviceSlab(self, buffer)
         buffer.slab = slab
         self._slab, self._filling = slab, buffer
         return slab, buffer
@@ -277,10 +282,17 @@ class Lane:
         self._slab = self._filling = None
         slab.retired = True
         runtime, words = self._runtime, self._words
+        try:
+            slab.host = host = self._arena.take(slab.used)
+        except Exception as error:
+            slab.failed(error if isinstance(error, DeviceError) else DeviceError(f"no memory on the host: {error}"))
+            buffer.slab = None
+            self._free.append(buffer)
+            return
         words.clear(buffer.word)
         try:
             runtime.wait(words.stream, buffer.filled)
-            runtime.copy(slab.host.address, buffer.address, slab.used, TO_HOST, words.stream)
+            runtime.copy(host.address, buffer.address, slab.used, TO_HOST, words.stream)
             words.ask_for(buffer.word)
             runtime.record(buffer.done, words.stream)
         except DeviceError as error:
@@ -317,16 +329,16 @@ class Lane:
 
     def _give_back_written(self, slab: DeviceSlab) -> None:
         # Until the bytes have arrived, or for ever after a failure, the device may write into the buffer.
-        if slab.retired and slab.released == slab.taken and slab.has_arrived:
-            self._shelf.give_back(slab.host)
+        if slab.retired and slab.released == slab.taken and slab.has_arrived and slab.host is not None:
+            self._arena.give_back(slab.host)
 
 
 class DeviceLanes:
     """The lanes of all streams of all devices of a process."""
 
-    def __init__(self, runtime: CudaRuntime, shelf: Shelf[PinnedBuffer]) -> None:
+    def __init__(self, runtime: CudaRuntime, arena: PinnedArena) -> None:
         self._runtime = runtime
-        self._shelf = shelf
+        self._arena = arena
         self._lanes: dict[tuple[int, int], Lane] = {}
         self._words: dict[int, Words] = {}
         self._lock = threading.Lock()
@@ -340,7 +352,7 @@ class DeviceLanes:
         with self._lock:
             key = (device, stream)
             if key not in self._lanes:
-                self._lanes[key] = Lane(self._runtime, device, stream, self._words_of(device), self._shelf)
+                self._lanes[key] = Lane(self._runtime, device, stream, self._words_of(device), self._arena)
             return self._lanes[key]
 
     def words(self, device: int) -> Words:

@@ -8,7 +8,7 @@ from dumper.memory.buffers import BufferPool
 from dumper.memory.cuda_runtime import CudaRuntime, loaded_runtime
 from dumper.memory.device_copies import DeviceCopier
 from dumper.memory.device_slabs import LARGEST_VALUE, DeviceLanes, SlabPiece
-from dumper.memory.pinned import pinned_buffers
+from dumper.memory.pinned import PinnedArena
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +21,8 @@ class DeviceStager:
 
     def __init__(self, runtime: CudaRuntime, pool: BufferPool) -> None:
         self._runtime = runtime
-        self._shelf = pool.shelf(pinned_buffers(runtime))
-        self.lanes = DeviceLanes(runtime, self._shelf)
+        self._arena = PinnedArena(runtime, pool)
+        self.lanes = DeviceLanes(runtime, self._arena)
         self._copiers: dict[int, DeviceCopier] = {}
 
     @classmethod
@@ -55,5 +55,5 @@ class DeviceStager:
     def _copier(self, device: int) -> DeviceCopier:
         if device not in self._copiers:
             words = self.lanes.words(device)
-            self._copiers[device] = DeviceCopier(self._runtime, device, words, self._shelf)
+            self._copiers[device] = DeviceCopier(self._runtime, device, words, self._arena)
         return self._copiers[device]

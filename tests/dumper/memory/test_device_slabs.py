@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +17,7 @@ from dumper.memory.buffers import BufferPool
 from dumper.memory.cuda_runtime import DeviceError
 from dumper.memory.device_copies import DeviceCopier
 from dumper.memory.device_slabs import DeviceLanes, DeviceSlab, Lane
-from dumper.memory.pinned import pinned_buffers
+from dumper.memory.pinned import PinnedArena
 from tests.dumper.memory.stand_in import StandInRuntime
 
 
@@ -27,8 +27,8 @@ class Device:
     def __init__(self, seed: int = 0) -> None:
         self.runtime = StandInRuntime(seed)
         self.pool = BufferPool(1 << 20)
-        self.shelf = self.pool.shelf(pinned_buffers(self.runtime))
-        self.lanes = DeviceLanes(self.runtime, self.shelf)
+        self.arena = PinnedArena(self.runtime, self.pool)
+        self.lanes = DeviceLanes(self.runtime, self.arena)
 
     def lane(self, stream: int = 77) -> Lane:
         return self.lanes.lane(0, stream)
@@ -106,11 +106,14 @@ def test_a_slab_goes_back_when_all_of_it_is_written(device: Device) -> None:
     assert first[0] is not second[0]
     assert _is_there(first)
     assert _is_there(second)
+    assert first[0].host is not None
+    address = first[0].host.address
     first[0].release(1)
     third = device.put(b"c" * 100, lane, 77)
-    assert third[0].host is first[0].host
-    assert _is_there(third)
     assert _is_there(second)
+    assert _is_there(third)
+    assert third[0].host is not None
+    assert third[0].host.address == address
 
 
 def test_device_memory_is_bounded_and_used_again_before_the_host_has_written_anything(device: Device) -> None:
@@ -173,7 +176,7 @@ def test_threads_share_a_lane(device: Device) -> None:
 
 
 def _copier(device: Device) -> DeviceCopier:
-    return DeviceCopier(device.runtime, 0, device.lanes.words(0), device.shelf)
+    return DeviceCopier(device.runtime, 0, device.lanes.words(0), device.arena)
 
 
 def test_large_values_are_what_they_were_and_their_clones_are_let_go_of(device: Device) -> None:
@@ -212,17 +215,27 @@ def test_without_memory_for_a_clone_the_stream_of_the_model_makes_the_transfer(
     assert bytes(copy.wait()) == value.numpy().tobytes()
 
 
-def test_pinned_memory_is_given_back_to_the_system(device: Device) -> None:
-    copier = _copier(device)
-    before = len(device.runtime.pinned)
-    copies = [copier.start(torch.zeros(5000), 5) for _ in range(4)]
-    for copy in copies:
-        copy.wait()
-        copy.release()
-    assert len(device.runtime.pinned) == before + 4
-    del copies, copy
-    device.pool.let_go()
-    deadline = time.monotonic() + 10
-    while len(device.runtime.pinned) > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert len(device.runtime.pinned) == before
+def test_without_memory_on_the_host_values_are_lost_and_the_slab_serves_again(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = device.lane()
+
+    def refuse(nbytes: int) -> int:
+        raise DeviceError("HostAlloc of the CUDA runtime failed with error 2")
+
+    with monkeypatch.context() as context:
+        context.setattr(device.runtime, "pin", refuse)
+        lost = device.put(b"a" * 3000, lane, 77)
+        with pytest.raises(DeviceError, match="HostAlloc"):
+            _ = lost[0].view
+        lost[0].release(1)
+    allocations = device.runtime.allowed_allocations
+    assert _is_there(device.put(b"b" * 3000, lane, 77))
+    assert device.runtime.allowed_allocations == allocations
+
+
+def test_memory_of_the_device_is_freed_with_the_lanes(device: Device) -> None:
+    assert _is_there(device.put(b"a" * 3000, device.lane(), 77))
+    del device.lanes
+    gc.collect()
+    assert len(device.runtime.freed) == 1
