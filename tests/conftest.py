@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 import testbed.sglang_cpu.torchvision_operators  # noqa: F401  Transformers imports torchvision
+from testbed.devices import ON_CPU, why_no_gpu
 
 E2E = Path(__file__).parent / "e2e"
 
@@ -30,6 +31,13 @@ hypothesis.settings.load_profile("tensortap")
 def pytest_configure() -> None:
     # SIGTERM ends the session as Ctrl-C does, so that fixtures stop the servers that they started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    folder, reason = Path(__file__).parent / "gpu", why_no_gpu()
+    asked = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    if reason and os.environ.get(ON_CPU) != "1" and any(one == folder or one in folder.parents for one in asked):
+        terminalreporter.write_line(f"tests/gpu was not run: {reason}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
