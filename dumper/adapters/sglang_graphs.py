@@ -13,7 +13,7 @@ from dumper.adapters.protocol import GraphFacts
 
 _RUNNER = "GraphRunner"
 """End of the names of the classes: DecodeCudaGraphRunner, EAGLEDraftCudaGraphRunner, CudaGraphRunner, …"""
-_MOST_FRAMES = 100
+_MOST_FRAMES = 200
 
 
 def facts_of_callers(frame: FrameType | None) -> GraphFacts | None:
@@ -32,20 +32,26 @@ def facts_of_callers(frame: FrameType | None) -> GraphFacts | None:
 
 
 def _facts(runner: Any, names: dict[str, Any]) -> GraphFacts:
-    tokens, requests = _number(names.get("num_tokens")), _number(names.get("bs"))
-    size = _number(names.get("size"))
     name = type(runner).__name__
-    if tokens is None and requests is None and size is not None:
-        # The one argument of releases from 0.5.20 on counts requests when decoding and tokens otherwise.
-        tokens, requests = (size, None) if "Prefill" in name else (None, size)
+    size = _number(names.get("size"))
+    if name.startswith(_OF_TOKENS):
+        tokens, requests = _number(names.get("num_tokens")) or size, None
+    else:
+        requests = _number(names.get("bs")) or _number(names.get("num_seqs")) or size
+        tokens = _number(names.get("num_tokens"))
     if tokens is None and requests is not None:
-        width = _number(getattr(runner, "captured_req_width", None)) or _number(
-            getattr(runner, "num_tokens_per_bs", None)
-        )
+        width = next((_number(getattr(runner, field, None)) for field in _WIDTHS if hasattr(runner, field)), None)
         tokens = requests * (width or 1)
     model = getattr(runner, "model_runner", None)
-    draft = "Draft" in name or bool(getattr(model, "is_draft_worker", False))
+    draft = any(word in name for word in _DRAFTS) or bool(getattr(model, "is_draft_worker", False))
     return GraphFacts(runner=name, role="draft" if draft else "target", tokens=tokens, requests=requests)
+
+
+_OF_TOKENS = ("Prefill", "Piecewise", "Breakable")
+"""Runners of passes that are padded to a number of tokens, whatever the number of requests."""
+_WIDTHS = ("captured_req_width", "num_tokens_per_bs")
+"""How many tokens a request has in each pass; up to 0.5.16 under the second name."""
+_DRAFTS = ("Draft", "MTP")
 
 
 def _number(value: object) -> int | None:

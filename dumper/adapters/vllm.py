@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dumper.adapters.framework_values import installed_versions, layout_of, quietly
-from dumper.adapters.protocol import Parallel, PassSize, PendingLayout
+from dumper.adapters.protocol import GraphFacts, Parallel, PassSize, PendingLayout
 from dumper.adapters.torch_distributed import group_rank
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
 
@@ -82,6 +82,13 @@ class VLLMAdapter:
 
         size = PassSize(rows if gather else int(counts.sum()), len(names), gather is not None)
         return layout_of({"token_ids": token_ids, "positions": positions}, build, size)
+
+    def graph_facts(self) -> GraphFacts | None:
+        module = sys.modules.get("vllm.forward_context")
+        batch: Any = quietly(lambda: module.get_forward_context().batch_descriptor) if module is not None else None
+        if batch is None:
+            return None
+        return GraphFacts("CUDAGraphWrapper", tokens=batch.num_tokens, requests=getattr(batch, "num_reqs", None))
 
 
 def build_layout(

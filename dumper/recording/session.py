@@ -257,14 +257,16 @@ class Session:
                 self.status.add("lost_full_memory", len(values))
                 return
             try:
-                described = self._stager.stage(piece)
+                # A piece is a plain tensor of ours.
+                device = self._stager.device if piece.is_cuda else None
+                data = self._stager.stage(piece).data if device is None else device.stage(piece)
             except BaseException:
                 self._writer.give_back(reserved)
                 raise
         except BaseException:
             self.status.add("lost_encoding", len(values))
             raise
-        self._writer.put(ManyValues(values, described.data, step, reserved))
+        self._writer.put(ManyValues(values, data, step, reserved))
 
     def count_lost(self, reason: str) -> None:
         """Count a value that is not recorded and was not handed to the writer."""

@@ -16,7 +16,6 @@ import torch
 ALIGNMENT = 256
 """Bytes; values begin at multiples of it."""
 FIRST_CHUNK = 8 << 20
-"""Bytes of the first piece of memory; each that follows doubles what there is."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,12 @@ class Cursor:
 class GraphMemory:
     """Chunks by device. ``place`` may be called from several captures at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_chunk: int = FIRST_CHUNK) -> None:
+        """``first_chunk``: bytes of the first piece of memory; each that follows doubles what there is."""
+        self._first_chunk = first_chunk
         self._chunks: dict[torch.device, list[torch.Tensor]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        """Graphs may be collected, and memory let go, in the middle of anything."""
 
     def place(self, cursor: Cursor, device: torch.device, nbytes: int, budget: int) -> Place | None:
         """Room for a value behind those that the capture has placed; None where the budget of the device is used up.
@@ -66,7 +68,7 @@ class GraphMemory:
     def _size_of_next(self, device: torch.device, needed: int, budget: int) -> int | None:
         held = self.held_bytes(device)
         room = budget - held
-        return max(needed, min(max(held, FIRST_CHUNK), room)) if needed <= room else None
+        return max(needed, min(max(held, self._first_chunk), room)) if needed <= room else None
 
     def chunk(self, device: torch.device, number: int) -> torch.Tensor:
         """All bytes of a chunk, uint8."""

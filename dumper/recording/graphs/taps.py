@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import torch
 from dumper.adapters import describe_graph
 from dumper.adapters.protocol import PassSize, PendingLayout
 from dumper.layout import TokenLayout
+from dumper.memory.cuda_runtime import loaded_runtime
 from dumper.recording.graphs.account import GraphAccount
 from dumper.recording.graphs.captured import (
     NO_MEMORY,
@@ -81,7 +83,8 @@ class GraphTaps:
         """Number of the capture that ends on a thread."""
         self.memory = GraphMemory()
         self.account = GraphAccount()
-        self._orders: dict[torch.device, ReadOrder] = {}
+        self._orders: dict[torch.device, ReadOrder | None] = {}
+        self._find_runtime = functools.cache(loaded_runtime)
         self._filter: tuple[str | None, Expression | None] = (None, None)
         self._lock = threading.RLock()
         """Held from before a replay until what it has left is read: graphs share their memory."""
@@ -248,17 +251,28 @@ class GraphTaps:
                 replay()
                 recorder.record_replay(captured)
                 return
-            order, stream = self._order(device), torch.cuda.current_stream(device)
-            order.before_replay(stream)
+            order = self._order(device)
+            stream: int = torch._C._cuda_getCurrentRawStream(device.index)
+            if order is not None:
+                self._never_raise(order.before_replay, stream)
             replay()
-            if recorder.record_replay(captured):
-                order.after_read(stream)
+            if recorder.record_replay(captured) and order is not None:
+                self._never_raise(order.after_read, stream)
 
-    def _order(self, device: torch.device) -> ReadOrder:
-        order = self._orders.get(device)
-        if order is None:
-            order = self._orders[device] = ReadOrder(torch.cuda.Event)
-        return order
+    def _order(self, device: torch.device) -> ReadOrder | None:
+        """None where values are read before ``record_replay`` returns."""
+        if device not in self._orders:
+            runtime = self._find_runtime()
+            self._orders[device] = None if runtime is None else ReadOrder(runtime, device.index)
+        return self._orders[device]
+
+    def _never_raise(self, keep_order: Callable[[int], None], stream: int) -> None:
+        try:
+            keep_order(stream)
+        except Exception as error:
+            recorder = self._recorder()
+            if recorder is not None:
+                recorder.say(f"replays may overwrite what is not recorded yet: {error}", key="order of replays")
 
     def _count_silent(self) -> None:
         recorder = self._recorder()

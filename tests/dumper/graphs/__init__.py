@@ -1,0 +1,1 @@
+"""What taps in CUDA graphs are made of."""
