@@ -7,12 +7,13 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import Any
 
+from dumper import launch, sglang_settings
 from dumper.rules.expressions import Expression
 from dumper.rules.levels import LevelRules
 from dumper.rules.step_rule import StepRule
@@ -21,7 +22,7 @@ PREFIX = "TENSORTAP_"
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?)?B?", re.IGNORECASE)
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLACE = re.compile(rf"(?P<axis>{_AXIS.pattern})=(?P<rank>\d+)/(?P<size>\d+)")
-_NARROWING = ("filter", "level", "steps", "on_nan")
+_NARROWING = ("filter", "level", "steps", "on_nan", "enable_value", "enable_output_file")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -41,7 +42,7 @@ class Settings:
     enable: bool = False
     dir: str = "./tensortap-runs"
     run: str = "run"
-    """The run directory is ``dir/run``."""
+    """The run directory is ``dir/run``. ``{time}`` in it becomes the time when the program was started."""
     filter: str | None = None
     """Which records are wanted (``dumper/rules/expressions.py``); None: all."""
     level: str | None = None
@@ -50,6 +51,19 @@ class Settings:
     """Which steps are recorded (``dumper/rules/step_rule.py``); None: all."""
     on_nan: int | None = None
     """Write nothing until a value holds NaN or infinity, then begin with this many steps before it."""
+    enable_value: bool = True
+    """Whether the values are recorded that ``dump`` is given; without, gradients alone are."""
+    enable_grad: bool = False
+    """Whether the gradient is recorded of every value that ``dump`` is given and that gets one."""
+    enable_model_value: bool = True
+    """Whether ``dump_model`` records parameters."""
+    enable_model_grad: bool = True
+    """Whether ``dump_model`` records the gradients of parameters."""
+    non_intrusive_mode: str = "core"
+    """What ``register_non_intrusive_dumper`` records of a model: the batch that it is given (``core``), what all
+    modules are given and return as well (``all``), or nothing (``off``)."""
+    cleanup_previous: bool = False
+    """Whether the files of an earlier launch are deleted from the run directory."""
     outside_steps: str = "count"
     """What becomes of records outside a step in a process whose steps are explicit: ``count`` or ``record``."""
     memory_budget: int = 1 << 30
@@ -95,7 +109,7 @@ class Settings:
     @property
     def controlled(self) -> bool:
         """Whether the process takes commands while it runs."""
-        return self.enable if self.control is None else self.control
+        return (self.enable or self.http_port is not None) if self.control is None else self.control
 
     def wants_step(self, step: int) -> bool:
         """Whether step number ``step`` is to be recorded."""
@@ -104,9 +118,11 @@ class Settings:
     def changed(self, **changes: Any) -> Settings:
         """These settings with some values replaced; texts are read as in the environment.
 
-        Raises SettingsError for an unknown key (with the nearest) or a value that does not fit.
+        Settings of SGLang's dumper may come by their names there. Raises SettingsError for an unknown key (with the
+        nearest) or a value that does not fit.
         """
-        return dataclasses.replace(self, **{key: checked(key, value) for key, value in changes.items()})
+        read = dict(checked(key, value) for key, value in changes.items())
+        return dataclasses.replace(self, **{key: value for key, value in read.items() if key in _READERS})
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> tuple[Settings, list[SettingsError]]:
@@ -116,19 +132,34 @@ class Settings:
         read, nothing is, until it is told anew: less was asked for than everything.
         """
         settings, errors = cls(), []
-        for key in _READERS:
-            text = environment.get(PREFIX + key.upper())
-            if text is None:
-                continue
+        for variable, key, text in _variables(environment):
             try:
                 settings = settings.changed(**{key: text})
             except SettingsError as error:
                 meant_less = key in _NARROWING
                 consequence = "nothing is recorded, since less than everything was meant" if meant_less else "ignored"
-                errors.append(SettingsError(f"{PREFIX}{key.upper()}: {error}; {consequence}", narrowing=meant_less))
+                errors.append(SettingsError(f"{variable}: {error}; {consequence}", narrowing=meant_less))
         if settings.enable and any(error.narrowing for error in errors):
             settings = settings.changed(enable=False, control=settings.controlled)
         return settings, errors
+
+
+def is_in_environment(key: str, environment: Mapping[str, str]) -> bool:
+    """Whether a variable says what a setting is, which may be named as in SGLang's dumper."""
+    name = sglang_settings.our_name(key)
+    return any(sglang_settings.our_name(known) == name for _, known, _ in _variables(environment))
+
+
+def _variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Name, setting and text of every variable that counts."""
+    for key in _READERS:
+        text = environment.get(PREFIX + key.upper())
+        if text is not None:
+            yield PREFIX + key.upper(), key, text
+    for key, text in sglang_settings.asked_for(environment).items():
+        known = key in sglang_settings.SAME or sglang_settings.is_known(key)
+        if known and PREFIX + sglang_settings.our_name(key).upper() not in environment:
+            yield sglang_settings.PREFIX + key.upper(), key, text
 
 
 @functools.lru_cache(maxsize=8)
@@ -136,14 +167,28 @@ def _step_rule(text: str) -> StepRule:
     return StepRule.parse(text)
 
 
-def checked(key: str, value: Any) -> Any:
-    """The value of a setting in its own type. Raises SettingsError."""
+def checked(key: str, value: Any) -> tuple[str, Any]:
+    """The name of a setting and its value in its own type; a name that is none of ours where SGLang's dumper has a
+    setting that needs no counterpart. Raises SettingsError."""
     if key not in _READERS:
+        if sglang_settings.is_known(key):
+            return _checked_of_sglang(key, value)
         near = difflib.get_close_matches(key, _READERS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_READERS)}"
         raise SettingsError(f"unknown setting {key!r}; {hint}")
     try:
-        return _READERS[key](value)
+        return key, _READERS[key](value)
+    except ValueError as error:
+        raise SettingsError(f"setting {key}: {error}") from None
+
+
+def _checked_of_sglang(key: str, value: Any) -> tuple[str, Any]:
+    missing = sglang_settings.without_counterpart(key, value)
+    if missing is not None:
+        raise SettingsError(f"setting {key}: {missing}")
+    name = sglang_settings.our_name(key)
+    try:
+        return name, _READERS[name](sglang_settings.our_value(key, value)) if name in _READERS else None
     except ValueError as error:
         raise SettingsError(f"setting {key}: {error}") from None
 
@@ -168,6 +213,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise ValueError(f"{value!r} is no text")
     return str(os.fspath(value))
+
+
+def _run_name(value: Any) -> str:
+    return launch.with_time(_text(value))
 
 
 def _number(value: Any) -> int:
@@ -248,11 +297,17 @@ def _parsed(parse: Callable[[str], object]) -> Callable[[Any], str]:
 _READERS: dict[str, Callable[[Any], Any]] = {
     "enable": _boolean,
     "dir": _text,
-    "run": _text,
+    "run": _run_name,
     "filter": _optional(_parsed(Expression)),
     "level": _optional(_parsed(LevelRules.parse)),
     "steps": _optional(_parsed(StepRule.parse)),
     "on_nan": _optional(_number),
+    "enable_value": _boolean,
+    "enable_grad": _boolean,
+    "enable_model_value": _boolean,
+    "enable_model_grad": _boolean,
+    "non_intrusive_mode": _one_of("core", "all", "off"),
+    "cleanup_previous": _boolean,
     "outside_steps": _one_of("count", "record"),
     "memory_budget": _size,
     "when_full": _one_of("wait", "drop"),

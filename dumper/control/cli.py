@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dumper.control.changes import Changes, describe
+from dumper.control.changes import PLACES, Changes, describe
 from dumper.control.controller import Agreed, ControlError, Pending, Rank, change, living, pending_changes, read_ranks
 from dumper.printable import printable
 
@@ -155,9 +155,21 @@ def _print_table(ranks: list[Rank], pending: dict[int, list[Pending]]) -> None:
             "none" if rank.applied_at is None else f"{rank.applied} at step {rank.applied_at}",
             "; ".join(f"{describe(change.changes)} from step {change.step}" for change in pending.get(rank.rank, ()))
             or "-",
-            ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, "", "all")),
+            _not_usual(settings),
         )
     table.print(output_console())
+
+
+def _not_usual(settings: dict[str, Any]) -> str:
+    """The settings that are not what they are by themselves, in one line; ``RUN`` says where the files are."""
+    from dumper.settings import Settings
+
+    usual = Settings()
+    return ", ".join(
+        f"{key} {value}"
+        for key, value in settings.items()
+        if key not in PLACES and value not in ("", "all") and value != getattr(usual, key, None)
+    )
 
 
 def _note(what: object) -> None:

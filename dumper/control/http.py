@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from dumper.control.changes import KEYS
-from dumper.control.controller import ControlError, change, expected_ranks
+from dumper.control.changes import resolve
+from dumper.control.controller import ControlError, Pending, Rank, change, expected_ranks, pending_changes
 
 _log = logging.getLogger("tensortap")
 
@@ -131,8 +131,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _method(self) -> str:
         path = self.path.partition("?")[0]
         method = path.removeprefix(_PREFIX)
-        if not path.startswith(_PREFIX) or method not in _METHODS:
+        if not path.startswith(_PREFIX):
             raise _Refused(404, f"{path}: there are {', '.join(_PREFIX + known for known in _METHODS)}")
+        if method not in _METHODS:
+            raise _Refused(400, f"{path}: the methods are {', '.join(_METHODS)}")
         return method
 
     def _body(self) -> dict[str, Any]:
@@ -158,10 +160,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _perform(self, method: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         if method != "configure" and body:
             raise _Refused(400, f"{method} takes no {next(iter(body))!r}")
+        ranks = expected_ranks(self.run) if method == "get_state" or not body else []
         if method == "get_state":
-            return [_state(rank.rank, rank.step, rank.state) for rank in expected_ranks(self.run)]
+            return [_state(rank, pending_changes(self.run, rank)) for rank in ranks]
         if method == "configure" and not body:
-            raise _Refused(400, f"configure needs one of {', '.join(KEYS)}")
+            return [{"rank": rank.rank, "effective": {}} for rank in ranks]
         changes = {"reset": True} if method == "reset" else body
         agreed = change(self.run, changes, timeout=self.change_timeout)
         return [{"rank": rank, "effective": agreed.effective} for rank in agreed.ranks]
@@ -181,6 +184,23 @@ class _Handler(BaseHTTPRequestHandler):
         _log.debug("tensortap: http: " + format, *args)
 
 
-def _state(rank: int, step: int, state: dict[str, Any]) -> dict[str, Any]:
-    rest = {key: value for key, value in state.items() if key != "settings"}
-    return {"rank": rank, "config": state.get("settings", {}), "step": step, **rest}
+def _state(rank: Rank, pending: list[Pending]) -> dict[str, Any]:
+    """What a rank says of itself, as SGLang's dumper does: ``config`` holds what was accepted, the step from which it
+    holds may be still to come (``pending``)."""
+    config = dict(rank.state.get("settings", {}))
+    for change_ahead in pending:
+        ahead = resolve(change_ahead.changes, change_ahead.step)
+        if ahead.pop("reset", False):
+            config.update(rank.state.get("initial", {}))
+        config.update(ahead)
+    if "run" in config:
+        config["exp_name"] = config["run"]
+    rest = {key: value for key, value in rank.state.items() if key not in ("settings", "initial")}
+    return {
+        "rank": rank.rank,
+        "config": config,
+        "step": max(rank.step, 0),
+        "dump_index": rank.state.get("submitted", 0),
+        "pending": [{"step": ahead.step, "changes": ahead.changes} for ahead in pending],
+        **{key: value for key, value in rest.items() if key != "step"},
+    }

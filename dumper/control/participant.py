@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dumper.control import files
-from dumper.control.changes import Changes, describe, resolve
+from dumper.control.changes import PLACES, Changes, describe, resolve
 from dumper.format import json_files
 from dumper.printable import printable
 
@@ -73,11 +73,13 @@ class Participant:
     _commands: dict[int, _Command] = field(default_factory=dict, init=False)
     _seen: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-    _initial: Changes = field(default_factory=dict, init=False)
+    initial: Changes = field(default_factory=dict, init=False)
+    """The settings to which ``reset`` goes back."""
 
     def __post_init__(self) -> None:
         self.step = self.first_step
-        self._initial = dict(self.target.state().get("settings", {}))
+        settings = self.target.state().get("settings", {})
+        self.initial = {key: value for key, value in settings.items() if key not in PLACES}
         # What was decided before this rank came is not for it; what is still open is.
         newest = files.read_latest(self.folder)
         while self._seen < newest and files.outcome(self.folder, self._seen + 1).exists():
@@ -119,7 +121,7 @@ class Participant:
         try:
             changes = resolve(command.changes, step)
             if changes.pop("reset", False):
-                changes = {**self._initial, **changes}
+                changes = {**self.initial, **changes}
             self.target.apply(changes)
         except Exception as error:
             _log.warning("tensortap: cannot apply %s: %s", command.changes, printable(error))

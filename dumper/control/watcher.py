@@ -150,7 +150,7 @@ class Control:
             "applied_at": participant.applied_at,
             "ended": ended,
             "time": time.time(),
-            "state": self._target.state(),
+            "state": {**self._target.state(), "initial": participant.initial},
         }
         try:
             json_files.write(files.rank_file(self._folder, place.rank), content)

@@ -27,7 +27,7 @@ class Tap(Protocol):
 
     on: bool
 
-    def dump(self, name: str, value: Any, dims: str | None = None, **tags: Any) -> None: ...
+    def dump(self, name: str, value: Any, *, grad: bool) -> None: ...
 
 
 InstallTaps = Callable[[str, Sequence[str]], Sequence[Tap]]
@@ -79,11 +79,11 @@ def attach(
     for (path, module), tap in zip(modules.items(), install_taps(type(model).__name__, list(modules)), strict=True):
         before = functools.partial(_record_inputs, tap, path, grad) if inputs else None
         after = functools.partial(_record_output, tap, path, grad) if outputs else None
-        _watch(module, before, after, attachment._undo)
+        watch(module, before, after, attachment._undo)
     return attachment
 
 
-def _watch(
+def watch(
     module: torch.nn.Module,
     before: Callable[..., None] | None,
     after: Callable[..., None] | None,

@@ -6,7 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from _thread import RLock
@@ -25,6 +25,12 @@ class CapturedRecord:
     dims: str | None
     stream: str
     """``value`` or ``grad``."""
+
+
+class Records(Protocol):
+    """What takes records."""
+
+    def append(self, record: CapturedRecord, /) -> None: ...
 
 
 def captured(source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int) -> CapturedRecord:
@@ -53,17 +59,19 @@ def _copy_of(value: Any) -> Any:
 
 
 class Capture:
-    """A ``with`` block whose records go into a list."""
+    """A ``with`` block whose records go into a list, or whatever takes them as one does."""
 
-    def __init__(self, lock: RLock, open_captures: list[list[CapturedRecord]], changed: Callable[[], None]) -> None:
+    def __init__(
+        self, lock: RLock, open_captures: list[Records], changed: Callable[[], None], records: Any = None
+    ) -> None:
         """``open_captures``: the lists of all blocks that are entered, the innermost last; ``changed`` is called, under
-        ``lock``, when it has become longer or shorter."""
+        ``lock``, when it has become longer or shorter. ``records``: what records go to; None for a new list."""
         self._lock = lock
         self._open_captures = open_captures
         self._changed = changed
-        self._records: list[CapturedRecord] = []
+        self._records: Any = [] if records is None else records
 
-    def __enter__(self) -> list[CapturedRecord]:
+    def __enter__(self) -> Any:
         with self._lock:
             self._open_captures.append(self._records)
             self._changed()

@@ -168,6 +168,18 @@ class AddedTags:
         self._before: list[Mapping[str, Any]] = []
         self._traced_before: list[Mapping[str, Any]] = []
 
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function with the tags in every call of it."""
+        import functools
+
+        @functools.wraps(function)
+        def tagged(*args: Any, **kwargs: Any) -> Any:
+            # One for each call: threads may make them at the same time.
+            with AddedTags(self._of_thread, self._added):
+                return function(*args, **kwargs)
+
+        return tagged
+
     def __enter__(self) -> None:
         before = self._of_thread.tags
         self._before.append(before)

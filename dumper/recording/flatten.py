@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 MAXIMUM_DEPTH = 16
@@ -60,10 +60,43 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "__setitem__")
 
 
-def parameters(model: Any, prefix: str, *, with_gradients: bool) -> Iterator[tuple[str, Any, str]]:
+def named_parts(name: str, value: Any) -> list[tuple[str, Any]]:
+    """The leaves of a nested value as ``named_leaves`` gives them; of an object of another class what its attributes
+    hold, those left out that begin with two underscores, can be called, or cannot be read."""
+    if _children(value) is None and not _is_plain(value):
+        attributes = {}
+        for key in dir(value):
+            if key.startswith("__"):
+                continue
+            try:
+                attribute = getattr(value, key)
+            except Exception:
+                continue
+            if not callable(attribute):
+                attributes[key] = attribute
+        value = attributes
+    return list(named_leaves(name, value))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is recorded as one: numbers, text, lists of them, and tensors."""
+    return isinstance(value, list | tuple) or _is_array(value) or not _may_hold_tensors(value)
+
+
+def parameters(
+    model: Any,
+    prefix: str,
+    *,
+    with_values: bool = True,
+    with_gradients: bool = True,
+    get_grad: Callable[[Any], Any] | None = None,
+) -> Iterator[tuple[str, Any, str]]:
     """Yield ``(name, tensor, stream)`` of each parameter of a ``torch.nn.Module``, and of its gradient if any."""
     for path, parameter in model.named_parameters():
-        name = f"{prefix}.{path}" if prefix else path
-        yield name, parameter, "value"
-        if with_gradients and parameter.grad is not None:
-            yield name, parameter.grad, "grad"
+        name = f"{prefix}{path}"
+        if with_values:
+            yield name, parameter, "value"
+        if with_gradients:
+            gradient = parameter.grad if get_grad is None else get_grad(parameter)
+            if gradient is not None:
+                yield name, gradient, "grad"

@@ -79,6 +79,11 @@ class Lifecycle:
         self.session = self.control = None
         return taken
 
+    def take_session(self) -> Session | None:
+        """The session alone, to be closed; control goes on."""
+        taken, self.session = self.session, None
+        return taken
+
     def take_control(self) -> Control | None:
         """The control alone, to be closed."""
         taken, self.control = self.control, None

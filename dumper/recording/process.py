@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from dumper.recording.capture import CapturedRecord
+    from dumper.recording.attach import Attachment
+    from dumper.recording.capture import Records
     from dumper.recording.graphs.taps import GraphTaps
     from dumper.recording.session import Session
     from dumper.recording.special_values import SpecialValues
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from dumper.settings import Settings
 
 _TRUE = ("1", "true", "yes", "on")
+_LOOKED_AT = frozenset({"TENSORTAP_CONTROL", "TENSORTAP_HTTP_PORT", "TENSORTAP_SGLANG_ENV"})
+"""Variables with which a process that records nothing may still have something to do from the start."""
 
 
 class RecordingProcess:
@@ -40,7 +43,13 @@ class RecordingProcess:
         self._taps = TapTable()
         self._open = Lifecycle(self, self.end, self._taps, self._coverage)
         self._thread_tags = ThreadTags()
-        self._captures: list[list[CapturedRecord]] = []
+        self._common_tags: Mapping[str, Any] = {}
+        """Tags of every record of every thread."""
+        self._values, self._gradients = True, False
+        """Whether values are recorded, and gradients of all of them: ``enable_value``, ``enable_grad``."""
+        self._captures: list[Records] = []
+        self._attachments: list[Attachment] = []
+        """Of ``register_non_intrusive_dumper``."""
         self._special_values: SpecialValues | None = None
         self._lock = RLock()
         self._ending = RLock()
@@ -56,7 +65,7 @@ class RecordingProcess:
         self._ended = False
         if settings is not None:
             self._refresh()
-        elif os.environ.get("TENSORTAP_ENABLE", "").strip().lower() in _TRUE or "TENSORTAP_CONTROL" in os.environ:
+        elif os.environ.get("TENSORTAP_ENABLE", "").strip().lower() in _TRUE or not _LOOKED_AT.isdisjoint(os.environ):
             self._load_settings()
 
     @property
@@ -82,8 +91,14 @@ class RecordingProcess:
             self._refresh()
 
     def apply(self, changes: dict[str, Any]) -> None:
-        """What ``configure`` does, asked for from outside (``dumper/control``)."""
+        """What ``configure`` does, asked for from outside (``dumper/control``); another place holds from now on."""
+        before = self.settings.run_path
         self.configure(**changes)
+        if self.settings.run_path != before:
+            with self._lock:
+                session = self._open.take_session()
+            if session is not None:
+                session.close()
 
     def state(self) -> dict[str, Any]:
         """Plain values for ``python -m dumper ctl RUN status``."""
@@ -120,6 +135,8 @@ class RecordingProcess:
         settings = self._settings
         graphs = self._graph_taps() if settings is not None else None
         wanted = settings is not None and settings.enable and settings.wants_step(self._steps.number)
+        if settings is not None:
+            self._values, self._gradients = settings.enable_value, settings.enable_grad
         ended = self._ended and self._open.session is None
         self._recording = (wanted and not ended) or bool(self._captures)
         # What is captured now may be replayed in a step that is wanted.

@@ -7,12 +7,12 @@ from dumper.recording.compiled import Tracing, is_capturing
 from dumper.recording.context import AddedTags, StepScope
 from dumper.recording.forks import watch_forks
 from dumper.recording.in_graph import end_step_in_graph, record_in_graph, step_in_graph
-from dumper.recording.process import RecordingProcess
+from dumper.recording.sglang_calls import CallsOfSglang
 from dumper.values.source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from dumper.adapters.protocol import Parallel
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from dumper.recording.special_values import SpecialValues
 
 
-class Recorder(RecordingProcess):
-    """Records values, steps and token layouts of this process. See ``docs/architecture.md``, contract 2."""
+class Recorder(CallsOfSglang):
+    """Records values, steps and token layouts of this process. See ``docs/contracts.md``, contract 2."""
 
     # Steps
 
@@ -76,9 +76,12 @@ class Recorder(RecordingProcess):
             self._announce_step()
             self._steps.end()
 
-    def ctx(self, **tags: Any) -> AddedTags:
-        """Add tags to every record of this thread inside a ``with`` block; a record's own tags win."""
-        return self._thread_tags.adding(tags)
+    def ctx(self, tags_of: Callable[[Any], Mapping[str, Any]] | None = None, /, **tags: Any) -> AddedTags:
+        """Add tags to every record of this thread inside a ``with`` block, or in every call of a function that is
+        decorated with the result; a record's own tags win. ``tags_of`` gives more from the first argument of a call."""
+        if tags_of is None:
+            return self._thread_tags.adding(tags)
+        return self._tags_of_calls(tags_of, tags)
 
     def last_tokens(self, value: Any, batch: Any) -> Any:
         """Of ``value``, shape (batch, sequence, ...), the rows of the last token of each sequence of the engine's
@@ -93,52 +96,118 @@ class Recorder(RecordingProcess):
         self,
         name: str,
         value: Any,
-        *,
+        save: bool = True,
         dims: str | None = None,
+        dims_grad: str | None = None,
+        *,
         level: str | None = None,
         grad: bool = False,
+        step: int | None = None,
+        grafter_extras: Any = None,
         **tags: Any,
     ) -> None:
         """Record a value as it is now: a tensor, an array, a number, text, or a list or map of plain values.
 
         The value is copied before the call returns (from an accelerator the copy is started, and nothing waits for it),
         so it may be modified afterwards. A tuple, a dataclass or a map that holds tensors is recorded tensor by tensor,
-        as ``name.key``. Nothing is recorded, and the call costs next to nothing, while recording is off. Never raises:
-        a value that cannot be recorded is logged once and counted in the run.
+        as ``name.key``; a function is called where its value is wanted. Nothing is recorded, and the call costs next to
+        nothing, while recording is off. Never raises: a value that cannot be recorded is logged once and counted in the
+        run.
 
         ``name``: what the comparator pairs by, together with ``tags`` (``layer_id=3``; numbers and text) and the step.
+        ``save``: False records nothing.
         ``dims``: what the dimensions are and how each is split, such as ``"t h[attn_tp:partial]"`` (docs/dims.md);
-        needed to compare runs of different parallel layouts.
+        needed to compare runs of different parallel layouts. ``dims_grad``: those of the gradient, where they differ.
         ``level``: how much is kept of this value, ``full``, ``sample(rows=8)``, ``sample(stride=4)``, ``stats`` or
         ``hash``; the setting ``level`` decides where it is None.
-        ``grad``: whether the gradient is recorded too, when the backward pass has computed it (stream ``grad``).
+        ``grad``: whether the gradient is recorded too, when the backward pass has computed it (stream ``grad``); the
+        setting ``enable_grad`` asks for those of all values.
+        ``step``: the step that the value belongs to; None: the one under way.
+        ``grafter_extras``: of SGLang's dumper, without effect.
         """
         if not self._recording:
             return
+        if save is not True:
+            if not save:
+                return
+            if isinstance(save, str):  # dims in the place of those of a tap
+                dims = save
         if Tracing.is_compiling():
             # Made here: what remembers sources would change under the guards of the graph.
             record_in_graph(self.number, Source(name, level, grad, None, "value"), value, dims, tags)
         else:
-            source = Source.named(name) if level is None and not grad else Source.of(name, level, grad)
-            self.submit(source, value, dims, tags)
+            if level is None and not grad and dims_grad is None:
+                source = Source.named(name)
+            else:
+                source = Source.of(name, level, grad, gradient_dims=dims_grad)
+            self.submit(source, value, dims, tags, step)
 
-    def dump_dict(self, name: str, value: Any, *, dims: str | None = None, **tags: Any) -> None:
-        """Record every leaf of a nested dict, dataclass, list or tuple as ``name.key``."""
-        if self._recording and Tracing.is_compiling():
+    def dump_dict(
+        self,
+        name: str = "",
+        value: Any = None,
+        save: bool = True,
+        *,
+        dims: str | None = None,
+        name_prefix: str | None = None,
+        data: Any = None,
+        **tags: Any,
+    ) -> None:
+        """Record every leaf of a nested dict, dataclass, list or tuple, or every attribute of another object, as
+        ``name.key``; ``name_prefix`` and ``data`` are SGLang's words for ``name`` and ``value``."""
+        if not self._recording or not save:
+            return
+        if name_prefix is not None:
+            name = name_prefix
+        if data is not None:
+            value = data
+        if Tracing.is_compiling():
             record_in_graph(self.number, Source(name, None, False, None, "value"), value, dims, tags)
-        elif self._recording:
-            from dumper.recording.flatten import named_leaves
+        else:
+            from dumper.recording.flatten import named_parts
 
-            for leaf_name, leaf in named_leaves(name, value):
-                self.submit(Source.of(leaf_name), leaf, dims, tags)
+            try:
+                parts = named_parts(name, value)
+            except Exception as error:
+                self._complain(f"{name} was not taken apart: {error}", key=f"{name}{type(error)}")
+                return
+            for leaf_name, leaf in parts:
+                self.submit(Source.named(leaf_name), leaf, dims, tags)
 
-    def dump_model(self, model: Any, *, prefix: str = "param", grad: bool = True, **tags: Any) -> None:
-        """Record every parameter of a module as ``prefix.path``, and its gradient where it has one."""
-        if self._recording:
-            from dumper.recording.flatten import parameters
+    def dump_model(
+        self,
+        model: Any,
+        name_prefix: str | None = None,
+        save: bool = True,
+        get_grad: Callable[[Any], Any] | None = None,
+        step: int | None = None,
+        *,
+        prefix: str = "param",
+        grad: bool = True,
+        **tags: Any,
+    ) -> None:
+        """Record every parameter of a module as ``prefix.path``, and its gradient where it has one, under ``step`` or
+        the step under way. ``get_grad`` gives the gradient of a parameter whose ``grad`` is not it.
 
-            for name, value, stream in parameters(model, prefix, with_gradients=grad):
-                self.submit(Source.of(name, stream=stream), value, None, tags)
+        ``name_prefix`` is SGLang's: the names are ``name_prefix__path``.
+        """
+        if not self._recording or not save:
+            return
+        from dumper.recording.flatten import parameters
+
+        settings = self.settings
+        named = f"{prefix}." if name_prefix is None else f"{name_prefix}__"
+        try:
+            for name, value, stream in parameters(
+                model,
+                named if prefix or name_prefix is not None else "",
+                with_values=settings.enable_model_value,
+                with_gradients=grad and settings.enable_model_grad,
+                get_grad=get_grad,
+            ):
+                self.submit(Source.of(name, stream=stream), value, None, tags, step, of_model=True)
+        except Exception as error:
+            self._complain(f"the parameters of a model were not recorded: {error}", key=f"dump_model {type(error)}")
 
     def attach(self, model: Any, pattern: str, **options: Any) -> Attachment:
         """Record inputs and outputs of modules by path (``attach.py``). Raises ValueError without a match."""
@@ -156,16 +225,24 @@ class Recorder(RecordingProcess):
         return Capture(self._lock, self._captures, self._refresh)
 
     def submit(
-        self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None = None
+        self,
+        source: Source,
+        value: Any,
+        dims: str | None,
+        tags: Mapping[str, Any],
+        step: int | None = None,
+        of_model: bool = False,
     ) -> None:
-        """Record a value. ``step`` is the current one unless given (gradients come with that of their forward pass)."""
+        """Record a value. ``step`` is the current one unless given (gradients come with that of their forward pass);
+        ``of_model``: it is a parameter, whose gradient comes by itself."""
         if not self._recording:
             return
         try:
             of_thread = self._thread_tags
             added = of_thread.tags or (of_thread.in_use and of_thread.of_backward_pass())
-            if added:
-                tags = {**added, **tags}
+            # A gradient has the tags of its value.
+            if (added or self._common_tags) and (source.stream == "value" or of_model):
+                tags = {**self._common_tags, **(added or {}), **tags}
             if type(value) not in self._unnested:
                 taken_apart = self._special.submit_parts(source, value, dims, tags, step, self._steps.number)
                 if taken_apart:
@@ -177,17 +254,20 @@ class Recorder(RecordingProcess):
                 return
             if self._only_graphs:
                 return
-            if self._captures:
+            wanted = self._values or of_model or source.stream != "value"
+            if self._captures and wanted:
                 from dumper.recording.capture import captured
 
                 record = captured(source, value, dims, tags, self._steps.number if step is None else step)
                 self._captures[-1].append(record)
-            elif step is not None or ((steps := self._steps).announced and steps.inside) or self._has_step():
+            elif wanted and (
+                step is not None or ((steps := self._steps).announced and steps.inside) or self._has_step()
+            ):
                 session = self._open.session or self._open_session()
                 if step is None and self._steps.inside:
                     step = self._steps.number
                 session.submit(source, value, dims, tags, step)
-            if source.grad and source.stream == "value":
+            if (source.grad or (self._gradients and not of_model)) and source.stream == "value":
                 self._special.await_gradient(source, value, dims, tags, self._steps.number)
         except Exception as error:
             self._complain(f"{source.name} was not recorded: {error}", key=f"{source.name}{type(error)}")
@@ -199,8 +279,19 @@ class Recorder(RecordingProcess):
             with self._lock:  # a module that is half imported stays locked in the child of a fork
                 from dumper.recording.special_values import SpecialValues
 
-                self._special_values = SpecialValues(self.submit, self._add_axes)
+                self._special_values = SpecialValues(self.submit, self._add_axes, self._wants, self._count_failed)
         return self._special_values
+
+    def _wants(self, source: Source, dims: str | None, tags: Mapping[str, Any], step: int | None) -> bool:
+        """Whether a value that is not there yet would be recorded."""
+        if self._captures or self._gradients or source.grad:
+            return True
+        return (step is not None or self._has_step()) and self._open_session().wants(source, dims, tags, step)
+
+    def _count_failed(self) -> None:
+        """A value could not be computed."""
+        if not self._captures:
+            self._open_session().count_lost("lost_encoding")
 
     def _add_axes(self, axes: Parallel) -> None:
         if not self._captures:
@@ -241,7 +332,7 @@ class Recorder(RecordingProcess):
                 steps = self._steps
                 session = self._open.session or self._open_session()
                 step = steps.number if steps.inside else None
-                values = session.submit_replay(graph, self._thread_tags.tags, step, steps.size)
+                values = session.submit_replay(graph, {**self._common_tags, **self._thread_tags.tags}, step, steps.size)
                 if self._graphs is not None:
                     self._graphs.account.replayed(graph, values)
         except Exception as error:

@@ -136,6 +136,11 @@ class Session:
             self.status.add("lost_encoding")
             raise
 
+    def wants(self, source: Source, dims: str | None, tags: Mapping[str, Any], step: int | None) -> bool:
+        """Whether the filter lets records like this through. Raises UnrecordableError; the loss is not counted."""
+        moment = self._moment(source, step) if self._asked else None
+        return self._make_plan(source, dims, tags, moment).chosen is not None
+
     def _moment(self, source: Source, step: int | None) -> Moment:
         """What the rules ask of the moment of a record; what they do not ask is None, so that it makes no plans."""
         status = None
@@ -370,7 +375,7 @@ def _join_run(settings: Settings) -> str:
     """The id of the run; its directory is made."""
     with contextlib.suppress(OSError):  # the writer says so
         make_folders(settings.run_path, settings.folder_mode)
-    return join_run(settings.run_path, settings.file_mode)
+    return join_run(settings.run_path, settings.file_mode, clean=settings.cleanup_previous)
 
 
 def _open_status(settings: Settings, process: Process, run_id: str) -> StatusBlock:

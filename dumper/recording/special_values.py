@@ -16,18 +16,24 @@ if TYPE_CHECKING:
     from dumper.adapters.protocol import Parallel
     from dumper.values.source import Source
 
+    Wants = Callable[[Source, str | None, Mapping[str, Any], int | None], bool]
     Submit = Callable[[Source, Any, str | None, Mapping[str, Any], int | None], None]
 
 
 class SpecialValues:
     """Takes what is special apart and hands it to ``submit`` again. Its methods may raise."""
 
-    __slots__ = ("_add_axes", "_submit")
+    __slots__ = ("_add_axes", "_failed", "_submit", "_wants")
 
-    def __init__(self, submit: Submit, add_axes: Callable[[Parallel], None]) -> None:
-        """``add_axes``: told the axes of a DTensor's mesh."""
+    def __init__(
+        self, submit: Submit, add_axes: Callable[[Parallel], None], wants: Wants, failed: Callable[[], None]
+    ) -> None:
+        """``add_axes``: told the axes of a DTensor's mesh. ``wants``: asked before a function is called for its value.
+        ``failed``: told when that raises."""
         self._submit = submit
         self._add_axes = add_axes
+        self._wants = wants
+        self._failed = failed
 
     def submit_parts(
         self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None, current: int
@@ -41,11 +47,29 @@ class SpecialValues:
             self._submit_shard(source, value, dims, tags, step, current)
             return True
         if not can_hold_tensors(type(value)):
-            return None
+            if not callable(value) or hasattr(value, "dtype") or hasattr(value, "named_parameters"):
+                return None
+            self._submit_result(source, value, dims, tags, step)
+            return True
         leaves = tensor_leaves(source.name, value)
         for leaf_name, leaf in leaves:
             self._submit(source.part(leaf_name), leaf, dims, tags, step)
         return bool(leaves)
+
+    def _submit_result(
+        self, source: Source, function: Callable[[], Any], dims: str | None, tags: Mapping[str, Any], step: int | None
+    ) -> None:
+        """Record what a function gives; it is not called where nobody wants it."""
+        if not self._wants(source, dims, tags, step):
+            return
+        try:
+            value = function()
+            if callable(value) and not hasattr(value, "dtype"):
+                raise TypeError("its value is a function that gives a function")
+        except Exception:
+            self._failed()
+            raise
+        self._submit(source, value, dims, tags, step)
 
     def _submit_shard(
         self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None, current: int
@@ -66,4 +90,5 @@ class SpecialValues:
         if torch is None or not isinstance(value, torch.Tensor) or not value.requires_grad:
             return
         submit, gradient_source = self._submit, source.gradient()
+        dims = dims if source.gradient_dims is None else source.gradient_dims
         value.register_hook(lambda gradient: submit(gradient_source, gradient, dims, tags, step))

@@ -9,7 +9,18 @@ if TYPE_CHECKING:
     from dumper.recording.session import Session
     from dumper.settings import Settings
 
-CHANGEABLE = ("enable", "filter", "level", "steps")
+CHANGEABLE = (
+    "enable",
+    "filter",
+    "level",
+    "steps",
+    "enable_value",
+    "enable_grad",
+    "enable_model_value",
+    "enable_model_grad",
+    "dir",
+    "run",
+)
 """Settings that can be changed while a run is recorded."""
 
 
@@ -33,3 +44,22 @@ def in_one_line(settings: Settings | None, step: int, session: Session | None) -
     counted = f"step {state['step']}, {state['records']} records, {state['losses']} lost"
     where = f"recording into {settings.run_path}," if settings.enable else f"off; {settings.run_path} holds"
     return f"<dumper: {where} {counted}>"
+
+
+def state_for_sglang(state: dict[str, Any]) -> dict[str, Any]:
+    """The state as SGLang's dumper says it: ``config``, ``step``, ``dump_index``; the rest beside them."""
+    rest = {key: value for key, value in state.items() if key != "settings"}
+    settings = dict(state.get("settings", {}))
+    if "run" in settings:
+        settings["exp_name"] = settings["run"]
+    # Counted when they are handed over: what was written a moment ago is no concern of those who ask.
+    return {"config": settings, "dump_index": state.get("submitted", 0), **rest}
+
+
+def next_run(run: str) -> str:
+    """The name of the run after this one: ``run-2`` after ``run``."""
+    name, _, number = run.rpartition("-")
+    # Not the last part of a time of day.
+    if name and number.isdecimal() and len(number) < 3 and int(number) > 1:
+        return f"{name}-{int(number) + 1}"
+    return f"{run}-2"

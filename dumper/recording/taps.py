@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
         number: int | None
 
-        def submit(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None: ...
+        def submit(
+            self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None = None
+        ) -> None: ...
 
         def begin_step(self, batch: Any, layout: Any, tags: Mapping[str, Any], tap: str | None = None) -> None: ...
 
@@ -72,17 +74,33 @@ class Tap:
         self.fired += 1
         self._recorder.submit(self._source, value, dims, tags)
 
-    def dump(self, name: str, value: Any, dims: str | None = None, **tags: Any) -> None:
-        """Record a value under a name that the code at the tap gives."""
+    def dump(
+        self,
+        name: str,
+        value: Any,
+        save: Any = True,
+        dims: str | None = None,
+        dims_grad: str | None = None,
+        *,
+        step: int | None = None,
+        grafter_extras: Any = None,
+        **tags: Any,
+    ) -> None:
+        """Record a value under a name that the code at the tap gives: ``dumper.dump`` with what the tap knows."""
         own = self._source
         level, grad = tags.pop("level", own.level), bool(tags.pop("grad", own.grad))
+        if isinstance(save, str):
+            dims = save
         if Tracing.is_compiling():
             # Made here: what remembers sources would change under the guards of the graph.
             source = Source(name, level, grad, own.tap, "value")
-            record_in_graph(self._recorder.number, source, value, dims, tags)
+            if save:
+                record_in_graph(self._recorder.number, source, value, dims, tags)
             return
         self.fired += 1
-        self._recorder.submit(Source.of(name, level, grad, own.tap), value, dims, tags)
+        if save:
+            source = Source.of(name, level, grad, own.tap, gradient_dims=dims_grad)
+            self._recorder.submit(source, value, dims, tags, step)
 
     def step(self, batch: Any = None, **tags: Any) -> None:
         """``dumper.step`` from a tap of kind ``step``."""

@@ -16,12 +16,20 @@ class Source:
     A plain class with slots: it is hashed for every record.
     """
 
-    __slots__ = ("grad", "level", "name", "stream", "tap")
+    __slots__ = ("grad", "gradient_dims", "level", "name", "stream", "tap")
 
-    _known: ClassVar[dict[tuple[str, str | None, bool, str | None, str], Source]] = {}
+    _known: ClassVar[dict[tuple[str, str | None, bool, str | None, str, str | None], Source]] = {}
     _of_names: ClassVar[dict[str, Source]] = {}
 
-    def __init__(self, name: str, level: str | None, grad: bool, tap: str | None, stream: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        level: str | None,
+        grad: bool,
+        tap: str | None,
+        stream: str,
+        gradient_dims: str | None = None,
+    ) -> None:
         self.name = name
         self.level = level
         """The level that was asked for here, as text; None leaves it to the settings."""
@@ -31,22 +39,30 @@ class Source:
         """Id of the tap; None for a call in the program's own code."""
         self.stream = stream
         """``value`` or ``grad``."""
+        self.gradient_dims = gradient_dims
+        """Dims of the gradient; None: those of the value."""
 
     @classmethod
     def of(
-        cls, name: str, level: str | None = None, grad: bool = False, tap: str | None = None, stream: str = "value"
+        cls,
+        name: str,
+        level: str | None = None,
+        grad: bool = False,
+        tap: str | None = None,
+        stream: str = "value",
+        gradient_dims: str | None = None,
     ) -> Source:
         """The one source like this."""
-        key = (name, level, grad, tap, stream)
+        key = (name, level, grad, tap, stream, gradient_dims)
         try:
             source = cls._known.get(key)
         except TypeError:
             # A name or a level that cannot be hashed is no text, and the value is refused later, where that is counted.
-            return cls(name, level, grad, tap, stream)
+            return cls(name, level, grad, tap, stream, gradient_dims)
         if source is None:
             if len(cls._known) >= _MOST_REMEMBERED:
                 cls._known.clear()
-            source = cls._known[key] = cls(name, level, grad, tap, stream)
+            source = cls._known[key] = cls(name, level, grad, tap, stream, gradient_dims)
         return source
 
     @classmethod
@@ -64,7 +80,7 @@ class Source:
 
     def part(self, name: str) -> Source:
         """The source of one part of a nested value, under a name of its own."""
-        return Source.of(name, self.level, self.grad, self.tap, self.stream)
+        return Source.of(name, self.level, self.grad, self.tap, self.stream, self.gradient_dims)
 
     def value_alone(self) -> Source:
         """The same source without a wish for the gradient."""

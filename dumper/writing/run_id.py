@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from dumper.format.regular_files import open_or_create
-from dumper.format.run_files import run_id_path
+from dumper.format.run_files import RANK_FILE, STATUS_FILE, run_id_path
 
 _LOCK_SECONDS = 1.0
 
 
-def join_run(run: Path, mode: int) -> str:
-    """The id of the run, 32 hexadecimal digits; a fresh one where the file cannot be used. Never raises."""
+def join_run(run: Path, mode: int, *, clean: bool = False) -> str:
+    """The id of the run, 32 hexadecimal digits; a fresh one where the file cannot be used. Never raises.
+
+    ``clean``: the first process of a launch deletes what an earlier one has recorded in the directory.
+    """
     fresh = secrets.token_hex(16)
     try:
         descriptor = open_or_create(run_id_path(run), mode)
@@ -36,6 +39,8 @@ def join_run(run: Path, mode: int) -> str:
             found = _parsed(os.pread(descriptor, 4096, 0))
             if found is not None and _is_of_this_launch(found):
                 return str(found["id"])
+            if clean:
+                _delete_recordings(run)
             mine = {"id": fresh, "host": _host(), "processes": [_process(os.getpid()), _process(os.getppid())]}
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(mine).encode(), 0)
@@ -44,6 +49,14 @@ def join_run(run: Path, mode: int) -> str:
     finally:
         os.close(descriptor)
     return fresh
+
+
+def _delete_recordings(run: Path) -> None:
+    """The files of ranks alone; whatever else is in the directory is not ours."""
+    for path in list(run.iterdir()):
+        if RANK_FILE.fullmatch(path.name) or STATUS_FILE.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
