@@ -209,7 +209,6 @@ def run(arguments: argparse.Namespace) -> int:
     from comparator.report.records import ConfigRecord
     from comparator.report.reporters import PlainConsole, ReportFile, terminal
     from comparator.report.runs import Tally, input_ids, rank_info, run_notes
-    from comparator.report.sources import sources
 
     baseline_path = _one_path(arguments.baseline_path, arguments.baseline, "baseline")
     target_path = _one_path(arguments.target_path, arguments.target, "target")
@@ -241,6 +240,8 @@ def run(arguments: argparse.Namespace) -> int:
             reporters.append(file)
         comparing = prepared.comparing(progress, draws=outputs.draws)
         if outputs:
+            from comparator.report.sources import sources
+
             outputs.follow(lambda: comparing.picture, sources(baseline, target))
             reporters.append(outputs)
         opening = [

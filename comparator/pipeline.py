@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from comparator.match.runs import choose_rules, index, parallel_layout
 from comparator.match.unused import unused_patterns
 from comparator.measure.measurement import TensorMeasurement
 from comparator.measure.pair import Measurer
-from comparator.measure.picture import Draws, Picture, picture
 from comparator.measure.units import Families, MakeProfile, P, Row, Unit, UnitResult, in_order, measure_unit, units_of
 from comparator.options import SIDES, Options, Side
 from comparator.plan.context import SideContext
@@ -43,6 +42,9 @@ from comparator.verdict.profiles import FamilyProfile, Profiler
 from comparator.verdict.taps import Taps, collect_taps, tap_key
 from dumper.reading.protocol import Run
 from tensortap.progress import Progress, silent, watched
+
+if TYPE_CHECKING:
+    from comparator.measure.picture import Draws, Picture
 
 MOST_NOISE = 5.0
 """Strength of the strongest test from which a noise run is none."""
@@ -245,6 +247,8 @@ class Comparing:
         return build(selected, measurement, verdict, self._prepared.contexts, self._prepared.trace)
 
     def _draw(self, _: Selected, aligned: Aligned) -> None:
+        from comparator.measure.picture import picture
+
         self.picture = picture(aligned)
 
     def _of(self, row: Row) -> Selected:

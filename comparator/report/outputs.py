@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from comparator.errors import ComparatorError
-from comparator.measure.picture import Draws, Picture
-from comparator.report.html.page import Page
-from comparator.report.junit import Junit
-from comparator.report.markdown import Markdown
-from comparator.report.png import PngFolder, TokenPng
 from comparator.report.records import ReportRecord, TensorComparison
-from comparator.report.sources import Sources
-from comparator.report.strips import TokenStrips
 from comparator.report.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from comparator.measure.picture import Draws, Picture
+    from comparator.report.sources import Sources
+    from comparator.report.strips import TokenStrips
 
 
 class Written(Protocol):
@@ -40,7 +38,28 @@ class Written(Protocol):
         """All of it; ``missing`` says what it does not have, and why."""
 
 
-MAKERS: Mapping[str, Callable[[], Written]] = {"html": Page, "junit": Junit, "markdown": Markdown}
+# Each is imported when it is asked for: most comparisons ask for none, and start sooner.
+
+
+def _page() -> Written:
+    from comparator.report.html.page import Page
+
+    return Page()
+
+
+def _junit() -> Written:
+    from comparator.report.junit import Junit
+
+    return Junit()
+
+
+def _markdown() -> Written:
+    from comparator.report.markdown import Markdown
+
+    return Markdown()
+
+
+MAKERS: Mapping[str, Callable[[], Written]] = {"html": _page, "junit": _junit, "markdown": _markdown}
 """By the name of the flag that asks for it."""
 
 
@@ -121,6 +140,10 @@ class Drawn(Protocol):
 def _drawn(asked: Mapping[str, Any]) -> tuple[list[tuple[Draws, Drawn]], str | None]:
     """What is to be drawn, and of which findings; and why nothing can be."""
     drawn: list[tuple[Draws, Drawn]] = []
+    if not any(asked.get(name) for name in ("png", "viz_bundle_details", "visualize_per_token")):
+        return drawn, None
+    from comparator.report.png import PngFolder, TokenPng
+
     try:
         if asked.get("png"):
             drawn.append(("failures", PngFolder(Path(asked["png"]))))
