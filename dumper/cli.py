@@ -203,7 +203,8 @@ def _list(arguments: argparse.Namespace) -> int:
     elif as_json:
         print(json.dumps(listing.summary_as_json(run)))
     else:
-        listing.print_run(run, _selected(run, arguments), in_terminal())
+        chosen = any(given is not None for given in (arguments.step, arguments.rank, arguments.filter))
+        listing.print_run(run, _selected(run, arguments) if chosen else None, in_terminal())
     _complain_of_problems("ls", run)
     silent = run.silent_taps if arguments.strict_taps else ()
     for tap in silent:

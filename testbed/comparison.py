@@ -1,13 +1,15 @@
-"""Runs ``python -m comparator`` and gives what it said as values."""
+"""Runs the comparator's command line, in this process, and gives what it said as values."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
+
+from comparator.cli import main
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,10 @@ def label(record: dict[str, Any]) -> str:
 
 
 def compare(baseline: Path, target: Path, flags: tuple[str, ...] = (), page: Path | None = None) -> Outcome:
-    """Runs ``python -m comparator`` and reads its report; ``page`` is where the report as a page goes."""
-    command = [sys.executable, "-m", "comparator", str(baseline), str(target), *flags]
+    """Compares and reads the report; ``page`` is where the report as a page goes."""
     output = ["--output-format", "json", "--report-path", "", *([] if page is None else ["--html", str(page)])]
-    done = subprocess.run([*command, *output], capture_output=True, text=True, check=False)
-    messages = [line for line in done.stderr.splitlines(keepends=True) if not line.startswith("report: ")]
-    return Outcome(done.returncode, tuple(map(json.loads, done.stdout.splitlines())), "".join(messages))
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([str(baseline), str(target), *flags, *output])
+    messages = [line for line in err.getvalue().splitlines(keepends=True) if not line.startswith("report: ")]
+    return Outcome(code, tuple(map(json.loads, out.getvalue().splitlines())), "".join(messages))

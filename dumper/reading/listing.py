@@ -10,6 +10,7 @@ from dumper.printable import printable
 from dumper.reading.contents import as_text, indented
 from dumper.reading.headers import ranges
 from dumper.reading.indexing import Index
+from dumper.reading.protocol import Alike, one_by_one
 from dumper.reading.text_table import TextTable, output_console
 from dumper.reading.timeline import step_table
 from tensortap.progress import Progress, silent, watched
@@ -18,14 +19,11 @@ if TYPE_CHECKING:
     from dumper.reading.protocol import GraphCoverage, Record, Run, TapCoverage
 
 
-def print_run(run: Run, records: Sequence[Record], progress: Progress = silent) -> None:
-    """The run in a few tables, on standard output; ``records`` are those to summarise by name."""
+def print_run(run: Run, records: Sequence[Record] | None = None, progress: Progress = silent) -> None:
+    """The run in a few tables, on standard output; ``records`` are those to summarise by name, by default all."""
     console = output_console()
     console.print(f"{printable(run.path)}: {counts(run)}", style="bold", soft_wrap=True)
-    # Of a dump of SGLang's each record is a file, which is read here once.
-    for record in watched(records, "reading", progress):
-        _ = record.dtype
-    for table in tables(run, records):
+    for table in tables(run, records, progress):
         table.print(console)
 
 
@@ -36,16 +34,22 @@ def counts(run: Run) -> str:
     return f"{ranks}, {steps}, {len(run.records)} records, {run.losses} lost"
 
 
-def tables(run: Run, records: Sequence[Record]) -> list[TextTable]:
-    """Ranks, steps, records by name, taps that never fired, and what there was of CUDA graphs."""
-    return [_rank_table(run), step_table(run), _name_table(records), _tap_table(run), _graph_table(run), _left_out(run)]
+def tables(run: Run, records: Sequence[Record] | None = None, progress: Progress = silent) -> list[TextTable]:
+    """Ranks, steps, records by name (all, or ``records``), taps that never fired, and what there was of CUDA graphs."""
+    every = list(run.alike())
+    # Of a dump of SGLang's each record is a file, which is read here once.
+    for one in watched(every, "reading", progress):
+        _ = one.record.dtype
+    chosen = every if records is None else list(one_by_one(records))
+    named, taps = _name_table(chosen), _tap_table(run)
+    return [_rank_table(run, every), step_table(run), named, taps, _graph_table(run), _left_out(run)]
 
 
-def _rank_table(run: Run) -> TextTable:
+def _rank_table(run: Run, every: Sequence[Alike]) -> TextTable:
     table = TextTable("Ranks", ("rank", "records", "framework", "parallel layout"), frozenset({"rank", "records"}))
     counts: dict[int, int] = {}
-    for record in run.records:
-        counts[record.rank] = counts.get(record.rank, 0) + 1
+    for one in every:
+        counts[one.record.rank] = counts.get(one.record.rank, 0) + one.count
     for rank in run.ranks:
         header = run.headers.get(rank)
         axes = {} if header is None else header.parallel
@@ -55,28 +59,29 @@ def _rank_table(run: Run) -> TextTable:
     return table
 
 
-def _name_table(records: Sequence[Record]) -> TextTable:
+def _name_table(chosen: Sequence[Alike]) -> TextTable:
     headings = ("name", "count", "steps", "ranks", "tags", "dtype", "shape", "dims", "level")
     table = TextTable("Records", headings, frozenset({"count"}))
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record.name, []).append(record)
+    groups: dict[str, list[Alike]] = {}
+    for one in chosen:
+        groups.setdefault(one.record.name, []).append(one)
     for name, group in groups.items():
-        steps = sorted({record.step for record in group if record.step is not None})
+        records = [one.record for one in group]
+        steps = sorted({step for one in group for step in one.steps})
         tags: dict[str, set[Any]] = {}
-        for record in group:
+        for record in records:
             for key, value in record.tags.items():
                 tags.setdefault(key, set()).add(value)
         table.add(
             name,
-            str(len(group)),
+            str(sum(one.count for one in group)),
             ranges(steps) or "-",
-            ranges(sorted({record.rank for record in group})),
+            ranges(sorted({record.rank for record in records})),
             " ".join(f"{key}={_values(values)}" for key, values in tags.items()),
-            _few([record.dtype or "value" for record in group]),
-            _few([_shape(record) for record in group]),
-            _few([record.dims or "-" for record in group]),
-            _few([record.level for record in group]),
+            _few([record.dtype or "value" for record in records]),
+            _few([_shape(record) for record in records]),
+            _few([record.dims or "-" for record in records]),
+            _few([record.level for record in records]),
         )
     return table
 

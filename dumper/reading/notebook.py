@@ -27,7 +27,7 @@ def run_html(run: Run) -> str:
         shown = "".join(f"<li>{_text(problem.message)}</li>" for problem in problems[:MOST_PROBLEMS])
         more = f"<li>… and {len(problems) - MOST_PROBLEMS} more</li>" if len(problems) > MOST_PROBLEMS else ""
         parts.append(f"<ul>{shown}{more}</ul>")
-    parts += [_table(table) for table in tables(run, run.records) if table.rows]
+    parts += [_table(table) for table in tables(run) if table.rows]
     return "".join(parts)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from dumper import open_run
 from dumper.recording.recorder import Recorder
@@ -72,6 +71,8 @@ def test_modules_of_one_engine_are_mapped_to_taps_of_another(recordings: Recordi
 
 def generate_with_module_hooks(model: ModelName, folder: Path) -> Path:
     """Generates with Transformers, recording the outputs of modules by their path; returns the run."""
+    from transformers import AutoModelForCausalLM  # seconds, in every process that collects the tests
+
     loaded = AutoModelForCausalLM.from_pretrained(
         tiny_model(model), attn_implementation="eager", dtype=torch.bfloat16, local_files_only=True
     )

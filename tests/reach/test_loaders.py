@@ -245,7 +245,7 @@ def test_modules_that_pytest_rewrites(tmp_path: Path) -> None:
         config=config("helper.doubled", "test_it.halved", "conftest.made").replace("name: h}", "name: h}", 1),
     )
     for run in ("first", "second"):
-        done = launch(tmp_path, "-m", "pytest", "-q", run=run)
+        done = launch(tmp_path, "-m", "pytest", "-q", run=run, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
         assert done.recorded() == {"h": 4}, done.out + done.err
         assert "assert 4 == 5" in done.out
         assert "1 failed, 1 passed" in done.out

@@ -6,7 +6,7 @@ File names are the index; a file is read when what is in it is asked for.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES, rank_layouts, w
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file
 from dumper.reading.listing import counts
 from dumper.reading.notebook import record_html, run_html
-from dumper.reading.protocol import GraphCoverage, Problem, RunError, TapCoverage
+from dumper.reading.protocol import Alike, GraphCoverage, Problem, RunError, TapCoverage, one_by_one
 from dumper.reading.table import table_of
 from tensortap.progress import Progress, silent
 
@@ -291,6 +291,10 @@ class SGLangDump:
 
     def _repr_html_(self) -> str:
         return run_html(self)
+
+    def alike(self) -> Iterator[Alike]:
+        """Every record by itself: what it is stands in its file."""
+        return one_by_one(self.records)
 
     def to_polars(self) -> polars.DataFrame:
         """The index as a table: one row per record."""

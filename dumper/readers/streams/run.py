@@ -32,7 +32,7 @@ from dumper.readers.streams.segments import Segment, open_segment
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file, silent_taps
 from dumper.reading.listing import run_repr
 from dumper.reading.notebook import run_html
-from dumper.reading.protocol import GraphCoverage, Problem, RunError, TapCoverage
+from dumper.reading.protocol import Alike, GraphCoverage, Problem, RunError, TapCoverage
 from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -280,6 +280,12 @@ class RunDirectory:
     def _repr_html_(self) -> str:
         return run_html(self)
 
+    def alike(self) -> Iterator[Alike]:
+        """All records, those that share a descriptor in the index of a file together."""
+        for rank, part in sorted(self._ranks.items()):
+            for segment in part.segments:
+                yield from _alike(segment, rank)
+
     def to_polars(self) -> polars.DataFrame:
         """The index as a table: one row per record (``dumper/reading/table.py``)."""
         from dumper.readers.streams.index_table import index_table
@@ -352,6 +358,18 @@ def _matching_rows(segment: Segment, name: str | None, step: int | None, tags: M
         mask &= index.columns["step"] == step
     rows: list[int] = np.flatnonzero(mask).tolist()
     return rows
+
+
+def _alike(segment: Segment, rank: int) -> Iterator[Alike]:
+    columns = segment.index.columns
+    order = np.argsort(columns["descriptor"], kind="stable")
+    if not len(order):
+        return
+    ends = np.flatnonzero(np.diff(columns["descriptor"][order])) + 1
+    groups = np.split(order, ends)
+    for rows in sorted(groups, key=lambda rows: int(rows[0])):
+        steps = np.unique(columns["step"][rows])
+        yield Alike(StoredRecord(segment, int(rows[0]), rank), len(rows), steps[steps != NO_STEP].tolist())
 
 
 def _coverage(rank: int, part: RankRecords) -> list[TapCoverage]:

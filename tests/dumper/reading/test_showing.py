@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as npst
 from dumper.cli import main
 from dumper.reading.distribution import drawn_distribution
 from dumper.reading.indexing import IndexingError, parse_index, split_name
+from dumper.reading.listing import tables
 from dumper.reading.open import open_run
 from dumper.recording.recorder import Recorder
 from tests.dumper.recording.conftest import Recording
@@ -283,3 +284,20 @@ def test_the_distribution_of_what_is_shortened(runs: tuple[Path, Path], capsys: 
     assert long[-1].strip() == "min 0, max 11, mean 5.5, std 3.45, 1 zero"
     assert "min" not in show(capsys, runs[0], "x")
     assert "min 0, max 11" in show(capsys, runs[0], runs[1], "x", "--elements", "4")
+
+
+def test_records_that_are_alike_are_summed_up_as_one_by_one(tmp_path: Path) -> None:
+    recording = Recording(tmp_path)
+    recorder = recording.start()
+    for step in range(3):
+        with recorder.step():
+            for layer in (1, 0):
+                recorder.dump("x", MATRIX[: step + 1], dims="t h", layer_id=layer)
+                recorder.dump("x", MATRIX[: step + 1], dims="t h", layer_id=layer)
+            recorder.dump("y", [step])
+    recorder.dump("y", MATRIX)
+    recording.close()
+    run = open_run(recording.path)
+    assert [table.rows for table in tables(run)] == [table.rows for table in tables(run, run.records)]
+    assert sum(one.count for one in run.alike()) == len(run.records) == 16
+    assert len(list(run.alike())) < 10
