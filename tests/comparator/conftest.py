@@ -1,5 +1,5 @@
 """The fixture that ships, also where the package is not installed with its entry points."""
 
-from comparator.pytest_plugin import tensortap_record
+from pytest_tensortap import tensortap_record
 
 __all__ = ["tensortap_record"]

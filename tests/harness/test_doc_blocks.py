@@ -257,7 +257,7 @@ def test_python_blocks_run(block: Block, runs: Path, tmp_path: Path) -> None:
     file = tmp_path / "test_block.py"
     file.write_text(SETUPS[block.page] + block.text)
     is_test = re.search(r"^def test_", block.text, re.MULTILINE) is not None
-    pytest_command = ("-m", "pytest", "-p", "comparator.pytest_plugin", "-p", "no:cacheprovider", "-c", os.devnull)
+    pytest_command = ("-m", "pytest", "-p", "pytest_tensortap", "-p", "no:cacheprovider", "-c", os.devnull)
     done = subprocess.run(
         [sys.executable, *(pytest_command if is_test else ()), str(file)],
         cwd=tmp_path,
