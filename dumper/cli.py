@@ -206,10 +206,12 @@ def _list(arguments: argparse.Namespace) -> int:
         chosen = any(given is not None for given in (arguments.step, arguments.rank, arguments.filter))
         listing.print_run(run, _selected(run, arguments) if chosen else None, in_terminal())
     _complain_of_problems("ls", run)
-    silent = run.silent_taps if arguments.strict_taps else ()
-    for tap in silent:
+    if not arguments.strict_taps:
+        return 0
+    for tap in run.silent_taps:
         _complain("ls", f"tap {tap} never fired")
-    return 1 if silent else 0
+    left_out = any(problem.kind == "left_out" for problem in run.problems)
+    return 1 if run.silent_taps or left_out else 0
 
 
 def _complain_of_problems(command: str, run: Run, prefix: str = "") -> None:

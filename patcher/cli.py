@@ -105,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     actions.add_parser("configs", help="list the configs that ship")
     actions.add_parser("schema", help="print the JSON schema of the config format")
     run.add_argument("--record", metavar="DIR", help="record, into this folder (TENSORTAP_ENABLE, TENSORTAP_DIR)")
-    run.usage = "python -m patcher run -c CONFIG [-c CONFIG ...] [--record DIR] -- COMMAND ..."
+    run.add_argument("--strict", action="store_true", help="a tap that would stay silent raises (TENSORTAP_STRICT)")
+    run.usage = "python -m patcher run -c CONFIG [-c CONFIG ...] [--record DIR] [--strict] -- COMMAND ..."
     return parser
 
 
@@ -238,7 +239,7 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
 
     if not command:
         raise PatchError("run: no command; write it after '--', as in: run -c CONFIG -- python script.py")
-    return launch(options.config, command, options.record)
+    return launch(options.config, command, options.record, strict=options.strict)
 
 
 _ACTIONS = {

@@ -26,10 +26,13 @@ PLANNED_VARIABLE = "TENSORTAP_PLANNED_TAPS"
 """File with the taps that the processes of the command should install (docs/contracts.md)."""
 
 
-def launch(configs: Sequence[str | Path], command: Sequence[str], record: str | None = None) -> int:
+def launch(
+    configs: Sequence[str | Path], command: Sequence[str], record: str | None = None, *, strict: bool = False
+) -> int:
     """Check every edit, then become the command. Returns only when it refuses or cannot start it.
 
-    ``record`` is a folder to record into; None leaves that to the environment.
+    ``record`` is a folder to record into; None leaves that to the environment. ``strict``: what is captured into a CUDA
+    graph and would not be recorded raises.
     """
     program = shutil.which(command[0])
     if program is None:
@@ -54,6 +57,8 @@ def launch(configs: Sequence[str | Path], command: Sequence[str], record: str | 
         environment.update(TENSORTAP_ENABLE="1", TENSORTAP_DIR=os.path.abspath(record))
     elif any(activation.taps.values()) and not {"TENSORTAP_ENABLE", "TENSORTAP_CONTROL"} & environment.keys():
         print("patcher: nothing is recorded; add --record DIR, or set TENSORTAP_ENABLE=1", file=sys.stderr)
+    if strict:
+        environment["TENSORTAP_STRICT"] = "1"
     environment[PLANNED_VARIABLE] = write_planned_taps(plan_file, planned_taps(checked))
     environment[LAUNCH_VARIABLE] = f"{os.getpid()}:{plan_file}.{os.getpid()}.installed"
     sys.stdout.flush()

@@ -361,6 +361,7 @@ def test_what_is_over_the_budget_is_left_out_in_the_order_of_the_pass(
     [problem] = [problem for problem in run.problems if problem.kind == "left_out"]
     assert "4 values" in problem.message
     assert main(["ls", str(run.path)]) == 0
+    assert main(["ls", "--strict-taps", str(run.path)]) == 1
     assert "x3" in capsys.readouterr().out
     assert main(["ls", str(run.path), "--output", "json"]) == 0
     shown = json.loads(capsys.readouterr().out)["cuda_graphs"]["0"]
