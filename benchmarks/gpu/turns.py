@@ -1,0 +1,130 @@
+"""Sides take turns, in blocks of steps, so that what the machine does beside them meets all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from benchmarks.gpu.sides import Side
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@dataclass
+class Times:
+    """Seconds a step, of one side."""
+
+    wall: list[float] = field(default_factory=list)
+    """Until the device is done."""
+    host: list[float] = field(default_factory=list)
+    """Until the calls return."""
+    durable: list[float] = field(default_factory=list)
+    """Until all is in the file; one for each block."""
+    spent: float = 0.0
+
+    def milliseconds(self) -> dict[str, float]:
+        """Medians."""
+        named = {"wall": self.wall, "host": self.host, "durable": self.durable}
+        return {name: round(statistics.median(values) * 1e3, 4) for name, values in named.items()}
+
+
+def take_turns(
+    sides: Sequence[Side], x: torch.Tensor, *, steps: int, seconds: float, seconds_a_side: float
+) -> dict[str, Times]:
+    """At most ``steps`` steps of each side, within ``seconds`` altogether; the first block of each warms up."""
+    deadline = time.monotonic() + seconds
+    times = {side.name: Times() for side in sides}
+    for side in sides:
+        if time.monotonic() < deadline:
+            _block(side, x, 1, Times())
+    while time.monotonic() < deadline:
+        waiting = [
+            side
+            for side in sides
+            if not side.error and len(times[side.name].wall) < steps and times[side.name].spent < seconds_a_side
+        ]
+        if not waiting:
+            break
+        for side in waiting:
+            own = times[side.name]
+            slow = bool(own.wall) and statistics.median(own.wall) > seconds_a_side / 15
+            if time.monotonic() < deadline:
+                _block(side, x, 2 if slow else 5, own)
+    return {name: found for name, found in times.items() if found.wall}
+
+
+def _block(side: Side, x: torch.Tensor, steps: int, times: Times) -> None:
+    began = time.perf_counter()
+    side.begin()
+    try:
+        side.step(x)  # opens the file
+        side.flush()
+        synchronize()
+        first = time.perf_counter()
+        for _ in range(steps):
+            start = time.perf_counter()
+            side.step(x)
+            times.host.append(time.perf_counter() - start)
+            synchronize()
+            times.wall.append(time.perf_counter() - start)
+        side.flush()
+        times.durable.append((time.perf_counter() - first) / steps)
+        side.end()
+    except Exception as error:
+        side.error = f"{type(error).__name__}: {error}"
+    times.spent += time.perf_counter() - began
+
+
+def microseconds_a_call(side: Side, x: torch.Tensor, calls: int) -> float:
+    """Of the thread that calls, the best of three rounds, with nothing else running."""
+    side.begin()
+    best = []
+    for _ in range(4):
+        start = time.perf_counter()
+        for _ in range(calls):
+            side.call(x)
+        best.append((time.perf_counter() - start) / calls)
+        synchronize()
+        side.flush()
+    side.end()
+    return round(min(best[1:]) * 1e6, 2)
+
+
+def launched(side: Side, x: torch.Tensor) -> dict[str, int]:
+    """What one step has the device do: kernels, copies, fills."""
+    from torch.profiler import ProfilerActivity, profile
+
+    side.begin()
+    side.step(x)
+    side.flush()
+    synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        side.step(x)
+        side.flush()
+        synchronize()
+    side.end()
+    counts: dict[str, int] = {}
+    for event in found.events():
+        if str(event.device_type).endswith("CUDA"):
+            name = event.name.lower()
+            kind = "copies" if "memcpy" in name else "fills" if "memset" in name else "kernels"
+            counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def alternating(measures: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median of what each returns, taken in turns; the first round warms up."""
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for number in range(rounds + 1):
+        for name, measure in measures.items():
+            value = measure()
+            if number:
+                found[name].append(value)
+    return {name: statistics.median(values) for name, values in found.items()}
