@@ -7,11 +7,15 @@ read in a few pieces. Only one graph's values can be there at a time (``order``)
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from dumper.memory.cuda_runtime import loaded_runtime
 
 ALIGNMENT = 256
 """Bytes; values begin at multiples of it."""
@@ -87,9 +91,21 @@ class GraphMemory:
 
 
 def _allocate(nbytes: int, device: torch.device) -> torch.Tensor:
+    """Memory that no graph owns. Raises torch.cuda.OutOfMemoryError."""
     # What is made in inference mode could not be written outside it.
     with torch.inference_mode(False):
-        return torch.empty(nbytes, dtype=torch.uint8, device=device)
+        if device.type != "cuda":
+            return torch.empty(nbytes, dtype=torch.uint8, device=device)
+        runtime = _runtime()
+        # On a stream that is not captured, or the memory would be of the graph's pool: the graph trees of torch.compile
+        # set such pools back to earlier states, and would hand it out a second time.
+        with runtime.beside_captures() if runtime is not None else contextlib.nullcontext():
+            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(side):
+                return torch.empty(nbytes, dtype=torch.uint8, device=device)
+
+
+_runtime = functools.cache(loaded_runtime)
 
 
 def view(chunk: torch.Tensor, place: Place, like: torch.Tensor) -> torch.Tensor:
