@@ -138,7 +138,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="failures that the page and --png have pictures of, the first ones (default: %(default)s)")  # fmt: skip
     add("--png", metavar="DIR", help="draw the first failures into PNG files")
     add("--viz-bundle-details", action="store_true", help="draw every tensor into PNG files, in --viz-output-dir")
-    add("--viz-output-dir", metavar="DIR", default="/tmp/comparator_viz/", help="(default: %(default)s)")
+    add(
+        "--viz-output-dir", metavar="DIR", default="/tmp/comparator_viz/", help="(default: %(default)s, if it is yours)"
+    )
     add("--visualize-per-token", metavar="FILE", help="draw the errors of all tokens into one PNG file")
     return parser
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from comparator.errors import ComparatorError
 from comparator.report.records import ReportRecord, TensorComparison
-from comparator.report.whole_files import write_whole
+from comparator.report.whole_files import own_folder, write_whole
 
 if TYPE_CHECKING:
     from comparator.measure.picture import Draws, Picture
@@ -127,6 +127,10 @@ class Outputs:
             yield from drawn.complete()
 
 
+PICTURES = Path("/tmp/comparator_viz")
+"""Where SGLang's comparator puts pictures by itself."""
+
+
 class Drawn(Protocol):
     """Draws pictures as they come."""
 
@@ -148,9 +152,15 @@ def _drawn(asked: Mapping[str, Any]) -> tuple[list[tuple[Draws, Drawn]], str | N
         if asked.get("png"):
             drawn.append(("failures", PngFolder(Path(asked["png"]))))
         if asked.get("viz_bundle_details"):
-            drawn.append(("all", PngFolder(Path(asked["viz_output_dir"]))))
+            folder = Path(asked["viz_output_dir"])
+            if folder == PICTURES:  # where everybody may make a folder of that name
+                own_folder(folder)
+            drawn.append(("all", PngFolder(folder)))
         if asked.get("visualize_per_token"):
             drawn.append(("all", TokenPng(Path(asked["visualize_per_token"]))))
     except ComparatorError as error:
         return [], str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return [], f"pictures are not written to {asked['viz_output_dir']}: {reason}; choose a place: --viz-output-dir"
     return drawn, None

@@ -53,9 +53,22 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any] | None:
         raise ComparatorError(f"{path}, line {number}: no JSON; {_EXPECTED}") from None
     kind = str(record.get("type")) if isinstance(record, dict) else ""
     if kind not in _FIELDS or not all(field in record for field in _FIELDS[kind]):
+        if kind in _OF_SGLANG and set(record) >= _OF_SGLANG[kind]:
+            raise ComparatorError(
+                f"{path} is a report in SGLang's form, which holds less than is needed here; compare once more with "
+                "--report-schema tensortap"
+            )
         raise ComparatorError(f"{path}, line {number}: no record of a report of this comparator; {_EXPECTED}")
     assert isinstance(record, dict)
     return record
 
 
+_OF_SGLANG: dict[str, frozenset[str]] = {
+    "summary": frozenset({"total", "passed", "failed", "skipped", "errored"}),
+    "comparison_tensor": frozenset({"name", "baseline", "target"}),
+    "comparison_skip": frozenset({"name", "reason"}),
+    "comparison_non_tensor": frozenset({"name", "baseline_value", "target_value"}),
+    "comparison_error": frozenset({"name", "exception_message"}),
+}
+"""By what records are known that lack what is ours."""
 _EXPECTED = "a report is what --report-path or --output-format json of python -m comparator writes"

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from comparator.match.bundles import Bundle, BundlePair
 from comparator.options import TokenMode
 from comparator.plan.axes import SideAxes
@@ -16,6 +19,7 @@ from comparator.plan.operations import Operation
 from comparator.plan.pair import PairPlan
 from comparator.plan.ranks import KNOWN_AXES
 from comparator.plan.side import SidePlan, StepPlan
+from comparator.plan.tokens.interface import TokenPart
 
 
 def traced_plan(pair: BundlePair, plan: PairPlan, mode: TokenMode) -> dict[str, Any] | None:
@@ -27,7 +31,7 @@ def traced_plan(pair: BundlePair, plan: PairPlan, mode: TokenMode) -> dict[str, 
         "plan": {
             "per_step_plans": {"x": _untraced(left), "y": _untraced(right)},
             "token_aligner_mode": None if mode == "per_step" else mode,
-            "token_aligner_plan": None,
+            "token_aligner_plan": _tokens(plan) if mode == "smart" else None,
             "axis_aligner_plan": None
             if plan.axes is None or (plan.axes.baseline.identity and plan.axes.target.identity)
             else {"pattern": {"x": _pattern(plan.axes.baseline), "y": _pattern(plan.axes.target)}},
@@ -41,6 +45,31 @@ def _expressible(plan: PairPlan) -> bool:
     operations = [one for side in sides for step in side.steps for one in step.unshard.operations]
     named = all(side.dims is not None for side in sides) or not operations
     return named and all(operation.axis in KNOWN_AXES for operation in operations)
+
+
+def _tokens(plan: PairPlan) -> dict[str, Any] | None:
+    """Where the joined tokens are on both sides, by step and row of the step; None where rows are no tokens."""
+    if plan.tokens is None:
+        return None
+    sides = {"x": (plan.baseline, plan.tokens.baseline), "y": (plan.target, plan.tokens.target)}
+    return {
+        "locators": {name: _locators(side.parts, rows) for name, (side, rows) in sides.items()},
+        "layouts": {name: "bs" if len(side.token_dimensions) > 1 else "t" for name, (side, _) in sides.items()},
+    }
+
+
+def _locators(parts: Sequence[TokenPart], rows: npt.NDArray[np.int64] | None) -> dict[str, list[int]]:
+    steps = np.concatenate([np.full(part.rows, part.step or 0) for part in parts] or [np.empty(0, np.int64)])
+    # The parts of a step one after the other.
+    begun: dict[int, int] = {}
+    indices = []
+    for part in parts:
+        first = begun.get(part.step or 0, 0)
+        indices.append(np.arange(first, first + part.rows))
+        begun[part.step or 0] = first + part.rows
+    places = np.concatenate(indices or [np.empty(0, np.int64)])
+    chosen = slice(None) if rows is None else rows
+    return {"steps": steps[chosen].tolist(), "token_index_in_step": places[chosen].tolist()}
 
 
 def _side(plan: SidePlan, bundle: Bundle) -> list[dict[str, Any]]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from pathlib import Path
+
+
+def own_folder(path: Path) -> None:
+    """Make a folder for this user alone, where somebody else could have made one. Raises OSError when one has."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    there = path.lstat()
+    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.geteuid() or there.st_mode & 0o022:
+        raise OSError(0, "it is a link, belongs to somebody else, or others may write there")
 
 
 def write_whole(path: Path, content: bytes) -> None:

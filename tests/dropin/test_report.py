@@ -195,3 +195,80 @@ def test_smart_reads_lengths_that_are_those_of_the_pass(tmp_path: Path) -> None:
     (tensor,) = [line for line in lines if line["type"] == "comparison_tensor" and line["name"] == "out"]
     assert tensor["unified_shape"] == [6, 1]
     assert lines[-1]["failed"] == 0
+
+
+def test_joined_tokens_are_traced_to_their_steps_and_rows(tmp_path: Path) -> None:
+    left, right = pair_of(tmp_path)
+    for dump, passes in ((left, [([5, 6, 7, 8], [4])]), (right, [([5, 6], [2]), ([7, 8], [4])])):
+        done = 0
+        for step, (ids, lengths) in enumerate(passes):
+            dump.write(step, 0, "input_ids", torch.tensor(ids))
+            dump.write(step, 0, "positions", torch.arange(done, done + len(ids)))
+            dump.write(step, 0, "seq_lens", torch.tensor(lengths))
+            dump.write(step, 0, "rids", ["a"])
+            dump.write(step, 0, "out", torch.tensor(ids, dtype=torch.float32)[:, None], "t h")
+            done += len(ids)
+    lines = report_of(tmp_path, "--token-aligner", "smart", "--preset", "sglang_megatron", "--token-aligner", "smart")
+    (tensor,) = [line for line in lines if line["type"] == "comparison_tensor" and line["name"] == "out"]
+    plan = tensor["traced_plan"]["plan"]["token_aligner_plan"]
+    assert plan == {
+        "locators": {
+            "x": {"steps": [0, 0, 0, 0], "token_index_in_step": [0, 1, 2, 3]},
+            "y": {"steps": [0, 0, 1, 1], "token_index_in_step": [0, 1, 0, 1]},
+        },
+        "layouts": {"x": "t", "y": "t"},
+    }
+
+
+@pytest.mark.parametrize("zigzag", [False, True])
+@pytest.mark.parametrize("first", ["b s", "s b"])
+def test_smart_joins_megatrons_padded_batches_under_context_parallelism(
+    tmp_path: Path, zigzag: bool, first: str
+) -> None:
+    left, right = pair_of(tmp_path, World("cp2", ({"cp": (0, 2)}, {"cp": (1, 2)}), "megatron_parallel_info"))
+    left = Dump(tmp_path / "baseline", World("single", ({},), "megatron_parallel_info"))
+    ids = torch.arange(1, 17).reshape(2, 8) * 7
+    hidden = torch.arange(48.0).reshape(2, 8, 3)
+
+    def write(dump: Dump, rank: int, rows: list[int], split: str) -> None:
+        dims = first.replace("s", f"s{split}")
+        value = hidden[:, rows]
+        dump.write(0, rank, "input_ids", ids[:, rows], f"b s{split}")
+        dump.write(0, rank, "position_ids", torch.tensor(rows).expand(2, -1).contiguous())
+        dump.write(0, rank, "out", value if first == "b s" else value.transpose(0, 1).contiguous(), f"{dims} h")
+
+    write(left, 0, list(range(8)), "")
+    for rank in range(2):
+        natural = list(range(4 * rank, 4 * rank + 4))
+        apart = [*range(2 * rank, 2 * rank + 2), *range(6 - 2 * rank, 8 - 2 * rank)]
+        write(right, rank, apart if zigzag else natural, "[cp:zigzag]" if zigzag else "[cp]")
+    lines = report_of(tmp_path, "--token-aligner", "smart", "--preset", "raw", "--grouping-skip-keys", "rank", "step")
+    (tensor,) = [line for line in lines if line["type"] == "comparison_tensor" and line["name"] == "out"]
+    assert tensor["diff"]["passed"]
+    assert tensor["diff"]["max_abs_diff"] == 0
+    assert tensor["traced_plan"]["plan"]["token_aligner_plan"]["layouts"] == {"x": "bs", "y": "bs"}
+
+
+def test_a_report_in_sglangs_form_is_told_apart_by_what_reads_reports(halves: Path) -> None:
+    from comparator.errors import ComparatorError
+    from comparator.report.read import read_report
+
+    report_of(halves, "--preset", "sglang_megatron")
+    with pytest.raises(ComparatorError, match="--report-schema tensortap"):
+        list(read_report(halves / "report.jsonl"))
+    report_of(halves, "--preset", "sglang_megatron", schema="tensortap")
+    assert list(read_report(halves / "report.jsonl"))
+
+
+def test_pictures_go_into_no_folder_of_somebody_else(tmp_path: Path) -> None:
+    from comparator.report.whole_files import own_folder
+
+    own_folder(tmp_path / "pictures")
+    own_folder(tmp_path / "pictures")
+    assert (tmp_path / "pictures").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(tmp_path / "pictures")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    for name in ("link", "shared"):
+        with pytest.raises(OSError, match="belongs to somebody else"):
+            own_folder(tmp_path / name)
