@@ -21,7 +21,7 @@ from patcher.source.definitions import Definition, find_class, find_definitions
 from patcher.source.locate import locate
 from patcher.source.modules import ModuleFile, ModuleFinder
 from patcher.source.targets import find_method, resolve_target
-from patcher.tappable import TappablePlace, definition_index, function_index, self_methods, tappable_places
+from patcher.tappable import PlaceKind, TappablePlace, definition_index, function_index, self_methods, tappable_places
 
 _HIDDEN = "hidden_states"
 
@@ -89,7 +89,7 @@ class _Suggestion:
     def edits(self) -> Iterator[SuggestedEdit]:
         """All edits, function by function."""
         path = tuple(self._path)
-        if path and find_class(self.module.tree.body, path) is None:
+        if path and find_class(self.module.scope, path) is None:
             yield from self._of_function()
             return
         classes = [path] if path else list(classes_in(self.module.tree.body))
@@ -120,7 +120,7 @@ class _Suggestion:
         init = init_of(model, self._finder)
         owner = model if init is None else init[0]
         parts = {part.attribute: part for part in parts_of(init[1])} if init is not None else {}
-        todo = [name for name in ENTRIES if find_definitions(self.module.tree, (*model.path, name))]
+        todo = [name for name in ENTRIES if find_definitions(self.module.scope, (*model.path, name))]
         done: set[str] = set()
         while todo:
             method = todo.pop(0)
@@ -128,7 +128,7 @@ class _Suggestion:
             done.add(method)
             if found is None:
                 continue
-            definition = find_definitions(found[0].tree, found[1])[0]
+            definition = find_definitions(found[0].scope, found[1])[0]
             index = self._index(found[0], definition)
             called = self_methods(index)
             methods = {name for name in called if find_method(model.module, model.path, name, self._finder) is not None}
@@ -148,15 +148,18 @@ class _Suggestion:
     ) -> Iterator[SuggestedEdit]:
         target = f"{_name(model)}.{method}"
         loops = loops_in(definition.node)
-        for place in tappable_places(index):
+
+        def wanted(kind: PlaceKind, callee: str) -> bool:
+            if callee in loops or called_by_index(callee) is not None:
+                return True
+            return kind == "collective" or (kind == "submodule" and callee.removeprefix("self.") not in methods)
+
+        for place in tappable_places(index, wanted):
             loop = loops.get(place.callee) or called_by_index(place.callee)
-            attribute = place.callee.removeprefix("self.")
             if loop is not None:
                 yield from self._of_loop(target, place, loop, owner, parts.get(loop.attribute))
-            elif place.kind == "submodule" and attribute in methods:
-                continue
             elif place.kind in ("submodule", "collective"):
-                part = parts.get(attribute)
+                part = parts.get(place.callee.removeprefix("self."))
                 dims = None if part is None or part.in_list else self._guesses.of_part(owner, part, _first(place))
                 yield from _taps(target, place, layer_id, dims, self._guesses.hidden)
             elif place.kind == "entry" and layer_id and method in ENTRIES and _HIDDEN in place.values:

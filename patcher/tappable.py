@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,7 @@ _COLLECTIVE = re.compile(
     r"(all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|all2all|broadcast|dp_gather|dp_scatter)", re.IGNORECASE
 )
 _UNINTERESTING = frozenset(dir(builtins))
+PlaceKind = Literal["entry", "submodule", "collective", "call", "return"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TappablePlace:
     """One place, as an edit would name it."""
 
     line: int
-    kind: Literal["entry", "submodule", "collective", "call", "return"]
+    kind: PlaceKind
     form: Literal["at", "match", "wrap"]
     pattern: str
     values: tuple[str, ...] = ()
@@ -45,7 +46,7 @@ class TappablePlace:
 
 def function_index(module: ModuleFile, path: Sequence[str]) -> FunctionIndex:
     """Parse one function of a module. Raises TargetError when it does not exist."""
-    definitions = find_definitions(module.tree, path)
+    definitions = find_definitions(module.scope, path)
     if not definitions:
         raise TargetError(f"{module.name}: there is no function {'.'.join(path)!r}")
     return definition_index(module, definitions[0])
@@ -58,17 +59,28 @@ def definition_index(module: ModuleFile, found: Definition) -> FunctionIndex:
     return index_function(view, view.find_function(found.inner, found.ordinal))
 
 
-def tappable_places(index: FunctionIndex) -> list[TappablePlace]:
-    """All places in source order: the entry, calls whose value can be recorded, the returns."""
+def tappable_places(
+    index: FunctionIndex, wanted: Callable[[PlaceKind, str], bool] = lambda kind, callee: True
+) -> list[TappablePlace]:
+    """All places in source order: the entry, calls whose value can be recorded, the returns.
+
+    ``wanted`` says of which kinds and callees; a call that nobody wants costs next to nothing.
+    """
     first = index.body.statements[0]
     places = [TappablePlace(_line(index, first.node), "entry", "at", "entry", _parameters(index.function))]
     seen: set[tuple[str, int | None]] = set()
-    for node, statement in sorted(index.expressions, key=lambda item: start_of(index.view, item[0])):
-        if isinstance(node, cst.Call):
-            place = _call_place(index, node, statement)
-            if place is not None and (place.pattern, place.nth) not in seen:
-                seen.add((place.pattern, place.nth))
-                places.append(place)
+    calls = [
+        _Call(node, statement, kind, callee)
+        for node, statement in index.expressions
+        if isinstance(node, cst.Call)
+        for kind, callee in [_kind_of(node, statement)]
+        if callee not in _UNINTERESTING and wanted(kind, callee)
+    ]
+    for call in sorted(calls, key=lambda call: start_of(index.view, call.node)):
+        place = _call_place(index, call)
+        if place is not None and (place.pattern, place.nth) not in seen:
+            seen.add((place.pattern, place.nth))
+            places.append(place)
     places += [TappablePlace(_line(index, site.first.node), "return", "at", "return") for site in find_returns(index)]
     return places
 
@@ -83,18 +95,32 @@ def self_methods(index: FunctionIndex) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _call_place(index: FunctionIndex, node: cst.Call, statement: Statement) -> TappablePlace | None:
+@dataclass(frozen=True)
+class _Call:
+    """A call, the statement that it is in, and what is called."""
+
+    node: cst.Call
+    statement: Statement
+    kind: PlaceKind
+    callee: str
+
+
+def _kind_of(node: cst.Call, statement: Statement) -> tuple[PlaceKind, str]:
+    """The kind of place that a call is, and what is called, as a pattern says it."""
     callee, last = _callee(node)
-    if callee in _UNINTERESTING:
-        return None
-    kind: Literal["submodule", "collective", "call"] = "call"
+    kind: PlaceKind = "call"
     if _COLLECTIVE.search(last):
         kind = "collective"
-    elif re.fullmatch(r"self\.\w+(\[.+\])?", callee):
+    elif re.fullmatch(r"self\.\w+(\[.+\])?", callee) or (
+        re.fullmatch(r"self\.\w+\.\w+", callee) and _passes_on(node, _targets(statement, node))
+    ):
         kind = "submodule"
+    return kind, callee
+
+
+def _call_place(index: FunctionIndex, call: _Call) -> TappablePlace | None:
+    node, statement, kind, callee = call.node, call.statement, call.kind, call.callee
     targets = _targets(statement, node)
-    if kind == "call" and re.fullmatch(r"self\.\w+\.\w+", callee) and _passes_on(node, targets):
-        kind = "submodule"
     wildcard = f"{callee}(...)" if node.args else f"{callee}()"
     form: Literal["match", "wrap"] = "match" if targets else "wrap"
     pattern = f"{_target_text(statement)} = {wildcard}" if targets else wildcard
@@ -116,12 +142,27 @@ def _call_place(index: FunctionIndex, node: cst.Call, statement: Statement) -> T
 
 def _callee(call: cst.Call) -> tuple[str, str]:
     """What is called, as a pattern says it, and the last name in it (none for other expressions than dotted names)."""
-    text = _code(call.func)
+    text = _dotted(call.func) or _code(call.func)
     if "\n" in text:
         text = " ".join(text.split())
     if isinstance(call.func, cst.Attribute):
         return text, call.func.attr.value
     return text, call.func.value if isinstance(call.func, cst.Name) else ""
+
+
+def _dotted(node: cst.CSTNode) -> str:
+    """``a.b.c`` as it is written, empty for anything else; writing a node out takes much longer."""
+    if isinstance(node, cst.Name):
+        return "" if node.lpar else node.value
+    if isinstance(node, cst.Attribute) and not node.lpar:
+        owner = _dotted(node.value)
+        tight = _is_nothing(node.dot.whitespace_before) and _is_nothing(node.dot.whitespace_after)
+        return f"{owner}.{node.attr.value}" if owner and tight and not node.attr.lpar else ""
+    return ""
+
+
+def _is_nothing(space: cst.BaseParenthesizableWhitespace) -> bool:
+    return isinstance(space, cst.SimpleWhitespace) and not space.value
 
 
 def _code(node: cst.CSTNode) -> str:

@@ -84,7 +84,7 @@ def _functions(target: str, finder: ModuleFinder) -> Iterator[_Function]:
         module = finder.find(resolved.module)
         if module is None:
             raise TargetError(f"{target}: its source cannot be found")
-        for definition in find_definitions(module.tree, resolved.path):
+        for definition in find_definitions(module.scope, resolved.path):
             yield module, resolved.path, definition
 
 

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import libcst as cst
-from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
+from libcst.metadata import CodeRange
+
+from patcher.match.positions import Positions
 
 Kind = Literal["source", "replaced", "inserted", "generated"]
 Role = Literal["before", "after", "entry", "end"]
@@ -159,8 +161,7 @@ class _Parsed:
 
     def __init__(self, source: str) -> None:
         self.module = cst.parse_module(source)
-        # MetadataWrapper.resolve walks the whole tree once more, for providers that nobody asked for.
-        self.positions = PositionProvider()._gen(MetadataWrapper(self.module, unsafe_skip_copy=True))
+        self.positions = Positions(self.module, source)
 
 
 _alive: WeakValueDictionary[str, _Parsed] = WeakValueDictionary()
@@ -197,9 +198,7 @@ class FunctionView:
 
     def range(self, node: cst.CSTNode) -> CodeRange:
         """Where a node is: lines as libcst counts them in this view, columns in characters from 0."""
-        position = self.positions[node]
-        assert isinstance(position, CodeRange)
-        return position
+        return self.positions[node]
 
     def line_at(self, number: int) -> Line:
         """The buffer line for a line number of this view."""

@@ -74,7 +74,7 @@ class FunctionIndex:
 
 def index_function(view: FunctionView, function: cst.FunctionDef) -> FunctionIndex:
     """Walk a function's body once."""
-    walker = _Walker()
+    walker = _Walker(view)
     body = walker.block(function.body, None, own_scope=True)
     return FunctionIndex(view, function, body, walker.blocks, walker.expressions, walker.branches)
 
@@ -130,7 +130,8 @@ def _role(kind: Any) -> Literal["suite", "target", "expression", "branch", "othe
 class _Walker:
     """Collects the blocks of a function and the expressions that are evaluated in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, view: FunctionView) -> None:
+        self._note_holder = view.positions.note_holder
         self.blocks: list[Block] = []
         self.expressions: list[tuple[cst.CSTNode, Statement]] = []
         self.branches: list[tuple[cst.CSTNode, Statement]] = []
@@ -189,6 +190,7 @@ class _Walker:
             self._expression(node.args[1].value, statement, own_scope)
             return
         self.expressions.append((node, statement))
+        self._note_holder(node, statement.node)
         if not isinstance(node, (cst.FormattedString, cst.ConcatenatedString)):
             self._rest(node, statement, own_scope)
 

@@ -23,7 +23,7 @@ def rows_of(module: ModuleFile) -> str | None:
         return "b s"
     votes: list[str] = []
     for path in classes_in(module.tree.body):
-        for found in find_definitions(module.tree, (*path, "forward")):
+        for found in find_definitions(module.scope, (*path, "forward")):
             names = {argument.arg for argument in (*found.node.args.args, *found.node.args.kwonlyargs)}
             if "forward_batch" in names:
                 votes.append("t")

@@ -10,6 +10,7 @@ import ast
 from collections.abc import Iterator, Sequence
 
 from patcher.model.parts import ModelClass, Part, class_called, classes_in, init_of, parts_of
+from patcher.source.definitions import all_statements
 from patcher.source.modules import ModuleFile, ModuleFinder
 
 NAMES = ("layer_id", "layer_idx", "layer_index", "layer_number", "layer_num", "block_id", "block_idx", "block_index")
@@ -94,7 +95,7 @@ def _given(call: ast.Call) -> set[str]:
 
 
 def _assigned(init: ast.FunctionDef) -> Iterator[tuple[str, ast.expr]]:
-    for node in ast.walk(init):
+    for node in all_statements(init.body):
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             targets: Sequence[ast.expr] = node.targets
         elif isinstance(node, ast.AnnAssign) and node.value is not None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from patcher.model.parts import counter
+from patcher.source.definitions import FunctionNode, all_statements
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class LayerLoop:
     """Expression of the number of the part in the list, in the loop."""
 
 
-def loops_in(function: ast.AST) -> dict[str, LayerLoop]:
+def loops_in(function: FunctionNode) -> dict[str, LayerLoop]:
     """The layer loops of a function by their variables; what goes through several lists is none."""
     found: dict[str, LayerLoop] = {}
     several: set[str] = set()
-    for node in ast.walk(function):
+    for node in all_statements(function.body):
         if not isinstance(node, ast.For):
             continue
         for loop in (*_through(node.target, node.iter), *_by_index(node)):

@@ -60,7 +60,7 @@ def class_called(owner: ModelClass, call: ast.Call, finder: ModuleFinder) -> Mod
         return None
     # A class in a function sees its neighbours first.
     for depth in range(len(owner.path) - 1, 0, -1):
-        if find_class(owner.module.tree.body, (*owner.path[:depth], *names)) is not None:
+        if find_class(owner.module.scope, (*owner.path[:depth], *names)) is not None:
             return ModelClass(owner.module, (*owner.path[:depth], *names))
     found = find_class_named(owner.module, names, finder)
     return None if found is None else ModelClass(*found)
@@ -72,7 +72,7 @@ def init_of(model: ModelClass, finder: ModuleFinder) -> tuple[ModelClass, ast.Fu
     if found is None:
         return None
     module, path = found
-    node = find_definitions(module.tree, path)[0].node
+    node = find_definitions(module.scope, path)[0].node
     return (ModelClass(module, path[:-1]), node) if isinstance(node, ast.FunctionDef) else None
 
 

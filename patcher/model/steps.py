@@ -36,14 +36,14 @@ def whole_models(module: ModuleFile, finder: ModuleFinder) -> list[StepPlace]:
     places: list[StepPlace] = []
     for path, made in parts.items():
         is_part = any(path[-1] in others for owner, others in parts.items() if owner != path)
-        method = next((name for name in ENTRIES if find_definitions(module.tree, (*path, name))), None)
+        method = next((name for name in ENTRIES if find_definitions(module.scope, (*path, name))), None)
         if not is_part and made & names and method is not None:
             places.append(StepPlace(ModelClass(module, path), method, _batch(module, (*path, method))))
     return places
 
 
 def _batch(module: ModuleFile, path: tuple[str, ...]) -> str | None:
-    arguments = find_definitions(module.tree, path)[0].node.args
+    arguments = find_definitions(module.scope, path)[0].node.args
     names = {argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
     if "forward_batch" in names:
         return "forward_batch"

@@ -20,7 +20,7 @@ from patcher.rewrite.apply import apply_edit, insert_at_entry, set_apart
 from patcher.rewrite.inserted_code import config_code
 from patcher.rewrite.taps import Tap, TapTable, TargetEdit
 from patcher.rewrite.undefined_names import PREAMBLE, NameChecker
-from patcher.source.definitions import find_definitions, functions_within
+from patcher.source.definitions import Scope, find_definitions, functions_within
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _ModuleState:
     """What the functions of one module share while they are rewritten."""
 
     source_lines: list[str]
-    tree: ast.Module
+    scope: Scope
     taps: TapTable
     names: NameChecker
     units: dict[int, tuple[ast.FunctionDef | ast.AsyncFunctionDef, FunctionBuffer]] = field(default_factory=dict)
@@ -119,7 +119,7 @@ def rewrite_module(source: str, patch: ModulePatch, file: str) -> RewrittenModul
         tree = ast.parse(source)
     except (SyntaxError, ValueError) as error:
         raise TargetError(f"{file}: the source of {patch.module} does not parse: {error}") from None
-    state = _ModuleState(source.split("\n"), tree, TapTable(file), NameChecker(tree))
+    state = _ModuleState(source.split("\n"), Scope(tree.body), TapTable(file), NameChecker(tree))
     landings: list[Landing] = []
     for function in patch.functions:
         try:
@@ -155,7 +155,7 @@ def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[int, i
 
 
 def _rewrite_function(state: _ModuleState, patch: FunctionPatch) -> list[Landing]:
-    definitions = find_definitions(state.tree, patch.path)
+    definitions = find_definitions(state.scope, patch.path)
     if not definitions:
         raise TargetError(f"{patch.target}: no such function in the module that is being imported")
     for found in definitions:

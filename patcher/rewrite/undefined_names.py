@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from patcher.generated_names import DUMPER_NAME
 from patcher.match.pattern import to_python
 from patcher.plan.edits import Code, Edit, FunctionPatch
-from patcher.source.definitions import Definition, statements_in
+from patcher.source.definitions import Definition, all_statements, statements_in
 
 _ALWAYS = frozenset((*dir(builtins), DUMPER_NAME, "__class__", "__file__", "__name__", "__spec__"))
 
@@ -53,7 +53,7 @@ class NameChecker:
                     names.add(node.name)
                 else:
                     names |= _bound([node])
-            declared = [node for node in ast.walk(self._tree) if isinstance(node, ast.Global)]
+            declared = [node for node in all_statements(self._tree.body) if isinstance(node, ast.Global)]
             self._module = frozenset(names.union(*(node.names for node in declared)))
         return self._module
 

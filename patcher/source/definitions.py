@@ -23,13 +23,34 @@ class Definition:
     """Its number among the definitions of these names in the unit, from 0."""
 
 
-def find_definitions(tree: ast.Module, path: Sequence[str]) -> list[Definition]:
+class Scope:
+    """The classes and functions that are defined directly in a body, by name, in source order; found once."""
+
+    def __init__(self, body: Sequence[ast.stmt]) -> None:
+        self._named: dict[str, list[ast.ClassDef | FunctionNode]] = {}
+        self._inner: dict[int, Scope] = {}
+        for node in statements_in(body):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                self._named.setdefault(node.name, []).append(node)
+
+    def named(self, name: str) -> Sequence[ast.ClassDef | FunctionNode]:
+        """All definitions of a name."""
+        return self._named.get(name, ())
+
+    def inside(self, node: ast.ClassDef | FunctionNode) -> Scope:
+        """The scope of one of them."""
+        if id(node) not in self._inner:
+            self._inner[id(node)] = Scope(node.body)
+        return self._inner[id(node)]
+
+
+def find_definitions(scope: Scope, path: Sequence[str]) -> list[Definition]:
     """All definitions of the function at ``path``; several where ``if`` and ``else`` define one each.
 
     Of a property, the getter; ``name.setter`` and ``name.deleter`` say the others. Overload stubs are left out.
     """
     path, accessor = _split_accessor(path)
-    found = list(_definitions(tree.body, tuple(path), None, ()))
+    found = list(_definitions(scope, tuple(path), None, ()))
     ordinals: dict[int, int] = {}
     result: list[Definition] = []
     for node, unit, inner in found:
@@ -52,21 +73,26 @@ def iter_functions(body: Sequence[ast.stmt], prefix: tuple[str, ...] = ()) -> It
 
 def functions_within(unit: FunctionNode) -> list[FunctionNode]:
     """All functions defined inside a function, at any depth."""
-    return [
-        node
-        for node in ast.walk(unit)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node is not unit
-    ]
+    return [node for node in all_statements(unit.body) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
-def find_class(body: Sequence[ast.stmt], path: Sequence[str]) -> ast.ClassDef | None:
+def find_class(scope: Scope, path: Sequence[str]) -> ast.ClassDef | None:
     """The class at ``path``, the last one if there are several."""
-    for node in reversed(list(statements_in(body))):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == path[0]:
-            if len(path) == 1:
-                return node if isinstance(node, ast.ClassDef) else None
-            return find_class(node.body, path[1:])
-    return None
+    for name in path[:-1]:
+        outer = scope.named(name)
+        if not outer:
+            return None
+        scope = scope.inside(outer[-1])
+    found = scope.named(path[-1])
+    return found[-1] if found and isinstance(found[-1], ast.ClassDef) else None
+
+
+def all_statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements at any depth, those of functions and classes included; expressions are not looked into."""
+    for node in statements_in(body):
+        yield node
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield from all_statements(node.body)
 
 
 def statements_in(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
@@ -84,15 +110,13 @@ def statements_in(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _definitions(
-    body: Sequence[ast.stmt], path: tuple[str, ...], unit: FunctionNode | None, inner: tuple[str, ...]
+    scope: Scope, path: tuple[str, ...], unit: FunctionNode | None, inner: tuple[str, ...]
 ) -> Iterator[tuple[FunctionNode, FunctionNode, tuple[str, ...]]]:
-    for node in statements_in(body):
-        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or node.name != path[0]:
-            continue
+    for node in scope.named(path[0]):
         here = unit if unit is not None or isinstance(node, ast.ClassDef) else node
         names = (*inner, node.name) if here is not None else ()
         if len(path) > 1:
-            yield from _definitions(node.body, path[1:], here, names)
+            yield from _definitions(scope.inside(node), path[1:], here, names)
         elif not isinstance(node, ast.ClassDef):
             assert here is not None
             yield node, here, names

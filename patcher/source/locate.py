@@ -13,7 +13,7 @@ from patcher.source.targets import ResolvedTarget, find_class_named, resolve_tar
 def functions_of(target: str, finder: ModuleFinder) -> list[ResolvedTarget]:
     """The functions that a class, a module, a file or a function name means."""
     module, path = locate(target, finder)
-    if path and find_class(module.tree.body, path) is None:
+    if path and find_class(module.scope, path) is None:
         return resolve_target(target, finder)
     prefix = tuple(path)
     return [

@@ -15,6 +15,7 @@ from typing import Any
 
 from patcher.errors import TargetError
 from patcher.source.archives import Archive, split_archive_path
+from patcher.source.definitions import Scope
 from patcher.source.top_level import TopLevel
 
 
@@ -65,6 +66,11 @@ class ModuleFile:
             return ast.parse(self.source)
         except (SyntaxError, ValueError) as error:
             raise TargetError(f"{self.file}: does not parse: {error}") from None
+
+    @cached_property
+    def scope(self) -> Scope:
+        """The classes and functions that it defines."""
+        return Scope(self.tree.body)
 
     @cached_property
     def top_level(self) -> TopLevel:

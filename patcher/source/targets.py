@@ -83,7 +83,7 @@ def targets_in_module(target: str, module: ModuleFile, finder: ModuleFinder) -> 
     rest = parts[len(names) :]
     if any(_GLOB & set(part) for part in rest):
         return list(dict.fromkeys(_expand_in(module, rest, finder)))
-    found = find_definitions(module.tree, rest)
+    found = find_definitions(module.scope, rest)
     return [ResolvedTarget(module.name, tuple(rest), ".".join((module.name, *rest)))] if found else []
 
 
@@ -192,11 +192,11 @@ def find_method(module: ModuleFile, class_path: tuple[str, ...], name: str, find
 
 
 def _own_class(module: ModuleFile, path: Sequence[str]) -> ast.ClassDef | None:
-    return find_class(module.tree.body, path) if path[0] in module.top_level.defined else None
+    return find_class(module.scope, path) if path[0] in module.top_level.defined else None
 
 
 def _has_function(module: ModuleFile, path: Sequence[str]) -> bool:
-    return path[0] in module.top_level.defined and bool(find_definitions(module.tree, path))
+    return path[0] in module.top_level.defined and bool(find_definitions(module.scope, path))
 
 
 def find_class_named(module: ModuleFile, path: tuple[str, ...], finder: ModuleFinder) -> Found | None:
@@ -323,7 +323,7 @@ def _expand_in(module: ModuleFile, parts: Sequence[str], finder: ModuleFinder) -
     for path in names:
         if len(path) == len(parts) - 1 and all(map(fnmatchcase, path, parts)):
             yield from _expand_member(module, path, parts[-1], finder)
-        elif len(path) == len(parts) == 1 and fnmatchcase(path[0], parts[0]) and find_definitions(module.tree, path):
+        elif len(path) == len(parts) == 1 and fnmatchcase(path[0], parts[0]) and find_definitions(module.scope, path):
             yield ResolvedTarget(module.name, path, f"{module.name}.{path[0]}")
 
 
@@ -372,7 +372,7 @@ def _has_no_code(module: ModuleFile) -> bool:
 def _missing(target: str, module: ModuleFile, rest: Sequence[str], finder: ModuleFinder) -> str:
     wanted = ".".join(rest)
     functions = [] if _has_no_code(module) else [".".join(path) for path in iter_functions(module.tree.body)]
-    if not _has_no_code(module) and find_class(module.tree.body, rest) is not None:
+    if not _has_no_code(module) and find_class(module.scope, rest) is not None:
         methods = [name for name in functions if name.startswith(wanted + ".")]
         return f"target {target}: is a class; name one of its methods: {', '.join(methods[:8]) or 'it has none'}"
     if module.is_package:
