@@ -11,9 +11,9 @@ from patcher.errors import EditError
 from patcher.match import diagnostics
 from patcher.match.control_flow import falls_through
 from patcher.match.function_text import FunctionBuffer
-from patcher.match.pattern import parse_pattern
+from patcher.match.pattern import names_in, parse_pattern
 from patcher.match.search import Site, find_assignments, find_pattern, find_returns, narrow
-from patcher.match.statements import FunctionIndex, index_function
+from patcher.match.statements import FunctionIndex, end_of, index_function, start_of
 from patcher.plan.edits import Edit
 
 
@@ -26,14 +26,30 @@ class FunctionScope:
     """Names from the buffer's own function down to the target."""
     ordinal: int = 0
 
-    def index(self, *, inserted: bool = False) -> FunctionIndex:
-        """Parse the buffer as it stands and walk the target in it."""
-        view = self.buffer.view(inserted=inserted)
+    def index(self, *, inserted: bool = False, edit: Edit | None = None) -> FunctionIndex:
+        """Parse the buffer as it stands and walk the target in it; for one edit, an earlier parse may do."""
+        view = self.buffer.view(inserted=inserted, names=() if edit is None else names_to_find(edit))
         key = (self.path, self.ordinal)
         known: FunctionIndex | None = view.memory.get(key)
         if known is None:
             known = view.memory[key] = index_function(view, view.find_function(self.path, self.ordinal))
         return known
+
+
+def names_to_find(edit: Edit) -> Sequence[frozenset[str]]:
+    """Per alternative of an edit, the names that a small statement has to hold for it; empty where it may mean more."""
+    if edit.place != "match" or edit.inside:
+        return ()
+    try:
+        patterns = [parse_pattern(text) for text in edit.patterns]
+    except EditError:
+        return ()
+    small = (
+        pattern.expression is not None
+        or (len(pattern.statements) == 1 and isinstance(pattern.statements[0], cst.BaseSmallStatement))
+        for pattern in patterns
+    )
+    return [names_in(text) for text in edit.patterns] if all(small) else ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,7 @@ def choose(scopes: Sequence[FunctionScope], edit: Edit) -> list[tuple[FunctionSc
     """What an edit acts on in each definition. Raises EditError when that is nothing or not clear."""
     patterns: Sequence[str | None] = edit.patterns or (None,)
     for inserted in (False, True):
-        indexes = [scope.index(inserted=inserted) for scope in scopes]
+        indexes = [scope.index(inserted=inserted, edit=edit) for scope in scopes]
         for pattern in patterns:
             per_scope = [sites_of(index, edit, pattern) for index in indexes]
             ends = [_has_open_end(index, edit) for index in indexes]
@@ -63,6 +79,11 @@ def choose(scopes: Sequence[FunctionScope], edit: Edit) -> list[tuple[FunctionSc
             if not flat:
                 continue
             picked = _pick(flat, edit, indexes)
+            if not all(site is None or _is_current(indexes[at], site) for at, _, site in picked):
+                # A statement on the same line was rewritten meanwhile.
+                for scope in scopes:
+                    scope.buffer.changed()
+                return choose(scopes, edit)
             return [
                 (
                     scope,
@@ -76,6 +97,11 @@ def choose(scopes: Sequence[FunctionScope], edit: Edit) -> list[tuple[FunctionSc
                 for position, scope in enumerate(scopes)
             ]
     raise EditError(diagnostics.no_match(edit, [scope.index() for scope in scopes]))
+
+
+def _is_current(index: FunctionIndex, site: Site) -> bool:
+    first, last = start_of(index.view, site.first.node)[0], end_of(index.view, site.last.node)[0]
+    return index.view.is_current(first, last)
 
 
 def _pick(

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 import libcst as cst
 from libcst.metadata import CodeRange
 
+from patcher.match.pattern import names_in
 from patcher.match.positions import Positions
 
 Kind = Literal["source", "replaced", "inserted", "generated"]
@@ -84,7 +85,9 @@ class FunctionBuffer:
     the same, and what is parsed stays as it was meanwhile."""
     _views: dict[bool, FunctionView] = field(default_factory=dict)
     _unchanged: set[bool] = field(default_factory=set)
-    """Those of the views that are known to be of the lines as they are now."""
+    """Those of the views that are known to be of the lines as they are now, rewritten statements excepted."""
+    _rewritten: list[tuple[frozenset[str], frozenset[str]]] = field(default_factory=list)
+    """Names in each statement that was rewritten since the views were parsed: in the old text, and in the new one."""
 
     @classmethod
     def from_source(cls, source_lines: Sequence[str], first: int, last: int) -> FunctionBuffer:
@@ -96,8 +99,14 @@ class FunctionBuffer:
         """The function as it stands."""
         return "\n".join(line.text for line in self.lines)
 
-    def view(self, *, inserted: bool = False) -> FunctionView:
-        """Parse the lines that edits may match; with ``inserted`` also code that configs put in."""
+    def view(self, *, inserted: bool = False, names: Sequence[frozenset[str]] = ()) -> FunctionView:
+        """Parse the lines that edits may match; with ``inserted`` also code that configs put in.
+
+        Where it is only asked for places that hold all ``names`` of a set, each in one small statement, and no
+        rewritten statement holds them or held them, an earlier view serves: those places are the same in it.
+        """
+        if self._rewritten and not (names and all(map(self._are_elsewhere, names))):
+            self.changed()
         known = self._views.get(inserted)
         if known is None or inserted not in self._unchanged:
             kinds = ("source", "replaced", "inserted") if inserted else ("source", "replaced")
@@ -117,6 +126,14 @@ class FunctionBuffer:
     def changed(self) -> None:
         """Lines that are parsed, or their texts, are not what they were."""
         self._unchanged.clear()
+        self._rewritten.clear()
+
+    def rewrote(self, old: str, new: str) -> None:
+        """Whole statements have another text than they had; the lines of all others are the same."""
+        self._rewritten.append((names_in(old), names_in(new)))
+
+    def _are_elsewhere(self, names: frozenset[str]) -> bool:
+        return bool(names) and not any(names <= old or names <= new for old, new in self._rewritten)
 
     def remember(self) -> Callable[[], None]:
         """What puts everything back as it is now."""
@@ -195,6 +212,11 @@ class FunctionView:
         return len(lines) == len(self.lines) and all(
             line is own and line.text == text for line, own, text in zip(lines, self.lines, self._texts, strict=True)
         )
+
+    def is_current(self, first: int, last: int) -> bool:
+        """Whether the lines with these numbers still have the text that was parsed."""
+        numbers = range(first - 1 - self._shift, last - self._shift)
+        return all(self.lines[number].text == self._texts[number] for number in numbers)
 
     def range(self, node: cst.CSTNode) -> CodeRange:
         """Where a node is: lines as libcst counts them in this view, columns in characters from 0."""

@@ -85,7 +85,7 @@ def _isolate_chosen(scope: FunctionScope, edit: Edit, choice: Choice) -> None:
 
 
 def _found(scope: FunctionScope, edit: Edit, choice: Choice) -> tuple[FunctionIndex, list[Site]]:
-    index = scope.index(inserted=choice.inserted)
+    index = scope.index(inserted=choice.inserted, edit=edit)
     return index, sites_of(index, edit, choice.pattern)
 
 
@@ -341,7 +341,7 @@ def _replace(buffer: FunctionBuffer, index: FunctionIndex, site: Site, point: In
                 f"has to replace it, not {edit.content.text.strip()!r}"
             )
         _refuse_lost_wraps(point, view.text_of(site.expression), new)
-        replace_range(buffer, view, site.expression, f"({new})")
+        replace_range(buffer, view, site.first, site.expression, f"({new})")
         return
     code = config_code(edit.content, point) if edit.content.text.strip() else []
     _refuse_lost_wraps(point, _text_of_statements(buffer, view, site), "\n".join(line.text for line in code))

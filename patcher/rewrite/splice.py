@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 
 import libcst as cst
@@ -12,12 +13,16 @@ from patcher.match.search import Site
 from patcher.match.statements import Statement, end_of, start_of
 
 
-def replace_range(buffer: FunctionBuffer, view: FunctionView, node: cst.CSTNode, new: str) -> None:
-    """Put ``new`` in the place of an expression. The number of lines stays the same.
+def replace_range(
+    buffer: FunctionBuffer, view: FunctionView, statement: Statement, node: cst.CSTNode, new: str
+) -> None:
+    """Put ``new`` in the place of an expression in a statement. The number of lines stays the same.
 
     When the new text has more lines than the old, the further ones join the last line's text: they can only
     come from the matched code itself, whose line breaks are within brackets.
     """
+    whole = range(start_of(view, statement.node)[0], end_of(view, statement.node)[0] + 1)
+    old = "\n".join(view.line_at(number).text for number in whole)
     position = view.range(node)
     numbers = range(position.start.line, position.end.line + 1)
     lines = [view.line_at(number) for number in numbers]
@@ -32,7 +37,7 @@ def replace_range(buffer: FunctionBuffer, view: FunctionView, node: cst.CSTNode,
     for line, text in zip(lines, texts, strict=True):
         line.text = text
         line.columns_kept = False
-    buffer.changed()
+    buffer.rewrote(old, "\n".join(view.line_at(number).text for number in whole))
 
 
 def replace_statements(
@@ -66,7 +71,15 @@ def replace_statements(
         )
         for number, line in enumerate(code)
     ]
-    buffer.changed()
+    text = "\n".join(line.text for line in code)
+    if len(site.first.block.statements) > 1 and not _has_statement(text):
+        buffer.changed()  # the block has fewer statements, and must not lose its last one
+    else:
+        buffer.rewrote("\n".join(line.text for line in old), text)
+
+
+def _has_statement(text: str) -> bool:
+    return bool(ast.parse(text).body)
 
 
 def needs_isolation(statement: Statement) -> bool:
