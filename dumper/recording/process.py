@@ -194,7 +194,7 @@ class RecordingProcess:
 
     def _coverage(self) -> dict[str, Any]:
         """What taps did, for the end of the file."""
-        graphs = self._graphs.account.fields() if self._graphs is not None else {}
+        graphs = self._graphs.account_so_far().fields() if self._graphs is not None else {}
         return {**self._taps.coverage(), **({"graphs": graphs} if graphs else {})}
 
     # CUDA graphs
@@ -273,8 +273,10 @@ class RecordingProcess:
 
     def _report_graphs(self) -> None:
         """Say what was recorded of CUDA graphs, and what was silent."""
-        if self._graphs is not None and (report := self._graphs.account.report()):
-            self._log.say(report, level="warning" if self._graphs.account.silent else "info")
+        if self._graphs is not None:
+            account = self._graphs.account_so_far()
+            if report := account.report():
+                self._log.say(report, level="warning" if account.silent else "info")
 
     def _forked(self, whole: bool) -> None:
         """In the child of a fork: the parent's file and threads are not ours. Unless ``whole``, another thread was

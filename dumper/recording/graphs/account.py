@@ -25,7 +25,7 @@ class GraphAccount:
         self.silent_replays = 0
         """Replays of these while recording was on."""
         self.unknown_captures = 0
-        """Values that ran through taps during captures that no ``torch.cuda.CUDAGraph`` knows of."""
+        """Values that ran through taps during captures of which no ``torch.cuda.CUDAGraph`` saw beginning or end."""
         self.left_out: dict[tuple[str, str], int] = {}
         """Name and reason of values that are not in a graph, and in how many captures that was."""
         self.left_out_values = 0

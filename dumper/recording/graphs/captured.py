@@ -67,6 +67,8 @@ class OpenCapture:
     """A capture that is under way."""
 
     facts: GraphFacts | None = None
+    began: bool = True
+    """Whether its beginning was seen; captures that go past ``torch.cuda.CUDAGraph`` have neither beginning nor end."""
     cursor: Cursor = field(default_factory=Cursor)
     taps: list[GraphTap] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)

@@ -93,7 +93,13 @@ class GraphTaps:
     @property
     def open(self) -> bool:
         """Whether a capture is under way."""
-        return bool(self._open)
+        return any(capture.began for capture in self._open.values())
+
+    def account_so_far(self) -> GraphAccount:
+        """What was recorded and what was silent until now."""
+        unended = [capture for capture in self._open.values() if not capture.began]
+        self.account.unknown_captures = sum(len(capture.taps) for capture in unended)
+        return self.account
 
     def size_of_pass(self, layout: TokenLayout | PendingLayout | None) -> PassSize | None:
         """The rows that a pass has filled; None where all are to be recorded, as they were captured."""
@@ -149,13 +155,13 @@ class GraphTaps:
             capture = next(iter(self._open.values()))
         if capture is None:
             # Its beginning went past us.
-            capture = self._begin(number)
+            capture = self._begin(number, began=False)
         return capture
 
-    def _begin(self, number: int) -> OpenCapture:
+    def _begin(self, number: int, *, began: bool) -> OpenCapture:
         while len(self._open) >= _MOST_OPEN:
             del self._open[next(iter(self._open))]
-        capture = self._open[number] = OpenCapture(describe_graph())
+        capture = self._open[number] = OpenCapture(describe_graph(), began)
         return capture
 
     def _is_chosen(self, text: str | None, source: Source, tags: Mapping[str, Any]) -> bool:
@@ -199,7 +205,7 @@ class GraphTaps:
         if recorder is None:
             return
         if recorder.settings.enable:
-            self._begin(capture_number())
+            self._begin(capture_number(), began=True)
             recorder.captures_changed()
         else:
             self.account.silent_graphs += 1

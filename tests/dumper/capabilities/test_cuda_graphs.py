@@ -267,6 +267,18 @@ def test_captures_in_several_threads_are_kept_apart(recorder: Recorder, monkeypa
     assert [[tap.tags["capture"] for tap in graph.taps] for graph in captured] == [[0], [1, 1]]
 
 
+def test_what_is_captured_past_torch_is_counted(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taps_module, "capture_number", lambda: 77)
+    StandInGraph.open = 77
+    recorder.dump("x", ones(1))
+    StandInGraph.open = None
+    with recorder.step():
+        recorder.dump("y", ones(1))
+    run = run_of(recorder)
+    assert [record.name for record in run.records] == ["y"]
+    assert ["1 values went into captures" in problem.message for problem in run.problems] == [True]
+
+
 def test_graphs_that_are_gone_take_their_memory_along(recorder: Recorder) -> None:
     graph = capture(recorder, ("x", ones(1), None))
     graphs = recorder._graphs
