@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from dumper.memory.buffers import BufferPool
 from dumper.memory.cuda_runtime import CudaRuntime, loaded_runtime
 from dumper.memory.device_copies import DeviceCopier
+from dumper.memory.device_reductions import DeviceReductions
 from dumper.memory.device_slabs import LARGEST_VALUE, DeviceLanes, SlabPiece
 from dumper.memory.pinned import PinnedArena
 
@@ -23,6 +25,7 @@ class DeviceStager:
         self._runtime = runtime
         self._arena = PinnedArena(runtime, pool)
         self.lanes = DeviceLanes(runtime, self._arena)
+        self.reductions = DeviceReductions(runtime)
         self._copiers: dict[int, DeviceCopier] = {}
 
     @classmethod
@@ -51,6 +54,10 @@ class DeviceStager:
             plain = value.resolve_conj().resolve_neg().contiguous()
             slab, offset = self.lanes.lane(device, stream).copy(plain.data_ptr(), nbytes)
         return SlabPiece(slab, offset, nbytes)
+
+    def current(self, device: int) -> AbstractContextManager[None]:
+        """A block in which a device is this thread's current one, and no capture is invalidated."""
+        return self._runtime.device(device)
 
     def _copier(self, device: int) -> DeviceCopier:
         if device not in self._copiers:

@@ -26,6 +26,8 @@ class SmallTensors:
     may_be_negated: bool = False
     """Whether the bytes in memory may not be the elements yet, which are to be negated."""
     may_be_conjugated: bool = False
+    reduced_to: str | None = None
+    """``stats`` or ``hash`` where this, and not the tensor, is put into a slab; else None."""
 
 
 _NOTHING = SmallTensors(None)
@@ -42,6 +44,7 @@ class Plan:
         "last",
         "last_on_device",
         "parts",
+        "short",
         "small",
         "source",
         "tags",
@@ -65,6 +68,8 @@ class Plan:
         """None when the filter rejects them."""
         self.whole = chosen is not None and chosen.kind in ("full", "hash")
         """Whether all bytes of the value go to the writer."""
+        self.short = self.whole or (chosen is not None and chosen.kind == "stats")
+        """Whether values may go the short way: of statistics those of CUDA tensors."""
         self.descriptions: dict[tuple[Any, ...], Description] = {}
         self.small: dict[tuple[Any, ...], SmallTensors] = {}
         self.last: tuple[Any, Any, bool, SmallTensors] = (None, None, False, _NOTHING)
@@ -81,19 +86,24 @@ class Plan:
         return found
 
     def describe(
-        self, dtype: str | None, shape: tuple[int, ...] | None, recompute: bool, level: Level | None = None
+        self,
+        dtype: str | None,
+        shape: tuple[int, ...] | None,
+        recompute: bool,
+        level: Level | None = None,
+        summed_bytes: int | None = None,
     ) -> Description:
         """The one description of what is like this; ``level`` where it is not the chosen one."""
         # A gradient is computed in a backward pass anyway.
         recompute = recompute and self.source.stream == "value"
-        key = (dtype, shape, recompute, level)
+        key = (dtype, shape, recompute, level, summed_bytes)
         description = self.descriptions.get(key)
         if description is None:
             if len(self.descriptions) > MOST_PLANS:
                 self.descriptions.clear()
             kept = level or self.chosen or FULL
             description = self.descriptions[key] = Description(
-                self.source, self.tags, self.dims, dtype, shape, kept, recompute, self.graph
+                self.source, self.tags, self.dims, dtype, shape, kept, recompute, self.graph, summed_bytes
             )
         return description
 

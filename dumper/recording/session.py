@@ -20,6 +20,7 @@ from dumper.format.status import StatusBlock
 from dumper.layout import TokenLayout
 from dumper.memory.available import available_bytes
 from dumper.memory.buffers import SMALL
+from dumper.memory.device_reductions import RESULT_BYTES
 from dumper.memory.staging import Stager, reduce_value
 from dumper.recording.plans import MOST_PLANS, Plan
 from dumper.recording.short_way import ShortWay, checkpoint_is_running
@@ -77,7 +78,7 @@ class Session:
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._replays: Replays | None = None
         self._next_number = itertools.count(1).__next__
-        self._short_way = ShortWay(self._writer, stager, self.status)
+        self._short_way = ShortWay(self._writer, stager, self.status, watches_for_nan=settings.on_nan is not None)
         self._read_rules()
 
     def reconfigure(self, settings: Settings) -> None:
@@ -130,7 +131,7 @@ class Session:
             return
         self.status.submitted(self._next_number())
         try:
-            if not (plan.whole and self._short_way.submit(plan, value, step)):
+            if not (plan.short and self._short_way.submit(plan, value, step)):
                 self._submit_any(plan, value, step)
         except BaseException:
             self.status.add("lost_encoding")
@@ -161,11 +162,10 @@ class Session:
         if _is_nested(value):
             self._submit_nested(plan, value, step)
             return
+        if level.kind in RESULT_BYTES and self._short_way.submit_reduced(plan, value, step):
+            return
         if level.kind == "sample" and self._settings.on_nan is not None:
-            # What is sampled may not hold the NaN that is waited for.
-            watched = reduce_value(value, STATS)
-            if watched.shape is not None and watched.level is STATS:
-                self._writer.put(Watched(self._stager.stage(watched.kept).data, step))
+            self._watch(value, step)
         if level.kind in ("stats", "sample"):
             reduced = reduce_value(value, level)
             kept, level, dtype, shape = reduced.kept, reduced.level, reduced.dtype, reduced.shape
@@ -192,6 +192,12 @@ class Session:
             self._writer.put_now(submission)
         else:
             self._writer.put(submission)
+
+    def _watch(self, value: Any, step: int | None) -> None:
+        """Have the writer look at all of a value that is sampled, which may not hold the NaN that is waited for."""
+        watched = reduce_value(value, STATS)
+        if watched.shape is not None and watched.level is STATS:
+            self._writer.put(Watched(self._stager.stage(watched.kept).data, step))
 
     def _submit_nested(self, plan: Plan, value: Any, step: int | None) -> None:
         """A nested tensor as ordinary ones, ``name.values`` and where each part begins; the filter has let it through.

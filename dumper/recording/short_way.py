@@ -9,19 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from dumper.format.status import StatusBlock
 from dumper.memory.buffers import SMALL
+from dumper.memory.device_reductions import RESULT_BYTES, TENSOR_ALIGNMENT, ReductionError
 from dumper.memory.device_slabs import LARGEST_VALUE
 from dumper.recording.plans import Plan, SmallTensors
 from dumper.values.dtypes import KNOWN
+from dumper.writing.items import Description
 from dumper.writing.writer import Writer
 
 if TYPE_CHECKING:
+    from dumper.memory.device_staging import DeviceStager
     from dumper.memory.staging import Stager
 
 
 class ShortWay:
     """Belongs to a session; its methods run on the model's threads."""
 
-    def __init__(self, writer: Writer, stager: Stager, status: StatusBlock) -> None:
+    def __init__(self, writer: Writer, stager: Stager, status: StatusBlock, *, watches_for_nan: bool) -> None:
+        """``watches_for_nan``: whether the writer looks at the elements of what it is handed."""
+        self._watches_for_nan = watches_for_nan
         self._writer = writer
         self._stager = stager
         self._status = status
@@ -40,7 +45,7 @@ class ShortWay:
         if not value.is_cpu:
             return self._submit_from_device(plan, value, step)
         try:
-            if not value.is_contiguous() or self._is_tracing():
+            if not (plan.whole and value.is_contiguous()) or self._is_tracing():
                 return False
             dtype, shape = value.dtype, value.shape
             recomputed = self._backward_pass() != -1 and self.is_recomputed(plan)
@@ -83,7 +88,7 @@ class ShortWay:
                 small = last[3]
             else:
                 key = (dtype, shape, recomputed, "cuda")
-                small = plan.small.get(key) or self._describe(plan, key, value, LARGEST_VALUE)
+                small = plan.small.get(key) or self._describe_on_device(plan, key, value, device)
                 plan.last_on_device = (dtype, shape, recomputed, small)
             offset = value.storage_offset() * small.itemsize
             address = value.data_ptr()
@@ -93,19 +98,73 @@ class ShortWay:
                 or not (address or small.nbytes == 0)
                 or (small.may_be_negated and value.is_neg())
                 or (small.may_be_conjugated and value.is_conj())
+                or (small.reduced_to is not None and address % TENSOR_ALIGNMENT)
             ):
                 return False
             index = value.get_device()
             stream = self._current_stream(index)
-            if not stream and index != self._current_device():
-                # The handle 0 means the default stream of the current device.
+            if (not stream or small.reduced_to is not None) and index != self._current_device():
+                # The handle 0 means the default stream of the current device, and kernels are loaded on theirs.
                 return False
         except (RuntimeError, NotImplementedError):
             return False
-        if not self._writer.put_from_device(
-            small.description, device.lanes.lane(index, stream), address, small.nbytes, step
-        ):
+        if small.reduced_to is not None:
+            return self._put_reduced(small.reduced_to, small.description, device, index, stream, value, step)
+        lane, nbytes = device.lanes.lane(index, stream), small.nbytes
+        if not self._writer.put_from_device(small.description, nbytes, step, lane.copy, address, nbytes):
             self._status.add("lost_full_memory")
+        return True
+
+    def submit_reduced(self, plan: Plan, value: Any, step: int | None) -> bool:
+        """The statistics, or the sums of the fingerprint, of any CUDA tensor, computed on its device; False where they
+        cannot be. Raises UnrecordableError for a tensor that has no bytes to record."""
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(value, torch.Tensor):
+            return False
+        if type(value) in self._plain_tensors and value.is_cpu:
+            return False
+        from dumper.values.readable import as_bytes, readable, undisturbed
+
+        assert plan.chosen is not None
+        kind = plan.chosen.kind
+        with undisturbed():
+            plain = readable(value)
+            device = self._stager.device if plain.is_cuda else None
+            if device is None or not self._can_reduce(kind, plain.dtype, device):
+                return False
+            dtype, shape = self._dtypes[plain.dtype], tuple(plain.shape)
+            summed_bytes = plain.numel() * plain.element_size() if kind == "hash" else None
+            description = plan.describe(dtype, shape, self.is_recomputed(plan), summed_bytes=summed_bytes)
+            index = plain.get_device()
+            with device.current(index):
+                dense = as_bytes(plain).resolve_conj().resolve_neg().contiguous()
+                if dense.data_ptr() % TENSOR_ALIGNMENT:
+                    dense = dense.clone()
+                stream = self._current_stream(index)
+                return self._put_reduced(kind, description, device, index, stream, dense, step)
+
+    def _can_reduce(self, kind: str, dtype: Any, device: DeviceStager) -> bool:
+        # While a NaN is waited for the writer looks at all elements.
+        return not (kind == "hash" and self._watches_for_nan) and device.reductions.knows(kind, dtype)
+
+    def _put_reduced(
+        self,
+        kind: str,
+        description: Description,
+        device: DeviceStager,
+        index: int,
+        stream: int,
+        value: Any,
+        step: int | None,
+    ) -> bool:
+        nbytes = RESULT_BYTES[kind]
+        try:
+            write = device.reductions.writer(kind, value, index, stream)
+            lane = device.lanes.lane(index, stream)
+            if not self._writer.put_from_device(description, nbytes, step, lane.fill, nbytes, write):
+                self._status.add("lost_full_memory")
+        except ReductionError:
+            return False
         return True
 
     def is_backward(self) -> bool:
@@ -116,17 +175,25 @@ class ShortWay:
         """Whether what is recorded now is computed a second time, for a backward pass that is under way."""
         return self.is_backward() and plan.source.stream == "value" and checkpoint_is_running()
 
+    def _describe_on_device(self, plan: Plan, key: tuple[Any, ...], value: Any, device: DeviceStager) -> SmallTensors:
+        assert plan.chosen is not None
+        kind = plan.chosen.kind
+        dtype = self._dtypes.get(value.dtype)
+        if dtype is None or value.is_nested or not self._can_reduce(kind, value.dtype, device):
+            largest = LARGEST_VALUE if plan.whole else -1
+            return self._describe(plan, key, value, largest)
+        nbytes = value.nbytes
+        summed_bytes = nbytes if kind == "hash" else None
+        description = plan.describe(dtype, value.shape, self.is_recomputed(plan), summed_bytes=summed_bytes)
+        return plan.remember_small(key, _small_tensors(description, dtype, value, kind))
+
     def _describe(self, plan: Plan, key: tuple[Any, ...], value: Any, largest: int) -> SmallTensors:
         """What is worked out once for tensors of one type and shape."""
         dtype = self._dtypes.get(value.dtype)
         if dtype is None or value.is_nested or value.nbytes > largest:
             return plan.remember_small(key, SmallTensors(None))
         description = plan.describe(dtype, value.shape, self.is_recomputed(plan))
-        complex_type = dtype.startswith("complex")
-        found = SmallTensors(
-            description, value.nbytes, value.itemsize, complex_type or dtype in _PARTS_OF_COMPLEX, complex_type
-        )
-        return plan.remember_small(key, found)
+        return plan.remember_small(key, _small_tensors(description, dtype, value, None))
 
     def look_up_torch(self) -> None:
         """Look up what is needed of torch, once it is there."""
@@ -145,6 +212,12 @@ class ShortWay:
 _PARTS_OF_COMPLEX = frozenset({"float16", "float32", "float64"})
 """Types whose elements may still have to be negated (parts of complex tensors that are). To ask torch lets go of the
 interpreter lock, so that it is not asked in vain."""
+
+
+def _small_tensors(description: Description, dtype: str, value: Any, reduced_to: str | None) -> SmallTensors:
+    complex_type = dtype.startswith("complex")
+    may_be_negated = complex_type or dtype in _PARTS_OF_COMPLEX
+    return SmallTensors(description, value.nbytes, value.itemsize, may_be_negated, complex_type, reduced_to)
 
 
 def checkpoint_is_running() -> bool:

@@ -29,7 +29,18 @@ class Description:
     A plain class with slots: it is touched for every record.
     """
 
-    __slots__ = ("dims", "dtype", "encoded", "graph", "level", "recompute", "shape", "source", "tags")
+    __slots__ = (
+        "dims",
+        "dtype",
+        "encoded",
+        "graph",
+        "level",
+        "recompute",
+        "shape",
+        "source",
+        "summed_bytes",
+        "tags",
+    )
 
     def __init__(
         self,
@@ -41,6 +52,7 @@ class Description:
         level: Level,
         recompute: bool,
         graph: Mapping[str, str | int] | None = None,
+        summed_bytes: int | None = None,
     ) -> None:
         self.source = source
         self.tags = tags
@@ -52,6 +64,8 @@ class Description:
         self.recompute = recompute
         self.graph = graph
         """Of a value that a replay of a CUDA graph has left: what is known of the graph."""
+        self.summed_bytes = summed_bytes
+        """Of level ``hash``: the bytes of the tensor, where their sums come to the writer in their stead; else None."""
         self.encoded: Any = None
         """Belongs to the writer's thread: what it has worked out for this description."""
 

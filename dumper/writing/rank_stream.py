@@ -381,4 +381,5 @@ class RankStream:
 
 
 def _fingerprint(description: Description, data: Any) -> bytes:
-    return from_sums(description.dtype or "", description.shape or (), len(data), block_sums(data))
+    nbytes, sums = description.summed_bytes, bytes(data) if description.summed_bytes is not None else block_sums(data)
+    return from_sums(description.dtype or "", description.shape or (), len(data) if nbytes is None else nbytes, sums)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from dumper.memory.buffers import SLAB_BYTES, Shelf, Slab, copy_memory
-from dumper.memory.device_slabs import DeviceSlab, Lane
+from dumper.memory.device_slabs import DeviceSlab
 from dumper.settings import Settings
 from dumper.writing.items import Barrier, Description, Item, ManyValues, Stop, Submission, count_values
 from dumper.writing.rank_stream import RankStream
@@ -117,9 +118,17 @@ class Writer:
         return True
 
     def put_from_device(
-        self, description: Description, lane: Lane, address: int, nbytes: int, step: int | None
+        self,
+        description: Description,
+        nbytes: int,
+        step: int | None,
+        place: Callable[..., tuple[DeviceSlab, int]],
+        *arguments: object,
     ) -> bool:
-        """What ``put_small`` does, for memory of a CUDA device. Raises DeviceError."""
+        """What ``put_small`` does, for what ``place(*arguments)`` (of a ``Lane``) puts into a slab of a CUDA device.
+
+        Raises what that raises.
+        """
         reserved = nbytes + OVERHEAD_BYTES
         with self._lock:
             if self._reserved + reserved <= self._budget:
@@ -127,7 +136,7 @@ class Writer:
             elif not self._reserve(reserved):
                 return False
         try:
-            slab, offset = lane.copy(address, nbytes)
+            slab, offset = place(*arguments)
         except BaseException:
             self.give_back(reserved)
             raise

@@ -1,0 +1,104 @@
+"""What the levels ``stats`` and ``hash`` keep of a CUDA tensor, computed on its device: some bytes in a slab."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dumper.memory.cuda_runtime import CudaRuntime, DeviceError
+from dumper.values import device_kernels
+from dumper.values.fingerprint import SUMS_BYTES
+from dumper.values.measures import STATISTICS
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("tensortap")
+
+RESULT_BYTES = {"stats": 8 * len(STATISTICS), "hash": SUMS_BYTES}
+"""Of each kind of level."""
+TENSOR_ALIGNMENT = 16
+"""Bytes that addresses of tensors which kernels read are multiples of."""
+
+
+class DeviceReductions:
+    """Launches kernels for the tensors of this process."""
+
+    def __init__(self, runtime: CudaRuntime) -> None:
+        self._runtime = runtime
+        self._scratch: dict[tuple[int, int], int] = {}
+        """Address by device and stream."""
+        self._ready: set[tuple[str, int, torch.dtype]] = set()
+        self._failed = not device_kernels.available()
+
+    def knows(self, kind: str, dtype: torch.dtype) -> bool:
+        """Whether the kind of level of tensors of this type can be computed."""
+        if self._failed or kind not in RESULT_BYTES:
+            return False
+        from dumper.values.device_kernels.launching import elements_of
+
+        return kind == "hash" or elements_of(dtype) is not None
+
+    def writer(self, kind: str, value: torch.Tensor, device: int, stream: int) -> Callable[[int], None]:
+        """What has a stream write the result for a tensor to an address of the device, a multiple of 16.
+
+        The tensor is contiguous, its address aligned, its type known, and its device the current one. Raises
+        ReductionError.
+        """
+        from dumper.values.device_kernels import single
+
+        if self._failed:
+            raise ReductionError("kernels cannot be used")
+        try:
+            scratch = self._scratch.get((device, stream)) or self._make_scratch(device, stream)
+            if (kind, device, value.dtype) not in self._ready:
+                self._prepare(kind, device, value.dtype)
+        except Exception as error:
+            raise self._failure(error) from error
+        launch = single.launch_statistics if kind == "stats" else single.launch_fingerprint
+
+        def write(out: int) -> None:
+            try:
+                launch(value, out, scratch, stream)
+            except Exception as error:
+                raise self._failure(error) from error
+
+        return write
+
+    def _make_scratch(self, device: int, stream: int) -> int:
+        from dumper.values.device_kernels.launching import SCRATCH_BYTES
+
+        with self._runtime.device(device):
+            address = self._runtime.allocate(SCRATCH_BYTES)
+        self._runtime.fill(address, 0, SCRATCH_BYTES, stream)
+        # Another thread may have been first; what comes second is not worth to be given back.
+        return self._scratch.setdefault((device, stream), address)
+
+    def _prepare(self, kind: str, device: int, dtype: torch.dtype) -> None:
+        """Compile a kernel and load it, which a capture of another thread must not notice."""
+        from dumper.values.device_kernels.launching import fingerprint_launcher, statistics_launcher
+        from dumper.values.readable import undisturbed
+
+        with undisturbed(), self._runtime.device(device):
+            if kind == "stats":
+                statistics_launcher(device, dtype, False)[0].compile()
+            else:
+                fingerprint_launcher(device, False).compile()
+        self._ready.add((kind, device, dtype))
+
+    def _failure(self, error: Exception) -> ReductionError:
+        """Kernels are not tried again, in this process: what one of them meets, all do."""
+        if not self._failed and not isinstance(error, DeviceError):
+            self._failed = True
+            logger.warning(
+                "tensortap: the kernels for levels stats and hash cannot be used (%s: %s); torch computes statistics,"
+                " and values are fingerprinted on the host",
+                type(error).__name__,
+                str(error).partition("\n")[0],
+            )
+        return ReductionError(str(error))
+
+
+class ReductionError(RuntimeError):
+    """No kernel ran; the value is to go another way."""

@@ -1,0 +1,173 @@
+"""Levels ``stats`` and ``hash`` of CUDA tensors, on a stand-in: what the kernels leave in a slab becomes the record."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dumper.memory import device_reductions
+from dumper.memory.buffers import BufferPool
+from dumper.memory.device_staging import DeviceStager
+from dumper.memory.staging import Stager
+from dumper.recording.short_way import ShortWay
+from dumper.values import device_kernels
+from dumper.values.device_kernels import launching, single
+from dumper.values.fingerprint import block_sums
+from dumper.values.measures import device_statistics
+from tests.dumper.memory.stand_in import StandInRuntime
+from tests.dumper.recording.conftest import Recording
+
+STREAM = 77
+VALUE = torch.arange(-300, 700, dtype=torch.float32).reshape(10, 100)
+
+
+class OnDevice:
+    """A tensor of the host that says it is on a device. It has what the short way asks of a tensor, and no more."""
+
+    is_cpu, is_cuda, is_nested = False, True, False
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tensor, name)
+
+    def get_device(self) -> int:
+        return 0
+
+
+class Kernels:
+    """Launches that a stand-in does later, in the order of the stream."""
+
+    def __init__(self, runtime: StandInRuntime) -> None:
+        self.runtime = runtime
+        self.launched: list[str] = []
+        self.scratch: set[int] = set()
+        self.error: Exception | None = None
+
+    def statistics(self, value: Any, out: int, scratch: int, stream: int) -> None:
+        self._launch("stats", value, out, scratch, stream)
+
+    def fingerprint(self, value: Any, out: int, scratch: int, stream: int) -> None:
+        self._launch("hash", value, out, scratch, stream)
+
+    def _launch(self, kind: str, value: Any, out: int, scratch: int, stream: int) -> None:
+        if self.error is not None:
+            raise self.error
+        self.launched.append(kind)
+        self.scratch.add(scratch)
+        address, nbytes, dtype = value.data_ptr(), value.nbytes, value.dtype
+
+        def compute() -> None:
+            data = np.frombuffer((ctypes.c_char * nbytes).from_address(address), np.uint8)
+            if kind == "hash":
+                result = block_sums(data)
+            else:
+                result = device_statistics(torch.from_numpy(data.copy()).view(dtype)).numpy().tobytes()
+            ctypes.memmove(out, result, len(result))
+
+        self.runtime._give(stream, "do", compute)
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
+    runtime = StandInRuntime(3)
+    kernels = Kernels(runtime)
+    look_up = ShortWay.look_up_torch
+
+    def look_up_with_device(self: ShortWay) -> None:
+        look_up(self)
+        self._plain_tensors |= {OnDevice}  # type: ignore[arg-type]
+        self._current_stream = lambda index: STREAM
+        self._current_device = lambda: 0
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(device_kernels, "available", lambda: True)
+    stager = DeviceStager(runtime, BufferPool(1 << 26))
+    monkeypatch.setattr(Stager, "device", property(lambda self: stager))
+    monkeypatch.setattr(ShortWay, "look_up_torch", look_up_with_device)
+    monkeypatch.setattr(device_reductions.DeviceReductions, "_prepare", lambda *arguments: None)
+    monkeypatch.setattr(single, "launch_statistics", kernels.statistics)
+    monkeypatch.setattr(single, "launch_fingerprint", kernels.fingerprint)
+    yield kernels
+    runtime.end()
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Iterator[Recording]:
+    made = Recording(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("level", ["stats", "hash"])
+def test_a_record_is_that_of_the_same_values_on_the_host(recording: Recording, kernels: Kernels, level: str) -> None:
+    recorder = recording.start(level=level)
+    recorder.dump("host", VALUE)
+    value = VALUE.clone()
+    for _ in range(3):
+        recorder.dump("device", OnDevice(value))
+    # What the model does next, on its stream.
+    kernels.runtime.overwrite(value.data_ptr(), bytes(value.nbytes), STREAM)
+    recorder.dump("zeros", OnDevice(value))
+    host, *device, zeros = recording.read().records
+    assert kernels.launched == [level] * 4
+    assert len(kernels.scratch) == 1
+    assert [record.level for record in device] == [level] * 3
+    assert {(record.dtype, record.shape) for record in device} == {("float32", (10, 100))}
+    kept = "fingerprint" if level == "hash" else "statistics"
+    assert {str(getattr(record, kept)) for record in device} == {str(getattr(host, kept))}
+    assert getattr(zeros, kept) != getattr(host, kept)
+    assert len({record.fingerprint_scheme for record in (host, *device)}) == 1
+
+
+def test_what_kernels_cannot_read_goes_another_way(recording: Recording, kernels: Kernels) -> None:
+    """Types and places that no kernel reads are copied, and fingerprinted on the host."""
+    recorder = recording.start(level="hash")
+    recorder.dump("host", VALUE)
+    short_way = recorder._open.session._short_way
+    for value in (OnDevice(VALUE.t()), OnDevice(VALUE.view(-1)[1:])):
+        assert not short_way.submit(next(iter(recorder._open.session._plans.values())), value, None)
+    assert not kernels.launched
+
+
+def test_while_a_nan_is_waited_for_values_are_looked_at(recording: Recording, kernels: Kernels) -> None:
+    recorder = recording.start(level='hash if name != "stats"; stats', on_nan=1)
+    recorder.dump("host", VALUE)
+    recorder.dump("hash", OnDevice(VALUE.clone()))
+    recorder.dump("stats", OnDevice(VALUE.clone()))
+    assert kernels.launched == ["stats"]
+    recorder.dump("stats", OnDevice(torch.full((5,), float("nan"))))
+    host, hashed, *_ = recording.read().records
+    assert hashed.fingerprint == host.fingerprint
+
+
+def test_a_kernel_that_cannot_be_launched_is_given_up_once(
+    recording: Recording, kernels: Kernels, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = recording.start(level="hash")
+    recorder.dump("host", VALUE)
+    session: Any = recorder._open.session
+    plan = next(iter(session._plans.values()))
+    kernels.error = RuntimeError("Triton Error [CUDA]: an example")
+    for _ in range(3):
+        assert not session._short_way.submit(plan, OnDevice(VALUE.clone()), None)
+    kernels.error = None
+    assert not session._short_way.submit(plan, OnDevice(VALUE.clone()), None)
+    assert not kernels.launched
+    assert len([one for one in caplog.records if "an example" in one.getMessage()]) == 1
+    assert session._writer._reserved == 0
+
+
+def test_scratch_is_cleared_once(kernels: Kernels) -> None:
+    reductions = device_reductions.DeviceReductions(kernels.runtime)
+    for _ in range(2):
+        reductions.writer("hash", OnDevice(VALUE), 0, STREAM)  # type: ignore[arg-type]
+    (address,) = reductions._scratch.values()
+    assert len(kernels.runtime.memory[address]) == launching.SCRATCH_BYTES
