@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dumper.memory.cuda_runtime import CudaRuntime, DeviceError
@@ -61,6 +61,32 @@ class DeviceReductions:
         def write(out: int) -> None:
             try:
                 launch(value, out, scratch, stream)
+            except Exception as error:
+                raise self._failure(error) from error
+
+        return write
+
+    def writer_of_many(self, kind: str, values: Sequence[torch.Tensor], stream: int) -> Callable[[int], None]:
+        """The same for many tensors of the current device that stay where they are: statistics of those of one type, or
+        fingerprints of any. Their results lie one behind the other. Raises ReductionError.
+
+        What it returns may be called again whenever what it did before was given to the same stream, the current one.
+        """
+        from dumper.values.device_kernels.many import FingerprintsOfMany, StatisticsOfMany
+        from dumper.values.readable import undisturbed
+
+        if self._failed:
+            raise ReductionError("kernels cannot be used")
+        try:
+            with undisturbed():
+                launch = StatisticsOfMany(values) if kind == "stats" else FingerprintsOfMany(values)
+                launch.compile()
+        except Exception as error:
+            raise self._failure(error) from error
+
+        def write(out: int) -> None:
+            try:
+                launch.launch(out, stream)
             except Exception as error:
                 raise self._failure(error) from error
 

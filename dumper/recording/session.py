@@ -20,9 +20,10 @@ from dumper.format.status import StatusBlock
 from dumper.layout import TokenLayout
 from dumper.memory.available import available_bytes
 from dumper.memory.buffers import SMALL
-from dumper.memory.device_reductions import RESULT_BYTES
+from dumper.memory.device_reductions import RESULT_BYTES, TENSOR_ALIGNMENT
 from dumper.memory.staging import Stager, reduce_value
 from dumper.recording.plans import MOST_PLANS, Plan
+from dumper.recording.reductions import ReducedValues, ReducedValueWriter
 from dumper.recording.short_way import ShortWay, checkpoint_is_running
 from dumper.rules.expressions import Expression
 from dumper.rules.levels import FULL, STATS, Level, LevelRules
@@ -78,7 +79,8 @@ class Session:
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._replays: Replays | None = None
         self._next_number = itertools.count(1).__next__
-        self._short_way = ShortWay(self._writer, stager, self.status, watches_for_nan=settings.on_nan is not None)
+        self._reduced = ReducedValueWriter(self._writer, self.status, watches_for_nan=settings.on_nan is not None)
+        self._short_way = ShortWay(self._writer, stager, self.status, self._reduced)
         self._read_rules()
 
     def reconfigure(self, settings: Settings) -> None:
@@ -278,6 +280,31 @@ class Session:
             self.status.add("lost_encoding", len(values))
             raise
         self._writer.put(ManyValues(values, data, step, reserved))
+
+    def can_reduce(self, plan: Plan, value: Any) -> bool:
+        """Whether a kernel computes what is kept of a contiguous tensor, at an address that copies begin at."""
+        device = self._stager.device if value.is_cuda and plan.chosen is not None else None
+        if device is None or plan.chosen is None or value.data_ptr() % TENSOR_ALIGNMENT:
+            return False
+        return self._reduced.can_reduce(plan.chosen.kind, value.dtype, device)
+
+    def submit_reduced(self, reduced: ReducedValues, step: int | None) -> None:
+        """Record several values by what a kernel keeps of them, in one launch on the current stream."""
+        device, stream = self._stager.device, self._short_way.stream_of(reduced.values[0][1])
+        try:
+            done = device is not None and self._reduced.put_many(reduced, device, stream, step)
+        except BaseException:
+            for _ in reduced.values:
+                self.count_lost("lost_encoding")
+            raise
+        if not done:
+            for plan, value in reduced.values:
+                self.submit_planned(plan, value, step)
+            return
+        number = 0
+        for _ in reduced.values:
+            number = self._next_number()
+        self.status.submitted(number)
 
     def count_lost(self, reason: str) -> None:
         """Count a value that is not recorded and was not handed to the writer."""

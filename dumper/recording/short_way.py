@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from dumper.format.status import StatusBlock
 from dumper.memory.buffers import SMALL
-from dumper.memory.device_reductions import RESULT_BYTES, TENSOR_ALIGNMENT, ReductionError
+from dumper.memory.device_reductions import TENSOR_ALIGNMENT
 from dumper.memory.device_slabs import LARGEST_VALUE
 from dumper.recording.plans import Plan, SmallTensors
+from dumper.recording.reductions import ReducedValueWriter, describe_reduced
 from dumper.values.dtypes import KNOWN
 from dumper.writing.items import Description
 from dumper.writing.writer import Writer
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 class ShortWay:
     """Belongs to a session; its methods run on the model's threads."""
 
-    def __init__(self, writer: Writer, stager: Stager, status: StatusBlock, *, watches_for_nan: bool) -> None:
-        """``watches_for_nan``: whether the writer looks at the elements of what it is handed."""
-        self._watches_for_nan = watches_for_nan
+    def __init__(self, writer: Writer, stager: Stager, status: StatusBlock, reduced: ReducedValueWriter) -> None:
+        self._reduced = reduced
         self._writer = writer
         self._stager = stager
         self._status = status
@@ -109,7 +109,7 @@ class ShortWay:
         except (RuntimeError, NotImplementedError):
             return False
         if small.reduced_to is not None:
-            return self._put_reduced(small.reduced_to, small.description, device, index, stream, value, step)
+            return self._reduced.put(small.reduced_to, small.description, device, index, stream, value, step)
         lane, nbytes = device.lanes.lane(index, stream), small.nbytes
         if not self._writer.put_from_device(small.description, nbytes, step, lane.copy, address, nbytes):
             self._status.add("lost_full_memory")
@@ -130,42 +130,21 @@ class ShortWay:
         with undisturbed():
             plain = readable(value)
             device = self._stager.device if plain.is_cuda else None
-            if device is None or not self._can_reduce(kind, plain.dtype, device):
+            if device is None or not self._reduced.can_reduce(kind, plain.dtype, device):
                 return False
-            dtype, shape = self._dtypes[plain.dtype], tuple(plain.shape)
-            summed_bytes = plain.numel() * plain.element_size() if kind == "hash" else None
-            description = plan.describe(dtype, shape, self.is_recomputed(plan), summed_bytes=summed_bytes)
+            description = describe_reduced(plan, self._dtypes[plain.dtype], plain, self.is_recomputed(plan))
             index = plain.get_device()
             with device.current(index):
                 dense = as_bytes(plain).resolve_conj().resolve_neg().contiguous()
                 if dense.data_ptr() % TENSOR_ALIGNMENT:
                     dense = dense.clone()
                 stream = self._current_stream(index)
-                return self._put_reduced(kind, description, device, index, stream, dense, step)
+                return self._reduced.put(kind, description, device, index, stream, dense, step)
 
-    def _can_reduce(self, kind: str, dtype: Any, device: DeviceStager) -> bool:
-        # While a NaN is waited for the writer looks at all elements.
-        return not (kind == "hash" and self._watches_for_nan) and device.reductions.knows(kind, dtype)
-
-    def _put_reduced(
-        self,
-        kind: str,
-        description: Description,
-        device: DeviceStager,
-        index: int,
-        stream: int,
-        value: Any,
-        step: int | None,
-    ) -> bool:
-        nbytes = RESULT_BYTES[kind]
-        try:
-            write = device.reductions.writer(kind, value, index, stream)
-            lane = device.lanes.lane(index, stream)
-            if not self._writer.put_from_device(description, nbytes, step, lane.fill, nbytes, write):
-                self._status.add("lost_full_memory")
-        except ReductionError:
-            return False
-        return True
+    def stream_of(self, value: Any) -> int:
+        """The handle of the current stream of the device of a CUDA tensor."""
+        self.look_up_torch()
+        return self._current_stream(value.get_device())
 
     def is_backward(self) -> bool:
         """Whether this thread runs a backward pass."""
@@ -179,12 +158,10 @@ class ShortWay:
         assert plan.chosen is not None
         kind = plan.chosen.kind
         dtype = self._dtypes.get(value.dtype)
-        if dtype is None or value.is_nested or not self._can_reduce(kind, value.dtype, device):
+        if dtype is None or value.is_nested or not self._reduced.can_reduce(kind, value.dtype, device):
             largest = LARGEST_VALUE if plan.whole else -1
             return self._describe(plan, key, value, largest)
-        nbytes = value.nbytes
-        summed_bytes = nbytes if kind == "hash" else None
-        description = plan.describe(dtype, value.shape, self.is_recomputed(plan), summed_bytes=summed_bytes)
+        description = describe_reduced(plan, dtype, value, self.is_recomputed(plan))
         return plan.remember_small(key, _small_tensors(description, dtype, value, kind))
 
     def _describe(self, plan: Plan, key: tuple[Any, ...], value: Any, largest: int) -> SmallTensors:

@@ -13,12 +13,15 @@ from dumper.adapters.protocol import GraphFacts, PassSize
 from dumper.recording.graphs.captured import CapturedGraph, GraphTap
 from dumper.recording.graphs.rows import rows_of_pass
 from dumper.recording.plans import Plan
+from dumper.recording.reductions import ReducedValues, reduced_together
 from dumper.rules.levels import FULL, Level
 from dumper.writing.items import Description
 
 if TYPE_CHECKING:
     from dumper.values.source import Source
 
+MOST_AT_ONCE = 4096
+"""Values that are reduced by one launch."""
 LARGEST_GAP = 64 << 10
 """Bytes between two values that are copied along, since one copy costs less than two."""
 _MOST_PLANS = 1000
@@ -42,6 +45,12 @@ class Session(Protocol):
     def submit_many(self, values: tuple[Entry, ...], piece: torch.Tensor, step: int | None) -> None:
         """Record several values that lie in one piece of memory, uint8, in one copy. Raises as ``submit_planned``."""
 
+    def can_reduce(self, plan: Plan, value: torch.Tensor) -> bool:
+        """Whether a kernel computes what is kept of a value."""
+
+    def submit_reduced(self, reduced: ReducedValues, step: int | None) -> None:
+        """Record several values by what a kernel keeps of them, in one launch. Raises as ``submit_planned``."""
+
     def count_lost(self, reason: str) -> None:
         """Count a value that was not handed over."""
 
@@ -64,6 +73,8 @@ class ReplayPlan:
     """What is recorded after a replay."""
 
     pieces: tuple[Piece, ...]
+    reduced: tuple[ReducedValues, ...]
+    """Values that kernels reduce, each time several at once."""
     single: tuple[tuple[Plan, torch.Tensor], ...]
     """Values that are worked on by themselves."""
     unusable: int
@@ -130,6 +141,11 @@ class Replays:
                 session.submit_many(piece.values, piece.memory, step)
             except Exception as error:
                 failure = error
+        for reduced in plan.reduced:
+            try:
+                session.submit_reduced(reduced, step)
+            except Exception as error:
+                failure = error
         for of_one, value in plan.single:
             try:
                 session.submit_planned(of_one, value, step)
@@ -144,6 +160,7 @@ class Replays:
         self, graph: CapturedGraph, added: Mapping[str, Any], rules_step: int | None, size: PassSize | None
     ) -> ReplayPlan:
         kept: list[_Kept] = []
+        reducible: list[tuple[Plan, torch.Tensor]] = []
         single: list[tuple[Plan, torch.Tensor]] = []
         unusable = 0
         for tap in graph.taps:
@@ -156,6 +173,9 @@ class Replays:
                 continue
             rows = rows_of_pass(tap.value.shape, tap.dims, graph.facts, size)
             value = tap.value if rows is None else tap.value[:rows]
+            if self._session.can_reduce(plan, value):
+                reducible.append((plan, value))
+                continue
             bytes_kept = self._bytes_kept(plan, value)
             if bytes_kept is None:
                 single.append((plan, value))
@@ -163,7 +183,8 @@ class Replays:
                 dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
                 level = plan.chosen if shape or plan.chosen.kind != "sample" else FULL
                 kept.append(_Kept(tap, bytes_kept, plan.describe(dtype, shape, False, level)))
-        return ReplayPlan(tuple(pieces_of(kept)), tuple(single), unusable, len(kept) + len(single))
+        pieces, reduced = tuple(pieces_of(kept)), tuple(_reduced(reducible))
+        return ReplayPlan(pieces, reduced, tuple(single), unusable, len(kept) + len(reducible) + len(single))
 
     def _bytes_kept(self, plan: Plan, value: torch.Tensor) -> int | None:
         """How many of the first bytes of a contiguous value are kept; None where its level keeps something else."""
@@ -173,6 +194,17 @@ class Replays:
         if level.rows is None or self._session.watches_samples:
             return None
         return _nbytes(value[: level.rows] if value.dim() else value)
+
+
+def _reduced(values: Iterable[tuple[Plan, torch.Tensor]]) -> Iterable[ReducedValues]:
+    """The values by what one launch can do: fingerprints of any tensors, statistics of those of one dtype."""
+    groups: dict[tuple[str, torch.dtype | None], list[tuple[Plan, torch.Tensor]]] = {}
+    for plan, value in values:
+        kind = (plan.chosen or FULL).kind
+        groups.setdefault((kind, value.dtype if kind == "stats" else None), []).append((plan, value))
+    for (kind, _), group in groups.items():
+        for first in range(0, len(group), MOST_AT_ONCE):
+            yield reduced_together(kind, group[first : first + MOST_AT_ONCE])
 
 
 def _nbytes(value: torch.Tensor) -> int:

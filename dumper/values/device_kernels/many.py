@@ -41,10 +41,13 @@ class Segments:
             rows.append((address, length, first, programs))
             owners += [number] * programs
             first += programs
-        where = torch.device("cuda", device) if device >= 0 else torch.device("cpu")
+        pinned = device >= 0
+        where = torch.device("cuda", device) if pinned else torch.device("cpu")
+        # From pinned memory, so that the device is not waited for.
         with torch.inference_mode(False):
-            self._segments = torch.tensor(rows, dtype=torch.int64).to(where)
-            self._owners = torch.tensor(owners, dtype=torch.int32).to(where)
+            table = torch.tensor(rows, dtype=torch.int64, pin_memory=pinned)
+            self._segments = table.to(where, non_blocking=True)
+            self._owners = torch.tensor(owners, dtype=torch.int32, pin_memory=pinned).to(where, non_blocking=True)
             self._partials = torch.zeros(8 * first, dtype=torch.int64, device=where)
             self._arrived = torch.zeros(len(rows), dtype=torch.int32, device=where)
         self.programs = first
@@ -67,6 +70,10 @@ class StatisticsOfMany:
         self.nbytes = STATISTICS_BYTES * len(values)
         """Of the results."""
 
+    def compile(self) -> None:
+        """Compile the kernel for the current device now, and not at the first launch. Raises what Triton raises."""
+        self._launcher.compile()
+
     def launch(self, out: int, stream: int) -> None:
         """Have a stream write the statistics of each tensor, one behind the other, to an address. The device is the
         current one. Raises what Triton raises."""
@@ -86,6 +93,10 @@ class FingerprintsOfMany:
         self._segments = Segments([value.data_ptr() for value in values], lengths, FINGERPRINT_BLOCK, device)
         self.nbytes = SUMS_BYTES * len(values)
         """Of the results."""
+
+    def compile(self) -> None:
+        """Compile the kernel for the current device now, and not at the first launch. Raises what Triton raises."""
+        self._launcher.compile()
 
     def launch(self, out: int, stream: int) -> None:
         """Have a stream write the sums of each tensor, one behind the other, to an address. The device is the current

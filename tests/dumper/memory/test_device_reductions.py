@@ -13,13 +13,16 @@ import torch
 
 from dumper.memory import device_reductions
 from dumper.memory.buffers import BufferPool
+from dumper.memory.device_reductions import RESULT_BYTES
 from dumper.memory.device_staging import DeviceStager
 from dumper.memory.staging import Stager
+from dumper.recording.reductions import reduced_together
 from dumper.recording.short_way import ShortWay
 from dumper.values import device_kernels
-from dumper.values.device_kernels import launching, single
+from dumper.values.device_kernels import launching, many, single
 from dumper.values.fingerprint import block_sums
 from dumper.values.measures import device_statistics
+from dumper.values.plain import UnrecordableError
 from tests.dumper.memory.stand_in import StandInRuntime
 from tests.dumper.recording.conftest import Recording
 
@@ -75,6 +78,20 @@ class Kernels:
         self.runtime._give(stream, "do", compute)
 
 
+class OfMany:
+    """Stands for the launches of many."""
+
+    def __init__(self, kernels: Kernels, kind: str, values: list[Any]) -> None:
+        self.kernels, self.kind, self.values = kernels, kind, values
+
+    def compile(self) -> None:
+        pass
+
+    def launch(self, out: int, stream: int) -> None:
+        for number, value in enumerate(self.values):
+            self.kernels._launch(self.kind, value, out + number * RESULT_BYTES[self.kind], 0, stream)
+
+
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
     runtime = StandInRuntime(3)
@@ -95,12 +112,15 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
     monkeypatch.setattr(device_reductions.DeviceReductions, "_prepare", lambda *arguments: None)
     monkeypatch.setattr(single, "launch_statistics", kernels.statistics)
     monkeypatch.setattr(single, "launch_fingerprint", kernels.fingerprint)
+    monkeypatch.setattr(many, "StatisticsOfMany", lambda values: OfMany(kernels, "stats", values))
+    monkeypatch.setattr(many, "FingerprintsOfMany", lambda values: OfMany(kernels, "hash", values))
     yield kernels
     runtime.end()
 
 
 @pytest.fixture
-def recording(tmp_path: Path) -> Iterator[Recording]:
+def recording(tmp_path: Path, kernels: Kernels) -> Iterator[Recording]:
+    """Closed before the stand-in ends, which the writer waits for."""
     made = Recording(tmp_path)
     yield made
     made.close()
@@ -125,6 +145,29 @@ def test_a_record_is_that_of_the_same_values_on_the_host(recording: Recording, k
     assert {str(getattr(record, kept)) for record in device} == {str(getattr(host, kept))}
     assert getattr(zeros, kept) != getattr(host, kept)
     assert len({record.fingerprint_scheme for record in (host, *device)}) == 1
+
+
+@pytest.mark.parametrize("level", ["stats", "hash"])
+def test_values_of_a_graph_are_reduced_together(recording: Recording, kernels: Kernels, level: str) -> None:
+    recorder = recording.start(level=level)
+    values = [VALUE, VALUE.view(-1)[:7].clone(), torch.ones(3, 5)]
+    for number, value in enumerate(values):
+        recorder.dump(f"x{number}", value)
+    session: Any = recorder._open.session
+    plans = [plan for plan in session._plans.values() if plan.source.name.startswith("x")]
+    together = reduced_together(level, [(plan, OnDevice(value)) for plan, value in zip(plans, values, strict=True)])
+    for _ in range(2):
+        session.submit_reduced(together, None)
+    kernels.error = RuntimeError("an example")
+    with pytest.raises(UnrecordableError):  # what only says that it is a tensor goes no other way
+        session.submit_reduced(together, None)
+    run = recording.read()
+    assert kernels.launched == [level] * 6
+    kept = "fingerprint" if level == "hash" else "statistics"
+    for number in range(3):
+        host, *replays = (record for record in run.records if record.name == f"x{number}")
+        assert [str(getattr(record, kept)) for record in replays] == [str(getattr(host, kept))] * 2
+        assert {record.shape for record in replays} == {host.shape}
 
 
 def test_what_kernels_cannot_read_goes_another_way(recording: Recording, kernels: Kernels) -> None:
