@@ -205,6 +205,7 @@ def test_a_kernel_that_cannot_be_launched_is_given_up_once(
     assert not session._short_way.submit(plan, OnDevice(VALUE.clone()), None)
     assert not kernels.launched
     assert len([one for one in caplog.records if "an example" in one.getMessage()]) == 1
+    recording.close()
     assert session._writer._reserved == 0
 
 
