@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-vllm demo test test-fast lint drift format clean
+.PHONY: help venv venv-vllm demo test test-fast bench lint drift format clean
 
 export PYTHON
 python := .venv/bin/python
@@ -26,6 +26,10 @@ test: venv venv-vllm ## All tests, those with real servers among them
 
 test-fast: venv ## The tests that start no server
 	@$(pytest) -m "not e2e and not slow"
+
+benches := comparing recording patching controlling paging
+bench: venv ## Benchmarks beside SGLang's tools; writes docs/benchmarks.md (some minutes, on a machine that idles)
+	@for one in $(benches); do $(python) -m benchmarks.$$one --write; done
 
 lint: venv ## Linter, formatter, type checker, and who may import whom
 	@$(python) -m ruff check .

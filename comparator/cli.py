@@ -103,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--only-failed", action="store_true", help="print failed and errored tensors only")
     add("-q", "--quiet", action="store_true", help="print the summary only")
     add("--max-fail", type=_positive, metavar="N", help="end the report after N failures")
+    add("--exit-first", "-x", dest="max_fail", action="store_const", const=1, help="the same as --max-fail 1")
     add("--version", action=PrintVersion, nargs=0, help="print the version of tensortap and end")
     add("--print-completion", choices=SHELLS, action=PrintCompletion, help="print a completion script for a shell")
     add("--override-dims", action="append", default=[], metavar="NAME:DIMS",

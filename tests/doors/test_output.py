@@ -40,6 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (["--verbosity", "minimal"], 0, 3, False),
         (["-q"], 0, 0, False),
         (["--max-fail", "1"], 3, 1, True),
+        (["--exit-first"], 3, 1, True),
     ],
 )
 def test_how_much_is_printed(
