@@ -181,6 +181,23 @@ def test_dark_and_light(browser: Browser, faulty: Path) -> None:
     assert sum(light[:3]) - sum(dark[:3]) > 200
 
 
+def test_paper_is_light_and_has_no_buttons(browser: Browser, faulty: Path) -> None:
+    browser.prefers("dark")
+    browser.open(faulty)
+    dark = pixel(browser)
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert sum(pixel(browser)[:3]) - sum(dark[:3]) > 200
+    browser.command("Emulation.setEmulatedMedia", media="print")
+    shown = "return [...document.querySelectorAll('button, input, nav')].filter((one) => one.offsetParent).length"
+    assert browser.run(shown) == browser.run("return document.querySelectorAll('th button').length")
+    assert browser.text("#outcome") == "The runs do not agree"
+    browser.command(
+        "Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+    )
+    browser.run("dispatchEvent(new Event('afterprint'))")
+    assert pixel(browser) == dark
+
+
 def test_a_narrow_window(browser: Browser, faulty: Path) -> None:
     browser.size(360, 700)
     for address in ("", "tensor=" + FIRST.replace(" ", "%20"), "view=coverage"):

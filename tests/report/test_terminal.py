@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from comparator.report.records import SummaryRecord, TensorComparison
-from comparator.report.reporters import TextReporter
+from comparator.report.reporters import TextReporter, terminal
 from testbed.synthetic_reports import report
 
 KINDS = {"comparison_tensor": TensorComparison, "summary": SummaryRecord}
@@ -49,3 +50,21 @@ def test_many_layers_are_cut() -> None:
     text = " ".join(printed(200, layers=60, fault=10))
     assert "26 more layers" in text
     assert "layer 33" in text
+
+
+@pytest.mark.parametrize("coloured", [True, False])
+def test_no_colour_where_none_is_wanted(coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = StringIO()
+    monkeypatch.setattr("sys.stdout", output)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if not coloured:
+        monkeypatch.setenv("NO_COLOR", "1")
+    console = terminal()
+    reporter = TextReporter(console, "minimal")
+    for record in report(2, 1, fault=1):
+        if record["type"] in KINDS:
+            reporter.report(msgspec.convert(record, KINDS[record["type"]]))
+    assert "failed" in output.getvalue()
+    assert bool(re.search(r"\x1b\[[0-9;]*3[0-7]", output.getvalue())) == coloured

@@ -144,6 +144,18 @@ async function start() {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
     redraw();
   });
+  // Paper is light, whatever the screen is.
+  let onScreen;
+  addEventListener("beforeprint", () => {
+    onScreen = document.documentElement.dataset.theme;
+    document.documentElement.dataset.theme = "light";
+    redraw();
+  });
+  addEventListener("afterprint", () => {
+    if (onScreen === undefined) delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = onScreen;
+    redraw();
+  });
   document.getElementById("copy").addEventListener("click", (event) => copyText(summary.copy, event.target));
   addEventListener("keydown", (event) => shortcut(event, search));
   await show();
