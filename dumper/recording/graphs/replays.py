@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE = 4096
 """Values that are reduced by one launch."""
-LARGEST_GAP = 64 << 10
+LARGEST_GAP = 512 << 10
 """Bytes between two values that are copied along, since one copy costs less than two."""
 _MOST_PLANS = 1000
 """Of one graph; conditions on the step make a new one in every step."""

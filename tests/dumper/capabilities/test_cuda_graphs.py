@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from comparator import compare
 from dumper import open_run
 from dumper.cli import main
 from dumper.layout import SequenceSpan, TokenLayout
@@ -334,9 +336,10 @@ def test_a_nan_in_a_graph_sets_off_a_recording_that_waits_for_one(recorder: Reco
     ]
 
 
-def layout(tokens: int, requests: int) -> TokenLayout:
+def layout(tokens: int, requests: int, start: int = 5) -> TokenLayout:
     counts = [tokens - requests + 1] + [1] * (requests - 1)
-    return TokenLayout("decode", tuple(SequenceSpan(f"r{n}", 5, count) for n, count in enumerate(counts)), rows=tokens)
+    spans = tuple(SequenceSpan(f"r{n}", start, count) for n, count in enumerate(counts))
+    return TokenLayout("decode", spans, rows=tokens, token_ids=np.arange(tokens, dtype=np.int64))
 
 
 @pytest.mark.parametrize("padding", ["trim", "keep"])
@@ -423,3 +426,26 @@ def test_the_end_of_the_process_reports_on_graphs(recorder: Recorder, caplog: py
     [line] = [record.getMessage() for record in caplog.records if "CUDA graphs" in record.getMessage()]
     assert "1 captured with taps, 1 replays recorded, 2 values" in line
     assert "1 graphs were captured while recording was off" in line
+
+
+@pytest.mark.parametrize("padding", ["trim", "keep"])
+def test_a_run_from_graphs_agrees_with_one_without(recorder: Recorder, tmp_path: Path, padding: str) -> None:
+    """What stands in rows of padding decides nothing, whether it is recorded or not."""
+    recorder.configure(graph_padding=padding)
+    eager = Recorder()
+    eager.configure(enable=True, dir=str(tmp_path), run="eager", control=False)
+    graph = capture(recorder, ("h", ones(8, 4), "t h"), ("logits", ones(8, 4), "request v"))
+    assert recorder._graphs is not None
+    captured = [tap.value for tap in recorder._graphs._graphs[id(graph)].taps]
+    for step, tokens in enumerate((3, 5, 7)):
+        values = torch.randn(8, 4)
+        graph.work = [lambda value=value, values=values: value.copy_(values) for value in captured]
+        with recorder.step(layout=layout(tokens, tokens, step)):
+            graph.replay()
+        with eager.step(layout=layout(tokens, tokens, step)):
+            eager.dump("h", values[:tokens], dims="t h")
+            eager.dump("logits", values[:tokens], dims="request v")
+    target = run_of(recorder).path
+    eager.close()
+    assert compare(tmp_path / "eager", target).passed
+    assert compare(tmp_path / "eager", target, token_aligner="smart").passed
