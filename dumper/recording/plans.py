@@ -68,8 +68,8 @@ class Plan:
         """None when the filter rejects them."""
         self.whole = chosen is not None and chosen.kind in ("full", "hash")
         """Whether all bytes of the value go to the writer."""
-        self.short = self.whole or (chosen is not None and chosen.kind == "stats")
-        """Whether values may go the short way: of statistics those of CUDA tensors."""
+        self.short = self.whole or (chosen is not None and (chosen.kind == "stats" or chosen.rows is not None))
+        """Whether values may go the short way: for other levels those of CUDA tensors."""
         self.descriptions: dict[tuple[Any, ...], Description] = {}
         self.small: dict[tuple[Any, ...], SmallTensors] = {}
         self.last: tuple[Any, Any, bool, SmallTensors] = (None, None, False, _NOTHING)

@@ -40,11 +40,11 @@ class ReducedValueWriter:
         """``watches_for_nan``: whether the writer looks at the elements of what it is handed."""
         self._writer = writer
         self._status = status
-        self._watches_for_nan = watches_for_nan
+        self.watches_for_nan = watches_for_nan
 
     def can_reduce(self, kind: str, dtype: Any, device: DeviceStager) -> bool:
         """Whether what a level keeps of tensors of this type is computed on the device."""
-        return not (kind == "hash" and self._watches_for_nan) and device.reductions.knows(kind, dtype)
+        return not (kind == "hash" and self.watches_for_nan) and device.reductions.knows(kind, dtype)
 
     def put(
         self,

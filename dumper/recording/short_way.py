@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dumper.format.status import StatusBlock
@@ -158,11 +159,26 @@ class ShortWay:
         assert plan.chosen is not None
         kind = plan.chosen.kind
         dtype = self._dtypes.get(value.dtype)
+        if kind == "sample":
+            return plan.remember_small(key, self._describe_first_rows(plan, dtype, value))
         if dtype is None or value.is_nested or not self._reduced.can_reduce(kind, value.dtype, device):
             largest = LARGEST_VALUE if plan.whole else -1
             return self._describe(plan, key, value, largest)
         description = describe_reduced(plan, dtype, value, self.is_recomputed(plan))
         return plan.remember_small(key, _small_tensors(description, dtype, value, kind))
+
+    def _describe_first_rows(self, plan: Plan, dtype: str | None, value: Any) -> SmallTensors:
+        """Of contiguous tensors, the rows that a sample keeps: their first bytes."""
+        assert plan.chosen is not None
+        rows = plan.chosen.rows
+        if dtype is None or value.is_nested or not value.shape or rows is None or self._reduced.watches_for_nan:
+            return SmallTensors(None)
+        length = value.shape[0]
+        nbytes = value.nbytes // max(1, length) * min(rows, length)
+        if nbytes > LARGEST_VALUE:
+            return SmallTensors(None)
+        description = plan.describe(dtype, tuple(value.shape), self.is_recomputed(plan))
+        return replace(_small_tensors(description, dtype, value, None), nbytes=nbytes)
 
     def _describe(self, plan: Plan, key: tuple[Any, ...], value: Any, largest: int) -> SmallTensors:
         """What is worked out once for tensors of one type and shape."""

@@ -180,13 +180,29 @@ def test_what_kernels_cannot_read_goes_another_way(recording: Recording, kernels
     assert not kernels.launched
 
 
+@pytest.mark.parametrize("level", ["sample(rows=3)", "sample(rows=30)"])
+def test_the_first_rows_are_copied_alone(recording: Recording, kernels: Kernels, level: str) -> None:
+    recorder = recording.start(level=level)
+    recorder.dump("host", VALUE)
+    value = VALUE.clone()
+    for _ in range(2):
+        recorder.dump("device", OnDevice(value))
+    kernels.runtime.overwrite(value.data_ptr(), bytes(value.nbytes), STREAM)
+    host, *device = recording.read().records
+    assert len(device) == 2
+    for record in device:
+        assert (record.shape, record.sampled_rows) == (host.shape, host.sampled_rows)
+        assert record.array().tolist() == host.array().tolist()
+
+
 def test_while_a_nan_is_waited_for_values_are_looked_at(recording: Recording, kernels: Kernels) -> None:
     recorder = recording.start(level='hash if name != "stats"; stats', on_nan=1)
     recorder.dump("host", VALUE)
-    recorder.dump("hash", OnDevice(VALUE.clone()))
-    recorder.dump("stats", OnDevice(VALUE.clone()))
+    value, nan = OnDevice(VALUE.clone()), OnDevice(torch.full((5,), float("nan")))
+    recorder.dump("hash", value)
+    recorder.dump("stats", value)
     assert kernels.launched == ["stats"]
-    recorder.dump("stats", OnDevice(torch.full((5,), float("nan"))))
+    recorder.dump("stats", nan)
     host, hashed, *_ = recording.read().records
     assert hashed.fingerprint == host.fingerprint
 
