@@ -317,6 +317,9 @@ class Recorder(CallsOfSglang):
         except Exception:
             self._open_session().count_lost("lost_encoding")
             raise
+        if (source.grad or self._gradients) and source.stream == "value":
+            # Where the backward pass is captured as well, its replays record the gradient.
+            self._special.await_gradient(source, value, dims, tags, self._steps.number)
 
     def record_replay(self, graph: CapturedGraph) -> bool:
         """Record what a replay of a CUDA graph has left; whether recording was on. Never raises."""

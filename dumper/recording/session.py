@@ -249,7 +249,8 @@ class Session:
         scalars = self._checked(source, dims, tags)
         names = {f"graph_{name}": value for name, value in known.items()}
         moment = self._moment(source, step) if self._asked else None
-        return Plan(source, scalars, dims, self._choose(source, scalars, moment, names), known)
+        wanted = self._settings.enable_value or source.stream != "value"
+        return Plan(source, scalars, dims, self._choose(source, scalars, moment, names) if wanted else None, known)
 
     @property
     def watches_samples(self) -> bool:

@@ -169,6 +169,27 @@ def test_a_capture_in_a_step_that_is_not_wanted_goes_into_the_graph_all_the_same
     assert [(record.step, record.name) for record in run_of(recorder).records] == [(2, "x"), (3, "x")]
 
 
+def test_gradients_of_a_captured_backward_pass_are_recorded_at_its_replays(recorder: Recorder) -> None:
+    forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+    x = torch.ones(2, requires_grad=True)
+    forward.capture_begin()
+    y = x * 3
+    recorder.dump("y", y, grad=True)
+    forward.capture_end()
+    backward.capture_begin()
+    torch.autograd.grad((y * 2).sum(), x)
+    backward.capture_end()
+    fill(recorder, forward, 3.0)
+    fill(recorder, backward, 2.0)
+    for _ in range(2):
+        with recorder.step():
+            forward.replay()
+            backward.replay()
+    assert [(record.step, record.stream, record.array().tolist()) for record in run_of(recorder).records] == [
+        (step, *found) for step in (0, 1) for found in (("value", [3.0, 3.0]), ("grad", [2.0, 2.0]))
+    ]
+
+
 def test_values_of_all_kinds_come_back(recorder: Recorder) -> None:
     freed = torch.ones(100)
     freed.untyped_storage().resize_(0)
