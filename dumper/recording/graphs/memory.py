@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 
 from dumper.memory.cuda_runtime import loaded_runtime
+
+logger = logging.getLogger("tensortap")
 
 ALIGNMENT = 256
 """Bytes; values begin at multiples of it."""
@@ -102,7 +105,13 @@ def _allocate(nbytes: int, device: torch.device) -> torch.Tensor:
         with runtime.beside_captures() if runtime is not None else contextlib.nullcontext():
             side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             with torch.cuda.stream(side):
-                return torch.empty(nbytes, dtype=torch.uint8, device=device)
+                try:
+                    return torch.empty(nbytes, dtype=torch.uint8, device=device)
+                except torch.cuda.OutOfMemoryError:
+                    raise
+                except RuntimeError:
+                    logger.debug("tensortap: memory of taps is of a graph's pool", exc_info=True)
+            return torch.empty(nbytes, dtype=torch.uint8, device=device)
 
 
 _runtime = functools.cache(loaded_runtime)

@@ -25,6 +25,7 @@ from dumper.recording.graphs import taps as taps_module
 from dumper.recording.graphs.taps import SilentTapError
 from dumper.recording.recorder import Recorder
 from dumper.settings import SettingsError
+from tests.dumper.memory.stand_in import StandInRuntime
 
 
 class StandInGraph:
@@ -302,6 +303,34 @@ def test_what_is_captured_past_torch_is_counted(recorder: Recorder, monkeypatch:
     assert ["1 values went into captures" in problem.message for problem in run.problems] == [True]
 
 
+def test_replays_on_several_streams_wait_for_what_is_read(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = StandInRuntime()
+    current = [11]
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: current[0], raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
+    graphs = [capture(recorder, ("x", ones(1), None), number=number) for number in range(2)]
+    taps = recorder._graphs
+    assert taps is not None
+    taps._find_runtime = lambda: runtime  # type: ignore[assignment]
+    for captured in taps._graphs.values():
+        captured.device = torch.device("cuda", 0)
+    for stream, graph in ((11, 0), (12, 1), (12, 0), (11, 0)):
+        current[0] = stream
+        with recorder.step():
+            graphs[graph].replay()
+    # Graphs of one stream follow one another as they are.
+    assert [stream for stream, _ in runtime.waited_for] == [12, 11]
+    runtime.dead = True
+    current[0] = 12
+    with recorder.step():
+        graphs[0].replay()  # the model has to find out by itself
+    runtime.end()
+    assert "replays may overwrite" in caplog.text
+    assert [record.tags["number"] for record in run_of(recorder).records] == [0, 1, 0, 0, 0]
+
+
 def test_graphs_that_are_gone_take_their_memory_along(recorder: Recorder) -> None:
     graph = capture(recorder, ("x", ones(1), None))
     graphs = recorder._graphs
@@ -357,10 +386,11 @@ def test_a_nan_in_a_graph_sets_off_a_recording_that_waits_for_one(recorder: Reco
     ]
 
 
-def layout(tokens: int, requests: int, start: int = 5) -> TokenLayout:
+def layout(tokens: int, requests: int, start: int = 5, rows: int | None = None) -> TokenLayout:
     counts = [tokens - requests + 1] + [1] * (requests - 1)
     spans = tuple(SequenceSpan(f"r{n}", start, count) for n, count in enumerate(counts))
-    return TokenLayout("decode", spans, rows=tokens, token_ids=np.arange(tokens, dtype=np.int64))
+    rows = rows or tokens
+    return TokenLayout("decode", spans, rows=rows, token_ids=np.arange(rows, dtype=np.int64))
 
 
 @pytest.mark.parametrize("padding", ["trim", "keep"])
@@ -450,7 +480,10 @@ def test_the_end_of_the_process_reports_on_graphs(recorder: Recorder, caplog: py
 
 
 @pytest.mark.parametrize("padding", ["trim", "keep"])
-def test_a_run_from_graphs_agrees_with_one_without(recorder: Recorder, tmp_path: Path, padding: str) -> None:
+@pytest.mark.parametrize("rows", [None, 8], ids=["the engine counts tokens", "the engine counts padding"])
+def test_a_run_from_graphs_agrees_with_one_without(
+    recorder: Recorder, tmp_path: Path, padding: str, rows: int | None
+) -> None:
     """What stands in rows of padding decides nothing, whether it is recorded or not."""
     recorder.configure(graph_padding=padding)
     eager = Recorder()
@@ -461,7 +494,7 @@ def test_a_run_from_graphs_agrees_with_one_without(recorder: Recorder, tmp_path:
     for step, tokens in enumerate((3, 5, 7)):
         values = torch.randn(8, 4)
         graph.work = [lambda value=value, values=values: value.copy_(values) for value in captured]
-        with recorder.step(layout=layout(tokens, tokens, step)):
+        with recorder.step(layout=layout(tokens, tokens, step, rows)):
             graph.replay()
         with eager.step(layout=layout(tokens, tokens, step)):
             eager.dump("h", values[:tokens], dims="t h")
