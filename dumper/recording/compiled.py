@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
         def submit_from_graph(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None: ...
 
-        def begin_step(self, batch: Any, layout: None, tags: Mapping[str, Any]) -> None: ...
-        def end_step(self) -> None: ...
+        def begin_step(self, batch: Any, layout: None, tags: Mapping[str, Any], tap: str | None) -> None: ...
+        def end_step(self, tap: str | None) -> None: ...
         def count_tap(self, tap: str | None) -> None: ...
 
 
@@ -97,13 +97,13 @@ def _register(torch: Any, recorders: Mapping[int, Recorder]) -> None:
         if target is not None:
             batch = batch_of(names, tensors, number_names, numbers)
             target.count_tap(tap)
-            target.begin_step(batch or None, None, _unpacked(*packed))
+            target.begin_step(batch or None, None, _unpacked(*packed), tap)
 
     def end_step(recorder: int, tap: Any) -> None:
         target = recorders.get(recorder)
         if target is not None:
             target.count_tap(tap)
-            target.end_step()
+            target.end_step(tap)
 
     def count(recorder: int, tap: Any) -> None:
         target = recorders.get(recorder)

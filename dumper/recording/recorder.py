@@ -44,7 +44,11 @@ class Recorder(CallsOfSglang):
             self._settings is None or step_in_graph(self.number, self._recording, batch, layout, tags, tap)
         ):
             return
+        graphs = self._graphs
         try:
+            if graphs is not None and graphs.open and graphs.capture_step(batch, tags, tap):
+                self._taps.count(tap, -1)
+                return
             with self._lock:
                 self._begin_step(batch, layout, tags)
         except Exception as error:
@@ -71,6 +75,10 @@ class Recorder(CallsOfSglang):
         if Tracing.is_compiling():
             if self._settings is not None:
                 end_step_in_graph(self.number, tap)
+            return
+        graphs = self._graphs
+        if graphs is not None and graphs.open and graphs.capture_end_of_step(tap):
+            self._taps.count(tap, -1)
             return
         with self._lock:
             self._announce_step()
@@ -323,6 +331,18 @@ class Recorder(CallsOfSglang):
 
     def record_replay(self, graph: CapturedGraph) -> bool:
         """Record what a replay of a CUDA graph has left; whether recording was on. Never raises."""
+        if graph.step is not None:
+            self._taps.count(graph.step.tap, 1)
+            self.begin_step(graph.step.batch, None, graph.step.tags)
+        try:
+            return self._record_values(graph)
+        finally:
+            if graph.step_ends:
+                for tap in graph.step_ends:
+                    self._taps.count(tap, 1)
+                self.end_step()
+
+    def _record_values(self, graph: CapturedGraph) -> bool:
         if not self._recording or self._only_graphs:
             return False
         try:

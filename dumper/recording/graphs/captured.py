@@ -41,10 +41,20 @@ class LeftOut:
     reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class GraphStep:
+    """A step that begins in a graph."""
+
+    tap: str | None
+    batch: Mapping[str, Any] | None
+    """Its tensors are copies on the device, filled anew by every replay."""
+    tags: Mapping[str, Any]
+
+
 class CapturedGraph:
     """A graph with taps. Compared by identity."""
 
-    __slots__ = ("__weakref__", "counters", "device", "facts", "left_out", "taps")
+    __slots__ = ("__weakref__", "counters", "device", "facts", "left_out", "step", "step_ends", "taps")
 
     def __init__(
         self,
@@ -52,13 +62,17 @@ class CapturedGraph:
         left_out: tuple[LeftOut, ...],
         counters: tuple[Tap, ...],
         facts: GraphFacts | None,
+        step: GraphStep | None = None,
+        step_ends: tuple[str | None, ...] = (),
     ) -> None:
-        """``taps``: at least one."""
+        """``taps``: at least one. ``step``: the one that a replay begins; ``step_ends``: the taps that end it there."""
         self.taps = taps
         self.left_out = left_out
         self.counters = counters
         """Which taps fire with a replay, one entry for each value that has one."""
         self.facts = facts
+        self.step = step
+        self.step_ends = step_ends
         self.device = taps[0].value.device
 
 
@@ -72,3 +86,5 @@ class OpenCapture:
     cursor: Cursor = field(default_factory=Cursor)
     taps: list[GraphTap] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    step: GraphStep | None = None
+    step_ends: list[str | None] = field(default_factory=list)

@@ -20,12 +20,13 @@ from dumper.recording.graphs.captured import (
     NOT_CHOSEN,
     OVER_BUDGET,
     CapturedGraph,
+    GraphStep,
     GraphTap,
     LeftOut,
     OpenCapture,
 )
 from dumper.recording.graphs.captures import capture_number
-from dumper.recording.graphs.memory import GraphMemory, view
+from dumper.recording.graphs.memory import GraphMemory, Place, view
 from dumper.recording.graphs.order import ReadOrder
 from dumper.recording.graphs.watch import watch
 from dumper.rules.expressions import Expression
@@ -127,25 +128,66 @@ class GraphTaps:
                 capture.left_out.append(LeftOut(name, str(error)))
                 raise
             content = as_bytes(plain)
-            nbytes = content.numel() * content.element_size()
-            try:
-                place = self.memory.place(capture.cursor, content.device, nbytes, settings.graph_memory)
-            except torch.cuda.OutOfMemoryError:
-                place = None
-                capture.left_out.append(LeftOut(name, NO_MEMORY))
-            else:
-                if place is None:
-                    capture.left_out.append(LeftOut(name, OVER_BUDGET))
-            if place is None:
-                self._say_left_out(capture.left_out[-1])
+            copied = self._copy(capture, name, content)
+            if copied is None:
                 return False
-            # A view that is made in inference mode could not be written outside it.
+            place, chunk, copy = copied
             with torch.inference_mode(False):
-                chunk = self.memory.chunk(content.device, place.chunk)
-                copy = view(chunk, place, content)
-                copy.copy_(content)
                 capture.taps.append(GraphTap(source, dims, dict(tags), place, chunk, copy.view(plain.dtype)))
         return True
+
+    def _copy(
+        self, capture: OpenCapture, name: str, content: torch.Tensor
+    ) -> tuple[Place, torch.Tensor, torch.Tensor] | None:
+        """A copy that every replay fills anew, with its place and the memory that this is in; None without memory."""
+        nbytes = content.numel() * content.element_size()
+        try:
+            place = self.memory.place(capture.cursor, content.device, nbytes, self._settings().graph_memory)
+        except torch.cuda.OutOfMemoryError:
+            place = None
+            capture.left_out.append(LeftOut(name, NO_MEMORY))
+        else:
+            if place is None:
+                capture.left_out.append(LeftOut(name, OVER_BUDGET))
+        if place is None:
+            self._say_left_out(capture.left_out[-1])
+            return None
+        # A view that is made in inference mode could not be written outside it.
+        with torch.inference_mode(False):
+            chunk = self.memory.chunk(content.device, place.chunk)
+            copy = view(chunk, place, content)
+            copy.copy_(content)
+        return place, chunk, copy
+
+    def capture_step(self, batch: Any, tags: Mapping[str, Any], tap: str | None) -> bool:
+        """Have every replay of the graph that is being captured begin a step; False where none is, or where the batch
+        is an engine's own object, which no graph fills anew. Of several steps in one graph the first counts."""
+        capture = self._open.get(capture_number())
+        if capture is None or not (batch is None or isinstance(batch, dict)):
+            return False
+        if capture.step is None:
+            copies = None if batch is None else {name: self._in_graph(capture, value) for name, value in batch.items()}
+            capture.step = GraphStep(tap, copies, dict(tags))
+        return True
+
+    def capture_end_of_step(self, tap: str | None) -> bool:
+        """Have every replay of the graph that is being captured end its step; False where none is."""
+        capture = self._open.get(capture_number())
+        if capture is None:
+            return False
+        capture.step_ends.append(tap)
+        return True
+
+    def _in_graph(self, capture: OpenCapture, part: Any) -> Any:
+        """A part of a batch as a replay has it."""
+        if isinstance(part, dict):
+            return {name: self._in_graph(capture, value) for name, value in part.items()}
+        if not isinstance(part, torch.Tensor):
+            return part
+        with undisturbed():
+            content = as_bytes(readable(part))
+            copied = self._copy(capture, "the batch of a step", content)
+        return None if copied is None else copied[2].view(part.dtype)
 
     def _capture_of_stream(self) -> OpenCapture:
         number = capture_number()
@@ -328,4 +370,6 @@ def _captured(capture: OpenCapture, recorder: Recorder) -> CapturedGraph:
         tuple(value for value in capture.left_out if value.reason != NOT_CHOSEN),
         tuple(tap for tap in counters if tap is not None),
         capture.facts,
+        capture.step,
+        tuple(capture.step_ends),
     )

@@ -42,8 +42,9 @@ def test_what_is_modified_next_was_copied_before(stager: DeviceStager, dtype: to
 
 @pytest.mark.parametrize("elements", [1 << 10, 1 << 20])
 def test_a_value_that_is_still_being_computed(stager: DeviceStager, elements: int) -> None:
-    stager.stage(torch.zeros(elements, device="cuda")).wait()
-    torch.cuda._sleep(200_000_000)
+    stager.stage(torch.arange(elements, device="cuda").float()).wait()  # kernels are loaded when they are first used
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)
     value = torch.arange(elements, device="cuda").float()
     copy = stager.stage(value)
     # The call has returned while the device was still busy.

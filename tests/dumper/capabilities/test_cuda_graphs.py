@@ -8,8 +8,10 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -503,3 +505,44 @@ def test_a_run_from_graphs_agrees_with_one_without(
     eager.close()
     assert compare(tmp_path / "eager", target).passed
     assert compare(tmp_path / "eager", target, token_aligner="smart").passed
+
+
+def test_a_step_in_a_graph_begins_with_each_replay_and_has_the_layout_of_that_replay(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a model that ``torch.compile`` captures as a whole: its code runs at the capture alone."""
+    monkeypatch.setitem(sys.modules, "transformers", ModuleType("transformers"))  # the adapter is for its batches
+    taps = recorder.install_taps("m", ({"id": "m.f#0:", "name": "", "kind": "step", "target": "m.f"},), {})
+    ids = torch.tensor([[5, 6, 7]])
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin()
+    taps[0].step({"input_ids": ids, "past_length": 4, "attention_mask": {"full_attention": None}}, phase="a")
+    recorder.dump("x", torch.zeros(3), dims="t")
+    taps[0].end_step()
+    graph.capture_end()
+    assert recorder._graphs is not None
+    captured = recorder._graphs._graphs[id(graph)]
+    assert captured.step is not None
+    assert captured.step.batch is not None
+    copy = captured.step.batch["input_ids"]
+    for number in range(3):
+        graph.work = [lambda number=number: copy.copy_(torch.tensor([[number, 8, 9]]))]
+        graph.replay()
+    run = run_of(recorder)
+    assert run.steps == (0, 1, 2)
+    assert [record.step for record in run.records] == [0, 1, 2]
+    assert (taps[0].fired, ids.tolist()) == (6, [[5, 6, 7]])
+    for number in range(3):
+        layout = run.layout(number, 0)
+        assert layout.token_ids.tolist() == [number, 8, 9]
+        assert [(span.start, span.count) for span in layout.sequences] == [(4, 3)]
+
+
+def test_the_object_of_an_engine_begins_its_step_at_once(recorder: Recorder) -> None:
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin()
+    recorder.step(object())
+    recorder.dump("x", torch.zeros(3))
+    graph.capture_end()
+    graph.replay()
+    assert [record.step for record in run_of(recorder).records] == [0]
