@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,8 @@ _PORTABLE = 1
 """``cudaHostAllocPortable``: pinned for every device."""
 _NOT_READY = 600
 """``cudaErrorNotReady``."""
+_IMPLICIT = 906
+"""``cudaErrorStreamCaptureImplicit``: the legacy default stream, while one is captured that it would wait for."""
 
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _SIGNATURES = {
@@ -35,7 +38,8 @@ _SIGNATURES = {
     "MemsetAsync": (_POINTER, _INT, _SIZE, _POINTER),
     "EventRecord": (_POINTER, _POINTER),
     "StreamWaitEvent": (_POINTER, _POINTER, ctypes.c_uint),
-    "EventQuery": (_POINTER,),
+    "StreamQuery": (_POINTER,),
+    "StreamIsCapturing": (_POINTER, _POINTER),
     "EventCreateWithFlags": (_POINTER, ctypes.c_uint),
     "StreamCreateWithFlags": (_POINTER, ctypes.c_uint),
     "Malloc": (_POINTER, _SIZE),
@@ -58,6 +62,7 @@ class CudaRuntime:
 
     def __init__(self, library: ctypes.CDLL, prefix: str = "cuda") -> None:
         """Raises AttributeError for a library without these functions."""
+        self._selected = threading.local()
         self._calls: dict[str, Callable[..., int]] = {}
         for name, signature in _SIGNATURES.items():
             function = library[prefix + (_HIP_NAMES.get(name, name) if prefix == "hip" else name)]
@@ -87,15 +92,32 @@ class CudaRuntime:
         """Have ``stream`` wait for the last record of ``event``; the host goes on. Raises DeviceError."""
         self._call("StreamWaitEvent", stream, event, 0)
 
-    def is_reached(self, event: int) -> bool:
-        """Whether ``event`` was reached. Raises DeviceError when the device has failed."""
+    def check(self, stream: int) -> None:
+        """Raises DeviceError when the device has failed. ``stream`` is one of our own."""
         with self.beside_captures():
-            code = self._calls["EventQuery"](event)
+            code = self._calls["StreamQuery"](stream)
         if code == _NOT_READY:
             self._calls["GetLastError"]()
         elif code:
-            raise self._error("EventQuery", code)
-        return code == 0
+            raise self._error("StreamQuery", code)
+
+    def is_capturing(self, stream: int) -> bool:
+        """Whether what a stream is given becomes part of a graph. Raises DeviceError."""
+        status = ctypes.c_int()
+        code = self._calls["StreamIsCapturing"](stream, ctypes.byref(status))
+        if code == _IMPLICIT:
+            self._calls["GetLastError"]()
+        elif code:
+            raise self._error("StreamIsCapturing", code)
+        return code == _IMPLICIT or status.value != 0
+
+    def stays(self, device: int, stream: int) -> bool:
+        """Whether the current stream of a device will always be there. Those that somebody else has made may be
+        destroyed at any time; torch keeps its own."""
+        import torch
+
+        # A stream from outside has its handle for a number.
+        return not stream or torch.cuda.current_stream(device).stream_id != stream
 
     def make_event(self) -> int:
         """An event of the current device. Raises DeviceError."""
@@ -136,7 +158,9 @@ class CudaRuntime:
     def select(self, number: int) -> None:
         """Make a device the current one of this thread for good. For the writer's thread, whose first call would make
         a context on device 0 otherwise."""
-        self._call("SetDevice", number)
+        if getattr(self._selected, "device", None) != number:
+            self._call("SetDevice", number)
+            self._selected.device = number
 
     @contextlib.contextmanager
     def beside_captures(self) -> Iterator[None]:

@@ -8,8 +8,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
+from dumper.memory.arrivals import Words
 from dumper.memory.cuda_runtime import TO_HOST, CudaRuntime, DeviceError
-from dumper.memory.device_slabs import Words
 from dumper.memory.pinned import PinnedArena, PinnedBuffer
 
 if TYPE_CHECKING:
@@ -22,12 +22,11 @@ MOST_BYTES_OF_CLONES = 512 << 20
 class _Ticket:
     """What a copy on its way needs of the device, used again."""
 
-    __slots__ = ("done", "ready", "word")
+    __slots__ = ("ready", "word")
 
     def __init__(self, runtime: CudaRuntime, device: int, words: Words) -> None:
         with runtime.device(device):
             self.ready = runtime.make_event()
-            self.done = runtime.make_event()
         self.word = words.take()
 
 
@@ -50,6 +49,12 @@ class DeviceCopy:
         """
         self._copier.fetch(self)
         return self.buffer.view[: self.nbytes]
+
+    @property
+    def is_there(self) -> bool:
+        """Whether ``wait`` would not block."""
+        ticket = self.ticket
+        return ticket is None or self._copier.is_set(ticket)
 
     def release(self) -> None:
         """Hand the host buffer back to the pool."""
@@ -109,7 +114,6 @@ class DeviceCopier:
         if clone is not None:
             runtime.copy(copy.buffer.address, clone.data_ptr(), copy.nbytes, TO_HOST, words.stream)
         words.ask_for(ticket.word)
-        runtime.record(ticket.done, words.stream)
 
     def _clone(self, value: torch.Tensor) -> torch.Tensor | None:
         """A contiguous copy on the current stream; None where there is no memory for it and it can be done without."""
@@ -130,7 +134,7 @@ class DeviceCopier:
         while self._on_their_way and self._bytes_of_clones + nbytes > MOST_BYTES_OF_CLONES:
             oldest = self._on_their_way[0]
             if oldest.ticket is not None:
-                self._words.wait(oldest.ticket.word, oldest.ticket.done)
+                self._words.wait(oldest.ticket.word)
             self._collect()
 
     def _collect(self) -> None:
@@ -145,13 +149,17 @@ class DeviceCopier:
             copy.clone = copy.ticket = None
             self._tickets.append(ticket)
 
+    def is_set(self, ticket: _Ticket) -> bool:
+        """Whether what a ticket was for has arrived."""
+        return self._words.is_set(ticket.word)
+
     def fetch(self, copy: DeviceCopy) -> None:
         """Return when the bytes are on the host. Raises DeviceError when they will not arrive."""
         ticket = copy.ticket
         if ticket is None:
             return
         self._runtime.select(self._device)
-        self._words.wait(ticket.word, ticket.done, lambda: copy.ticket is None)
+        self._words.wait(ticket.word, lambda: copy.ticket is None)
         with self._lock:
             self._collect()
 

@@ -1,12 +1,13 @@
 """Small values of a CUDA device: copied within the device into slabs, which go to the host as a whole.
 
-A tap costs the model's thread one copy within the device and the record of an event, both by the handle of the stream
-that the value was computed on. When a slab is full, or the writer wants what is in it, the slab is transferred on a
-stream of our own; the model's stream waits for nothing. Behind the bytes of a slab comes a word into pinned memory: the
-writer looks at that word, and so asks CUDA nothing while another thread may be capturing a graph.
+A tap costs the model's thread one copy within the device, by the handle of the stream that the value was computed on.
+When a slab is full, or the writer comes by, it is transferred on a stream of our own; the model's stream waits for
+nothing. The writer sends what there is and looks again later, so that it seldom takes the interpreter lock; it waits
+only where somebody waits for it.
 
-The event is recorded for every value, since nobody but the model's thread can tell whether the model's stream is being
-captured just now: whoever transfers a slab only waits for an event.
+To send a slab needs an event behind the last copy into it. The model's thread records it where it sends the slab. The
+writer records it only while the stream is not being captured into a graph, and uses it only if that is still so
+afterwards: an event of a capture would draw our stream into it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from dumper.memory import arrivals
+from dumper.memory.arrivals import Words
 from dumper.memory.cuda_runtime import ON_DEVICE, TO_HOST, CudaRuntime, DeviceError
-from dumper.memory.pinned import PinnedArena, PinnedBuffer, PinnedPiece
+from dumper.memory.pinned import PinnedArena, PinnedBuffer
 
 SLAB_BYTES = 8 << 20
 """A transfer of so much reaches four fifths of the bus's rate."""
@@ -29,81 +32,20 @@ MOST_SLABS = 16
 """On one device for one stream; when all are on their way the model waits for the bus."""
 ALIGNMENT = 256
 """Bytes; where values begin, so that copies and kernels move them in wide pieces."""
-ASKED_AFTER = 5.0
-"""Seconds without an answer, after which the device is asked whether it is still alive."""
-_SHORTEST_SLEEP = 5e-5
-_LONGEST_SLEEP = 2e-3
-_WORD = 8
-_WORDS = 4096
-"""Words of a device, one for each slab and each large value on its way."""
-
-
-class Words:
-    """Words in pinned memory that a device sets when what was asked of it before is done."""
-
-    def __init__(self, runtime: CudaRuntime, device: int) -> None:
-        """Raises DeviceError."""
-        self._runtime = runtime
-        self._host = PinnedPiece(runtime, _WORDS * _WORD)
-        self._host.array[:] = 0
-        self._values = self._host.view.cast("Q")
-        self._free = list(range(_WORDS))
-        with runtime.device(device):
-            self._one = runtime.allocate(_WORD)
-            self.stream = runtime.make_stream()
-            """Of our own: transfers of all streams of the device."""
-        runtime.fill(self._one, 1, _WORD, self.stream)
-
-    def take(self) -> int:
-        """A word that is not set, to be given back. Raises DeviceError when there is none."""
-        try:
-            return self._free.pop()
-        except IndexError:
-            raise DeviceError("too many values are on their way from the device") from None
-
-    def give_back(self, word: int) -> None:
-        """A word that nobody looks at any more, and that the device has set."""
-        self._free.append(word)
-
-    def clear(self, word: int) -> None:
-        """Before it is asked for."""
-        self._values[word] = 0
-
-    def ask_for(self, word: int) -> None:
-        """Have the device set it when what the stream was given before is done. Raises DeviceError."""
-        self._runtime.copy(self._host.address + word * _WORD, self._one, _WORD, TO_HOST, self.stream)
-
-    def is_set(self, word: int) -> bool:
-        """Whether the device has come that far."""
-        return self._values[word] != 0
-
-    def wait(self, word: int, done: int, settled: Callable[[], bool] = lambda: False) -> None:
-        """Return when the word is set, or ``settled()`` says that somebody else has seen it set. ``done``: an event
-        recorded at the same place, asked after a long silence.
-
-        Raises DeviceError when the device has failed.
-        """
-        values, pause = self._values, _SHORTEST_SLEEP
-        silent_since = time.monotonic()
-        while not values[word] and not settled():
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_SLEEP)
-            if time.monotonic() - silent_since > ASKED_AFTER:
-                self._runtime.is_reached(done)
-                silent_since = time.monotonic()
+_PAUSE = 2e-3
+"""Seconds between two looks at a stream that is being captured."""
 
 
 class _DeviceBuffer:
     """The part of a slab that is on the device; used again as soon as it has been transferred."""
 
-    __slots__ = ("_process", "_runtime", "address", "done", "filled", "slab", "word")
+    __slots__ = ("_process", "_runtime", "address", "filled", "slab", "word")
 
     def __init__(self, runtime: CudaRuntime, device: int, words: Words) -> None:
         self._runtime = runtime
         self._process = os.getpid()
         with runtime.device(device):
             self.filled = runtime.make_event()
-            self.done = runtime.make_event()
             self.address = runtime.allocate(SLAB_BYTES)
         self.word = words.take()
         self.slab: DeviceSlab | None = None
@@ -162,6 +104,11 @@ class DeviceSlab:
         self._failure, self._device = failure, None
 
     @property
+    def is_there(self) -> bool:
+        """Whether ``view`` would not block. Has the bytes sent. For the writer's thread."""
+        return self._device is None or self._lane.has_come(self)
+
+    @property
     def device(self) -> _DeviceBuffer | None:
         """None once the bytes are on the host, or lost."""
         return self._device
@@ -186,6 +133,11 @@ class SlabPiece:
         """The bytes; blocks until they are there."""
         return self._slab.view[self._offset : self._offset + self.nbytes]
 
+    @property
+    def is_there(self) -> bool:
+        """Whether ``wait`` would not block."""
+        return self._slab.is_there
+
     def release(self) -> None:
         """The bytes are not needed any more."""
         self._slab.release(1)
@@ -198,6 +150,8 @@ class Lane:
         self._runtime = runtime
         self._device = device
         self._stream = stream
+        self._stays = runtime.stays(device, stream)
+        """Whether others than the thread that uses the stream may touch it."""
         self._words = words
         self._arena = arena
         self._lock = threading.Lock()
@@ -216,7 +170,8 @@ class Lane:
             slab, buffer, offset = self._room_for(nbytes)
             if nbytes:
                 runtime.copy(buffer.address + offset, source, nbytes, ON_DEVICE, self._stream)
-            runtime.record(buffer.filled, self._stream)
+            if not self._stays:
+                runtime.record(buffer.filled, self._stream)
             slab.taken += 1
             slab.used = (offset + nbytes + ALIGNMENT - 1) & -ALIGNMENT
         return slab, offset
@@ -226,7 +181,8 @@ class Lane:
         with self._lock:
             slab, buffer, offset = self._room_for(nbytes)
             write(buffer.address + offset)
-            self._runtime.record(buffer.filled, self._stream)
+            if not self._stays:
+                self._runtime.record(buffer.filled, self._stream)
             slab.taken += 1
             slab.used = (offset + nbytes + ALIGNMENT - 1) & -ALIGNMENT
         return slab, offset
@@ -234,7 +190,7 @@ class Lane:
     def _room_for(self, nbytes: int) -> tuple[DeviceSlab, _DeviceBuffer, int]:
         slab, buffer = self._slab, self._filling
         if slab is None or buffer is None or slab.used + nbytes > SLAB_BYTES:
-            self._send()
+            self._send_as_model()
             slab, buffer = self._begin()
         return slab, buffer, slab.used
 
@@ -260,7 +216,7 @@ class Lane:
                 self._buffers += 1
                 return made
         oldest = self._on_their_way[0]
-        self._words.wait(oldest.word, oldest.done)
+        self._words.wait(oldest.word)
         self._collect()
         return self._free.pop()
 
@@ -274,52 +230,111 @@ class Lane:
                 buffer.slab = None
             self._free.append(buffer)
 
-    def _send(self) -> None:
-        """Transfer the slab that is being filled."""
+    def _send_as_model(self) -> None:
+        """Transfer the slab that is being filled, from the thread that fills it: the stream is not being captured."""
         slab, buffer = self._slab, self._filling
         if slab is None or buffer is None:
             return
+        try:
+            if self._stays:
+                self._runtime.record(buffer.filled, self._stream)
+        except DeviceError as error:
+            self._give_up(slab, buffer, error)
+            return
+        self._send(slab, buffer)
+
+    def _send_as_writer(self) -> bool:
+        """The same from another thread; False when the stream is being captured."""
+        slab, buffer = self._slab, self._filling
+        if slab is None or buffer is None:
+            return True
+        runtime, stream = self._runtime, self._stream
+        try:
+            if self._stays:
+                if runtime.is_capturing(stream):
+                    return False
+                runtime.record(buffer.filled, stream)
+                if runtime.is_capturing(stream):
+                    return False
+        except DeviceError as error:
+            self._give_up(slab, buffer, error)
+            return True
+        self._send(slab, buffer)
+        return True
+
+    def _give_up(self, slab: DeviceSlab, buffer: _DeviceBuffer, error: DeviceError, serves_again: bool = False) -> None:
+        """The slab that is being filled is lost. Its buffer serves again only where none but the stream of this lane
+        may still use it."""
         self._slab = self._filling = None
         slab.retired = True
+        slab.failed(error)
+        buffer.slab = None
+        if serves_again:
+            self._free.append(buffer)
+        else:
+            self._buffers -= 1
+
+    def _send(self, slab: DeviceSlab, buffer: _DeviceBuffer) -> None:
+        """Transfer the slab that is being filled; the event behind it is recorded."""
         runtime, words = self._runtime, self._words
         try:
             slab.host = host = self._arena.take(slab.used)
         except Exception as error:
-            slab.failed(error if isinstance(error, DeviceError) else DeviceError(f"no memory on the host: {error}"))
-            buffer.slab = None
-            self._free.append(buffer)
+            self._give_up(slab, buffer, DeviceError(f"no memory on the host: {error}"), serves_again=True)
             return
-        words.clear(buffer.word)
         try:
+            words.clear(buffer.word)
             runtime.wait(words.stream, buffer.filled)
             runtime.copy(host.address, buffer.address, slab.used, TO_HOST, words.stream)
             words.ask_for(buffer.word)
-            runtime.record(buffer.done, words.stream)
         except DeviceError as error:
-            # The buffer is not used again: nobody can tell what the device still does with it.
-            slab.failed(error)
-            buffer.slab = None
-            self._buffers -= 1
+            self._give_up(slab, buffer, error)
             return
+        self._slab = self._filling = None
+        slab.retired = True
         self._on_their_way.append(buffer)
+
+    def has_come(self, slab: DeviceSlab) -> bool:
+        """Whether the bytes of a slab are on the host, or lost. Has them sent where they are not, unless others are on
+        their way. Does not block; for the writer's thread."""
+        self._runtime.select(self._device)
+        with self._lock:
+            self._collect()
+            if slab is self._slab and not self._on_their_way:
+                self._send_as_writer()
+            return slab.device is None
 
     def fetch(self, slab: DeviceSlab) -> None:
         """Have the bytes of a slab on the host, or its failure known. Blocks; for the writer's thread."""
         self._runtime.select(self._device)
-        with self._lock:
-            if slab is self._slab:
-                self._send()
-            buffer = slab.device
+        if not self._send_when_possible(slab):
+            return
+        buffer = slab.device
         if buffer is None:
             return
         try:
             # The model's thread may have seen it arrive, and have filled the buffer anew.
-            self._words.wait(buffer.word, buffer.done, lambda: slab.device is not buffer)
+            self._words.wait(buffer.word, lambda: slab.device is not buffer)
         except DeviceError as error:
             slab.failed(error)
             return
         with self._lock:
             self._collect()
+
+    def _send_when_possible(self, slab: DeviceSlab) -> bool:
+        """Have a slab sent; False when its stream is captured for so long that it is given up."""
+        since = time.monotonic()
+        while True:
+            with self._lock:
+                if slab is not self._slab or self._send_as_writer():
+                    return True
+                if time.monotonic() - since > arrivals.ASKED_AFTER:
+                    # Whoever captures may be waiting for us.
+                    captured = DeviceError("its stream is being captured into a graph")
+                    if self._filling is not None:
+                        self._give_up(slab, self._filling, captured, serves_again=True)
+                    return False
+            time.sleep(_PAUSE)
 
     def release(self, slab: DeviceSlab, values: int) -> None:
         """So many values of a slab are written."""

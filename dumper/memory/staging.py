@@ -35,6 +35,10 @@ class Staged(Protocol):
 
     nbytes: int
 
+    @property
+    def is_there(self) -> bool:
+        """Whether ``wait`` would not block. Called on the writer's thread."""
+
     def wait(self) -> memoryview:
         """The bytes; valid until ``release``. Called on the writer's thread; may block."""
 
@@ -49,6 +53,7 @@ class StagedBuffer:
     nbytes: int
     _view: memoryview
     _give_back: Callable[[], None]
+    is_there: bool = True
 
     def wait(self) -> memoryview:
         return self._view

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dumper.memory.buffers import SLAB_BYTES, Shelf, Slab, copy_memory
@@ -24,6 +25,11 @@ NAP = 0.003
 """Seconds between two batches of small records. While the model records, the writer so takes the interpreter lock a
 few hundred times a second and not for every record, and the model need not wake it; a value is in memory for no longer
 than this, and the time that it takes to write, before the file has it."""
+LONG_NAP = 0.01
+"""The same after values of a device, which are sent to the host at the end of one nap and written after the next: each
+time the writer takes the interpreter lock several times, for each of which the model may have to wait."""
+MOST_WAITS = 500
+"""Long naps, 5 seconds in all, after which the writer waits for a value, and learns whether the device has failed."""
 NAPS = 5
 """Naps without work before the writer sleeps until it is woken."""
 IDLE_ROUNDS = 600
@@ -52,6 +58,9 @@ class Writer:
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._reserved = 0
+        self._waiting = 0
+        """Threads that wait for what was handed over to be written, or for room."""
+        self._nap = NAP
         self._thread = threading.Thread(target=self._work, name="tensortap-writer", daemon=True)
         self._thread.start()
 
@@ -80,11 +89,15 @@ class Writer:
             return True
         if self._drops:
             return False
-        while self._reserved and self._reserved + nbytes > self._budget:
-            if not self._thread.is_alive():
-                return False
-            self._wake.set()
-            self._room.wait(IDLE_WAIT)
+        self._waiting += 1
+        try:
+            while self._reserved and self._reserved + nbytes > self._budget:
+                if not self._thread.is_alive():
+                    return False
+                self._wake.set()
+                self._room.wait(IDLE_WAIT)
+        finally:
+            self._waiting -= 1
         self._reserved += nbytes
         return True
 
@@ -185,14 +198,29 @@ class Writer:
     def flush(self) -> bool:
         """Wait until all that was handed over is in the file; False when the thread has ended instead."""
         barrier = Barrier(threading.Event())
-        self.put_now(barrier)
-        while not barrier.reached.wait(IDLE_WAIT):
-            if not self._thread.is_alive():
-                return False
+        with self._in_a_hurry():
+            self.put_now(barrier)
+            while not barrier.reached.wait(IDLE_WAIT):
+                if not self._thread.is_alive():
+                    return False
         return True
+
+    @contextlib.contextmanager
+    def _in_a_hurry(self) -> Iterator[None]:
+        """A block in which the writer waits for values that are on their way."""
+        with self._lock:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
 
     def stop(self) -> None:
         """Complete the file and end the thread."""
+        with self._lock:
+            # For good.
+            self._waiting += 1
         self.put_now(Stop())
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -200,17 +228,23 @@ class Writer:
                 self._retire(self._slab)
 
     def _work(self) -> None:
-        naps = 0
+        naps = waits = 0
         try:
             self._prepare_slabs()
             while True:
-                batch = self._take()
+                batch = self._take(waits >= MOST_WAITS)
                 if batch:
                     naps = 0
                     if not self._serve(batch):
                         return
                 if not self._queue:
                     naps = self._rest(naps)
+                elif not batch:
+                    # The next value is on its way from a device.
+                    waits += 1
+                    self._sleep(LONG_NAP)
+                    continue
+                waits = 0
         finally:
             with self._lock:
                 self._room.notify_all()
@@ -225,8 +259,7 @@ class Writer:
     def _rest(self, naps: int) -> int:
         """Sleep, until woken when there was nothing to do for a while."""
         if naps < NAPS:
-            if self._wake.wait(NAP):
-                self._wake.clear()
+            self._sleep(self._nap)
             return naps + 1
         self._asleep = True
         # Looked at again after the flag is up: who put something before that did not see it.
@@ -237,6 +270,10 @@ class Writer:
         if naps == NAPS + IDLE_ROUNDS:
             self._shelf.pool.let_go()
         return naps + 1
+
+    def _sleep(self, seconds: float) -> None:
+        if self._wake.wait(seconds):
+            self._wake.clear()
 
     def _serve(self, batch: list[Item]) -> bool:
         """Write a batch; False when it was the last."""
@@ -253,16 +290,27 @@ class Writer:
                     item.reached.set()
         return not any(isinstance(item, Stop) for item in batch)
 
-    def _take(self) -> list[Item]:
-        """The next items; a large value, which is written by itself, ends the batch."""
+    def _take(self, insist: bool) -> list[Item]:
+        """The next items; a large value, which is written by itself, ends the batch, as does one that is still on its
+        way, unless somebody waits or we are to ``insist``."""
         batch: list[Item] = []
-        popleft = self._queue.popleft
-        reserved = 0
-        while self._queue and len(batch) < LARGEST_BATCH and reserved < LARGEST_BATCH_BYTES:
-            item = popleft()
-            batch.append(item)
+        insist = insist or self._waiting > 0
+        queue, reserved = self._queue, 0
+        self._nap = NAP
+        while queue and len(batch) < LARGEST_BATCH and reserved < LARGEST_BATCH_BYTES:
+            item = queue[0]
             if isinstance(item, tuple):
+                slab = item[1]
+                if not isinstance(slab, Slab):
+                    self._nap = LONG_NAP
+                    if not (slab.is_there or insist):
+                        break
                 reserved += item[3]
             elif isinstance(item, Submission | ManyValues):
+                data = item.data
+                if not (isinstance(data, bytes | memoryview) or data.is_there or insist):
+                    break
                 reserved += item.reserved
+            # This thread alone takes items off.
+            batch.append(queue.popleft())
         return batch

@@ -9,7 +9,7 @@ import itertools
 import random
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 
 from dumper.memory.cuda_runtime import CudaRuntime, DeviceError
@@ -34,7 +34,15 @@ class StandInRuntime(CudaRuntime):
         self.freed: list[int] = []
         self.waited_for: list[tuple[int, int]] = []
         """Streams and the events that they were told to wait for."""
+        self.given: Counter[int] = Counter()
+        """How much each stream was given to do."""
         self.queries = 0
+        self.capturing: set[int] = set()
+        """Streams that are being captured into a graph."""
+        self.from_outside: set[int] = set()
+        """Streams that may be destroyed."""
+        self.on_question: Callable[[], object] | None = None
+        """Called before ``is_capturing`` answers."""
         self.selected: int | None = None
         self.allowed_allocations = 1 << 30
         self.held = False
@@ -66,11 +74,19 @@ class StandInRuntime(CudaRuntime):
             self.waited_for.append((stream, event))
             self._give(stream, "wait", event, self._recorded.get(event, 0))
 
-    def is_reached(self, event: int) -> bool:
+    def check(self, stream: int) -> None:
         with self._lock:
             self.queries += 1
             self._check()
-            return self._reached.get(event, 0) >= self._recorded.get(event, 0)
+
+    def is_capturing(self, stream: int) -> bool:
+        self._check()
+        if self.on_question is not None:
+            self.on_question()
+        return stream in self.capturing
+
+    def stays(self, device: int, stream: int) -> bool:
+        return stream not in self.from_outside
 
     def make_event(self) -> int:
         return next(self._numbers)
@@ -137,6 +153,7 @@ class StandInRuntime(CudaRuntime):
     def _give(self, stream: int, kind: str, what: Callable[[], None] | int, number: int = 0) -> None:
         with self._lock:
             self._check()
+            self.given[stream] += 1
             self._streams.setdefault(stream, deque()).append((kind, what, number))
 
     def _work(self) -> None:

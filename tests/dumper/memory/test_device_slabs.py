@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dumper.memory import device_copies, device_slabs
+from dumper.memory import arrivals, device_copies, device_slabs
 from dumper.memory.buffers import BufferPool
 from dumper.memory.cuda_runtime import DeviceError
 from dumper.memory.device_copies import DeviceCopier
@@ -142,7 +143,7 @@ def test_a_device_without_any_memory_is_an_error_and_not_a_wait(device: Device) 
 def test_a_device_that_has_failed_fails_the_values_and_holds_nobody_up(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_slabs, "ASKED_AFTER", 0.01)
+    monkeypatch.setattr(arrivals, "ASKED_AFTER", 0.01)
     lane = device.lane()
     device.runtime.held = True
     sent = device.put(b"a" * 3000, lane, 77)
@@ -232,6 +233,81 @@ def test_without_memory_on_the_host_values_are_lost_and_the_slab_serves_again(
     allocations = device.runtime.allowed_allocations
     assert _is_there(device.put(b"b" * 3000, lane, 77))
     assert device.runtime.allowed_allocations == allocations
+
+
+def test_the_writer_sends_what_there_is_and_looks_again_without_waiting(device: Device) -> None:
+    device.runtime.held = True
+    lane = device.lane()
+    first = device.put(b"a" * 100, lane, 77)
+    assert not first[0].is_there
+    second = device.put(b"b" * 100, lane, 77)
+    assert first[0] is not second[0]
+    # One at a time, so that a device that lags behind does not use up its slabs.
+    assert not second[0].is_there
+    third = device.put(b"c" * 100, lane, 77)
+    assert third[0] is second[0]
+    device.runtime.held = False
+    for placed in (first, second, third):
+        _until(lambda slab=placed[0]: slab.is_there)
+        assert _is_there(placed)
+    assert device.runtime.queries == 0
+
+
+def test_a_stream_that_is_being_captured_is_left_alone(device: Device) -> None:
+    placed = device.put(b"a" * 100, device.lane(), 77)
+    device.runtime.capturing.add(77)
+    assert not placed[0].is_there
+    assert not device.runtime.waited_for
+    device.runtime.capturing.clear()
+    _until(lambda: placed[0].is_there)
+    assert _is_there(placed)
+
+
+def test_an_event_that_may_belong_to_a_capture_is_waited_for_by_nobody(device: Device) -> None:
+    placed = device.put(b"a" * 100, device.lane(), 77)
+    questions = iter(range(10))
+    # The capture begins between the first question and the record.
+    device.runtime.on_question = lambda: next(questions) == 1 and device.runtime.capturing.add(77)
+    assert not placed[0].is_there
+    assert not device.runtime.waited_for
+    device.runtime.on_question = None
+    device.runtime.capturing.clear()
+    assert _is_there(placed)
+
+
+def test_who_waits_inside_a_capture_for_what_was_before_it_is_not_held_up_for_ever(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "ASKED_AFTER", 0.01)
+    lane = device.lane()
+    placed = device.put(b"a" * 100, lane, 77)
+    device.runtime.capturing.add(77)
+    with pytest.raises(DeviceError, match="captured"):
+        _ = placed[0].view
+    device.runtime.capturing.clear()
+    assert _is_there(device.put(b"b" * 100, lane, 77))
+
+
+def test_streams_that_may_be_destroyed_are_touched_by_nobody_but_their_user(device: Device) -> None:
+    device.runtime.from_outside.add(77)
+    placed = device.put(b"a" * 100, device.lane(), 77)
+    given = device.runtime.given[77]
+    assert _is_there(placed)
+    assert device.runtime.given[77] == given
+
+
+def test_a_tap_gives_its_stream_one_copy_and_nothing_else(device: Device) -> None:
+    lane, source = device.lane(), device.runtime.upload(b"a" * 10)
+    for _ in range(5):
+        lane.copy(source, 10)
+    assert device.runtime.given[77] == 5
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_memory_of_the_device_is_freed_with_the_lanes(device: Device) -> None:

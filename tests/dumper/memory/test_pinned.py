@@ -49,24 +49,23 @@ def test_parts_never_overlap_and_what_is_held_is_what_the_system_gave(
     in_use: list[PinnedBuffer] = []
     for take, number in actions:
         if take or not in_use:
-            buffer = arena.take(number)
-            assert buffer.nbytes >= number
-            assert len(buffer.view) == buffer.nbytes
-            for other in in_use:
-                assert buffer.address + buffer.nbytes <= other.address or other.address + other.nbytes <= buffer.address
-            in_use.append(buffer)
+            _take_apart(arena, number, in_use)
         else:
             arena.give_back(in_use.pop(number % len(in_use)))
         assert pool.held_bytes == sum(runtime.pinned.values())
-    for buffer in in_use:
-        arena.give_back(buffer)
-    in_use.clear()
-    del actions
-    buffer = None  # type: ignore[assignment]
-    other = None  # type: ignore[assignment]
+    while in_use:
+        arena.give_back(in_use.pop())
     arena.let_go()
     assert pool.held_bytes == 0
     assert not runtime.pinned
+
+
+def _take_apart(arena: PinnedArena, nbytes: int, in_use: list[PinnedBuffer]) -> None:
+    buffer = arena.take(nbytes)
+    assert len(buffer.view) == buffer.nbytes >= nbytes
+    for other in in_use:
+        assert buffer.address + buffer.nbytes <= other.address or other.address + other.nbytes <= buffer.address
+    in_use.append(buffer)
 
 
 def test_values_of_changing_sizes_are_served_from_the_same_pieces(runtime: StandInRuntime) -> None:
