@@ -137,6 +137,11 @@ class StagedLayout:
     parts: Mapping[str, Described]
     build: Callable[[dict[str, npt.NDArray[np.int64]]], TokenLayout]
 
+    @property
+    def is_there(self) -> bool:
+        """Whether ``wait`` would not block. For the writer's thread."""
+        return all(isinstance(part.data, bytes) or part.data.is_there for part in self.parts.values())
+
     def wait(self) -> TokenLayout:
         """The layout; blocks until the values are there. To be called once, on the writer's thread."""
         return self.build({name: _flat(part) for name, part in self.parts.items()})

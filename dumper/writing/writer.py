@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from dumper.memory.buffers import SLAB_BYTES, Shelf, Slab, copy_memory
 from dumper.memory.device_slabs import DeviceSlab
 from dumper.settings import Settings
-from dumper.writing.items import Barrier, Description, Item, ManyValues, Stop, Submission, count_values
+from dumper.writing.items import (
+    Barrier,
+    BeginStep,
+    Description,
+    Item,
+    ManyValues,
+    StagedLayout,
+    Stop,
+    Submission,
+    count_values,
+)
 from dumper.writing.rank_stream import RankStream
 
 logger = logging.getLogger("tensortap")
@@ -29,7 +38,7 @@ LONG_NAP = 0.01
 """The same after values of a device, which are sent to the host at the end of one nap and written after the next: each
 time the writer takes the interpreter lock several times, for each of which the model may have to wait."""
 MOST_WAITS = 500
-"""Long naps, 5 seconds in all, after which the writer waits for a value, and learns whether the device has failed."""
+"""Naps, some seconds in all, after which the writer waits for a value, and learns whether the device has failed."""
 NAPS = 5
 """Naps without work before the writer sleeps until it is woken."""
 IDLE_ROUNDS = 600
@@ -58,8 +67,9 @@ class Writer:
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._reserved = 0
-        self._waiting = 0
-        """Threads that wait for what was handed over to be written, or for room."""
+        self._waiting: deque[None] = deque()
+        """As long as there are threads that wait for what was handed over to be written, or for room. No number, which
+        could be changed under a lock alone, and a signal's handler may come here while its thread has the lock."""
         self._nap = NAP
         self._thread = threading.Thread(target=self._work, name="tensortap-writer", daemon=True)
         self._thread.start()
@@ -89,7 +99,7 @@ class Writer:
             return True
         if self._drops:
             return False
-        self._waiting += 1
+        self._waiting.append(None)
         try:
             while self._reserved and self._reserved + nbytes > self._budget:
                 if not self._thread.is_alive():
@@ -97,7 +107,7 @@ class Writer:
                 self._wake.set()
                 self._room.wait(IDLE_WAIT)
         finally:
-            self._waiting -= 1
+            self._waiting.pop()
         self._reserved += nbytes
         return True
 
@@ -198,29 +208,19 @@ class Writer:
     def flush(self) -> bool:
         """Wait until all that was handed over is in the file; False when the thread has ended instead."""
         barrier = Barrier(threading.Event())
-        with self._in_a_hurry():
+        self._waiting.append(None)
+        try:
             self.put_now(barrier)
             while not barrier.reached.wait(IDLE_WAIT):
                 if not self._thread.is_alive():
                     return False
-        return True
-
-    @contextlib.contextmanager
-    def _in_a_hurry(self) -> Iterator[None]:
-        """A block in which the writer waits for values that are on their way."""
-        with self._lock:
-            self._waiting += 1
-        try:
-            yield
         finally:
-            with self._lock:
-                self._waiting -= 1
+            self._waiting.pop()
+        return True
 
     def stop(self) -> None:
         """Complete the file and end the thread."""
-        with self._lock:
-            # For good.
-            self._waiting += 1
+        self._waiting.append(None)
         self.put_now(Stop())
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -242,7 +242,7 @@ class Writer:
                 elif not batch:
                     # The next value is on its way from a device.
                     waits += 1
-                    self._sleep(LONG_NAP)
+                    self._sleep(self._nap)
                     continue
                 waits = 0
         finally:
@@ -294,8 +294,8 @@ class Writer:
         """The next items; a large value, which is written by itself, ends the batch, as does one that is still on its
         way, unless somebody waits or we are to ``insist``."""
         batch: list[Item] = []
-        insist = insist or self._waiting > 0
         queue, reserved = self._queue, 0
+        insist = insist or bool(self._waiting)
         self._nap = NAP
         while queue and len(batch) < LARGEST_BATCH and reserved < LARGEST_BATCH_BYTES:
             item = queue[0]
@@ -311,6 +311,10 @@ class Writer:
                 if not (isinstance(data, bytes | memoryview) or data.is_there or insist):
                     break
                 reserved += item.reserved
+            elif isinstance(item, BeginStep) and isinstance(item.layout, StagedLayout):
+                self._nap = LONG_NAP
+                if not (item.layout.is_there or insist):
+                    break
             # This thread alone takes items off.
             batch.append(queue.popleft())
         return batch

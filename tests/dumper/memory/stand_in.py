@@ -138,6 +138,11 @@ class StandInRuntime(CudaRuntime):
         """What the model does next with a value, on its stream."""
         self._give(stream, "do", lambda: ctypes.memmove(address, content, len(content)) and None)
 
+    def is_reached(self, event: int) -> bool:
+        """Whether what was given before the last record of an event is done."""
+        with self._lock:
+            return self._reached.get(event, 0) >= self._recorded.get(event, 0)
+
     # The device
 
     def _new(self, nbytes: int) -> int:
