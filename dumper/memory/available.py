@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from dumper.values.plain import UnrecordableError
+
 
 def available_bytes() -> int:
     """What this process may still take: the machine's free memory, within the limit of its control group.
@@ -30,3 +32,10 @@ def _of_group() -> int | None:
         limit = int((folder / "memory.max").read_text())
         return max(0, limit - int((folder / "memory.current").read_text()))
     return None
+
+
+def check_room(nbytes: int) -> None:
+    """Raises UnrecordableError for a copy that would leave the model without memory."""
+    there = available_bytes()
+    if nbytes > there:
+        raise UnrecordableError(f"its copy would take {nbytes} bytes, and the machine has {there} left")

@@ -18,24 +18,22 @@ from dumper.format.regular_files import make_folders
 from dumper.format.run_files import status_path
 from dumper.format.status import StatusBlock
 from dumper.layout import TokenLayout
-from dumper.memory.available import available_bytes
+from dumper.memory.available import check_room
 from dumper.memory.buffers import SMALL
-from dumper.memory.device_reductions import RESULT_BYTES, TENSOR_ALIGNMENT
+from dumper.memory.device_reductions import RESULT_BYTES
 from dumper.memory.staging import Stager, reduce_value
 from dumper.recording.plans import MOST_PLANS, Plan
-from dumper.recording.reductions import ReducedValues, ReducedValueWriter
+from dumper.recording.reductions import ReducedValueWriter
+from dumper.recording.scalars import as_scalars, check_text
 from dumper.recording.short_way import ShortWay, checkpoint_is_running
 from dumper.rules.expressions import Expression
 from dumper.rules.levels import FULL, STATS, Level, LevelRules
 from dumper.settings import Settings
-from dumper.values.plain import UnrecordableError
 from dumper.values.source import Source
 from dumper.writing.items import (
     AddedAxes,
     BeginStep,
-    Description,
     InstalledTaps,
-    ManyValues,
     StagedLayout,
     Submission,
     TagsKey,
@@ -175,7 +173,7 @@ class Session:
             kept, dtype, shape = value, None, None
         reserved = _size(kept) + OVERHEAD_BYTES
         if reserved > self._settings.memory_budget:
-            _check_room(reserved)
+            check_room(reserved)
         if not self._writer.reserve(reserved):
             self.status.add("lost_full_memory")
             return
@@ -236,9 +234,11 @@ class Session:
         Raises what a copy raises; what is lost is counted already.
         """
         if self._replays is None:
+            from dumper.recording.graphs.handover import Handover
             from dumper.recording.graphs.replays import Replays
 
-            self._replays = Replays(self)
+            handover = Handover(self._writer, self._stager, self.status, self._next_number, self._reduced)
+            self._replays = Replays(self, handover)
         return self._replays.submit(graph, added, step, step if "step" in self._asked else None, size)
 
     def plan_in_graph(
@@ -257,56 +257,6 @@ class Session:
         """Whether values of which a sample is kept have to be looked at as a whole."""
         return self._settings.on_nan is not None
 
-    def submit_many(self, values: tuple[tuple[Description, int, int], ...], piece: Any, step: int | None) -> None:
-        """Record several values, by offset and number of bytes, in one copy of a piece of memory (a uint8 tensor)."""
-        number = 0
-        for _ in values:
-            number = self._next_number()
-        self.status.submitted(number)
-        reserved = piece.numel() + len(values) * OVERHEAD_BYTES
-        try:
-            if reserved > self._settings.memory_budget:
-                _check_room(reserved)
-            if not self._writer.reserve(reserved):
-                self.status.add("lost_full_memory", len(values))
-                return
-            try:
-                # A piece is a plain tensor of ours.
-                device = self._stager.device if piece.is_cuda else None
-                data = self._stager.stage(piece).data if device is None else device.stage(piece)
-            except BaseException:
-                self._writer.give_back(reserved)
-                raise
-        except BaseException:
-            self.status.add("lost_encoding", len(values))
-            raise
-        self._writer.put(ManyValues(values, data, step, reserved))
-
-    def can_reduce(self, plan: Plan, value: Any) -> bool:
-        """Whether a kernel computes what is kept of a contiguous tensor, at an address that copies begin at."""
-        device = self._stager.device if value.is_cuda and plan.chosen is not None else None
-        if device is None or plan.chosen is None or value.data_ptr() % TENSOR_ALIGNMENT:
-            return False
-        return self._reduced.can_reduce(plan.chosen.kind, value.dtype, device)
-
-    def submit_reduced(self, reduced: ReducedValues, step: int | None) -> None:
-        """Record several values by what a kernel keeps of them, in one launch on the current stream."""
-        device, stream = self._stager.device, self._short_way.stream_of(reduced.values[0][1])
-        try:
-            done = device is not None and self._reduced.put_many(reduced, device, stream, step)
-        except BaseException:
-            for _ in reduced.values:
-                self.count_lost("lost_encoding")
-            raise
-        if not done:
-            for plan, value in reduced.values:
-                self.submit_planned(plan, value, step)
-            return
-        number = 0
-        for _ in reduced.values:
-            number = self._next_number()
-        self.status.submitted(number)
-
     def count_lost(self, reason: str) -> None:
         """Count a value that is not recorded and was not handed to the writer."""
         self.status.submitted(self._next_number())
@@ -323,10 +273,10 @@ class Session:
 
     def _checked(self, source: Source, dims: str | None, tags: Mapping[str, Any]) -> TagsKey:
         """The tags as scalars. Raises UnrecordableError for names, dims and tags that a file cannot hold."""
-        scalars = _as_scalars(tags)
-        _check_text("name", source.name)
+        scalars = as_scalars(tags)
+        check_text("name", source.name)
         if dims is not None:
-            _check_text("dims", dims)
+            check_text("dims", dims)
         return scalars
 
     def _choose(
@@ -348,7 +298,7 @@ class Session:
     def begin_step(self, number: int, layout: TokenLayout | PendingLayout | None, tags: Mapping[str, Any]) -> None:
         """A step begins; ``layout`` may still be on its way."""
         self.status.add("steps")
-        self._writer.put(BeginStep(number, self._staged_layout(layout), dict(_as_scalars(tags))))
+        self._writer.put(BeginStep(number, self._staged_layout(layout), dict(as_scalars(tags))))
 
     def _staged_layout(self, layout: TokenLayout | PendingLayout | None) -> TokenLayout | StagedLayout | None:
         """The values that a layout needs, on their way like those that are recorded."""
@@ -429,48 +379,6 @@ def _open_status(settings: Settings, process: Process, run_id: str) -> StatusBlo
 _STATUS_NAMES = 20
 _PROCESSES = 1 << 22
 """More than Linux has process ids."""
-
-
-def _as_scalars(tags: Mapping[str, Any]) -> TagsKey:
-    scalars = tuple((str(key), value if type(value) in _PLAIN else _as_scalar(value)) for key, value in tags.items())
-    for key, value in scalars:
-        if type(value) is str:
-            _check_text(f"tag {key}", value)
-    return scalars
-
-
-def _check_text(what: str, text: object) -> None:
-    """Raises UnrecordableError for what is no text, or more of it than describes a value."""
-    if not isinstance(text, str):
-        raise UnrecordableError(f"its {what} is no text but a {type(text).__name__}; give a str")
-    if len(text) > LONGEST_TEXT:
-        raise UnrecordableError(f"its {what} has {len(text)} characters; {LONGEST_TEXT} is the most")
-
-
-LONGEST_TEXT = 1 << 16
-"""Characters of a name, of dims and of a tag."""
-_PLAIN = frozenset({str, float, bool, type(None)})
-
-
-def _as_scalar(value: Any) -> int | float | str | bool | None:
-    """A tag as a scalar: numbers of numpy and torch as Python's, everything else as text."""
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            plain: int | float | str | bool = kind(value)
-            # The format has integers of 64 bits.
-            return plain if kind is not int or -(1 << 63) <= plain < 1 << 63 else str(plain)  # type: ignore[operator]
-    item = getattr(value, "item", None)
-    if callable(item) and getattr(value, "ndim", None) == 0:
-        number = item()
-        return _as_scalar(number) if isinstance(number, int | float | bool) else str(number)
-    return str(value)
-
-
-def _check_room(nbytes: int) -> None:
-    """Raises UnrecordableError for a value that would leave the model without memory."""
-    there = available_bytes()
-    if nbytes > there:
-        raise UnrecordableError(f"its copy would take {nbytes} bytes, and the machine has {there} left")
 
 
 def _is_nested(value: Any) -> bool:

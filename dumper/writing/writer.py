@@ -85,6 +85,10 @@ class Writer:
         self._queue.append(item)
         self._wake.set()
 
+    def can_hold(self, nbytes: int) -> bool:
+        """Whether the whole budget is as large."""
+        return nbytes <= self._budget
+
     def reserve(self, nbytes: int) -> bool:
         """Make room for a value in the memory budget; False when it is to be dropped.
 

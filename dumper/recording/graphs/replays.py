@@ -11,6 +11,7 @@ import torch
 
 from dumper.adapters.protocol import GraphFacts, PassSize
 from dumper.recording.graphs.captured import CapturedGraph, GraphTap
+from dumper.recording.graphs.handover import Entry, Handover
 from dumper.recording.graphs.rows import rows_of_pass
 from dumper.recording.plans import Plan
 from dumper.recording.reductions import ReducedValues, reduced_together
@@ -27,9 +28,6 @@ LARGEST_GAP = 512 << 10
 _MOST_PLANS = 1000
 """Of one graph; conditions on the step make a new one in every step."""
 
-Entry = tuple[Description, int, int]
-"""A value in a copy: description, offset, number of bytes."""
-
 
 class Session(Protocol):
     """The part of the session that replays need."""
@@ -41,15 +39,6 @@ class Session(Protocol):
 
     def submit_planned(self, plan: Plan, value: torch.Tensor, step: int | None) -> None:
         """Record one value. Raises what the copy raises; the loss is counted."""
-
-    def submit_many(self, values: tuple[Entry, ...], piece: torch.Tensor, step: int | None) -> None:
-        """Record several values that lie in one piece of memory, uint8, in one copy. Raises as ``submit_planned``."""
-
-    def can_reduce(self, plan: Plan, value: torch.Tensor) -> bool:
-        """Whether a kernel computes what is kept of a value."""
-
-    def submit_reduced(self, reduced: ReducedValues, step: int | None) -> None:
-        """Record several values by what a kernel keeps of them, in one launch. Raises as ``submit_planned``."""
 
     def count_lost(self, reason: str) -> None:
         """Count a value that was not handed over."""
@@ -95,8 +84,9 @@ class _Kept:
 class Replays:
     """Plans of all graphs for one session."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, handover: Handover) -> None:
         self._session = session
+        self._handover = handover
         self._plans: weakref.WeakKeyDictionary[CapturedGraph, dict[Any, ReplayPlan]] = weakref.WeakKeyDictionary()
 
     def forget(self) -> None:
@@ -138,15 +128,17 @@ class Replays:
         failure: Exception | None = None
         for piece in plan.pieces:
             try:
-                session.submit_many(piece.values, piece.memory, step)
+                self._handover.copy(piece.values, piece.memory, step)
             except Exception as error:
                 failure = error
+        single = list(plan.single)
         for reduced in plan.reduced:
             try:
-                session.submit_reduced(reduced, step)
+                if not self._handover.reduce(reduced, step):
+                    single += reduced.values
             except Exception as error:
                 failure = error
-        for of_one, value in plan.single:
+        for of_one, value in single:
             try:
                 session.submit_planned(of_one, value, step)
             except Exception as error:
@@ -173,7 +165,7 @@ class Replays:
                 continue
             rows = rows_of_pass(tap.value.shape, tap.dims, graph.facts, size)
             value = tap.value if rows is None else tap.value[:rows]
-            if self._session.can_reduce(plan, value):
+            if self._handover.can_reduce(plan, value):
                 reducible.append((plan, value))
                 continue
             bytes_kept = self._bytes_kept(plan, value)
