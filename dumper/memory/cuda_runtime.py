@@ -156,9 +156,10 @@ class CudaRuntime:
             yield
 
     def select(self, number: int) -> None:
-        """Make a device the current one of this thread for good. For the writer's thread, whose first call would make
-        a context on device 0 otherwise."""
+        """Make a device the current one of this thread for good, and have the thread invalidate no capture. For the
+        writer's thread, whose first call would make a context on device 0 otherwise."""
         if getattr(self._selected, "device", None) != number:
+            self._calls["ThreadExchangeStreamCaptureMode"](ctypes.byref(ctypes.c_int(_RELAXED)))
             self._call("SetDevice", number)
             self._selected.device = number
 
