@@ -115,11 +115,10 @@ def change(
     answer within ``timeout`` seconds, ValueError for changes that cannot be made.
     """
     checked = check(changes)
-    folder = control_folder(run)
     ranks = expected_ranks(run)
     margin_seconds = _MARGIN_SECONDS
     for _ in range(_ATTEMPTS):
-        agreed = _Attempt(folder, checked, ranks, timeout, margin_seconds).run()
+        agreed = _Attempt(run, checked, ranks, timeout, margin_seconds).run()
         if agreed is not None:
             return agreed
         margin_seconds *= 4
@@ -152,10 +151,9 @@ def expected_ranks(run: Path) -> list[Rank]:
 class _Attempt:
     """One command: written, seen, planned, answered, decided."""
 
-    def __init__(
-        self, folder: Path, changes: Changes, ranks: list[Rank], timeout: float, margin_seconds: float
-    ) -> None:
-        self._folder = folder
+    def __init__(self, run: Path, changes: Changes, ranks: list[Rank], timeout: float, margin_seconds: float) -> None:
+        self._run = run
+        self._folder = control_folder(run)
         self._ranks = ranks
         self._timeout = timeout
         self._margin_seconds = margin_seconds
@@ -220,11 +218,16 @@ class _Attempt:
 
     def _effective(self, seen: list[dict[str, Any]]) -> dict[str, int]:
         """Group to step: beyond every rank's step, by the steps that pass while the ranks agree."""
-        return effective_steps(
+        effective = effective_steps(
             [(str(word["group"]), int(word["step"])) for word in seen],
             {rank.group: float(rank.state.get("steps_per_second", 0.0)) for rank in self._ranks},
             self._margin_seconds,
         )
+        # Not before a change that was agreed on earlier: that would be the last word then.
+        for rank in self._ranks:
+            ahead = [change.step for change in pending_changes(self._run, rank)]
+            effective[rank.group] = max(effective[rank.group], *ahead, 0)
+        return effective
 
     def _call_off(self, reason: str) -> None:
         json_files.create(files.outcome(self._folder, self._generation), {"commit": False, "reason": reason})

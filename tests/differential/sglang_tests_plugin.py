@@ -6,6 +6,7 @@
   of SGLang; nothing is changed on the way.
 - ``patcher``, ``patcher-in-memory``: ``apply_edits``, ``patch_function`` and what builds on them run ours; the module
   that the tests make can be imported, or lies in ``sys.modules`` alone.
+- ``dumper``: ``_Dumper`` records with ours, and the ranks behind the HTTP tests are ours.
 - ``nothing``: SGLang's own program, which shows that the tests pass where they are run.
 
 Every test that reached our code is written to ``TENSORTAP_RESULTS``, one JSON object a line.
@@ -28,6 +29,13 @@ import pytest
 import comparator.cli
 from tests.differential.peer_worker import import_entrypoint
 from tests.differential.peers import installed_package
+from tests.differential.sglang_dumper import (
+    DumperStandIn,
+    requests_with_token,
+    temp_set_env,
+    test_utils,
+    write_before_looking,
+)
 from tests.differential.sglang_edits import StandIn, make_importable
 
 STANDS_IN = os.environ["TENSORTAP_STANDS_IN"]
@@ -77,6 +85,33 @@ def _stand_in_for_patcher() -> None:
         make_importable(Path(os.environ["TENSORTAP_SAMPLE"]), Path(tempfile.mkdtemp()))
 
 
+def _stand_in_for_dumper() -> None:
+    sys.modules["sglang.test.test_utils"] = test_utils()
+    environ: Any = importlib.import_module("sglang.srt.environ")
+    if not hasattr(environ, "temp_set_env"):
+        environ.temp_set_env = temp_set_env
+    if STANDS_IN == "dumper":
+        theirs: Any = importlib.import_module("sglang.srt.debug_utils.dumper")
+        DumperStandIn.reach = staticmethod(_reach)
+        theirs._Dumper = DumperStandIn
+        os.environ["TENSORTAP_SGLANG_ENV"] = "1"
+        write_before_looking()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a model from the net or processes of SGLang's, and give requests the token of ours."""
+    parted = [item for item in items if item.name.endswith("[sglang]") or (_over_http(item) and STANDS_IN != "dumper")]
+    config.hook.pytest_deselected(items=parted)
+    items[:] = [item for item in items if item not in parted]
+    for module in {item.module for item in items if isinstance(item, pytest.Function)}:
+        if hasattr(module, "_dumper_worker"):
+            module.requests = requests_with_token()
+
+
+def _over_http(item: pytest.Item) -> bool:
+    return "dumper_http_url" in getattr(item, "fixturenames", ()) or "TestZmqPortIsolation" in item.nodeid
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     _running[:] = [item.nodeid]
@@ -105,6 +140,7 @@ def _stand_in() -> None:
         module.__path__ = [str(_package().joinpath(*name.split(".")[1:]))]
         sys.modules[name] = module
     _stand_in_for_comparator()
+    _stand_in_for_dumper()
     if STANDS_IN.startswith("patcher"):
         _stand_in_for_patcher()
 

@@ -202,7 +202,13 @@ def test_output_is_captured_by_name(recorder: Recorder, tmp_path: Path) -> None:
         recorder.dump("no", value)
         value.zero_()
     assert output["x"]["value"].tolist() == [1, 1]
-    assert output["x"]["meta"] == {"name": "x", "step": 0, "dims": "t", "layer_id": 1}
+    assert output["x"]["meta"] == {
+        "name": "x",
+        "step": 0,
+        "dims": "t",
+        "layer_id": 1,
+        "recompute_status": "disabled",
+    }
     assert set(output) == {"x"}
     recorder.configure(enable=False)
     with recorder.capture_output() as output:

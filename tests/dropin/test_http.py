@@ -105,3 +105,15 @@ def test_what_cannot_be_is_400(server: ControlServer) -> None:
     assert post(server, "configure", nonsense=1) == 400
     assert post(server, "configure", enable="yes") == 400
     assert post(server, "configure", filter="x [") == 400
+
+
+def test_the_later_of_two_changes_has_the_last_word(recorder: Recorder, server: ControlServer) -> None:
+    for _ in range(50):  # at such a rate a change is planned some steps ahead
+        recorder.step()
+    wait_for(server, rank=0)
+    (earlier,) = post(server, "configure", filter="rank == 1")
+    wait_for(server, steps_per_second=0.0)
+    (later,) = post(server, "configure", filter="rank == 2")
+    assert later["effective"]["0"] >= earlier["effective"]["0"]
+    reach(recorder, later)
+    assert recorder.settings.filter == "rank == 2"
