@@ -16,13 +16,13 @@ from dumper.memory.buffers import BufferPool
 from dumper.memory.device_reductions import RESULT_BYTES
 from dumper.memory.device_staging import DeviceStager
 from dumper.memory.staging import Stager
+from dumper.recording.graphs.handover import Handover
 from dumper.recording.reductions import reduced_together
 from dumper.recording.short_way import ShortWay
 from dumper.values import device_kernels
 from dumper.values.device_kernels import launching, many, single
 from dumper.values.fingerprint import block_sums
 from dumper.values.measures import device_statistics
-from dumper.values.plain import UnrecordableError
 from tests.dumper.memory.stand_in import StandInRuntime
 from tests.dumper.recording.conftest import Recording
 
@@ -105,6 +105,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
         self._current_device = lambda: 0
 
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: STREAM, raising=False)
     monkeypatch.setattr(device_kernels, "available", lambda: True)
     stager = DeviceStager(runtime, BufferPool(1 << 26))
     monkeypatch.setattr(Stager, "device", property(lambda self: stager))
@@ -156,11 +157,10 @@ def test_values_of_a_graph_are_reduced_together(recording: Recording, kernels: K
     session: Any = recorder._open.session
     plans = [plan for plan in session._plans.values() if plan.source.name.startswith("x")]
     together = reduced_together(level, [(plan, OnDevice(value)) for plan, value in zip(plans, values, strict=True)])
-    for _ in range(2):
-        session.submit_reduced(together, None)
+    handover = Handover(session._writer, session._stager, session.status, session._next_number, session._reduced)
+    assert [handover.reduce(together, None) for _ in range(2)] == [True, True]
     kernels.error = RuntimeError("an example")
-    with pytest.raises(UnrecordableError):  # what only says that it is a tensor goes no other way
-        session.submit_reduced(together, None)
+    assert not handover.reduce(together, None)
     run = recording.read()
     assert kernels.launched == [level] * 6
     kept = "fingerprint" if level == "hash" else "statistics"
