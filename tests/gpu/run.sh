@@ -6,7 +6,8 @@
 #
 # The machine has Python, torch with CUDA, triton, transformers, pytest, pytest-xdist, pytest-timeout, hypothesis, numpy,
 # msgpack, xxhash, ml_dtypes, rich and yaml. PYTHON is its version (3.12), PLATFORM the tags of its wheels. Nothing is
-# installed into its environment. OUT (out/gpu) gets tests.txt, benchmark.md and gpu.json.
+# installed into its environment. TEST_LIMIT and BUDGET are seconds of the tests and of the benchmark (290, 170),
+# PROCESSES says how many run tests (8). OUT (out/gpu) gets tests.txt, benchmark.md and gpu.json.
 set -uo pipefail
 
 packages=(libcst pydantic pydantic-core annotated-types typing-inspection typing-extensions msgspec google-re2)
@@ -36,7 +37,7 @@ run() {
     export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
   fi
   export OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 TORCHINDUCTOR_COMPILE_THREADS=2
-  timeout 290 "$python" -m pytest tests/gpu tests/dumper/capabilities/test_cuda_copies.py -n "${PROCESSES:-8}" -q \
+  timeout "${TEST_LIMIT:-290}" "$python" -m pytest tests/gpu tests/dumper/capabilities/test_cuda_copies.py -n "${PROCESSES:-8}" -q \
     --timeout 200 --show-capture=no --tb=short --durations=10 --basetemp "$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d)/t" \
     -p no:cacheprovider 2>&1 | grep --line-buffered -v '^DEBUG' | tee "$out/tests.txt"
   local failed=${PIPESTATUS[0]}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from subprocess import CompletedProcess
 
 import pytest
 
 from tests.gpu.exotic_values import LEVELS, MAKERS, SKIPPED, TRANSFORMS
-from tests.gpu.recordings import python
+from tests.gpu.recordings import CUDA, python
 
 RECORDED = {
     "dtensor_replicate",
@@ -20,9 +22,25 @@ RECORDED = {
 }
 
 
-@pytest.mark.parametrize("name", [*MAKERS, *TRANSFORMS])
-def test_values_that_are_no_plain_tensors(tmp_path: Path, name: str) -> None:
-    child = python("-X", "faulthandler", "-m", "tests.gpu.exotic_values", name, str(tmp_path))
+NAMES = (*MAKERS, *TRANSFORMS)
+AT_ONCE = 6 if CUDA else 2
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[CompletedProcess[str]]]]:
+    """A process for each value."""
+
+    def run(name: str) -> CompletedProcess[str]:
+        folder = str(tmp_path_factory.mktemp(name))
+        return python("-X", "faulthandler", "-m", "tests.gpu.exotic_values", name, folder)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {name: pool.submit(run, name) for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_that_are_no_plain_tensors(children: dict[str, Future[CompletedProcess[str]]], name: str) -> None:
+    child = children[name].result()
     last = child.stdout.strip().splitlines()[-1]
     if child.returncode == SKIPPED:
         pytest.skip(f"torch cannot make it here: {last}")
