@@ -29,6 +29,7 @@ Requirement = Annotated[list[dict[str, str]], BeforeValidator(_as_list)]
 """Package to version specifier, such as ``{sglang: ">=0.5.9"}``; in a list, any one of them is enough."""
 
 
+_SGLANG_ACTIONS = frozenset(("prepend", "append", "replacement"))
 SHORT_FORMS = ("dump", "step", "end_step", "tags")
 Undefined = Literal[True] | tuple[str, ...]
 _UNDEFINED = "Names that code may use although nothing in reach defines them (true: any)"
@@ -55,9 +56,15 @@ class EditSpec(Strict):
     before: Insertion | None = Field(None, description="Code put before the matched statement.")
     after: Insertion | None = Field(None, description="Code put after the matched statement.")
     replace: str | None = Field(None, description="Code that takes the place of what matched; empty deletes it.")
-    prepend: str | None = Field(None, description="Synonym of `before`.")
-    append: str | None = Field(None, description="Synonym of `after`.")
-    replacement: str | None = Field(None, description="Synonym of `replace`.")
+    prepend: str | None = Field(
+        None, description="As `before`; beside `match` alone, of lines of text, as in SGLang's configs."
+    )
+    append: str | None = Field(
+        None, description="As `after`; beside `match` alone, of lines of text, as in SGLang's configs."
+    )
+    replacement: str | None = Field(
+        None, description="As `replace`; beside `match` alone, of lines of text, as in SGLang's configs."
+    )
     dump: DumpSpec | None = Field(None, description="Short form of a dump call, after what matched.")
     step: StepSpec | Literal[True] | None = Field(None, description="A step begins here.")
     end_step: EndStepSpec | Literal[True] | None = Field(None, description="The step under way ends here.")
@@ -108,6 +115,14 @@ class EditSpec(Strict):
             if name == "wrap" and self.match is None and not isinstance(value, list):
                 raise ValueError("'wrap' needs a pattern: as its value, or as 'match' beside it")
         return self
+
+    def has_the_form_of_sglang(self) -> bool:
+        """Whether it says no more than an edit of SGLang's own configs can say."""
+        given = {name for name in self.model_fields_set if getattr(self, name) not in (None, "", False)}
+        actions = set(self.actions())
+        return (
+            given | actions <= {"match", *_SGLANG_ACTIONS} and actions <= _SGLANG_ACTIONS and len(self.match or ()) == 1
+        )
 
     def actions(self) -> dict[str, Any]:
         """The action keys that have a value. Blank ones beside another count as left out, as in SGLang."""

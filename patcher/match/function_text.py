@@ -37,6 +37,15 @@ class Line:
     """The edit that put the line there, for messages."""
     returns: list[ReturnHook] = field(default_factory=list)
     """Code to run at the ``return`` statement that begins on this line, once its value is known."""
+    preamble: bool = False
+    """Whether it belongs to the preamble of a patch."""
+    written: str | None = None
+    """How the config or the source has it, where a tap has made another text of it."""
+
+    @property
+    def as_written(self) -> str:
+        """The text without what taps made of it."""
+        return self.text if self.written is None else self.written
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,8 @@ class FunctionBuffer:
     wraps: list[Wrap] = field(default_factory=list)
     """Wraps that are not in the lines yet. Taps are not matched by later edits, so putting all of them in at once is
     the same, and what is parsed stays as it was meanwhile."""
+    edited_by_lines: list[tuple[str, int]] = field(default_factory=list)
+    """Edits that put lines in the place of lines, perhaps halves of statements: which, and from which original line."""
     _views: dict[bool, FunctionView] = field(default_factory=dict)
     _unchanged: set[bool] = field(default_factory=set)
     """Those of the views that are known to be of the lines as they are now, rewritten statements excepted."""
@@ -138,13 +149,13 @@ class FunctionBuffer:
     def remember(self) -> Callable[[], None]:
         """What puts everything back as it is now."""
         lines = [(line, line.text, line.columns_kept, list(line.returns)) for line in self.lines]
-        wraps = list(self.wraps)
+        wraps, by_lines = list(self.wraps), list(self.edited_by_lines)
 
         def restore() -> None:
             for line, text, kept, returns in lines:
                 line.text, line.columns_kept, line.returns = text, kept, returns
             self.lines = [line for line, *_ in lines]
-            self.wraps = wraps
+            self.wraps, self.edited_by_lines = list(wraps), list(by_lines)
             self.changed()
 
         return restore
@@ -167,6 +178,7 @@ class FunctionBuffer:
             for (column, *_), piece in sorted(found):
                 text += line.text[at:column] + piece
                 at = column
+            line.written = line.as_written
             line.text = text + line.text[at:]
             line.columns_kept = False
         self.wraps.clear()

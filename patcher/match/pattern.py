@@ -146,6 +146,19 @@ def substitute(text: str, captures: dict[str, str]) -> str:
     return _TOKEN.sub(value, text)
 
 
+def replace_name(text: str, old: str, new: str) -> str:
+    """Give a name another one, except where it is an attribute, a keyword argument, or within strings and comments."""
+    tokens = [(match.lastgroup or "other", match.group()) for match in _TOKEN.finditer(text)]
+    solid = [index for index, (kind, _) in enumerate(tokens) if kind not in ("space", "comment")]
+    out = [token for _, token in tokens]
+    for position, index in enumerate(solid):
+        before = tokens[solid[position - 1]][1] if position else ""
+        after = tokens[solid[position + 1]][1] if position + 1 < len(solid) else ""
+        if tokens[index] == ("name", old) and before != "." and after != "=":
+            out[index] = new
+    return "".join(out)
+
+
 def _completed(text: str) -> str:
     """A pattern that ends within brackets, as the first line of a wrapped call does, with any further contents."""
     ends: list[str] = []

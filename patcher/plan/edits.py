@@ -96,6 +96,8 @@ class Edit:
     optional: bool = False
     undefined: tuple[str, ...] = ()
     """Names that its code may use although nothing in reach defines them; ``*`` for any."""
+    by_lines: bool = False
+    """It has SGLang's form: lines of text are meant, if exactly one place has them, and a pattern otherwise."""
     preamble: str = ""
     """The preamble of the edit's patch: a name ``dumper`` bound there is not ours."""
 

@@ -257,6 +257,7 @@ def _edit(
         inside=tuple(spec.inside or ()),
         optional=spec.optional,
         undefined=(*undefined, *_allowed(spec.undefined)),
+        by_lines=spec.has_the_form_of_sglang() and isinstance(content, Code),
         preamble=preamble,
     )
 

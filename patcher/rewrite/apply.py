@@ -9,8 +9,10 @@ import libcst as cst
 from patcher.errors import EditError
 from patcher.generated_names import RETURN_VARIABLE, WRAP_FUNCTION
 from patcher.match.choose import Choice, FunctionScope, choose, is_whole_statement, sites_of
+from patcher.match.diagnostics import times
 from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, Kind, Line, ReturnHook, Role, Wrap
-from patcher.match.pattern import ARGUMENTS_CAPTURE, MATCH_CAPTURE, RETURN_CAPTURES
+from patcher.match.lines import find_lines
+from patcher.match.pattern import ARGUMENTS_CAPTURE, MATCH_CAPTURE, RETURN_CAPTURES, captured_names
 from patcher.match.search import Site
 from patcher.match.statements import FunctionIndex, Statement, end_of, start_of
 from patcher.plan.edits import Code, Dump, Edit, Step, Tags
@@ -23,6 +25,7 @@ from patcher.rewrite.inserted_code import (
     uses_capture,
     wrapping,
 )
+from patcher.rewrite.line_edits import edit_lines, syntax_error
 from patcher.rewrite.splice import isolate, needs_isolation, replace_range, replace_statements
 from patcher.rewrite.taps import InsertionPoint, TargetEdit
 
@@ -33,6 +36,66 @@ def apply_edit(scopes: Sequence[FunctionScope], what: TargetEdit) -> list[int]:
     ``scopes`` are all definitions of the target (two in ``if …: def f … else: def f …``); the edit has to
     land as if they were one function, except that ``entry`` and ``return`` mean each of them.
     """
+    edit = what.edit
+    buffers = list({id(scope.buffer): scope.buffer for scope in scopes}.values())
+    found = find_lines(buffers, edit.patterns[0]) if _may_mean_lines(scopes, edit) else []
+    if len(found) == 1:
+        return _apply_to_lines(scopes, what, *found[0])
+    try:
+        return _apply_by_syntax(scopes, what)
+    except EditError as error:
+        if not _may_mean_lines(scopes, edit):
+            raise
+        raise EditError(f"{error}\n  (as lines of text, it is found {_times(len(found))})") from None
+
+
+def _may_mean_lines(scopes: Sequence[FunctionScope], edit: Edit) -> bool:
+    captures = isinstance(edit.content, Code) and captured_names(edit.content.text)
+    return edit.by_lines and not captures and all(len(scope.path) == 1 for scope in scopes)
+
+
+def _times(count: int) -> str:
+    return times(count) if count else "nowhere"
+
+
+def _apply_to_lines(
+    scopes: Sequence[FunctionScope], what: TargetEdit, buffer: FunctionBuffer, matched: list[Line]
+) -> list[int]:
+    buffer.carry_out_wraps()
+    was_python = syntax_error(buffer) is None
+    put_back, taps = buffer.remember(), len(what.taps.taps)
+    edit_lines(buffer, matched, what)
+    if not was_python or syntax_error(buffer) is None:
+        return [matched[0].origin]
+    # Only together with edits that follow can it be Python again, unless the statement as a whole is meant.
+    lines_of_edit = buffer.remember()
+    names = what.taps.taps[taps:]
+    what.taps.forget(taps)
+    put_back()
+    try:
+        if _is_of_lines(scopes, what.edit, matched):
+            return _apply_by_syntax(scopes, what)
+    except EditError:
+        what.taps.forget(taps)
+    lines_of_edit()
+    for tap in names:
+        what.taps.add(tap)
+    return [matched[0].origin]
+
+
+def _is_of_lines(scopes: Sequence[FunctionScope], edit: Edit, matched: Sequence[Line]) -> bool:
+    """Whether the pattern means just these lines, or an insertion before or after the statement that begins there."""
+    for scope, choice in choose(scopes, edit):
+        index, sites = _found(scope, edit, choice)
+        for number in choice.numbers:
+            first = index.view.line_at(start_of(index.view, sites[number].first.node)[0])
+            last = index.view.line_at(end_of(index.view, sites[number].last.node)[0])
+            if first is not matched[0] or (edit.action == "replace" and last is not matched[-1]):
+                return False
+    return True
+
+
+def _apply_by_syntax(scopes: Sequence[FunctionScope], what: TargetEdit) -> list[int]:
     edit = what.edit
     if edit.action == "replace":
         # What is replaced has to be all there.

@@ -12,7 +12,7 @@ from patcher.config.yaml_source import Origin
 from patcher.errors import EditError
 from patcher.generated_names import DUMPER, DUMPER_NAME, TAPS, VALUE_VARIABLE, WRAP_FUNCTION
 from patcher.match.function_text import CodeLine
-from patcher.match.pattern import captured_names, substitute
+from patcher.match.pattern import captured_names, replace_name, substitute
 from patcher.plan.edits import Code, ConditionalDims, Dump, ShortForm, Step, Tags
 from patcher.rewrite.taps import InsertionPoint
 from tensortap.dims import DimsError, parse_dims
@@ -93,6 +93,26 @@ def config_code(code: Code, point: InsertionPoint) -> list[CodeLine]:
         tree = _parse(text, code.origin)
     continued = _string_continuations(tree)
     return [CodeLine(line, verbatim=number in continued) for number, line in enumerate(text.split("\n"), start=1)]
+
+
+def written_code(code: Code, point: InsertionPoint) -> list[tuple[str, str, bool]]:
+    """Each line of code from a config that may be half a statement: as it has to be, as it was written, and whether
+    all of the code is whole statements."""
+    text = code.text.strip()
+    written = text.splitlines()
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError):
+        return [(_with_our_dumper(line, point.edit.preamble), line, False) for line in written]
+    made = "\n".join(line.text for line in config_code(replace(code, text=text), point)).splitlines() if text else []
+    return [(new, old, True) for new, old in zip(made, written, strict=True)]
+
+
+def _with_our_dumper(line: str, preamble: str) -> str:
+    """A line that is no Python by itself, with ``dumper`` turned into ours."""
+    if _binds_dumper(ast.Module([], []), preamble):
+        return line
+    return replace_name(line, DUMPER_NAME, DUMPER)
 
 
 def config_expression(code: Code, point: InsertionPoint) -> str | None:

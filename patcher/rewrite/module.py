@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +19,7 @@ from patcher.match.statements import Statement, end_of, index_function, start_of
 from patcher.plan.edits import Code, Edit, FunctionPatch, ModulePatch
 from patcher.rewrite.apply import apply_edit, insert_at_entry, set_apart
 from patcher.rewrite.inserted_code import config_code
+from patcher.rewrite.line_edits import syntax_error
 from patcher.rewrite.taps import Tap, TapTable, TargetEdit
 from patcher.rewrite.undefined_names import PREAMBLE, NameChecker
 from patcher.source.definitions import Scope, find_definitions, functions_within
@@ -128,8 +130,10 @@ def rewrite_module(source: str, patch: ModulePatch, file: str) -> RewrittenModul
             raise TargetError(f"{function.target}: libcst cannot parse the function: {error.message}") from None
     functions = []
     for unit, buffer in state.units.values():
-        _finish(buffer)
-        owner, message = _compile_error(buffer)
+        owner, message = _compile_error(buffer, unit.name) if buffer.edited_by_lines else ("", "")
+        if not message:
+            _finish(buffer)
+            owner, message = _compile_error(buffer, unit.name)
         if message:
             landings = [_failed(landing, owner, message) for landing in landings]
         first, last = function_lines(unit)
@@ -163,9 +167,11 @@ def _rewrite_function(state: _ModuleState, patch: FunctionPatch) -> list[Landing
             (function_lines(node)[0], node.name) for node in functions_within(found.unit)
         )
     scopes = [FunctionScope(state.buffer(found.unit), found.inner, found.ordinal) for found in definitions]
+    # Lines are replaced as they stand in the file; what comes after a signature may be wanted as well.
+    only_lines = bool(patch.edits) and all(edit.by_lines for edit in patch.edits)
     landings: list[Landing] = []
     for scope in scopes:
-        for preamble in patch.preambles:
+        for preamble in () if only_lines else patch.preambles:
             _insert_preamble(scope, preamble, patch, state.taps)
     undefined = state.names.unknown(patch, definitions)
     if PREAMBLE in undefined:
@@ -175,6 +181,9 @@ def _rewrite_function(state: _ModuleState, patch: FunctionPatch) -> list[Landing
         )
     for edit in patch.edits:
         landings.append(_land(scopes, edit, patch.target, state.taps, undefined.get(edit.number, ())))
+    for scope in scopes if only_lines else ():
+        for preamble in patch.preambles if syntax_error(scope.buffer) is None else ():
+            _insert_preamble(scope, preamble, patch, state.taps)
     return landings
 
 
@@ -193,14 +202,24 @@ def _land(
     restore = [scope.buffer.remember() for scope in scopes] if edit.optional else []
     try:
         lines = apply_edit(scopes, TargetEdit(edit, target, taps))
-    except PatchError as error:
+    except (PatchError, cst.ParserSyntaxError) as error:
+        by_lines = [owner for scope in scopes for owner, _ in scope.buffer.edited_by_lines]
+        if isinstance(error, cst.ParserSyntaxError) and not by_lines:
+            raise
         taps.forget(before)
         for put_back in restore:
             put_back()
-        return replace(landing, error=str(error))
+        return replace(landing, error=str(error) if isinstance(error, PatchError) else _halves(edit, by_lines))
     names = tuple(tap.id for tap in taps.taps[before:])
     message = _undefined(edit.origin, undefined) if undefined else None
     return replace(landing, lines=tuple(dict.fromkeys(lines)), taps=names, error=message)
+
+
+def _halves(edit: Edit, by_lines: Sequence[str]) -> str:
+    return (
+        f"{edit.origin}: {edit.summary} is looked for as Python, which the function is not after the edits by lines "
+        f"before it ({', '.join(dict.fromkeys(by_lines))})"
+    )
 
 
 def _failed(landing: Landing, owner: str, message: str) -> Landing:
@@ -215,6 +234,8 @@ def _insert_preamble(scope: FunctionScope, preamble: Code, patch: FunctionPatch,
     edit = Edit(0, preamble.origin, "entry", (), "before", preamble, preamble=preamble.text)
     code: list[CodeLine] = config_code(preamble, TargetEdit(edit, patch.target, taps).at(first.origin, {}))
     insert_at_entry(scope.buffer, index, code, "inserted", f"{patch.target}#preamble")
+    for line in scope.buffer.lines:
+        line.preamble = line.preamble or line.owner == f"{patch.target}#preamble"
 
 
 def _finish(buffer: FunctionBuffer) -> None:
@@ -270,20 +291,32 @@ def _finish_return(buffer: FunctionBuffer, view: FunctionView, statement: Statem
     buffer.insert(buffer.lines.index(last) + 1, lines)
 
 
-def _compile_error(buffer: FunctionBuffer) -> tuple[str, str]:
+def _compile_error(buffer: FunctionBuffer, name: str) -> tuple[str, str]:
     """The edit whose code cannot stand where it is put, and why; two empty strings when all is well."""
-    indented = buffer.lines[0].text[:1].isspace()
-    # A class around it: methods may use ``super()`` and names with two underscores.
-    text = ("class _:\n" if indented else "") + buffer.text + "\n"
-    try:
-        compile(text, "<patched>", "exec", dont_inherit=True)
-    except SyntaxError as error:
-        number = (error.lineno or 1) - (1 if indented else 0)
-        number = min(max(number, 1), len(buffer.lines))
-        line = buffer.lines[number - 1]
-        owners = [candidate.owner for candidate in buffer.lines if candidate.owner]
-        return line.owner or (owners[-1] if owners else ""), f"{error.msg}: {line.text.strip()!r}"
-    return "", ""
+    error = syntax_error(buffer)
+    if error is None:
+        other = _other_name(buffer, name) if buffer.edited_by_lines else ""
+        return (buffer.edited_by_lines[-1][0], other) if other else ("", "")
+    number, message = error
+    if not buffer.lines:
+        return buffer.edited_by_lines[-1][0], "nothing of the function is left"
+    line = buffer.lines[number]
+    before = [owner for owner, origin in buffer.edited_by_lines if origin <= line.origin]
+    owners = [*(candidate.owner for candidate in buffer.lines if candidate.owner), *before]
+    place = f"line {line.origin}, " if buffer.edited_by_lines else ""
+    return line.owner or (
+        owners[-1] if owners else buffer.edited_by_lines[0][0]
+    ), f"{message}: {place}{line.text.strip()!r}"
+
+
+def _other_name(buffer: FunctionBuffer, name: str) -> str:
+    """What is wrong where lines that were replaced have made another definition of the function; empty: nothing."""
+    found = ast.parse(textwrap.dedent("if 1:\n" + buffer.text if buffer.lines[0].text[:1].isspace() else buffer.text))
+    body = found.body[0].body if isinstance(found.body[0], ast.If) else found.body
+    function = body[0]
+    if len(body) == 1 and isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)) and function.name == name:
+        return ""
+    return f"what is left is not a function called {name!r}"
 
 
 def _prelude(patch: ModulePatch, taps: Sequence[Tap], text: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from patcher.generated_names import DUMPER_NAME
-from patcher.match.pattern import to_python
+from patcher.match.pattern import names_in, to_python
 from patcher.plan.edits import Code, Edit, FunctionPatch
 from patcher.source.definitions import Definition, all_statements, statements_in
 
@@ -37,6 +37,8 @@ class NameChecker:
         trees = {number: [tree for code in codes if (tree := _parsed(code))] for number, codes in texts.items()}
         inserted = [tree for found in trees.values() for tree in found]
         known = {*_ALWAYS, *_bound(inserted), *_bound([found.unit for found in definitions])}
+        # Lines that are no Python by themselves may bind any of their names.
+        known.update(*(names_in(code.text) for codes in texts.values() for code in codes if _parsed(code) is None))
         messages: dict[int, tuple[str, ...]] = {}
         for number, found in trees.items():
             unknown = _used(found) - known - self._module_names() - allowed[number]
