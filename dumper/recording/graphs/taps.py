@@ -94,11 +94,11 @@ class GraphTaps:
     @property
     def open(self) -> bool:
         """Whether a capture is under way."""
-        return any(capture.began for capture in self._open.values())
+        return any(capture.began for capture in list(self._open.values()))
 
     def account_so_far(self) -> GraphAccount:
         """What was recorded and what was silent until now."""
-        unended = [capture for capture in self._open.values() if not capture.began]
+        unended = [capture for capture in list(self._open.values()) if not capture.began]
         self.account.unknown_captures = sum(len(capture.taps) for capture in unended)
         return self.account
 
