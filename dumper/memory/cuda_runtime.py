@@ -19,6 +19,8 @@ ON_DEVICE = 3
 """``cudaMemcpyDeviceToDevice``."""
 TO_HOST = 2
 """``cudaMemcpyDeviceToHost``."""
+LARGEST_PITCH = (1 << 31) - 1
+"""``memPitch`` of ``cudaDeviceProp``, of all devices there are."""
 _RELAXED = 2
 """``cudaStreamCaptureModeRelaxed``: calls of this thread invalidate no capture of another one."""
 _NON_BLOCKING = 1
@@ -35,6 +37,7 @@ _IMPLICIT = 906
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _SIGNATURES = {
     "MemcpyAsync": (_POINTER, _POINTER, _SIZE, _INT, _POINTER),
+    "Memcpy2DAsync": (_POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE, _INT, _POINTER),
     "MemsetAsync": (_POINTER, _INT, _SIZE, _POINTER),
     "EventRecord": (_POINTER, _POINTER),
     "StreamWaitEvent": (_POINTER, _POINTER, ctypes.c_uint),
@@ -77,6 +80,11 @@ class CudaRuntime:
         code = self._copy(to, source, nbytes, kind, stream)
         if code:
             raise self._error("MemcpyAsync", code)
+
+    def copy_rows(self, to: int, source: int, width: int, height: int, pitch: int, stream: int) -> None:
+        """Copy rows of ``width`` bytes that begin ``pitch`` bytes from each other, to rows one behind the other, within
+        the device. ``pitch`` is at most ``LARGEST_PITCH``. Raises DeviceError."""
+        self._call("Memcpy2DAsync", to, width, source, pitch, width, height, ON_DEVICE, stream)
 
     def record(self, event: int, stream: int) -> None:
         """Have ``event`` reached when what ``stream`` has been given so far is done. Raises DeviceError."""

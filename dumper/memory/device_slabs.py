@@ -176,6 +176,16 @@ class Lane:
             slab.used = (offset + nbytes + ALIGNMENT - 1) & -ALIGNMENT
         return slab, offset
 
+    def copy_rows(self, source: int, width: int, height: int, pitch: int) -> tuple[DeviceSlab, int]:
+        """What ``copy`` does, for rows of ``width`` bytes that begin ``pitch`` bytes from each other."""
+        nbytes = width * height
+
+        def write(address: int) -> None:
+            if nbytes:
+                self._runtime.copy_rows(address, source, width, height, pitch, self._stream)
+
+        return self.fill(nbytes, write)
+
     def fill(self, nbytes: int, write: Callable[[int], None]) -> tuple[DeviceSlab, int]:
         """What ``copy`` does, for bytes that ``write(address)`` has the stream put there, a kernel for example."""
         with self._lock:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dumper.rules.levels import FULL, Level
+from dumper.values.memory_rows import MemoryRows
 from dumper.values.source import Source
 from dumper.writing.items import Description, TagsKey
 
@@ -26,6 +27,9 @@ class SmallTensors:
     may_be_negated: bool = False
     """Whether the bytes in memory may not be the elements yet, which are to be negated."""
     may_be_conjugated: bool = False
+    rows: MemoryRows | None = None
+    """Of tensors whose rows do not lie one behind the other, or of which only every n-th is kept; ``nbytes`` is then
+    the extent of all in memory."""
     reduced_to: str | None = None
     """``stats`` or ``hash`` where this, and not the tensor, is put into a slab; else None."""
 
@@ -44,7 +48,6 @@ class Plan:
         "last",
         "last_on_device",
         "parts",
-        "short",
         "small",
         "source",
         "tags",
@@ -68,13 +71,12 @@ class Plan:
         """None when the filter rejects them."""
         self.whole = chosen is not None and chosen.kind in ("full", "hash")
         """Whether all bytes of the value go to the writer."""
-        self.short = self.whole or (chosen is not None and (chosen.kind == "stats" or chosen.rows is not None))
-        """Whether values may go the short way: for other levels those of CUDA tensors."""
         self.descriptions: dict[tuple[Any, ...], Description] = {}
         self.small: dict[tuple[Any, ...], SmallTensors] = {}
         self.last: tuple[Any, Any, bool, SmallTensors] = (None, None, False, _NOTHING)
         """Dtype, shape, whether it was recomputed, and what was worked out, of the small tensor that came last."""
-        self.last_on_device = self.last
+        self.last_on_device: tuple[Any, Any, bool, Any, SmallTensors] = (None, None, False, None, _NOTHING)
+        """The same of CUDA tensors, with the strides of those that are not contiguous before it."""
         self.parts: dict[tuple[str, str | None], Plan] = {}
 
     def part(self, name: str, dims: str | None) -> Plan:

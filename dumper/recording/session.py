@@ -131,7 +131,7 @@ class Session:
             return
         self.status.submitted(self._next_number())
         try:
-            if not (plan.short and self._short_way.submit(plan, value, step)):
+            if not self._short_way.submit(plan, value, step):
                 self._submit_any(plan, value, step)
         except BaseException:
             self.status.add("lost_encoding")

@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from dumper.format.status import StatusBlock
 from dumper.memory.buffers import SMALL
+from dumper.memory.cuda_runtime import LARGEST_PITCH
 from dumper.memory.device_reductions import TENSOR_ALIGNMENT
 from dumper.memory.device_slabs import LARGEST_VALUE
 from dumper.recording.plans import Plan, SmallTensors
 from dumper.recording.reductions import ReducedValueWriter, describe_reduced
 from dumper.values.dtypes import KNOWN
+from dumper.values.memory_rows import MemoryRows, memory_rows
 from dumper.writing.items import Description
 from dumper.writing.writer import Writer
 
 if TYPE_CHECKING:
     from dumper.memory.device_staging import DeviceStager
     from dumper.memory.staging import Stager
+
+
+NARROWEST_ROW = 16
+"""Bytes."""
 
 
 class ShortWay:
@@ -80,17 +86,18 @@ class ShortWay:
         """The same for CUDA tensors, from address to address on their device."""
         try:
             device = self._stager.device if value.is_cuda else None
-            if device is None or not value.is_contiguous() or self._is_tracing():
+            if device is None or self._is_tracing():
                 return False
             dtype, shape = value.dtype, value.shape
             recomputed = self._backward_pass() != -1 and self.is_recomputed(plan)
+            strides = None if value.is_contiguous() else value.stride()
             last = plan.last_on_device
-            if last[0] is dtype and last[1] == shape and last[2] is recomputed:
-                small = last[3]
+            if last[0] is dtype and last[1] == shape and last[2] is recomputed and last[3] == strides:
+                small = last[4]
             else:
-                key = (dtype, shape, recomputed, "cuda")
+                key = (dtype, shape, recomputed, "cuda", strides)
                 small = plan.small.get(key) or self._describe_on_device(plan, key, value, device)
-                plan.last_on_device = (dtype, shape, recomputed, small)
+                plan.last_on_device = (dtype, shape, recomputed, strides, small)
             offset = value.storage_offset() * small.itemsize
             address = value.data_ptr()
             if (
@@ -111,8 +118,13 @@ class ShortWay:
             return False
         if small.reduced_to is not None:
             return self._reduced.put(small.reduced_to, small.description, device, index, stream, value, step)
-        lane, nbytes = device.lanes.lane(index, stream), small.nbytes
-        if not self._writer.put_from_device(small.description, nbytes, step, lane.copy, address, nbytes):
+        lane, nbytes, rows = device.lanes.lane(index, stream), small.nbytes, small.rows
+        if rows is None:
+            put = self._writer.put_from_device(small.description, nbytes, step, lane.copy, address, nbytes)
+        else:
+            place = address, rows.width, rows.height, rows.pitch
+            put = self._writer.put_from_device(small.description, rows.nbytes, step, lane.copy_rows, *place)
+        if not put:
             self._status.add("lost_full_memory")
         return True
 
@@ -159,26 +171,24 @@ class ShortWay:
         assert plan.chosen is not None
         kind = plan.chosen.kind
         dtype = self._dtypes.get(value.dtype)
-        if kind == "sample":
-            return plan.remember_small(key, self._describe_first_rows(plan, dtype, value))
-        if dtype is None or value.is_nested or not self._reduced.can_reduce(kind, value.dtype, device):
-            largest = LARGEST_VALUE if plan.whole else -1
-            return self._describe(plan, key, value, largest)
-        description = describe_reduced(plan, dtype, value, self.is_recomputed(plan))
-        return plan.remember_small(key, _small_tensors(description, dtype, value, kind))
-
-    def _describe_first_rows(self, plan: Plan, dtype: str | None, value: Any) -> SmallTensors:
-        """Of contiguous tensors, the rows that a sample keeps: their first bytes."""
-        assert plan.chosen is not None
-        rows = plan.chosen.rows
-        if dtype is None or value.is_nested or not value.shape or rows is None or self._reduced.watches_for_nan:
-            return SmallTensors(None)
-        length = value.shape[0]
-        nbytes = value.nbytes // max(1, length) * min(rows, length)
-        if nbytes > LARGEST_VALUE:
-            return SmallTensors(None)
-        description = plan.describe(dtype, tuple(value.shape), self.is_recomputed(plan))
-        return replace(_small_tensors(description, dtype, value, None), nbytes=nbytes)
+        found = SmallTensors(None)
+        if dtype is None or value.is_nested:
+            pass
+        elif self._reduced.can_reduce(kind, value.dtype, device):
+            if value.is_contiguous():
+                description = describe_reduced(plan, dtype, value, self.is_recomputed(plan))
+                found = _small_tensors(description, dtype, value, kind)
+        elif plan.whole or (kind == "sample" and value.shape and not self._reduced.watches_for_nan):
+            kept = plan.chosen.row_slice if kind == "sample" else slice(None)
+            rows = memory_rows(value.shape, value.stride(), value.itemsize, kept)
+            if rows is not None and _is_worth_one_copy(rows):
+                description = plan.describe(dtype, tuple(value.shape), self.is_recomputed(plan))
+                found = replace(
+                    _small_tensors(description, dtype, value, None),
+                    nbytes=rows.extent,
+                    rows=rows if rows.height > 1 else None,
+                )
+        return plan.remember_small(key, found)
 
     def _describe(self, plan: Plan, key: tuple[Any, ...], value: Any, largest: int) -> SmallTensors:
         """What is worked out once for tensors of one type and shape."""
@@ -207,10 +217,16 @@ _PARTS_OF_COMPLEX = frozenset({"float16", "float32", "float64"})
 interpreter lock, so that it is not asked in vain."""
 
 
+def _is_worth_one_copy(rows: MemoryRows) -> bool:
+    """Whether a copy of rows within a device is as good as torch's way to bring elements together."""
+    wide = rows.height <= 1 or rows.width >= NARROWEST_ROW
+    return rows.nbytes <= LARGEST_VALUE and rows.pitch <= LARGEST_PITCH and wide
+
+
 def _small_tensors(description: Description, dtype: str, value: Any, reduced_to: str | None) -> SmallTensors:
     complex_type = dtype.startswith("complex")
     may_be_negated = complex_type or dtype in _PARTS_OF_COMPLEX
-    return SmallTensors(description, value.nbytes, value.itemsize, may_be_negated, complex_type, reduced_to)
+    return SmallTensors(description, value.nbytes, value.itemsize, may_be_negated, complex_type, reduced_to=reduced_to)
 
 
 def checkpoint_is_running() -> bool:

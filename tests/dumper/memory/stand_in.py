@@ -60,6 +60,13 @@ class StandInRuntime(CudaRuntime):
     def copy(self, to: int, source: int, nbytes: int, kind: int, stream: int) -> None:
         self._give(stream, "do", lambda: ctypes.memmove(to, source, nbytes) and None)
 
+    def copy_rows(self, to: int, source: int, width: int, height: int, pitch: int, stream: int) -> None:
+        def copy() -> None:
+            for row in range(height):
+                ctypes.memmove(to + row * width, source + row * pitch, width)
+
+        self._give(stream, "do", copy)
+
     def fill(self, address: int, byte: int, nbytes: int, stream: int) -> None:
         # As the word that the host looks for.
         self._give(stream, "do", lambda: ctypes.memset(address, byte, nbytes) and None)

@@ -180,13 +180,14 @@ def test_what_kernels_cannot_read_goes_another_way(recording: Recording, kernels
     assert not kernels.launched
 
 
-@pytest.mark.parametrize("level", ["sample(rows=3)", "sample(rows=30)"])
-def test_the_first_rows_are_copied_alone(recording: Recording, kernels: Kernels, level: str) -> None:
+@pytest.mark.parametrize("level", ["full", "sample(rows=3)", "sample(rows=30)", "sample(stride=4)"])
+@pytest.mark.parametrize("view", [slice(None), slice(10, 30)], ids=["contiguous", "some columns"])
+def test_rows_are_copied_from_where_they_are(recording: Recording, kernels: Kernels, level: str, view: slice) -> None:
     recorder = recording.start(level=level)
-    recorder.dump("host", VALUE)
+    recorder.dump("host", VALUE[:, view])
     value = VALUE.clone()
     for _ in range(2):
-        recorder.dump("device", OnDevice(value))
+        recorder.dump("device", OnDevice(value[:, view]))
     kernels.runtime.overwrite(value.data_ptr(), bytes(value.nbytes), STREAM)
     host, *device = recording.read().records
     assert len(device) == 2
