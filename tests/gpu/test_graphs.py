@@ -437,10 +437,10 @@ def test_another_thread_dumps_during_a_capture(recordings: Recordings, mode: str
     value = torch.ones(1 << 16, device=DEVICE)
     recorder.dump("warm", value)
     recorder.flush()
-    stop, errors = threading.Event(), []
+    stop, errors, stream = threading.Event(), [], torch.cuda.Stream()
 
     def work() -> None:
-        with torch.cuda.stream(torch.cuda.Stream()):
+        with torch.cuda.stream(stream):
             number = 0
             while not stop.is_set():
                 number += 1

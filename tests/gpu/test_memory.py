@@ -130,10 +130,8 @@ def test_a_device_without_memory_loses_values_and_no_more(recordings: Recordings
     recorder.close()
     run = open_run(path)
     names = [record.name for record in run.records]
-    # Fingerprints and statistics may do without memory in proportion to the value.
+    # What needs no memory of torch's in proportion to the value is recorded.
     assert (run.losses, names) in [(1, ["small", "small"]), (0, ["small", "x", "small"])]
-    if level == "full":
-        assert run.losses == 1
 
 
 @pytest.mark.cuda
