@@ -12,7 +12,8 @@ from dumper.values.source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from dumper.adapters.protocol import Parallel
@@ -224,6 +225,15 @@ class Recorder(CallsOfSglang):
         return attach(
             lambda name, paths: self._taps.of_modules(name, paths, self.install_taps), model, pattern, **options
         )
+
+    def observe_megatron(self, kinds: Iterable[str] | None = None) -> AbstractContextManager[None]:
+        """Record, inside a ``with`` block, the tensors that Megatron-core hands out by itself, with dims and layer
+        number; ``kinds`` chooses. Raises ImportError where this Megatron-core hands nothing out."""
+        from dumper.adapters import describe_process
+        from dumper.adapters.megatron_observation import observing
+
+        _, cp_size = describe_process(in_full=False).parallel.get("cp", (0, 1))
+        return observing(self.dump, kinds, cp_size)
 
     def capture(self) -> Capture:
         """Record into the list that a ``with`` block is given, in memory, instead of to disk; recording need not be
