@@ -12,50 +12,23 @@ afterwards: an event of a capture would draw our stream into it.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
-from dumper.memory import arrivals
+from dumper.memory import arrivals, device_buffers
 from dumper.memory.arrivals import Words
 from dumper.memory.cuda_runtime import ON_DEVICE, TO_HOST, CudaRuntime, DeviceError
+from dumper.memory.device_buffers import DeviceBuffer, DeviceBuffers
 from dumper.memory.pinned import PinnedArena, PinnedBuffer
 
-SLAB_BYTES = 8 << 20
-"""A transfer of so much reaches four fifths of the bus's rate."""
 LARGEST_VALUE = 1 << 20
 """Bytes; larger values go to the host by themselves."""
-MOST_SLABS = 16
-"""On one device for one stream; when all are on their way the model waits for the bus."""
 ALIGNMENT = 256
 """Bytes; where values begin, so that copies and kernels move them in wide pieces."""
 _PAUSE = 2e-3
 """Seconds between two looks at a stream that is being captured."""
-
-
-class _DeviceBuffer:
-    """The part of a slab that is on the device; used again as soon as it has been transferred."""
-
-    __slots__ = ("_process", "_runtime", "address", "filled", "slab", "word")
-
-    def __init__(self, runtime: CudaRuntime, device: int, words: Words) -> None:
-        self._runtime = runtime
-        self._process = os.getpid()
-        with runtime.device(device):
-            self.filled = runtime.make_event()
-            self.address = runtime.allocate(SLAB_BYTES)
-        self.word = words.take()
-        self.slab: DeviceSlab | None = None
-        """What it holds, until that is on the host."""
-
-    def __del__(self) -> None:
-        # To free memory waits for what the device still does with it. In the child of a fork there is no device.
-        if getattr(self, "address", 0) and os.getpid() == self._process:
-            with contextlib.suppress(Exception):
-                self._runtime.free(self.address)
 
 
 class DeviceSlab:
@@ -63,9 +36,9 @@ class DeviceSlab:
 
     __slots__ = ("_device", "_failure", "_lane", "host", "released", "retired", "taken", "used")
 
-    def __init__(self, lane: Lane, device: _DeviceBuffer) -> None:
+    def __init__(self, lane: Lane, device: DeviceBuffer) -> None:
         self._lane = lane
-        self._device: _DeviceBuffer | None = device
+        self._device: DeviceBuffer | None = device
         self._failure: Exception | None = None
         self.host: PinnedBuffer | None = None
         """Where it is transferred to, as large as what it holds."""
@@ -109,7 +82,7 @@ class DeviceSlab:
         return self._device is None or self._lane.has_come(self)
 
     @property
-    def device(self) -> _DeviceBuffer | None:
+    def device(self) -> DeviceBuffer | None:
         """None once the bytes are on the host, or lost."""
         return self._device
 
@@ -146,7 +119,9 @@ class SlabPiece:
 class Lane:
     """The slabs of one stream: one that is being filled, and those on their way."""
 
-    def __init__(self, runtime: CudaRuntime, device: int, stream: int, words: Words, arena: PinnedArena) -> None:
+    def __init__(
+        self, runtime: CudaRuntime, device: int, stream: int, words: Words, buffers: DeviceBuffers, arena: PinnedArena
+    ) -> None:
         self._runtime = runtime
         self._device = device
         self._stream = stream
@@ -156,11 +131,12 @@ class Lane:
         self._arena = arena
         self._lock = threading.Lock()
         self._slab: DeviceSlab | None = None
-        self._filling: _DeviceBuffer | None = None
+        self._filling: DeviceBuffer | None = None
         """Of that slab."""
-        self._on_their_way: deque[_DeviceBuffer] = deque()
-        self._free: list[_DeviceBuffer] = []
-        self._buffers = 0
+        self._on_their_way: deque[DeviceBuffer] = deque()
+        self._buffers = buffers
+        self._spare: list[DeviceBuffer] = []
+        """Buffers that this stream may still write to, and no other may use."""
 
     def copy(self, source: int, nbytes: int) -> tuple[DeviceSlab, int]:
         """Copy ``nbytes`` bytes (at most ``LARGEST_VALUE``) at an address of the device, as they are when the stream
@@ -197,38 +173,29 @@ class Lane:
             slab.used = (offset + nbytes + ALIGNMENT - 1) & -ALIGNMENT
         return slab, offset
 
-    def _room_for(self, nbytes: int) -> tuple[DeviceSlab, _DeviceBuffer, int]:
+    def _room_for(self, nbytes: int) -> tuple[DeviceSlab, DeviceBuffer, int]:
         slab, buffer = self._slab, self._filling
-        if slab is None or buffer is None or slab.used + nbytes > SLAB_BYTES:
+        if slab is None or buffer is None or slab.used + nbytes > device_buffers.SLAB_BYTES:
             self._send_as_model()
             slab, buffer = self._begin()
         return slab, buffer, slab.used
 
-    def _begin(self) -> tuple[DeviceSlab, _DeviceBuffer]:
+    def _begin(self) -> tuple[DeviceSlab, DeviceBuffer]:
         buffer = self._device_buffer()
         slab = DeviceSlab(self, buffer)
         buffer.slab = slab
         self._slab, self._filling = slab, buffer
         return slab, buffer
 
-    def _device_buffer(self) -> _DeviceBuffer:
+    def _device_buffer(self) -> DeviceBuffer:
         self._collect()
-        if self._free:
-            return self._free.pop()
-        if self._buffers < MOST_SLABS:
-            try:
-                made = _DeviceBuffer(self._runtime, self._device, self._words)
-            except DeviceError:
-                # The device has no memory left: those that are there must do.
-                if not self._on_their_way:
-                    raise
-            else:
-                self._buffers += 1
-                return made
-        oldest = self._on_their_way[0]
-        self._words.wait(oldest.word)
-        self._collect()
-        return self._free.pop()
+        while not self._spare:
+            buffer = self._buffers.take(may_wait=bool(self._on_their_way))
+            if buffer is not None:
+                return buffer
+            self._words.wait(self._on_their_way[0].word)
+            self._collect()
+        return self._spare.pop()
 
     def _collect(self) -> None:
         """Take back the buffers whose bytes have arrived."""
@@ -238,7 +205,7 @@ class Lane:
             if buffer.slab is not None:
                 buffer.slab.arrived()
                 buffer.slab = None
-            self._free.append(buffer)
+            self._buffers.give_back(buffer)
 
     def _send_as_model(self) -> None:
         """Transfer the slab that is being filled, from the thread that fills it: the stream is not being captured."""
@@ -272,7 +239,7 @@ class Lane:
         self._send(slab, buffer)
         return True
 
-    def _give_up(self, slab: DeviceSlab, buffer: _DeviceBuffer, error: DeviceError, serves_again: bool = False) -> None:
+    def _give_up(self, slab: DeviceSlab, buffer: DeviceBuffer, error: DeviceError, serves_again: bool = False) -> None:
         """The slab that is being filled is lost. Its buffer serves again only where none but the stream of this lane
         may still use it."""
         self._slab = self._filling = None
@@ -280,11 +247,11 @@ class Lane:
         slab.failed(error)
         buffer.slab = None
         if serves_again:
-            self._free.append(buffer)
+            self._spare.append(buffer)
         else:
-            self._buffers -= 1
+            self._buffers.forget()
 
-    def _send(self, slab: DeviceSlab, buffer: _DeviceBuffer) -> None:
+    def _send(self, slab: DeviceSlab, buffer: DeviceBuffer) -> None:
         """Transfer the slab that is being filled; the event behind it is recorded."""
         runtime, words = self._runtime, self._words
         try:
@@ -366,6 +333,7 @@ class DeviceLanes:
         self._arena = arena
         self._lanes: dict[tuple[int, int], Lane] = {}
         self._words: dict[int, Words] = {}
+        self._buffers: dict[int, DeviceBuffers] = {}
         self._lock = threading.Lock()
 
     def lane(self, device: int, stream: int) -> Lane:
@@ -377,7 +345,8 @@ class DeviceLanes:
         with self._lock:
             key = (device, stream)
             if key not in self._lanes:
-                self._lanes[key] = Lane(self._runtime, device, stream, self._words_of(device), self._arena)
+                words = self._words_of(device)
+                self._lanes[key] = Lane(self._runtime, device, stream, words, self._buffers[device], self._arena)
             return self._lanes[key]
 
     def words(self, device: int) -> Words:
@@ -387,5 +356,6 @@ class DeviceLanes:
 
     def _words_of(self, device: int) -> Words:
         if device not in self._words:
-            self._words[device] = Words(self._runtime, device)
+            words = self._words[device] = Words(self._runtime, device)
+            self._buffers[device] = DeviceBuffers(self._runtime, device, words)
         return self._words[device]

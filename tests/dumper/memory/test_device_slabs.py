@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dumper.memory import arrivals, device_copies, device_slabs
+from dumper.memory import arrivals, device_buffers, device_copies
 from dumper.memory.buffers import BufferPool
 from dumper.memory.cuda_runtime import DeviceError
 from dumper.memory.device_copies import DeviceCopier
@@ -44,8 +44,8 @@ class Device:
 
 @pytest.fixture(autouse=True)
 def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_slabs, "SLAB_BYTES", 4096)
-    monkeypatch.setattr(device_slabs, "MOST_SLABS", 3)
+    monkeypatch.setattr(device_buffers, "SLAB_BYTES", 4096)
+    monkeypatch.setattr(device_buffers, "MOST_SLABS", 3)
 
 
 @pytest.fixture
@@ -123,6 +123,21 @@ def test_device_memory_is_bounded_and_used_again_before_the_host_has_written_any
     assert all(_is_there(one) for one in placed)
     # Three slabs, and the one word that is copied behind each.
     assert allocated - device.runtime.allowed_allocations == 4
+
+
+def test_streams_share_the_memory_of_their_device(device: Device) -> None:
+    allocated = device.runtime.allowed_allocations
+    for number in range(30):
+        placed = device.put(bytes([number]) * 2500, device.lane(number), number)
+        assert _is_there(placed)
+    assert allocated - device.runtime.allowed_allocations == 2
+
+
+def test_a_stream_gets_its_slab_when_the_others_have_used_up_the_memory(device: Device) -> None:
+    device.runtime.held = True
+    placed = [device.put(bytes([number]) * 2500, device.lane(number), number) for number in range(8)]
+    device.runtime.held = False
+    assert all(_is_there(one) for one in placed)
 
 
 def test_a_device_without_memory_makes_do_with_the_slabs_it_has(device: Device) -> None:
