@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
         def submit_from_graph(self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any]) -> None: ...
 
-        def begin_step(self, batch: Any, layout: None, tags: Mapping[str, Any], tap: str | None) -> None: ...
+        def begin_step_from_graph(self, batch: Any, tags: Mapping[str, Any], tap: str | None) -> None: ...
         def end_step(self, tap: str | None) -> None: ...
         def count_tap(self, tap: str | None) -> None: ...
 
@@ -97,7 +97,7 @@ def _register(torch: Any, recorders: Mapping[int, Recorder]) -> None:
         if target is not None:
             batch = batch_of(names, tensors, number_names, numbers)
             target.count_tap(tap)
-            target.begin_step(batch or None, None, _unpacked(*packed), tap)
+            target.begin_step_from_graph(batch or None, _unpacked(*packed), tap)
 
     def end_step(recorder: int, tap: Any) -> None:
         target = recorders.get(recorder)
@@ -157,10 +157,17 @@ def _unpacked(
     tags: dict[str, Any] = dict(zip(integer_keys, integers, strict=True))
     tags.update(zip(float_keys, floats, strict=True))
     for key, tensor in zip(tensor_keys, tensors, strict=True):
-        tags[key] = tensor.item() if tensor.dim() == 0 else str(tensor)
+        tags[key] = _scalar_of(tensor)
     for key, kind, text in zip(others[::3], others[1::3], others[2::3], strict=True):
         tags[key] = _KINDS[kind](text)
     return tags
+
+
+def _scalar_of(tensor: Any) -> Any:
+    """A tensor as a tag."""
+    if is_capturing(tensor):
+        return type(tensor).__name__  # to read it would break the capture
+    return tensor.item() if tensor.dim() == 0 else str(tensor)
 
 
 def is_capturing(value: Any) -> bool:

@@ -55,6 +55,13 @@ class Recorder(CallsOfSglang):
         except Exception as error:
             self._complain(f"step {self._steps.number} was not recorded: {error}", key=f"step {type(error)}")
 
+    def begin_step_from_graph(self, batch: Any, tags: Mapping[str, Any], tap: str | None) -> None:
+        """What ``begin_step`` does, for a tap whose code does not run, inside compiled code."""
+        self.begin_step(batch, None, tags, tap)
+        if not self._recording:
+            # Compiled code uses the memory of its tensors again, and counts those that are alive.
+            self._steps.forget_batch()
+
     def _begin_step(self, batch: Any, layout: TokenLayout | None, tags: Mapping[str, Any]) -> None:
         steps = self._steps
         self._announce_step()

@@ -42,14 +42,13 @@ class Recordings:
         self._recorders.append(recorder)
         return recorder
 
-    def read(self, recorder: Recorder, *, losses: int = 0) -> Run:
-        """The run of a recorder, which is closed. ``losses``: how many values it must have lost."""
+    def read(self, recorder: Recorder, *, problems: int = 0) -> Run:
+        """The run of a recorder, which is closed. ``problems``: how many it must have."""
         path = recorder.settings.run_path
         recorder.close()
         run = open_run(path)
-        assert run.losses == losses, run.problems
-        if not losses:
-            assert not run.problems
+        assert run.losses == 0, run.problems
+        assert len(run.problems) == problems, run.problems
         return run
 
     def close(self) -> None:

@@ -37,10 +37,12 @@ run() {
     export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
   fi
   export OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 TORCHINDUCTOR_COMPILE_THREADS=2
-  timeout "${TEST_LIMIT:-290}" "$python" -m pytest tests/gpu tests/dumper/capabilities/test_cuda_copies.py -n "${PROCESSES:-8}" -q \
+  setsid timeout "${TEST_LIMIT:-290}" "$python" -m pytest tests/gpu tests/dumper/capabilities/test_cuda_copies.py -n "${PROCESSES:-8}" -q \
     --timeout 200 --show-capture=no --tb=short --durations=10 --basetemp "$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d)/t" \
-    -p no:cacheprovider 2>&1 | grep --line-buffered -v '^DEBUG' | tee "$out/tests.txt"
-  local failed=${PIPESTATUS[0]}
+    -p no:cacheprovider -W ignore ${TESTS:+$TESTS} > >(grep --line-buffered -v '^DEBUG' | tee "$out/tests.txt") 2>&1 &
+  local group=$! failed=0
+  wait "$group" || failed=$?
+  kill -KILL -- "-$group" 2>/dev/null # workers that were cut off would be measured as well
   timeout 230 "$python" -m benchmarks.gpu --budget "${BUDGET:-170}" --out "$out" ${PEER:+--peer "$PEER"} | tee "$out/benchmark.md"
   return "$failed"
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -185,6 +187,36 @@ def test_steps_while_recording_is_off(recorder: Recorder) -> None:
     graphs.clear()
     torch.compile(untouched, backend=backend, fullgraph=True)(torch.ones(2))
     assert "tensortap" not in str(graphs[0].graph)  # type: ignore[attr-defined]
+
+
+def test_no_tensor_of_a_batch_is_kept_while_recording_is_off(recorder: Recorder) -> None:
+    """CUDA graph trees refuse to go on with tensors in their memory that nobody declared."""
+    recorder.configure(enable=False)
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        ids = x.long() + 1
+        recorder.step({"input_ids": ids})
+        return ids * 2
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        def run(*arguments: torch.Tensor) -> object:
+            for node in Watching(graph).run(*arguments):
+                result = node
+            return (result,)
+
+        return run
+
+    class Watching(torch.fx.Interpreter):
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            result = super().call_function(target, args, kwargs)
+            if isinstance(result, torch.Tensor):
+                kept.append(weakref.ref(result))
+            return result
+
+    torch.compile(function, backend=backend, fullgraph=True)(torch.ones(1, 3))
+    assert len(kept) >= 1
+    assert [one() for one in kept] == [None] * len(kept)
 
 
 def test_layouts_are_right_where_graphs_may_break(recorder: Recorder) -> None:
