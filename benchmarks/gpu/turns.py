@@ -41,9 +41,10 @@ def take_turns(
     """At most ``steps`` steps of each side, within ``seconds`` altogether; the first block of each warms up."""
     deadline = time.monotonic() + seconds
     times = {side.name: Times() for side in sides}
+    first = {side.name: Times() for side in sides}
     for side in sides:
         if time.monotonic() < deadline:
-            _block(side, x, 1, Times())
+            _block(side, x, 1, first[side.name])
     while time.monotonic() < deadline:
         waiting = [
             side
@@ -54,9 +55,9 @@ def take_turns(
             break
         for side in waiting:
             own = times[side.name]
-            slow = bool(own.wall) and statistics.median(own.wall) > seconds_a_side / 15
+            a_step = statistics.median(own.wall or first[side.name].wall or [0.0])
             if time.monotonic() < deadline:
-                _block(side, x, 2 if slow else 5, own)
+                _block(side, x, 5 if a_step < seconds_a_side / 15 else 2 if a_step < seconds_a_side / 5 else 1, own)
     return {name: found for name, found in times.items() if found.wall}
 
 

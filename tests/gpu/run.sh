@@ -25,6 +25,8 @@ prepare() {
     "${tags[@]}" --dest "$folder" "${packages[@]}" pyyaml
 }
 
+tests=(tests/gpu tests/dumper/capabilities/test_cuda_copies.py)
+
 run() {
   local wheels=${1:-} out=${2:-out/gpu} python=${PYTHON:-python3} site
   mkdir -p "$out"
@@ -37,9 +39,9 @@ run() {
     export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
   fi
   export OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 TORCHINDUCTOR_COMPILE_THREADS=2
-  setsid timeout "${TEST_LIMIT:-290}" "$python" -m pytest tests/gpu tests/dumper/capabilities/test_cuda_copies.py -n "${PROCESSES:-8}" -q \
+  setsid timeout "${TEST_LIMIT:-290}" "$python" -m pytest "${tests[@]}" -n "${PROCESSES:-8}" -q \
     --timeout 200 --show-capture=no --tb=short --durations=10 --basetemp "$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d)/t" \
-    -p no:cacheprovider -W ignore ${TESTS:+$TESTS} > >(grep --line-buffered -v '^DEBUG' | tee "$out/tests.txt") 2>&1 &
+    -p no:cacheprovider -W ignore > >(grep --line-buffered -v '^DEBUG' | tee "$out/tests.txt") 2>&1 &
   local group=$! failed=0
   wait "$group" || failed=$?
   kill -KILL -- "-$group" 2>/dev/null # workers that were cut off would be measured as well
