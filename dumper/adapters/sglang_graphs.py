@@ -21,12 +21,14 @@ def facts_of_callers(frame: FrameType | None) -> GraphFacts | None:
     for _ in range(_MOST_FRAMES):
         if frame is None:
             return None
-        names = frame.f_locals
-        runner = names.get("self")
-        if type(runner).__name__.endswith(_RUNNER) and frame.f_code.co_name.startswith("capture"):
-            facts = _facts(runner, names)
-            if facts.tokens is not None or facts.requests is not None:
-                return facts
+        # Asked of these frames alone: the answer keeps all local variables alive, tensors too, until the function ends.
+        if frame.f_code.co_name.startswith("capture"):
+            names = frame.f_locals
+            runner = names.get("self")
+            if type(runner).__name__.endswith(_RUNNER):
+                facts = _facts(runner, names)
+                if facts.tokens is not None or facts.requests is not None:
+                    return facts
         frame = frame.f_back
     return None
 
