@@ -41,6 +41,12 @@ FAMILIES = {
             "gemma2-bfloat16",
             Shape(output_norms=True, embedding_scale=11.3, score_cap=20.0, window=32, activation="gelu", seed=3),
         ),
+        # Scores go beyond the cap, as those of the trained model do beyond its cap of 50.
+        Family(
+            "gemma2-capped-bfloat16",
+            Shape(output_norms=True, embedding_scale=11.3, score_cap=2.0, window=32, activation="gelu", seed=13),
+            "middle",
+        ),
         Family("mixtral-bfloat16", Shape(experts=8, chosen=2, intermediate=128, seed=4), "middle"),
         Family(
             "deepseek-bfloat16",
