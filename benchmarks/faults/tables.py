@@ -17,6 +17,8 @@ ENGINES = {
     "transformers": "Transformers",
     "sglang": "SGLang's servers",
 }
+FINER = ("-float16", "-float32")
+"""How the names of families end that are not in bfloat16."""
 LARGE = 3.0
 """Floors from which every fault is to be found."""
 
@@ -184,12 +186,21 @@ def smallest(faults: Sequence[Judged]) -> str:
     if missed:
         largest = max(missed, key=_floors)
         sentences.append(f"The largest fault that was missed has {_floors(largest):.2g} floors ({largest.fault}).")
-    sizes = {one.fault: one.size for one in faults if one.same_numerics and one.size and math.isfinite(one.size)}
+    sizes = {
+        _planting(one): one.size
+        for one in faults
+        if one.same_numerics and one.size and math.isfinite(one.size) and not one.family.endswith(FINER)
+    }
     for which, same in (("the same", True), ("other", False)):
-        names = [one.fault for one in faults if found(one) and one.same_numerics is same and one.fault in sizes]
-        if names:
-            name = min(names, key=lambda one: sizes[one])
-            sentences.append(f"The smallest one found under {which} numerics has a size of {sizes[name]:.2g} ({name}).")
+        seen = [
+            _planting(one) for one in faults if found(one) and one.same_numerics is same and _planting(one) in sizes
+        ]
+        if seen:
+            least = min(seen, key=lambda one: sizes[one])
+            size, name = sizes[least], least[0]
+            sentences.append(
+                f"In bfloat16 the smallest one found under {which} numerics has a size of {size:.2g} ({name})."
+            )
     return " ".join(sentences)
 
 

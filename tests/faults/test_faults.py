@@ -89,22 +89,23 @@ def test_the_bound_on_a_rate() -> None:
 
 
 def test_the_page_says_from_which_size_on_faults_are_found() -> None:
-    def judged(verdict: str, size: float, floors: float, name: str, same: bool = True) -> Judged:
+    def judged(verdict: str, size: float, floors: float, name: str, same: bool = True, family: str = "f") -> Judged:
         place = "a layer 1" if verdict == "differ" else None
-        return Judged("faults", "f", "b", "t", verdict, place, True, "", name, "a layer 1", same, size, floors)
+        return Judged("faults", family, "b", "t", verdict, place, True, "", name, "a layer 1", same, size, floors)
 
     said = smallest(
         [
             judged("differ", 0.5, 50.0, "large"),
             judged("agree", 0.001, 0.4, "lost"),
             judged("differ", 0.006, 0.8, "small"),
+            judged("differ", 0.0002, 0.8, "finer", family="f-float32"),
             judged("differ", 0.5, 50.0, "large", same=False),
             judged("agree", 0.5, 0.9, "small", same=False),
         ]
     )
     assert "Of 2 pairs with a fault of at least 3 floors 2 were found and 2 placed." in said
     assert "missed has 0.9 floors (small)" in said
-    assert "under the same numerics has a size of 0.006 (small)" in said
+    assert "In bfloat16 the smallest one found under the same numerics has a size of 0.006 (small)" in said
     assert "under other numerics has a size of 0.5 (large)" in said
     assert smallest([]) == "No size of a fault was measured."
 
