@@ -133,7 +133,7 @@ class GraphTaps:
                 return False
             place, chunk, copy = copied
             with torch.inference_mode(False):
-                capture.taps.append(GraphTap(source, dims, dict(tags), place, chunk, copy.view(plain.dtype)))
+                capture.taps.append(GraphTap(source, dims, _settled(tags), place, chunk, copy.view(plain.dtype)))
         return True
 
     def _copy(
@@ -167,7 +167,7 @@ class GraphTaps:
             return False
         if capture.step is None:
             copies = None if batch is None else {name: self._in_graph(capture, value) for name, value in batch.items()}
-            capture.step = GraphStep(tap, copies, dict(tags))
+            capture.step = GraphStep(tap, copies, _settled(tags))
         return True
 
     def capture_end_of_step(self, tap: str | None) -> bool:
@@ -361,6 +361,15 @@ class GraphTaps:
                 f"setting enable: {len(self._silent)} CUDA graphs were captured while recording was off and would stay"
                 " silent; have it on during the capture, with a filter that lets nothing through, or switch strict off"
             )
+
+
+def _settled(tags: Mapping[str, Any]) -> dict[str, Any]:
+    """Tags of which none has to be read from a device: during a capture its value is not there, and afterwards its
+    memory is used for something else."""
+    return {
+        key: type(tag).__name__ if isinstance(tag, torch.Tensor) and tag.device.type != "cpu" else tag
+        for key, tag in tags.items()
+    }
 
 
 def _captured(capture: OpenCapture, recorder: Recorder) -> CapturedGraph:

@@ -333,6 +333,13 @@ def test_replays_on_several_streams_wait_for_what_is_read(
     assert [record.tags["number"] for record in run_of(recorder).records] == [0, 1, 0, 0, 0]
 
 
+def test_no_tag_is_read_from_a_device_after_a_capture(recorder: Recorder) -> None:
+    graph = capture(recorder, ("x", ones(1), None), on_device=torch.ones((), device="meta"), on_host=torch.tensor(3))
+    with recorder.step():
+        graph.replay()
+    assert [record.tags for record in run_of(recorder).records] == [{"on_device": "Tensor", "on_host": 3}]
+
+
 def test_graphs_that_are_gone_take_their_memory_along(recorder: Recorder) -> None:
     graph = capture(recorder, ("x", ones(1), None))
     graphs = recorder._graphs
