@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 import patcher
 from dumper import Run, dumper, open_run
 from testbed.paths import CONFIGS
-from tests.gpu.recordings import CUDA, DEVICE
+from tests.gpu.recordings import CUDA, DEVICE, Recordings, keep_busy, synchronize
 
 transformers = pytest.importorskip("transformers", reason="Transformers is not installed")
 
@@ -175,6 +175,64 @@ def test_generation_with_every_cache(model: Any) -> None:
     assert counters["stats"]["unique_graphs"] >= 1
     assert described(compiled) == described(dynamic)
     assert_near(dynamic, compiled, 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["no cache", "dynamic", "static", "static, a mask per query"])
+def test_no_step_waits_for_the_device(recordings: Recordings, kind: str) -> None:
+    """The length of a static cache is known on the device alone."""
+    past, length, width = (0 if kind == "no cache" else 4), 32, 64
+    config = transformers.Qwen3Config(**SHAPE)
+
+    def cache(tokens: int) -> Any:
+        if kind == "no cache":
+            return None
+        made = transformers.DynamicCache(config=config)
+        if kind.startswith("static"):
+            made = transformers.StaticCache(config=config, max_cache_len=width)
+        state = torch.randn(2, 2, tokens, 32, device=DEVICE)
+        for layer in range(2):
+            made.update(state, state, layer)
+        return made
+
+    mask: Any = torch.ones(2, past + length, dtype=torch.long, device=DEVICE)
+    if kind.endswith("per query"):
+        column, own = torch.arange(width, device=DEVICE), past + torch.arange(length, device=DEVICE)
+        mask = {"full_attention": (column <= own[:, None]).expand(2, 1, -1, -1)}
+    ids = torch.arange(2 * length, device=DEVICE).reshape(2, length)
+    batch = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache(past)}
+    after_the_pass = {**batch, "past_key_values": cache(past + length)}
+    value = torch.randn(2, length, 8, device=DEVICE)
+    recorder = recordings.start()
+
+    def step() -> None:
+        recorder.step(batch)
+        recorder.dump("x", value)
+        recorder.dump("last", recorder.last_tokens(value, after_the_pass))
+
+    for _ in range(3):
+        step()
+    recorder.flush()
+    synchronize()
+    if CUDA:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        recorder.flush()
+        synchronize()
+        keep_busy(500)
+        step()
+        assert not torch.cuda.current_stream().query()
+    run = recordings.read(recorder)
+    for number in run.steps:
+        layout = run.layout(number, 0)
+        assert layout is not None
+        assert layout.token_ids is not None
+        assert list(layout.token_ids) == list(range(2 * length))
+        assert [(span.start, span.count) for span in layout.sequences] == [(past, length)] * 2
+        (last,) = run.select(name="last", step=number)
+        torch.testing.assert_close(last.tensor(), value[:, -1].cpu())
 
 
 @pytest.mark.cuda
