@@ -14,6 +14,10 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 ON_DEVICE = 3
 """``cudaMemcpyDeviceToDevice``."""
@@ -33,6 +37,9 @@ _NOT_READY = 600
 """``cudaErrorNotReady``."""
 _IMPLICIT = 906
 """``cudaErrorStreamCaptureImplicit``: the legacy default stream, while one is captured that it would wait for."""
+
+_KNOW_STREAMS = frozenset({"native", "cudaMallocAsync"})
+"""torch's own allocators. One that is plugged in may do nothing on ``record_stream``."""
 
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _SIGNATURES = {
@@ -66,6 +73,8 @@ class CudaRuntime:
     def __init__(self, library: ctypes.CDLL, prefix: str = "cuda") -> None:
         """Raises AttributeError for a library without these functions."""
         self._selected = threading.local()
+        self._wrapped: dict[int, torch.cuda.Stream] = {}
+        """Our own streams by handle, as torch wants them."""
         self._calls: dict[str, Callable[..., int]] = {}
         for name, signature in _SIGNATURES.items():
             function = library[prefix + (_HIP_NAMES.get(name, name) if prefix == "hip" else name)]
@@ -126,6 +135,18 @@ class CudaRuntime:
 
         # A stream from outside has its handle for a number.
         return not stream or torch.cuda.current_stream(device).stream_id != stream
+
+    def let_go_behind(self, tensor: torch.Tensor, device: int, stream: int) -> bool:
+        """Have torch keep the memory of a tensor until ``stream``, one of our own, has done what it was given so far;
+        when torch is short of memory it waits for that. False where it cannot: then keep the tensor."""
+        import torch
+
+        if torch.cuda.get_allocator_backend() not in _KNOW_STREAMS:
+            return False
+        if stream not in self._wrapped:
+            self._wrapped[stream] = torch.cuda.ExternalStream(stream, device=device)  # type: ignore[no-untyped-call]
+        tensor.record_stream(self._wrapped[stream])
+        return True
 
     def make_event(self) -> int:
         """An event of the current device. Raises DeviceError."""

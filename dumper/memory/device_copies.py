@@ -1,6 +1,6 @@
 """Large values of a CUDA device: cloned on the model's stream, so that they may be modified next, and transferred on a
-stream of our own into pinned memory of their size. A clone is held until it has been transferred, so that its memory is
-not handed out before."""
+stream of our own into pinned memory of their size. torch keeps the memory of a clone until it has been transferred, and
+waits for that before it would tell the model that there is no memory left."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DeviceCopy:
         self.nbytes = nbytes
         self.buffer = buffer
         self.clone: torch.Tensor | None = None
-        """Held while it is on its way."""
+        """Held while it is on its way, where torch does not keep its memory."""
         self.ticket: _Ticket | None = ticket
         """None once the bytes are there."""
         self._copier = copier
@@ -114,6 +114,8 @@ class DeviceCopier:
         if clone is not None:
             runtime.copy(copy.buffer.address, clone.data_ptr(), copy.nbytes, TO_HOST, words.stream)
         words.ask_for(ticket.word)
+        if clone is not None and runtime.let_go_behind(clone, self._device, words.stream):
+            copy.clone = None
 
     def _clone(self, value: torch.Tensor) -> torch.Tensor | None:
         """A contiguous copy on the current stream; None where there is no memory for it and it can be done without."""

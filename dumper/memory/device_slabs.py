@@ -1,9 +1,9 @@
 """Small values of a CUDA device: copied within the device into slabs, which go to the host as a whole.
 
 A tap costs the model's thread one copy within the device, by the handle of the stream that the value was computed on.
-When a slab is full, or the writer comes by, it is transferred on a stream of our own; the model's stream waits for
-nothing. The writer sends what there is and looks again later, so that it seldom takes the interpreter lock; it waits
-only where somebody waits for it.
+When a slab is full, or the writer wants it, it is transferred on a stream of our own; the model's stream waits for
+nothing. The writer leaves the sending to the next tap, does it itself when none comes, and looks again later, so that
+it seldom takes the interpreter lock; it waits only where somebody waits for it.
 
 To send a slab needs an event behind the last copy into it. The model's thread records it where it sends the slab. The
 writer records it only while the stream is not being captured into a graph, and uses it only if that is still so
@@ -27,6 +27,8 @@ LARGEST_VALUE = 1 << 20
 """Bytes; larger values go to the host by themselves."""
 ALIGNMENT = 256
 """Bytes; where values begin, so that copies and kernels move them in wide pieces."""
+PATIENCE = 8e-3
+"""Seconds for which the writer waits for a tap that sends what it wants, before it does so itself."""
 _PAUSE = 2e-3
 """Seconds between two looks at a stream that is being captured."""
 
@@ -135,6 +137,9 @@ class Lane:
         """Of that slab."""
         self._on_their_way: deque[DeviceBuffer] = deque()
         self._buffers = buffers
+        self._wanted_since: float | None = None
+        """When the writer first wanted what is in that slab: the next tap sends it, at less cost for the model's thread
+        than what the writer does takes in turns of the interpreter lock. Seconds of the monotonic clock."""
         self._spare: list[DeviceBuffer] = []
         """Buffers that this stream may still write to, and no other may use."""
 
@@ -150,6 +155,8 @@ class Lane:
                 runtime.record(buffer.filled, self._stream)
             slab.taken += 1
             slab.used = (offset + nbytes + ALIGNMENT - 1) & -ALIGNMENT
+            if self._wanted_since is not None:
+                self._send_as_model()
         return slab, offset
 
     def copy_rows(self, source: int, width: int, height: int, pitch: int) -> tuple[DeviceSlab, int]:
@@ -171,6 +178,8 @@ class Lane:
                 self._runtime.record(buffer.filled, self._stream)
             slab.taken += 1
             slab.used = (offset + nbytes + ALIGNMENT - 1) & -ALIGNMENT
+            if self._wanted_since is not None:
+                self._send_as_model()
         return slab, offset
 
     def _room_for(self, nbytes: int) -> tuple[DeviceSlab, DeviceBuffer, int]:
@@ -184,7 +193,7 @@ class Lane:
         buffer = self._device_buffer()
         slab = DeviceSlab(self, buffer)
         buffer.slab = slab
-        self._slab, self._filling = slab, buffer
+        self._slab, self._filling, self._wanted_since = slab, buffer, None
         return slab, buffer
 
     def _device_buffer(self) -> DeviceBuffer:
@@ -242,7 +251,7 @@ class Lane:
     def _give_up(self, slab: DeviceSlab, buffer: DeviceBuffer, error: DeviceError, serves_again: bool = False) -> None:
         """The slab that is being filled is lost. Its buffer serves again only where none but the stream of this lane
         may still use it."""
-        self._slab = self._filling = None
+        self._slab = self._filling = self._wanted_since = None
         slab.retired = True
         slab.failed(error)
         buffer.slab = None
@@ -267,18 +276,21 @@ class Lane:
         except DeviceError as error:
             self._give_up(slab, buffer, error)
             return
-        self._slab = self._filling = None
+        self._slab = self._filling = self._wanted_since = None
         slab.retired = True
         self._on_their_way.append(buffer)
 
     def has_come(self, slab: DeviceSlab) -> bool:
-        """Whether the bytes of a slab are on the host, or lost. Has them sent where they are not, unless others are on
-        their way. Does not block; for the writer's thread."""
+        """Whether the bytes of a slab are on the host, or lost. Where they are not, they are sent, unless others are on
+        their way: by the next tap or, if none comes for a while, here. Does not block; for the writer's thread."""
         self._runtime.select(self._device)
         with self._lock:
             self._collect()
             if slab is self._slab and not self._on_their_way:
-                self._send_as_writer()
+                if self._wanted_since is None:
+                    self._wanted_since = time.monotonic()
+                if time.monotonic() - self._wanted_since >= PATIENCE:
+                    self._send_as_writer()
             return slab.device is None
 
     def fetch(self, slab: DeviceSlab) -> None:

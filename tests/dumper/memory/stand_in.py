@@ -12,6 +12,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 
+import torch
+
 from dumper.memory.cuda_runtime import CudaRuntime, DeviceError
 
 POISON = 0xA5
@@ -36,6 +38,10 @@ class StandInRuntime(CudaRuntime):
         """Streams and the events that they were told to wait for."""
         self.given: Counter[int] = Counter()
         """How much each stream was given to do."""
+        self.keeps_memory = True
+        """Whether the allocator waits for streams before it hands memory out again."""
+        self.kept: set[torch.Tensor] = set()
+        """Tensors whose memory it keeps."""
         self.queries = 0
         self.capturing: set[int] = set()
         """Streams that are being captured into a graph."""
@@ -94,6 +100,13 @@ class StandInRuntime(CudaRuntime):
 
     def stays(self, device: int, stream: int) -> bool:
         return stream not in self.from_outside
+
+    def let_go_behind(self, tensor: torch.Tensor, device: int, stream: int) -> bool:
+        if not self.keeps_memory:
+            return False
+        self.kept.add(tensor)
+        self._give(stream, "do", lambda: self.kept.discard(tensor))
+        return True
 
     def make_event(self) -> int:
         return next(self._numbers)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dumper.memory import arrivals, device_buffers, device_copies
+from dumper.memory import arrivals, device_buffers, device_copies, device_slabs
 from dumper.memory.buffers import BufferPool
 from dumper.memory.cuda_runtime import DeviceError
 from dumper.memory.device_copies import DeviceCopier
@@ -195,7 +195,9 @@ def _copier(device: Device) -> DeviceCopier:
     return DeviceCopier(device.runtime, 0, device.lanes.words(0), device.arena)
 
 
-def test_large_values_are_what_they_were_and_their_clones_are_let_go_of(device: Device) -> None:
+@pytest.mark.parametrize("keeps_memory", [True, False])
+def test_large_values_are_what_they_were_and_their_clones_are_let_go_of(device: Device, keeps_memory: bool) -> None:
+    device.runtime.keeps_memory = keeps_memory
     copier = _copier(device)
     copies = []
     for number in range(10):
@@ -208,11 +210,27 @@ def test_large_values_are_what_they_were_and_their_clones_are_let_go_of(device: 
     assert device.pool.held_bytes <= 1 << 20
 
 
+def test_the_memory_of_a_clone_is_kept_by_whoever_can_wait_for_it(device: Device) -> None:
+    device.runtime.held = True
+    copier = _copier(device)
+    first = copier.start(torch.zeros(3000), 5)
+    assert first.clone is None
+    assert len(device.runtime.kept) == 1
+    device.runtime.keeps_memory = False
+    second = copier.start(torch.zeros(3000), 5)
+    assert second.clone is not None
+    device.runtime.held = False
+    for copy in (first, second):
+        copy.wait()
+    _until(lambda: not device.runtime.kept)
+    assert second.clone is None
+
+
 def test_clones_on_their_way_are_bounded(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_copies, "MOST_BYTES_OF_CLONES", 30_000)
     copier = _copier(device)
     copies = [copier.start(torch.full((3000,), number, dtype=torch.int32), 5) for number in range(8)]
-    assert sum(copy.clone is not None for copy in copies) <= 2
+    assert len(device.runtime.kept) <= 2
     assert [int(memoryview(bytes(copy.wait())).cast("i")[0]) for copy in copies] == list(range(8))
 
 
@@ -250,7 +268,25 @@ def test_without_memory_on_the_host_values_are_lost_and_the_slab_serves_again(
     assert device.runtime.allowed_allocations == allocations
 
 
-def test_the_writer_sends_what_there_is_and_looks_again_without_waiting(device: Device) -> None:
+def test_the_next_tap_sends_the_slab_that_the_writer_wants(device: Device) -> None:
+    lane = device.lane()
+    first = device.put(b"a" * 100, lane, 77)
+    assert not first[0].is_there
+    assert not device.runtime.waited_for
+    second = device.put(b"b" * 100, lane, 77)
+    assert second[0] is first[0]
+    assert len(device.runtime.waited_for) == 1
+    _until(lambda: first[0].is_there)
+    assert _is_there(first)
+    assert _is_there(second)
+    assert device.put(b"c" * 100, lane, 77)[0] is not first[0]
+    assert len(device.runtime.waited_for) == 1
+
+
+def test_the_writer_sends_what_there_is_and_looks_again_without_waiting(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_slabs, "PATIENCE", 0)
     device.runtime.held = True
     lane = device.lane()
     first = device.put(b"a" * 100, lane, 77)
@@ -268,7 +304,8 @@ def test_the_writer_sends_what_there_is_and_looks_again_without_waiting(device: 
     assert device.runtime.queries == 0
 
 
-def test_a_stream_that_is_being_captured_is_left_alone(device: Device) -> None:
+def test_a_stream_that_is_being_captured_is_left_alone(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_slabs, "PATIENCE", 0)
     placed = device.put(b"a" * 100, device.lane(), 77)
     device.runtime.capturing.add(77)
     assert not placed[0].is_there
@@ -278,7 +315,10 @@ def test_a_stream_that_is_being_captured_is_left_alone(device: Device) -> None:
     assert _is_there(placed)
 
 
-def test_an_event_that_may_belong_to_a_capture_is_waited_for_by_nobody(device: Device) -> None:
+def test_an_event_that_may_belong_to_a_capture_is_waited_for_by_nobody(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_slabs, "PATIENCE", 0)
     placed = device.put(b"a" * 100, device.lane(), 77)
     questions = iter(range(10))
     # The capture begins between the first question and the record.
