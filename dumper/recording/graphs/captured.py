@@ -64,8 +64,10 @@ class CapturedGraph:
         facts: GraphFacts | None,
         step: GraphStep | None = None,
         step_ends: tuple[str | None, ...] = (),
+        device: torch.device | None = None,
     ) -> None:
-        """``taps``: at least one. ``step``: the one that a replay begins; ``step_ends``: the taps that end it there."""
+        """``step``: the one that a replay begins; ``step_ends``: the taps that end it there; ``device``: of the memory
+        that replays fill, None without any."""
         self.taps = taps
         self.left_out = left_out
         self.counters = counters
@@ -73,7 +75,12 @@ class CapturedGraph:
         self.facts = facts
         self.step = step
         self.step_ends = step_ends
-        self.device = taps[0].value.device
+        self.device = device
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether a replay is nothing to know of."""
+        return not (self.taps or self.left_out or self.step is not None or self.step_ends)
 
 
 @dataclass

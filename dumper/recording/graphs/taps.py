@@ -270,11 +270,13 @@ class GraphTaps:
         if not complete:
             return
         self.account.leave_out(capture.left_out)
-        if capture.taps:
+        captured = _captured(capture, recorder)
+        if captured.taps:
             self.account.captured += 1
-            self._graphs[id(graph)] = _captured(capture, recorder)
+        if not captured.is_empty:
+            self._graphs[id(graph)] = captured
             self._keep(graph)
-        silent = [value for value in capture.left_out if value.reason != NOT_CHOSEN]
+        silent = captured.left_out
         if silent and recorder.settings.strict:
             raise SilentTapError(
                 f"{len(silent)} values that were captured into a CUDA graph would not be recorded: "
@@ -295,7 +297,7 @@ class GraphTaps:
             return
         device = captured.device
         with self._lock:
-            if device.type != "cuda":
+            if device is None or device.type != "cuda":
                 replay()
                 recorder.record_replay(captured)
                 return
@@ -381,4 +383,5 @@ def _captured(capture: OpenCapture, recorder: Recorder) -> CapturedGraph:
         capture.facts,
         capture.step,
         tuple(capture.step_ends),
+        next(iter(capture.cursor.at), None),
     )

@@ -444,6 +444,30 @@ def test_what_is_over_the_budget_is_left_out_in_the_order_of_the_pass(
     assert [entry["name"] for entry in shown["left_out"]] == ["x2", "x3"]
 
 
+def test_a_graph_of_which_everything_is_left_out_is_counted(recorder: Recorder) -> None:
+    recorder.configure(graph_memory=1)
+    graph = capture(recorder, ("x", ones(1), None))
+    with recorder.step():
+        graph.replay()
+    run = run_of(recorder)
+    assert [graphs.left_out_values for graphs in run.cuda_graphs] == [1]
+    assert "left_out" in {problem.kind for problem in run.problems}
+
+
+def test_a_graph_that_only_begins_a_step_does_so(recorder: Recorder) -> None:
+    begins, holds = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+    begins.capture_begin()
+    recorder.step(phase="decode")
+    begins.capture_end()
+    holds.capture_begin()
+    recorder.dump("x", ones(1))
+    holds.capture_end()
+    for _ in range(2):
+        begins.replay()
+        holds.replay()
+    assert [(record.step, record.name) for record in run_of(recorder).records] == [(0, "x"), (1, "x")]
+
+
 def test_graph_filter_says_what_goes_into_graphs(recorder: Recorder) -> None:
     recorder.configure(graph_filter='name == "x" and layer_id == 1')
     graph = capture(recorder, ("x", ones(1), None), ("y", ones(1), None), layer_id=1)
