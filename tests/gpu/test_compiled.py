@@ -124,3 +124,34 @@ def test_levels_in_compiled_code(recordings: Recordings, level: str) -> None:
     assert len(run.records) == 3
     if level == "stats":
         assert run.records[0].statistics["max"] == pytest.approx(float(x.sin().max()), abs=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("level", ["full", "stats", "hash", "sample(rows=8)"])
+def test_large_values_in_graphs_of_the_device(recordings: Recordings, level: str) -> None:
+    """Graph trees refuse to go on with memory in their pool that nobody declared, such as that of a copy on its way."""
+    torch._dynamo.reset()
+    recorder = recordings.start(level=level)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        y = x.sin()
+        recorder.dump("y", y)
+        recorder.dump("t", y.t())
+        return y + 1
+
+    compiled = torch.compile(function, mode="reduce-overhead", fullgraph=True)
+    inputs = [torch.randn(2048, 1024, device=DEVICE) for _ in range(4)]
+    first = int(recorder.state()["step"])
+    with torch.no_grad():
+        for x in inputs:
+            recorder.step()
+            torch.compiler.cudagraph_mark_step_begin()
+            compiled(x)
+    run = recordings.read(recorder)
+    assert len(run.records) == 8
+    if level == "full":
+        for number, x in enumerate(inputs):
+            (y,) = run.select(name="y", step=first + number)
+            torch.testing.assert_close(y.tensor(), x.sin().cpu(), atol=1e-5, rtol=1e-5)
+            (t,) = run.select(name="t", step=first + number)
+            assert torch.equal(t.tensor(), y.tensor().t())
