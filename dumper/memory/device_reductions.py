@@ -14,10 +14,13 @@ from dumper.values.measures import STATISTICS
 if TYPE_CHECKING:
     import torch
 
+    from dumper.values.device_kernels.single import Launch
+
 logger = logging.getLogger("tensortap")
 
 RESULT_BYTES = {"stats": 8 * len(STATISTICS), "hash": SUMS_BYTES}
 """Of each kind of level."""
+_MOST_LAUNCHES = 10_000
 TENSOR_ALIGNMENT = 16
 """Bytes that addresses of tensors which kernels read are multiples of."""
 
@@ -29,7 +32,8 @@ class DeviceReductions:
         self._runtime = runtime
         self._scratch: dict[tuple[int, int], int] = {}
         """Address by device and stream."""
-        self._ready: set[tuple[str, int, torch.dtype]] = set()
+        self._launches: dict[tuple[str, int, torch.dtype, int], Launch] = {}
+        """By kind of level, device, type and number of elements."""
         self._failed = not device_kernels.available()
 
     def knows(self, kind: str, dtype: torch.dtype) -> bool:
@@ -46,21 +50,19 @@ class DeviceReductions:
         The tensor is contiguous, its address aligned, its type known, and its device the current one. Raises
         ReductionError.
         """
-        from dumper.values.device_kernels import single
-
         if self._failed:
             raise ReductionError("kernels cannot be used")
+        key = (kind, device, value.dtype, value.numel())
         try:
             scratch = self._scratch.get((device, stream)) or self._make_scratch(device, stream)
-            if (kind, device, value.dtype) not in self._ready:
-                self._prepare(kind, device, value.dtype)
+            launch = self._launches.get(key) or self._prepare(key)
         except Exception as error:
             raise self._failure(error) from error
-        launch = single.launch_statistics if kind == "stats" else single.launch_fingerprint
+        address = value.data_ptr()
 
         def write(out: int) -> None:
             try:
-                launch(value, out, scratch, stream)
+                launch(address, out, scratch, stream)
             except Exception as error:
                 raise self._failure(error) from error
 
@@ -101,17 +103,21 @@ class DeviceReductions:
         # Another thread may have been first; what comes second is not worth to be given back.
         return self._scratch.setdefault((device, stream), address)
 
-    def _prepare(self, kind: str, device: int, dtype: torch.dtype) -> None:
-        """Compile a kernel and load it, which a capture of another thread must not notice."""
-        from dumper.values.device_kernels.launching import fingerprint_launcher, statistics_launcher
+    def _prepare(self, key: tuple[str, int, torch.dtype, int]) -> Launch:
+        """Compile a kernel and load it, if that is not done, which a capture of another thread must not notice."""
+        from dumper.values.device_kernels import single
         from dumper.values.readable import undisturbed
 
+        kind, device, dtype, length = key
         with undisturbed(), self._runtime.device(device):
             if kind == "stats":
-                statistics_launcher(device, dtype, False)[0].compile()
+                launch = single.prepare_statistics(device, dtype, length)
             else:
-                fingerprint_launcher(device, False).compile()
-        self._ready.add((kind, device, dtype))
+                launch = single.prepare_fingerprint(device, length * dtype.itemsize)
+        if len(self._launches) >= _MOST_LAUNCHES:
+            self._launches.clear()
+        self._launches[key] = launch
+        return launch
 
     def _failure(self, error: Exception) -> ReductionError:
         """Kernels are not tried again, in this process: what one of them meets, all do."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -82,6 +83,7 @@ class Stager:
         self.host = self._pool.shelf(host_buffer)
         self._device: DeviceStager | None = None
         self._device_was_looked_for = False
+        self._lock = threading.Lock()
 
     def stage(self, value: Any) -> Described:
         """Copy ``value``. Raises UnrecordableError."""
@@ -129,8 +131,11 @@ class Stager:
         if not self._device_was_looked_for:
             from dumper.memory.device_staging import DeviceStager
 
-            self._device_was_looked_for = True
-            self._device = DeviceStager.of_this_process(self._pool)
+            # No thread goes another way because a second one has only begun.
+            with self._lock:
+                if not self._device_was_looked_for:
+                    self._device = DeviceStager.of_this_process(self._pool)
+                    self._device_was_looked_for = True
         return self._device
 
 

@@ -13,6 +13,7 @@ from dumper.reading.indexing import Index
 from dumper.reading.protocol import Alike, one_by_one
 from dumper.reading.text_table import TextTable, output_console
 from dumper.reading.timeline import step_table
+from dumper.values.fingerprint import SCHEME
 from tensortap.progress import Progress, silent, watched
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ def _rank_table(run: Run, every: Sequence[Alike]) -> TextTable:
     return table
 
 
+def _level(record: Record) -> str:
+    """With the scheme of fingerprints that are not of this version's."""
+    scheme = record.fingerprint_scheme
+    return record.level if scheme in (None, SCHEME) else f"{record.level} ({scheme})"
+
+
 def _name_table(chosen: Sequence[Alike]) -> TextTable:
     headings = ("name", "count", "steps", "ranks", "tags", "dtype", "shape", "dims", "level")
     table = TextTable("Records", headings, frozenset({"count"}))
@@ -81,7 +88,7 @@ def _name_table(chosen: Sequence[Alike]) -> TextTable:
             _few([record.dtype or "value" for record in records]),
             _few([_shape(record) for record in records]),
             _few([record.dims or "-" for record in records]),
-            _few([record.level for record in records]),
+            _few([_level(record) for record in records]),
         )
     return table
 

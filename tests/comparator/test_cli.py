@@ -17,6 +17,7 @@ from comparator.cli import main
 from comparator.errors import ComparatorError
 from comparator.report.schema import SCHEMA_PATH, json_schema
 from dumper import open_run
+from dumper.cli import main as dumper_main
 from dumper.reading.side_by_side import difference
 from dumper.values.fingerprint import FIRST_SCHEME, fingerprint
 from dumper.writing import rank_stream
@@ -247,6 +248,8 @@ def test_fingerprints_of_different_schemes_are_not_compared(
     assert difference(sides[0], sides[1], None).startswith(
         "not comparable: fingerprints of schemes xxh3 and block-sums"
     )
+    assert dumper_main(["ls", old]) == 0
+    assert "hash (xxh3)" in capsys.readouterr().out
     assert main([old, new, "--bitwise", "--report-path", ""]) == 1
     assert "record the run with the older scheme again" in capsys.readouterr().out
 

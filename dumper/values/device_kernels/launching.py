@@ -16,6 +16,7 @@ import torch
 MOST_PROGRAMS = 512
 """Of one tensor; a power of two."""
 PROGRAMS_PER_PROCESSOR = 2
+"""Of one launch; more keep each other from the caches, and leave more to be put together."""
 SCRATCH_BYTES = 64 * MOST_PROGRAMS + 64
 """What programs of one launch leave each other. The last 64 bytes are zero before and after."""
 ALIGNMENT = 16
@@ -52,6 +53,11 @@ class Elements:
     def block(self) -> int:
         """Elements of a tile."""
         return self.rows * self.columns
+
+    @property
+    def per_processor(self) -> int:
+        """Programs of one launch on a multiprocessor: those for integers take half as many registers."""
+        return PROGRAMS_PER_PROCESSOR if self.dtype.is_floating_point else 2 * PROGRAMS_PER_PROCESSOR
 
     @property
     def unsigned(self) -> torch.dtype:
@@ -117,10 +123,10 @@ class Launcher:
         start = self._start or self.compile()
         start(programs, stream, *arguments, *self._place_holders)
 
-    @property
-    def is_compiled(self) -> bool:
-        """Whether a launch takes no longer than that."""
-        return self._start is not None
+    def starter(self, programs: int) -> Callable[..., None]:
+        """``launch`` of so many programs, with stream and arguments left to give; compiled now."""
+        start, place_holders = self._start or self.compile(), self._place_holders
+        return lambda stream, *arguments: start(programs, stream, *arguments, *place_holders)
 
     def compile(self) -> Callable[..., None]:
         """Compile the kernel and load it on the current device, if that is not done yet."""
@@ -133,14 +139,27 @@ class Launcher:
 
 
 def _starter(compiled: Any) -> Callable[..., None]:
-    """How a compiled kernel is launched: by its handle, without looking for hooks of profilers."""
+    """How a compiled kernel is launched: by its handle, without looking for hooks of profilers or memory that it does
+    not need."""
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    direct = getattr(run, "launch", None)
+    if any(getattr(run, name, None) != 0 for name in ("global_scratch_size", "profile_scratch_size")):
+        direct = None
+    modes = getattr(run, "launch_cooperative_grid", False), getattr(run, "launch_pdl", False)
 
     def start(programs: int, stream: int, *arguments: int) -> None:
+        nonlocal direct
+        if direct is not None:
+            try:
+                direct(programs, 1, 1, stream, function, *modes, None, None, metadata, None, None, None, *arguments)
+            except TypeError:
+                # Another release of Triton: nothing has been launched.
+                direct = None
+            else:
+                return
         try:
             run(programs, 1, 1, stream, function, metadata, None, None, None, *arguments)
         except TypeError:
-            # Another release of Triton.
             compiled[programs, 1, 1](*arguments, stream=stream)
 
     return start

@@ -29,15 +29,18 @@ class Segments:
     events.
     """
 
-    def __init__(self, addresses: Sequence[int], lengths: Sequence[int], block: int, device: int) -> None:
+    def __init__(
+        self, addresses: Sequence[int], lengths: Sequence[int], block: int, device: int, per_processor: int
+    ) -> None:
         """``lengths`` in what ``block`` counts, elements or bytes. Raises ValueError for unaligned addresses."""
         if any(address % ALIGNMENT for address in addresses):
             raise ValueError(f"addresses have to be multiples of {ALIGNMENT}")
-        # Together they are to fill the device, and no one more than it would alone.
-        most = PROGRAMS_PER_PROCESSOR * processors(device)
+        # Together they fill the device; each program has as many tiles as that leaves it.
+        most = per_processor * processors(device)
+        tiles = -(-sum(-(-length // block) for length in lengths) // most)
         rows, owners, first = [], [], 0
         for number, (address, length) in enumerate(zip(addresses, lengths, strict=True)):
-            programs = programs_for(length, block, most)
+            programs = programs_for(length, block * max(1, tiles), most)
             rows.append((address, length, first, programs))
             owners += [number] * programs
             first += programs
@@ -66,7 +69,9 @@ class StatisticsOfMany:
         device, dtype = values[0].get_device(), values[0].dtype
         self._launcher, elements, self._table = statistics_launcher(device, dtype, True)
         lengths = [value.numel() for value in values]
-        self._segments = Segments([value.data_ptr() for value in values], lengths, elements.block, device)
+        self._segments = Segments(
+            [value.data_ptr() for value in values], lengths, elements.block, device, elements.per_processor
+        )
         self.nbytes = STATISTICS_BYTES * len(values)
         """Of the results."""
 
@@ -90,7 +95,9 @@ class FingerprintsOfMany:
         device = values[0].get_device()
         self._launcher = fingerprint_launcher(device, True)
         lengths = [value.numel() * value.itemsize for value in values]
-        self._segments = Segments([value.data_ptr() for value in values], lengths, FINGERPRINT_BLOCK, device)
+        self._segments = Segments(
+            [value.data_ptr() for value in values], lengths, FINGERPRINT_BLOCK, device, PROGRAMS_PER_PROCESSOR
+        )
         self.nbytes = SUMS_BYTES * len(values)
         """Of the results."""
 

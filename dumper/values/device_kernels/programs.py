@@ -83,17 +83,17 @@ def _is_nan(value, KIND: tl.constexpr):
 
 @triton.jit
 def _widen(bits, KIND: tl.constexpr):
-    """Integers of a byte as int32, others as int64, of uint64 as they are."""
+    """Integers of a byte or two as int32, others as int64, of uint64 as they are."""
     if KIND == BOOL:
         return (bits != 0).to(tl.int32)
     elif bits.dtype == tl.uint64 and KIND == UNSIGNED:
         return bits
     elif KIND == UNSIGNED:
-        return bits.to(tl.int32 if bits.dtype == tl.uint8 else tl.int64)
+        return bits.to(tl.int64 if bits.dtype == tl.uint32 else tl.int32)
     elif bits.dtype == tl.uint8:
         return bits.to(tl.int8, bitcast=True).to(tl.int32)
     elif bits.dtype == tl.uint16:
-        return bits.to(tl.int16, bitcast=True).to(tl.int64)
+        return bits.to(tl.int16, bitcast=True).to(tl.int32)
     elif bits.dtype == tl.uint32:
         return bits.to(tl.int32, bitcast=True).to(tl.int64)
     else:
@@ -115,10 +115,10 @@ def _add_floats(found, lowest, highest, total, magnitude, square, low, high):
 def _add_integers(found, lowest, highest, upper, lower, magnitude, square, low, high):
     """The same of integers, with two sums."""
     if found.dtype == tl.int32:
-        # Of a byte each: no sum over a row leaves 32 bits.
+        # Of a byte or two: no sum over a row leaves 32 bits, but for squares.
         lower += tl.sum(found, axis=1)
         magnitude += tl.sum(tl.abs(found), axis=1).to(tl.float64)
-        square += tl.sum(found * found, axis=1).to(tl.float64)
+        square += tl.sum(found.to(tl.int64) * found, axis=1).to(tl.float64)
     else:
         wide = found.to(tl.float64)
         magnitude += tl.sum(tl.abs(wide), axis=1)
@@ -233,9 +233,9 @@ def _measure_integers(value, n, program, programs, KIND: tl.constexpr, ROWS: tl.
     BLOCK: tl.constexpr = ROWS * COLUMNS
     SIZE: tl.constexpr = value.dtype.element_ty.primitive_bitwidth // 8
     IS_UINT64: tl.constexpr = KIND == UNSIGNED and SIZE == 8
-    NUMBER: tl.constexpr = tl.uint64 if IS_UINT64 else (tl.int32 if SIZE == 1 else tl.int64)
-    LEAST: tl.constexpr = 0 if IS_UINT64 else (-(2**31) if SIZE == 1 else -(2**63))
-    GREATEST: tl.constexpr = 2**64 - 1 if IS_UINT64 else (2**31 - 1 if SIZE == 1 else 2**63 - 1)
+    NUMBER: tl.constexpr = tl.uint64 if IS_UINT64 else (tl.int32 if SIZE <= 2 else tl.int64)
+    LEAST: tl.constexpr = 0 if IS_UINT64 else (-(2**31) if SIZE <= 2 else -(2**63))
+    GREATEST: tl.constexpr = 2**64 - 1 if IS_UINT64 else (2**31 - 1 if SIZE <= 2 else 2**63 - 1)
     offsets = _offsets(ROWS, COLUMNS)
     whole = n // BLOCK
     upper = tl.zeros([ROWS], tl.int64)
@@ -267,7 +267,7 @@ def _measure_integers(value, n, program, programs, KIND: tl.constexpr, ROWS: tl.
         )
     lower_1, magnitude_1, square_1, low_1, high_1 = tl.reduce((lower, magnitude, square, low, high), 0, _join_five)
     upper_1 = program * 0
-    if SIZE > 1:
+    if SIZE > 2:
         upper_1 = tl.sum(upper, axis=0)
     return upper_1, magnitude_1, square_1, low_1.to(tl.float64), high_1.to(tl.float64), lower_1, program * 0
 

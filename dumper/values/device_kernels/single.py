@@ -1,10 +1,12 @@
-"""Launches for one tensor.
+"""Launches for one tensor at a time.
 
 The tensor is contiguous, its address a multiple of ``launching.ALIGNMENT``, its device the current one. Nothing waits,
-and nothing is allocated but at the first launch for a device and type, which compiles the kernel.
+and nothing is allocated but when a launch is prepared for a first device and type, which compiles the kernel.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -18,28 +20,32 @@ from dumper.values.device_kernels.launching import (
     statistics_launcher,
 )
 
+Launch = Callable[[int, int, int, int], None]
+"""Called with an address of a tensor, one for the result, one of ``launching.SCRATCH_BYTES`` bytes, zero at first, that
+launches of this stream alone use, and the handle of the stream. Raises what Triton raises."""
 _COUNTER = 64 * MOST_PROGRAMS
 
 
-def launch_statistics(value: torch.Tensor, out: int, scratch: int, stream: int) -> None:
-    """Have a stream write the statistics, in the order of ``measures.STATISTICS``, as float64 to an address.
+def prepare_statistics(device: int, dtype: torch.dtype, length: int) -> Launch:
+    """What has a stream write the statistics of ``length`` elements, in the order of ``measures.STATISTICS``, as
+    float64. Raises ValueError for a type that no kernel knows, and what Triton raises."""
+    launcher, elements, table = statistics_launcher(device, dtype, False)
+    programs = programs_for(length, elements.block, elements.per_processor * processors(device))
+    start = launcher.starter(programs)
 
-    ``scratch``: the address of ``launching.SCRATCH_BYTES`` bytes, zero at first, that launches of this stream alone
-    use. Raises ValueError for a type that no kernel knows, and what Triton raises.
-    """
-    device = value.get_device()
-    launcher, elements, table = statistics_launcher(device, value.dtype, False)
-    length = value.numel()
-    programs = programs_for(length, elements.block, PROGRAMS_PER_PROCESSOR * processors(device))
-    launcher.launch(programs, stream, value.data_ptr(), length, table, scratch, scratch + _COUNTER, out)
+    def launch(address: int, out: int, scratch: int, stream: int) -> None:
+        start(stream, address, length, table, scratch, scratch + _COUNTER, out)
+
+    return launch
 
 
-def launch_fingerprint(value: torch.Tensor, out: int, scratch: int, stream: int) -> None:
-    """Have a stream write what ``fingerprint.block_sums`` gives for the bytes to an address.
-
-    ``scratch`` as for ``launch_statistics``. Raises what Triton raises.
-    """
-    device, nbytes = value.get_device(), value.numel() * value.itemsize
-    programs = programs_for(nbytes, FINGERPRINT_BLOCK, PROGRAMS_PER_PROCESSOR * processors(device))
+def prepare_fingerprint(device: int, nbytes: int) -> Launch:
+    """What has a stream write what ``fingerprint.block_sums`` gives for the bytes. Raises what Triton raises."""
     launcher = fingerprint_launcher(device, False)
-    launcher.launch(programs, stream, value.data_ptr(), nbytes, scratch, scratch + _COUNTER, out)
+    programs = programs_for(nbytes, FINGERPRINT_BLOCK, PROGRAMS_PER_PROCESSOR * processors(device))
+    start = launcher.starter(programs)
+
+    def launch(address: int, out: int, scratch: int, stream: int) -> None:
+        start(stream, address, nbytes, scratch, scratch + _COUNTER, out)
+
+    return launch

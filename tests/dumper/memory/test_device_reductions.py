@@ -21,6 +21,7 @@ from dumper.recording.reductions import reduced_together
 from dumper.recording.short_way import ShortWay
 from dumper.values import device_kernels
 from dumper.values.device_kernels import launching, many, single
+from dumper.values.device_kernels.single import Launch
 from dumper.values.fingerprint import block_sums
 from dumper.values.measures import device_statistics
 from tests.dumper.memory.stand_in import StandInRuntime
@@ -54,18 +55,19 @@ class Kernels:
         self.scratch: set[int] = set()
         self.error: Exception | None = None
 
-    def statistics(self, value: Any, out: int, scratch: int, stream: int) -> None:
-        self._launch("stats", value, out, scratch, stream)
+    def prepare_statistics(self, device: int, dtype: torch.dtype, length: int) -> Launch:
+        return lambda address, *rest: self.launch("stats", address, dtype, length * dtype.itemsize, *rest)
 
-    def fingerprint(self, value: Any, out: int, scratch: int, stream: int) -> None:
-        self._launch("hash", value, out, scratch, stream)
+    def prepare_fingerprint(self, device: int, nbytes: int) -> Launch:
+        return lambda address, *rest: self.launch("hash", address, torch.uint8, nbytes, *rest)
 
-    def _launch(self, kind: str, value: Any, out: int, scratch: int, stream: int) -> None:
+    def launch(
+        self, kind: str, address: int, dtype: torch.dtype, nbytes: int, out: int, scratch: int, stream: int
+    ) -> None:
         if self.error is not None:
             raise self.error
         self.launched.append(kind)
         self.scratch.add(scratch)
-        address, nbytes, dtype = value.data_ptr(), value.nbytes, value.dtype
 
         def compute() -> None:
             data = np.frombuffer((ctypes.c_char * nbytes).from_address(address), np.uint8)
@@ -89,7 +91,8 @@ class OfMany:
 
     def launch(self, out: int, stream: int) -> None:
         for number, value in enumerate(self.values):
-            self.kernels._launch(self.kind, value, out + number * RESULT_BYTES[self.kind], 0, stream)
+            place = out + number * RESULT_BYTES[self.kind]
+            self.kernels.launch(self.kind, value.data_ptr(), value.dtype, value.nbytes, place, 0, stream)
 
 
 @pytest.fixture
@@ -110,9 +113,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
     stager = DeviceStager(runtime, BufferPool(1 << 26))
     monkeypatch.setattr(Stager, "device", property(lambda self: stager))
     monkeypatch.setattr(ShortWay, "look_up_torch", look_up_with_device)
-    monkeypatch.setattr(device_reductions.DeviceReductions, "_prepare", lambda *arguments: None)
-    monkeypatch.setattr(single, "launch_statistics", kernels.statistics)
-    monkeypatch.setattr(single, "launch_fingerprint", kernels.fingerprint)
+    monkeypatch.setattr(single, "prepare_statistics", kernels.prepare_statistics)
+    monkeypatch.setattr(single, "prepare_fingerprint", kernels.prepare_fingerprint)
     monkeypatch.setattr(many, "StatisticsOfMany", lambda values: OfMany(kernels, "stats", values))
     monkeypatch.setattr(many, "FingerprintsOfMany", lambda values: OfMany(kernels, "hash", values))
     yield kernels

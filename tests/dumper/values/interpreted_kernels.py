@@ -47,6 +47,9 @@ def launch_interpreted(self: Launcher, programs: int, stream: int, *arguments: i
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["TRITON_INTERPRET"] == "1"
     monkeypatch.setattr(Launcher, "launch", launch_interpreted)
+    monkeypatch.setattr(
+        Launcher, "starter", lambda self, programs: lambda *arguments: self.launch(programs, *arguments)
+    )
     for module in (single, many):
         monkeypatch.setattr(module, "processors", lambda device: 2)
         monkeypatch.setattr(module, "programs_for", lambda length, block, most: PROGRAMS if length > 40 else 1)
@@ -76,7 +79,8 @@ def aligned(value: torch.Tensor) -> torch.Tensor:
 def statistics(value: torch.Tensor) -> list[float]:
     scratch, out = Scratch(), torch.full((len(STATISTICS) + 1,), -7.0, dtype=torch.float64)
     value = aligned(value)
-    single.launch_statistics(value, out.data_ptr(), scratch.memory.data_ptr(), 0)
+    launch = single.prepare_statistics(value.get_device(), value.dtype, value.numel())
+    launch(value.data_ptr(), out.data_ptr(), scratch.memory.data_ptr(), 0)
     scratch.check()
     assert out[-1] == -7
     return out[:-1].tolist()
@@ -148,10 +152,15 @@ def test_small_numbers_beside_large_ones_count() -> None:
     assert statistics(value)[2] == pytest.approx(1 / 103, rel=1e-9)
 
 
+def fingerprint_of(value: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> None:
+    launch = single.prepare_fingerprint(value.get_device(), value.numel() * value.itemsize)
+    launch(value.data_ptr(), out.data_ptr(), scratch.memory.data_ptr(), 0)
+
+
 def sums(data: bytes) -> bytes:
     value = aligned(torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8))
     scratch, out = Scratch(), torch.full((3,), -7, dtype=torch.int64)
-    single.launch_fingerprint(value, out.data_ptr(), scratch.memory.data_ptr(), 0)
+    fingerprint_of(value, out, scratch)
     scratch.check()
     assert out[2] == -7
     return out[:2].numpy().tobytes()
@@ -167,7 +176,7 @@ def test_what_is_not_bytes_has_the_fingerprint_of_its_bytes() -> None:
     scratch, out = Scratch(), torch.zeros(2, dtype=torch.int64)
     values = torch.randn(9, 5).bfloat16(), torch.randn(3, dtype=torch.complex64), torch.tensor(2.5)
     for value in map(aligned, values):
-        single.launch_fingerprint(value, out.data_ptr(), scratch.memory.data_ptr(), 0)
+        fingerprint_of(value, out, scratch)
         assert out.numpy().tobytes() == block_sums(value.reshape(-1).view(torch.uint8).numpy())
 
 

@@ -80,8 +80,9 @@ def test_kernels_compile_and_are_launched_by_their_handles(driver: StandInDriver
     from dumper.values.device_kernels import many, single
 
     value = torch.zeros(1 << 20, dtype=torch.bfloat16)
+    launch = single.prepare_statistics(-1, value.dtype, value.numel())
     for _ in range(2):
-        single.launch_statistics(value, 4096, 8192, 77)
+        launch(value.data_ptr(), 4096, 8192, 77)
     (types, first), second = driver.launches
     assert first == second[1]
     # Lengths have 64 bits whatever the first one is, and what is between grid and arguments is Triton's.
@@ -92,4 +93,7 @@ def test_kernels_compile_and_are_launched_by_their_handles(driver: StandInDriver
     many.StatisticsOfMany(numbers).launch(64, 77)
     many.FingerprintsOfMany([*numbers, value]).launch(64, 77)
     # One program for what a tile holds; more for more.
-    assert [launch[1][0] for launch in driver.launches[2:]] == [1 + 64, 1 + 16 + 64]
+    assert [launched[1][0] for launched in driver.launches[2:]] == [1 + 64, 1 + 16 + 64]
+    # As many as the device has room for, each with several tiles.
+    many.FingerprintsOfMany([value] * 20).launch(64, 77)
+    assert driver.launches[-1][1][0] == 20 * 13
