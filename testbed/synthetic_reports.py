@@ -56,7 +56,8 @@ def finding(
 ) -> Json:
     """One pair of tensors with numbers as they may be, no two alike."""
     floor = 0.0036
-    error = floor * (chance.uniform(3, 90) if bad else chance.uniform(0.2, 0.9))
+    number = chance.random
+    error = floor * (3 + 87 * number() if bad else 0.2 + 0.7 * number())
     judged = "within-rounding" if not bad else "introduced-here" if source is None else "inherited-from"
     side = {"dtype": "torch.bfloat16", "shape": [4, 4096]}
     return {
@@ -65,10 +66,10 @@ def finding(
         "baseline": {**side, "stats": _statistics(chance)}, "target": {**side, "stats": _statistics(chance)},
         "unified_shape": [4, 4096], "shape_mismatch": False, "level": "full", "replicated_checks": [],
         "diff": {
-            "rel_diff": error**2 / 2, "max_abs_diff": chance.uniform(0, 0.1), "mean_abs_diff": chance.uniform(0, 0.01),
-            "abs_diff_percentiles": {}, "max_diff_coord": [chance.randrange(4), chance.randrange(4096)],
-            "baseline_at_max": chance.gauss(0, 3), "target_at_max": chance.gauss(0, 3), "relative_l2": error,
-            "scale": chance.gauss(1, 0.01), "differing": chance.randrange(16384), "passed": not bad,
+            "rel_diff": error**2 / 2, "max_abs_diff": 0.1 * number(), "mean_abs_diff": 0.01 * number(),
+            "abs_diff_percentiles": {}, "max_diff_coord": [int(4 * number()), int(4096 * number())],
+            "baseline_at_max": 6 * number() - 3, "target_at_max": 6 * number() - 3, "relative_l2": error,
+            "scale": 0.98 + 0.04 * number(), "differing": int(16384 * number()), "passed": not bad,
             "predicate": "introduced error within rounding", "max_diff_token": "sequence 0, position 2",
             "max_token_rel": error**2,
         },
@@ -85,8 +86,11 @@ def finding(
 
 
 def _statistics(chance: random.Random) -> Json:
-    numbers = {"mean": chance.gauss(0, 0.1), "abs_mean": chance.uniform(0.5, 1), "std": chance.uniform(1, 2)}
-    return {**numbers, "min": -chance.uniform(5, 9), "max": chance.uniform(5, 9), "nan_count": 0, "inf_count": 0}
+    number = chance.random
+    return {
+        "mean": 0.2 * number() - 0.1, "abs_mean": 0.5 + 0.5 * number(), "std": 1 + number(),
+        "min": -5 - 4 * number(), "max": 5 + 4 * number(), "nan_count": 0, "inf_count": 0,
+    }  # fmt: skip
 
 
 def _bundle(step: int) -> Json:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 
 from comparator.diagnosis.floors import Operation
@@ -46,8 +47,12 @@ class TapGraph:
     notes: tuple[str, ...] = ()
     """What was assumed."""
 
+    @cached_property
+    def _by_key(self) -> Mapping[TapKey, TapNode]:
+        return {node.key: node for node in reversed(self.nodes)}
+
     def node(self, key: TapKey) -> TapNode | None:
-        return next((node for node in self.nodes if node.key == key), None)
+        return self._by_key.get(key)
 
 
 @dataclass(frozen=True)

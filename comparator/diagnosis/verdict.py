@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -104,8 +105,12 @@ class Diagnosis:
         """The strongest test of all taps; from 1 on the runs differ."""
         return max((one.strength for one in self.judgements if one.judged != "not-judged"), default=0.0)
 
+    @cached_property
+    def _by_key(self) -> Mapping[TapKey, Judgement]:
+        return {one.key: one for one in reversed(self.judgements)}
+
     def judgement(self, key: TapKey) -> Judgement | None:
-        return next((one for one in self.judgements if one.key == key), None)
+        return self._by_key.get(key)
 
 
 def diagnose(profiles: Sequence[TapProfile], graph: TapGraph, options: Options | None = None) -> Diagnosis:

@@ -62,6 +62,7 @@ class Families:
         self._measurer = measurer
         self._members: dict[Key, list[int]] = {}
         self._kept: OrderedDict[Key, FamilyRows | None] = OrderedDict()
+        self._kept_bytes = 0
         for number, pair in enumerate(pairs):
             self._members.setdefault(pair.family, []).append(number)
 
@@ -86,10 +87,15 @@ class Families:
 
     def keep(self, family: Key, rows: FamilyRows | None) -> FamilyRows | None:
         """Remember rows that were aligned: the taps behind this one are measured against it next."""
+        self._kept_bytes += _bytes(rows) - _bytes(self._kept.pop(family, None))
         self._kept[family] = rows
-        while sum(0 if one is None else one.nbytes for one in self._kept.values()) > KEPT_BYTES:
-            self._kept.popitem(last=False)
+        while self._kept_bytes > KEPT_BYTES:
+            self._kept_bytes -= _bytes(self._kept.popitem(last=False)[1])
         return rows
+
+
+def _bytes(rows: FamilyRows | None) -> int:
+    return 0 if rows is None else rows.nbytes
 
 
 MakeProfile = Callable[[FamilyRows, Families], P | None]

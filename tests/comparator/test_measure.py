@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from comparator.measure.difference import compare_arrays, measure, same_bytes
+from comparator.measure.family import FamilyRows
 from comparator.measure.kernel.sums import to_working
 from comparator.measure.rows import row_differences
 from comparator.measure.statistics import summarize
+from comparator.measure.units import Families
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 Array = npt.NDArray[Any]
@@ -177,3 +179,20 @@ def test_row_differences_say_which_token() -> None:
     y[3, 1, 1] = 2
     assert np.flatnonzero(row_differences(x, y, 0)).tolist() == [3]
     assert np.flatnonzero(row_differences(x, y, 1)).tolist() == [1]
+
+
+def test_families_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(name: str, count: int) -> FamilyRows:
+        array = np.zeros((count, 1), np.float32)
+        return FamilyRows((("name", name),), array, array, None, None, np.zeros(count, np.int64))
+
+    monkeypatch.setattr("comparator.measure.units.KEPT_BYTES", 8 * 10)
+    families = Families([], lambda number: [], None)  # type: ignore[arg-type]
+    for name, count in (("a", 4), ("b", 4), ("a", 6), ("c", 0)):
+        families.keep((("name", name),), rows(name, count))
+    assert [len(families.rows((("name", name),)) or ()) for name in "abc"] == [6, 4, 0]
+    families.keep((("name", "d"),), rows("d", 4))
+    assert families.rows((("name", "b"),)) is not None  # asked for after a
+    assert families.rows((("name", "a"),)) is None
+    families.keep((("name", "e"),), rows("e", 11))
+    assert families.rows((("name", "d"),)) is None
