@@ -64,7 +64,7 @@ class BufferPool:
         self._lock = threading.Lock()
 
     def add_arena(self, arena: Arena) -> None:
-        """Memory of another kind that counts, too, through ``hold`` and ``forget``."""
+        """Memory of another kind, to be let go of with the rest; it counts through ``hold`` and ``forget``."""
         self._arenas.append(arena)
 
     def shelf(self, allocate: Callable[[int], Buffer]) -> Shelf[Buffer]:

@@ -78,6 +78,14 @@ class DeviceBuffers:
         with self._lock:
             self._free.append(buffer)
 
+    def let_go(self) -> None:
+        """Free those that nobody uses. Waits for the device."""
+        with self._lock:
+            self._made -= len(self._free)
+            for buffer in self._free:
+                self._words.give_back(buffer.word)
+            self._free.clear()
+
     def forget(self) -> None:
         """One is lost."""
         with self._lock:

@@ -371,3 +371,9 @@ class DeviceLanes:
             words = self._words[device] = Words(self._runtime, device)
             self._buffers[device] = DeviceBuffers(self._runtime, device, words)
         return self._words[device]
+
+    def let_go(self) -> None:
+        """Free memory of devices that nothing is on its way in. Waits for them; for the writer's thread."""
+        for device, buffers in list(self._buffers.items()):
+            self._runtime.select(device)
+            buffers.let_go()

@@ -25,6 +25,7 @@ class DeviceStager:
         self._runtime = runtime
         self._arena = PinnedArena(runtime, pool)
         self.lanes = DeviceLanes(runtime, self._arena)
+        pool.add_arena(self.lanes)
         self.reductions = DeviceReductions(runtime)
         self._copiers: dict[int, DeviceCopier] = {}
 

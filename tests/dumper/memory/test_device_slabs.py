@@ -365,6 +365,20 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+def test_memory_of_the_device_that_nobody_uses_is_let_go_of_and_made_anew(device: Device) -> None:
+    words = device.lanes.words(0)
+    there = len(words._free)
+    for number in range(1, 4):
+        assert _is_there(device.put(b"a" * 3000, device.lane(), 77))
+        device.lanes.let_go()
+        assert len(device.runtime.freed) == number
+        assert len(words._free) == there
+    filling = device.put(b"b" * 100, device.lane(), 77)
+    device.lanes.let_go()
+    assert _is_there(filling)
+    assert len(device.runtime.freed) == 3
+
+
 def test_memory_of_the_device_is_freed_with_the_lanes(device: Device) -> None:
     assert _is_there(device.put(b"a" * 3000, device.lane(), 77))
     del device.lanes
