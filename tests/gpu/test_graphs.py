@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dumper import Run, open_run
+from dumper.layout import SequenceSpan, TokenLayout
 from dumper.recording.recorder import Recorder
 from dumper.recording.taps import Tap
 from tests.gpu.recordings import (
@@ -496,3 +497,46 @@ def test_graphed_callables(recordings: Recordings) -> None:
     for step, value in wanted.items():
         (found,) = run.select(name="y", step=step)
         torch.testing.assert_close(found.tensor(), value, atol=1e-5, rtol=1e-5)
+
+
+def test_two_threads_that_capture_at_once(recordings: Recordings) -> None:
+    recorder = recordings.start()
+    together, graphs = threading.Barrier(2), {}
+
+    def work(thread: int) -> None:
+        x, graph = torch.full((64, COLUMNS), float(thread), device=DEVICE), torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
+        synchronize()
+        together.wait()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            for number in range(5):
+                recorder.dump("y", x + number, thread=thread, number=number)
+                time.sleep(0.01)
+        graphs[thread] = graph, x
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for thread in range(2):
+        with recorder.step():
+            graphs[thread][0].replay()
+    found = [(one.step, one.tags["thread"], float(one.array()[0, 0])) for one in recordings.read(recorder).records]
+    assert found == [(thread, thread, float(thread + number)) for thread in range(2) for number in range(5)]
+
+
+def test_padding_a_budget_and_what_is_left_out(recordings: Recordings) -> None:
+    recorder = recordings.start(graph_memory=4096)
+    x, graph = torch.zeros(16, COLUMNS, device=DEVICE), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for number in range(6):
+            recorder.dump("h", x + number, dims="t h", number=number)
+    spans = tuple(SequenceSpan(f"r{number}", 3, 1) for number in range(5))
+    with recorder.step(layout=TokenLayout("decode", spans, rows=5)):
+        graph.replay()
+    run = recordings.read(recorder, problems=1)
+    assert [(one.tags["number"], one.shape, one.graph) for one in run.records] == [
+        (number, (5, COLUMNS), {}) for number in range(4)
+    ]
+    assert [graphs.left_out_values for graphs in run.cuda_graphs] == [2]
