@@ -501,7 +501,7 @@ def test_graphed_callables(recordings: Recordings) -> None:
 
 def test_two_threads_that_capture_at_once(recordings: Recordings) -> None:
     recorder = recordings.start()
-    together, graphs = threading.Barrier(2), {}
+    together, graphs = threading.Barrier(2, timeout=30), {}
 
     def work(thread: int) -> None:
         x, graph = torch.full((64, COLUMNS), float(thread), device=DEVICE), torch.cuda.CUDAGraph()
