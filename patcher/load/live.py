@@ -10,7 +10,7 @@ import contextlib
 import sys
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from patcher.load.compile import CodeKey, compile_module
 from patcher.load.hook import activate, deactivate
 from patcher.load.late import LateTarget
 from patcher.load.live_functions import codes_by_key, find_live, function_keys, swap_code
+from patcher.load.live_sources import LiveFinder, defined_in, file_source
 from patcher.load.process_plan import Activation
 from patcher.plan.edits import ConfigTexts, ModulePatch
 from patcher.plan.planner import Plan, make_plan, plan_module
 from patcher.rewrite.module import RewrittenModule, checked, rewrite_module
+from patcher.rewrite.taps import TapTable
 from patcher.source.modules import ModuleFile, ModuleFinder
 
 ConfigLike = str | Path
@@ -84,7 +86,7 @@ def apply(*configs: ConfigLike) -> Applied:
     Raises PatchError when an edit does not land; nothing is changed then.
     """
     loaded = tuple(_load(config) for config in configs)
-    finder = ModuleFinder()
+    finder = LiveFinder()
     plan = make_plan(loaded, finder)
     if plan.errors:
         raise PatchError("\n".join(plan.errors))
@@ -122,7 +124,7 @@ def _loaded_otherwise(plan: Plan, configs: Sequence[LoadedConfig], finder: Modul
     planned = {patch.module for patch in plan.modules}
     late = [LateTarget(target, "") for target in plan.late]
     for name in sorted(sys.modules.keys() - planned) if late else ():
-        source = _loaded_source(name)
+        source = file_source(name)
         if source is not None and _may_be_meant(source, late) and plan_module(configs, source, finder) is not None:
             yield name
 
@@ -132,12 +134,6 @@ def _may_be_meant(source: ModuleFile, targets: Sequence[LateTarget]) -> bool:
         return any(target.may_be_in(source.name, lambda: source.data) for target in targets)
     except TargetError:
         return False  # its file is gone
-
-
-def _loaded_source(name: str) -> ModuleFile | None:
-    """The source of a module that is loaded, where its own file tells it."""
-    file = getattr(sys.modules.get(name), "__file__", None)
-    return ModuleFile(name, file, None, None) if isinstance(file, str) and file.endswith(".py") else None
 
 
 def _load(config: ConfigLike) -> LoadedConfig:
@@ -157,27 +153,40 @@ def _update(name: str) -> None:
     live.names = {added: module.__dict__[added] for added in _ADDED_NAMES if added in module.__dict__}
     _LIVE[name] = live
     try:
-        _exchange(live, _rewritten(patch, ModuleFinder()))
+        _exchange(live, _rewritten(patch, LiveFinder()))
     except PatchError:
         _restore(name)
         raise
 
 
-def _exchange(live: _LiveModule, rewritten: RewrittenModule) -> None:
-    """Give the live functions of a module the code of the rewritten one."""
+def _exchange(live: _LiveModule, texts: Sequence[_RewrittenText]) -> None:
+    """Give the live functions of a module the code of the rewritten one, which may consist of several texts."""
     module = live.module
-    file = getattr(module, "__file__", None) or module.__name__
-    exec(compile("\n".join(rewritten.prelude), file, "exec", dont_inherit=True), module.__dict__)
-    keys = function_keys(rewritten)
-    functions = find_live(module, set(keys))
-    missing = [key for key in keys if keys[key] and key not in {CodeKey.of(f.__code__) for f in functions}]
-    if missing:
-        raise EditError(f"{module.__name__}.{missing[0].name}: no live function has this source; was the file changed?")
-    captured = {CodeKey.of(function.__code__): function.__code__.co_freevars for function in functions}
-    new = codes_by_key(compile_module(rewritten, file, captured))
-    for function in functions:
-        live.originals.setdefault(id(function), (function, function.__code__))
-        swap_code(function, new[CodeKey.of(function.__code__)], module.__name__)
+    prelude = _prelude([text.rewritten for text in texts])
+    exec(compile(prelude, texts[-1].file, "exec", dont_inherit=True), module.__dict__)
+    for text in texts:
+        keys = function_keys(text.rewritten)
+        functions = [
+            function
+            for function in find_live(module, set(keys))
+            if len(texts) == 1 or function.__code__.co_filename == text.file
+        ]
+        missing = [key for key in keys if keys[key] and key not in {CodeKey.of(f.__code__) for f in functions}]
+        if missing:
+            raise EditError(
+                f"{module.__name__}.{missing[0].name}: no live function has this source; was the file changed?"
+            )
+        captured = {CodeKey.of(function.__code__): function.__code__.co_freevars for function in functions}
+        new = codes_by_key(compile_module(text.rewritten, text.file, captured))
+        for function in functions:
+            live.originals.setdefault(id(function), (function, function.__code__))
+            swap_code(function, new[CodeKey.of(function.__code__)], module.__name__)
+
+
+def _prelude(parts: Sequence[RewrittenModule]) -> str:
+    """What all texts of a module need: they share one table of taps, which the last of them has as a whole."""
+    own = [line for part in parts[:-1] for line in part.prelude if not line.startswith(TAPS)]
+    return "\n".join(dict.fromkeys([*own, *parts[-1].prelude]))
 
 
 def _restore(name: str) -> None:
@@ -208,7 +217,7 @@ def _take_out(name: str, activation: Activation | None) -> None:
     _restore(name)
     patch = ModulePatch(name, (), ConfigTexts((), (), ""))
     combined = _combined(name)
-    rewritten = _rewritten(combined or patch, ModuleFinder())
+    rewritten = _rewritten(combined or patch, LiveFinder())[-1].rewritten
     file = getattr(module, "__file__", None) or name
     for added in _ADDED_NAMES:
         module.__dict__.pop(added, None)
@@ -223,9 +232,9 @@ def _combined(name: str) -> ModulePatch | None:
     configs = [*_launched_with(name), *(config for applied in _ACTIVE for config in applied.configs)]
     if not any(name in applied.concerned for applied in _ACTIVE):
         return None
-    finder = ModuleFinder()
+    finder = LiveFinder()
     found = next((patch for patch in make_plan(configs, finder).modules if patch.module == name), None)
-    source = _loaded_source(name) if found is None else None
+    source = file_source(name) if found is None else None
     return found if source is None else plan_module(configs, source, finder)
 
 
@@ -243,8 +252,27 @@ def _activation_of(module: types.ModuleType | None) -> Activation | None:
     return activation
 
 
-def _rewritten(patch: ModulePatch, finder: ModuleFinder) -> RewrittenModule:
-    source = finder.find(patch.module) or _loaded_source(patch.module)
-    if source is None:
+@dataclass(frozen=True)
+class _RewrittenText:
+    """One of the texts that define a module's functions, and the file that tracebacks name for it."""
+
+    file: str
+    rewritten: RewrittenModule
+
+
+def _rewritten(patch: ModulePatch, finder: LiveFinder) -> list[_RewrittenText]:
+    own = file_source(patch.module)
+    pieces = finder.pieces(patch.module) or ([] if own is None else [own])
+    if not pieces:
         raise TargetError(f"{patch.module}: its source cannot be found")
-    return checked(rewrite_module(source.source, patch, source.file or patch.module))
+    texts: list[_RewrittenText] = []
+    taps = TapTable("")
+    for piece in pieces:
+        taps.file = piece.file or patch.module
+        part = patch
+        if len(pieces) > 1:
+            functions = tuple(function for function in patch.functions if defined_in(piece, function.path))
+            part = replace(patch, functions=functions)
+        if part.functions or len(pieces) == 1:
+            texts.append(_RewrittenText(taps.file, checked(rewrite_module(piece.source, part, taps.file, taps))))
+    return texts

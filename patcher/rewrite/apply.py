@@ -9,7 +9,6 @@ import libcst as cst
 from patcher.errors import EditError
 from patcher.generated_names import RETURN_VARIABLE, WRAP_FUNCTION
 from patcher.match.choose import Choice, FunctionScope, choose, is_whole_statement, sites_of
-from patcher.match.diagnostics import times
 from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, Kind, Line, ReturnHook, Role, Wrap
 from patcher.match.lines import find_lines
 from patcher.match.pattern import ARGUMENTS_CAPTURE, MATCH_CAPTURE, RETURN_CAPTURES, captured_names
@@ -46,16 +45,13 @@ def apply_edit(scopes: Sequence[FunctionScope], what: TargetEdit) -> list[int]:
     except EditError as error:
         if not _may_mean_lines(scopes, edit):
             raise
-        raise EditError(f"{error}\n  (as lines of text, it is found {_times(len(found))})") from None
+        count = f"found multiple times ({len(found)})" if found else "not found"
+        raise EditError(f"{error}\n  (as lines of text, it is {count})") from None
 
 
 def _may_mean_lines(scopes: Sequence[FunctionScope], edit: Edit) -> bool:
     captures = isinstance(edit.content, Code) and captured_names(edit.content.text)
     return edit.by_lines and not captures and all(len(scope.path) == 1 for scope in scopes)
-
-
-def _times(count: int) -> str:
-    return times(count) if count else "nowhere"
 
 
 def _apply_to_lines(

@@ -111,8 +111,8 @@ class _ModuleState:
         return self.units[id(unit)][1]
 
 
-def rewrite_module(source: str, patch: ModulePatch, file: str) -> RewrittenModule:
-    """Apply all edits of a module.
+def rewrite_module(source: str, patch: ModulePatch, file: str, taps: TapTable | None = None) -> RewrittenModule:
+    """Apply all edits of a module. ``taps`` are those of its other texts, where it has several.
 
     ``source`` has ``\\n`` line breaks. An edit that does not land is in ``landings`` with its error; the
     others are applied all the same. Raises TargetError when the source is not Python.
@@ -121,7 +121,8 @@ def rewrite_module(source: str, patch: ModulePatch, file: str) -> RewrittenModul
         tree = ast.parse(source)
     except (SyntaxError, ValueError) as error:
         raise TargetError(f"{file}: the source of {patch.module} does not parse: {error}") from None
-    state = _ModuleState(source.split("\n"), Scope(tree.body), TapTable(file), NameChecker(tree))
+    taps = TapTable(file) if taps is None else taps
+    state = _ModuleState(source.split("\n"), Scope(tree.body), taps, NameChecker(tree))
     landings: list[Landing] = []
     for function in patch.functions:
         try:

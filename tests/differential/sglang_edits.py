@@ -27,7 +27,7 @@ SAMPLE_PACKAGE = "_source_patcher_test_fixtures"
 """The package of the module that SGLang's tests make."""
 
 
-def config_of(target: str, edits: Sequence[dict[str, str]], preamble: str = "") -> str:
+def config_of(target: str, edits: Sequence[dict[str, str]], preamble: str = "", undefined: bool = False) -> str:
     """A config in SGLang's form, with what it leaves blank left out."""
     listed = [
         {key: text for key, text in edit.items() if text.strip() or key in ("match", "replacement")} for edit in edits
@@ -35,21 +35,26 @@ def config_of(target: str, edits: Sequence[dict[str, str]], preamble: str = "") 
     for edit in listed:
         if {"prepend", "append"} & set(edit):
             edit.pop("replacement", None)
-    return yaml.safe_dump({"patches": [{"target": target, "edits": listed, "preamble": preamble}]})
+    patch = {"target": target, "edits": listed, "preamble": preamble}
+    return yaml.safe_dump({"patches": [{**patch, "undefined": True} if undefined else patch]})
 
 
 def apply_edits(source: str, edits: Sequence[dict[str, str]]) -> str:
-    """The source after the edits of the one function in it. Raises PatchError for edits that do not land."""
+    """The source after the edits of the one function in it, as it was written: without what taps make of dump calls.
+
+    The text is not made to run, and names in it may be undefined. Raises PatchError for edits that do not land.
+    """
     name = f"edited_source_{abs(hash(source)):x}"
     with tempfile.TemporaryDirectory() as folder, _on_path(folder):
         Path(folder, f"{name}.py").write_text(textwrap.dedent(source), encoding="utf-8")
-        loaded = parse_config(config_of(f"{name}.{_path_of_function(source)}", edits))
+        loaded = parse_config(config_of(f"{name}.{_path_of_function(source)}", edits, undefined=True))
         plan = make_plan((loaded,), ModuleFinder())
         if plan.errors:
             raise PatchError("\n".join(plan.errors))
         rewritten = checked(rewrite_module(textwrap.dedent(source), plan.modules[0], f"{name}.py"))
-    lines = rewritten.text.split("\n")
-    del lines[rewritten.prelude_line : rewritten.prelude_line + len(rewritten.prelude)]
+    lines = rewritten.source.split("\n")
+    (function,) = rewritten.functions
+    lines[function.first - 1 : function.last] = [line.as_written for line in function.lines]
     return "\n".join(lines)
 
 

@@ -252,7 +252,7 @@ def test_lines_that_stand_nowhere_or_twice_are_looked_for_as_python(tmp_path: Pa
     source = "def f(x):\n    y = g(x)\n    z = '''\n    y = g(x)\n    '''\n    return y\n"
     assert "    y = g(x)\n    h()\n    z" in edit(tmp_path, source, '- {match: "y = g(x)", append: h()}')
     assert "    h()\n    y = g(x)\n    z" in edit(tmp_path, source, '- {match: "y  =  g(...)", prepend: h()}')
-    assert "as lines of text, it is found nowhere" in errors(tmp_path, source, '- {match: "y = k(x)", append: h()}')
+    assert "as lines of text, it is not found" in errors(tmp_path, source, '- {match: "y = k(x)", append: h()}')
 
 
 def test_after_a_whole_block_where_lines_make_no_sense(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import linecache
 import sys
+import textwrap
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +81,14 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.Mo
     yield importlib.import_module("live_target")
     for name in ("live_target", "other_target"):
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandInDumper:
+    fake = types.ModuleType("dumper")
+    fake.dumper = StandInDumper()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dumper", fake)
+    return fake.dumper  # type: ignore[attr-defined, no-any-return]
 
 
 def config(path: str, edits: str, module: str = "live_target") -> str:
@@ -251,3 +261,75 @@ def test_modules_that_come_later_are_patched_where_a_glob_names_them(
         assert applied.modules == (names[0],)
     assert (early.f(1), late.f(1)) == (1, 1)
     assert load_by_path(file, names[2]).f(1) == 1
+
+
+def cell(module: types.ModuleType, number: int, source: str) -> None:
+    """Run a cell of a notebook: IPython gives it a file name that only ``linecache`` knows."""
+    name = f"<cell-{number}-{module.__name__}>"
+    text = textwrap.dedent(source).lstrip("\n")
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    exec(compile(text, name, "exec"), module.__dict__)
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch, stand_in: StandInDumper) -> types.ModuleType:
+    module = types.ModuleType("a_notebook")
+    monkeypatch.setitem(sys.modules, "a_notebook", module)
+    cell(module, 1, "import math\n\ndef scale(x):\n    y = x + 1\n    return y\n")
+    cell(module, 2, "\nclass Net:\n    def forward(self, x):\n        z = scale(x)\n        return z * math.e\n")
+    cell(module, 3, "# again\n\n\ndef scale(x):\n    y = x + 2\n    return y\n")
+    return module
+
+
+def test_functions_of_notebook_cells(notebook: types.ModuleType, stand_in: StandInDumper) -> None:
+    config = """
+    patches:
+      - target: a_notebook.scale
+        edits:
+          - {match: y = x + 2, dump: {name: scaled, value: y}}
+      - target: a_notebook.Net.forward
+        edits:
+          - {match: z = scale(...), after: z = z * math.floor(1.5)}
+          - {at: return, dump: {name: out}}
+    """
+    scale, net = notebook.scale, notebook.Net()
+    before = scale.__code__, net.forward(1)
+    with patcher.patched(config):
+        assert net.forward(1) == before[1]
+        assert [entry[:2] for entry in stand_in.log] == [("scaled", 3), ("out", before[1])]
+        assert scale.__code__.co_filename == "<cell-3-a_notebook>"
+        assert scale.__code__.co_firstlineno == 4
+    assert (scale.__code__, net.forward(1)) == before
+    assert len(stand_in.log) == 2
+
+
+def test_an_edit_of_a_cell_that_does_not_land_changes_nothing(notebook: types.ModuleType) -> None:
+    code = notebook.scale.__code__
+    with pytest.raises(PatchError, match="x \\+ 1"):
+        patcher.apply(edits_config("- {match: y = x + 1, before: pass}", "a_notebook.scale"))
+    with pytest.raises(PatchError, match="nothing"):
+        patcher.apply(edits_config("- {match: nothing(), before: pass}", "a_notebook.Net.forward"))
+    assert notebook.scale.__code__ is code
+
+
+def test_a_module_that_is_only_among_the_loaded_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.py").write_text("class Net:\n    def forward(self, x):\n        y = x + 1\n        return y\n")
+    name = "nowhere_to_be_found.deeper.model"
+    spec = importlib.util.spec_from_file_location(name, tmp_path / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    net = module.Net()
+    with patcher.patched(edits_config("- {match: y = x + 1, replacement: y = x + 2}", f"{name}.Net.forward")):
+        assert net.forward(1) == 3
+    assert net.forward(1) == 2
+
+
+def test_code_whose_text_nobody_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("made_by_exec")
+    exec("def f(x):\n    return x\n", module.__dict__)
+    monkeypatch.setitem(sys.modules, "made_by_exec", module)
+    with pytest.raises(PatchError, match="made_by_exec"):
+        patcher.apply(edits_config("- {match: return x, before: pass}", "made_by_exec.f"))
