@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib
 import importlib.util
-import sys
 import textwrap
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -23,11 +19,10 @@ from patcher.errors import PatchError
 from patcher.plan.planner import plan_module
 from patcher.rewrite.module import checked, rewrite_module
 from patcher.source.modules import ModuleFile, ModuleFinder
+from tests.differential.sglang_configs import Edits, compare_configs, configs_in, load_editor
 from tests.patcher.support import block, edit, errors, rewrite
 from tests.patcher.test_properties import functions
 
-Edits = Sequence[dict[str, str]]
-PACKAGE = "sglang.srt.debug_utils.source_patcher"
 SOURCE = '''
 @first
 @second(1)
@@ -79,31 +74,11 @@ def f(
 
 @pytest.fixture(scope="module")
 def theirs() -> Callable[[str, Edits], str]:
-    """SGLang's function; its package is loaded without the rest of SGLang."""
-    found = importlib.util.find_spec("sglang")
-    if found is None or not found.submodule_search_locations:
+    """SGLang's function."""
+    found = load_editor()
+    if found is None:
         pytest.skip("sglang is not installed: there is nobody to compare with")
-    names = ["sglang", "sglang.srt", "sglang.srt.debug_utils", PACKAGE]
-    kept = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "sglang"}
-    for name in names:
-        stub = types.ModuleType(name)
-        stub.__path__ = [str(Path(found.submodule_search_locations[0], *name.split(".")[1:]))]
-        sys.modules[name] = stub
-    editor: Any = importlib.import_module(f"{PACKAGE}.source_editor")
-    types_of_theirs: Any = importlib.import_module(f"{PACKAGE}.types")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "sglang"]:
-        del sys.modules[name]
-    sys.modules.update(kept)
-
-    def apply(source: str, edits: Edits) -> str:
-        try:
-            specs = [types_of_theirs.EditSpec(**one) for one in edits]
-            text: str = editor.apply_edits(source=source, edits=specs)
-        except types_of_theirs.PatchApplicationError as error:
-            raise LookupError(str(error)) from None
-        return text
-
-    return apply
+    return found
 
 
 def ours(function: str, edits: Edits, before: str = "") -> str:
@@ -281,3 +256,15 @@ def test_taps_in_half_a_statement_and_preambles(tmp_path: Path) -> None:
     text = rewrite(tmp_path, source, config)
     assert "*more):\n    import math\n    y = " in text
     assert "    y = __tensortap_dumper__.h([\n        x,\n    ])\n" in text
+
+
+def test_the_configs_that_sglang_itself_comes_with(theirs: Callable[[str, Edits], str]) -> None:
+    """Those that take back fixes, in the installed release; they edit its own functions."""
+    package = importlib.util.find_spec("sglang")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    texts = configs_in(Path(package.submodule_search_locations[0], "srt/debug_utils/pr_fix_toggle.py"))
+    compared = [one for text in texts for one in compare_configs(text, theirs)]
+    assert sum(one.theirs is not None for one in compared) >= 5
+    for one in compared:
+        assert one.theirs is None or one.ours == one.theirs, one.target
