@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,6 @@ from tests.differential.peers import (
     Peer,
     category,
     compare_with_both,
-    compare_with_ours,
     disagreements,
     installed_package,
     peer,
@@ -78,6 +78,11 @@ def test_hundreds_of_scenarios(make: Make, first: int, installed: Peer, tmp_path
         folder = tmp_path / str(seed)
         scenario = make(seed, folder)
         assert check(scenario, installed, folder) == [], scenario
+    if make is make_scenario:
+        # A differential test proves little on scenarios that all pass. Where a side cannot be read there is no report.
+        lines = [line for path in tmp_path.glob("*/ours.jsonl") for line in path.read_text("utf-8").splitlines()]
+        found = Counter(record.get("category") for record in map(json.loads, lines))
+        assert min(found[name] for name in ("passed", "failed", "skipped", "errored")) >= 5
 
 
 @pytest.mark.slow
@@ -101,16 +106,6 @@ def _dumps(folder: Path, baseline: World, target: World) -> tuple[Dump, Dump]:
 
 def _categories(outcome: Outcome) -> Counter[str]:
     return Counter(str(finding.get("category") or category(finding)) for finding in outcome.findings)
-
-
-@pytest.mark.slow
-def test_the_scenarios_hold_every_category(tmp_path: Path) -> None:
-    # A differential test proves little on scenarios that all pass.
-    found: Counter[str] = Counter()
-    for seed in range(30):
-        scenario = make_scenario(seed, tmp_path / str(seed))
-        found += _categories(compare_with_ours(scenario.argv, tmp_path / f"{seed}.jsonl"))
-    assert min(found[name] for name in ("passed", "failed", "skipped", "errored")) >= 5
 
 
 def test_a_wrong_metric_is_noticed(installed: Peer, tmp_path: Path) -> None:
