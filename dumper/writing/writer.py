@@ -34,10 +34,10 @@ NAP = 0.003
 """Seconds between two batches of small records. While the model records, the writer so takes the interpreter lock a
 few hundred times a second and not for every record, and the model need not wake it; a value is in memory for no longer
 than this, and the time that it takes to write, before the file has it."""
-LONG_NAP = 0.01
+LONG_NAP = 0.02
 """The same after values of a device, which are sent to the host at the end of one nap and written after the next: each
 time the writer takes the interpreter lock several times, for each of which the model may have to wait."""
-MOST_WAITS = 500
+MOST_WAITS = 250
 """Naps, some seconds in all, after which the writer waits for a value, and learns whether the device has failed."""
 NAPS = 5
 """Naps without work before the writer sleeps until it is woken."""
