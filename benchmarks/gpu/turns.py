@@ -13,8 +13,15 @@ from benchmarks.gpu.sides import Side
 
 
 def synchronize() -> None:
+    """Wait for all streams of the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def _wait_as_a_model_does() -> None:
+    """Wait for the stream that the model computes on."""
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()
 
 
 @dataclass
@@ -22,7 +29,7 @@ class Times:
     """Seconds a step, of one side."""
 
     wall: list[float] = field(default_factory=list)
-    """Until the device is done."""
+    """Until the device has computed the step; transfers of what was recorded may go on."""
     host: list[float] = field(default_factory=list)
     """Until the calls return."""
     durable: list[float] = field(default_factory=list)
@@ -73,9 +80,10 @@ def _block(side: Side, x: torch.Tensor, steps: int, times: Times) -> None:
             start = time.perf_counter()
             side.step(x)
             times.host.append(time.perf_counter() - start)
-            synchronize()
+            _wait_as_a_model_does()
             times.wall.append(time.perf_counter() - start)
         side.flush()
+        synchronize()
         times.durable.append((time.perf_counter() - first) / steps)
         side.end()
     except Exception as error:
