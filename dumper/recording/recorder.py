@@ -4,7 +4,7 @@ recording failed."""
 from __future__ import annotations
 
 from dumper.recording.compiled import Tracing, is_capturing
-from dumper.recording.context import AddedTags, StepScope
+from dumper.recording.context import AddedTags, StepScope, ThreadTags
 from dumper.recording.forks import watch_forks
 from dumper.recording.in_graph import end_step_in_graph, record_in_graph, step_in_graph
 from dumper.recording.sglang_calls import CallsOfSglang
@@ -264,7 +264,8 @@ class Recorder(CallsOfSglang):
             return
         try:
             of_thread = self._thread_tags
-            added = of_thread.tags or (of_thread.in_use and of_thread.of_backward_pass())
+            # Of the class: an attribute of the object is looked up for the thread first, which takes longer.
+            added = of_thread.tags or (ThreadTags.in_use and of_thread.of_backward_pass())
             # A gradient has the tags of its value.
             if (added or self._common_tags) and (source.stream == "value" or of_model):
                 tags = {**self._common_tags, **(added or {}), **tags}
