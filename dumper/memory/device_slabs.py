@@ -12,6 +12,7 @@ afterwards: an event of a capture would draw our stream into it.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -283,7 +284,10 @@ class Lane:
     def has_come(self, slab: DeviceSlab) -> bool:
         """Whether the bytes of a slab are on the host, or lost. Where they are not, they are sent, unless others are on
         their way: by the next tap or, if none comes for a while, here. Does not block; for the writer's thread."""
-        self._runtime.select(self._device)
+        try:
+            self._runtime.select(self._device)
+        except DeviceError:
+            return True  # whoever fetches it learns why
         with self._lock:
             self._collect()
             if slab is self._slab and not self._on_their_way:
@@ -375,5 +379,6 @@ class DeviceLanes:
     def let_go(self) -> None:
         """Free memory of devices that nothing is on its way in. Waits for them; for the writer's thread."""
         for device, buffers in list(self._buffers.items()):
-            self._runtime.select(device)
-            buffers.let_go()
+            with contextlib.suppress(DeviceError):
+                self._runtime.select(device)
+                buffers.let_go()

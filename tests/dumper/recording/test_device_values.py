@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dumper.memory.buffers import BufferPool
+from dumper.memory.cuda_runtime import DeviceError
 from dumper.memory.device_slabs import DeviceLanes
 from dumper.memory.pinned import PinnedArena
 from dumper.recording.recorder import Recorder
@@ -120,3 +121,17 @@ def test_a_model_that_waits_for_room_gets_it_from_values_of_a_device(recording: 
         assert _values(recording) == list(range(40))
     finally:
         device.runtime.end()
+
+
+def test_a_device_that_failed_before_the_writer_saw_it_loses_its_values_alone(
+    recording: Recording, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(number: int) -> None:
+        raise DeviceError("SetDevice of the CUDA runtime failed with error 700")
+
+    monkeypatch.setattr(device.runtime, "select", fail)
+    device.dump(0)
+    device._recorder.dump("x", torch.full((100,), 1), i=1)
+    run = recording.read()
+    assert [int(record.array()[0]) for record in run.records if record.name == "x"] == [1]
+    assert run.losses == 1
