@@ -29,8 +29,11 @@ from patcher.rewrite.splice import isolate, needs_isolation, replace_range, repl
 from patcher.rewrite.taps import InsertionPoint, TargetEdit
 
 
-def apply_edit(scopes: Sequence[FunctionScope], what: TargetEdit) -> list[int]:
+def apply_edit(scopes: Sequence[FunctionScope], what: TargetEdit, *, one_by_one: bool = False) -> list[int]:
     """Apply an edit; returns the original line of every place. Raises EditError when it does not land.
+
+    Edits by lines are taken to make Python together with those that follow; with ``one_by_one`` an edit after which the
+    function is not Python is looked for as a pattern.
 
     ``scopes`` are all definitions of the target (two in ``if …: def f … else: def f …``); the edit has to
     land as if they were one function, except that ``entry`` and ``return`` mean each of them.
@@ -39,7 +42,12 @@ def apply_edit(scopes: Sequence[FunctionScope], what: TargetEdit) -> list[int]:
     buffers = list({id(scope.buffer): scope.buffer for scope in scopes}.values())
     found = find_lines(buffers, edit.patterns[0]) if _may_mean_lines(scopes, edit) else []
     if len(found) == 1:
-        return _apply_to_lines(scopes, what, *found[0])
+        buffer, matched = found[0]
+        buffer.carry_out_wraps()
+        if one_by_one:
+            return _apply_to_lines(scopes, what, buffer, matched)
+        edit_lines(buffer, matched, what)
+        return [matched[0].origin]
     try:
         return _apply_by_syntax(scopes, what)
     except EditError as error:
@@ -57,7 +65,6 @@ def _may_mean_lines(scopes: Sequence[FunctionScope], edit: Edit) -> bool:
 def _apply_to_lines(
     scopes: Sequence[FunctionScope], what: TargetEdit, buffer: FunctionBuffer, matched: list[Line]
 ) -> list[int]:
-    buffer.carry_out_wraps()
     was_python = syntax_error(buffer) is None
     put_back, taps = buffer.remember(), len(what.taps.taps)
     edit_lines(buffer, matched, what)

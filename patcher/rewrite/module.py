@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import libcst as cst
@@ -180,8 +180,7 @@ def _rewrite_function(state: _ModuleState, patch: FunctionPatch) -> list[Landing
         landings.append(
             Landing(patch.target, PREAMBLE, "preamble", origin, error=_undefined(origin, undefined[PREAMBLE]))
         )
-    for edit in patch.edits:
-        landings.append(_land(scopes, edit, patch.target, state.taps, undefined.get(edit.number, ())))
+    landings += _land_all(scopes, patch, state.taps, undefined)
     for scope in scopes if only_lines else ():
         for preamble in patch.preambles if syntax_error(scope.buffer) is None else ():
             _insert_preamble(scope, preamble, patch, state.taps)
@@ -192,8 +191,28 @@ def _undefined(origin: Origin, messages: Sequence[str]) -> str:
     return f"{origin}: {'; '.join(messages)}. If it comes from elsewhere, name it in 'undefined: [...]' of the edit"
 
 
+def _land_all(
+    scopes: Sequence[FunctionScope], patch: FunctionPatch, taps: TapTable, undefined: Mapping[int, Sequence[str]]
+) -> list[Landing]:
+    """Apply the edits in their order: those by lines together, and if that makes no Python of it, one by one."""
+    before = len(taps.taps)
+    put_back = [scope.buffer.remember() for scope in scopes]
+    landings: list[Landing] = []
+    for one_by_one in (False, True):
+        landings = [
+            _land(scopes, edit, patch.target, taps, undefined.get(edit.number, ()), one_by_one) for edit in patch.edits
+        ]
+        by_lines = [scope.buffer for scope in scopes if scope.buffer.edited_by_lines]
+        if one_by_one or all(syntax_error(buffer) is None for buffer in by_lines):
+            break
+        taps.forget(before)
+        for restore in put_back:
+            restore()
+    return landings
+
+
 def _land(
-    scopes: Sequence[FunctionScope], edit: Edit, target: str, taps: TapTable, undefined: Sequence[str]
+    scopes: Sequence[FunctionScope], edit: Edit, target: str, taps: TapTable, undefined: Sequence[str], one_by_one: bool
 ) -> Landing:
     before = len(taps.taps)
     landing = Landing(target, edit.number, edit.summary, edit.origin, optional=edit.optional)
@@ -202,7 +221,7 @@ def _land(
     # Of an edit that need not land nothing may stay when it fails at one of its places.
     restore = [scope.buffer.remember() for scope in scopes] if edit.optional else []
     try:
-        lines = apply_edit(scopes, TargetEdit(edit, target, taps))
+        lines = apply_edit(scopes, TargetEdit(edit, target, taps), one_by_one=one_by_one)
     except (PatchError, cst.ParserSyntaxError) as error:
         by_lines = [owner for scope in scopes for owner, _ in scope.buffer.edited_by_lines]
         if isinstance(error, cst.ParserSyntaxError) and not by_lines:

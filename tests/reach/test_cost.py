@@ -64,6 +64,7 @@ def test_python_s_own_limit_of_nesting_is_the_only_one(tmp_path: Path) -> None:
         "match: x = self.fN(...), replace: x = self.gN(x)",
         "match: self.fN(...), replace: self.gN(x)",
         "match: x = self.fN(...), tags: {layer_id: N}",
+        "match: x = self.fN(x), append: print(x)",
     ],
 )
 def test_the_edits_of_a_function_share_a_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str) -> None:
