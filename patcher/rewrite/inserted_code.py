@@ -151,6 +151,8 @@ def _tag(tag: str, code: Code, point: InsertionPoint) -> str:
         raise EditError(f"{error}{hint}") from None
 
 
+_DUMP_KEYWORDS = ("name", "value", "save", "dims", "dims_grad", "level", "grad", "step")
+"""What ``dumper.dump`` takes beside tags."""
 _KEYS = ("value", "dims", "level", "grad", "inputs", "operation", "batch")
 
 
@@ -284,7 +286,16 @@ class _Translator:
             line = self.origin.line + call.lineno - 1
             raise EditError(f"{self.origin.path}:{line}: dumper.dump needs a name as its first argument")
         text = name.value if isinstance(name, ast.Constant) else ast.unparse(name)
+        for keyword in (keyword for keyword in call.keywords if keyword.arg not in (None, *_DUMP_KEYWORDS)):
+            near = difflib.get_close_matches(str(keyword.arg), _DUMP_KEYWORDS, n=1, cutoff=0.8)
+            if near:
+                line = self.origin.line + keyword.value.lineno - 1
+                raise EditError(
+                    f"{self.origin.path}:{line}: dumper.dump would take {keyword.arg!r} for a tag; did you mean "
+                    f"{near[0]!r}? (a tag needs a name that is less like it)"
+                )
         self._check_dims(keywords.get("dims"))
+        self._check_dims(keywords.get("dims_grad"))
         level, grad = keywords.get("level"), keywords.get("grad")
         return self.point.tap(
             str(text),

@@ -555,3 +555,17 @@ def test_a_wrapped_value_takes_part_in_what_comes_later(tmp_path: Path) -> None:
         "def f(a):\n    if a:\n        x = 1\n        return __tensortap_wrap__(__tensortap_taps__[1], "
         f"h(__tensortap_wrap__(__tensortap_taps__[0], g(a){record.format(0)}, a){record.format(1)}\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("keyword", "meant"), [("dim", "dims"), ("levels", "level"), ("dims_grads", "dims_grad"), ("grads", "grad")]
+)
+def test_a_keyword_of_a_dump_call_that_is_nearly_one(tmp_path: Path, keyword: str, meant: str) -> None:
+    call = f"dumper.dump('y', y, {keyword}='t')"
+    message = errors(tmp_path, SOURCE, f'- {{match: y = layer.norm(...), after: "{call}"}}')
+    assert f"{keyword!r} for a tag; did you mean {meant!r}?" in message
+
+
+def test_tags_of_a_dump_call_may_be_called_anything_else(tmp_path: Path) -> None:
+    call = "dumper.dump('y', y, dims='t', layer=1, dimension=2, kind=3, stage=4, save=True, step=5, **{'dim': 6})"
+    assert "layer=1" in edit(tmp_path, SOURCE, f'- {{match: y = layer.norm(...), after: "{call}"}}')
