@@ -53,17 +53,13 @@ class Holding:
         return self._trigger.see(watched.step) if is_nonfinite(decode_statistics(statistics)) else []
 
     def _hold(self, item: SmallValue | Submission) -> list[Item]:
-        if isinstance(item, tuple):
-            description, slab, offset, nbytes, step = item
-            data = bytes(slab.view[offset : offset + nbytes])
-        else:
-            description, step = item.description, item.step
-            try:
-                data = _bytes_of(item.data)
-            except Exception as error:
-                self._lose(1, "lost_encoding", f"{description.source.name}: the copy failed: {error}")
-                self.held_back -= 1
-                return []
+        description, step = (item[0], item[4]) if isinstance(item, tuple) else (item.description, item.step)
+        try:
+            data = _bytes_in_slab(item) if isinstance(item, tuple) else _bytes_of(item.data)
+        except Exception as error:
+            self._lose(1, "lost_encoding", f"{description.source.name}: the copy failed: {error}")
+            self.held_back -= 1
+            return []
         return self._offer(description, data, step)
 
     def _hold_many(self, item: ManyValues) -> list[Item]:
@@ -82,6 +78,11 @@ class Holding:
     def _offer(self, description: Description, data: bytes, step: int | None) -> list[Item]:
         waiting = Submission(description, data, step, 0)
         return self._trigger.offer(step, waiting, len(data), nonfinite=_is_nonfinite(description, data))
+
+
+def _bytes_in_slab(value: SmallValue) -> bytes:
+    _, slab, offset, nbytes, _ = value
+    return bytes(slab.view[offset : offset + nbytes])
 
 
 def _bytes_of(data: bytes | memoryview | Staged) -> bytes:

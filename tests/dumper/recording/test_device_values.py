@@ -135,3 +135,24 @@ def test_a_device_that_failed_before_the_writer_saw_it_loses_its_values_alone(
     run = recording.read()
     assert [int(record.array()[0]) for record in run.records if record.name == "x"] == [1]
     assert run.losses == 1
+
+
+def test_a_value_that_does_not_arrive_is_lost_while_values_are_held_back_as_well(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(recording.start(on_nan=3))
+
+    def refuse(nbytes: int) -> int:
+        raise DeviceError("HostAlloc of the CUDA runtime failed with error 2")
+
+    try:
+        device.lanes.words(0)
+        monkeypatch.setattr(device.runtime, "pin", refuse)
+        device.dump(0)
+        device._recorder.dump("nan", torch.tensor([float("nan")]))
+        device._recorder.dump("x", torch.full((100,), 1), i=1)
+        run = recording.read()
+        assert [record.name for record in run.records] == ["first", "nan", "x"]
+        assert run.losses == 1
+    finally:
+        device.runtime.end()
