@@ -161,6 +161,8 @@ def _function_tree(function: RewrittenFunction, source_lines: Sequence[str]) -> 
             _original(function.lines[part.lineno - shift], part.col_offset, source_lines, end=False),
             _original(function.lines[part.end_lineno - shift], part.end_col_offset, source_lines, end=True),
         )
+    # By its name and first line a function is found again, also where an edit took its first decorator away.
+    min([*node.decorator_list, node], key=lambda part: part.lineno).lineno = function.first
     inlined: ast.stmt = _InlineWraps().visit(node)
     return inlined
 

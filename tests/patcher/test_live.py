@@ -333,3 +333,17 @@ def test_code_whose_text_nobody_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "made_by_exec", module)
     with pytest.raises(PatchError, match="made_by_exec"):
         patcher.apply(edits_config("- {match: return x, before: pass}", "made_by_exec.f"))
+
+
+def test_edits_of_decorators_leave_live_functions_decorated(module: types.ModuleType) -> None:
+    model = module.Model()
+    edits = """
+        - {match: "@deco", replacement: ""}
+        - {match: "def forward(self, x, *, k=5):", replacement: "def forward(self, x: int, *, k=5):"}
+        - {match: return y + k, prepend: y = y + 100}
+        """
+    before = model.forward(1)
+    with patcher.patched(config("Model.forward", edits)):
+        assert model.forward(1) == before + 100
+        assert model.forward.__wrapped__.__name__ == "forward"
+    assert model.forward(1) == before
