@@ -9,12 +9,13 @@ import libcst as cst
 from patcher.errors import EditError
 from patcher.generated_names import RETURN_VARIABLE, WRAP_FUNCTION
 from patcher.match.choose import Choice, FunctionScope, choose, is_whole_statement, sites_of
-from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, Kind, Line, ReturnHook, Role, Wrap
+from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, Kind, Line, ReturnHook, Wrap
 from patcher.match.lines import find_lines
 from patcher.match.pattern import ARGUMENTS_CAPTURE, MATCH_CAPTURE, RETURN_CAPTURES, captured_names
 from patcher.match.search import Site
 from patcher.match.statements import FunctionIndex, Statement, end_of, start_of
 from patcher.plan.edits import Code, Dump, Edit, Step, Tags
+from patcher.rewrite.entry import entry_line, indent_of, insert_at_entry, placed, set_apart
 from patcher.rewrite.inserted_code import (
     config_code,
     config_expression,
@@ -255,63 +256,6 @@ def _at_entry(scope: FunctionScope, what: TargetEdit) -> int:
     return line.origin
 
 
-def set_apart(scope: FunctionScope, number: int) -> FunctionIndex:
-    """Give one of the statements of a function's body lines of its own; returns the function as it is then."""
-    index = scope.index()
-    if not needs_isolation(index.body.statements[number]):
-        return index
-    scope.buffer.carry_out_wraps()
-    index = scope.index()
-    isolate(scope.buffer, index.view, index.body.statements[number])
-    return scope.index()
-
-
-def entry_line(index: FunctionIndex) -> Line:
-    """The line of the first statement after the docstring (or of the docstring, when it is all there is)."""
-    return index.view.line_at(start_of(index.view, _entry_statement(index).node)[0])
-
-
-def _entry_statement(index: FunctionIndex) -> Statement:
-    statements = index.body.statements
-    number = 1 if _has_docstring(index) else 0
-    # A name must not be used before it is declared global.
-    while number < len(statements) and isinstance(statements[number].node, (cst.Global, cst.Nonlocal)):
-        number += 1
-    return statements[min(number, len(statements) - 1)]
-
-
-def insert_at_entry(
-    buffer: FunctionBuffer, index: FunctionIndex, code: Sequence[CodeLine], kind: Kind, owner: str
-) -> None:
-    """Put code at the start of a function, after its docstring and what earlier edits put there."""
-    view = index.view
-    statements = index.body.statements
-    indent = _indent(view, statements[0])
-    anchor = entry_line(index)
-    last = statements[-1]
-    if _entry_statement(index) is last and _is_preface(last, index):
-        position = buffer.lines.index(view.line_at(end_of(view, last.node)[0])) + 1
-        while position < len(buffer.lines) and buffer.lines[position].role == "entry":
-            position += 1
-    else:
-        position = buffer.lines.index(anchor)
-        while buffer.lines[position - 1].role == "before":
-            position -= 1
-    buffer.insert(position, _lines(code, indent, anchor.origin, kind, "entry", owner))
-
-
-def _has_docstring(index: FunctionIndex) -> bool:
-    first = index.body.statements[0].node
-    return isinstance(first, cst.Expr) and isinstance(first.value, (cst.SimpleString, cst.ConcatenatedString))
-
-
-def _is_preface(statement: Statement, index: FunctionIndex) -> bool:
-    """Whether entry code has to come after this statement: a docstring, or a declaration."""
-    if isinstance(statement.node, (cst.Global, cst.Nonlocal)):
-        return True
-    return statement.index == 0 and _has_docstring(index)
-
-
 def _hook_return(view: FunctionView, site: Site, point: InsertionPoint) -> None:
     line = view.line_at(start_of(view, site.first.node)[0])
     line.returns.append(_hook(point))
@@ -322,12 +266,12 @@ def _hook_end(scope: FunctionScope, what: TargetEdit) -> int:
     last = index.view.line_at(end_of(index.view, index.body.statements[-1].node)[0])
     captures = {**dict.fromkeys(RETURN_CAPTURES, RETURN_VARIABLE), ARGUMENTS_CAPTURE: _arguments(index)}
     hook = _hook(what.at(last.origin, captures))
-    indent = _indent(index.view, index.body.statements[0])
+    indent = indent_of(index.view, index.body.statements[0])
     value = [CodeLine(f"{RETURN_VARIABLE} = None")] if hook.needs_value else []
     position = _skip_after(scope.buffer, scope.buffer.lines.index(last) + 1, indent)
     while position < len(scope.buffer.lines) and scope.buffer.lines[position].role == "end":
         position += 1
-    lines = _lines([*value, *hook.lines], indent, last.origin, hook.kind, "end", hook.owner)
+    lines = placed([*value, *hook.lines], indent, last.origin, hook.kind, "end", hook.owner)
     scope.buffer.insert(position, lines)
     return last.origin
 
@@ -355,13 +299,13 @@ def _insert(buffer: FunctionBuffer, index: FunctionIndex, site: Site, point: Ins
         position = buffer.lines.index(line)
         while buffer.lines[position - 1].role == "before":
             position -= 1
-        buffer.insert(position, _lines(code, _indent(view, first), line.origin, _kind(edit), "entry", owner))
+        buffer.insert(position, placed(code, indent_of(view, first), line.origin, _kind(edit), "entry", owner))
         return
-    indent = _indent(view, site.first)
+    indent = indent_of(view, site.first)
     if edit.action == "before":
         line = view.line_at(start_of(view, site.first.node)[0])
         position = buffer.lines.index(line)
-        buffer.insert(position, _lines(code, indent, line.origin, _kind(edit), "before", owner))
+        buffer.insert(position, placed(code, indent, line.origin, _kind(edit), "before", owner))
         return
     if isinstance(site.last.node, (cst.Return, cst.Raise, cst.Break, cst.Continue)):
         word = type(site.last.node).__name__.lower()
@@ -370,7 +314,7 @@ def _insert(buffer: FunctionBuffer, index: FunctionIndex, site: Site, point: Ins
         )
     line = view.line_at(end_of(view, site.last.node)[0])
     position = _skip_after(buffer, buffer.lines.index(line) + 1, indent)
-    buffer.insert(position, _lines(code, indent, line.origin, _kind(edit), "after", owner))
+    buffer.insert(position, placed(code, indent, line.origin, _kind(edit), "after", owner))
 
 
 def _skip_after(buffer: FunctionBuffer, position: int, indent: str) -> int:
@@ -396,7 +340,7 @@ def _replace(buffer: FunctionBuffer, index: FunctionIndex, site: Site, point: In
     if isinstance(edit.content, Tags):
         statements = _text_of_statements(buffer, view, site)
         code = tagged_lines(edit.content, point, statements)
-        replace_statements(buffer, view, site, code, _indent(view, site.first), point.owner)
+        replace_statements(buffer, view, site, code, indent_of(view, site.first), point.owner)
         return
     assert isinstance(edit.content, Code)
     if site.expression is not None and not is_whole_statement(site):
@@ -413,7 +357,7 @@ def _replace(buffer: FunctionBuffer, index: FunctionIndex, site: Site, point: In
     _refuse_lost_wraps(point, _text_of_statements(buffer, view, site), "\n".join(line.text for line in code))
     if not code and len(site.first.block.statements) == site.last.index - site.first.index + 1:
         code = [CodeLine("pass")]
-    replace_statements(buffer, view, site, code, _indent(view, site.first), point.owner)
+    replace_statements(buffer, view, site, code, indent_of(view, site.first), point.owner)
 
 
 def _refuse_lost_wraps(point: InsertionPoint, old: str, new: str) -> None:
@@ -427,14 +371,5 @@ def _text_of_statements(buffer: FunctionBuffer, view: FunctionView, site: Site) 
     """Whole lines from the first statement of a site to its last, without their common indentation."""
     first = buffer.lines.index(view.line_at(start_of(view, site.first.node)[0]))
     last = buffer.lines.index(view.line_at(end_of(view, site.last.node)[0]))
-    indent = _indent(view, site.first)
+    indent = indent_of(view, site.first)
     return "\n".join(line.text.removeprefix(indent) for line in buffer.lines[first : last + 1])
-
-
-def _indent(view: FunctionView, statement: Statement) -> str:
-    text = view.line_at(start_of(view, statement.node)[0]).text
-    return text[: len(text) - len(text.lstrip())]
-
-
-def _lines(code: Sequence[CodeLine], indent: str, origin: int, kind: Kind, role: Role, owner: str) -> list[Line]:
-    return [Line(line.at(indent), origin, kind, role, columns_kept=False, owner=owner, indent=indent) for line in code]

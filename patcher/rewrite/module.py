@@ -17,7 +17,8 @@ from patcher.match.choose import FunctionScope
 from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, Line
 from patcher.match.statements import Statement, end_of, index_function, start_of
 from patcher.plan.edits import Code, Edit, FunctionPatch, ModulePatch
-from patcher.rewrite.apply import apply_edit, insert_at_entry, set_apart
+from patcher.rewrite.apply import apply_edit
+from patcher.rewrite.entry import insert_at_entry, set_apart
 from patcher.rewrite.inserted_code import config_code
 from patcher.rewrite.line_edits import syntax_error
 from patcher.rewrite.taps import Tap, TapTable, TargetEdit
