@@ -101,21 +101,28 @@ class RankStream:
             if self._holding is not None:
                 self._status.set("held_back", self._holding.held_back)
 
+    def _arrived(self, data: bytes | memoryview | Staged, staged: list[Staged], values: int, what: str) -> Any:
+        """The bytes of what was handed over, to be released with ``staged``; None when they will not come, and its
+        values are counted as lost."""
+        if isinstance(data, bytes | memoryview):
+            return data
+        try:
+            arrived = data.wait()
+        except Exception as error:
+            data.release()
+            self._lose(values, "lost_encoding", f"{what}: the copy failed: {error}")
+            return None
+        staged.append(data)
+        return arrived
+
     def _collect(
         self, item: Submission, small: list[tuple[Description, Any, int | None]], staged: list[Staged]
     ) -> None:
         """Put a small record to those that are written together; write a large one."""
-        data: Any = item.data
         description = item.description
-        if not isinstance(data, bytes | memoryview):
-            copy = data
-            try:
-                data = copy.wait()
-            except Exception as error:
-                copy.release()
-                self._lose(1, "lost_encoding", f"{description.source.name}: the copy failed: {error}")
-                return
-            staged.append(copy)
+        data = self._arrived(item.data, staged, 1, description.source.name)
+        if data is None:
+            return
         if description.level.kind == "hash" and description.dtype is not None:
             data = _fingerprint(description, data)
         if len(data) < LARGE:
@@ -131,16 +138,9 @@ class RankStream:
         self, item: ManyValues, small: list[tuple[Description, Any, int | None]], staged: list[Staged]
     ) -> None:
         """Put the small ones of values that were copied together to others that are small; write the large ones."""
-        data: Any = item.data
-        if not isinstance(data, bytes | memoryview):
-            copy = data
-            try:
-                data = copy.wait()
-            except Exception as error:
-                copy.release()
-                self._lose(len(item.values), "lost_encoding", f"a copy of {len(item.values)} values failed: {error}")
-                return
-            staged.append(copy)
+        data = self._arrived(item.data, staged, len(item.values), f"{len(item.values)} values")
+        if data is None:
+            return
         view = memoryview(data)
         for description, offset, nbytes in item.values:
             value: Any = view[offset : offset + nbytes]
