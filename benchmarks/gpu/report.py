@@ -17,9 +17,9 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     parts = [
         "## Recording on a CUDA device",
         f"`python -m benchmarks.gpu --write`: {results['card']}; {results['machine']}, torch {results['torch']}. "
-        f"{decoder}\nSides take turns in one process; medians. Time a step is until the stream of the model has come to "
-        "its end, time a tap what a\nstep takes longer than without taps, shared out among them, and durable is until all "
-        "is in the file.",
+        f"{decoder}\nSides take turns in one process; medians. Time a step is until the stream of the model has come "
+        "to its end, time a tap what a\nstep takes longer than without taps, shared out among them, and durable is "
+        "until all is in the file.",
     ]
     for title, key in (("Eager", "eager"), ("As a CUDA graph", "graph")):
         for rows, sides in results.get(key, {}).items():
