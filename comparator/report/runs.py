@@ -138,6 +138,8 @@ class Tally:
     first_different: str | None = None
     """What first, in the order of execution, is not the same bit by bit."""
     seen_identical: bool = False
+    seen_reduced: bool = False
+    """Whether of some values only statistics or rows were compared, which tell nothing of the other bits."""
     failures: int = 0
     """Findings that make the comparison fail."""
     accounts: Accounts | None = None
@@ -176,7 +178,9 @@ class Tally:
     def _look_for_difference(self, finding: Comparison) -> None:
         if self.first_different is not None or finding.category not in ("passed", "failed"):
             return
-        self.seen_identical |= not is_different(finding)
+        reduced = isinstance(finding, TensorComparison) and finding.level not in ("full", "hash")
+        self.seen_reduced |= reduced
+        self.seen_identical |= not reduced and not is_different(finding)
         if is_different(finding):
             step = "" if finding.location.step is None else f" step {finding.location.step}"
             self.first_different = finding.label + step
@@ -198,7 +202,8 @@ class Tally:
     def _bits(self) -> str | None:
         """One sentence on where the runs first differ, however little; None where nothing was compared."""
         if self.first_different is None:
-            return "everything that was compared is bit-identical" if self.seen_identical else None
+            whole = "everything that was compared whole" if self.seen_reduced else "everything that was compared"
+            return f"{whole} is bit-identical" if self.seen_identical else None
         if not self.seen_identical:
             return f"not bit-identical from the start: {self.first_different}"
         return f"bit-identical up to {self.first_different}"

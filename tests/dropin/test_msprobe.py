@@ -22,8 +22,8 @@ from dumper.settings import Settings
 class Dump:
     """One rank of one step."""
 
-    def __init__(self, path: Path, step: int = 0, rank: str = "0", *, tensors: bool = True) -> None:
-        self.folder = path / f"step{step}" / f"rank{rank}"
+    def __init__(self, path: Path, step: int = 0, rank: str = "rank0", *, tensors: bool = True) -> None:
+        self.folder = path / f"step{step}" / rank
         (self.folder / "dump_tensor_data").mkdir(parents=True)
         self._tensors = tensors
         self.data: dict[str, Any] = {}
@@ -113,13 +113,30 @@ def test_what_is_listed_is_there_under_the_names_of_attach(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("tensors", [True, False], ids=["tensors", "statistics"])
 @pytest.mark.parametrize(("scale", "code"), [(1.0, 0), (1.5, 1)])
-def test_two_dumps_are_compared(tmp_path: Path, tensors: bool, scale: float, code: int) -> None:
-    for name, factor in (("a", 1.0), ("b", scale)):
+def test_two_dumps_are_compared(
+    tmp_path: Path, tensors: bool, scale: float, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What a process writes that belongs to no group, by the release of msprobe.
+    for name, folder, factor in (("a", "rank", 1.0), ("b", "proc4711", scale)):
         for step in range(2):
-            dump = Dump(tmp_path / name, step, "", tensors=tensors)
+            dump = Dump(tmp_path / name, step, folder, tensors=tensors)
             dump_model(dump, model(factor), torch.ones(3, 4) + step)
             dump.write()
     assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == code
+    identical = "everything that was compared is bit-identical" in capsys.readouterr().out
+    assert identical == (tensors and scale == 1.0)
+
+
+def test_two_processes_of_no_group_are_not_mixed(tmp_path: Path) -> None:
+    for folder in ("proc12", "proc34"):
+        dump = Dump(tmp_path, 0, folder)
+        dump_model(dump, model(), torch.ones(3, 4))
+        dump.write()
+    run = open_run(tmp_path)
+    assert {record.rank for record in run.records} == {0}
+    assert [problem.message for problem in run.problems] == [
+        "step0: proc34 is of the same rank as proc12, which is read; give each process a dump_path of its own"
+    ]
 
 
 def test_a_dump_is_compared_with_a_run_of_attach(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,9 +164,11 @@ def test_damage_is_told(tmp_path: Path) -> None:
     dump.data["Functional.y.0.forward"] = {"output": [dump.value("y", torch.ones(2))]}
     dump.write()
     (dump.folder / "dump_tensor_data" / "y.pt").write_bytes(b"PK\x03\x04 no file")
-    for rank in ("2", "3"):
+    for rank in ("rank2", "rank3"):
         broken = Dump(tmp_path, 0, rank)
-        (broken.folder / "dump.json").write_text('{"data": ' if rank == "2" else '{"data": {}, "framework": "pytorch"}')
+        (broken.folder / "dump.json").write_text(
+            '{"data": ' if rank == "rank2" else '{"data": {}, "framework": "pytorch"}'
+        )
     run = open_run(tmp_path)
     assert sorted(problem.kind for problem in run.problems) == ["missing_rank", "missing_rank", "unreadable"]
     outside, broken_tensor = run.records

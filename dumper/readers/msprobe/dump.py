@@ -39,7 +39,8 @@ TENSORS = "dump_tensor_data"
 LONGEST_INDEX = 1 << 29
 """Bytes of a ``dump.json``."""
 _STEP = re.compile(r"step(\d{1,9})")
-_RANK = re.compile(r"rank(\d{0,9})")
+_RANK = re.compile(r"rank(\d{0,9})|proc\d+")
+"""A process that belongs to no group writes into ``proc`` and its id, or into ``rank`` alone."""
 
 
 @dataclass(eq=False)
@@ -222,14 +223,14 @@ class MsprobeDump:
 
 def holds_dump(path: Path) -> bool:
     """Whether a directory has an index of some step and rank, or is a step or rank itself."""
-    return next(path.glob(f"step*/rank*/{INDEX}"), None) is not None or _dump_around(path) is not None
+    return next(_folders(path), None) is not None or _dump_around(path) is not None
 
 
 def _dump_around(path: Path) -> Path | None:
     """The whole dump that a directory is a step or a rank of."""
     if _RANK.fullmatch(path.name) and (path / INDEX).is_file():
         return path.parent.parent
-    if _STEP.fullmatch(path.name) and next(path.glob(f"rank*/{INDEX}"), None) is not None:
+    if _STEP.fullmatch(path.name) and any(_RANK.fullmatch(found.parent.name) for found in path.glob(f"*/{INDEX}")):
         return path.parent
     return None
 
@@ -243,7 +244,13 @@ def open_msprobe_dump(path: Path, progress: Progress = silent) -> MsprobeDump:
     records: list[MsprobeRecord] = []
     problems: list[Problem] = []
     frameworks: dict[int, str] = {}
+    taken: dict[tuple[int, int], Path] = {}
     for step, rank, folder in sorted(_folders(path)):
+        first = taken.setdefault((step, rank), folder)
+        if first != folder:
+            message = f"{folder.parent.name}: {folder.name} is of the same rank as {first.name}, which is read"
+            problems.append(Problem("unreadable", f"{message}; give each process a dump_path of its own"))
+            continue
         try:
             index = json.loads(read_bytes(folder / INDEX, LONGEST_INDEX))
             data = index["data"]
@@ -268,8 +275,8 @@ def open_msprobe_dump(path: Path, progress: Progress = silent) -> MsprobeDump:
 
 
 def _folders(path: Path) -> Iterator[tuple[int, int, Path]]:
-    """Step, rank and folder of every index; a process that belongs to no group writes into ``rank``."""
-    for index in path.glob(f"step*/rank*/{INDEX}"):
+    """Step, rank and folder of every index."""
+    for index in path.glob(f"step*/*/{INDEX}"):
         folder = index.parent
         step, rank = _STEP.fullmatch(folder.parent.name), _RANK.fullmatch(folder.name)
         if step is not None and rank is not None and int(rank[1] or 0) < MOST_RANKS:
