@@ -19,6 +19,7 @@ from comparator.report.outputs import Outputs
 from comparator.report.read import read_report
 from comparator.report.runs import notes_of_run
 from dumper.printable import printable
+from tensortap.progress import in_terminal
 
 
 def check_parser() -> argparse.ArgumentParser:
@@ -126,7 +127,7 @@ def view(arguments: argparse.Namespace) -> int:
     path = Path(arguments.report)
     asked = {**vars(arguments), "html": arguments.html or str(path.with_suffix(".html"))}
     outputs = Outputs(asked)
-    for record in read_report(path):
+    for record in read_report(path, in_terminal()):
         outputs.add(record)
     failed = False
     for line in outputs.complete(missing=(WITHOUT_TENSORS,)):

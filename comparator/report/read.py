@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from comparator.errors import ComparatorError
+from tensortap.progress import Progress, silent
 
 _FIELDS: dict[str, tuple[str, ...]] = {
     "config": ("config",),
@@ -25,16 +26,20 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 """What a record of each type cannot do without. A number that is null was not finite."""
 
 
-def read_report(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a report as JSON objects, in order.
+def read_report(path: Path, progress: Progress = silent) -> Iterator[dict[str, Any]]:
+    """The records of a report as JSON objects, in order. ``progress`` shows how much of the file is read.
 
     Raises ComparatorError for a file that cannot be read or is no report of this comparator. A last line that was cut
     off is left out: a report may be of a comparison that was stopped.
     """
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        with (
+            path.open(encoding="utf-8", errors="surrogateescape") as file,
+            progress("reading", path.stat().st_size) as advance,
+        ):
             number = 0
             for number, line in enumerate(file, 1):
+                advance(len(line))
                 record = _parse(path, number, line)
                 if record is not None:
                     yield record

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from comparator.cli import main
 from comparator.options import Options
 from comparator.pipeline import prepare
+from comparator.report.read import read_report
 from dumper.convert.cli import convert
 from dumper.format.frames import FOOTER_BYTES
 from dumper.readers.streams.repair import verify_run
@@ -95,3 +97,10 @@ def test_what_reports_how_far_it_is(recorded: dict[str, str], tmp_path: Path) ->
     assert done == total
     assert set(done) == {"reading", "reading right", "reading wrong", "comparing", "reporting", "verifying",
                          "converting"}  # fmt: skip
+
+
+def test_a_report_is_read_to_its_end(recorded: dict[str, str], tmp_path: Path, console: Console) -> None:
+    lines = tmp_path / "report.jsonl"
+    main([recorded["right"], recorded["right"], "-q", "--report-path", str(lines)])
+    assert list(read_report(lines, in_terminal(console, patience=0.0))) == list(read_report(lines))
+    assert "100%" in shown(console)
