@@ -231,10 +231,13 @@ ANCHORS: dict[str, list[Anchor]] = {
         ),
         _heads(MHA + "forward_normal_core"),
         _heads(MHA + "forward_normal_chunked_kv_core"),
-        after(
-            "moe_router_logits",
-            MODELS + "deepseek_v2.DeepseekV2MoE.forward_normal",
-            (ALWAYS, "router_logits = self.gate(hidden_states, gemm_output_zero_allocator"),
+        *(
+            after(
+                tap,
+                MODELS + "deepseek_v2.DeepseekV2MoE.forward_normal",
+                (ALWAYS, "router_logits = self.gate(hidden_states, gemm_output_zero_allocator"),
+            )
+            for tap in ("moe_router_logits", "moe_correction_bias")
         ),
         after(
             "moe_expert_output",
