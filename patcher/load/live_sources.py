@@ -67,7 +67,11 @@ def file_source(name: str) -> ModuleFile | None:
     if not isinstance(file, str) or not file.endswith(".py"):
         return None
     places = getattr(module, "__path__", None)
-    return ModuleFile(name, file, None if places is None else tuple(places), None)
+    try:
+        return ModuleFile(name, file, None if places is None else tuple(places), None)
+    except Exception:
+        # A module may have an answer for every name, as torch.classes has, or belong to a package that is gone.
+        return None
 
 
 def defined_in(piece: ModuleFile, path: Sequence[str]) -> bool:

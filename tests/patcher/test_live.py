@@ -239,6 +239,15 @@ def load_by_path(file: Path, name: str) -> types.ModuleType:
     return module
 
 
+class AnswersEverything(types.ModuleType):
+    """Has something under every name, as ``torch.classes`` has."""
+
+    __file__ = "_nowhere.py"
+
+    def __getattr__(self, name: str) -> object:
+        return object()
+
+
 def test_modules_that_come_later_are_patched_where_a_glob_names_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +258,7 @@ def test_modules_that_come_later_are_patched_where_a_glob_names_them(
     for name in names:
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     early = load_by_path(file, names[0])
+    monkeypatch.setitem(sys.modules, "dynamic.answers.modeling", AnswersEverything("dynamic.answers.modeling"))
     config = """
         patches:
         - target: dynamic.*.modeling.f
