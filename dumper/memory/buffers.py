@@ -91,6 +91,9 @@ class BufferPool:
             self._free[key] = free
             self._keep_within_budget()
 
+    def _free_bytes(self) -> int:
+        return sum(size * len(buffers) for (_, size), buffers in self._free.items())
+
     def _keep_within_budget(self) -> None:
         """Let go of free buffers, those of sizes that were not used for long first."""
         while self._held_bytes > self.budget_bytes and self._free:
@@ -106,7 +109,7 @@ class BufferPool:
         """Free what is not in use. For the writer's thread: memory that a device knows is not freed before the device
         has done what it was given."""
         with self._lock:
-            self._held_bytes -= sum(size * len(buffers) for (_, size), buffers in self._free.items())
+            self._held_bytes -= self._free_bytes()
             self._free.clear()
         for arena in self._arenas:
             arena.let_go()
@@ -114,8 +117,7 @@ class BufferPool:
     def has_room(self, size: int) -> bool:
         """Whether so much more would be within the budget, if all free buffers of shelves were let go of."""
         with self._lock:
-            free = sum(size * len(buffers) for (_, size), buffers in self._free.items())
-            return self._held_bytes - free + size <= self.budget_bytes
+            return self._held_bytes - self._free_bytes() + size <= self.budget_bytes
 
     def hold(self, size: int) -> None:
         """Memory of that size is made elsewhere."""

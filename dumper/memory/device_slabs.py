@@ -147,17 +147,11 @@ class Lane:
     def copy(self, source: int, nbytes: int) -> tuple[DeviceSlab, int]:
         """Copy ``nbytes`` bytes (at most ``LARGEST_VALUE``) at an address of the device, as they are when the stream
         comes to it. Returns the slab and the offset in it. Raises DeviceError."""
-        runtime = self._runtime
         with self._lock:
             slab, buffer, offset = self._room_for(nbytes)
             if nbytes:
-                runtime.copy(buffer.address + offset, source, nbytes, ON_DEVICE, self._stream)
-            if not self._stays:
-                runtime.record(buffer.filled, self._stream)
-            slab.taken += 1
-            slab.used = (offset + nbytes + ALIGNMENT - 1) & -ALIGNMENT
-            if self._wanted_since is not None:
-                self._send_as_model()
+                self._runtime.copy(buffer.address + offset, source, nbytes, ON_DEVICE, self._stream)
+            self._took(slab, buffer, offset + nbytes)
         return slab, offset
 
     def copy_rows(self, source: int, width: int, height: int, pitch: int) -> tuple[DeviceSlab, int]:
@@ -175,13 +169,17 @@ class Lane:
         with self._lock:
             slab, buffer, offset = self._room_for(nbytes)
             write(buffer.address + offset)
-            if not self._stays:
-                self._runtime.record(buffer.filled, self._stream)
-            slab.taken += 1
-            slab.used = (offset + nbytes + ALIGNMENT - 1) & -ALIGNMENT
-            if self._wanted_since is not None:
-                self._send_as_model()
+            self._took(slab, buffer, offset + nbytes)
         return slab, offset
+
+    def _took(self, slab: DeviceSlab, buffer: DeviceBuffer, end: int) -> None:
+        """The stream was given a value that ends there; the slab is sent, if the writer wants it."""
+        if not self._stays:
+            self._runtime.record(buffer.filled, self._stream)
+        slab.taken += 1
+        slab.used = (end + ALIGNMENT - 1) & -ALIGNMENT
+        if self._wanted_since is not None:
+            self._send_as_model()
 
     def _room_for(self, nbytes: int) -> tuple[DeviceSlab, DeviceBuffer, int]:
         slab, buffer = self._slab, self._filling
