@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-import threading
 from typing import Any
 
 import ml_dtypes
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 from comparator.measure import kernel
 from comparator.measure.kernel import measure_sums, reference
 from comparator.measure.kernel.sums import Array, PairSums, working_dtype
+from tests.harness.interpreter_lock import turns_beside
 
 REAL = ["f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "?"]
 SMALL = [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float8_e8m0fnu]
@@ -121,26 +120,7 @@ def test_complex_numbers_go_by_their_magnitude() -> None:
 @needs_compiler
 def test_the_lock_is_let_go() -> None:
     left = np.zeros(1 << 24, np.float32)
-    running, turns = threading.Event(), 0
-
-    def work() -> None:
-        running.set()
-        for _ in range(3):
-            measure_sums(left, left)
-        running.clear()
-
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(10)  # a thread that keeps the lock is not interrupted
-    try:
-        thread = threading.Thread(target=work)
-        thread.start()
-        running.wait()
-        while running.is_set():
-            turns += 1
-        thread.join()
-    finally:
-        sys.setswitchinterval(before)
-    assert turns > 100
+    assert turns_beside(lambda: [measure_sums(left, left) for _ in range(3)]) > 100
 
 
 @needs_compiler

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 
 from dumper.values import fingerprint as fingerprints
 from dumper.values.fingerprint import COMPILED, SCHEME, block_sums, fingerprint, reference
+from tests.harness.interpreter_lock import turns_beside
 
 needs_compiler = pytest.mark.skipif(not COMPILED, reason="the module is not built: python setup.py build_ext -i")
 MODULO = 2**64
@@ -153,25 +152,7 @@ def test_dtype_shape_and_length_count() -> None:
 @needs_compiler
 def test_the_lock_is_let_go() -> None:
     data = np.zeros(1 << 26, np.uint8)
-    running, turns = threading.Event(), 0
-
-    def work() -> None:
-        running.set()
-        block_sums(data)
-        running.clear()
-
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(10)  # a thread that keeps the lock is not interrupted
-    try:
-        thread = threading.Thread(target=work)
-        thread.start()
-        running.wait()
-        while running.is_set():
-            turns += 1
-        thread.join()
-    finally:
-        sys.setswitchinterval(before)
-    assert turns > 100
+    assert turns_beside(lambda: block_sums(data)) > 100
 
 
 @needs_compiler
