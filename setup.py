@@ -22,5 +22,11 @@ setup(
             extra_compile_args=["-O3"],
             optional=True,
         ),
+        Extension(
+            "dumper.recording.shortcut._compiled",
+            ["dumper/recording/shortcut/_compiled.c"],
+            extra_compile_args=["-O2"],
+            optional=True,
+        ),
     ]
 )

@@ -56,11 +56,14 @@ def _offset(name: str) -> int:
     return _PREFIX.size + COUNTS.index(name) * _FIELD.size + 1
 
 
-_SUBMITTED = _offset("submitted")
+SUBMITTED_AT = _offset("submitted")
+"""Where the number of values that the model has handed over lies: big-endian, 8 bytes."""
 
 
 class StatusBlock:
     """The counts of this process; in memory alone when ``path`` is None or cannot be written."""
+
+    __slots__ = ("_lock", "_map", "_mode", "_values", "path")
 
     def __init__(self, path: Path | None, mode: int = 0o600, run_id: str | None = None) -> None:
         """``run_id``: 32 hexadecimal digits. Raises OSError when the file cannot be made or is there already."""
@@ -109,7 +112,7 @@ class StatusBlock:
         self._values["submitted"] = number
         mapped = self._map
         if mapped is not None:
-            _UINT64.pack_into(mapped, _SUBMITTED, number)
+            _UINT64.pack_into(mapped, SUBMITTED_AT, number)
 
     def set(self, name: str, value: int) -> None:
         """Set a count."""

@@ -84,6 +84,11 @@ class CudaRuntime:
         self._copy = self._calls["MemcpyAsync"]
         self._record = self._calls["EventRecord"]
 
+    @property
+    def address_of_copy(self) -> int:
+        """Of ``MemcpyAsync``, for compiled code."""
+        return ctypes.cast(self._copy, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+
     def copy(self, to: int, source: int, nbytes: int, kind: int, stream: int) -> None:
         """Copy in the order of ``stream``; returns before it is done. Raises DeviceError."""
         code = self._copy(to, source, nbytes, kind, stream)

@@ -122,6 +122,23 @@ class SlabPiece:
 class Lane:
     """The slabs of one stream: one that is being filled, and those on their way."""
 
+    # Compiled code reads them where they lie (dumper/recording/shortcut).
+    __slots__ = (
+        "_arena",
+        "_buffers",
+        "_device",
+        "_filling",
+        "_lock",
+        "_on_their_way",
+        "_runtime",
+        "_slab",
+        "_spare",
+        "_stays",
+        "_stream",
+        "_wanted_since",
+        "_words",
+    )
+
     def __init__(
         self, runtime: CudaRuntime, device: int, stream: int, words: Words, buffers: DeviceBuffers, arena: PinnedArena
     ) -> None:
@@ -345,23 +362,24 @@ class DeviceLanes:
     def __init__(self, runtime: CudaRuntime, arena: PinnedArena) -> None:
         self._runtime = runtime
         self._arena = arena
-        self._lanes: dict[tuple[int, int], Lane] = {}
+        self.by_stream: dict[tuple[int, int], Lane] = {}
+        """By device and handle of the stream."""
         self._words: dict[int, Words] = {}
         self._buffers: dict[int, DeviceBuffers] = {}
         self._lock = threading.Lock()
 
     def lane(self, device: int, stream: int) -> Lane:
         """The lane of a stream, by its handle. Raises DeviceError."""
-        found = self._lanes.get((device, stream))
+        found = self.by_stream.get((device, stream))
         return found if found is not None else self._make(device, stream)
 
     def _make(self, device: int, stream: int) -> Lane:
         with self._lock:
             key = (device, stream)
-            if key not in self._lanes:
+            if key not in self.by_stream:
                 words = self._words_of(device)
-                self._lanes[key] = Lane(self._runtime, device, stream, words, self._buffers[device], self._arena)
-            return self._lanes[key]
+                self.by_stream[key] = Lane(self._runtime, device, stream, words, self._buffers[device], self._arena)
+            return self.by_stream[key]
 
     def words(self, device: int) -> Words:
         """The words of a device. Raises DeviceError."""

@@ -29,6 +29,11 @@ class DeviceStager:
         self.reductions = DeviceReductions(runtime)
         self._copiers: dict[int, DeviceCopier] = {}
 
+    @property
+    def address_of_copy(self) -> int:
+        """Of the runtime's function that copies, for compiled code; 0 where there is none."""
+        return self._runtime.address_of_copy
+
     @classmethod
     def of_this_process(cls, pool: BufferPool) -> DeviceStager | None:
         """None where the runtime library that torch uses cannot be found."""

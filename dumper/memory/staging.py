@@ -126,6 +126,11 @@ class Stager:
         return StagedBuffer(nbytes, buffer.data[:nbytes], lambda: self.host.give_back(buffer))
 
     @property
+    def device_is_known(self) -> bool:
+        """Whether ``device`` was asked for."""
+        return self._device_was_looked_for
+
+    @property
     def device(self) -> DeviceStager | None:
         """For tensors of CUDA devices; None where there is no runtime library, and the model waits for each copy."""
         if not self._device_was_looked_for:

@@ -16,7 +16,7 @@ from dumper.recording.taps import TapTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from dumper.recording.attach import Attachment
@@ -62,6 +62,8 @@ class RecordingProcess:
         """Whether only what goes into a CUDA graph that is being captured is wanted."""
         self._unnested: set[type] = set()
         """Types of values that hold no others: tensors and scalars."""
+        self._shortcut: Callable[..., bool] | None = None
+        """What records tensors that come as others came before, where there is nothing to decide."""
         self._ended = False
         if settings is not None:
             self._refresh()
@@ -149,6 +151,7 @@ class RecordingProcess:
             and graphs.open
         )
         self._recording = self._recording or self._only_graphs
+        self._shortcut = None
         self._taps.switch(self._recording)
 
     # Taps
@@ -235,6 +238,12 @@ class RecordingProcess:
             if self._ended and self._open.session is None:
                 raise RuntimeError("the process is ending")
             return self._open.open(self.settings)
+
+    def _find_shortcut(self, session: Session) -> None:
+        with self._lock:
+            nothing_else = self._values and not (self._gradients or self._captures or self._only_graphs)
+            if self._recording and nothing_else and session is self._open.session:
+                self._shortcut = session.shortcut(self._steps)
 
     def flush(self) -> None:
         """Return when all that was dumped is in the file."""

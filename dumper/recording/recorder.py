@@ -269,34 +269,41 @@ class Recorder(CallsOfSglang):
             # A gradient has the tags of its value.
             if (added or self._common_tags) and (source.stream == "value" or of_model):
                 tags = {**self._common_tags, **(added or {}), **tags}
-            if type(value) not in self._unnested:
-                taken_apart = self._special.submit_parts(source, value, dims, tags, step, self._steps.number)
-                if taken_apart:
-                    return
-                if taken_apart is None:
-                    self._unnested.add(type(value))
-            if is_capturing(value):
-                self._put_into_graph(source, value, dims, tags)
+            shortcut = self._shortcut
+            if shortcut is not None and shortcut(source, value, dims, tags, step):
                 return
-            if self._only_graphs:
-                return
-            wanted = self._values or of_model or source.stream != "value"
-            if self._captures and wanted:
-                from dumper.recording.capture import captured
-
-                record = captured(source, value, dims, tags, self._steps.number if step is None else step)
-                self._captures[-1].append(record)
-            elif wanted and (
-                step is not None or ((steps := self._steps).announced and steps.inside) or self._has_step()
-            ):
-                session = self._open.session or self._open_session()
-                if step is None and self._steps.inside:
-                    step = self._steps.number
-                session.submit(source, value, dims, tags, step)
-            if (source.grad or (self._gradients and not of_model)) and source.stream == "value":
-                self._special.await_gradient(source, value, dims, tags, self._steps.number)
+            self._submit_any(source, value, dims, tags, step, of_model)
         except Exception as error:
             self._complain(f"{source.name} was not recorded: {error}", key=f"{source.name}{type(error)}")
+
+    def _submit_any(
+        self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None, of_model: bool
+    ) -> None:
+        if type(value) not in self._unnested:
+            taken_apart = self._special.submit_parts(source, value, dims, tags, step, self._steps.number)
+            if taken_apart:
+                return
+            if taken_apart is None:
+                self._unnested.add(type(value))
+        if is_capturing(value):
+            self._put_into_graph(source, value, dims, tags)
+            return
+        if self._only_graphs:
+            return
+        wanted = self._values or of_model or source.stream != "value"
+        if self._captures and wanted:
+            from dumper.recording.capture import captured
+
+            record = captured(source, value, dims, tags, self._steps.number if step is None else step)
+            self._captures[-1].append(record)
+        elif wanted and (step is not None or ((steps := self._steps).announced and steps.inside) or self._has_step()):
+            session = self._open.session or self._open_session()
+            if step is None and self._steps.inside:
+                step = self._steps.number
+            session.submit(source, value, dims, tags, step)
+            self._find_shortcut(session)
+        if (source.grad or (self._gradients and not of_model)) and source.stream == "value":
+            self._special.await_gradient(source, value, dims, tags, self._steps.number)
 
     @property
     def _special(self) -> SpecialValues:

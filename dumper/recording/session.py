@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,7 @@ from dumper.memory.available import check_room
 from dumper.memory.buffers import SMALL
 from dumper.memory.device_reductions import RESULT_BYTES
 from dumper.memory.staging import Stager, reduce_value
+from dumper.recording.context import Steps
 from dumper.recording.plans import MOST_PLANS, Plan
 from dumper.recording.reductions import ReducedValueWriter
 from dumper.recording.scalars import as_scalars, check_text
@@ -46,6 +47,7 @@ from dumper.writing.writer import OVERHEAD_BYTES, Writer
 if TYPE_CHECKING:
     from dumper.recording.graphs.captured import CapturedGraph
     from dumper.recording.graphs.replays import Replays
+    from dumper.recording.shortcut import Shortcut
 
 logger = logging.getLogger("tensortap")
 
@@ -79,6 +81,9 @@ class Session:
         self._next_number = itertools.count(1).__next__
         self._reduced = ReducedValueWriter(self._writer, self.status, watches_for_nan=settings.on_nan is not None)
         self._short_way = ShortWay(self._writer, stager, self.status, self._reduced)
+        self._shortcut: Shortcut | None = None
+        self._shortcut_knows_device = False
+        self._done = False
         self._read_rules()
 
     def reconfigure(self, settings: Settings) -> None:
@@ -95,6 +100,7 @@ class Session:
         names = {name for condition in conditions if condition is not None for name in condition.names}
         self._asked = frozenset(names.intersection(Moment._fields))
         self._plans = {}
+        self._drop_shortcut()
         if self._replays is not None:
             self._replays.forget()
 
@@ -136,6 +142,22 @@ class Session:
         except BaseException:
             self.status.add("lost_encoding")
             raise
+
+    def shortcut(self, steps: Steps) -> Callable[..., bool] | None:
+        """What does the same as ``submit`` for tensors that come as others came before, and returns False for all else;
+        None where there is nothing that can."""
+        if self._done or self._asked:
+            return None
+        if self._shortcut is None or self._shortcut_knows_device != self._stager.device_is_known:
+            self._drop_shortcut()
+            self._shortcut_knows_device = self._stager.device_is_known
+            self._shortcut = self._short_way.shortcut(steps, self._plans, self._next_number)
+        return None if self._shortcut is None else self._shortcut.submit
+
+    def _drop_shortcut(self) -> None:
+        if self._shortcut is not None:
+            self._shortcut.close()
+            self._shortcut = None
 
     def wants(self, source: Source, dims: str | None, tags: Mapping[str, Any], step: int | None) -> bool:
         """Whether the filter lets records like this through. Raises UnrecordableError; the loss is not counted."""
@@ -329,11 +351,15 @@ class Session:
 
     def close(self) -> None:
         """Complete the file."""
+        self._done = True
+        self._drop_shortcut()
         self._writer.stop()
         self.status.release()
 
     def end(self) -> None:
         """Complete the file at the end of the process; what comes afterwards is counted as lost."""
+        self._done = True
+        self._drop_shortcut()
         setattr(self, "submit", self._count_late)  # noqa: B010
         setattr(self, "submit_replay", self._count_late_replay)  # noqa: B010
         setattr(self, "begin_step", self._ignore_step)  # noqa: B010

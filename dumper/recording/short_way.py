@@ -8,17 +8,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dumper.format.status import StatusBlock
-from dumper.memory.buffers import SMALL
+from dumper.format.status import SUBMITTED_AT, StatusBlock
+from dumper.memory import device_buffers
+from dumper.memory.buffers import SLAB_BYTES, SMALL, Slab
 from dumper.memory.cuda_runtime import LARGEST_PITCH
+from dumper.memory.device_buffers import DeviceBuffer
 from dumper.memory.device_reductions import TENSOR_ALIGNMENT
-from dumper.memory.device_slabs import LARGEST_VALUE
+from dumper.memory.device_slabs import ALIGNMENT, LARGEST_VALUE, DeviceSlab, Lane
+from dumper.recording.context import Steps
 from dumper.recording.plans import Plan, SmallTensors
 from dumper.recording.reductions import ReducedValueWriter, describe_reduced
+from dumper.recording.shortcut import Shortcut
 from dumper.values.dtypes import KNOWN
 from dumper.values.memory_rows import MemoryRows, memory_rows
+from dumper.values.source import Source
 from dumper.writing.items import Description
-from dumper.writing.writer import Writer
+from dumper.writing.writer import OVERHEAD_BYTES, Writer
 
 if TYPE_CHECKING:
     from dumper.memory.device_staging import DeviceStager
@@ -44,6 +49,8 @@ class ShortWay:
         self._is_tracing: Callable[[], bool] = _no_tracing
         self._current_stream: Callable[[int], int] = _no_device
         self._current_device: Callable[[], int] = _no_device
+        self._is_capturing: Callable[[], bool] | None = None
+        """None in a torch without CUDA."""
 
     def submit(self, plan: Plan, value: Any, step: int | None) -> bool:
         """Copy a value and hand it to the writer; False for one that cannot go this way."""
@@ -154,6 +161,33 @@ class ShortWay:
                 stream = self._current_stream(index)
                 return self._reduced.put(kind, description, device, index, stream, dense, step)
 
+    def shortcut(self, steps: object, plans: dict[Any, Any], next_number: Callable[[], int]) -> Shortcut | None:
+        """What does the same for tensors as they came before; None where nothing can, or before torch was looked up."""
+        if Shortcut is None or not self._plain_tensors:
+            return None
+        device = self._stager.device if self._stager.device_is_known else None
+        return Shortcut(
+            types=tuple(self._plain_tensors),
+            classes=(Source, Steps, Plan, StatusBlock, Writer, Slab, Lane, DeviceSlab, DeviceBuffer),
+            steps=steps,
+            plans=plans,
+            status=self._status,
+            next_number=next_number,
+            writer=self._writer,
+            lanes=None if device is None else device.lanes.by_stream,
+            graph_task=self._backward_pass,
+            is_tracing=self._is_tracing,
+            current_stream=self._current_stream,
+            current_device=self._current_device,
+            is_capturing=self._is_capturing,
+            copy=0 if device is None else device.address_of_copy,
+            overhead=OVERHEAD_BYTES,
+            alignment=ALIGNMENT,
+            host_slab_bytes=SLAB_BYTES,
+            device_slab_bytes=device_buffers.SLAB_BYTES,
+            counted_at=SUBMITTED_AT,
+        )
+
     def stream_of(self, value: Any) -> int:
         """The handle of the current stream of the device of a CUDA tensor."""
         self.look_up_torch()
@@ -209,6 +243,7 @@ class ShortWay:
         self._is_tracing = getattr(torch._C, "_is_tracing", _no_tracing)
         self._current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _no_device)
         self._current_device = getattr(torch._C, "_cuda_getDevice", _no_device)
+        self._is_capturing = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)
         self._plain_tensors = frozenset({torch.Tensor, torch.nn.Parameter})
 
 

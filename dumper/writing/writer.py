@@ -54,6 +54,24 @@ LARGEST_BATCH_BYTES = 16 << 20
 class Writer:
     """Owns the thread and the memory budget of one process. ``put`` may be called from any thread."""
 
+    # Compiled code reads them where they lie (dumper/recording/shortcut).
+    __slots__ = (
+        "_asleep",
+        "_budget",
+        "_drops",
+        "_encoder",
+        "_lock",
+        "_nap",
+        "_queue",
+        "_reserved",
+        "_room",
+        "_shelf",
+        "_slab",
+        "_thread",
+        "_waiting",
+        "_wake",
+    )
+
     def __init__(self, settings: Settings, encoder: RankStream, shelf: Shelf[Any]) -> None:
         self._encoder = encoder
         self._shelf = shelf

@@ -30,9 +30,12 @@ AT_ONCE = 6 if CUDA else 2
 def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[CompletedProcess[str]]]]:
     """A process for each value."""
 
+    base = tmp_path_factory.mktemp("exotic")
+
     def run(name: str) -> CompletedProcess[str]:
-        folder = str(tmp_path_factory.mktemp(name))
-        return python("-X", "faulthandler", "-m", "tests.gpu.exotic_values", name, folder)
+        folder = base / name
+        folder.mkdir()
+        return python("-X", "faulthandler", "-m", "tests.gpu.exotic_values", name, str(folder))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {name: pool.submit(run, name) for name in NAMES}

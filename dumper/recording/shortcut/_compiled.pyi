@@ -1,0 +1,30 @@
+from collections.abc import Callable, Mapping
+from typing import Any
+
+class Shortcut:
+    def __init__(
+        self,
+        types: tuple[type, ...],
+        classes: tuple[type, ...],
+        steps: Any,
+        plans: dict[Any, Any],
+        status: Any,
+        next_number: Callable[[], int],
+        writer: Any,
+        lanes: dict[Any, Any] | None,
+        graph_task: Callable[[], int],
+        is_tracing: Callable[[], bool],
+        current_stream: Callable[[int], int],
+        current_device: Callable[[], int],
+        is_capturing: Callable[[], bool] | None,
+        copy: int,
+        overhead: int,
+        alignment: int,
+        host_slab_bytes: int,
+        device_slab_bytes: int,
+        counted_at: int,
+    ) -> None: ...
+    def submit(self, source: Any, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None, /) -> bool:
+        """Record a value as one before it; False, with nothing done, where that cannot be."""
+    def close(self) -> None:
+        """Have ``submit`` return False from now on."""
