@@ -50,14 +50,7 @@ class DeviceReductions:
         The tensor is contiguous, its address aligned, its type known, and its device the current one. Raises
         ReductionError.
         """
-        if self._failed:
-            raise ReductionError("kernels cannot be used")
-        key = (kind, device, value.dtype, value.numel())
-        try:
-            scratch = self._scratch.get((device, stream)) or self._make_scratch(device, stream)
-            launch = self._launches.get(key) or self._prepare(key)
-        except Exception as error:
-            raise self._failure(error) from error
+        launch, scratch = self._launch_of(kind, value, device, stream)
         address = value.data_ptr()
 
         def write(out: int) -> None:
@@ -67,6 +60,24 @@ class DeviceReductions:
                 raise self._failure(error) from error
 
         return write
+
+    def prepared(self, kind: str, value: torch.Tensor, device: int, stream: int) -> tuple[Launch, int, int] | None:
+        """The launch for tensors like this one, the address of what it needs, and the bytes of its result; None where
+        there is none."""
+        try:
+            return (*self._launch_of(kind, value, device, stream), RESULT_BYTES[kind])
+        except ReductionError:
+            return None
+
+    def _launch_of(self, kind: str, value: torch.Tensor, device: int, stream: int) -> tuple[Launch, int]:
+        if self._failed:
+            raise ReductionError("kernels cannot be used")
+        key = (kind, device, value.dtype, value.numel())
+        try:
+            scratch = self._scratch.get((device, stream)) or self._make_scratch(device, stream)
+            return self._launches.get(key) or self._prepare(key), scratch
+        except Exception as error:
+            raise self._failure(error) from error
 
     def writer_of_many(self, kind: str, values: Sequence[torch.Tensor], stream: int) -> Callable[[int], None]:
         """The same for many tensors of the current device that stay where they are: statistics of those of one type, or

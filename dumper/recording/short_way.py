@@ -180,6 +180,7 @@ class ShortWay:
             current_stream=self._current_stream,
             current_device=self._current_device,
             is_capturing=self._is_capturing,
+            prepare=None if device is None else device.reductions.prepared,
             copy=0 if device is None else device.address_of_copy,
             overhead=OVERHEAD_BYTES,
             alignment=ALIGNMENT,

@@ -43,6 +43,7 @@ typedef struct {
     PyObject *steps, *plans, *status, *next_number, *writer;
     PyObject *lanes; /* dict of Lane by (device, stream), or None */
     PyObject *graph_task, *is_tracing, *current_stream, *current_device, *is_capturing;
+    PyObject *prepare; /* of DeviceReductions */
     Copy copy;
     Py_ssize_t overhead, alignment, host_slab_bytes, device_slab_bytes;
     Py_ssize_t counted_at; /* where the status block has the count of values */
@@ -54,13 +55,18 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     PyObject *dtype, *description; /* description NULL: the filter rejects them */
+    PyObject *reduced_to;          /* None, or what a kernel computes of them, which goes to the writer in their stead */
+    PyObject *launch;              /* that kernel, for a device and a stream; NULL before */
     long long bytes, item, sizes[MOST_DIMENSIONS];
+    long long device, stream, scratch, result_bytes;
     int dimensions, on_device, may_be_negated, may_be_conjugated;
 } Entry;
 
 static void Entry_dealloc(Entry *entry) {
     Py_XDECREF(entry->dtype);
     Py_XDECREF(entry->description);
+    Py_XDECREF(entry->reduced_to);
+    Py_XDECREF(entry->launch);
     PyObject_Free(entry);
 }
 
@@ -202,12 +208,12 @@ static int fits(const Shortcut *self, PyObject *value, const Entry *entry, long 
 /* An entry from what a plan says of the last tensor; NULL, perhaps with an exception, where the plan says too little. */
 
 static Entry *entry_of(const Shortcut *self, PyObject *plan, int on_device) {
-    PyObject *last = on_device ? SLOT(plan, last_on_device, plan) : SLOT(plan, last, plan), *rows, *reduced;
+    PyObject *last = on_device ? SLOT(plan, last_on_device, plan) : SLOT(plan, last, plan), *rows;
     PyObject *chosen = SLOT(plan, chosen, plan), *whole = SLOT(plan, whole, plan);
     if (chosen == NULL || whole == NULL) return NULL;
     Entry *entry = PyObject_New(Entry, &EntryType);
     if (entry == NULL) return NULL;
-    entry->dtype = entry->description = NULL;
+    entry->dtype = entry->description = entry->reduced_to = entry->launch = NULL;
     entry->on_device = on_device;
     if (chosen == Py_None) return entry;
     int usable = last != NULL && PyTuple_Check(last) && PyTuple_GET_SIZE(last) == 4 + on_device &&
@@ -226,10 +232,9 @@ static Entry *entry_of(const Shortcut *self, PyObject *plan, int on_device) {
         entry->may_be_negated = as_truth(PyObject_GetAttr(small, s_may_be_negated));
         entry->may_be_conjugated = as_truth(PyObject_GetAttr(small, s_may_be_conjugated));
         rows = PyObject_GetAttr(small, s_rows);
-        reduced = PyObject_GetAttr(small, s_reduced_to);
-        usable = !PyErr_Occurred() && entry->description != Py_None && rows == Py_None && reduced == Py_None;
+        entry->reduced_to = PyObject_GetAttr(small, s_reduced_to);
+        usable = !PyErr_Occurred() && entry->description != Py_None && rows == Py_None;
         Py_XDECREF(rows);
-        Py_XDECREF(reduced);
     }
     if (!usable) Py_CLEAR(entry);
     return entry;
@@ -245,6 +250,12 @@ static Entry *find_entry(Shortcut *self, PyObject *key, int on_device, const Ent
     if (before == NULL && PyDict_GET_SIZE(self->known) >= MOST_KNOWN) PyDict_Clear(self->known);
     if (PyDict_SetItem(self->known, key, (PyObject *)entry) < 0) Py_CLEAR(entry);
     return entry;
+}
+
+/* Of what goes to the writer. */
+
+static long long kept_bytes(const Entry *entry) {
+    return entry->launch != NULL ? entry->result_bytes : entry->bytes;
 }
 
 /* StatusBlock.submitted. */
@@ -289,14 +300,15 @@ static int put_on_host(Shortcut *self, const Entry *entry, long long from, PyObj
 
 /* The lane of the stream that the value was computed on. */
 
-static PyObject *lane_of(Shortcut *self, PyObject *value, long long *stream) {
+static PyObject *lane_of(Shortcut *self, PyObject *value, const Entry *entry, long long *number, long long *stream) {
     PyObject *device = method(value, s_get_device), *handle = NULL, *key = NULL, *lane = NULL;
     if (device == NULL || self->lanes == Py_None) goto done;
+    *number = PyLong_AsLongLong(device);
     if ((handle = PyObject_CallOneArg(self->current_stream, device)) == NULL) goto done;
     *stream = (long long)PyLong_AsUnsignedLongLong(handle);
     if (PyErr_Occurred()) goto done;
-    /* The handle 0 means the default stream of the current device. */
-    if (*stream == 0 && CALLED(self->current_device) != PyLong_AsLongLong(device)) goto done;
+    /* The handle 0 means the default stream of the current device, on which kernels are launched as well. */
+    if ((*stream == 0 || entry->reduced_to != Py_None) && CALLED(self->current_device) != *number) goto done;
     if ((key = PyTuple_Pack(2, device, handle)) == NULL) goto done;
     lane = PyDict_GetItemWithError(self->lanes, key);
     Py_XINCREF(lane);
@@ -307,56 +319,89 @@ done:
     return lane;
 }
 
-/* With the lock of the lane. 1: done; 0: not; -1: not, and what was reserved is to be given back. */
+/* The kernel of an entry, for this device and stream. */
 
-static int fill_slab(Shortcut *self, PyObject *lane, const Entry *entry, long long from, long long stream,
-                     PyObject *slab, long long *offset) {
-    long long taken = NUMBER(device_slab, taken, slab), to = NUMBER(buffer, address, SLOT(lane, _filling, lane));
-    *offset = NUMBER(device_slab, used, slab);
-    long long end = *offset + entry->bytes;
-    /* The lane's own functions begin a slab, send it, and see to streams that may vanish. */
-    if (*offset < 0 || taken < 0 || to <= 0 || end > self->device_slab_bytes) return 0;
-    if (SLOT(lane, _stays, lane) != Py_True || SLOT(lane, _wanted_since, lane) != Py_None) return 0;
-    if (!reserve(self, entry->bytes + self->overhead)) return 0;
+static int has_kernel(Shortcut *self, Entry *entry, PyObject *value, long long from, long long device, long long stream) {
+    if (from % 16) return 0; /* TENSOR_ALIGNMENT */
+    if (entry->launch != NULL && entry->device == device && entry->stream == stream) return 1;
+    PyObject *prepared = PyObject_CallFunction(self->prepare, "OOLL", entry->reduced_to, value, device, stream), *launch;
+    if (prepared == NULL || prepared == Py_None) {
+        Py_XDECREF(prepared);
+        return 0;
+    }
+    int done = PyArg_ParseTuple(prepared, "OLL", &launch, &entry->scratch, &entry->result_bytes);
+    if (done) {
+        Py_XSETREF(entry->launch, Py_NewRef(launch));
+        entry->device = device;
+        entry->stream = stream;
+    }
+    Py_DECREF(prepared);
+    return done;
+}
+
+/* Have the stream put the value, or what a kernel makes of it, where the slab has room. */
+
+static int put(Shortcut *self, Entry *entry, long long to, long long from, long long stream) {
+    if (entry->reduced_to != Py_None) {
+        PyObject *done = PyObject_CallFunction(entry->launch, "LLLL", from, to, entry->scratch, stream);
+        if (done == NULL) entry->device = -1; /* is to be asked for again */
+        Py_XDECREF(done);
+        return done == NULL ? -1 : 0;
+    }
     int code = 0;
     if (entry->bytes) {
         Py_BEGIN_ALLOW_THREADS /* it waits when the stream has been given more than it can hold */
-        code = self->copy((void *)(uintptr_t)(to + *offset), (const void *)(uintptr_t)from, (size_t)entry->bytes,
-                          ON_DEVICE, (void *)(uintptr_t)stream);
+        code = self->copy((void *)(uintptr_t)to, (const void *)(uintptr_t)from, (size_t)entry->bytes, ON_DEVICE,
+                          (void *)(uintptr_t)stream);
         Py_END_ALLOW_THREADS
     }
-    if (code != 0) return -1;
+    return code;
+}
+
+/* With the lock of the lane. 1: done; 0: not; -1: not, and what was reserved is to be given back. */
+
+static int fill_slab(Shortcut *self, PyObject *lane, Entry *entry, long long from, long long stream,
+                     PyObject *slab, long long *offset) {
+    long long taken = NUMBER(device_slab, taken, slab), to = NUMBER(buffer, address, SLOT(lane, _filling, lane));
+    *offset = NUMBER(device_slab, used, slab);
+    long long bytes = kept_bytes(entry), end = *offset + bytes;
+    /* The lane's own functions begin a slab, send it, and see to streams that may vanish. */
+    if (*offset < 0 || taken < 0 || to <= 0 || end > self->device_slab_bytes) return 0;
+    if (SLOT(lane, _stays, lane) != Py_True || SLOT(lane, _wanted_since, lane) != Py_None) return 0;
+    if (!reserve(self, bytes + self->overhead)) return 0;
+    if (put(self, entry, to + *offset, from, stream) != 0) return -1;
     if (SET(device_slab, used, slab, (end + self->alignment - 1) & -self->alignment) < 0) return -1;
     return SET(device_slab, taken, slab, taken + 1) < 0 ? -1 : 1;
 }
 
-static int put_on_device(Shortcut *self, PyObject *value, const Entry *entry, long long from, PyObject **slab,
+static int put_on_device(Shortcut *self, PyObject *value, Entry *entry, long long from, PyObject **slab,
                          long long *offset) {
-    long long stream = 0;
+    long long device = 0, stream = 0;
     if (self->copy == NULL || CALLED(self->is_capturing) != 0) return 0;
-    PyObject *lane = lane_of(self, value, &stream), *lock = SLOT(lane, _lock, lane);
-    int put = 0;
+    PyObject *lane = lane_of(self, value, entry, &device, &stream), *lock = SLOT(lane, _lock, lane);
+    int done = 0;
+    if (lock != NULL && entry->reduced_to != Py_None && !has_kernel(self, entry, value, from, device, stream)) lock = NULL;
     if (try_lock(lock)) {
         *slab = SLOT(lane, _slab, lane);
         Py_XINCREF(*slab);
-        put = fill_slab(self, lane, entry, from, stream, *slab, offset);
+        done = fill_slab(self, lane, entry, from, stream, *slab, offset);
         unlock(lock);
-        if (put != 1) Py_CLEAR(*slab);
+        if (done != 1) Py_CLEAR(*slab);
     }
-    if (put == -1) { /* the long way learns of the error */
+    if (done == -1) { /* the long way learns of the error */
         PyErr_Clear();
-        Py_XDECREF(PyObject_CallMethod(self->writer, "give_back", "L", entry->bytes + self->overhead));
-        put = 0;
+        Py_XDECREF(PyObject_CallMethod(self->writer, "give_back", "L", kept_bytes(entry) + self->overhead));
+        done = 0;
     }
     Py_XDECREF(lane);
-    return put;
+    return done;
 }
 
 /* Raises only where the value is lost. */
 
 static int hand_over(Shortcut *self, const Entry *entry, PyObject *slab, long long offset, PyObject *step) {
     PyObject *queue = SLOT(writer, _queue, self->writer), *done = NULL;
-    PyObject *item = Py_BuildValue("(OOLLO)", entry->description, slab, offset, entry->bytes, step);
+    PyObject *item = Py_BuildValue("(OOLLO)", entry->description, slab, offset, kept_bytes(entry), step);
     if (queue != NULL && item != NULL) {
         PyObject *const arguments[2] = {queue, item};
         done = PyObject_VectorcallMethod(s_append, arguments, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
@@ -465,7 +510,7 @@ static int find_slots(Shortcut *self) {
 
 #define OBJECTS(X)                                                                                                    \
     X(steps) X(plans) X(status) X(next_number) X(writer) X(lanes) X(graph_task) X(is_tracing) X(current_stream)         \
-    X(current_device) X(is_capturing)
+    X(current_device) X(is_capturing) X(prepare)
 #define OBJECT_NAME(NAME) #NAME,
 #define OBJECT_GIVEN(NAME) , &given_##NAME
 #define OBJECT_DECLARED(NAME) PyObject *given_##NAME;
@@ -479,7 +524,7 @@ static int Shortcut_init(Shortcut *self, PyObject *arguments, PyObject *keywords
     PyObject *types, *classes;
     OBJECTS(OBJECT_DECLARED)
     unsigned long long copy;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!OOOOOOOOOOOKnnnnn", names, &PyTuple_Type, &types,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!OOOOOOOOOOOOKnnnnn", names, &PyTuple_Type, &types,
                                      &PyTuple_Type, &classes OBJECTS(OBJECT_GIVEN), &copy, &self->overhead,
                                      &self->alignment, &self->host_slab_bytes, &self->device_slab_bytes,
                                      &self->counted_at))

@@ -17,6 +17,7 @@ class Shortcut:
         current_stream: Callable[[int], int],
         current_device: Callable[[], int],
         is_capturing: Callable[[], bool] | None,
+        prepare: Callable[[str, Any, int, int], tuple[Any, int, int] | None] | None,
         copy: int,
         overhead: int,
         alignment: int,

@@ -17,6 +17,7 @@ import torch
 from dumper.memory.cuda_runtime import CudaRuntime, DeviceError
 
 POISON = 0xA5
+_COPY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_size_t)
 
 
 class StandInRuntime(CudaRuntime):
@@ -51,6 +52,8 @@ class StandInRuntime(CudaRuntime):
         """Called before ``is_capturing`` answers."""
         self.selected: int | None = None
         self.allowed_allocations = 1 << 30
+        self.copies_of_compiled_code = 0
+        self._compiled_copy = _COPY(self._copy_for_compiled_code)
         self.held = False
         self.dead = False
         self._ended = False
@@ -62,6 +65,18 @@ class StandInRuntime(CudaRuntime):
         self._thread.join()
 
     # What copies call
+
+    @property
+    def address_of_copy(self) -> int:
+        return ctypes.cast(self._compiled_copy, ctypes.c_void_p).value or 0
+
+    def _copy_for_compiled_code(self, to: int, source: int, nbytes: int, kind: int, stream: int) -> int:
+        self.copies_of_compiled_code += 1
+        try:
+            self.copy(to, source, nbytes, kind, stream)
+        except DeviceError:
+            return 700
+        return 0
 
     def copy(self, to: int, source: int, nbytes: int, kind: int, stream: int) -> None:
         self._give(stream, "do", lambda: ctypes.memmove(to, source, nbytes) and None)

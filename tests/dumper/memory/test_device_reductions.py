@@ -16,9 +16,11 @@ from dumper.memory.buffers import BufferPool
 from dumper.memory.device_reductions import RESULT_BYTES
 from dumper.memory.device_staging import DeviceStager
 from dumper.memory.staging import Stager
+from dumper.recording import short_way
 from dumper.recording.graphs.handover import Handover
 from dumper.recording.reductions import reduced_together
 from dumper.recording.short_way import ShortWay
+from dumper.recording.shortcut import COMPILED
 from dumper.values import device_kernels
 from dumper.values.device_kernels import launching, many, single
 from dumper.values.device_kernels.single import Launch
@@ -106,12 +108,14 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
         self._plain_tensors |= {OnDevice}  # type: ignore[arg-type]
         self._current_stream = lambda index: STREAM
         self._current_device = lambda: 0
+        self._is_capturing = lambda: False
 
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: STREAM, raising=False)
     monkeypatch.setattr(device_kernels, "available", lambda: True)
     stager = DeviceStager(runtime, BufferPool(1 << 26))
     monkeypatch.setattr(Stager, "device", property(lambda self: stager))
+    monkeypatch.setattr(Stager, "device_is_known", True)
     monkeypatch.setattr(ShortWay, "look_up_torch", look_up_with_device)
     monkeypatch.setattr(single, "prepare_statistics", kernels.prepare_statistics)
     monkeypatch.setattr(single, "prepare_fingerprint", kernels.prepare_fingerprint)
@@ -121,9 +125,13 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
     runtime.end()
 
 
-@pytest.fixture
-def recording(tmp_path: Path, kernels: Kernels) -> Iterator[Recording]:
+@pytest.fixture(params=["shortcut", "long way"])
+def recording(
+    tmp_path: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Recording]:
     """Closed before the stand-in ends, which the writer waits for."""
+    if request.param == "long way":
+        monkeypatch.setattr(short_way, "Shortcut", None)
     made = Recording(tmp_path)
     yield made
     made.close()
@@ -176,9 +184,9 @@ def test_what_kernels_cannot_read_goes_another_way(recording: Recording, kernels
     """Types and places that no kernel reads are copied, and fingerprinted on the host."""
     recorder = recording.start(level="hash")
     recorder.dump("host", VALUE)
-    short_way = recorder._open.session._short_way
+    way = recorder._open.session._short_way
     for value in (OnDevice(VALUE.t()), OnDevice(VALUE.view(-1)[1:])):
-        assert not short_way.submit(next(iter(recorder._open.session._plans.values())), value, None)
+        assert not way.submit(next(iter(recorder._open.session._plans.values())), value, None)
     assert not kernels.launched
 
 
@@ -234,3 +242,57 @@ def test_scratch_is_cleared_once(kernels: Kernels) -> None:
         reductions.writer("hash", OnDevice(VALUE), 0, STREAM)  # type: ignore[arg-type]
     (address,) = reductions._scratch.values()
     assert len(kernels.runtime.memory[address]) == launching.SCRATCH_BYTES
+
+
+@pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
+@pytest.mark.parametrize("level", ["full", "sample(rows=20)", "stats", "hash"])
+def test_values_as_before_take_the_shortcut(recording: Recording, kernels: Kernels, level: str) -> None:
+    recorder = recording.start(level=level)
+    recorder.dump("host", VALUE)
+    session: Any = recorder._open.session
+    long_way = []
+    submit = session.submit
+    session.submit = lambda *arguments: (long_way.append(arguments), submit(*arguments))
+    value = VALUE.clone()
+    for number in range(6):
+        recorder.dump("device", OnDevice(value))
+        kernels.runtime.overwrite(value.data_ptr(), np.float32(number).tobytes(), STREAM)
+    host, *device = recording.read().records
+    taken = 6 - len(long_way)
+    # What the writer is waiting for is sent by the long way.
+    assert taken == 0 if short_way.Shortcut is None else taken >= 3
+    assert kernels.runtime.copies_of_compiled_code == (0 if level in ("stats", "hash") else taken)
+    kept = {"stats": "statistics", "hash": "fingerprint"}.get(level)
+    if kept:
+        assert len({str(getattr(record, kept)) for record in device}) == 6
+        assert getattr(device[0], kept) == getattr(host, kept)
+    else:
+        assert [record.array()[0, 0] for record in device] == [VALUE[0, 0], 0, 1, 2, 3, 4]
+        assert device[0].array().tolist() == host.array().tolist()
+    assert [record.shape for record in device] == [host.shape] * 6
+
+
+@pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
+@pytest.mark.parametrize("level", ["full", "stats"])
+def test_an_error_of_the_device_on_the_shortcut_is_that_of_the_long_way(
+    recording: Recording, kernels: Kernels, level: str
+) -> None:
+    recorder = recording.start(level=level)
+    for _ in range(2):
+        recorder.dump("x", OnDevice(VALUE))
+    recorder.flush()
+    session: Any = recorder._open.session
+    if level == "stats":
+        kernels.error = RuntimeError("an example")
+        recorder.dump("x", OnDevice(VALUE))
+        kernels.error = None
+    else:
+        kernels.runtime.dead = True
+        recorder.dump("x", OnDevice(VALUE))
+        kernels.runtime.dead = False
+    recorder.dump("x", OnDevice(VALUE))
+    recording.close()
+    assert session._writer._reserved == 0
+    counts = session.counts()
+    assert counts["submitted"] == 4
+    assert counts["written"] + counts["lost_encoding"] == 4
