@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -125,6 +124,8 @@ class Report:
 
     def _repr_html_(self) -> str:
         """For notebooks: the text of ``describe``, and a row for each tensor that does not agree."""
+        import html
+
         from comparator.report.text import finding_line
 
         bad = [finding for finding in self.findings if finding.category in ("failed", "errored")]

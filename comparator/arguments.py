@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +79,8 @@ def parse_names(names: Sequence[str], flag: str) -> frozenset[str]:
     """Names of messages; raises ComparatorError, with the nearest ones, for a name that is none."""
     for name in names:
         if name not in MESSAGES:
+            import difflib
+
             near = difflib.get_close_matches(name, MESSAGES, n=3) or sorted(MESSAGES)
             raise ComparatorError(f"{flag}: no message is called {name!r}; there are {', '.join(near)}")
     return frozenset(names)

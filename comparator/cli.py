@@ -207,7 +207,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare as the arguments say; raises ComparatorError."""
     from comparator.pipeline import prepare
     from comparator.report.environment import environment_lines
-    from comparator.report.explain import explain
     from comparator.report.outputs import Outputs
     from comparator.report.records import ConfigRecord
     from comparator.report.reporters import PlainConsole, ReportFile, terminal
@@ -222,6 +221,8 @@ def run(arguments: argparse.Namespace) -> int:
     others = open_others(arguments.reference, arguments.noise, arguments.calibration)
     prepared = prepare(baseline, target, options, others=others, progress=progress)
     if arguments.explain:
+        from comparator.report.explain import explain
+
         code = 0
         for line in explain(prepared.pairs, arguments.explain, prepared.select, prepared.planner):
             print(printable(line))
@@ -291,11 +292,11 @@ def _strips(comparing: Comparing, prepared: Prepared, tokenizer: str | None) -> 
 
 def _of_dumps(baseline: str, target: str, prepared: Prepared, options: Options) -> Sequence[Said]:
     """What is to be known of two dumps of SGLang's; nothing where a side is a run of ours."""
-    from comparator.report.dumps import notes_of_dumps
-
     runs: dict[Side, Run] = {"baseline": prepared.baseline, "target": prepared.target}
     if not all(is_sglang_dump(run) for run in runs.values()):
         return ()
+    from comparator.report.dumps import notes_of_dumps
+
     return notes_of_dumps({"baseline": Path(baseline), "target": Path(target)}, runs, options)
 
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from dumper.recording.recorder import dumper
-
 TYPE_CHECKING = False  # as in typing, whose import would cost every patched process two milliseconds
 if TYPE_CHECKING:
     from typing import Any
 
     from dumper.reading.open import open_run
     from dumper.reading.protocol import Run
+    from dumper.recording.recorder import dumper
 
 __all__ = ["Run", "dumper", "open_run"]
 
-_READING = {"Run": "dumper.reading.protocol", "open_run": "dumper.reading.open"}
+_HOMES = {
+    "Run": "dumper.reading.protocol",
+    "dumper": "dumper.recording.recorder",
+    "open_run": "dumper.reading.open",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Patched processes import this package to write; reading needs more.
-    if name in _READING:
-        from importlib import import_module
+    # Patched processes import this package to write, other programs to read: each loads its half alone.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return getattr(import_module(_READING[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found

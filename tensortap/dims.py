@@ -8,7 +8,6 @@ annotations work unchanged; axis names are open (whatever the recorded parallel 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -158,6 +157,8 @@ class Dims:
         for axis in sorted(self.axes):
             if axis in COMMON_AXES or axis in recorded:
                 continue
+            import difflib
+
             known = sorted(COMMON_AXES | set(recorded))
             near = difflib.get_close_matches(axis, known, n=3)
             guess = f", did you mean {' or '.join(near)}" if near else ""

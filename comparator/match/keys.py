@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from comparator.errors import ComparatorError
 from comparator.match.bundles import Entry, Key, KeyPart, RunIndex
@@ -13,9 +12,11 @@ from comparator.match.order import execution_order
 from comparator.options import Options
 from comparator.patterns import compiled
 from comparator.rules import Rules, joins_steps
-from dumper.readers.sglang.dump import SGLangRecord
-from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
+from dumper.readers.sglang.names import AUXILIARY_NAMES
 from dumper.rules.expressions import Expression, ExpressionError
+
+if TYPE_CHECKING:
+    from dumper.readers.sglang.dump import SGLangRecord
 
 _NEVER_KEYS = frozenset({"dump_index", "filename"})
 _DUPLICATE_INDEX = "duplicate_index"
@@ -77,6 +78,8 @@ def _parse_filter(text: str, baseline: RunIndex, target: RunIndex) -> Expression
     known = {"name", "step", "rank"}.union(*(entry.tags for side in (baseline, target) for entry in side.entries))
     unknown = sorted(wanted.names - known)
     if unknown:
+        import difflib
+
         near = difflib.get_close_matches(unknown[0], known, n=3) or sorted(known)
         raise ComparatorError(
             f"--filter: no record of the runs has {unknown[0]!r}; there are {', '.join(near)}; {example}"
@@ -113,8 +116,8 @@ def _key_of_tags(entry: Entry, skip: frozenset[str], joined: bool) -> Key:
 
 def sglang_record(entry: Entry) -> SGLangRecord:
     """The file behind an entry of one of SGLang's dumps."""
-    assert isinstance(entry.record, SGLangRecord)
-    return entry.record
+    # Not checked: the class is in the reader, which is loaded for such dumps alone.
+    return cast("SGLangRecord", entry.record)
 
 
 def _parts(entry: Entry) -> Sequence[str]:

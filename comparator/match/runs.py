@@ -8,8 +8,7 @@ from dataclasses import replace
 from comparator.match.bundles import Entry, RunIndex
 from comparator.options import Options
 from comparator.rules import OUR_RULES, SGLANG_RULES, Rules
-from dumper.readers.sglang.dump import CONVERTED, SGLangDump
-from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
+from dumper.readers.sglang.names import AUXILIARY_NAMES, CONVERTED, SGLangFiles
 from dumper.reading.protocol import Run
 from tensortap.progress import Progress, silent, watched
 
@@ -40,7 +39,7 @@ def _axes_of_layouts(run: Run, rank: int) -> Mapping[str, tuple[int, int]]:
 
 def is_sglang_dump(run: Run) -> bool:
     """Whether a run is a directory of SGLang's ``.pt`` files."""
-    return isinstance(run, SGLangDump)
+    return isinstance(run, SGLangFiles)
 
 
 def choose_rules(baseline: Run, target: Run, options: Options) -> tuple[Rules, Options]:

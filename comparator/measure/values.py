@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cmath
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from comparator.match.keys import sglang_record
 from comparator.measure.measurement import ValueMeasurement
 from comparator.options import Side
 from comparator.rules import Rules
-from dumper.readers.sglang.dump import SGLangRecord
+
+if TYPE_CHECKING:
+    from dumper.readers.sglang.dump import SGLangRecord
 
 
 def measure_values(pair: BundlePair, rules: Rules, *, equal_nan: bool = False) -> ValueMeasurement:

@@ -6,11 +6,14 @@ These are the rules of SGLang's comparator, for tensors that are joined as their
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from comparator.errors import PairError
-from dumper.readers.sglang.dump import SGLangRecord
-from dumper.readers.sglang.pt_files import PARALLEL_KEYS
+from dumper.readers.sglang.names import PARALLEL_KEYS
 from tensortap.dims import Dims
+
+if TYPE_CHECKING:
+    from dumper.readers.sglang.dump import SGLangRecord
 
 RECOMPUTED = "recompute_pseudo"
 """Axis that tells a forward pass from its repetition for activation checkpointing."""

@@ -15,7 +15,7 @@ from comparator.plan.file_order import plan_in_file_order
 from comparator.plan.operations import Shard, UnshardPlan
 from comparator.plan.ranks import KNOWN_AXES, active_place, check_declared
 from comparator.plan.side import NO_DIMS_HINT, UNKNOWN_ROWS, SidePlan, StepPlan, as_it_is
-from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
+from dumper.readers.sglang.names import AUXILIARY_NAMES
 from tensortap.dims import SEQUENCE, TOKEN, Dimension, Dims, parse_dims
 
 SEVERAL_STEPS_HINT = "give --token-aligner, or keep the steps apart: --grouping-skip-keys rank"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
@@ -61,7 +60,7 @@ class ReportFile:
     def __init__(self, path: Path, schema: Schema = "tensortap") -> None:
         self._path = path
         self._schema: Schema = schema
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_symlink() or (path.exists() and not path.is_file()):

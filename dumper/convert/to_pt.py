@@ -11,7 +11,7 @@ import numpy as np
 from dumper.convert.outcome import Outcome
 from dumper.layout import PADDING_ROW, TokenLayout
 from dumper.readers.sglang import pt_files
-from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES
+from dumper.readers.sglang.names import AUXILIARY_NAMES
 from dumper.values.dtypes import PACKED
 from tensortap.progress import Advance
 

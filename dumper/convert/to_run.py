@@ -12,7 +12,8 @@ from dumper.adapters.protocol import Process
 from dumper.convert.outcome import Outcome
 from dumper.format.run_files import status_path
 from dumper.format.status import StatusBlock
-from dumper.readers.sglang.dump import CONVERTED, SGLangDump, SGLangRecord
+from dumper.readers.sglang.dump import SGLangDump, SGLangRecord
+from dumper.readers.sglang.names import CONVERTED
 from dumper.readers.sglang.pt_files import OWN_KEYS
 from dumper.rules.levels import FULL
 from dumper.settings import Settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,13 @@ from comparator.plan.tokens.interface import (
     TokenPlan,
 )
 from comparator.plan.tokens.ordered import plan_ordered
-from comparator.plan.tokens.pairing import outputs_that_part, pair_sequences
 from comparator.plan.tokens.parts import PartTokens, tokens_of_parts
 from comparator.plan.tokens.places import Places
 from comparator.plan.tokens.rows import PassRows
-from comparator.plan.tokens.sequences import SequenceTable, build_sequences
-from comparator.plan.tokens.smart import SharedSpace, plan_smart
+
+if TYPE_CHECKING:
+    from comparator.plan.tokens.sequences import SequenceTable
+    from comparator.plan.tokens.smart import SharedSpace
 
 _KEPT_PLANS = 64
 """Plans that are kept: the tensors of one layer after the other ask for the same few."""
@@ -61,6 +63,8 @@ class _SideTokens:
 
     @cached_property
     def sequences(self) -> SequenceTable:
+        from comparator.plan.tokens.sequences import build_sequences
+
         return build_sequences(self.places, self.rows, self._side.source.steps, self._side.steps)
 
 
@@ -104,6 +108,8 @@ class RunTokenAligner:
     def _make_plan(self, baseline: tuple[TokenPart, ...], target: tuple[TokenPart, ...]) -> TokenPlan:
         one, other = self._sides["baseline"].parts(baseline), self._sides["target"].parts(target)
         if self._mode == "smart":
+            from comparator.plan.tokens.smart import plan_smart
+
             plan = plan_smart(self._space, one, other)
         else:
             plan = plan_ordered(one, other, one_step=self._mode == "per_step")
@@ -116,6 +122,8 @@ class RunTokenAligner:
         return replace(plan, notes=(*plan.notes, *problems)) if problems else plan
 
     def parted(self) -> tuple[PartedSequence, ...]:
+        from comparator.plan.tokens.pairing import outputs_that_part
+
         space = self._space
         return outputs_that_part(space.baseline, space.target, space.pairs.pairs)
 
@@ -125,6 +133,9 @@ class RunTokenAligner:
 
     @cached_property
     def _space(self) -> SharedSpace:
+        from comparator.plan.tokens.pairing import pair_sequences
+        from comparator.plan.tokens.smart import SharedSpace
+
         baseline, target = self._sides["baseline"].sequences, self._sides["target"].sequences
         return SharedSpace.of(baseline, target, pair_sequences(baseline, target))
 

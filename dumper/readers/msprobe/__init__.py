@@ -1,6 +1,23 @@
 """Dumps of msprobe, MindStudio's debugger: ``step0/rank0/dump.json`` with statistics, and tensors beside it."""
 
-from dumper.readers.msprobe.dump import holds_dump, open_msprobe_dump
-from dumper.reading.protocol import Reader
+from __future__ import annotations
 
-READER = Reader("step*/rank*/dump.json", holds_dump, open_msprobe_dump)
+from pathlib import Path
+
+from dumper.reading.protocol import Reader, Run
+from tensortap.progress import Progress
+
+
+def _holds(path: Path) -> bool:
+    from dumper.readers.msprobe.dump import holds_dump  # as below: only where no run of ours was found
+
+    return holds_dump(path)
+
+
+def _open(path: Path, progress: Progress) -> Run:
+    from dumper.readers.msprobe.dump import open_msprobe_dump
+
+    return open_msprobe_dump(path, progress)
+
+
+READER = Reader("step*/rank*/dump.json", _holds, _open, order=1)

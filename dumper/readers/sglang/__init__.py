@@ -1,6 +1,23 @@
 """Directories of ``.pt`` files, as SGLang's own dumper writes them."""
 
-from dumper.readers.sglang.dump import holds_dump, open_sglang_dump
-from dumper.reading.protocol import Reader
+from __future__ import annotations
 
-READER = Reader(".pt", holds_dump, open_sglang_dump, order=1)
+from pathlib import Path
+
+from dumper.reading.protocol import Reader, Run
+from tensortap.progress import Progress
+
+
+def _holds(path: Path) -> bool:
+    from dumper.readers.sglang.dump import holds_dump  # as below: only where no run of ours was found
+
+    return holds_dump(path)
+
+
+def _open(path: Path, progress: Progress) -> Run:
+    from dumper.readers.sglang.dump import open_sglang_dump
+
+    return open_sglang_dump(path, progress)
+
+
+READER = Reader(".pt", _holds, _open, order=2)

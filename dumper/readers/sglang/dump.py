@@ -17,8 +17,9 @@ from dumper.format.run_files import MOST_RANKS
 from dumper.layout import TokenLayout
 from dumper.printable import printable
 from dumper.readers.sglang import pt_files
+from dumper.readers.sglang.names import AUXILIARY_NAMES, PARALLEL_KEYS, SGLangFiles
 from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
-from dumper.readers.sglang.token_layouts import AUXILIARY_NAMES, rank_layouts, with_data_parallel
+from dumper.readers.sglang.token_layouts import rank_layouts, with_data_parallel
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file
 from dumper.reading.listing import counts
 from dumper.reading.notebook import record_html, run_html
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     import torch
 
 _GRADIENT = "grad__"
-CONVERTED = "converted-from-sglang-pt"
-"""Among the versions in the header of a run that was made from a dump."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ def _without_tensors(value: Any) -> Any:
     return value
 
 
-class SGLangDump:
+class SGLangDump(SGLangFiles):
     """A ``dumper.reading.protocol.Run`` on a directory of ``.pt`` files."""
 
     losses = 0
@@ -356,7 +355,7 @@ def _header(rank: int, records: Sequence[SGLangRecord]) -> RankHeader:
             meta = record.facts.meta
             break
     world_size = meta.get("world_size")
-    framework = next((key.split("_")[0] for key in pt_files.PARALLEL_KEYS if meta.get(key)), None)
+    framework = next((key.split("_")[0] for key in PARALLEL_KEYS if meta.get(key)), None)
     return RankHeader(
         rank=rank,
         world_size=world_size if isinstance(world_size, int) and rank < world_size <= MOST_RANKS else rank + 1,

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dumper.format.regular_files import open_to_read
+from dumper.readers.sglang.names import PARALLEL_KEYS
 from dumper.readers.sglang.plain_pt import StoredTensor, Unknown, load_plain
 
 SEPARATOR = "___"
@@ -26,8 +27,6 @@ _PLACE_KEYS = frozenset({"pp_rank", "tp_rank", "cp_rank", "ep_rank", "etp_rank"}
 """Keys that ``DUMPER_INCLUDE_PARALLEL_RANK_IN_FILENAME`` adds; the metadata says the same."""
 OWN_KEYS = frozenset({"step", "rank", "dump_index", "name", "recompute_status"}) | _PLACE_KEYS
 """Keys of a file name that are no tags."""
-PARALLEL_KEYS = ("sglang_parallel_info", "megatron_parallel_info")
-"""Keys of the metadata that hold a rank's place, ``{"tp_rank": 0, "tp_size": 2, ...}``."""
 
 
 class PtFileError(Exception):

@@ -18,11 +18,6 @@ import numpy.typing as npt
 from dumper.adapters.sglang_rows import SlotNames
 from dumper.layout import ContextParallelRows, DataParallelRows, SequenceSpan, TokenLayout, zigzag_blocks
 
-SGLANG_NAMES = frozenset({"input_ids", "positions", "seq_lens", "req_pool_indices", "rids"})
-MEGATRON_NAMES = frozenset({"input_ids", "position_ids", "cu_seqlens_q", "cu_seqlens_kv", "qkv_format"})
-AUXILIARY_NAMES = SGLANG_NAMES | MEGATRON_NAMES
-"""Names that the dumper gives to what it records of a batch by itself."""
-
 _DIMS_OF_IDS = "dims of input_ids"
 Array = npt.NDArray[np.int64]
 Place = Mapping[str, tuple[int, int]]

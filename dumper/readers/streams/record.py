@@ -13,8 +13,6 @@ from dumper.format.frames import FormatError
 from dumper.format.index import NO_STEP
 from dumper.memory.available import available_bytes
 from dumper.readers.streams.segments import Segment
-from dumper.reading.listing import record_repr
-from dumper.reading.notebook import record_html
 from dumper.rules.levels import Level
 from dumper.values.dtypes import PACKED, as_array
 from dumper.values.fingerprint import FIRST_SCHEME
@@ -261,9 +259,13 @@ class StoredRecord:
         return str(self._descriptor.get("fingerprint", FIRST_SCHEME)) if self.level == "hash" else None
 
     def __repr__(self) -> str:
+        from dumper.reading.listing import record_repr
+
         return record_repr(self)
 
     def _repr_html_(self) -> str:
+        from dumper.reading.notebook import record_html
+
         return record_html(self)
 
 

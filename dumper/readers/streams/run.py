@@ -30,8 +30,6 @@ from dumper.readers.streams.metadata import read_coverage, read_graph_coverage, 
 from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment, open_segment
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file, silent_taps
-from dumper.reading.listing import run_repr
-from dumper.reading.notebook import run_html
 from dumper.reading.protocol import Alike, GraphCoverage, Problem, RunError, TapCoverage
 from tensortap.progress import Progress, silent
 
@@ -149,7 +147,9 @@ class RunDirectory:
         for part in self._ranks.values():
             numbers.update(part.steps)
             for segment in part.segments:
-                numbers.update(np.unique(segment.index.columns["step"]).tolist())
+                # For the values alone, numpy.unique imports numpy.ma.
+                distinct, _ = np.unique(segment.index.columns["step"], return_counts=True)
+                numbers.update(distinct.tolist())
         return tuple(sorted(numbers - {NO_STEP}))
 
     def layout(self, step: int, rank: int) -> TokenLayout | None:
@@ -275,9 +275,13 @@ class RunDirectory:
         return ""
 
     def __repr__(self) -> str:
+        from dumper.reading.listing import run_repr
+
         return run_repr(self)
 
     def _repr_html_(self) -> str:
+        from dumper.reading.notebook import run_html
+
         return run_html(self)
 
     def alike(self) -> Iterator[Alike]:
