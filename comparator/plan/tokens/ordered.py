@@ -56,9 +56,7 @@ def line_of(parts: list[PartTokens]) -> Line:
         indices.append(places[order])
         tokens.append(rows.take(order))
         if len(rows):
-            # For the values alone, numpy.unique imports numpy.ma.
-            sequences, _ = np.unique(rows.source.astype(np.int64) << 32 | rows.sequence, return_counts=True)
-            most = max(most, len(sequences))
+            most = max(most, len(np.unique(rows.source.astype(np.int64) << 32 | rows.sequence)))
     joined = join_rows(tokens)
     return Line(np.concatenate(indices), joined.sequence, joined.position, joined.token, dropped, known, most)
 

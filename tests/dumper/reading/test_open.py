@@ -50,7 +50,7 @@ def test_a_further_kind_of_recording_is_a_folder_and_nothing_else(another_kind: 
 
 
 def test_what_ships() -> None:
-    assert [reader.files for reader in known_readers()] == ["step*/rank*/dump.json", "rank-*.msgpack", ".pt"]
+    assert [reader.files for reader in known_readers()] == ["rank-*.msgpack", "step*/rank*/dump.json", ".pt"]
 
 
 def test_a_folder_of_runs_names_them(tmp_path: Path) -> None:

@@ -215,7 +215,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_importing_to_write_is_light() -> None:
-    code = "import sys, dumper; print(sorted({'torch', 'pydantic', 'polars', 'numpy', 'rich'} & set(sys.modules)))"
+    code = """
+import sys
+from dumper import dumper
+print(sorted({'torch', 'pydantic', 'polars', 'numpy', 'rich', 'msgspec'} & set(sys.modules)))
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "[]"
 
