@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 class Steps:
     """Counts steps from 0. Changed under the recorder's lock alone."""
 
-    __slots__ = ("_batch", "_layout", "announced", "begun", "explicit", "inside", "number", "size", "tags")
+    __slots__ = (
+        "_batch",
+        "_layout",
+        "announced",
+        "begun",
+        "explicit",
+        "inside",
+        "is_unknown",
+        "number",
+        "size",
+        "tags",
+    )
 
     def __init__(self) -> None:
         self.explicit = False
@@ -35,6 +46,8 @@ class Steps:
         self.inside = not self.explicit
         self.announced = False
         """Whether the file knows of the step under way."""
+        self.is_unknown = False
+        """Whether the step under way began while nothing was recorded, and nobody knows its tokens."""
         self.tags: Mapping[str, Any] = {}
         self.size: PassSize | None = None
         """Rows of the step under way, once it is announced."""
@@ -51,7 +64,7 @@ class Steps:
         if self.begun or self.announced:
             self.number += 1
         self.begun = self.inside = True
-        self.announced = False
+        self.announced = self.is_unknown = False
         self.size = None
         self._batch: Any = batch
         self._layout: Any = layout

@@ -182,8 +182,11 @@ class RecordingProcess:
 
     # Steps
 
-    def _announce_step(self) -> None:
-        """Write the step with its token layout, once, when its first record comes or it ends."""
+    def _announce_step(self, for_record: bool = False) -> None:
+        """Write the step with its token layout, once, when its first record comes or it ends; without a record not
+        where nobody knows its tokens."""
+        if self._steps.is_unknown and not for_record:
+            return
         if self._steps.unannounced and self._recording and not self._captures:
             try:
                 session = self._open_session()

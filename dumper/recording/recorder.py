@@ -61,6 +61,7 @@ class Recorder(CallsOfSglang):
         if not self._recording:
             # Compiled code uses the memory of its tensors again, and counts those that are alive.
             self._steps.forget_batch()
+            self._steps.is_unknown = True
 
     def _begin_step(self, batch: Any, layout: TokenLayout | None, tags: Mapping[str, Any]) -> None:
         steps = self._steps
@@ -393,7 +394,7 @@ class Recorder(CallsOfSglang):
         if steps.inside:
             if not steps.announced:
                 with self._lock:
-                    self._announce_step()
+                    self._announce_step(for_record=True)
                     steps.announced = True
             return True
         if self.settings.outside_steps == "record":

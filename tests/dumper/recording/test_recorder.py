@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dumper import open_run
 from dumper.cli import main
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
 from dumper.reading.protocol import Record
@@ -530,3 +531,19 @@ def test_a_second_run_of_a_process_begins_at_step_0(recording: Recording) -> Non
 
     for name in ("first", "second"):
         assert [record.step for record in open_run(recording.folder / name).records] == [0, 1]
+
+
+def test_a_step_of_compiled_code_from_before_the_recording_is_not_in_the_run(recording: Recording) -> None:
+    """Its tokens were forgotten; it is there only if something is recorded in it."""
+    batch = {"input_ids": torch.zeros(1, 3, dtype=torch.int64)}
+    for records in (0, 1):
+        recorder = recording.start(enable=False, run=f"run-{records}")
+        recorder.begin_step_from_graph(batch, {}, None)
+        recorder.configure(enable=True)
+        for _ in range(records):
+            recorder.dump("x", 1)
+        recorder.step(layout=TokenLayout("decode", (SequenceSpan("a", 3, 1),), 1))
+        recorder.dump("x", 2)
+        recording.close()
+        run = open_run(recording.folder / f"run-{records}")
+        assert [(step, run.layout(step, 0) is not None) for step in run.steps] == [(0, False)] * records + [(1, True)]
