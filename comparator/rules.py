@@ -6,14 +6,15 @@ moves from its comparator keeps verdicts and exit codes. ``docs/coming-from-sgla
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.options import Options
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """One way to compare. The defaults are our own."""
 
     grouping: Literal["tags", "file_names"] = "tags"

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 
 class DimsError(ValueError):
@@ -46,8 +48,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*")
 _DIMENSION = re.compile(r"(?P<name>[A-Za-z_]\w*|\([^()\[\]]*\)|1)(?:\[(?P<modifiers>[^\[\]]*)\])?")
 
 
-@dataclass(frozen=True)
-class Modifier:
+class Modifier(Struct, frozen=True):
     """How one dimension is split over one parallel axis."""
 
     axis: str
@@ -60,8 +61,7 @@ class Modifier:
         return self.axis + (":" + "+".join(qualifiers) if qualifiers else "")
 
 
-@dataclass(frozen=True)
-class Dimension:
+class Dimension(Struct, frozen=True):
     """One dimension of a tensor: its name or, fused, its names outermost first."""
 
     names: tuple[str, ...]
@@ -83,8 +83,7 @@ class Dimension:
         return f"({'*'.join(self.names)})" if self.fused else self.names[0]
 
 
-@dataclass(frozen=True)
-class RowOrder:
+class RowOrder(Struct, frozen=True):
     """Rows of ``t`` that are not in token order; ``comparator.plan.experts`` explains both kinds."""
 
     kind: Literal["experts", "permutation"]
@@ -94,8 +93,7 @@ class RowOrder:
     """Experts in all, or choices of a token."""
 
 
-@dataclass(frozen=True)
-class Dims:
+class Dims(Struct, frozen=True):
     """A parsed dims string."""
 
     text: str

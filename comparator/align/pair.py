@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from comparator.align.experts import order_rows
 from comparator.align.load import load_array
@@ -24,8 +24,7 @@ from comparator.rules import Rules
 VisitReplicas = Callable[[Side, Replicas], None]
 
 
-@dataclass(frozen=True, eq=False)
-class Aligned:
+class Aligned(Struct, frozen=True, eq=False):
     """Both sides as arrays that are ready to be measured: of one shape, unless the sides cannot be brought to one."""
 
     baseline: Array

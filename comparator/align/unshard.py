@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from msgspec import Struct
 
 from comparator.align.rows import Array, Rows, merge_rows, take_rows
 from comparator.plan.operations import Operation, UnshardPlan, zigzag_order
 from tensortap.dims import count_rows
 
 
-@dataclass(frozen=True)
-class Replicas:
+class Replicas(Struct, frozen=True):
     """Arrays over one axis that should be the same; the first one is used."""
 
     axis: str

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from comparator.diagnosis.rows import TapKey
 
@@ -25,8 +26,7 @@ class CalibrationError(ValueError):
     """A calibration file that cannot be used, in one sentence that names it."""
 
 
-@dataclass(frozen=True)
-class Calibration:
+class Calibration(Struct, frozen=True):
     """Floors of taps: relative L2 error of a row."""
 
     floors: Mapping[str, float] = field(default_factory=dict)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 Operation = Literal[
     "source", "embedding", "attention", "linear", "sum", "sum_without_identity", "mlp", "moe", "combine", "router",
@@ -77,8 +78,7 @@ multiplies two factors that both have it, and weights of experts come on top."""
 _DEFAULT_LENGTH = 4096
 
 
-@dataclass(frozen=True)
-class Floor:
+class Floor(Struct, frozen=True):
     """What rounding explains: an output error of sqrt((gain · inherited)² + floor²)."""
 
     floor: float

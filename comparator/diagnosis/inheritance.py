@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from comparator.diagnosis.calibration import Calibration
 from comparator.diagnosis.floors import Operation, floor_for
@@ -27,8 +27,7 @@ CAUSAL: frozenset[Operation] = frozenset({"attention", "unknown"})
 _ROUTED: frozenset[Operation] = frozenset({"moe", "combine"})
 
 
-@dataclass(frozen=True, eq=False)
-class View:
+class View(Struct, frozen=True, eq=False):
     """A tap as its inputs explain it."""
 
     context: Context

@@ -8,10 +8,10 @@ shift of a part of them hides.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from msgspec import Struct
 
 from comparator.diagnosis.inheritance import Inheritance
 from comparator.diagnosis.rows import Float, Mask, RowLabels, TapKey, join_rows
@@ -28,8 +28,7 @@ SINGLE_ROW = 2.0
 FEWEST_ROWS = 6
 
 
-@dataclass(frozen=True)
-class Excess:
+class Excess(Struct, frozen=True):
     """How far one side's errors are beyond the other's, by one measure."""
 
     strength: float
@@ -40,8 +39,7 @@ class Excess:
 NONE = Excess(0.0, "")
 
 
-@dataclass(frozen=True)
-class ReferenceTap:
+class ReferenceTap(Struct, frozen=True):
     """Median errors of one tap against the reference, and how the rows' errors compare, over the rows of both."""
 
     key: TapKey
@@ -58,8 +56,7 @@ class ReferenceTap:
         return max(self.target, self.floor) / max(self.baseline, self.floor, 1e-300)
 
 
-@dataclass(frozen=True)
-class ReferenceDiagnosis:
+class ReferenceDiagnosis(Struct, frozen=True):
     """What a reference says of both sides."""
 
     worse: Worse
@@ -102,8 +99,7 @@ def diagnose_reference(
     return ReferenceDiagnosis(worse, place, left, right, taps, reason)
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
+class _Rows(Struct, frozen=True, eq=False):
     """Errors of one side's tap against the reference, and which rows are no ties and behind none."""
 
     labels: RowLabels

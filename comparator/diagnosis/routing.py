@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from comparator.diagnosis.floors import UNIT_ROUNDOFF
 from comparator.diagnosis.rows import Float, Integer, Mask, Selection, Single
@@ -26,8 +26,7 @@ STANDS_OUT = 4.0
 """A row whose error is so many times what its inputs explain may be one that other experts computed."""
 
 
-@dataclass(frozen=True, eq=False)
-class Choices:
+class Choices(Struct, frozen=True, eq=False):
     """The choice of ``top_k`` experts on both sides. Arrays of shape ``(rows,)``."""
 
     top_k: int
@@ -126,8 +125,7 @@ def find_top_k(layers: Sequence[tuple[Mask, Sequence[Choices]]]) -> int | None:
     return found
 
 
-@dataclass(frozen=True)
-class Flips:
+class Flips(Struct, frozen=True):
     """The flips of one layer, for the report."""
 
     layer: int | None

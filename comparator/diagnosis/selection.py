@@ -7,18 +7,16 @@ sum of its best two.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from comparator.diagnosis.rows import Float, Selection, Single
 
 PLAIN = Selection()
 
 
-@dataclass(frozen=True, eq=False)
-class Selected:
+class Selected(Struct, frozen=True, eq=False):
     """Scores of one side and the choice that they make. The margins have shape ``(rows,)``."""
 
     scores: Float

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from comparator.diagnosis.chosen import FEWEST_USERS
 from comparator.diagnosis.floors import Operation, floor_for, unit_roundoff
@@ -22,8 +22,7 @@ from comparator.diagnosis.rows import Float, Mask, groups_of
 from comparator.diagnosis.tap_profile import TapProfile
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """Thresholds of one kind of operation."""
 
     growth: float
@@ -88,8 +87,7 @@ TESTS_OF_THE_TRIAL = 100
 ROWS_OF_THE_TRIAL = 200
 
 
-@dataclass(frozen=True)
-class Test:
+class Test(Struct, frozen=True):
     """One test of one tap."""
 
     __test__ = False
@@ -104,8 +102,7 @@ class Test:
     """The row, group, channel, head or expert that it is about."""
 
 
-@dataclass(frozen=True, eq=False)
-class Context:
+class Context(Struct, frozen=True, eq=False):
     """What the graph says about a tap, beside its own numbers. Arrays of shape ``(rows,)``."""
 
     ratio: Float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from comparator.diagnosis.floors import Operation
 from comparator.diagnosis.measures import BlockNumbers, ChannelNumbers, Estimate
@@ -12,24 +12,21 @@ from comparator.diagnosis.sums import Residuals
 from comparator.diagnosis.tokens import TokenChoices
 
 
-@dataclass(frozen=True)
-class GroupScale:
+class GroupScale(Struct, frozen=True):
     """The factor of a group of rows less that of the others."""
 
     group: str
     scale: Estimate
 
 
-@dataclass(frozen=True)
-class ExpertNumbers:
+class ExpertNumbers(Struct, frozen=True):
     expert: int
     rows: int
     scale: Estimate
     """Factor of its rows less that of the others."""
 
 
-@dataclass(frozen=True)
-class Nonfinite:
+class Nonfinite(Struct, frozen=True):
     """NaN and infinities. Where both sides have the same one at a place, they agree."""
 
     baseline: int = 0
@@ -40,8 +37,7 @@ class Nonfinite:
     """The first row with one that is not on the other side as well."""
 
 
-@dataclass(frozen=True)
-class FirstDifference:
+class FirstDifference(Struct, frozen=True):
     """The first element, in order of rows and channels, that is not the same on both sides."""
 
     row: str
@@ -50,8 +46,7 @@ class FirstDifference:
     target: float
 
 
-@dataclass(frozen=True, eq=False)
-class TapProfile:
+class TapProfile(Struct, frozen=True, eq=False):
     """Numbers of one tap. Arrays have shape ``(rows,)`` and follow ``labels``."""
 
     key: TapKey

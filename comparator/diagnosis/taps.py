@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 
+from msgspec import Struct
+
 from comparator.diagnosis.floors import Operation
 from comparator.diagnosis.rows import TapKey
 
 
-@dataclass(frozen=True)
-class TapDeclaration:
+class TapDeclaration(Struct, frozen=True):
     """A tap as it was recorded; declarations are given in the order of execution."""
 
     key: TapKey
@@ -25,8 +26,7 @@ class TapDeclaration:
     operation: str | None = None
 
 
-@dataclass(frozen=True)
-class TapNode:
+class TapNode(Struct, frozen=True):
     key: TapKey
     operation: Operation
     inputs: tuple[TapKey, ...] = ()
@@ -55,8 +55,7 @@ class TapGraph:
         return self._by_key.get(key)
 
 
-@dataclass(frozen=True)
-class GraphError:
+class GraphError(Struct, frozen=True):
     """The declared inputs make no graph."""
 
     message: str

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from msgspec import Struct
 
 from comparator.diagnosis.floors import unit_roundoff
 from comparator.diagnosis.routing import EXPLAINED_MARGIN
@@ -19,8 +20,7 @@ from comparator.diagnosis.rows import Float, Integer, Mask, RowLabels, Single
 Cause = Literal["tie", "fault", "unknown"]
 
 
-@dataclass(frozen=True)
-class Parting:
+class Parting(Struct, frozen=True):
     """The first token at which a sequence of one side differs from the same sequence of the other."""
 
     sequence: int
@@ -31,8 +31,7 @@ class Parting:
     target: int
 
 
-@dataclass(frozen=True, eq=False)
-class TokenChoices:
+class TokenChoices(Struct, frozen=True, eq=False):
     """What the logits of each row choose. Arrays of shape ``(rows,)``."""
 
     baseline: Integer
@@ -106,8 +105,7 @@ def summarise(found: TokenChoices, labels: RowLabels) -> ChosenTokens:
     )
 
 
-@dataclass(frozen=True)
-class PartedText:
+class PartedText(Struct, frozen=True):
     """A sequence whose text parts, and why."""
 
     parting: Parting

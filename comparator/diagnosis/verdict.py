@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.diagnosis.calibration import Calibration
 from comparator.diagnosis.extent import Extent, extent_of
@@ -27,8 +28,7 @@ FEWEST_OF_ROWS = 0.1
 """Share of rows below which rows that differ may have been absent in earlier layers by chance."""
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Struct, frozen=True):
     """What may be chosen about the analysis."""
 
     calibration: Calibration | None = None
@@ -43,8 +43,7 @@ class Options:
     """Where sampled tokens part."""
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(Struct, frozen=True):
     """What is said of one tap. Errors are relative L2 errors, medians over the rows that were compared."""
 
     key: TapKey
@@ -75,8 +74,7 @@ class Judgement:
         return self.tests[0].strength if self.tests else 0.0
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Struct, frozen=True, dict=True):
     """The result of the analysis, as data. ``comparator.diagnosis.words.describe`` says it in words."""
 
     verdict: Verdict
@@ -98,7 +96,7 @@ class Diagnosis:
     """Which rows of the place are beyond rounding; None where no single row is."""
     undecided: tuple[str, ...] = ()
     """What cannot be decided from this pair, and what would decide it."""
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...] = ()
 
     @property
     def nearest(self) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.options import Options, Side
 from dumper.reading.protocol import Record, Run
@@ -22,8 +23,7 @@ class Piece(Protocol):
     def cut(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A record as the comparison knows it: under the name, tags and dims that hold for it, cut to a piece."""
 
     record: Record
@@ -57,16 +57,14 @@ class Entry:
         return self.shape if rows is None else (len(rows), *self.shape[1:])
 
 
-@dataclass(frozen=True)
-class RunIndex:
+class RunIndex(Struct, frozen=True):
     """A run and those of its records that take part, as the comparison knows them."""
 
     run: Run
     entries: Sequence[Entry]
 
 
-@dataclass(frozen=True)
-class Bundle:
+class Bundle(Struct, frozen=True):
     """The entries on one side that make one logical tensor (or value)."""
 
     entries: tuple[Entry, ...]
@@ -94,8 +92,7 @@ class Bundle:
         return all(entry.is_tensor for entry in self.entries)
 
 
-@dataclass(frozen=True)
-class BundlePair:
+class BundlePair(Struct, frozen=True):
     """What is compared with what; one side is None when only the other has it."""
 
     name: str

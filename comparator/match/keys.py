@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
+
+from msgspec import Struct
 
 from comparator.errors import ComparatorError
 from comparator.match.bundles import Entry, Key, KeyPart, RunIndex
@@ -23,8 +24,7 @@ _DUPLICATE_INDEX = "duplicate_index"
 """The n-th file, from 0, that differs from others in its ``dump_index`` alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Keyed:
+class Keyed(Struct, frozen=True):
     """An entry, what names its bundle, and whether the filter selects it."""
 
     entry: Entry

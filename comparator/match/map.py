@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct, field
+from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from comparator.errors import ComparatorError, PairError
@@ -74,8 +75,7 @@ class MapConfig(BaseModel):
     map: list[Rule]
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(Struct, frozen=True):
     """``attn_output, layer_id={i}``: a name and tags in which placeholders stand for text."""
 
     name: str
@@ -142,8 +142,7 @@ def _pattern(text: str, where: str) -> Any:
     return re.compile(pattern) if "(?P=" in pattern else compiled(pattern, where)
 
 
-@dataclass(frozen=True)
-class CompiledRule:
+class CompiledRule(Struct, frozen=True):
     """One rule, ready to be applied to one side."""
 
     template: Template
@@ -155,8 +154,7 @@ class CompiledRule:
     """The rule's own words, for messages."""
 
 
-@dataclass(frozen=True)
-class CutPiece:
+class CutPiece(Struct, frozen=True):
     """The piece of a dimension that a slice names; implements ``comparator.match.bundles.Piece``."""
 
     slice: Slice

@@ -7,7 +7,8 @@ one. Where both sides recorded equally often, with as many rows each, nothing is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from comparator.errors import PairError
 from comparator.match.bundles import Entry, Key

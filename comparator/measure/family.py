@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.align.pair import Aligned
 from comparator.match.bundles import Key
@@ -16,8 +17,7 @@ from comparator.measure.kernel.sums import Array
 Integers = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class FamilyRows:
+class FamilyRows(Struct, frozen=True, eq=False):
     """Both sides of one tensor, tokens first: arrays of shape ``(rows, channels)`` in their own dtypes."""
 
     family: Key

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from comparator.measure.difference import Difference
 from comparator.measure.statistics import Statistics
 from comparator.options import Side
 
 
-@dataclass(frozen=True)
-class ArrayNumbers:
+class ArrayNumbers(Struct, frozen=True):
     """One side of a pair."""
 
     shape: tuple[int, ...]
@@ -20,8 +20,7 @@ class ArrayNumbers:
     statistics: Statistics
 
 
-@dataclass(frozen=True)
-class ReplicaNumbers:
+class ReplicaNumbers(Struct, frozen=True):
     """How one replica compares with the one that is used."""
 
     side: Side
@@ -35,8 +34,7 @@ class ReplicaNumbers:
     """Every bit is the same; not looked at where the difference says enough."""
 
 
-@dataclass(frozen=True)
-class TokenNumbers:
+class TokenNumbers(Struct, frozen=True):
     """How many tokens were compared and what only one side had, by reason."""
 
     matched: int
@@ -49,16 +47,14 @@ class TokenNumbers:
     recorded_target: int = 0
 
 
-@dataclass(frozen=True)
-class Remark:
+class Remark(Struct, frozen=True):
     """Something that was found on the way; ``name`` is one of ``comparator.messages``."""
 
     name: str
     message: str
 
 
-@dataclass(frozen=True)
-class TensorMeasurement:
+class TensorMeasurement(Struct, frozen=True):
     """A pair of tensors."""
 
     baseline: ArrayNumbers
@@ -91,8 +87,7 @@ class TensorMeasurement:
     remarks: tuple[Remark, ...] = ()
 
 
-@dataclass(frozen=True)
-class HashMeasurement:
+class HashMeasurement(Struct, frozen=True):
     """A pair of tensors of which fingerprints were recorded."""
 
     dtypes: tuple[str | None, str | None]
@@ -101,8 +96,7 @@ class HashMeasurement:
     """Where fingerprints differ, in words; empty when they agree."""
 
 
-@dataclass(frozen=True)
-class StatisticsMeasurement:
+class StatisticsMeasurement(Struct, frozen=True):
     """A pair of tensors of which statistics were recorded; the difference is one of summaries."""
 
     dtypes: tuple[str | None, str | None]
@@ -111,8 +105,7 @@ class StatisticsMeasurement:
     difference: Difference
 
 
-@dataclass(frozen=True)
-class ValueMeasurement:
+class ValueMeasurement(Struct, frozen=True):
     """A pair of values that are no tensors, as text."""
 
     baseline: str
@@ -125,8 +118,7 @@ class ValueMeasurement:
     """What differs there."""
 
 
-@dataclass(frozen=True)
-class Skipped:
+class Skipped(Struct, frozen=True):
     """A pair that is not compared, and why."""
 
     name: str
@@ -142,8 +134,7 @@ class Skipped:
     """That hold for it there."""
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """A pair that cannot be compared, for a reason that concerns it alone."""
 
     name: str

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from comparator.align.load import load_array
 from comparator.align.pair import Aligned, align
@@ -53,8 +53,7 @@ SeeAligned = Callable[[Selected, Aligned], None]
 """Called with the aligned arrays of a pair of full tensors of one shape, while they are there."""
 
 
-@dataclass(frozen=True)
-class Measurer:
+class Measurer(Struct, frozen=True):
     """Measures pairs of two runs. It keeps no tensor and no measurement."""
 
     planner: Planner

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from msgspec import Struct
 
 from comparator.align.pair import Aligned
 from comparator.match.bundles import BundlePair, Key
@@ -25,16 +26,14 @@ KEPT_BYTES = 256 << 20
 """Aligned rows that are kept for the taps that are computed from them."""
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(Struct, frozen=True):
     """A unit of work: pairs by their numbers."""
 
     number: int
     pairs: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(Struct, frozen=True):
     """One row of the table of measurements."""
 
     pair: int
@@ -43,8 +42,7 @@ class Row:
     measurement: Measurement
 
 
-@dataclass(frozen=True)
-class UnitResult(Generic[P]):
+class UnitResult(Struct, Generic[P], frozen=True):
     """What a unit gives: a row per comparison, and the profile of the family where one was asked for."""
 
     unit: Unit

@@ -7,14 +7,14 @@ both; squeezed dimensions (``1``) go; ``s`` and ``t`` are the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from comparator.errors import PairError
 from tensortap.dims import SEQUENCE, TOKEN, Dimension
 
 
-@dataclass(frozen=True)
-class SideAxes:
+class SideAxes(Struct, frozen=True):
     """What to do with one side: transpose, then merge neighbours."""
 
     names: tuple[str, ...]
@@ -31,8 +31,7 @@ class SideAxes:
         return not self.drop and self.order == tuple(range(len(self.order))) and all(count == 1 for count in self.merge)
 
 
-@dataclass(frozen=True)
-class AxesPlan:
+class AxesPlan(Struct, frozen=True):
     """Both sides brought to the dimensions ``result``."""
 
     baseline: SideAxes

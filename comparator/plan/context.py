@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from comparator.match.bundles import Entry, RunIndex
 from comparator.match.runs import parallel_layout
@@ -14,8 +15,7 @@ from comparator.plan.tokens.interface import RowsClass
 from dumper.reading.protocol import Run
 
 
-@dataclass(frozen=True)
-class SideContext:
+class SideContext(Struct, frozen=True):
     """One run, as plans see it."""
 
     side: Side

@@ -18,7 +18,9 @@ reads the other tensor and moves the rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.errors import PairError
 from comparator.match.bundles import Entry
@@ -57,8 +59,7 @@ def _key(entry: Entry, name: str) -> _Key:
     return name, entry.step, entry.rank, tags
 
 
-@dataclass(frozen=True)
-class TokenOrder:
+class TokenOrder(Struct, frozen=True):
     """How the rows of every rank of a bundle are brought to token order."""
 
     order: RowOrder

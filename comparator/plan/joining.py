@@ -8,15 +8,15 @@ needs no declaration.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from comparator.errors import PairError
 from comparator.plan.operations import Coordinates, Operation, OperationKind, Shape
 from tensortap.dims import Dims
 
 
-@dataclass(frozen=True)
-class Array:
+class Array(Struct, frozen=True):
     """An array in planning: its shape, where it is on the axes that still matter, the ranks behind it."""
 
     shape: Shape
@@ -24,8 +24,7 @@ class Array:
     ranks: tuple[int, ...]
 
 
-@dataclass
-class Joining:
+class Joining(Struct):
     """The arrays as they are after the operations so far, and these operations."""
 
     dims: Dims

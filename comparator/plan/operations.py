@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from dumper.layout import zigzag_blocks
 
@@ -19,8 +20,7 @@ OperationKind = Literal["pick", "sum", "concatenate", "concatenate_sequences", "
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(Struct, frozen=True):
     """One rank's array."""
 
     rank: int
@@ -28,8 +28,7 @@ class Shard:
     coordinates: Coordinates
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(Struct, frozen=True):
     """One step of a plan: each group of arrays becomes one array."""
 
     kind: OperationKind
@@ -46,8 +45,7 @@ class Operation:
     shapes_after: tuple[Shape, ...] = ()
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(Struct, frozen=True):
     """One array that a plan leaves."""
 
     coordinates: tuple[tuple[str, int], ...]
@@ -57,8 +55,7 @@ class Part:
     shape: Shape
 
 
-@dataclass(frozen=True)
-class UnshardPlan:
+class UnshardPlan(Struct, frozen=True):
     """Operations on the arrays of ``ranks``, in order, and what they leave."""
 
     ranks: tuple[int, ...]

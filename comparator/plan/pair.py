@@ -8,11 +8,12 @@ whose inputs are equal (the same tensor in every layer) share one plan.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.errors import PairError
 from comparator.match.bundles import BundlePair
@@ -31,8 +32,7 @@ _KEPT_PLANS = 64
 """Plans that are kept: the tensors of one layer after the other ask for the same few."""
 
 
-@dataclass(frozen=True)
-class PairPlan:
+class PairPlan(Struct, frozen=True):
     """Everything that happens to a pair before it is measured."""
 
     baseline: SidePlan

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair, Entry
@@ -33,8 +35,7 @@ class UnrelatedRanksError(PairError):
         self.side = side
 
 
-@dataclass(frozen=True)
-class RowsPlan:
+class RowsPlan(Struct, frozen=True):
     """Both sides, each one tensor of all its steps, and what brings them to one shape."""
 
     baseline: SidePlan

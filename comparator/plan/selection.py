@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from math import prod
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair, Entry, split_steps
@@ -19,8 +21,7 @@ REQUEST_IDS = "rids"
 """The record of request ids, which differ between any two runs."""
 
 
-@dataclass(frozen=True)
-class LeftOut:
+class LeftOut(Struct, frozen=True):
     """A record of a pair that takes no part in it, and why."""
 
     side: Side
@@ -31,8 +32,7 @@ class LeftOut:
     reason: str
 
 
-@dataclass(frozen=True)
-class Selected:
+class Selected(Struct, frozen=True):
     """A pair as it is compared: its entries that take part, and the rules that hold for it."""
 
     pair: BundlePair

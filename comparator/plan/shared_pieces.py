@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from comparator.plan.axes import SideAxes
 from comparator.plan.operations import Coordinates, Shard

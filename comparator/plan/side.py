@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, Entry
@@ -23,8 +25,7 @@ NO_DIMS_HINT = (
 )
 
 
-@dataclass(frozen=True)
-class StepInputs:
+class StepInputs(Struct, frozen=True):
     """What the plan of one step, or of one of several records of a step, is made from."""
 
     step: int | None
@@ -40,8 +41,7 @@ class StepInputs:
         return [rank for rank, _ in self.shapes]
 
 
-@dataclass(frozen=True)
-class SideInputs:
+class SideInputs(Struct, frozen=True):
     """What the plan of one side is made from, beside what is constant for the run: equal inputs give equal plans."""
 
     dims_text: str | None
@@ -52,8 +52,7 @@ class SideInputs:
         return None if self.dims_text is None else parse_dims(self.dims_text)
 
 
-@dataclass(frozen=True)
-class StepPlan:
+class StepPlan(Struct, frozen=True):
     """One step of one side: which ranks, what their rows are, how they are unsharded."""
 
     step: int | None
@@ -61,8 +60,7 @@ class StepPlan:
     unshard: UnshardPlan
 
 
-@dataclass(frozen=True)
-class SidePlan:
+class SidePlan(Struct, frozen=True):
     """All steps of one side and the parts they leave, in order."""
 
     side: Side

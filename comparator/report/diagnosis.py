@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
+
+from msgspec.structs import replace
 
 from comparator.diagnosis import Diagnosis, ReferenceDiagnosis, TapKey
 from comparator.diagnosis import Judgement as TapJudgement

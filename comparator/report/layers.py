@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from comparator.report.records import Comparison, SkippedComparison, TensorComparison
 from comparator.report.tolerance import times_tolerance
@@ -22,8 +23,7 @@ LAYER_WIDTH = 10
 _RANKS = ("passed", "skipped", "failed", "errored")
 
 
-@dataclass
-class _Cell:
+class _Cell(Struct):
     category: str = "passed"
     times: float = 0.0
     introduced: bool = False
@@ -52,8 +52,7 @@ class _Cell:
         return Text(times or "failed", style)
 
 
-@dataclass
-class LayerTable:
+class LayerTable(Struct):
     """Takes findings in the order of execution."""
 
     _cells: dict[tuple[str, str], _Cell] = field(default_factory=dict)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from comparator.diagnosis import Diagnosis
 from comparator.options import SIDES, Side
@@ -21,8 +22,7 @@ MOST_SAID = 3
 """Reasons that one paragraph lists."""
 
 
-@dataclass
-class Reasons:
+class Reasons(Struct):
     """Collects what made findings fail, as they go by."""
 
     replicas: dict[Side, list[str]] = field(default_factory=lambda: {side: [] for side in SIDES})

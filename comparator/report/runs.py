@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from comparator.diagnosis import Diagnosis
 from comparator.match.runs import parallel_layout
@@ -120,8 +122,7 @@ def _introduces(finding: Comparison) -> bool:
     return analysis is not None and analysis.judged == "introduced-here"
 
 
-@dataclass
-class Tally:
+class Tally(Struct):
     """Counts categories and decides the exit code as findings go by."""
 
     options: Options

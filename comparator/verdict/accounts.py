@@ -7,7 +7,8 @@ that has no token dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair
@@ -31,8 +32,7 @@ _SKIPPED = frozenset({"request-ids", "record-of-batch"})
 """Reasons (names of messages) of pairs that are not meant to be compared."""
 
 
-@dataclass
-class SideAccount:
+class SideAccount(Struct):
     """The rows of one name on one side."""
 
     recorded: int = 0
@@ -50,8 +50,7 @@ class SideAccount:
             self.left_out[reason] = self.left_out.get(reason, 0) + rows
 
 
-@dataclass
-class NameAccount:
+class NameAccount(Struct):
     """Both sides of one name. Gradients and recomputed values of a name are accounted for by themselves."""
 
     name: str

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.diagnosis import (
     Calibration,
@@ -32,8 +33,7 @@ ROW_FLOORS = 2.5
 CRITERION = "introduced error within rounding"
 
 
-@dataclass(frozen=True)
-class PairAnalysis:
+class PairAnalysis(Struct, frozen=True):
     """What the diagnosis says about one pair."""
 
     tap: Judgement
@@ -41,8 +41,7 @@ class PairAnalysis:
     failed: bool
 
 
-@dataclass(frozen=True)
-class Analysis:
+class Analysis(Struct, frozen=True):
     """The diagnosis of a comparison and what it means for each pair."""
 
     diagnosis: Diagnosis

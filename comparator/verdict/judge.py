@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from comparator.diagnosis import Judgement as TapJudgement
 from comparator.errors import PairError
@@ -39,16 +40,14 @@ TOKEN_NOTICEABLE = 0.01
 Category = Literal["passed", "failed", "skipped", "errored"]
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(Struct, frozen=True):
     """Whether one difference meets the criterion for its tensor."""
 
     passed: bool
     predicate: str
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(Struct, frozen=True):
     """Something to know about a pair, under one of the names of ``comparator.messages``."""
 
     severity: Severity
@@ -56,8 +55,7 @@ class Said:
     message: str
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What is decided about one pair."""
 
     category: Category

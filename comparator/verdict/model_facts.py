@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, TypeVar
+
+from msgspec import Struct
 
 from comparator.diagnosis import Selection
 from dumper.reading.protocol import Run
@@ -16,8 +17,7 @@ _BIASED = ("noaux_tc",)
 """Ways to choose (``topk_method``) that add a bias, as DeepSeek-V3's."""
 
 
-@dataclass(frozen=True)
-class ModelFacts:
+class ModelFacts(Struct, frozen=True):
     """None where it was not recorded, or where the runs say different things."""
 
     top_k: int | None = None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from comparator.diagnosis import Selection, SideRows, TapKey, TapProfile, TapRows, label_rows, profile
 from comparator.measure.family import FamilyRows
@@ -18,8 +19,7 @@ from comparator.verdict.taps import Taps
 from tensortap.dims import parse_dims
 
 
-@dataclass(frozen=True, eq=False)
-class FamilyProfile:
+class FamilyProfile(Struct, frozen=True, eq=False):
     """The profile of a family, and which forward pass computed each of its rows."""
 
     profile: TapProfile
@@ -29,8 +29,7 @@ class FamilyProfile:
     """Axes over whose ranks the target's channels are split into equal, contiguous pieces, the outermost first."""
 
 
-@dataclass(frozen=True)
-class Profiler:
+class Profiler(Struct, frozen=True):
     """Makes the profile of a family of floating-point tensors; None for all else."""
 
     taps: Taps

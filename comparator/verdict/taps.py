@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from comparator.diagnosis import GraphError, Parting, TapDeclaration, TapGraph, TapKey, build_graph
 from comparator.match.bundles import BundlePair, Key
@@ -16,8 +18,7 @@ LAYER_TAGS = ("layer_id", "layer", "layer_idx", "layer_number")
 """Tags that count layers; the first one that a tap has and that is a whole number is its layer."""
 
 
-@dataclass(frozen=True)
-class Taps:
+class Taps(Struct, frozen=True):
     """All taps that both runs recorded, in the order of execution."""
 
     keys: Mapping[Key, TapKey]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from dumper.reading.protocol import Header, Problem, TapCoverage
 
@@ -12,8 +13,7 @@ MOST_NAMED = 20
 """Ranks, or records, that one message names."""
 
 
-@dataclass(frozen=True)
-class RankHeader:
+class RankHeader(Struct, frozen=True):
     """What a rank says of itself, as read from its file."""
 
     rank: int

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from msgspec import structs
 
 from dumper.printable import printable
 from dumper.reading.contents import as_text, indented
@@ -205,7 +206,7 @@ def summary_as_json(run: Run) -> dict[str, Any]:
 
 def _graphs_as_json(graphs: GraphCoverage) -> dict[str, Any]:
     left_out = [{"name": name, "reason": reason, "captures": captures} for name, reason, captures in graphs.left_out]
-    return {**dataclasses.asdict(graphs), "left_out": left_out}
+    return {**structs.asdict(graphs), "left_out": left_out}
 
 
 def run_repr(run: Run) -> str:

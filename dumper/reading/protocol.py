@@ -4,9 +4,10 @@ values that they hold. ``dumper.open_run`` returns a ``Run``, whatever kind of r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -21,8 +22,7 @@ class RunError(ValueError):
     """A path that is no run; the message says what it is and what to do."""
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """Something about a run that its reader should know."""
 
     kind: str
@@ -31,8 +31,7 @@ class Problem:
     message: str
 
 
-@dataclass(frozen=True)
-class TapCoverage:
+class TapCoverage(Struct, frozen=True):
     """One tap on one rank, and how often it fired there."""
 
     id: str
@@ -59,8 +58,7 @@ class TapCoverage:
         return self.fired == 0
 
 
-@dataclass(frozen=True)
-class GraphCoverage:
+class GraphCoverage(Struct, frozen=True):
     """What a rank recorded of CUDA graphs, and what of them was silent."""
 
     rank: int
@@ -218,8 +216,7 @@ class Record(Protocol):
         """The tensor on the CPU; imports torch. To be cloned before it is modified. Raises as ``array`` does."""
 
 
-@dataclass(frozen=True)
-class Alike:
+class Alike(Struct, frozen=True):
     """Records of one rank that differ in step, occurrence and content alone: what a summary needs of them."""
 
     record: Record
@@ -297,8 +294,7 @@ class Run(Protocol):
         """The index as a table: one row per record (``dumper/reading/table.py``)."""
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(Struct, frozen=True):
     """How recordings of one kind are found and opened. A folder of ``dumper/readers`` gives one as ``READER``."""
 
     files: str

@@ -8,8 +8,9 @@ step; the readings that predict what was recorded remain.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import groupby
+
+from msgspec import Struct
 
 from comparator.errors import PairError
 from comparator.plan.tokens.interface import RowsClass, RowsHold
@@ -28,8 +29,7 @@ _HINT = (
 )
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(Struct, frozen=True):
     """One way to read the rows of a tensor."""
 
     meaning: RowMeaning

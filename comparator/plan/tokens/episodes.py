@@ -6,10 +6,9 @@ An *episode* is a stretch of passes in which a sequence only grows. A new one be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from dumper.layout import SequenceSpan
 
@@ -21,8 +20,7 @@ _DECODE_MODES = frozenset({"decode", VERIFY_MODE})
 NEVER = int(np.iinfo(np.int64).max)
 
 
-@dataclass
-class Episode:
+class Episode(Struct):
     """Growth of one sequence; ``add`` follows it from pass to pass."""
 
     start: int
@@ -68,8 +66,7 @@ class Episode:
         self.last_start, self.last_count, self.last_mode = span.start, span.count, mode
 
 
-@dataclass
-class Sequence:
+class Sequence(Struct):
     """One request as far as a run computes it: joined episodes."""
 
     id: str

@@ -13,11 +13,11 @@ Both work on metadata alone. Only row counts and token layouts come in, so that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct, field
 
 from comparator.options import Side
 from dumper.layout import TokenLayout
@@ -37,8 +37,7 @@ class LayoutSource(Protocol):
     def layout(self, step: int, rank: int) -> TokenLayout | None: ...
 
 
-@dataclass(frozen=True)
-class RowsQuery:
+class RowsQuery(Struct, frozen=True):
     """The token dimension of one tensor in one step, on every rank that recorded it."""
 
     side: Side
@@ -51,8 +50,7 @@ class RowsQuery:
     """The axis of an explicit ``dp:=attn_dp`` in ``dims``."""
 
 
-@dataclass(frozen=True)
-class RowsClass:
+class RowsClass(Struct, frozen=True):
     """What the rows of a tensor are, in one step, by the recorded layouts of all ranks."""
 
     hold: RowsHold
@@ -66,8 +64,7 @@ class RowsClass:
     """Why, in one sentence, for ``--explain``."""
 
 
-@dataclass(frozen=True)
-class TokenPart:
+class TokenPart(Struct, frozen=True):
     """One array that unsharding leaves for one step."""
 
     step: int | None
@@ -80,8 +77,7 @@ class TokenPart:
     hold: RowsHold
 
 
-@dataclass(frozen=True, eq=False)
-class TokenPlan:
+class TokenPlan(Struct, frozen=True, eq=False):
     """Which rows make the joined token list of both sides, in the same order.
 
     ``baseline`` and ``target`` are int64 arrays of equal length ``matched``: indices into the rows of all parts
@@ -121,8 +117,7 @@ class TokenPlan:
         return f"sequence {int(self.sequence[row])}, position {int(self.position[row])}"
 
 
-@dataclass(frozen=True)
-class PartedSequence:
+class PartedSequence(Struct, frozen=True):
     """A sequence whose sampled tokens differ from some position on: what follows is another text."""
 
     sequence: int
@@ -169,8 +164,7 @@ class TokenAligner(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class SideLayouts:
+class SideLayouts(Struct, frozen=True, eq=False):
     """What the token stage may know about one side."""
 
     source: LayoutSource

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from comparator.plan.tokens import reasons
 from comparator.plan.tokens.interface import TokenPlan
@@ -17,8 +17,7 @@ from dumper.layout import PADDING_ROW
 _SMART = "--token-aligner smart joins the runs on token identity, whatever their steps are"
 
 
-@dataclass(frozen=True, eq=False)
-class Line:
+class Line(Struct, frozen=True, eq=False):
     """The real rows of one side in the order of computation. All arrays have shape ``(tokens,)``."""
 
     indices: npt.NDArray[np.int64]

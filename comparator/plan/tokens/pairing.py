@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from comparator.plan.tokens.agreement import Columns, PromptAgreement
 from comparator.plan.tokens.episodes import NEVER
@@ -22,8 +22,7 @@ _MOST_NAMED = 20
 """Sequences that part and are named one by one."""
 
 
-@dataclass(frozen=True)
-class SequencePair:
+class SequencePair(Struct, frozen=True):
     """A sequence of each side that are the same request."""
 
     baseline: int
@@ -32,8 +31,7 @@ class SequencePair:
     """First position at which the token ids differ; ``NEVER`` when they agree as far as both are known."""
 
 
-@dataclass(frozen=True)
-class SequencePairs:
+class SequencePairs(Struct, frozen=True):
     pairs: tuple[SequencePair, ...]
     """In order of arrival in the baseline."""
     notes: tuple[str, ...]

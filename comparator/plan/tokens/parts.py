@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.plan.tokens.interface import RowsHold, TokenPart
 from comparator.plan.tokens.places import Places
 from comparator.plan.tokens.rows import PassRows, RowMeaning, RowTokens
 
 
-@dataclass(frozen=True, eq=False)
-class PartTokens:
+class PartTokens(Struct, frozen=True, eq=False):
     """A part, where its rows lie among all rows of the side, and their tokens."""
 
     part: TokenPart

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from comparator.plan.tokens import splits
 from comparator.plan.tokens.places import Places
@@ -21,8 +21,7 @@ NO_TOKEN_ID = -1
 """The token id of a row whose id was not recorded."""
 
 
-@dataclass(frozen=True, eq=False)
-class RowTokens:
+class RowTokens(Struct, frozen=True, eq=False):
     """Which token each row is. All arrays have shape ``(rows,)``."""
 
     source: npt.NDArray[np.int32]
@@ -70,8 +69,7 @@ def join_rows(pieces: Sequence[RowTokens]) -> RowTokens:
     )
 
 
-@dataclass(frozen=True)
-class RowMeaning:
+class RowMeaning(Struct, frozen=True):
     """One thing that the rows of a tensor may be."""
 
     name: str

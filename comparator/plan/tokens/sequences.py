@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from comparator.plan.tokens.episodes import Episode, Sequence, same_sequence
 from comparator.plan.tokens.places import Places
@@ -16,8 +16,7 @@ from dumper.layout import SequenceSpan, TokenLayout
 _DRAFT_PREFIX = "draft"
 
 
-@dataclass(frozen=True, eq=False)
-class SequenceTable:
+class SequenceTable(Struct, frozen=True, eq=False):
     """All sequences of one side in order of arrival. Positions of sequence k lie at ``offsets[k] + position``."""
 
     ids: tuple[str, ...]

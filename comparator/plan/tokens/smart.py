@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.options import Side
 from comparator.plan.tokens import reasons
@@ -21,8 +22,7 @@ from dumper.layout import PADDING_ROW
 _Integers = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class _SideRows:
+class _SideRows(Struct, frozen=True, eq=False):
     """The rows of one side that are tokens of paired sequences, and what became of the others."""
 
     index: _Integers
@@ -38,8 +38,7 @@ class _SideRows:
     """Whether the tensor has one row per sequence and pass."""
 
 
-@dataclass(frozen=True, eq=False)
-class SharedSpace:
+class SharedSpace(Struct, frozen=True, eq=False):
     """A cell for every position of every paired sequence; made once per pair of runs."""
 
     baseline: SequenceTable

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dumper.format.regular_files import read_bytes
 from dumper.format.run_files import MOST_RANKS, STATUS_FILE
@@ -23,8 +25,7 @@ LOSS_WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Account:
+class Account(Struct, frozen=True):
     """The counts of one process; several processes may have had one rank."""
 
     rank: int

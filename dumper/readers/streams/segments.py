@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from dumper.format import frames
 from dumper.format.frames import FormatError, Frame
@@ -20,8 +21,7 @@ _DYNAMIC = frozenset({"step", "occurrence", "order", "compression", "bytes"})
 """Keys of a record that no other record need share."""
 
 
-@dataclass
-class Segment:
+class Segment(Struct):
     """One mapped file. ``data`` is read-only."""
 
     path: Path

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from comparator.diagnosis import TapKey, diagnose_reference
 from tests.comparator.diagnosis.simulator import Kernels, Model, profiles_of

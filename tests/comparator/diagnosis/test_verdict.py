@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import replace as with_fields
 
 import ml_dtypes  # noqa: F401  numpy knows fp8 by its names
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from comparator.diagnosis import Calibration, Options, RowLabels, TapKey, diagnose, profile
 from comparator.diagnosis.measures import normalise
@@ -180,7 +181,7 @@ def test_the_order_of_rows_does_not_matter(seed):
     shuffled = [
         Recording(
             {key: value[order] for key, value in run.values.items()},
-            replace(
+            with_fields(
                 run.labels,
                 sequence=run.labels.sequence[order],
                 position=run.labels.position[order],
@@ -283,7 +284,7 @@ def test_a_cached_prefix_may_hand_on_the_error_of_any_row(clean):
             error[2] = 0.5
         if one.key == TapKey("attn_pre_o_proj", 1):
             error[45] = 0.3
-        moved = replace(one.labels, position=one.labels.position + 60 * (one.labels.sequence == 1))
+        moved = with_fields(one.labels, position=one.labels.position + 60 * (one.labels.sequence == 1))
         added = error if one.operation == "attention" else one.added
         found.append([replace(one, error=error, added=added, labels=label) for label in (one.labels, moved)])
     whole, cached = ([pair[number] for pair in found] for number in (0, 1))
@@ -360,7 +361,7 @@ def test_bits_of_rows_whose_cached_prefix_was_not_compared_are_no_evidence(clean
 
     target = DENSE.run(Kernels(), at("attn_pre_o_proj", 1, one_ulp))
     assert compare(clean[False, "plain"], target).place == TapKey("attn_pre_o_proj", 1)
-    moved = replace(labels(), position=labels().position + 60 * sequence)
+    moved = with_fields(labels(), position=labels().position + 60 * sequence)
     found = compare(*(Recording(run.values, moved, run.dtype) for run in (clean[False, "plain"], target)))
     assert found.verdict == "agree"
 

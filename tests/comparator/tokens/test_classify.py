@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -26,7 +27,7 @@ def classes_of(
 ) -> set[RowsClass]:
     aligner = aligner_of(run, run)
     found = aligner.classify_steps("baseline", run.rows(form), split_axes, data_parallel_axis)
-    return {dataclasses.replace(rows_class, reason="") for rows_class in found.values()}
+    return {msgspec.structs.replace(rows_class, reason="") for rows_class in found.values()}
 
 
 def run_of(**engine: object) -> SyntheticRun:
