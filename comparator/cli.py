@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comparator.api import open_others, open_side
 from comparator.arguments import load_override_config, parse_names, parse_override
@@ -104,6 +104,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("-q", "--quiet", action="store_true", help="print the summary only")
     add("--max-fail", type=_positive, metavar="N", help="end the report after N failures")
     add("--exit-first", "-x", dest="max_fail", action="store_const", const=1, help="the same as --max-fail 1")
+    add("--jobs", "-j", type=_positive, metavar="N",
+        help="processes that compare (default: one for each core, where there is enough to compare)")  # fmt: skip
     add("--version", action=PrintVersion, nargs=0, help="print the version of tensortap and end")
     add("--print-completion", choices=SHELLS, action=PrintCompletion, help="print a completion script for a shell")
     add("--override-dims", action="append", default=[], metavar="NAME:DIMS",
@@ -134,6 +136,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="repeats or benign variants of the baseline: what they differ by is no fault")  # fmt: skip
     add("--calibration", metavar="FILE", help="floors that 'comparator calibrate' measured")
     add("--bitwise", action="store_true", help="tensors must be equal bit by bit")
+    _add_pictures(parser)
+    return parser
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--tokenizer", metavar="PATH", help="a local tokenizer: the page shows tokens as text")
     add("--pictures", type=_positive, default=Options().detail_limit, metavar="N",
         help="failures that the page and --png have pictures of, the first ones (default: %(default)s)")  # fmt: skip
@@ -143,7 +151,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--viz-output-dir", metavar="DIR", default="/tmp/comparator_viz/", help="(default: %(default)s, if it is yours)"
     )
     add("--visualize-per-token", metavar="FILE", help="draw the errors of all tokens into one PNG file")
-    return parser
 
 
 def options_from(arguments: argparse.Namespace) -> Options:
@@ -242,14 +249,14 @@ def run(arguments: argparse.Namespace) -> int:
             file = ReportFile(report_path, schema)
             stack.callback(file.close)
             reporters.append(file)
-        comparing = prepared.comparing(progress, draws=outputs.draws)
+        comparing = prepared.comparing(progress, draws=outputs.draws, jobs=arguments.jobs)
         if outputs:
             from comparator.report.sources import sources
 
             outputs.follow(lambda: comparing.picture, sources(baseline, target))
             reporters.append(outputs)
         opening = [
-            ConfigRecord(config=vars(arguments)),
+            ConfigRecord(config=_that_matters(vars(arguments))),
             rank_info("baseline", baseline),
             rank_info("target", target),
             input_ids("baseline", baseline, options),
@@ -271,6 +278,11 @@ def run(arguments: argparse.Namespace) -> int:
     for line in outputs.complete():
         print(printable(line), file=sys.stderr)
     return tally.exit_code
+
+
+def _that_matters(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that a report depends on."""
+    return {name: value for name, value in arguments.items() if name != "jobs"}
 
 
 def _strips(comparing: Comparing, prepared: Prepared, tokenizer: str | None) -> TokenStrips | None:

@@ -88,6 +88,7 @@ MESSAGES: Mapping[str, Message] = {
     "unexpected-error": Message(
         "error", "A payload is damaged, or the comparator has a fault; the traceback says where."
     ),
+    "worker-ended": Message("error", "The process that compared it ended without a result, twice."),
     # About a pair that is compared
     "axes-not-aligned": Message("error", "The dimensions of both sides could not be aligned; compared as they lie."),
     "too-few-tokens-matched": Message("error", "Fewer tokens were compared than --min-matched asks for."),

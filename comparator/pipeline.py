@@ -15,6 +15,8 @@ import numpy as np
 from comparator.align.pair import Aligned
 from comparator.arguments import check_options
 from comparator.diagnosis import Calibration, Diagnosis, ReferenceDiagnosis, TapKey, calibrate
+from comparator.engine.choice import engine_for
+from comparator.engine.protocol import Engine
 from comparator.errors import ComparatorError
 from comparator.match.bundles import BundlePair, Key, RunIndex
 from comparator.match.keys import sglang_record
@@ -137,9 +139,12 @@ class Prepared:
             )
         return found
 
-    def comparing(self, progress: Progress = silent, *, draws: Draws = "nothing") -> Comparing:
-        """The comparison under way: iterate over it for the findings. ``draws`` says which of them have pictures."""
-        return Comparing(self, progress, draws=draws)
+    def comparing(self, progress: Progress = silent, *, draws: Draws = "nothing", jobs: int | None = 1) -> Comparing:
+        """The comparison under way: iterate over it for the findings. ``draws`` says which of them have pictures.
+
+        ``jobs``: processes, which are copies of this one; None: as many as help.
+        """
+        return Comparing(self, progress, draws=draws, engine=engine_for(jobs, self.pairs, self.units))
 
     def notes(self) -> dict[Side, list[Said]]:
         """What is wrong with each run as a whole."""
@@ -155,8 +160,9 @@ class Comparing:
     They come once everything is measured where verdicts may look at other pairs, else as it goes.
     """
 
-    def __init__(self, prepared: Prepared, progress: Progress, *, draws: Draws = "nothing") -> None:
+    def __init__(self, prepared: Prepared, progress: Progress, *, draws: Draws, engine: Engine) -> None:
         self._prepared = prepared
+        self._engine = engine
         self._progress = progress
         self._details_left = prepared.options.detail_limit
         self._selected: tuple[int, list[Selected]] = (-1, [])
@@ -196,18 +202,18 @@ class Comparing:
         prepared = self._prepared
         if not prepared.rules.whole_table:
             with self._progress("comparing", len(prepared.pairs)) as advance:
-                for unit in prepared.units:
-                    result: UnitResult[None] = prepared.measure(unit)
-                    advance(len(unit.pairs))
+                result: UnitResult[None]
+                for result in self._engine.results(prepared.units, prepared.measure):
+                    advance(len(result.unit.pairs))
                     yield from map(self._finding, result.rows)
             return
         taps = collect_taps(prepared.pairs, prepared.baseline, prepared.target, prepared.planner.parted)
         profiler = Profiler(taps)
         results: list[UnitResult[FamilyProfile]] = []
         with self._progress("comparing", len(prepared.pairs)) as advance:
-            for unit in prepared.units:
-                results.append(prepared.measure(unit, profiler))
-                advance(len(unit.pairs))
+            for found in self._engine.results(prepared.units, lambda unit: prepared.measure(unit, profiler)):
+                results.append(found)
+                advance(len(found.unit.pairs))
         profiles = {
             prepared.pairs[result.unit.pairs[0]].family: result.profile
             for result in results

@@ -1,0 +1,57 @@
+"""Which engine a comparison is worth."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from comparator.engine.protocol import Engine, InThisProcess
+from comparator.match.bundles import BundlePair
+from comparator.measure.memory import free_memory
+from comparator.measure.units import Unit
+
+PAIRS_WORTH_IT = 256
+BYTES_WORTH_IT = 64 << 20
+"""From so many pairs or bytes on it takes longer to compare them than to begin processes."""
+MOST_PROCESSES = 256
+COPIES = 6
+"""Times the recorded bytes of a unit that measuring it takes, roughly: rows in double precision, and what is computed
+of them."""
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
+def engine_for(jobs: int | None, pairs: Sequence[BundlePair], units: Sequence[Unit]) -> Engine:
+    """``jobs`` processes; None: as many as there are cores and memory for, where that saves time."""
+    wanted = jobs if jobs is not None else available_cores()
+    if wanted < 2 or not hasattr(os, "fork"):
+        return InThisProcess()
+    if jobs is None:
+        sizes = [sum(_nbytes(pairs[number]) for number in unit.pairs) for unit in units]
+        if len(pairs) < PAIRS_WORTH_IT and sum(sizes) < BYTES_WORTH_IT:
+            return InThisProcess()
+        wanted = min(wanted, _that_fit(max(sizes, default=0)))
+    from comparator.engine.processes import ForkedProcesses
+
+    return ForkedProcesses(wanted) if wanted > 1 else InThisProcess()
+
+
+def available_cores() -> int:
+    """Cores that this process may use: by its affinity, and by the quota of its cgroup."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = _CPU_MAX.read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
+
+
+def _that_fit(largest: int) -> int:
+    """How many units of this size can be measured at once."""
+    free = free_memory()
+    return MOST_PROCESSES if free is None or not largest else max(1, free // (COPIES * largest))
+
+
+def _nbytes(pair: BundlePair) -> int:
+    sides = (side for side in (pair.baseline, pair.target) if side is not None)
+    return sum(entry.record.nbytes for side in sides for entry in side.entries)
