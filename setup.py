@@ -3,6 +3,7 @@
 from setuptools import Extension, setup
 
 KERNEL = "comparator/measure/kernel"
+PASSES = "comparator/diagnosis/kernel"
 FINGERPRINT = "dumper/values/fingerprint"
 
 setup(
@@ -10,9 +11,17 @@ setup(
         Extension(
             "comparator.measure.kernel._compiled",
             [f"{KERNEL}/_compiled.c"],
-            depends=[f"{KERNEL}/_types.h", f"{KERNEL}/_rows.h"],
+            depends=[f"{KERNEL}/_types.h", f"{KERNEL}/_rows.h", f"{PASSES}/_half.h"],
+            include_dirs=[PASSES],
             # Without contraction, so that both kernels round alike.
             extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno"],
+            optional=True,
+        ),
+        Extension(
+            "comparator.diagnosis.kernel._compiled",
+            [f"{PASSES}/_compiled.c"],
+            depends=[f"{PASSES}/_loops.h", f"{PASSES}/_half.h"],
+            extra_compile_args=["-O3", "-fno-math-errno"],
             optional=True,
         ),
         Extension(

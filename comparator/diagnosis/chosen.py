@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from comparator.diagnosis.floors import rounding_error
-from comparator.diagnosis.measures import Difference, scale
+from comparator.diagnosis.measures import RELEVANT, Difference, Irrelevance, scale
 from comparator.diagnosis.routing import COMMON_TOP_K, Choices, choices, chosen
 from comparator.diagnosis.rows import Mask, SideRows, TapRows, join_rows
 from comparator.diagnosis.selection import PLAIN
@@ -18,7 +18,9 @@ LARGE = np.float32(1e9)
 FEWEST_USERS = 4
 
 
-def experts_of(tap: TapRows, difference: Difference, kept: Mask) -> tuple[ExpertNumbers, ...]:
+def experts_of(
+    tap: TapRows, difference: Difference, kept: Mask, irrelevant: Irrelevance = RELEVANT
+) -> tuple[ExpertNumbers, ...]:
     """The factor of each expert's rows less that of the others; ``kept`` are the rows of ``difference``."""
     router, selection = tap.router, tap.selection or PLAIN
     if router is None or not selection.known:
@@ -28,7 +30,8 @@ def experts_of(tap: TapRows, difference: Difference, kept: Mask) -> tuple[Expert
     if len(here) < len(labels):
         return ()
     top_k = tap.top_k or 2
-    sides = ((router.baseline[there], selection.baseline_bias), (router.target[there], selection.target_bias))
+    left, right = router.single()
+    sides = ((left[there], selection.baseline_bias), (right[there], selection.target_bias))
     wider = [chosen(logits, max(top_k, 2), selection, bias) for logits, bias in sides]
     narrow = [chosen(logits, top_k, selection, bias) for logits, bias in sides]
     users, others = (narrow[0] & narrow[1])[kept], ~(wider[0] | wider[1])[kept]
@@ -37,7 +40,7 @@ def experts_of(tap: TapRows, difference: Difference, kept: Mask) -> tuple[Expert
         mine, rest = users[:, expert], others[:, expert]
         if min(mine.sum(), rest.sum()) < FEWEST_USERS:
             continue
-        change = scale(difference, mine).minus(scale(difference, rest))
+        change = scale(difference, mine, irrelevant).minus(scale(difference, rest, irrelevant))
         found.append(ExpertNumbers(expert, int(mine.sum()), change))
     return tuple(found)
 
@@ -49,9 +52,7 @@ def tokens_of(tap: TapRows, node: TapNode) -> TokenChoices | None:
     if (node.operation != "logits" and tap.key.name != LOGITS) or not values.baseline.size:
         return None
     # Masked tokens are minus infinity, and NaN chooses nothing.
-    baseline, target = (
-        np.clip(np.where(np.isnan(side), -LARGE, side), -LARGE, LARGE) for side in (values.baseline, values.target)
-    )
+    baseline, target = (np.clip(np.where(np.isnan(side), -LARGE, side), -LARGE, LARGE) for side in values.single())
     return choose_tokens(baseline, target, max(tap.baseline_dtype, tap.target_dtype, key=rounding_error))
 
 
@@ -65,7 +66,7 @@ def choices_of(tap: TapRows, node: TapNode) -> tuple[Choices, ...]:
     here, there = join_rows(labels, router.labels)
     if len(here) < len(labels):
         return ()
-    left, right = np.nan_to_num(router.baseline[there]), np.nan_to_num(router.target[there])
+    left, right = (np.nan_to_num(side[there]) for side in router.single())
     experts = left.shape[1]
     candidates = (tap.top_k,) if tap.top_k else tuple(k for k in COMMON_TOP_K if k <= experts // 2)
     coarser = max(tap.baseline_dtype, tap.target_dtype, key=rounding_error)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from comparator.diagnosis.kernel import ChannelSums, Matrices, RowSums, channel_sums, midpoint_and_added
 from comparator.diagnosis.rows import Float, Integer, Mask, Single
 
 MOST_ROWS = 768
@@ -13,6 +16,8 @@ MOST_ROWS = 768
 OUTLIER = 2.0
 """A channel beyond so many medians is shrunk to that size, so that few massive channels do not decide alone."""
 TINY = 1e-300
+CHEAP = 1 << 28
+"""Operations that a standard error may take without being asked whether it matters."""
 
 
 @dataclass(frozen=True)
@@ -33,101 +38,151 @@ class Estimate:
 NOTHING = Estimate()
 
 
-def channel_weights(baseline: Single, target: Single) -> Float:
-    """Per channel the factor that shrinks outlier channels: min(1, 2 · median / rms). Shape ``(channels,)``."""
-    energy = np.einsum("ij,ij->j", baseline, baseline, dtype=np.float64)
-    energy += np.einsum("ij,ij->j", target, target, dtype=np.float64)
+def channel_weights(energy: Float) -> Single | None:
+    """Per channel the factor that shrinks outlier channels: min(1, 2 · median / rms); None where all are 1.
+
+    ``energy``: sum of the squares of both sides. Shapes ``(channels,)``.
+    """
     size = np.sqrt(energy)
     limit = OUTLIER * float(np.median(size)) if len(size) else 0.0
-    if limit <= 0:
-        return np.ones(len(size))
-    return np.asarray(np.minimum(1.0, limit / np.maximum(size, TINY)), np.float64)
+    if limit <= 0 or not (size > limit).any():
+        return None
+    return np.minimum(1.0, limit / np.maximum(size, TINY)).astype(np.float32)
 
 
-def midpoint(baseline: Single, target: Single) -> Single:
-    # In place, as elsewhere here: the memory of a further large array costs more than the arithmetic.
-    middle = np.asarray(baseline + target, np.float32)
-    middle *= np.float32(0.5)
-    return middle
-
-
-def row_sizes(baseline: Single, target: Single) -> Float:
+def sizes_of(sums: RowSums) -> Float:
     """Root of the mean of both sides' squared norms. Shape ``(rows,)``."""
-    energy = np.einsum("ij,ij->i", baseline, baseline, dtype=np.float64)
-    energy += np.einsum("ij,ij->i", target, target, dtype=np.float64)
-    return np.asarray(np.sqrt(energy / 2), np.float64)
+    return np.asarray(np.sqrt((sums.baseline + sums.target) / 2), np.float64)
 
 
-def relative(part: Single, sizes: Float) -> Float:
-    """Norm of each row of ``part`` over ``sizes``; 0 where both are 0. Shape ``(rows,)``."""
-    norm = np.sqrt(np.einsum("ij,ij->i", part, part, dtype=np.float64))
+def relative(energy: Float, sizes: Float) -> Float:
+    """Norm of what was added to each row, of which ``energy`` is the square, over its size; 0 where both are 0."""
+    norm = np.sqrt(energy)
     return np.asarray(np.where(norm > 0, norm / np.maximum(sizes, TINY), 0.0), np.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """Normalised rows: the midpoint of both sides and what was added to it, each row over its size and weighted.
+    """Rows of two matrices, normalised: the midpoint of both sides and what was added to it are multiplied by a factor,
+    which is the row's weight over its size.
 
     Rows with a large error weigh less (min(1, 2 · median error / error)): otherwise one flipped row decides.
     """
 
-    middle: Single
-    added: Single
+    matrices: Matrices
+    sums: RowSums
+    """Of all rows of the matrices, without factors."""
+    chosen: Integer
+    """Numbers of the rows."""
+    factors: Single
+    """Of the rows that are chosen, as ``error``."""
     error: Float
     """Relative error of each row, unweighted."""
 
     @property
     def rows(self) -> int:
-        return len(self.error)
+        return len(self.chosen)
+
+    @property
+    def channels(self) -> int:
+        return self.matrices.shape[1]
 
     def take(self, rows: Mask | Integer) -> Difference:
-        return Difference(self.middle[rows], self.added[rows], self.error[rows])
+        return Difference(self.matrices, self.sums, self.chosen[rows], self.factors[rows], self.error[rows])
+
+    def row_energies(self) -> tuple[Float, Float, Float]:
+        """Σm², Σma and Σa² of each row."""
+        square = self.factors.astype(np.float64) ** 2
+        sums, chosen = self.sums, self.chosen
+        return square * sums.middle[chosen], square * sums.product[chosen], square * sums.added[chosen]
+
+    @cached_property
+    def channel_sums(self) -> ChannelSums:
+        return channel_sums(self.matrices, self.chosen, self.factors)
+
+    def arrays(self) -> tuple[Single, Single]:
+        """Midpoint and what was added, of shape ``(rows, channels)``."""
+        middle, added = midpoint_and_added(self.matrices, self.chosen)
+        return middle * self.factors[:, None], added * self.factors[:, None]
 
 
-def normalise(middle: Single, added: Single, sizes: Float, floor: float = 0.0) -> Difference:
+def normalise(
+    matrices: Matrices, sums: RowSums, sizes: Float, floor: float = 0.0, kept: Mask | None = None
+) -> Difference:
     """Rows over their sizes, weighted. Where most rows do not differ at all, ``floor`` is the usual error: the few
-    that do (those behind a flip of experts, for example) would decide alone otherwise.
+    that do (those behind a flip of experts, for example) would decide alone otherwise. ``kept``: the rows that count.
     """
-    error = relative(added, sizes)
-    return _weighted(middle, added, sizes, error, _usual(error, sizes) or floor)
-
-
-def normalise_sample(baseline: Single, target: Single) -> Difference:
-    """The rows that ``scale`` looks at, as ``normalise`` leaves them."""
-    sizes, added = row_sizes(baseline, target), target - baseline
-    error = relative(added, sizes)
-    rows = _sampled(len(sizes))
-    middle = midpoint(baseline[rows], target[rows])
-    return _weighted(middle, added[rows], sizes[rows], error[rows], _usual(error, sizes))
-
-
-def _usual(error: Float, sizes: Float) -> float:
+    chosen = np.arange(len(sizes), dtype=np.int64) if kept is None else np.flatnonzero(kept)
+    sizes = sizes[chosen]
+    error = relative(sums.added[chosen], sizes)
     present = sizes > 0
-    return float(np.median(error[present])) if present.any() else 0.0
-
-
-def _weighted(middle: Single, added: Single, sizes: Float, error: Float, usual: float) -> Difference:
-    present = sizes > 0
+    usual = float(np.median(error[present])) if present.any() else 0.0
+    usual = usual or floor
     weight = np.minimum(1.0, 2 * usual / np.maximum(error, TINY)) if usual > 0 else np.ones(len(error))
-    factor = np.where(present, weight / np.maximum(sizes, TINY), 0.0).astype(np.float32)[:, None]
-    return Difference(middle * factor, added * factor, error)
+    factors = np.where(present, weight / np.maximum(sizes, TINY), 0.0).astype(np.float32)
+    return Difference(matrices, sums, chosen, factors, error)
 
 
-def scale(difference: Difference, of: Mask | None = None) -> Estimate:
+@dataclass(frozen=True)
+class Irrelevance:
+    """When the significance of a factor decides nothing: a test is as strong as the weaker of size and significance,
+    and only the strongest test of a tap is told."""
+
+    strength: float = 0.0
+    """What another test of the tap reaches for certain."""
+    size: float = math.inf
+    """The least threshold of the factor's size."""
+
+    def covers(self, value: float) -> bool:
+        return abs(value) < self.strength * self.size and abs(value) < self.size
+
+
+RELEVANT = Irrelevance()
+NEVER_RELEVANT = Irrelevance(math.inf)
+
+
+def scale(difference: Difference, of: Mask | None = None, irrelevant: Irrelevance = RELEVANT) -> Estimate:
     """The factor common to all elements (of some rows), less one: least squares against the midpoint.
 
     The standard error allows for rows and channels that are correlated (errors behind an attention share the early
-    tokens): SE = ‖MᵀR‖ · ‖MRᵀ‖ / (‖M‖ · ‖R‖ · ‖M‖²) with the residual R and Frobenius norms.
+    tokens): SE = ‖MᵀR‖ · ‖MRᵀ‖ / (‖M‖ · ‖R‖ · ‖M‖²) with the residual R and Frobenius norms. It takes the rows' Gram
+    matrix. Where that is much work and the significance is ``irrelevant``, it is that of elements that are not
+    correlated.
     """
     if of is not None:
         chosen = np.flatnonzero(of)
         difference = difference.take(chosen[_sampled(len(chosen))])
     difference = _sample(difference)
-    middle, added = difference.middle, difference.added
-    energy = float(np.vdot(middle, middle))
-    if energy <= 0 or not added.any():
+    middle, product, added = (float(one.sum()) for one in difference.row_energies())
+    found = _factor(middle, product, added)
+    if found is None:
         return NOTHING
-    value = float(np.vdot(middle, added)) / energy
+    if found.error or _is_cheap(difference.rows, difference.channels) or not irrelevant.covers(found.value):
+        return found if found.error else _with_error(found.value, *difference.arrays())
+    return _uncorrelated(found.value, middle, product, added, difference.rows * difference.channels)
+
+
+def _factor(middle: float, product: float, added: float) -> Estimate | None:
+    """The factor less one from Σm², Σma and Σa², with an error where it explains all; None where there is none."""
+    if middle <= 0 or added <= 0:
+        return None
+    value = product / middle
+    if added - value * product <= 1e-12 * middle * value * value:
+        return Estimate(value, 1e-9 * abs(value))
+    return Estimate(value)
+
+
+def _uncorrelated(value: float, middle: float, product: float, added: float, elements: int) -> Estimate:
+    return Estimate(value, math.sqrt(max(added - value * product, 0.0) / (middle * elements)))
+
+
+def _is_cheap(rows: int, channels: int) -> bool:
+    return 6 * min(rows, channels) ** 2 * max(rows, channels) <= CHEAP
+
+
+def _with_error(value: float, middle: Single, added: Single) -> Estimate:
+    """A factor less one with its standard error; an array of shape ``(rows, channels)`` each."""
+    energy = float(np.vdot(middle, middle))
     rest = added - np.float32(value) * middle
     left = float(np.vdot(rest, rest))
     if left <= 1e-12 * energy * value * value:
@@ -159,23 +214,20 @@ def offset(difference: Difference) -> Estimate:
 
     The standard error is the larger of those of the rows' and of the channels' means.
     """
-    added = difference.added
-    rows, channels = added.shape
+    rows, channels = difference.rows, difference.channels
     if rows < 2 or channels < 2:
         return NOTHING
     root = np.sqrt(channels)
-    by_row, by_channel = added.mean(1, dtype=np.float64), added.mean(0, dtype=np.float64)
+    by_row = difference.factors * difference.sums.total[difference.chosen] / channels
+    by_channel = difference.channel_sums.total / rows
     error = max(by_row.std(ddof=1) / np.sqrt(rows), by_channel.std(ddof=1) / np.sqrt(channels))
     return Estimate(float(by_row.mean() * root), float(error * root))
 
 
-def alignment(middle: Single, added: Single) -> Float:
+def alignment(sums: RowSums) -> Float:
     """|cos| between each row's midpoint and what was added to it: 1 for a row that was scaled. Shape ``(rows,)``."""
-    product = np.abs(np.einsum("ij,ij->i", middle, added, dtype=np.float64))
-    norms = np.sqrt(
-        np.einsum("ij,ij->i", middle, middle, dtype=np.float64) * np.einsum("ij,ij->i", added, added, dtype=np.float64)
-    )
-    return np.where(norms > 0, product / np.maximum(norms, TINY), 0.0)
+    norms = np.sqrt(sums.middle * sums.added)
+    return np.where(norms > 0, np.abs(sums.product) / np.maximum(norms, TINY), 0.0)
 
 
 @dataclass(frozen=True)
@@ -198,17 +250,15 @@ def channels(difference: Difference, floor: float, z: float) -> ChannelNumbers |
     ``floor`` (relative error of a row) keeps a channel from standing out over channels that are bit-identical; ``z`` is
     the significance that a channel's factor has to have.
     """
-    middle, added = difference.middle, difference.added
-    rows, count = added.shape
+    rows, count = difference.rows, difference.channels
     if count < 32 or rows < 12:
         return None
-    energy = np.einsum("ij,ij->j", added, added, dtype=np.float64)
-    size = np.einsum("ij,ij->j", middle, middle, dtype=np.float64)
+    sums = difference.channel_sums
+    energy, size, product = sums.added, sums.middle, sums.product
     share = max(float(np.median(energy / np.maximum(size, TINY))), floor**2)
     least = max(float(np.median(energy)), floor**2 * float(size.mean()))
     usual = np.maximum(np.maximum(least, size * share), TINY)
     ratio = np.sqrt(energy / usual)
-    product = np.einsum("ij,ij->j", middle, added, dtype=np.float64)
     factor = product / np.maximum(size, TINY)
     left = np.maximum(energy - factor * product, 0.0)
     error = np.sqrt(left / rows / np.maximum(size, TINY))
@@ -234,47 +284,32 @@ class BlockNumbers:
     """Of pieces that ranks hold: the relative error of each."""
 
 
-def blocks(difference: Difference, size: int, floor: float) -> BlockNumbers | None:
+def blocks(difference: Difference, size: int, floor: float, irrelevant: Irrelevance = RELEVANT) -> BlockNumbers | None:
     """Compare blocks of ``size`` channels; None with fewer than 3 of them or fewer than 6 rows."""
-    rows, count = difference.added.shape
+    rows, count = difference.rows, difference.channels
     number = count // size
     if number < 3 or count % size or rows < 6:
         return None
-    shape = (rows, number, size)
-    added, middle = difference.added.reshape(shape), difference.middle.reshape(shape)
-    energy = np.einsum("ijk,ijk->j", added, added, dtype=np.float64)
-    size_ = np.einsum("ijk,ijk->j", middle, middle, dtype=np.float64)
-    errors = np.sqrt(energy / np.maximum(size_, TINY))
+    errors = _errors(difference, number)
     ratio = errors / max(float(np.median(errors)), floor)
-    sample = _sample(difference)
-    whole = scale(sample)
-    found = [scale(_channels_of(sample, slice(at * size, (at + 1) * size))).minus(whole) for at in range(number)]
+    found = _scales_of_parts(_sample(difference), number, irrelevant)
     usual = max(float(np.median(difference.error)), floor)
     clearest = max(range(number), key=lambda at: min(found[at].z / 10, abs(found[at].value) / usual))
     at = int(np.argmax(ratio))
     return BlockNumbers(size, float(ratio[at]), at, found[clearest], clearest)
 
 
-def shards(difference: Difference, count: int, floor: float) -> BlockNumbers | None:
+def shards(difference: Difference, count: int, floor: float, irrelevant: Irrelevance = RELEVANT) -> BlockNumbers | None:
     """Compare ``count`` equal parts of the channels, as ranks hold them, each with the others together.
 
     None with fewer than 2 parts or 6 rows, and where channels cannot be divided so.
     """
-    rows, channels = difference.added.shape
+    rows, channels = difference.rows, difference.channels
     if count < 2 or channels % count or channels == count or rows < 6:
         return None
-    shape = (rows, count, channels // count)
-    added, middle = difference.added.reshape(shape), difference.middle.reshape(shape)
-    errors = np.sqrt(
-        np.einsum("ijk,ijk->j", added, added, dtype=np.float64)
-        / np.maximum(np.einsum("ijk,ijk->j", middle, middle, dtype=np.float64), TINY)
-    )
-    ratios, changes = [], []
-    sample, holder = _sample(difference), np.repeat(np.arange(count), channels // count)
-    for at in range(count):
-        ratios.append(errors[at] / max(float(np.median(np.delete(errors, at))), floor))
-        part, rest = (_channels_of(sample, mask) for mask in (holder == at, holder != at))
-        changes.append(scale(part).minus(scale(rest)))
+    errors = _errors(difference, count)
+    ratios = [errors[at] / max(float(np.median(np.delete(errors, at))), floor) for at in range(count)]
+    changes = _scales_of_parts(_sample(difference), count, irrelevant, with_others=True)
     usual = max(float(np.median(difference.error)), floor)
     clearest = max(range(count), key=lambda at: min(changes[at].z / 10, abs(changes[at].value) / usual))
     worst = int(np.argmax(ratios))
@@ -283,6 +318,58 @@ def shards(difference: Difference, count: int, floor: float) -> BlockNumbers | N
     )
 
 
-def _channels_of(difference: Difference, chosen: slice | Mask) -> Difference:
-    middle, added = (np.ascontiguousarray(values[:, chosen]) for values in (difference.middle, difference.added))
-    return Difference(middle, added, difference.error)
+def _errors(difference: Difference, parts: int) -> Float:
+    """Relative error of each of so many equal parts of the channels."""
+    sums = difference.channel_sums.within(parts)
+    return np.asarray(np.sqrt(sums.added / np.maximum(sums.middle, TINY)), np.float64)
+
+
+def _scales_of_parts(
+    sample: Difference, parts: int, irrelevant: Irrelevance, *, with_others: bool = False
+) -> list[Estimate]:
+    """The factor of each of so many equal parts of the channels less that of the whole, or of all others together."""
+    sums = sample.channel_sums.within(parts)
+    numbers = np.stack([sums.middle, sums.product, sums.added])
+    whole = numbers.sum(1)
+    # Added up rather than taken from the whole, so that two parts are each the other's rest.
+    others = [np.delete(numbers, at, axis=1).sum(1) if with_others else whole for at in range(parts)]
+    rests = np.stack(others, axis=1)
+    width = sample.channels // parts
+    values = [_value(*numbers[:, at]) - _value(*rests[:, at]) for at in range(parts)]
+    if not _is_cheap(sample.rows, sample.channels) and all(irrelevant.covers(value) for value in values):
+        own = sample.rows * width
+        beside = sample.rows * (sample.channels - width if with_others else sample.channels)
+        return [
+            _plain_estimate(numbers[:, at], own).minus(_plain_estimate(rests[:, at], beside)) for at in range(parts)
+        ]
+    middle, added = sample.arrays()
+    holder = np.repeat(np.arange(parts), width)
+    of_all = None if with_others else _estimate(whole, middle, added)
+    found = []
+    for at in range(parts):
+        inside = slice(at * width, (at + 1) * width)
+        mine = _estimate(numbers[:, at], middle[:, inside], added[:, inside])
+        found.append(mine.minus(of_all or _estimate(rests[:, at], middle[:, holder != at], added[:, holder != at])))
+    return found
+
+
+def _value(middle: float, product: float, added: float) -> float:
+    found = _factor(middle, product, added)
+    return 0.0 if found is None else found.value
+
+
+def _plain_estimate(sums: Float, elements: int) -> Estimate:
+    middle, product, added = sums.tolist()
+    found = _factor(middle, product, added)
+    if found is None:
+        return NOTHING
+    return found if found.error else _uncorrelated(found.value, middle, product, added, elements)
+
+
+def _estimate(numbers: Float, middle: Single, added: Single) -> Estimate:
+    found = _factor(*numbers.tolist())
+    if found is None:
+        return NOTHING
+    if found.error:
+        return found
+    return _with_error(found.value, np.ascontiguousarray(middle), np.ascontiguousarray(added))

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from comparator.diagnosis.chosen import choices_of, experts_of, tokens_of
 from comparator.diagnosis.floors import Operation, floor_for
+from comparator.diagnosis.kernel import Counts, Matrices, RowSums, first_look, row_sums, to_single
+from comparator.diagnosis.limits import EXPERT_SCALE, HEAD_SCALE, LIMITS, SHARD_SCALE, least_scale
 from comparator.diagnosis.measures import (
+    NEVER_RELEVANT,
     NOTHING,
     BlockNumbers,
+    ChannelNumbers,
     Difference,
+    Irrelevance,
     alignment,
     blocks,
     channel_weights,
     channels,
     normalise,
-    normalise_sample,
     offset,
     relative,
     scale,
     shards,
+    sizes_of,
 )
 from comparator.diagnosis.routing import standing_out
 from comparator.diagnosis.rows import Mask, RowLabels, Single, TapRows, groups_of, has_whole_prefix
-from comparator.diagnosis.sums import Operands, Weighted
+from comparator.diagnosis.sums import Operands
 from comparator.diagnosis.tap_profile import FirstDifference, GroupScale, Nonfinite, TapProfile
 from comparator.diagnosis.taps import TapNode
 
@@ -48,16 +54,15 @@ def profile(tap: TapRows, node: TapNode) -> TapProfile:
             f"{tap.key.label}: expected two arrays of rows × channels and a label per row, got {list(baseline.shape)}, "
             f"{list(target.shape)} and {len(labels)} labels"
         )
-    same = (baseline == target) | (np.isnan(baseline) & np.isnan(target))
-    if same.all() or not baseline.size:
-        return _identical(tap, node)
-    nonfinite, baseline, target = _finite(baseline, target, labels)
-    return _Measuring(tap, node, baseline, target).profile(same, nonfinite)
+    matrices = Matrices(baseline, target)
+    sums, counts, energy = first_look(matrices)
+    if not counts.differing.any():
+        return _identical(tap, node, int(counts.baseline_nonfinite.sum()))
+    return _Measuring(tap, node, matrices, sums, counts).profile(channel_weights(energy))
 
 
-def _identical(tap: TapRows, node: TapNode) -> TapProfile:
+def _identical(tap: TapRows, node: TapNode, bad: int) -> TapProfile:
     values = tap.values
-    bad = 0 if np.isfinite(values.baseline.sum(dtype=np.float64)) else int((~np.isfinite(values.baseline)).sum())
     zeros = np.zeros(len(values.labels))
     operation: Operation = node.operation
     if node.branch is not None and node.operation == "sum":
@@ -89,19 +94,14 @@ def _identical(tap: TapRows, node: TapNode) -> TapProfile:
     )
 
 
-def _finite(baseline: Single, target: Single, labels: RowLabels) -> tuple[Nonfinite, Single, Single]:
-    """Count what is not finite, and both sides with 0 in those places."""
-    left, right = np.isfinite(baseline), np.isfinite(target)
-    bad = ~(left & right)
-    if not bad.any():
-        return Nonfinite(), baseline, target
-    agree = (np.isnan(baseline) & np.isnan(target)) | (baseline == target)
-    apart = bad & ~agree
-    rows = np.flatnonzero(apart.any(1))
-    found = Nonfinite(
-        int((~left).sum()), int((~right).sum()), int(apart.sum()), labels.describe(int(rows[0])) if rows.size else None
+def _nonfinite(counts: Counts, labels: RowLabels) -> Nonfinite:
+    rows = np.flatnonzero(counts.apart)
+    return Nonfinite(
+        int(counts.baseline_nonfinite.sum()),
+        int(counts.target_nonfinite.sum()),
+        int(counts.apart.sum()),
+        labels.describe(int(rows[0])) if rows.size else None,
     )
-    return found, np.where(bad, np.float32(0), baseline), np.where(bad, np.float32(0), target)
 
 
 def _whole_prefix(labels: RowLabels) -> Mask:
@@ -109,83 +109,107 @@ def _whole_prefix(labels: RowLabels) -> Mask:
 
 
 class _Measuring:
-    def __init__(self, tap: TapRows, node: TapNode, baseline: Single, target: Single) -> None:
+    def __init__(self, tap: TapRows, node: TapNode, matrices: Matrices, sums: RowSums, counts: Counts) -> None:
         self.tap, self.node = tap, node
-        self.baseline, self.target = baseline, target
         self.labels = tap.values.labels
+        self.counts = counts
+        self.nonfinite = _nonfinite(counts, self.labels)
+        finite = not (self.nonfinite.baseline or self.nonfinite.target)
+        self.matrices, self.sums = replace(matrices, finite=finite), sums
+        """Without weights."""
 
-    def profile(self, same: Mask, nonfinite: Nonfinite) -> TapProfile:
-        weights = channel_weights(self.baseline, self.target).astype(np.float32)
-        value = Weighted.of(self.baseline, self.target, weights)
-        error = relative(value.added, value.sizes)
-        part = Operands(self.tap, self.node, self.baseline, self.target).part(weights, value)
-        floor = floor_for(part.operation, self.tap.baseline_dtype, self.tap.target_dtype, ranks=self.tap.ranks).floor
-        added = relative(part.added, part.sizes)
-        routed = choices_of(self.tap, self.node)
-        kept = np.ones(len(error), np.bool_)
+    def profile(self, weights: Single | None) -> TapProfile:
+        tap, counts = self.tap, self.counts
+        value = replace(self.matrices, weights=weights)
+        sums = self.sums if weights is None else row_sums(value)
+        part = Operands(tap, self.node, value, sums).part()
+        floor = floor_for(part.operation, tap.baseline_dtype, tap.target_dtype, ranks=tap.ranks).floor
+        added = relative(part.sums.added, part.sizes)
+        kept = np.ones(len(added), np.bool_)
         if part.operation in ("moe", "combine"):
             kept = ~standing_out(added) if standing_out(added).mean() < 0.5 else kept
-        rows = slice(None) if kept.all() else kept
-        difference = normalise(part.middle[rows], part.added[rows], part.sizes[rows], floor)
+        difference = normalise(part.matrices, part.sums, part.sizes, floor, kept)
         few = difference.rows < FEWEST_ROWS
-        different = ~same.all(1)
-        first_row = int(np.argmax(different))
-        first_channel = int(np.argmax(~same[first_row]))
+        of_channels = channels(difference, floor / 2, CHANNEL_Z)
+        sizes = self._irrelevant(part.operation, of_channels)
+        different = counts.differing > 0
+        channel_count = self.matrices.shape[1]
         return TapProfile(
-            key=self.tap.key,
+            key=tap.key,
             operation=part.operation,
             labels=self.labels,
-            channel_count=self.baseline.shape[1],
-            baseline_dtype=self.tap.baseline_dtype,
-            target_dtype=self.tap.target_dtype,
-            ranks=self.tap.ranks,
-            reduction_length=self.tap.reduction_length,
+            channel_count=channel_count,
+            baseline_dtype=tap.baseline_dtype,
+            target_dtype=tap.target_dtype,
+            ranks=tap.ranks,
+            reduction_length=tap.reduction_length,
             identical=False,
             different_rows=int(different.sum()),
             different_in_full_view=int((different & _whole_prefix(self.labels)).sum()),
-            different_share=float((~same[different]).mean()),
-            error=error,
+            different_share=int(counts.differing.sum()) / (int(different.sum()) * channel_count),
+            error=relative(sums.added, sizes_of(sums)),
             added=added,
             inherited=part.inherited,
             extra_floor=part.extra_floor,
-            cosine=alignment(part.middle, part.added),
-            scale=NOTHING if few else scale(difference),
-            raw_scale=NOTHING if few else scale(normalise_sample(self.baseline, self.target)),
+            cosine=alignment(part.sums),
+            scale=NOTHING if few else scale(difference, irrelevant=sizes["scale"]),
+            # Nothing is made of its significance.
+            raw_scale=NOTHING if few else scale(self._raw(), irrelevant=NEVER_RELEVANT),
             offset=NOTHING if few else offset(difference),
-            group_scales=() if few else self._group_scales(difference, kept),
-            channels=channels(difference, floor / 2, CHANNEL_Z),
-            blocks=self._blocks(difference, floor / 2),
-            shards=self._shards(difference, floor / 2),
-            experts=experts_of(self.tap, difference, kept) if part.operation in ("moe", "combine") else (),
+            group_scales=() if few else self._group_scales(difference, kept, sizes["group"]),
+            channels=of_channels,
+            blocks=self._blocks(difference, floor / 2, sizes["head"]),
+            shards=self._shards(difference, floor / 2, sizes["shard"]),
+            experts=experts_of(tap, difference, kept, sizes["expert"]) if part.operation in ("moe", "combine") else (),
             residuals=part.residuals,
-            choices=routed,
-            tokens=tokens_of(self.tap, self.node),
-            nonfinite=nonfinite,
-            first_difference=FirstDifference(
-                self.labels.describe(first_row),
-                first_channel,
-                float(self.tap.values.baseline[first_row, first_channel]),
-                float(self.tap.values.target[first_row, first_channel]),
-            ),
-            zero=(not self.baseline.any(), not self.target.any()),
+            choices=choices_of(tap, self.node),
+            tokens=tokens_of(tap, self.node),
+            nonfinite=self.nonfinite,
+            first_difference=self._first_difference(int(np.argmax(different))),
+            zero=(not self.sums.baseline.any(), not self.sums.target.any()),
         )
 
-    def _group_scales(self, difference: Difference, kept: Mask) -> tuple[GroupScale, ...]:
+    def _irrelevant(self, operation: Operation, found: ChannelNumbers | None) -> Mapping[str, Irrelevance]:
+        """Per kind of factor when its significance decides nothing, since a channel's error is a stronger test."""
+        limits, tap = LIMITS[operation], self.tap
+        strength = 0.0 if found is None else found.ratio / limits.channel
+        length = tap.reduction_length
+        floor = floor_for(operation, tap.baseline_dtype, tap.target_dtype, ranks=tap.ranks, length=length).floor
+        least = least_scale(operation, tap.baseline_dtype, tap.target_dtype)
+        shares = {
+            "scale": limits.scale,
+            "group": limits.group_scale,
+            "head": HEAD_SCALE,
+            "shard": SHARD_SCALE,
+            "expert": EXPERT_SCALE,
+        }
+        # Of a difference of two factors each may be half.
+        return {kind: Irrelevance(strength, max(share * floor / 2, least) / 2) for kind, share in shares.items()}
+
+    def _raw(self) -> Difference:
+        return normalise(self.matrices, self.sums, sizes_of(self.sums))
+
+    def _first_difference(self, row: int) -> FirstDifference:
+        left, right = (to_single(side[row]) for side in (self.tap.values.baseline, self.tap.values.target))
+        channel = int(np.argmax(~((left == right) | (np.isnan(left) & np.isnan(right)))))
+        return FirstDifference(self.labels.describe(row), channel, float(left[channel]), float(right[channel]))
+
+    def _group_scales(self, difference: Difference, kept: Mask, irrelevant: Irrelevance) -> tuple[GroupScale, ...]:
         found = []
         for name, mask in groups_of(self.labels).items():
             inside = mask[kept]
             if min(inside.sum(), (~inside).sum()) >= FEWEST_ROWS:
-                change = scale(difference, inside).minus(scale(difference, ~inside))
+                change = scale(difference, inside, irrelevant).minus(scale(difference, ~inside, irrelevant))
                 found.append(GroupScale(name, change))
         return tuple(found)
 
-    def _blocks(self, difference: Difference, floor: float) -> tuple[BlockNumbers, ...]:
+    def _blocks(self, difference: Difference, floor: float, irrelevant: Irrelevance) -> tuple[BlockNumbers, ...]:
         if self.node.operation != "attention":
             return ()
         sizes: Sequence[int] = (self.tap.head_size,) if self.tap.head_size else COMMON_HEAD_SIZES
-        found = (blocks(difference, size, floor) for size in sizes)
+        found = (blocks(difference, size, floor, irrelevant) for size in sizes)
         return tuple(one for one in found if one is not None)
 
-    def _shards(self, difference: Difference, floor: float) -> tuple[BlockNumbers, ...]:
-        found = (shards(difference, count, floor) for count in self.tap.shards)
+    def _shards(self, difference: Difference, floor: float, irrelevant: Irrelevance) -> tuple[BlockNumbers, ...]:
+        found = (shards(difference, count, floor, irrelevant) for count in self.tap.shards)
         return tuple(one for one in found if one is not None)

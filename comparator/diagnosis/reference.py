@@ -14,8 +14,9 @@ import numpy as np
 from msgspec import Struct
 
 from comparator.diagnosis.inheritance import Inheritance
+from comparator.diagnosis.limits import LIMITS
 from comparator.diagnosis.rows import Float, Mask, RowLabels, TapKey, join_rows
-from comparator.diagnosis.strengths import LIMITS, largest_of
+from comparator.diagnosis.strengths import largest_of
 from comparator.diagnosis.tap_profile import TapProfile
 from comparator.diagnosis.taps import TapGraph
 from comparator.diagnosis.verdict import Diagnosis, Options, diagnose

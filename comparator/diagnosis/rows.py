@@ -8,9 +8,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Float = npt.NDArray[np.float64]
-Single = npt.NDArray[np.float32]
-Integer = npt.NDArray[np.int64]
+from comparator.diagnosis.kernel import to_single
+from comparator.diagnosis.kernel.matrices import Array, Float, Integer, Single
+
+__all__ = [
+    "Float", "Integer", "Mask", "RowLabels", "Selection", "SideRows", "Single", "TapKey", "TapRows", "groups_of",
+    "has_whole_prefix", "join_rows", "label_rows",
+]  # fmt: skip
+
 Mask = npt.NDArray[np.bool_]
 POSITION_RANGES = tuple(4**power for power in range(2, 10))
 """Where ranges of positions begin: a window, a page, a range that rope or a kernel handles otherwise."""
@@ -108,11 +113,16 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class SideRows:
-    """Both sides of one tensor. Arrays of shape ``(rows, channels)``, float32, in the order of ``labels``."""
+    """Both sides of one tensor. Arrays of shape ``(rows, channels)`` in the order of ``labels``, of dtypes that float32
+    holds; read-only."""
 
-    baseline: Single
-    target: Single
+    baseline: Array
+    target: Array
     labels: RowLabels
+
+    def single(self) -> tuple[Single, Single]:
+        """Both sides in float32."""
+        return to_single(self.baseline), to_single(self.target)
 
 
 @dataclass(frozen=True, eq=False)

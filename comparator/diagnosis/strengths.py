@@ -8,74 +8,28 @@ what was measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 from msgspec import Struct
 
 from comparator.diagnosis.chosen import FEWEST_USERS
-from comparator.diagnosis.floors import Operation, floor_for, unit_roundoff
+from comparator.diagnosis.floors import floor_for
+from comparator.diagnosis.limits import EXPERT_SCALE, HEAD_SCALE, LIMITS, SHARD_SCALE, least_scale
 from comparator.diagnosis.measures import NOTHING, TINY, Estimate
 from comparator.diagnosis.profiling import CHANNEL_Z, FEWEST_ROWS
 from comparator.diagnosis.routing import Choices
 from comparator.diagnosis.rows import Float, Mask, groups_of
 from comparator.diagnosis.tap_profile import TapProfile
 
-
-class Limits(Struct, frozen=True):
-    """Thresholds of one kind of operation."""
-
-    growth: float
-    """Median ratio of a row's error to what its inputs and rounding explain."""
-    row: float
-    """Largest ratio of a row."""
-    scale_z: float
-    scale: float
-    """Common factor less one, over the median error of a row."""
-    row_scale: float
-    """Ratio of a row over the median ratio, times |cos| of value and difference."""
-    group: float
-    """Median ratio of a group of rows over that of the others."""
-    group_scale: float
-    channel: float
-
-
-LIMITS: Mapping[Operation, Limits] = {
-    "attention": Limits(1.75, 5, 8, 0.15, 2.5, 3, 1.0, 6),
-    "linear": Limits(1.75, 2.5, 6, 0.12, 1.6, 2, 0.7, 5),
-    "sum": Limits(1.4, 2.5, 8, 0.10, 2.2, 2.2, 0.6, 6),
-    "sum_without_identity": Limits(1.5, 2.5, 8, 0.12, 1.6, 2, 0.7, 4),
-    "mlp": Limits(1.4, 3, 8, 0.10, 2, 2, 0.7, 3),
-    "moe": Limits(1.5, 4, 8, 0.18, 3, 2.6, 1.0, 3.5),
-    "router": Limits(1.5, 6, 8, 0.30, 8, 3, 1.0, 9),
-    "norm": Limits(1.4, 2.5, 6, 0.12, 1.6, 2, 0.6, 4),
-    "logits": Limits(1.4, 2.5, 6, 0.15, 1.6, 2, 0.6, 5),
-    "combine": Limits(1.4, 3, 6, 0.12, 3, 2, 1.0, 4),
-    "source": Limits(1.4, 2.5, 8, 0.12, 1.6, 2, 0.7, 5),
-    "embedding": Limits(1.4, 2.5, 8, 0.12, 1.6, 2, 0.7, 5),
-    "unknown": Limits(1.8, 6, 8, 0.30, 8, 3, 1.0, 9),
-}
-LEAST_SCALE: Mapping[Operation, float] = {"moe": 0.75, "combine": 0.75, "attention": 1.0, "embedding": 0.2}
-LEAST_SCALE_ELSEWHERE = 0.45
-"""Common factors of right kernels, in unit roundoffs: up to 1.3e-3 was measured in bf16, 2.9e-3 behind experts. An
-attention that cuts its probabilities off where another rounds them is smaller by .72 on average (the mean of a
-roundoff over significands); 3.3e-3 was measured between two engines. An embedding is looked up, and multiplied by a
-constant at most: two right ones have the same factor, since every engine rounds to nearest there."""
-CUT_OFF = 0.72
-"""Mean of what cutting a value off takes from it, in unit roundoffs, over significands."""
-STORED: Mapping[Operation, int] = {
-    "attention": 4, "mlp": 5, "moe": 5, "unknown": 5, "norm": 2, "router": 2, "embedding": 0,
-}  # fmt: skip
-"""Values stored on the way whose factors reach the output. Attention: norm, values, probabilities, heads. MLP: norm,
-gate, up, their product, output. An embedding: none. Elsewhere one."""
 GROUP_Z = 6.0
 CHANNEL_SCALE = 2.0
-HEAD, HEAD_Z, HEAD_SCALE = 2.2, 10.0, 0.7
-SHARD, SHARD_Z, SHARD_SCALE = 2.2, 10.0, 0.7
+HEAD, HEAD_Z = 2.2, 10.0
+SHARD, SHARD_Z = 2.2, 10.0
 """As of a head, which is a part of the channels as well."""
 GUESSED_HEAD = 3.0
 """Where the size of a head is not known, several are tried."""
-EXPERT, EXPERT_Z, EXPERT_SCALE = 2.0, 8.0, 0.7
+EXPERT, EXPERT_Z = 2.0, 8.0
 OFFSET_Z, OFFSET = 6.0, 0.4
 SUM_FLOORS, SUM_FACTOR = 8.0, 4.0
 OUTLIER_SHARE = 2.5
@@ -232,11 +186,8 @@ def _scales(found: TapProfile, context: Context) -> Iterator[Test]:
 
 
 def _least_scale(found: TapProfile, context: Context) -> float:
-    """A factor by which right kernels may differ, also in some rows, heads or shards that another path computes."""
-    share = LEAST_SCALE.get(found.operation, LEAST_SCALE_ELSEWHERE)
-    if context.other_engine:
-        share = max(share, CUT_OFF * STORED.get(found.operation, 1))
-    return share * max(unit_roundoff(found.baseline_dtype), unit_roundoff(found.target_dtype))
+    engine = context.other_engine
+    return least_scale(found.operation, found.baseline_dtype, found.target_dtype, other_engine=engine)
 
 
 def _parts(found: TapProfile, context: Context) -> Iterator[Test]:

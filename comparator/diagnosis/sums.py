@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from comparator.diagnosis.floors import Operation, floor_for, rounding_error
-from comparator.diagnosis.measures import TINY, channel_weights, midpoint, relative, row_sizes
+from comparator.diagnosis.kernel import Matrices, RowSums, first_look, row_sums, sides, to_single
+from comparator.diagnosis.measures import TINY, channel_weights, relative, sizes_of
 from comparator.diagnosis.rows import Float, Single, TapRows, join_rows
 from comparator.diagnosis.taps import TapNode
 
+PIECE = 1 << 18
+"""Elements."""
 IDENTITY = 8.0
 """A sum is one when its residual's median is within so many floors."""
 
@@ -30,27 +34,12 @@ class Part:
     """What the tests of a tap look at: midpoint, difference and sizes of the rows."""
 
     operation: Operation
-    middle: Single
-    added: Single
+    matrices: Matrices
+    sums: RowSums
     sizes: Float
     inherited: Float | None
     extra_floor: Float
     residuals: Residuals | None
-
-
-@dataclass(frozen=True, eq=False)
-class Weighted:
-    """A value whose outlier channels are shrunk."""
-
-    middle: Single
-    added: Single
-    sizes: Float
-
-    @classmethod
-    def of(cls, baseline: Single, target: Single, weights: Single) -> Weighted:
-        left, right = baseline * weights, target * weights
-        sizes, middle = row_sizes(left, right), midpoint(left, right)
-        return cls(middle, np.subtract(right, left, out=right), sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,17 +48,18 @@ class Operands:
 
     tap: TapRows
     node: TapNode
-    baseline: Single
-    """Without NaN and infinities, as the target."""
-    target: Single
+    value: Matrices
+    """The value, its outlier channels shrunk."""
+    sums: RowSums
 
-    def part(self, weights: Single, value: Weighted) -> Part:
-        """``weights``: what shrinks the outlier channels of the value; ``value``: the value with them."""
-        nothing, sizes = np.zeros(len(value.sizes)), value.sizes
+    def part(self) -> Part:
+        """What the operation itself is asked for."""
+        sizes = sizes_of(self.sums)
+        nothing = np.zeros(len(sizes))
         if self.node.operation == "router" and len(sizes):
             # Few logits may all be small by chance; their error is that of logits of usual size.
             sizes = np.maximum(sizes, float(np.median(sizes)))
-        plain = Part(self.node.operation, value.middle, value.added, sizes, None, nothing, None)
+        plain = Part(self.node.operation, self.value, self.sums, sizes, None, nothing, None)
         if not self.tap.operands or self.node.operation not in ("sum", "norm"):
             return plain
         summed = self._sum_of_operands()
@@ -77,56 +67,84 @@ class Operands:
             return plain
         first, second = summed
         if self.node.operation == "norm":
-            own = channel_weights(first, second).astype(np.float32)
-            first, second = first * own, second * own
-            inherited = relative(second - first, row_sizes(first, second))
-            return Part("norm", plain.middle, plain.added, plain.sizes, inherited, nothing, None)
+            return replace(plain, inherited=_error(_shrunk(Matrices(first, second, finite=True))))
         if self.node.branch is not None:
             return self._branch(first, second)
-        return self._sum(first * weights, second * weights, plain)
+        weights = self.value.weights
+        if weights is not None:
+            first *= weights
+            second *= weights
+        return self._sum(first, second, plain)
 
     def _sum_of_operands(self) -> tuple[Single, Single] | None:
-        shape, labels = self.baseline.shape, self.tap.values.labels
+        shape, labels = self.value.shape, self.tap.values.labels
         first, second = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         for operand in self.tap.operands:
             here, there = join_rows(labels, operand.labels)
             if len(here) < shape[0] or operand.baseline.shape[1] != shape[1]:
                 return None
-            first += np.nan_to_num(operand.baseline[there], posinf=0.0, neginf=0.0)
-            second += np.nan_to_num(operand.target[there], posinf=0.0, neginf=0.0)
+            for total, side in ((first, operand.baseline), (second, operand.target)):
+                for rows in _pieces(shape):
+                    total[rows] += np.nan_to_num(to_single(side[there[rows]]), posinf=0.0, neginf=0.0)
         return first, second
 
     def _branch(self, first: Single, second: Single) -> Part:
         """The operand that was not recorded is the difference of two recorded values, with both their roundings."""
         operation = self.node.branch or "unknown"
-        left, right = self.baseline - first, self.target - second
-        whole = row_sizes(self.baseline, self.target) + row_sizes(first, second)
-        weights = channel_weights(left, right).astype(np.float32)
-        left, right = left * weights, right * weights
-        sizes = row_sizes(left, right)
+        plain = replace(self.value, weights=None)
+        whole = sizes_of(row_sums(plain)) + sizes_of(row_sums(Matrices(first, second, finite=True)))
+        for rows in _pieces(plain.shape):
+            left, right = sides(plain, rows)
+            np.subtract(left, first[rows], out=first[rows])
+            np.subtract(right, second[rows], out=second[rows])
+        matrices = _shrunk(Matrices(first, second, finite=True))
+        sums = row_sums(matrices)
+        sizes = sizes_of(sums)
         rounding = np.hypot(rounding_error(self.tap.baseline_dtype), rounding_error(self.tap.target_dtype))
         extra = np.where(sizes > 0, rounding * whole / np.maximum(sizes, TINY), 0.0)
-        return Part(operation, midpoint(left, right), right - left, sizes, None, extra, None)
+        return Part(operation, matrices, sums, sizes, None, extra, None)
 
     def _sum(self, first: Single, second: Single, plain: Part) -> Part:
-        left = np.asarray(plain.middle - plain.added / 2, np.float32)
-        right = np.asarray(plain.middle + plain.added / 2, np.float32)
-        sizes = np.maximum(plain.sizes, row_sizes(first, second))
-        residuals = [relative(out - inside, sizes) for out, inside in ((left, first), (right, second))]
-        found = Residuals(
-            float(residuals[0].max()),
-            float(residuals[1].max()),
-            float(np.median(residuals[0])),
-            float(np.median(residuals[1])),
-        )
+        operands = Matrices(first, second, finite=True)
+        of_operands = row_sums(operands)
+        sizes = np.maximum(plain.sizes, sizes_of(of_operands))
+        middle, added = np.empty_like(first), second
+        residuals = np.zeros((2, len(sizes)))
+        for rows in _pieces(self.value.shape):
+            left, right = sides(self.value, rows)
+            for at, (out, inside) in enumerate(((left, first[rows]), (right, second[rows]))):
+                rest = out - inside
+                residuals[at, rows] = np.einsum("ij,ij->i", rest, rest, dtype=np.float64)
+            middle[rows] = left + right
+            middle[rows] *= np.float32(0.5)
+            # Of the difference what the operands' differences leave; it takes the place of the second operand.
+            np.subtract(right - left, second[rows] - first[rows], out=added[rows])
+        errors = [relative(side, sizes) for side in residuals]
+        found = Residuals(*(float(one.max()) for one in errors), *(float(np.median(one)) for one in errors))
         if min(found.baseline_median, found.target_median) > self._identity_limit:
-            inherited = relative(second - first, row_sizes(first, second))
-            operation: Operation = "sum_without_identity"
-            return Part(operation, plain.middle, plain.added, plain.sizes, inherited, plain.extra_floor, None)
-        added = plain.added - (second - first)
-        return Part("sum", plain.middle, added, sizes, None, plain.extra_floor, found)
+            inherited = relative(of_operands.added, sizes_of(of_operands))
+            return replace(plain, operation="sum_without_identity", inherited=inherited)
+        matrices = Matrices(middle, added, parts=True, finite=True)
+        return Part("sum", matrices, row_sums(matrices), sizes, None, plain.extra_floor, found)
 
     @property
     def _identity_limit(self) -> float:
         tap = self.tap
         return IDENTITY * floor_for("sum", tap.baseline_dtype, tap.target_dtype, ranks=tap.ranks).floor
+
+
+def _shrunk(matrices: Matrices) -> Matrices:
+    """With the outlier channels shrunk."""
+    return replace(matrices, weights=channel_weights(first_look(matrices)[2]))
+
+
+def _error(matrices: Matrices) -> Float:
+    sums = row_sums(matrices)
+    return relative(sums.added, sizes_of(sums))
+
+
+def _pieces(shape: tuple[int, int]) -> Iterator[slice]:
+    """Rows that are looked at together, so that what is computed of them stays in the processor's cache."""
+    together = max(1, PIECE // max(1, shape[1]))
+    for start in range(0, shape[0], together):
+        yield slice(start, min(start + together, shape[0]))

@@ -13,9 +13,10 @@ from msgspec.structs import replace
 from comparator.diagnosis.calibration import Calibration
 from comparator.diagnosis.extent import Extent, extent_of
 from comparator.diagnosis.inheritance import CAUSAL, INHERITS_NOTHING, Inheritance
+from comparator.diagnosis.limits import LIMITS
 from comparator.diagnosis.routing import EXPLAINED_MARGIN, Flips
 from comparator.diagnosis.rows import TapKey
-from comparator.diagnosis.strengths import LIMITS, Test, run_tests
+from comparator.diagnosis.strengths import Test, run_tests
 from comparator.diagnosis.tap_profile import FirstDifference, TapProfile
 from comparator.diagnosis.taps import TapGraph
 from comparator.diagnosis.tokens import ChosenTokens, PartedText, Parting, explain, summarise

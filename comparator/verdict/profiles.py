@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from comparator.diagnosis import Selection, SideRows, TapKey, TapProfile, TapRows, label_rows, profile
 from comparator.measure.family import FamilyRows
-from comparator.measure.kernel.sums import Array, to_working
+from comparator.measure.kernel.sums import Array
 from comparator.measure.units import Families
 from comparator.verdict.model_facts import BIAS
 from comparator.verdict.taps import Taps
@@ -70,7 +70,8 @@ class Profiler(Struct, frozen=True):
         rows = None if found is None else self._rows_of(found, families)
         if rows is None or not len(rows.baseline):
             return selection
-        return replace(selection, baseline_bias=rows.baseline[0], target_bias=rows.target[0])
+        baseline, target = rows.single()
+        return replace(selection, baseline_bias=baseline[0], target_bias=target[0])
 
     def _same_text(self, found: FamilyRows) -> npt.NDArray[np.bool_] | None:
         """Rows before the texts part; None for all."""
@@ -120,5 +121,4 @@ def is_analysed(array: Array) -> bool:
 
 def _side_rows(found: FamilyRows) -> SideRows:
     labels = label_rows(len(found), found.sequence, found.position, found.step)
-    single = np.dtype(np.float32)
-    return SideRows(to_working(found.baseline, single), to_working(found.target, single), labels)
+    return SideRows(found.baseline, found.target, labels)

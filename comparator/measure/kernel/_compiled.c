@@ -10,6 +10,8 @@ they are added, so this file must be compiled without contraction (-ffp-contract
 #include <stdint.h>
 #include <string.h>
 
+#include "_half.h"
+
 #define LANES 8
 #define BLOCK 1024 /* elements that are converted at a time; a multiple of LANES */
 
@@ -53,21 +55,6 @@ typedef struct {
 INLINE double tree(const Sum *sum) {
     v4d half = sum->first + sum->second;
     return (half[0] + half[2]) + (half[1] + half[3]);
-}
-
-INLINE float as_float(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-/* Half precision by its bits: the magnitude is shifted into place and scaled, which is exact for subnormal numbers too. */
-INLINE float half_value(uint16_t half) {
-    uint32_t magnitude = half & 0x7fffu, bits;
-    float scaled = as_float(magnitude << 13) * 0x1p112f;
-    memcpy(&bits, &scaled, sizeof bits);
-    bits = magnitude >= 0x7c00u ? (magnitude << 13) | 0x7f800000u : bits;
-    return as_float(bits | (uint32_t)(half & 0x8000u) << 16);
 }
 
 #define CONVERT(TYPE, VALUE)                                                                                          \

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from comparator.diagnosis import Calibration, Options, RowLabels, TapKey, diagnose, profile
+from comparator.diagnosis.kernel import Matrices, row_sums
 from comparator.diagnosis.measures import normalise
+from comparator.diagnosis.rows import Single
 from comparator.diagnosis.words import describe
 from tests.comparator.diagnosis.simulator import (
     HEAD_SIZE,
@@ -438,7 +440,12 @@ def test_a_row_that_differs_much_does_not_decide_alone_where_the_others_are_the_
     middle, added = np.ones((8, 64), np.float32), np.zeros((8, 64), np.float32)
     added[3] = 0.3
     sizes = np.linalg.norm(middle, axis=1)
-    assert np.linalg.norm(normalise(middle, added, sizes, 0.003).added) == pytest.approx(2 * 0.003)
-    assert np.linalg.norm(normalise(middle, added, sizes).added) == pytest.approx(0.3)
+
+    def normalised(floor: float = 0.0) -> Single:
+        matrices = Matrices(middle, added, parts=True)
+        return normalise(matrices, row_sums(matrices), sizes, floor).arrays()[1]
+
+    assert np.linalg.norm(normalised(0.003)) == pytest.approx(2 * 0.003)
+    assert np.linalg.norm(normalised()) == pytest.approx(0.3)
     added[:] = 0.02
-    assert np.linalg.norm(normalise(middle, added, sizes, 0.003).added[3]) == pytest.approx(0.02)
+    assert np.linalg.norm(normalised(0.003)[3]) == pytest.approx(0.02)

@@ -1,0 +1,156 @@
+"""Passes over the two matrices of a tap: sums of each row and of each channel.
+
+Compiled where the package was installed with a C compiler (``_compiled.c``), else numpy (``reference``). Elements are
+taken in float32 and sums are float64; both agree but for the last bits. Matrices are read where they lie, in their own
+dtypes, a few rows at a time, and the interpreter lock is let go.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from comparator.diagnosis.kernel import reference
+from comparator.diagnosis.kernel.matrices import Array, Float, Integer, Matrices, Single
+from comparator.diagnosis.kernel.reference import midpoint_and_added, sides, to_single
+
+try:
+    from comparator.diagnosis.kernel import _compiled
+except ImportError:  # no compiler when it was installed, or another Python since
+    _compiled = None  # type: ignore[assignment]
+
+COMPILED = _compiled is not None
+
+__all__ = [
+    "COMPILED", "ChannelSums", "Counts", "Matrices", "RowSums", "channel_sums", "first_look", "midpoint_and_added",
+    "row_sums", "sides", "to_single",
+]  # fmt: skip
+
+_KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}
+_TABLE = 3
+_LANES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class RowSums:
+    """Of each row: arrays of shape ``(rows,)``. The midpoint m is (x + y) / 2, what was added a = y - x."""
+
+    baseline: Float
+    """Σx²; 0 of parts, as ``target``."""
+    target: Float
+    middle: Float
+    """Σm²"""
+    added: Float
+    """Σa²"""
+    product: Float
+    """Σma"""
+    total: Float
+    """Σa"""
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Of each row: arrays of shape ``(rows,)``."""
+
+    differing: Integer
+    """Elements that are not the same on both sides; NaN is the same as NaN."""
+    baseline_nonfinite: Integer
+    target_nonfinite: Integer
+    apart: Integer
+    """Places where only one side is not finite, or each has another such value."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelSums:
+    """Of each channel, over rows that are multiplied by a factor each: arrays of shape ``(channels,)``."""
+
+    added: Float
+    middle: Float
+    product: Float
+    total: Float
+
+    def within(self, parts: int) -> ChannelSums:
+        """The sums of equally long, contiguous parts of the channels: arrays of shape ``(parts,)``."""
+        return ChannelSums(
+            *(one.reshape(parts, -1).sum(1) for one in (self.added, self.middle, self.product, self.total))
+        )
+
+
+def first_look(matrices: Matrices) -> tuple[RowSums, Counts, Float]:
+    """Sums of the rows, what is counted in them, and Σ(x² + y²) of each channel, in one pass."""
+    rows, channels = matrices.shape
+    counts, energy = np.zeros((rows, 4), np.int64), np.zeros(_padded(channels))
+    sums = _sum_rows(matrices, counts, energy)
+    return sums, Counts(*(np.ascontiguousarray(column) for column in counts.T)), energy[:channels]
+
+
+def row_sums(matrices: Matrices) -> RowSums:
+    """Sums of the rows."""
+    return _sum_rows(matrices, None, None)
+
+
+def _sum_rows(matrices: Matrices, counts: Integer | None, energy: Float | None) -> RowSums:
+    sums = np.zeros((matrices.shape[0], 5))
+    task = _task(matrices)
+    if task is None:
+        reference.sum_rows(matrices, sums, counts, None if energy is None else energy[: matrices.shape[1]])
+    else:
+        _compiled.rows(task, sums, counts, energy)
+    first, second, added, product, total = (np.ascontiguousarray(column) for column in sums.T)
+    if matrices.parts:
+        return RowSums(second, second, first, added, product, total)
+    middle = np.maximum((first + second) / 2 - added / 4, 0.0)
+    return RowSums(first, second, middle, added, product / 2, total)
+
+
+def channel_sums(matrices: Matrices, rows: Integer, factors: Single) -> ChannelSums:
+    """Sums of the channels over ``rows``, each of which is multiplied by its factor."""
+    channels = matrices.shape[1]
+    sums = np.zeros((4, _padded(channels)))
+    task = _task(matrices)
+    if task is None:
+        reference.sum_channels(matrices, rows, factors, sums[:, :channels])
+    else:
+        _compiled.channels(task, np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(factors, np.float32), sums)
+    return ChannelSums(*sums[:, :channels])
+
+
+def _padded(channels: int) -> int:
+    return -(-channels // _LANES) * _LANES
+
+
+def _task(matrices: Matrices) -> Any:
+    """What the compiled passes take; None where numpy has to do."""
+    if _compiled is None:
+        return None
+    sides: list[Any] = []
+    for side in (matrices.first, matrices.second):
+        kind = _kind(side.dtype)
+        if kind is None:
+            return None
+        plain = _plain(side)
+        sides += [plain, *kind]
+    return (*sides, matrices.weights, matrices.parts, matrices.finite)
+
+
+def _plain(side: Array) -> Array:
+    """The matrix with its channels side by side, under a dtype that the buffer protocol knows."""
+    if side.strides[1] != side.dtype.itemsize or not side.flags.aligned or side.strides[0] % side.dtype.itemsize:
+        side = np.ascontiguousarray(side)
+    return side if side.dtype == np.float32 else side.view(np.uint8 if side.dtype.itemsize == 1 else np.uint16)
+
+
+@functools.cache
+def _kind(dtype: np.dtype[Any]) -> tuple[int, Array | None] | None:
+    """What the compiled passes call a dtype, and for its kind ``TABLE`` the values of all bytes; None: unknown."""
+    if not dtype.isnative:
+        return None
+    kind = _KINDS.get(dtype.name)
+    if kind is not None:
+        return kind, None
+    if dtype.itemsize != 1 or dtype.names is not None or dtype.kind in "SUmM":
+        return None
+    return _TABLE, np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32)

@@ -1,0 +1,216 @@
+/* Sums over the rows and the channels of a tap's two matrices, as reference.py defines them.
+
+Elements are taken in float32, as stored or converted, and added in float64. Products may be fused with sums, so results
+agree with the reference but for the last bits. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "_half.h"
+
+#define LANES 8
+#define BLOCK 256  /* channels that are looked at together; a multiple of LANES */
+#define TOGETHER 4 /* rows that are looked at together, so that sums of channels are loaded and stored seldom */
+#define SUMS 5     /* of a row */
+#define INFINITE 0x7f800000
+#define ALIGNED __attribute__((aligned(64)))
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define VERSIONS 1 /* one version of the loops for each instruction set, chosen when they are called */
+#endif
+
+typedef float v8f __attribute__((vector_size(32)));
+typedef int32_t v8i __attribute__((vector_size(32)));
+typedef float v4f __attribute__((vector_size(16)));
+typedef double v4d __attribute__((vector_size(32)));
+
+typedef struct {
+    v4d first, second; /* lanes 0 to 3, and 4 to 7 */
+} Sum;
+
+typedef enum { BF16, F16, F32, TABLE, KINDS } Kind;
+static const Py_ssize_t item_size[KINDS] = {2, 2, 4, 1};
+
+typedef struct {
+    const char *data;
+    ptrdiff_t stride; /* bytes from row to row; may be negative */
+    Kind kind;
+    const float *table; /* of kind TABLE: the value of each byte */
+} Side;
+
+typedef struct {
+    Side first, second;
+    const float *weights; /* per channel; NULL for none */
+    size_t rows, channels;
+    int parts;  /* the sides are a midpoint and what was added to it, not a baseline and a target */
+    int finite; /* all is known to be finite */
+} Task;
+
+/* Sums of channels have room for a multiple of the lanes. */
+INLINE size_t padded(size_t channels) { return (channels + LANES - 1) / LANES * LANES; }
+
+#define NAMED(NAME) NAME##_plain
+#include "_loops.h"
+#undef NAMED
+
+#ifdef VERSIONS
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define NAMED(NAME) NAME##_avx2
+#include "_loops.h"
+#undef NAMED
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
+#define NAMED(NAME) NAME##_avx512
+#include "_loops.h"
+#undef NAMED
+#pragma GCC pop_options
+
+static int version(void) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return 2;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+#define CALL(NAME, ...)                                                                                               \
+    switch (version()) {                                                                                              \
+    case 2: NAME##_avx512(__VA_ARGS__); break;                                                                        \
+    case 1: NAME##_avx2(__VA_ARGS__); break;                                                                          \
+    default: NAME##_plain(__VA_ARGS__);                                                                               \
+    }
+#else
+#define CALL(NAME, ...) NAME##_plain(__VA_ARGS__)
+#endif
+
+/* A buffer as one side. The rows must lie within it, which a matrix that numpy made does. */
+static int fill(Side *side, Py_buffer *buffer, int kind, const Py_buffer *table, Task *task) {
+    if (kind < 0 || kind >= KINDS || buffer->ndim != 2 || buffer->itemsize != item_size[kind] ||
+        (buffer->shape[1] > 1 && buffer->strides[1] != item_size[kind])) {
+        PyErr_SetString(PyExc_ValueError, "expected a matrix of the kind that was said, its channels side by side");
+        return 0;
+    }
+    if (kind == TABLE && (table->buf == NULL || table->len != 256 * (Py_ssize_t)sizeof(float))) {
+        PyErr_SetString(PyExc_ValueError, "a kind with a table needs one of 256 float32 values");
+        return 0;
+    }
+    if ((uintptr_t)buffer->buf % (uintptr_t)item_size[kind] || buffer->strides[0] % item_size[kind]) {
+        PyErr_SetString(PyExc_ValueError, "a matrix that is not aligned");
+        return 0;
+    }
+    *side = (Side){buffer->buf, buffer->strides[0], (Kind)kind, table->buf};
+    task->rows = (size_t)buffer->shape[0];
+    task->channels = (size_t)buffer->shape[1];
+    return 1;
+}
+
+typedef struct {
+    Py_buffer first, second, table_first, table_second, weights;
+} Buffers;
+
+static void release(Buffers *buffers) {
+    Py_buffer *all[] = {&buffers->first, &buffers->second, &buffers->table_first, &buffers->table_second,
+                        &buffers->weights};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i]->obj) PyBuffer_Release(all[i]);
+}
+
+/* The task of `(first, kind, table, second, kind, table, weights, parts, finite)`. */
+static int prepare(PyObject *arguments, Buffers *buffers, Task *task) {
+    PyObject *first, *second;
+    int kind_first, kind_second;
+    memset(buffers, 0, sizeof *buffers);
+    if (!PyArg_ParseTuple(arguments, "Oiz*Oiz*z*pp", &first, &kind_first, &buffers->table_first, &second, &kind_second,
+                          &buffers->table_second, &buffers->weights, &task->parts, &task->finite))
+        return 0;
+    if (PyObject_GetBuffer(first, &buffers->first, PyBUF_STRIDED_RO) ||
+        PyObject_GetBuffer(second, &buffers->second, PyBUF_STRIDED_RO))
+        return 0;
+    if (!fill(&task->first, &buffers->first, kind_first, &buffers->table_first, task)) return 0;
+    size_t rows = task->rows, channels = task->channels;
+    if (!fill(&task->second, &buffers->second, kind_second, &buffers->table_second, task)) return 0;
+    task->weights = buffers->weights.buf;
+    if (rows != task->rows || channels != task->channels ||
+        (task->weights && buffers->weights.len != (Py_ssize_t)(channels * sizeof(float)))) {
+        PyErr_SetString(PyExc_ValueError, "matrices of two shapes, or weights of another number of channels");
+        return 0;
+    }
+    return 1;
+}
+
+static int is_long(const Py_buffer *buffer, size_t count, size_t size) {
+    if (buffer->len == (Py_ssize_t)(count * size)) return 1;
+    PyErr_SetString(PyExc_ValueError, "a buffer of another length than rows and channels ask for");
+    return 0;
+}
+
+static PyObject *rows(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *what, *result = NULL;
+    Py_buffer sums, counts, energy;
+    if (!PyArg_ParseTuple(arguments, "O!w*z*z*", &PyTuple_Type, &what, &sums, &counts, &energy)) return NULL;
+    Buffers buffers;
+    Task task;
+    if (!prepare(what, &buffers, &task)) goto done;
+    if (!is_long(&sums, SUMS * task.rows, sizeof(double)) ||
+        (counts.buf && !is_long(&counts, 4 * task.rows, sizeof(int64_t))) ||
+        (energy.buf && !is_long(&energy, padded(task.channels), sizeof(double))))
+        goto done;
+    Py_BEGIN_ALLOW_THREADS
+    CALL(rows, &task, sums.buf, counts.buf, energy.buf)
+    Py_END_ALLOW_THREADS
+    result = Py_NewRef(Py_None);
+done:
+    release(&buffers);
+    PyBuffer_Release(&sums);
+    if (counts.obj) PyBuffer_Release(&counts);
+    if (energy.obj) PyBuffer_Release(&energy);
+    return result;
+}
+
+static PyObject *channels(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *what, *result = NULL;
+    Py_buffer chosen, factors, sums;
+    if (!PyArg_ParseTuple(arguments, "O!y*y*w*", &PyTuple_Type, &what, &chosen, &factors, &sums)) return NULL;
+    Buffers buffers;
+    Task task;
+    if (!prepare(what, &buffers, &task)) goto done;
+    size_t count = (size_t)chosen.len / sizeof(int64_t);
+    if (!is_long(&chosen, count, sizeof(int64_t)) || !is_long(&factors, count, sizeof(float)) ||
+        !is_long(&sums, 4 * padded(task.channels), sizeof(double)))
+        goto done;
+    const int64_t *numbers = chosen.buf;
+    for (size_t i = 0; i < count; i++) {
+        if (numbers[i] >= 0 && (size_t)numbers[i] < task.rows) continue;
+        PyErr_SetString(PyExc_IndexError, "a row that the matrices do not have");
+        goto done;
+    }
+    task.rows = count;
+    Py_BEGIN_ALLOW_THREADS
+    CALL(channels, &task, numbers, factors.buf, sums.buf)
+    Py_END_ALLOW_THREADS
+    result = Py_NewRef(Py_None);
+done:
+    release(&buffers);
+    PyBuffer_Release(&chosen);
+    PyBuffer_Release(&factors);
+    PyBuffer_Release(&sums);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"rows", rows, METH_VARARGS, "rows((first, kind, table, second, kind, table, weights, parts, finite), sums, counts, energy)"},
+    {"channels", channels, METH_VARARGS, "channels((first, ...), rows, factors, sums)"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_compiled", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__compiled(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,16 @@
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Task = tuple[Any, int, Any, Any, int, Any, Any, bool, bool]
+
+def rows(
+    task: Task,
+    sums: npt.NDArray[np.float64],
+    counts: npt.NDArray[np.int64] | None,
+    energy: npt.NDArray[np.float64] | None,
+) -> None: ...
+def channels(
+    task: Task, rows: npt.NDArray[np.int64], factors: npt.NDArray[np.float32], sums: npt.NDArray[np.float64]
+) -> None: ...

@@ -1,0 +1,188 @@
+/* Included once for each instruction set: the loops over rows and channels, named NAMED(...). */
+
+/* `count` channels of a row as float32 in `to`, a multiple of LANES long and filled up with zeros. */
+static void NAMED(convert)(const Side *side, size_t row, size_t channel, size_t count, float *restrict to) {
+    const char *start = side->data + (ptrdiff_t)row * side->stride;
+    switch (side->kind) {
+    case BF16: {
+        const uint16_t *from = (const uint16_t *)start + channel;
+        for (size_t i = 0; i < count; i++) to[i] = as_float((uint32_t)from[i] << 16);
+        break;
+    }
+    case F16: {
+        const uint16_t *from = (const uint16_t *)start + channel;
+        for (size_t i = 0; i < count; i++) to[i] = half_value(from[i]);
+        break;
+    }
+    case F32: memcpy(to, (const float *)start + channel, count * sizeof(float)); break;
+    case TABLE: {
+        const uint8_t *from = (const uint8_t *)start + channel;
+        for (size_t i = 0; i < count; i++) to[i] = side->table[from[i]];
+        break;
+    }
+    default: break;
+    }
+    for (size_t i = count; i % LANES; i++) to[i] = 0;
+}
+
+static int NAMED(any_nonfinite)(const float *x, const float *y, size_t count) {
+    v8i bad = {0};
+    for (size_t i = 0; i < count; i += LANES) {
+        v8i a, b;
+        memcpy(&a, x + i, sizeof a);
+        memcpy(&b, y + i, sizeof b);
+        bad |= ((a & INT32_MAX) >= INFINITE) | ((b & INT32_MAX) >= INFINITE);
+    }
+    for (int l = 0; l < LANES; l++)
+        if (bad[l]) return 1;
+    return 0;
+}
+
+static int64_t NAMED(differing)(const float *x, const float *y, size_t count) {
+    v8i found = {0};
+    for (size_t i = 0; i < count; i += LANES) {
+        v8f a, b;
+        memcpy(&a, x + i, sizeof a);
+        memcpy(&b, y + i, sizeof b);
+        found -= (v8i)(a != b);
+    }
+    int64_t sum = 0;
+    for (int l = 0; l < LANES; l++) sum += found[l];
+    return sum;
+}
+
+/* A block of a row of both sides as the analysis takes it: what is not finite on either side is 0, channels weighted.
+   `counts`, where given, is of the row: elements that differ, that are not finite, and of these that do not agree. */
+static void NAMED(block)(const Task *task, size_t row, size_t channel, size_t count, float *restrict x,
+                         float *restrict y, int64_t *counts) {
+    NAMED(convert)(&task->first, row, channel, count, x);
+    NAMED(convert)(&task->second, row, channel, count, y);
+    if (task->finite || !NAMED(any_nonfinite)(x, y, count)) {
+        if (counts) counts[0] += NAMED(differing)(x, y, count);
+    } else {
+        for (size_t i = 0; i < count; i++) {
+            int left = isfinite(x[i]) != 0, right = isfinite(y[i]) != 0;
+            int same = x[i] == y[i] || (isnan(x[i]) && isnan(y[i]));
+            if (counts) counts[0] += !same, counts[1] += !left, counts[2] += !right, counts[3] += !((left && right) || same);
+            if (!(left && right)) x[i] = y[i] = 0;
+        }
+    }
+    if (!task->weights) return;
+    const float *weights = task->weights + channel;
+    for (size_t i = 0; i < count; i++) x[i] *= weights[i], y[i] *= weights[i];
+}
+
+INLINE double NAMED(tree)(const Sum *sum) {
+    v4d half = sum->first + sum->second;
+    return (half[0] + half[2]) + (half[1] + half[3]);
+}
+
+/* The sums of one row over one block, added to `sums`. */
+static void NAMED(add_row)(const float *x, const float *y, size_t count, int parts, double *sums) {
+    Sum first = {0}, second = {0}, squares = {0}, product = {0}, total = {0};
+#define HALF(AT, WHICH)                                                                                               \
+    {                                                                                                                 \
+        v4f a, b;                                                                                                     \
+        memcpy(&a, x + (AT), sizeof a);                                                                               \
+        memcpy(&b, y + (AT), sizeof b);                                                                               \
+        v4d left = __builtin_convertvector(a, v4d);                                                                   \
+        v4d added = __builtin_convertvector(parts ? b : b - a, v4d);                                                  \
+        first.WHICH += left * left;                                                                                   \
+        if (!parts) {                                                                                                 \
+            v4d right = __builtin_convertvector(b, v4d);                                                              \
+            second.WHICH += right * right;                                                                            \
+            left += right;                                                                                            \
+        }                                                                                                             \
+        squares.WHICH += added * added;                                                                               \
+        product.WHICH += left * added;                                                                                \
+        total.WHICH += added;                                                                                         \
+    }
+    for (size_t i = 0; i < count; i += LANES) {
+        HALF(i, first)
+        HALF(i + LANES / 2, second)
+    }
+#undef HALF
+    sums[0] += NAMED(tree)(&first);
+    sums[1] += NAMED(tree)(&second);
+    sums[2] += NAMED(tree)(&squares);
+    sums[3] += NAMED(tree)(&product);
+    sums[4] += NAMED(tree)(&total);
+}
+
+/* Energies of both sides in each channel, of some rows that lie one after the other in `x` and `y`. `energy` has room
+   for a multiple of the lanes, as the sums of channels have below. */
+static void NAMED(add_energy)(const float *x, const float *y, size_t rows, size_t count, double *energy) {
+    for (size_t i = 0; i < count; i += LANES / 2) {
+        v4d sum;
+        memcpy(&sum, energy + i, sizeof sum);
+        for (size_t row = 0; row < rows; row++) {
+            v4f a, b;
+            memcpy(&a, x + row * BLOCK + i, sizeof a);
+            memcpy(&b, y + row * BLOCK + i, sizeof b);
+            v4d left = __builtin_convertvector(a, v4d), right = __builtin_convertvector(b, v4d);
+            sum += left * left;
+            sum += right * right;
+        }
+        memcpy(energy + i, &sum, sizeof sum);
+    }
+}
+
+static void NAMED(rows)(const Task *task, double *sums, int64_t *counts, double *energy) {
+    float x[TOGETHER * BLOCK] ALIGNED, y[TOGETHER * BLOCK] ALIGNED;
+    for (size_t at = 0; at < task->rows; at += TOGETHER) {
+        size_t some = task->rows - at < TOGETHER ? task->rows - at : TOGETHER;
+        for (size_t channel = 0; channel < task->channels; channel += BLOCK) {
+            size_t count = task->channels - channel < BLOCK ? task->channels - channel : BLOCK;
+            for (size_t row = 0; row < some; row++) {
+                float *a = x + row * BLOCK, *b = y + row * BLOCK;
+                size_t number = at + row;
+                NAMED(block)(task, number, channel, count, a, b, counts ? counts + 4 * number : NULL);
+                NAMED(add_row)(a, b, count, task->parts, sums + SUMS * number);
+            }
+            if (energy) NAMED(add_energy)(x, y, some, count, energy + channel);
+        }
+    }
+}
+
+/* Sums of each channel over rows: of the squares of what was added and of the midpoint, of their product, and of what
+   was added; each row times its factor. `x` and `y` hold rows one after the other. */
+static void NAMED(add_channels)(const float *x, const float *y, const float *factors, size_t rows, size_t count,
+                                int parts, size_t channels, double *sums) {
+    for (size_t i = 0; i < count; i += LANES / 2) {
+        v4d squares, sizes, products, totals;
+        memcpy(&squares, sums + i, sizeof squares);
+        memcpy(&sizes, sums + channels + i, sizeof sizes);
+        memcpy(&products, sums + 2 * channels + i, sizeof products);
+        memcpy(&totals, sums + 3 * channels + i, sizeof totals);
+        for (size_t row = 0; row < rows; row++) {
+            v4f a, b;
+            memcpy(&a, x + row * BLOCK + i, sizeof a);
+            memcpy(&b, y + row * BLOCK + i, sizeof b);
+            v4f middle = parts ? a : (a + b) * 0.5f, added = parts ? b : b - a;
+            middle *= factors[row];
+            added *= factors[row];
+            v4d wide_middle = __builtin_convertvector(middle, v4d), wide_added = __builtin_convertvector(added, v4d);
+            squares += wide_added * wide_added;
+            sizes += wide_middle * wide_middle;
+            products += wide_middle * wide_added;
+            totals += wide_added;
+        }
+        memcpy(sums + i, &squares, sizeof squares);
+        memcpy(sums + channels + i, &sizes, sizeof sizes);
+        memcpy(sums + 2 * channels + i, &products, sizeof products);
+        memcpy(sums + 3 * channels + i, &totals, sizeof totals);
+    }
+}
+
+static void NAMED(channels)(const Task *task, const int64_t *chosen, const float *factors, double *sums) {
+    float x[TOGETHER * BLOCK] ALIGNED, y[TOGETHER * BLOCK] ALIGNED;
+    for (size_t at = 0; at < task->rows; at += TOGETHER) {
+        size_t some = task->rows - at < TOGETHER ? task->rows - at : TOGETHER;
+        for (size_t channel = 0; channel < task->channels; channel += BLOCK) {
+            size_t count = task->channels - channel < BLOCK ? task->channels - channel : BLOCK;
+            for (size_t row = 0; row < some; row++)
+                NAMED(block)(task, (size_t)chosen[at + row], channel, count, x + row * BLOCK, y + row * BLOCK, NULL);
+            NAMED(add_channels)(x, y, factors + at, some, count, task->parts, padded(task->channels), sums + channel);
+        }
+    }
+}

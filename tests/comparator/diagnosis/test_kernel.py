@@ -1,0 +1,170 @@
+"""The compiled passes over a tap's matrices against those in numpy, and both against sums in whole arrays."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from comparator.diagnosis import kernel
+from comparator.diagnosis.kernel import Matrices, channel_sums, first_look, midpoint_and_added, row_sums
+from comparator.diagnosis.measures import NEVER_RELEVANT, normalise, scale, sizes_of
+from tests.harness.interpreter_lock import turns_beside
+
+DTYPES = [
+    np.dtype(one)
+    for one in (
+        "f2",
+        "f4",
+        ml_dtypes.bfloat16,
+        ml_dtypes.float8_e4m3fn,
+        ml_dtypes.float8_e5m2,
+        ml_dtypes.float8_e8m0fnu,
+    )
+]
+CLOSE = 1e-12
+"""Of the sum of magnitudes: products are fused with sums in one and not in the other."""
+
+needs_compiler = pytest.mark.skipif(not kernel.COMPILED, reason="the kernel is not built: python setup.py build_ext -i")
+
+
+def by_reference(function: Any, *arguments: Any) -> Any:
+    found = kernel._compiled
+    kernel._compiled = None  # type: ignore[assignment]
+    try:
+        return function(*arguments)
+    finally:
+        kernel._compiled = found
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> Matrices:
+    """Two matrices of any dtypes and strides, with all that bytes can hold or numbers of one size."""
+    rows, channels = draw(st.integers(0, 9)), draw(st.sampled_from([0, 1, 7, 8, 9, 255, 256, 257, 700]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    tiny = draw(st.booleans())
+    sides = []
+    for _ in range(2):
+        dtype = draw(st.sampled_from(DTYPES))
+        if draw(st.booleans()):
+            side = rng.integers(0, 256, (2 * rows, 2 * channels, dtype.itemsize), np.uint8).view(dtype)
+            side = side.reshape(2 * rows, 2 * channels)
+        else:
+            with np.errstate(all="ignore"):
+                numbers = rng.standard_normal((2 * rows, 2 * channels)) * (1e-22 if tiny else 1)
+                side = numbers.astype(np.float32).astype(dtype)
+        way = draw(
+            st.sampled_from(["together", "every second row", "backwards", "every second channel", "columns first"])
+        )
+        side = {
+            "together": side[:rows, :channels].copy(),
+            "every second row": side[::2, :channels],
+            "backwards": side[:rows, :channels][::-1],
+            "every second channel": side[:rows, ::2],
+            "columns first": np.asfortranarray(side[:rows, :channels]),
+        }[way]
+        sides.append(side)
+    if draw(st.booleans()):
+        sides[1] = sides[0]
+    if rows and draw(st.booleans()):
+        sides[1] = sides[1].copy()
+        sides[1][draw(st.integers(0, rows - 1))] = 0
+    weights = rng.random(channels, np.float32) if draw(st.booleans()) else None
+    return Matrices(sides[0], sides[1], weights)
+
+
+def assert_close(found: Any, expected: Any, most: Any) -> None:
+    for one in fields(expected):
+        left, right = getattr(found, one.name), getattr(expected, one.name)
+        assert left.shape == right.shape
+        if left.dtype == np.int64:
+            assert np.array_equal(left, right), one.name
+        else:
+            beyond = ~np.isfinite(left) & ~np.isfinite(right)  # where float32 does not reach
+            assert (beyond | (np.abs(left - right) <= CLOSE * most)).all(), one.name
+
+
+@needs_compiler
+@settings(max_examples=150, deadline=None)
+@given(matrices(), st.booleans())
+def test_compiled_and_numpy_agree(of: Matrices, parts: bool):
+    if parts:
+        middle, added = midpoint_and_added(of, slice(None))
+        of = Matrices(middle, added, parts=True, finite=True)
+    with np.errstate(all="ignore"):
+        (sums, counts, energy), (other, other_counts, other_energy) = first_look(of), by_reference(first_look, of)
+        most = (
+            other.baseline + other.target + 2 * other.middle + other.added + np.sqrt(other.added) * of.shape[1] ** 0.5
+        )
+        assert_close(sums, other, most)
+        assert_close(row_sums(of), other, most)
+        assert_close(counts, other_counts, 0)
+        assert ((energy == other_energy) | (np.abs(energy - other_energy) <= CLOSE * other_energy)).all()
+        rng = np.random.default_rng(of.shape[1])
+        chosen = np.flatnonzero(rng.random(of.shape[0]) < 0.7)
+        factors = rng.random(len(chosen), np.float32)
+        expected = by_reference(channel_sums, of, chosen, factors)
+        most = expected.middle + expected.added + np.sqrt(expected.added) * of.shape[0] ** 0.5
+        assert_close(channel_sums(of, chosen, factors), expected, most)
+
+
+@settings(max_examples=60, deadline=None)
+@given(matrices())
+def test_sums_are_those_of_whole_arrays(of: Matrices):
+    with np.errstate(all="ignore"):
+        left, right = (np.asarray(side, np.float32) for side in (of.first, of.second))
+        same = (left == right) | (np.isnan(left) & np.isnan(right))
+        finite = np.isfinite(left) & np.isfinite(right)
+        _, counts, _ = first_look(of)
+        assert np.array_equal(counts.differing, (~same).sum(1))
+        assert np.array_equal(counts.baseline_nonfinite, (~np.isfinite(left)).sum(1))
+        assert np.array_equal(counts.target_nonfinite, (~np.isfinite(right)).sum(1))
+        assert np.array_equal(counts.apart, (~finite & ~same).sum(1))
+        weights = np.float32(1) if of.weights is None else of.weights
+        left, right = (np.where(finite, side, 0) * weights for side in (left, right))
+        middle, added = (left + right) * np.float32(0.5), right - left
+        found = row_sums(of)
+        assume(bool(np.isfinite(added).all() and np.isfinite(middle).all()))
+        pairs = ((found.baseline, left), (found.target, right), (found.added, added), (found.middle, middle))
+        for sums, side in pairs:
+            # A midpoint and a difference are rounded to float32, what they are made from is not.
+            expected = np.square(side.astype(np.float64)).sum(1)
+            assert np.allclose(sums, expected, rtol=1e-6, atol=1e-6 * float(found.baseline.max(initial=0)))
+        assert np.allclose(found.total, added.sum(1, dtype=np.float64), rtol=1e-6, atol=1e-6 * np.abs(added).sum())
+
+
+def test_a_factor_from_sums_is_the_one_of_arrays():
+    rng = np.random.default_rng(3)
+    baseline = rng.standard_normal((900, 64)).astype(np.float32)
+    target = (baseline * np.float32(1.01) + 0.001 * rng.standard_normal(baseline.shape)).astype(np.float32)
+    of = Matrices(baseline, target)
+    sums = row_sums(of)
+    difference = normalise(of, sums, sizes_of(sums))
+    exact, screened = scale(difference), scale(difference, irrelevant=NEVER_RELEVANT)
+    chosen = difference.take(np.unique(np.linspace(0, 899, 768).astype(np.int64)))
+    middle, added = (one.astype(np.float64) for one in chosen.arrays())
+    assert exact.value == screened.value == pytest.approx((middle * added).sum() / (middle * middle).sum(), rel=1e-6)
+    assert screened.error == pytest.approx(exact.error, rel=0.5)  # rows and channels are not correlated here
+
+
+@needs_compiler
+def test_compiled_passes_let_other_threads_run():
+    of = Matrices(np.zeros((2048, 2048), np.float32), np.ones((2048, 2048), np.float32))
+    assert turns_beside(lambda: first_look(of)) > 1
+
+
+@needs_compiler
+def test_buffers_that_do_not_fit_are_refused():
+    of = kernel._task(Matrices(np.zeros((2, 8), np.float32), np.zeros((2, 8), np.float32)))
+    with pytest.raises(ValueError, match="length"):
+        kernel._compiled.rows(of, np.zeros((1, 5)), None, None)
+    with pytest.raises(IndexError):
+        kernel._compiled.channels(of, np.array([2]), np.ones(1, np.float32), np.zeros((4, 8)))
+    other = kernel._task(Matrices(np.zeros((2, 8), np.float32), np.zeros((3, 8), np.float32)))
+    with pytest.raises(ValueError, match="shapes"):
+        kernel._compiled.rows(other, np.zeros((3, 5)), None, None)
