@@ -62,6 +62,8 @@ class SGLangRecord:
     statistics: None = field(default=None, init=False)
     fingerprint: None = field(default=None, init=False)
     fingerprint_scheme: None = field(default=None, init=False)
+    _checked: Content | None = field(default=None, init=False, repr=False)
+    """What was checked last: a record is checked, then read, once."""
 
     @property
     def filename(self) -> str:
@@ -161,9 +163,10 @@ class SGLangRecord:
     def is_intact(self) -> bool:
         """Whether the file can be read; SGLang writes no checksums but those of the zip format."""
         try:
-            return pt_files.load(self.path) is not None
+            self._checked = pt_files.load(self.path)
         except PtFileError:
             return False
+        return True
 
     def tensor(self) -> torch.Tensor:
         """The tensor on the CPU, mapped from the file. Raises ValueError when it is none or cannot be read."""
@@ -172,7 +175,10 @@ class SGLangRecord:
         return tensor
 
     def _tensor(self, *, with_torch: bool) -> Any:
-        value = self._content(with_torch=with_torch).value
+        content, self._checked = self._checked, None
+        if content is None or with_torch:
+            content = self._content(with_torch=with_torch)
+        value = content.value
         if not pt_files.is_tensor(value):
             raise ValueError(f"{self.filename} holds no tensor; read .value")
         return value
