@@ -104,10 +104,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("-q", "--quiet", action="store_true", help="print the summary only")
     add("--max-fail", type=_positive, metavar="N", help="end the report after N failures")
     add("--exit-first", "-x", dest="max_fail", action="store_const", const=1, help="the same as --max-fail 1")
-    add("--jobs", "-j", type=_positive, metavar="N",
-        help="processes that compare (default: one for each core, where there is enough to compare)")  # fmt: skip
-    add("--version", action=PrintVersion, nargs=0, help="print the version of tensortap and end")
-    add("--print-completion", choices=SHELLS, action=PrintCompletion, help="print a completion script for a shell")
     add("--override-dims", action="append", default=[], metavar="NAME:DIMS",
         help="dims for both sides, for names that the regular expression NAME is found in")  # fmt: skip
     add("--override-baseline-dims", action="append", default=[], metavar="NAME:DIMS")
@@ -137,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--calibration", metavar="FILE", help="floors that 'comparator calibrate' measured")
     add("--bitwise", action="store_true", help="tensors must be equal bit by bit")
     _add_pictures(parser)
+    _add_how(parser)
     return parser
 
 
@@ -151,6 +148,17 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
         "--viz-output-dir", metavar="DIR", default="/tmp/comparator_viz/", help="(default: %(default)s, if it is yours)"
     )
     add("--visualize-per-token", metavar="FILE", help="draw the errors of all tokens into one PNG file")
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
+    """Flags that change how the work is done and not what is found, and those that end the program."""
+    add = parser.add_argument
+    add("--jobs", "-j", type=_positive, metavar="N",
+        help="processes that compare (default: one for each core, where there is enough to compare)")  # fmt: skip
+    add("--quick", action="store_true",
+        help="do not compare records with equal checksums (XXH3-64) on both sides (docs/comparing.md)")  # fmt: skip
+    add("--version", action=PrintVersion, nargs=0, help="print the version of tensortap and end")
+    add("--print-completion", choices=SHELLS, action=PrintCompletion, help="print a completion script for a shell")
 
 
 def options_from(arguments: argparse.Namespace) -> Options:
@@ -177,6 +185,7 @@ def options_from(arguments: argparse.Namespace) -> Options:
         error=parse_names(arguments.error, "--error"),
         equal_nan=arguments.equal_nan,
         bitwise=arguments.bitwise,
+        quick=arguments.quick,
         min_matched=arguments.min_matched,
         per_token=bool(arguments.visualize_per_token),
         detail_limit=arguments.pictures,

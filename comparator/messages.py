@@ -95,6 +95,7 @@ MESSAGES: Mapping[str, Message] = {
     "token-counts-differ": Message("error", "Both sides have other numbers of tokens in the same step."),
     "other-tokens": Message("error", "The rows that are compared with each other are not the same tokens."),
     "records-joined": Message("info", "Several records of one step were joined as rows."),
+    "equal-by-checksum": Message("info", "With --quick: the bytes are equal by their checksums and were not read."),
     "tokens-joined": Message("info", "How tokens were joined: which sequence parted, what was paired by arrival."),
     "shared-pieces-assumed": Message("warning", "Neighbouring ranks were taken to hold the same piece."),
     "non-finite": Message("warning", "A side holds NaN or infinite elements."),

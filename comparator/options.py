@@ -52,6 +52,8 @@ class Options:
     strict_taps: bool = False
     equal_nan: bool = False
     """NaN equals NaN, and an infinity itself, at the same place."""
+    quick: bool = False
+    """Pairs whose records have equal checksums on both sides are not read (docs/comparing.md)."""
     bitwise: bool = False
     """Tensors must be equal bit by bit; nothing else is asked for."""
     min_matched: float = 1.0

@@ -85,6 +85,8 @@ class TensorMeasurement(Struct, frozen=True):
     samples: tuple[str, str] | None = None
     """Some values of both sides, where they differ and the report has a place for them."""
     remarks: tuple[Remark, ...] = ()
+    settled: bool = False
+    """Nothing was read: the checksums of the records are equal. The statistics are then empty."""
 
 
 class HashMeasurement(Struct, frozen=True):

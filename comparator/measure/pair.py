@@ -144,7 +144,7 @@ def measure_aligned(
     """The numbers of a pair of aligned arrays."""
     baseline, target, plan = aligned.baseline, aligned.target, aligned.plan
     dims = tuple(side.dims.text if side.dims else None for side in (plan.baseline, plan.target))
-    remarks = _remarks(plan)
+    remarks = remarks_of(plan)
     if not aligned.same_shape:
         few = detailed and max(baseline.size, target.size) < PERCENTILE_LIMIT
         return TensorMeasurement(
@@ -154,7 +154,7 @@ def measure_aligned(
             dims=(dims[0], dims[1]),
             difference=None,
             replicas=replicas,
-            tokens=_token_numbers(plan),
+            tokens=token_numbers(plan),
             remarks=(*remarks, *_shape_remark(aligned, options)),
         )
     axis = aligned.token_axis
@@ -180,7 +180,7 @@ def measure_aligned(
         replicas=replicas,
         downcast=downcast,
         downcast_dtype=downcast_dtype,
-        tokens=_token_numbers(plan),
+        tokens=token_numbers(plan),
         max_token_rel=None if rows is None else float(rows.max()),
         worst_token=worst,
         first_bad_token=_first_bad_token(rows, aligned.tokens),
@@ -274,7 +274,8 @@ def _first_bad_token(rows: npt.NDArray[np.float64] | None, tokens: TokenPlan | N
     return tokens.describe_row(row) or f"row {row}"
 
 
-def _token_numbers(plan: PairPlan) -> TokenNumbers | None:
+def token_numbers(plan: PairPlan) -> TokenNumbers | None:
+    """How many tokens of a pair are compared, by its plan; None where rows are no tokens."""
     tokens = plan.tokens
     if tokens is None:
         return None
@@ -289,7 +290,8 @@ def _token_numbers(plan: PairPlan) -> TokenNumbers | None:
     )
 
 
-def _remarks(plan: PairPlan) -> tuple[Remark, ...]:
+def remarks_of(plan: PairPlan) -> tuple[Remark, ...]:
+    """What was found while a pair was planned."""
     joined = [
         f"{side.side}: {len(side.steps)} records of {len(side.ranks)} steps are joined along the token dimension"
         for side in (plan.baseline, plan.target)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -17,10 +17,12 @@ from comparator.match.bundles import BundlePair, Key
 from comparator.measure.family import FamilyRows, pool_rows
 from comparator.measure.measurement import Measurement
 from comparator.measure.pair import Measurer
+from comparator.measure.quick import settle
 from comparator.plan.selection import Selected
 from comparator.rules import Rules
 
 P = TypeVar("P")
+Made_co = TypeVar("Made_co", covariant=True)
 
 KEPT_BYTES = 256 << 20
 """Aligned rows that are kept for the taps that are computed from them."""
@@ -96,8 +98,13 @@ def _bytes(rows: FamilyRows | None) -> int:
     return 0 if rows is None else rows.nbytes
 
 
-MakeProfile = Callable[[FamilyRows, Families], P | None]
-"""Makes the profile of a family from its aligned rows; may ask for those of other families."""
+class MakeProfile(Protocol[Made_co]):
+    """Makes the profile of a family from its aligned rows; may ask for those of other families."""
+
+    def __call__(self, found: FamilyRows, families: Families) -> Made_co | None: ...
+
+    def needs_values(self, family: Key) -> bool:
+        """Whether the profile holds more than differences, so that rows which are known to be equal must be read."""
 
 
 def units_of(pairs: Sequence[BundlePair], rules: Rules) -> list[Unit]:
@@ -118,6 +125,10 @@ def measure_unit(
     profiler: MakeProfile[P] | None = None,
 ) -> UnitResult[P]:
     """Measure all pairs of a unit. With a profiler the aligned arrays of the family are kept until its end."""
+    if measurer.options.quick:
+        found = _settled_unit(unit, select, measurer, families, profiler)
+        if found is not None:
+            return found
     seen: list[Aligned] = []
     family: list[Key] = []
 
@@ -134,6 +145,28 @@ def measure_unit(
     if profiler is not None and families is not None and seen:
         pooled = families.keep(family[0], pool_rows(family[0], seen))
         profile = None if pooled is None else profiler(pooled, families)
+    return UnitResult(unit, rows, profile)
+
+
+def _settled_unit(
+    unit: Unit,
+    select: Callable[[int], list[Selected]],
+    measurer: Measurer,
+    families: Families | None,
+    profiler: MakeProfile[P] | None,
+) -> UnitResult[P] | None:
+    """A unit that checksums settle; None where a pair of it has to be read."""
+    places = [(number, part, one) for number in unit.pairs for part, one in enumerate(select(number))]
+    if not places or (profiler is not None and profiler.needs_values(places[0][2].pair.family)):
+        return None
+    settled = settle([selected for _, _, selected in places], measurer)
+    if settled is None:
+        return None
+    rows = tuple(
+        Row(number, part, measurement) for (number, part, _), (measurement, _) in zip(places, settled, strict=True)
+    )
+    pooled = pool_rows(places[0][2].pair.family, [aligned for _, aligned in settled])
+    profile = None if profiler is None or families is None or pooled is None else profiler(pooled, families)
     return UnitResult(unit, rows, profile)
 
 

@@ -146,6 +146,7 @@ def _tensor(
             y=_bundle_side(pair.target, measurement.dims[1], contexts["target"], selected.left_out),
         ),
         tokens=_token_counts(measurement),
+        level="checksum" if measurement.settled else "full",
         first_bad_token=measurement.first_bad_token if judgement is not None and not judgement.passed else None,
         analysis=None if verdict.analysis is None else tap_analysis(verdict.analysis),
     )

@@ -212,7 +212,8 @@ class TapAnalysis(_Model, frozen=True, kw_only=True):
 
 class TensorComparison(_Comparison, frozen=True, kw_only=True):
     """A pair of tensors. ``diff`` is None where the shapes differ (``shape_mismatch``) or only fingerprints were
-    recorded (``level`` is ``hash``)."""
+    recorded (``level`` is ``hash``). Where ``level`` is ``checksum``, ``--quick`` found equal checksums, and the
+    statistics are zero, since none were taken."""
 
     type: Literal["comparison_tensor"] = "comparison_tensor"
     baseline: TensorInfo

@@ -50,6 +50,8 @@ def _tensor_essence(finding: TensorComparison) -> str:
     if finding.category == "failed" and finding.errors and (finding.diff is None or finding.diff.max_abs_diff == 0):
         return finding.errors[0].message  # numbers that do not differ would hide it
     tokens = f"  {counted(finding.tokens.matched, 'token')}" if finding.tokens else ""
+    if finding.level == "checksum":
+        return f"equal bytes, by checksum{tokens}"
     return (_metrics(finding.diff) if finding.diff else f"at level {finding.level}") + tokens
 
 
@@ -122,7 +124,7 @@ def _tensor_details(finding: TensorComparison, verbosity: Verbosity) -> list[str
             )
     if finding.diff_downcast is not None and finding.category == "failed":
         lines.append(f"as {finding.downcast_dtype}: {_metrics(finding.diff_downcast)}")
-    if verbosity == "verbose":
+    if verbosity == "verbose" and finding.level != "checksum":
         for label, side in (("baseline", finding.baseline), ("target", finding.target)):
             stats = side.stats
             lines.append(

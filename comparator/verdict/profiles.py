@@ -11,12 +11,16 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.diagnosis import Selection, SideRows, TapKey, TapProfile, TapRows, label_rows, profile
+from comparator.match.bundles import Key
 from comparator.measure.family import FamilyRows
 from comparator.measure.kernel.sums import Array
 from comparator.measure.units import Families
 from comparator.verdict.model_facts import BIAS
 from comparator.verdict.taps import Taps
 from tensortap.dims import parse_dims
+
+CHOOSES = frozenset({"router", "moe", "combine", "logits"})
+"""Operations whose values say which experts or tokens are chosen."""
 
 
 class FamilyProfile(Struct, frozen=True, eq=False):
@@ -60,6 +64,14 @@ class Profiler(Struct, frozen=True):
             ranks=self.taps.ranks,
         )
         return FamilyProfile(profile(rows, node), found.step, axes_of_channels(found.target_dims))
+
+    def needs_values(self, family: Key) -> bool:
+        """Whether the values themselves matter: those that experts or tokens are chosen by, and sums."""
+        key = self.taps.keys.get(family)
+        node = None if key is None else self.taps.graph.node(key)
+        return node is not None and (
+            node.operation in CHOOSES or node.router is not None or bool(node.operands) or node.branch is not None
+        )
 
     def _selection(self, key: TapKey, families: Families) -> Selection | None:
         """How the experts of the tap's layer are chosen, with the recorded biases."""

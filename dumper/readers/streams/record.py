@@ -175,6 +175,19 @@ class StoredRecord:
             raise MemoryError(f"{self.source}: {self.name} takes {size} bytes, more than this machine has left")
         return size
 
+    @property
+    def checksums(self) -> tuple[str, tuple[tuple[int, int], ...]] | None:
+        """What is known of the bytes without reading them: their compression, and of each payload its length and its
+        XXH3-64. None where the frame is damaged, or a file ends before it does."""
+        try:
+            frame = self._segment.frame(self._column("offset"))
+            compression = ""
+            if b"compression" in frame.meta:
+                compression = str(frames.decode_meta(frame.meta).get("compression"))
+        except FormatError:
+            return None
+        return compression, tuple((payload.length, payload.checksum) for payload in frame.payloads)
+
     def is_intact(self) -> bool:
         """Whether the bytes match their checksums."""
         try:
