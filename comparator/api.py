@@ -270,14 +270,13 @@ def open_side(source: PathOrRun, label: str, progress: Progress = silent) -> Run
     """Open a run; raises ComparatorError that names the path when that is not possible."""
     if not isinstance(source, str | os.PathLike):
         return source
-    path = Path(source)
     from dumper.reading.open import open_run
 
     try:
-        run: Run = open_run(path, progress)
+        run: Run = open_run(source, progress)
     except (OSError, ValueError, RunError) as error:
         raise ComparatorError(f"{label}: {error}") from None
     if not len(run.records):
         problems = "; ".join(str(problem.message) for problem in run.problems)
-        raise ComparatorError(f"{label}: the run {path} holds no records{': ' + problems if problems else ''}")
+        raise ComparatorError(f"{label}: the run {run.path} holds no records{': ' + problems if problems else ''}")
     return run

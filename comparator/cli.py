@@ -23,6 +23,7 @@ from comparator.match.runs import is_sglang_dump
 from comparator.options import Options, Side
 from comparator.verdict.criteria import parse_rules
 from dumper.printable import printable
+from dumper.storage.addresses import place_of, shown_address
 from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion
 from tensortap.progress import in_terminal
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from comparator.report.strips import TokenStrips
     from comparator.verdict.judge import Said
     from dumper.reading.protocol import Run
+    from dumper.storage.places import Place
 
 PRESETS: dict[str, dict[str, object]] = {
     "raw": {"grouping_skip_keys": []},
@@ -318,7 +320,7 @@ def _of_dumps(baseline: str, target: str, prepared: Prepared, options: Options) 
         return ()
     from comparator.report.dumps import notes_of_dumps
 
-    return notes_of_dumps({"baseline": Path(baseline), "target": Path(target)}, runs, options)
+    return notes_of_dumps({"baseline": place_of(baseline), "target": place_of(target)}, runs, options)
 
 
 def _printed(arguments: argparse.Namespace, console: Console | PlainConsole, schema: Schema) -> Reporter:
@@ -377,15 +379,16 @@ def _report_findings(
 
 def _one_path(flag: str | None, positional: str | None, what: str) -> str:
     if flag and positional:
-        raise ComparatorError(f"the {what} is given twice: {positional!r} and --{what}-path {flag!r}")
+        twice = f"{shown_address(positional)!r} and --{what}-path {shown_address(flag)!r}"
+        raise ComparatorError(f"the {what} is given twice: {twice}")
     path = flag or positional
     if not path:
         raise ComparatorError(f"no {what}; usage: comparator BASELINE TARGET")
     return path
 
 
-def _report_path(argument: str | None, dump: Path | None) -> Path | None:
+def _report_path(argument: str | None, dump: Place | None) -> Path | None:
     """Where a report file goes: where it was asked for, and else, as SGLang's comparator does, into its dumps."""
     if argument is not None:
         return Path(argument) if argument else None
-    return dump / "comparator_report.jsonl" if dump is not None and os.access(dump, os.W_OK) else None
+    return dump / "comparator_report.jsonl" if isinstance(dump, Path) and os.access(dump, os.W_OK) else None

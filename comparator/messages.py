@@ -80,6 +80,7 @@ MESSAGES: Mapping[str, Message] = {
     "steps-not-joined": Message("error", "Several steps make one tensor, and nothing says how their tokens join."),
     "companion-not-recorded": Message("error", "The tensor that says how rows were sorted was not recorded."),
     "damaged-record": Message("error", "The bytes of a record do not match their checksum."),
+    "unreadable-object": Message("error", "The object that holds a record cannot be read, after retries."),
     "levels-differ": Message("error", "A tensor was recorded at levels that cannot be compared with each other."),
     "fingerprint-schemes-differ": Message("error", "Fingerprints were computed in different ways."),
     "samples-differ": Message("error", "The samples of both sides hold other rows."),

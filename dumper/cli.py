@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, command: _Command, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
-        sub.add_argument("run", type=Path, metavar="RUN", help="the run directory, TENSORTAP_DIR/TENSORTAP_RUN")
+        sub.add_argument(
+            "run", metavar="RUN", help="the run directory, TENSORTAP_DIR/TENSORTAP_RUN, or an address (s3://…)"
+        )
         return sub
 
     listing = add("ls", _list, "What is in a run: ranks, steps, records, taps, problems.")
@@ -123,12 +125,13 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--filter", metavar="EXPR", help="for example 'layer_id in [0, 1]'")
 
 
-def _open(path: Path) -> Run:
+def _open(path: str) -> Run:
     from dumper.reading.open import open_run
     from dumper.reading.protocol import RunError
+    from dumper.storage.addresses import is_address
     from tensortap.progress import in_terminal
 
-    if not path.is_dir():
+    if not is_address(path) and not Path(path).is_dir():
         raise UsageError(f"{path} is no directory; give the directory of a run")
     try:
         return open_run(path, in_terminal())
@@ -222,8 +225,8 @@ def _complain_of_problems(command: str, run: Run, prefix: str = "") -> None:
 def _show(arguments: argparse.Namespace) -> int:
     run = _open(arguments.run)
     names = list(arguments.names)
-    if names and names[0] not in {record.name for record in run.records} and Path(names[0]).is_dir():
-        return _show_both(run, _open(Path(names[0])), names[1:], arguments)
+    if names and names[0] not in {record.name for record in run.records} and _is_run(names[0]):
+        return _show_both(run, _open(names[0]), names[1:], arguments)
     from dumper.reading import contents, listing
 
     wanted = _wanted([run], names)
@@ -237,6 +240,12 @@ def _show(arguments: argparse.Namespace) -> int:
     _complain_of_rest(len(records), arguments.limit)
     _complain_of_problems("show", run)
     return 0 if records else 1
+
+
+def _is_run(text: str) -> bool:
+    from dumper.storage.addresses import is_address
+
+    return is_address(text) or Path(text).is_dir()
 
 
 def _show_both(run: Run, other: Run, names: Sequence[str], arguments: argparse.Namespace) -> int:
@@ -269,9 +278,10 @@ def _complain_of_rest(found: int, limit: int) -> None:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from dumper.readers.streams.repair import verify_run
+    from dumper.storage.addresses import place_of
     from tensortap.progress import in_terminal
 
-    report = verify_run(arguments.run, in_terminal())
+    report = verify_run(place_of(arguments.run), in_terminal())
     for line in report.lines:
         print(printable(line))
     return 0 if report.intact else 1
@@ -279,8 +289,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _repair(arguments: argparse.Namespace) -> int:
     from dumper.readers.streams.repair import repair_run
+    from dumper.storage.addresses import is_address, shown_address
     from tensortap.progress import in_terminal
 
-    for line in repair_run(arguments.run, in_terminal()):
+    if is_address(arguments.run):
+        raise UsageError(f"{shown_address(arguments.run)}: a run is repaired on a disk; copy it there")
+    for line in repair_run(Path(arguments.run), in_terminal()):
         print(printable(line))
     return 0

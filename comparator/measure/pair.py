@@ -40,6 +40,7 @@ from comparator.plan.rows import UnrelatedRanksError
 from comparator.plan.selection import Selected
 from comparator.plan.tokens.interface import TokenPlan
 from comparator.rules import Rules
+from dumper.storage.places import StorageError, StorageGoneError
 from tensortap.dims import DimsError
 
 SAMPLED_FROM = 1e-3
@@ -65,7 +66,7 @@ class Measurer(Struct, frozen=True):
             return self._measure(selected, detailed, see)
         except UnrelatedRanksError as error:
             return self._unrelated(selected, error)
-        except (ComparatorError, MemoryError):
+        except (ComparatorError, MemoryError, StorageGoneError):
             raise
         except Exception as error:
             return failure(error)
@@ -132,6 +133,8 @@ class Measurer(Struct, frozen=True):
 def failure(error: Exception) -> Failure:
     """A pair that cannot be compared: with a hint where one is known, and else (a damaged payload, a fault of ours)
     with the traceback of the exception that is being handled."""
+    if isinstance(error, StorageError):
+        error = PairError(str(error), name="unreadable-object")
     hint = error.hint if isinstance(error, PairError | DimsError) else ""
     name = error.name if isinstance(error, PairError | DimsError) else "unexpected-error"
     trace = hint or ("" if isinstance(error, PairError) else traceback.format_exc())

@@ -9,16 +9,17 @@ from comparator.options import SIDES, Options, Side
 from comparator.verdict.judge import Said, say
 from dumper.readers.sglang.dump import SGLangRecord
 from dumper.reading.protocol import Run
+from dumper.storage.places import Place
 
 _OF_MEGATRON = frozenset({"cu_seqlens_q", "cu_seqlens_kv"})
 
 
-def notes_of_dumps(given: Mapping[Side, Path], runs: Mapping[Side, Run], options: Options) -> list[Said]:
+def notes_of_dumps(given: Mapping[Side, Place], runs: Mapping[Side, Run], options: Options) -> list[Said]:
     """Which folder was taken where one holds the dump, and what of the batches is missing or assumed."""
     said = [
         say("other-folder", f"auto-descend {side}_path: {given[side]} holds the dump in {runs[side].path}", options)
         for side in SIDES
-        if Path(given[side]).resolve() != Path(runs[side].path).resolve()
+        if _resolved(given[side]) != _resolved(runs[side].path)
     ]
     if options.token_aligner != "smart":
         return said
@@ -28,6 +29,10 @@ def notes_of_dumps(given: Mapping[Side, Path], runs: Mapping[Side, Run], options
         return [*said, say("no-batch-records", message, options)]
     message = "neither qkv_format nor input_ids of two dimensions say how a batch lies; it is taken for packed tokens"
     return said + [say("layout-assumed", f"{side}: {message}", options) for side in SIDES if _is_assumed(runs[side])]
+
+
+def _resolved(place: Place) -> Place:
+    return place.resolve() if isinstance(place, Path) else place
 
 
 def _has_layouts(run: Run) -> bool:

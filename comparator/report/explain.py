@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import Bundle, BundlePair
@@ -15,6 +14,7 @@ from comparator.plan.pair import PairPlan, Planner
 from comparator.plan.selection import Selected
 from comparator.plan.side import SidePlan, StepPlan
 from comparator.plan.tokens.interface import TokenPlan
+from dumper.storage.places import Place
 from tensortap.dims import DimsError
 
 Select = Callable[[int], list[Selected]]
@@ -68,7 +68,7 @@ def explain_pair(selected: Selected, planner: Planner) -> Iterator[str]:
     yield from _joint_lines(plan)
 
 
-def _side_lines(plan: SidePlan, bundle: Bundle, path: Path) -> Iterator[str]:
+def _side_lines(plan: SidePlan, bundle: Bundle, path: Place) -> Iterator[str]:
     yield f"  {plan.side}: {path}, dims {plan.dims.text if plan.dims else 'none'}"
     for step in plan.steps:
         yield from _step_lines(step, bundle)

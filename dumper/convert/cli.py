@@ -12,6 +12,7 @@ from dumper.printable import printable
 from dumper.readers.sglang.dump import SGLangDump
 from dumper.reading.open import open_run
 from dumper.reading.protocol import Run, RunError
+from dumper.storage.addresses import is_address, shown_address
 from tensortap.progress import Advance, Progress, in_terminal, silent
 
 FORMATS = ("run", "pt", "safetensors")
@@ -24,8 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Write a run as SGLang's .pt files or as safetensors, or SGLang's .pt files as a run.",
         epilog="exit code: 0 all was converted, 1 something was left out (it is listed), 2 nothing could be done",
     )
-    parser.add_argument("source", type=Path, metavar="SRC", help="a run, or a directory of SGLang's .pt files")
-    parser.add_argument("destination", type=Path, metavar="DST", help="a directory that is empty or does not exist")
+    parser.add_argument("source", metavar="SRC", help="a run, or a directory of SGLang's .pt files")
+    parser.add_argument("destination", metavar="DST", help="a directory that is empty or does not exist")
     parser.add_argument("--to", choices=FORMATS, help="default: a run from .pt files, .pt files from a run")
     return parser
 
@@ -44,17 +45,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if outcome.left_out else 0
 
 
-def convert(source: Path, destination: Path, wanted: str | None = None, progress: Progress = silent) -> Outcome:
+def convert(
+    source: str | Path, destination: str | Path, wanted: str | None = None, progress: Progress = silent
+) -> Outcome:
     """Convert a recording to the wanted format: ``run``, ``pt`` or ``safetensors``.
 
     Raises RunError when there is no recording, ConversionError when the destination cannot be used or the source is
     in that format already.
     """
+    if is_address(destination):
+        raise ConversionError(
+            f"{shown_address(str(destination))}: what is converted is written to a disk; copy it from there"
+        )
+    destination = Path(destination)
     opened = open_run(source, progress)
     is_dump = isinstance(opened, SGLangDump)
     wanted = wanted or ("run" if is_dump else "pt")
     if wanted == ("pt" if is_dump else "run"):
-        raise ConversionError(f"{source} is in the format {wanted} already")
+        raise ConversionError(f"{opened.path} is in the format {wanted} already")
     prepare_destination(destination)
     with progress("converting", len(opened.records)) as advance:
         outcome = _write(opened, destination, wanted, advance)

@@ -169,9 +169,27 @@ def decode_frame(data: Any, offset: int, *, verify_meta: bool = True) -> Frame:
     return Frame(name, meta, tuple(payloads), offset, position)
 
 
+def payload_view(data: Any, payload: Payload) -> memoryview:
+    """The bytes of a payload, not copied; ``data`` is bytes, a mapped file, or what reads a piece when it is asked for
+    its ``view``."""
+    start, end = payload.offset, payload.offset + payload.length
+    try:
+        return memoryview(data)[start:end]
+    except TypeError:
+        piece: memoryview = data.view(start, end)
+        return piece
+
+
 def payload_is_intact(data: Any, payload: Payload) -> bool:
     """Whether a payload matches its checksum."""
-    return checksum(memoryview(data)[payload.offset : payload.offset + payload.length]) == payload.checksum
+    try:
+        view = memoryview(data)
+    except TypeError:
+        digest = xxhash.xxh3_64()
+        for piece in data.pieces(payload.offset, payload.offset + payload.length):
+            digest.update(piece)
+        return digest.intdigest() == payload.checksum
+    return checksum(view[payload.offset : payload.offset + payload.length]) == payload.checksum
 
 
 def encode_footer(index_offset: int) -> bytes:
@@ -204,7 +222,7 @@ def _array_header(data: Any, offset: int) -> tuple[int, int]:
     if code != _CODE_ARRAY16:
         raise FormatError(f"no frame starts at offset {offset}")
     _need(data, offset, _ARRAY16.size)
-    fields = _ARRAY16.unpack_from(data, offset)[1]
+    fields = int.from_bytes(data[offset + 1 : offset + 3], "big")
     if fields < 16:
         raise FormatError(f"an array of {fields} fields in its long form, at offset {offset}")
     return fields, offset + _ARRAY16.size
@@ -213,7 +231,7 @@ def _array_header(data: Any, offset: int) -> tuple[int, int]:
 def _bin32(data: Any, position: int) -> tuple[int, int]:
     """Start and length of the content of a ``bin`` field in its 32-bit form."""
     _need(data, position, _BIN32.size)
-    code, length = _BIN32.unpack_from(data, position)
+    code, length = _BIN32.unpack(data[position : position + _BIN32.size])
     if code != _CODE_BIN32:
         raise FormatError(f"no 32-bit bin at offset {position}")
     _need(data, position + _BIN32.size, length)
@@ -222,7 +240,7 @@ def _bin32(data: Any, position: int) -> tuple[int, int]:
 
 def _uint64(data: Any, position: int) -> tuple[int, int]:
     _need(data, position, _UINT64.size)
-    code, value = _UINT64.unpack_from(data, position)
+    code, value = _UINT64.unpack(data[position : position + _UINT64.size])
     if code != _CODE_UINT64:
         raise FormatError(f"no 64-bit unsigned integer at offset {position}")
     return value, position + _UINT64.size

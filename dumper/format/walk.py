@@ -76,12 +76,21 @@ def _is_end(data: Any, offset: int) -> bool:
     return offset + frames.FOOTER_BYTES == len(data) and frames.decode_footer(data, offset) is not None
 
 
+def _find(data: Any, position: int) -> tuple[int, int] | None:
+    """Where a frame seems to begin, and where its kind ends."""
+    if hasattr(data, "search"):  # no bytes that are there, but what reads them as they are asked for
+        place: tuple[int, int] | None = data.search(_START, position)
+        return place
+    found = _START.search(data, position)
+    return None if found is None else found.span()
+
+
 def _next_frame(data: Any, start: int, budget: int) -> tuple[int | None, int]:
     """The offset of the next intact frame, None when there is none; and what is left of the bytes that may be read."""
     position = start
-    while budget > 0 and (found := _START.search(data, position)) is not None:
-        candidate = found.start()
-        length = int.from_bytes(bytes(data[found.end() : found.end() + 4]), "big")
+    while budget > 0 and (found := _find(data, position)) is not None:
+        candidate, end = found
+        length = int.from_bytes(bytes(data[end : end + 4]), "big")
         if length <= LARGEST_META:
             budget -= length + 64
             try:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import pkgutil
-from pathlib import Path
 
 from dumper.reading.protocol import Reader, Run, RunError
+from dumper.storage.addresses import AddressError, place_of
+from dumper.storage.places import Place, StorageError, StoredPath
 from tensortap.progress import Progress, silent
 
 
@@ -23,23 +25,37 @@ def known_readers() -> tuple[Reader, ...]:
     return tuple(sorted(readers, key=lambda reader: reader.order))
 
 
-def open_run(path: str | Path, progress: Progress = silent) -> Run:
+def open_run(path: str | os.PathLike[str] | StoredPath, progress: Progress = silent) -> Run:
     """Open a recording: a run directory, or a directory of SGLang ``.pt`` files. No payload is read.
 
+    ``path`` may be an address on object storage, ``s3://bucket/runs/tp2`` (docs/scale.md).
     ``progress`` shows how far it is (``tensortap.progress.in_terminal()``). Raises RunError when the path is no
     directory or holds no recording. Damage to files is no error: see ``Run.problems``.
     """
-    path = Path(path)
+    try:
+        place = place_of(path)
+        return _opened(place, progress)
+    except (AddressError, StorageError) as error:
+        raise RunError(str(error)) from None
+
+
+def _opened(path: Place, progress: Progress) -> Run:
     if not path.is_dir():
         raise RunError(
             f"{path}: {'not a directory' if path.exists() else 'no such directory'}; give the directory of a run"
         )
-    for reader in known_readers():
+    readers = [reader for reader in known_readers() if reader.from_storage or not isinstance(path, StoredPath)]
+    for reader in readers:
         if reader.holds(path):
             return reader.open(path, progress)
-    for reader in known_readers():
+    for reader in readers:
         if (hint := reader.hint(path)) is not None:
             raise RunError(hint)
-    files = [reader.files for reader in known_readers()]
+    files = [reader.files for reader in readers]
     content = "is empty" if next(path.iterdir(), None) is None else f"holds neither {' nor '.join(files)} files"
+    if len(files) == 1:
+        content = content.replace("neither", "no")
+    if len(readers) < len(known_readers()):
+        kept = ", ".join(reader.files for reader in known_readers() if not reader.from_storage)
+        content += f" (recordings of {kept} are read from a disk: copy them there)"
     raise RunError(f"{path} {content}; give the directory of a run (TENSORTAP_DIR/TENSORTAP_RUN)")

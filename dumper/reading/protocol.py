@@ -4,7 +4,6 @@ values that they hold. ``dumper.open_run`` returns a ``Run``, whatever kind of r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from dumper.layout import TokenLayout
+    from dumper.storage.places import Place
     from tensortap.progress import Progress
 
 
@@ -236,7 +236,7 @@ class Run(Protocol):
     """A recording of one process group. No payload is read before it is asked for."""
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Place: ...
     @property
     def ranks(self) -> tuple[int, ...]:
         """Ranks that have a file."""
@@ -299,11 +299,13 @@ class Reader(Struct, frozen=True):
 
     files: str
     """What a recording of this kind consists of, for messages: ``rank-*.msgpack``."""
-    holds: Callable[[Path], bool]
+    holds: Callable[[Any], bool]
     """Whether a directory is such a recording."""
-    open: Callable[[Path, Progress], Run]
+    open: Callable[[Any, Progress], Run]
     """Opens it without reading a payload. Raises RunError when it cannot tell which recording is meant."""
-    hint: Callable[[Path], str | None] = lambda path: None
+    hint: Callable[[Any], str | None] = lambda path: None
     """Of a directory that is no recording: what the user may have meant, None when there is nothing to say."""
     order: int = 0
     """Readers with a lower number are asked first: those that look at names in the directory itself."""
+    from_storage: bool = False
+    """Whether it takes a ``StoredPath`` as well: a folder on object storage."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dumper.format.regular_files import read_bytes
 from dumper.format.run_files import MOST_RANKS, STATUS_FILE
 from dumper.format.status import STATUS_BYTES, read_status, run_id_of
 from dumper.reading.headers import MOST_NAMED, ranges
 from dumper.reading.protocol import GraphCoverage, Problem
+from dumper.storage.files import each, read_bytes
+from dumper.storage.places import Place
 
 LOSS_WORDS = {
     "lost_full_memory": "dropped because the memory budget was full",
@@ -52,19 +52,20 @@ class Account(Struct, frozen=True):
         return run_id_of(self.counts)
 
 
-def read_accounts(path: Path) -> tuple[list[Account], list[Problem]]:
+def read_accounts(path: Place) -> tuple[list[Account], list[Problem]]:
     """All status files of a run, and what is wrong with those that cannot be read."""
     accounts, problems = [], []
-    for file in sorted(path.glob("rank-*.status")):
+    in_order: list[Place] = sorted(path.glob("rank-*.status"), key=lambda file: file.name)
+    files = (file for file in in_order if STATUS_FILE.fullmatch(file.name))
+    for file, content in each(lambda file: read_bytes(file, STATUS_BYTES), files):
         found = STATUS_FILE.fullmatch(file.name)
-        if found is None:
-            continue
+        assert found is not None
         rank = int(found["rank"])
-        try:
-            counts = read_status(read_bytes(file, STATUS_BYTES)) if rank < MOST_RANKS else None
-            reason = "cannot be read as counts"
-        except OSError as error:
-            counts, reason = None, str(error.strerror)
+        reason = "cannot be read as counts"
+        if isinstance(content, OSError):
+            counts, reason = None, str(content.strerror)
+        else:
+            counts = read_status(content) if rank < MOST_RANKS else None
         if counts is None:
             problems.append(Problem("unreadable", f"{file.name} {reason}; what is missing in the run is not known"))
         else:

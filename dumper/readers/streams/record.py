@@ -149,13 +149,13 @@ class StoredRecord:
         return None
 
     def payload(self) -> memoryview:
-        """The recorded bytes, decompressed; a view of the mapped file where they are in one piece.
+        """The recorded bytes, decompressed; a view of the mapped file where they are in one piece. Where the run is on
+        object storage they are read now, unless they were read ahead.
 
         Raises FormatError when the frame is damaged.
         """
-        view = memoryview(self._segment.data)
         frame = self._segment.frame(self._column("offset"))
-        parts = [view[part.offset : part.offset + part.length] for part in frame.payloads]
+        parts = [frames.payload_view(self._segment.data, part) for part in frame.payloads]
         data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
         if b"compression" in frame.meta:
             meta = frames.decode_meta(frame.meta)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import mmap
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from dumper.format import frames
 from dumper.format.frames import FormatError, Frame
@@ -20,14 +19,18 @@ from dumper.format.walk import Damage, frames_and_damage
 from dumper.readers.streams.segments import map_file, read_index, scan
 from dumper.reading.open import open_run
 from dumper.reading.protocol import RunError
+from dumper.storage.files import each
+from dumper.storage.places import Place
 from tensortap.progress import Advance, Progress, silent
+
+if TYPE_CHECKING:
+    from dumper.readers.streams.segments import Data
 
 _SUFFIX = ".damaged"
 _MOST_LISTED = 1000
 """Parts that a repaired file says it has left out."""
 _DAMAGE = frozenset({"unreadable", "missing_records", "mixed_runs"})
 _NOTES = frozenset({"missing_rank", "lost", "left_out", "unclosed", "repaired"})
-_Data = mmap.mmap | bytes
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Report:
         return self.damaged == 0
 
 
-def verify_run(path: Path, progress: Progress = silent) -> Report:
+def verify_run(path: Place, progress: Progress = silent) -> Report:
     """Check every frame, payload, index and count of a run.
 
     A file that ends early because its process was killed is whole up to there: that is said, and is no damage.
@@ -51,14 +54,14 @@ def verify_run(path: Path, progress: Progress = silent) -> Report:
     """
     run = open_run(path, progress)
     report = Report()
-    files = sorted(path.glob("rank-*.msgpack"))
+    files: list[Place] = sorted(path.glob("rank-*.msgpack"), key=lambda file: file.name)
     if not files and run.ranks:
         raise RunError(f"{path} is not a run in tensortap's own format, and has no checksums to verify")
     records = 0
-    mapped: dict[str, _Data] = {}
-    for file in files:
-        with contextlib.suppress(OSError):  # a problem of the run
-            mapped[file.name] = map_file(file)
+    mapped: dict[str, Data] = {}
+    for file, data in each(map_file, files):
+        if not isinstance(data, OSError):  # else a problem of the run
+            mapped[file.name] = data
     with progress("verifying", sum(map(len, mapped.values()))) as advance:
         for name, data in mapped.items():
             records += verify_data(name, data, report, advance)
@@ -78,7 +81,7 @@ def verify_run(path: Path, progress: Progress = silent) -> Report:
     return report
 
 
-def verify_data(name: str, data: _Data, report: Report, advance: Advance = lambda done: None) -> int:
+def verify_data(name: str, data: Data, report: Report, advance: Advance = lambda done: None) -> int:
     """Check the bytes of one file; returns the number of its records that are intact. ``advance`` takes the bytes that
     were checked."""
     records = 0
@@ -106,7 +109,7 @@ def verify_data(name: str, data: _Data, report: Report, advance: Advance = lambd
     return records
 
 
-def _verify_end(name: str, data: _Data, end: int, offsets: list[int], report: Report) -> None:
+def _verify_end(name: str, data: Data, end: int, offsets: list[int], report: Report) -> None:
     """Check the footer, and the index against the records that there are."""
     if end == len(data):
         return
@@ -176,11 +179,11 @@ def repair_run(path: Path, progress: Progress = silent) -> Iterator[str]:
         yield _rewrite(file, data)
 
 
-def _is_complete(data: _Data) -> bool:
+def _is_complete(data: Data) -> bool:
     return frames.decode_footer(data, len(data) - frames.FOOTER_BYTES) is not None
 
 
-def _rewrite(path: Path, data: _Data) -> str:
+def _rewrite(path: Path, data: Data) -> str:
     """Copy the intact frames into a complete file that takes the place of this one."""
     fresh = path.with_name(path.name + ".repaired")
     with contextlib.suppress(FileNotFoundError):
@@ -211,10 +214,9 @@ def _free_name(path: Path) -> Path:
     return next(name for name in names if not os.path.lexists(name))
 
 
-def _copy_intact(data: _Data, file: BinaryIO) -> list[str]:
+def _copy_intact(data: Data, file: BinaryIO) -> list[str]:
     """Copy frames, their payloads aligned anew; returns what was left out, in words."""
     left_out = []
-    view = memoryview(data)
     for found in frames_and_damage(data):
         if isinstance(found, Damage):
             what = "the unfinished end" if found.truncated else "bytes that are no frame"
@@ -225,6 +227,6 @@ def _copy_intact(data: _Data, file: BinaryIO) -> list[str]:
             file.write(frames.encode_head(found.kind.encode("ascii"), found.meta, len(found.payloads)))
             for payload in found.payloads:
                 file.write(frames.encode_padding(file.tell(), payload.length))
-                file.write(view[payload.offset : payload.offset + payload.length])
+                file.write(frames.payload_view(data, payload))
                 file.write(frames.encode_checksum(payload.checksum))
     return left_out

@@ -1,12 +1,16 @@
-"""One file of a run, mapped: its frames through the index, or through a scan where there is none."""
+"""One file of a run, mapped, or read in ranges from object storage: its frames through the index, or through a scan
+where there is none."""
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import Struct, field
 
 from dumper.format import frames
@@ -15,7 +19,13 @@ from dumper.format.index import NO_STEP, Index, IndexColumns, check_descriptor, 
 from dumper.format.regular_files import open_to_read
 from dumper.format.walk import Damage, frames_and_damage
 from dumper.reading.protocol import Problem
+from dumper.storage.places import Place, StoredPath
 from tensortap.progress import Advance
+
+if TYPE_CHECKING:
+    from dumper.storage.ranges import StoredBytes
+
+    Data = mmap.mmap | bytes | StoredBytes
 
 _DYNAMIC = frozenset({"step", "occurrence", "order", "compression", "bytes"})
 """Keys of a record that no other record need share."""
@@ -24,8 +34,8 @@ _DYNAMIC = frozenset({"step", "occurrence", "order", "compression", "bytes"})
 class Segment(Struct):
     """One mapped file. ``data`` is read-only."""
 
-    path: Path
-    data: mmap.mmap | bytes
+    path: Place
+    data: Data
     index: Index
     complete: bool
     """Whether the file ends with its index and footer."""
@@ -45,8 +55,63 @@ class Segment(Struct):
         return frames.decode_meta(self.frame(offset).meta)
 
 
-def map_file(path: Path) -> mmap.mmap | bytes:
+class StoredSegment(Segment, dict=True):
+    """One file on object storage. What is asked for is read whole, frame by frame."""
+
+    @property
+    def stored(self) -> StoredBytes:
+        """The file."""
+        data: Any = self.data
+        found: StoredBytes = data
+        return found
+
+    def frame(self, offset: int) -> Frame:
+        """Raises FormatError, and StorageError when it cannot be read."""
+        last = self._last
+        if last is None or last.offset != offset:
+            self.stored.ahead([self.extent(offset)])
+            self._last = last = frames.decode_frame(self.data, offset)
+        return last
+
+    def ahead(self, offsets: Iterable[int]) -> None:
+        """Begin to read the frames at these offsets."""
+        self.stored.ahead(map(self.extent, offsets))
+
+    @functools.cached_property
+    def _ends(self) -> npt.NDArray[np.uint64]:
+        """Where frames begin, ascending, and where the last one ends at the latest."""
+        index = self.index
+        size = np.array([len(self.data)], dtype=np.uint64)
+        return np.sort(np.concatenate([index.columns["offset"], index.steps, index.others, size]))
+
+    @functools.cached_property
+    def _payload_ends(self) -> npt.NDArray[np.uint64]:
+        columns = self.index.columns
+        order = np.argsort(columns["offset"], kind="stable")
+        return np.stack([columns["offset"][order], (columns["payload_offset"] + columns["payload_bytes"])[order]])
+
+    def extent(self, offset: int) -> tuple[int, int]:
+        """Where a frame begins and ends; a little more, or less of a frame without payload that is very long."""
+        end = int(self._ends[np.searchsorted(self._ends, offset, side="right")])
+        starts, payload_ends = self._payload_ends
+        at = int(np.searchsorted(starts, offset))
+        most = offset + _LARGEST_META
+        if at < len(starts) and starts[at] == offset:
+            most = max(offset, int(payload_ends[at])) + _OVERHEAD
+        return offset, min(end, most, len(self.data))
+
+
+_LARGEST_META = 1 << 20
+_OVERHEAD = 4096
+"""Bytes between and behind the payloads of a frame, where there are not very many."""
+
+
+def map_file(path: Place) -> Data:
     """A file as read-only bytes. Raises OSError when it cannot be read."""
+    if isinstance(path, StoredPath):
+        from dumper.storage.ranges import StoredBytes
+
+        return StoredBytes(path)
     descriptor = open_to_read(path)
     try:
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
@@ -57,28 +122,31 @@ def map_file(path: Path) -> mmap.mmap | bytes:
         os.close(descriptor)
 
 
-def open_segment(path: Path, advance: Advance = lambda done: None) -> Segment:
+def open_segment(path: Place, advance: Advance = lambda done: None) -> Segment:
     """Map a file and find its frames; damage is a problem of the segment, not an error.
 
     ``advance`` takes the bytes that were walked through, where there is no index. Raises OSError when the file cannot
     be read.
     """
     data = map_file(path)
+    kind = StoredSegment if isinstance(path, StoredPath) else Segment
     problems: list[Problem] = []
     index_offset = frames.decode_footer(data, len(data) - frames.FOOTER_BYTES)
     if index_offset is not None:
         try:
-            return Segment(path, data, read_index(data, index_offset), complete=True)
+            return kind(path, data, read_index(data, index_offset), complete=True)
         except FormatError as error:
             problems.append(Problem("corrupted", f"{path.name}: {error}; the records were found by a scan"))
     columns, found = scan(path, data, advance)
-    return Segment(path, data, from_columns(columns), complete=False, problems=problems + found)
+    return kind(path, data, from_columns(columns), complete=False, problems=problems + found)
 
 
 def read_index(data: Any, offset: int) -> Index:
     """The index frame at ``offset``. Raises FormatError."""
     if offset >= len(data):
         raise FormatError("the footer points past the end of the file")
+    if hasattr(data, "ahead"):
+        data.ahead([(offset, len(data))])
     frame = frames.decode_frame(data, offset)
     if frame.kind != "index" or len(frame.payloads) != 1:
         raise FormatError("the footer points to something that is no index")
@@ -88,7 +156,7 @@ def read_index(data: Any, offset: int) -> Index:
     return decode_index(bytes(data[payload.offset : payload.offset + payload.length]))
 
 
-def scan(path: Path, data: Any, advance: Advance = lambda done: None) -> tuple[IndexColumns, list[Problem]]:
+def scan(path: Place, data: Any, advance: Advance = lambda done: None) -> tuple[IndexColumns, list[Problem]]:
     """Rebuild the index from the frames; the problems say what could not be read."""
     columns = IndexColumns()
     known: dict[bytes, int] = {}
@@ -104,7 +172,7 @@ def scan(path: Path, data: Any, advance: Advance = lambda done: None) -> tuple[I
     return columns, problems
 
 
-def _problem(path: Path, damage: Damage) -> Problem:
+def _problem(path: Place, damage: Damage) -> Problem:
     if damage.truncated:
         where = f"in the middle of a frame, at offset {damage.offset}"
         return Problem("truncated", f"{path.name} ends {where}; all before is intact")

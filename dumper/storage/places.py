@@ -1,0 +1,148 @@
+"""Where a run lies: a folder of this machine, or one on object storage.
+
+A ``StoredPath`` has the few methods of ``pathlib.Path`` that readers of runs need, so that they go through both alike.
+What is in a file comes from ``dumper.storage.ranges``, and ``dumper.storage.addresses`` makes both kinds of a text.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+
+class StorageError(OSError):
+    """Something on object storage that cannot be read, for good or after retries."""
+
+    def __init__(self, address: str, reason: str, passing: bool = False) -> None:
+        super().__init__(5, reason, address)
+        self.passing = passing
+        """Whether it is the storage, or the way to it, that fails, and not what was asked for."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
+
+    def __reduce__(self) -> tuple[type[StorageError], tuple[str, str, bool]]:
+        return type(self), (str(self.filename), str(self.strerror), self.passing)
+
+
+class StorageGoneError(StorageError):
+    """Request after request failed; no more are made."""
+
+
+class Listing(Struct, frozen=True):
+    """What lies directly in a folder."""
+
+    files: Mapping[str, int]
+    """Name to size in bytes."""
+    folders: Sequence[str]
+
+
+class Part(Struct, frozen=True):
+    """A piece of an object."""
+
+    data: memoryview
+    size: int
+    """Of the whole object."""
+    tag: str | None
+    """Of the object's content: it changes when the object does. None where the storage has none."""
+
+
+class Store(Protocol):
+    """A bucket. Every method raises StorageError, after retries where these may help."""
+
+    address: str
+    """``s3://bucket``."""
+
+    def list(self, key: str) -> Listing:
+        """What lies directly in a folder; nothing where there is no such folder."""
+
+    def read(self, key: str, start: int, end: int, tag: str | None) -> Part:
+        """Bytes ``start`` to ``end`` of an object, all of them; of the one that has the tag, where one is given."""
+
+
+_MOST_FOLDERS = 100
+"""Folders that are looked into for what lies in them; each is a request."""
+
+
+class _Status(Struct, frozen=True):
+    st_size: int
+
+
+class StoredPath:
+    """A folder or an object on object storage. What was listed once is not listed again."""
+
+    def __init__(self, store: Store, key: str, parent: StoredPath | None = None) -> None:
+        self.store = store
+        self.key = key.strip("/")
+        self._parent = parent
+
+    @property
+    def name(self) -> str:
+        """The last part; of a bucket its name."""
+        return str(self).rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> StoredPath:
+        """The folder that it lies in."""
+        return self._parent or StoredPath(self.store, self.key.rpartition("/")[0])
+
+    @functools.cached_property
+    def _listing(self) -> Listing:
+        return self.store.list(self.key)
+
+    def __truediv__(self, name: str) -> StoredPath:
+        return StoredPath(self.store, f"{self.key}/{name}", self)
+
+    def iterdir(self) -> Iterator[StoredPath]:
+        """Everything directly in a folder."""
+        for name in (*self._listing.folders, *self._listing.files):
+            yield self / name
+
+    def glob(self, pattern: str) -> Iterator[StoredPath]:
+        """Files whose name fits, in this folder; with a pattern that begins with ``*/``, in the folders in it."""
+        if pattern.startswith("*/"):
+            for folder in self._listing.folders[:_MOST_FOLDERS]:
+                yield from (self / folder).glob(pattern[2:])
+            return
+        for name in self._listing.files:
+            if fnmatch.fnmatchcase(name, pattern):
+                yield self / name
+
+    def is_dir(self) -> bool:
+        """Whether anything lies in it."""
+        return bool(self._listing.files or self._listing.folders)
+
+    def exists(self) -> bool:
+        """Whether it is an object or a folder with something in it."""
+        return (bool(self.key) and self.name in self.parent._listing.files) or self.is_dir()
+
+    def stat(self) -> _Status:
+        """The size of an object. Raises StorageError where there is none."""
+        size = self.parent._listing.files.get(self.name)
+        if size is None:
+            raise StorageError(str(self), "there is no such object")
+        return _Status(size)
+
+    def __str__(self) -> str:
+        return f"{self.store.address}/{self.key}" if self.key else self.store.address
+
+    def __repr__(self) -> str:
+        return f"StoredPath({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StoredPath) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __lt__(self, other: StoredPath) -> bool:
+        return str(self) < str(other)
+
+
+Place = Path | StoredPath
+"""A folder or file of this machine, or one on object storage."""

@@ -1,0 +1,328 @@
+"""The bytes of objects, read in ranges as they are asked for.
+
+``StoredBytes`` stands where a mapped file stands else: it has a length and is indexed and sliced. What is read stays
+for a while, so that what is looked at twice is read once; what is known to be needed soon is read ahead, several
+requests at a time.
+"""
+
+from __future__ import annotations
+
+import bisect
+import mmap
+import os
+import re
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from dumper.storage.places import Listing, Part, StorageError, StorageGoneError, Store, StoredPath
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+GIVEN_UP = 8
+"""Requests in a row that fail, each of them retried for a while, until no more are made."""
+CONCURRENT = 16
+"""Requests to one bucket at a time."""
+PART = 8 << 20
+"""Bytes; longer ranges are read in parts of this size, side by side."""
+IN_MEMORY = 16 << 20
+"""Bytes; longer ranges go to a nameless file in the folder for temporary files, and are mapped."""
+KEPT_MEMORY = 256 << 20
+"""Bytes of ranges in memory that are kept."""
+KEPT_FILES = 32
+"""Ranges in nameless files that are kept."""
+AHEAD = KEPT_MEMORY // 4
+"""Bytes that are read ahead at a time."""
+TAIL = 256 << 10
+"""Bytes that are read of an object when it is opened: its index, or the last of it."""
+WINDOW = 128 << 10
+"""Bytes that are read where a few are asked for; more with each window that follows on the one before."""
+GAP = 64 << 10
+"""Bytes; ranges that are closer together are read in one request."""
+_ALIGNMENT = 64
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+class Reads:
+    """The store of a run, the requests to it that are under way, and what they brought."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.address = store.address
+        self._lock = threading.RLock()
+        self._kept: OrderedDict[tuple[StoredBytes, int], Range] = OrderedDict()
+        self._kept_bytes = self._kept_files = 0
+        self._pool: ThreadPoolExecutor | None = None
+        self._failures = 0
+        self._gone: StorageGoneError | None = None
+
+    def __reduce__(self) -> tuple[type[Reads], tuple[Store]]:
+        # Another process makes requests of its own.
+        return Reads, (self.store,)
+
+    def list(self, key: str) -> Listing:
+        return self.store.list(key)
+
+    def read(self, key: str, start: int, end: int, tag: str | None) -> Part:
+        if self._gone is not None:
+            raise self._gone
+        try:
+            part = self.store.read(key, start, end, tag)
+        except StorageError as error:
+            self._count_failure(error)
+            raise
+        self._failures = 0
+        return part
+
+    def _count_failure(self, error: StorageError) -> None:
+        if not error.passing:
+            return
+        self._failures += 1
+        if self._failures >= GIVEN_UP:
+            reason = f"{self._failures} requests in a row failed, the last one since {error.strerror}"
+            self._gone = StorageGoneError(self.address, reason, True)
+            raise self._gone from None
+
+    def each(self, function: Callable[[S], T], things: Iterable[S]) -> Iterator[T]:
+        """What the function says of each thing, in order, several of them at a time. Not for functions that use
+        ``each`` themselves."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(CONCURRENT, "tensortap-storage") as pool:
+            yield from pool.map(function, things)
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        """Threads for single requests, which wait for nothing else."""
+        with self._lock:
+            if self._pool is None:
+                from concurrent.futures import ThreadPoolExecutor
+
+                self._pool = ThreadPoolExecutor(CONCURRENT, "tensortap-ranges")
+            return self._pool
+
+    def range(self, file: StoredBytes, start: int, end: int) -> Range:
+        """A range of a file, on its way or there."""
+        with self._lock:
+            if (found := self.covering(file, start, end)) is None:
+                found = Range(file, start, end)
+                self.keep(found)
+            return found
+
+    def covering(self, file: StoredBytes, start: int, end: int) -> Range | None:
+        """A range that is kept and holds these bytes."""
+        with self._lock:
+            at = bisect.bisect_right(file.starts, start)
+            # One that begins earlier may reach further than one that begins later.
+            for known in reversed(file.starts[max(0, at - 4) : at]):
+                found = self._kept[file, known]
+                if found.end >= end and not found.failed:
+                    self._kept.move_to_end((file, known))
+                    return found
+            return None
+
+    def keep(self, fresh: Range) -> None:
+        """Keep a range for a while, and let go of those that were not asked for the longest."""
+        with self._lock:
+            if (fresh.file, fresh.start) in self._kept:
+                self._drop((fresh.file, fresh.start))
+            bisect.insort(fresh.file.starts, fresh.start)
+            self._kept[fresh.file, fresh.start] = fresh
+            self._kept_bytes += fresh.in_memory
+            self._kept_files += fresh.in_file
+            while self._kept_bytes > KEPT_MEMORY or self._kept_files > KEPT_FILES:
+                self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: tuple[StoredBytes, int]) -> None:
+        gone = self._kept.pop(key)
+        gone.file.starts.remove(gone.start)
+        self._kept_bytes -= gone.in_memory
+        self._kept_files -= gone.in_file
+
+
+class Range:
+    """Bytes ``start`` to ``end`` of an object: requested when it is made, waited for when they are looked at."""
+
+    def __init__(self, file: StoredBytes, start: int, end: int, data: memoryview | None = None) -> None:
+        """``data`` where it is there already."""
+        self.file, self.start, self.end = file, start, end
+        self.in_file = end - start > IN_MEMORY
+        self.in_memory = 0 if self.in_file else end - start
+        """Bytes that it takes."""
+        self._whole = data
+        self._lock = threading.Lock()
+        self._parts: list[Future[None]] = []
+        if data is not None:
+            return
+        self._put: Callable[[int, memoryview], None]
+        self._finish: Callable[[], memoryview]
+        self._into_file() if self.in_file else self._into_memory()
+        submit = file.reads.pool.submit
+        self._parts = [submit(self._read, first, min(end, first + PART)) for first in range(start, end, PART)]
+
+    def data(self) -> memoryview:
+        """All of it, read-only. Raises StorageError, and OSError where there is no room for it."""
+        with self._lock:
+            if self._whole is None:
+                for part in self._parts:
+                    part.result()
+                self._whole = self._finish()
+            return self._whole
+
+    @property
+    def failed(self) -> bool:
+        """Whether a request failed; who asks again may ask for it anew."""
+        return any(part.done() and part.exception() is not None for part in self._parts)
+
+    def _read(self, start: int, end: int) -> None:
+        self._put(start - self.start, self.file.part(start, end))
+
+    def _into_memory(self) -> None:
+        room = np.empty(self.end - self.start + _ALIGNMENT, np.uint8)
+        skipped = -(room.ctypes.data - self.start % _ALIGNMENT) % _ALIGNMENT
+        view = memoryview(room.data)[skipped : skipped + self.end - self.start]
+
+        def put(at: int, data: memoryview) -> None:
+            view[at : at + len(data)] = data
+
+        self._put, self._finish = put, view.toreadonly
+
+    def _into_file(self) -> None:
+        # Written and not mapped before all of it is there: a full disk must be an error and not a signal.
+        spool = tempfile.TemporaryFile(prefix="tensortap-", buffering=0)  # noqa: SIM115
+
+        def put(at: int, data: memoryview) -> None:
+            try:
+                while data:
+                    written = os.pwrite(spool.fileno(), data, at)
+                    at, data = at + written, data[written:]
+            except OSError as error:
+                reason = f"{error.strerror} in {tempfile.gettempdir()}, where what is read is kept; set TMPDIR"
+                raise OSError(error.errno, reason, str(self.file.place)) from None
+
+        def finish() -> memoryview:
+            with spool:
+                return memoryview(mmap.mmap(spool.fileno(), self.end - self.start, access=mmap.ACCESS_READ))
+
+        self._put, self._finish = put, finish
+
+
+class StoredBytes:
+    """An object as a sequence of bytes, in the way of a mapped file.
+
+    Every read is of the content that was there when it was opened: where the object changes meanwhile, it raises
+    StorageError.
+    """
+
+    def __init__(self, place: StoredPath) -> None:
+        """Reads the end of the object. Raises StorageError."""
+        assert isinstance(place.store, Reads)
+        self.place = place
+        self.reads = place.store
+        self.starts: list[int] = []
+        """Of the ranges that are kept; in the care of ``reads``."""
+        self._tag: str | None = None
+        self._size = place.stat().st_size
+        self._window = (0, WINDOW)
+        """Where the last window ended, and how long the next one will be."""
+        if not self._size:
+            return
+        start = max(0, self._size - TAIL) // _ALIGNMENT * _ALIGNMENT
+        part = self.reads.read(place.key, start, self._size, None)
+        if part.size != self._size:
+            # It has grown or was replaced since the folder was listed.
+            self._size, start = part.size, max(0, part.size - TAIL) // _ALIGNMENT * _ALIGNMENT
+            part = self.reads.read(place.key, start, self._size, None)
+            if part.size != self._size:
+                raise StorageError(str(place), "the object changes while it is read; begin again once it is complete")
+        self._tag = part.tag
+        self.reads.keep(Range(self, start, self._size, part.data))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, at: int | slice) -> Any:
+        if isinstance(at, int):
+            return self._near(at, at + 1)[0]
+        start, end, _ = at.indices(self._size)
+        return bytes(self._near(start, end)) if start < end else b""
+
+    def view(self, start: int, end: int) -> memoryview:
+        """A piece in memory, or in a mapped file where it is large; read-only."""
+        if start >= end:
+            return memoryview(b"")
+        found = self.reads.range(self, start // _ALIGNMENT * _ALIGNMENT, end)
+        return found.data()[start - found.start : end - found.start]
+
+    def pieces(self, start: int, end: int) -> Iterator[memoryview]:
+        """A piece of any length in pieces, the next ones on their way; none of them is kept for long."""
+        if end - start <= IN_MEMORY or self.reads.covering(self, start, end) is not None:
+            yield self.view(start, end)
+            return
+        firsts = range(start, end, PART)
+        waiting: list[Future[memoryview]] = []
+        for first in firsts:
+            waiting.append(self.reads.pool.submit(self.part, first, min(end, first + PART)))
+            if len(waiting) > 4:
+                yield waiting.pop(0).result()
+        for one in waiting:
+            yield one.result()
+
+    def ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Begin to read ranges that will be asked for; those that lie close together in one request."""
+        for start, end in merged(ranges):
+            self.reads.range(self, start // _ALIGNMENT * _ALIGNMENT, end)
+
+    def part(self, start: int, end: int) -> memoryview:
+        """One request. Raises StorageError."""
+        part = self.reads.read(self.place.key, start, end, self._tag)
+        if part.size != self._size or len(part.data) != end - start:
+            raise StorageError(str(self.place), "the object has another size than when it was opened")
+        return part.data
+
+    def search(self, pattern: re.Pattern[bytes], start: int) -> tuple[int, int] | None:
+        """Where a pattern first matches from a place on; matches of at most a KiB are found."""
+        while start < self._size:
+            end = min(self._size, start + PART)
+            if found := pattern.search(self.view(start, end)):
+                if found.end() + start < end or end == self._size:
+                    return start + found.start(), start + found.end()
+                start += found.start()
+                continue
+            start = end if end == self._size else end - 1024
+        return None
+
+    def _near(self, start: int, end: int) -> memoryview:
+        """A few bytes, with what lies around them, since that is what is asked for next."""
+        found = self.reads.covering(self, start, end)
+        if found is None:
+            last, length = self._window
+            length = min(PART, length * 2) if last - WINDOW <= start <= last + WINDOW else WINDOW
+            stop = min(self._size, max(end, start + length))
+            self._window = stop, length
+            found = self.reads.range(self, start // _ALIGNMENT * _ALIGNMENT, stop)
+            if length == PART and stop < self._size:
+                self.reads.range(self, stop // _ALIGNMENT * _ALIGNMENT, min(self._size, stop + PART))
+        return found.data()[start - found.start : end - found.start]
+
+
+def merged(ranges: Iterable[tuple[int, int]], gap: int = GAP) -> Iterator[tuple[int, int]]:
+    """Ranges in ascending order; those with less than ``gap`` bytes between them as one, up to the size of a part."""
+    first = last = 0
+    for start, end in sorted(ranges):
+        if start >= end:
+            continue
+        if last and start - last <= gap and end - first <= PART:
+            last = max(last, end)
+            continue
+        if last:
+            yield first, last
+        first, last = start, end
+    if last:
+        yield first, last
