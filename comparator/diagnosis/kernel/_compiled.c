@@ -86,7 +86,7 @@ static int version(void) {
     default: NAME##_plain(__VA_ARGS__);                                                                               \
     }
 #else
-#define CALL(NAME, ...) NAME##_plain(__VA_ARGS__)
+#define CALL(NAME, ...) NAME##_plain(__VA_ARGS__);
 #endif
 
 /* A buffer as one side. The rows must lie within it, which a matrix that numpy made does. */

@@ -25,29 +25,21 @@ static void NAMED(convert)(const Side *side, size_t row, size_t channel, size_t 
     for (size_t i = count; i % LANES; i++) to[i] = 0;
 }
 
-static int NAMED(any_nonfinite)(const float *x, const float *y, size_t count) {
-    v8i bad = {0};
-    for (size_t i = 0; i < count; i += LANES) {
-        v8i a, b;
-        memcpy(&a, x + i, sizeof a);
-        memcpy(&b, y + i, sizeof b);
-        bad |= ((a & INT32_MAX) >= INFINITE) | ((b & INT32_MAX) >= INFINITE);
-    }
-    for (int l = 0; l < LANES; l++)
-        if (bad[l]) return 1;
-    return 0;
-}
-
+/* How many elements differ; -1 where one is not finite. */
 static int64_t NAMED(differing)(const float *x, const float *y, size_t count) {
-    v8i found = {0};
+    v8i found = {0}, bad = {0};
     for (size_t i = 0; i < count; i += LANES) {
         v8f a, b;
         memcpy(&a, x + i, sizeof a);
         memcpy(&b, y + i, sizeof b);
         found -= (v8i)(a != b);
+        bad |= (((v8i)a & INT32_MAX) >= INFINITE) | (((v8i)b & INT32_MAX) >= INFINITE);
     }
     int64_t sum = 0;
-    for (int l = 0; l < LANES; l++) sum += found[l];
+    for (int l = 0; l < LANES; l++) {
+        if (bad[l]) return -1;
+        sum += found[l];
+    }
     return sum;
 }
 
@@ -57,8 +49,9 @@ static void NAMED(block)(const Task *task, size_t row, size_t channel, size_t co
                          float *restrict y, int64_t *counts) {
     NAMED(convert)(&task->first, row, channel, count, x);
     NAMED(convert)(&task->second, row, channel, count, y);
-    if (task->finite || !NAMED(any_nonfinite)(x, y, count)) {
-        if (counts) counts[0] += NAMED(differing)(x, y, count);
+    int64_t differing = task->finite && !counts ? 0 : NAMED(differing)(x, y, count);
+    if (differing >= 0) {
+        if (counts) counts[0] += differing;
     } else {
         for (size_t i = 0; i < count; i++) {
             int left = isfinite(x[i]) != 0, right = isfinite(y[i]) != 0;

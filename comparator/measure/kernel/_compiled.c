@@ -26,6 +26,12 @@ typedef double v4d __attribute__((vector_size(32)));
 typedef int64_t v4l __attribute__((vector_size(32)));
 typedef float v4f __attribute__((vector_size(16)));
 typedef int32_t v4i __attribute__((vector_size(16)));
+typedef float v8f __attribute__((vector_size(32)));
+typedef int32_t v8i __attribute__((vector_size(32)));
+
+/* A where TEST holds, else B, lane by lane. */
+#define CHOOSE(TYPE, BITS_TYPE, TEST, A, B)                                                                           \
+    (TYPE)(((BITS_TYPE)(TEST) & (BITS_TYPE)(A)) | (~(BITS_TYPE)(TEST) & (BITS_TYPE)(B)))
 
 typedef enum { BF16, F16, F32, F64, I8, U8, I16, U16, I32, U32, I64, U64, BOOL, TABLE, KINDS } Kind;
 static const int item_size[KINDS] = {2, 2, 4, 8, 1, 1, 2, 2, 4, 4, 8, 8, 1, 1};
@@ -92,6 +98,9 @@ typedef void Measure(const Source *x, const Source *y, size_t size, size_t lengt
 #undef NAMED
 
 #ifdef VERSIONS
+#include <immintrin.h>
+#define REGISTERS 1 /* of 32 bytes, with instructions for extremes */
+
 #pragma GCC push_options
 #pragma GCC target("avx2")
 #define NAMED(NAME) NAME##_avx2

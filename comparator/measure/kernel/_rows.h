@@ -1,32 +1,19 @@
-/* Included once for each working type: WORK, VECTOR and BITS (half of LANES of it), its masks, TYPED(function). */
+/* Included once for each working type: WORK, VECTOR and BITS (half of LANES of it), WIDE and WIDE_BITS (LANES of it or
+   half of them, as registers are wide), LOWER and HIGHER of two (the second where one is NaN), LARGER_BITS, masks,
+   TYPED(function). */
 
-/* Adds `count` elements, a multiple of LANES, to half of the lanes: elements 4 to 7 of each 8 where `half` is 4. */
+/* Adds `count` elements, a multiple of LANES, to the sums of half of the lanes: elements 4 to 7 of each 8 where `half`
+   is 4. Nine sums of one half are as many as stay in registers. */
 static void TYPED(add_half)(const WORK *x, const WORK *y, size_t count, int half, Lanes *lanes) {
 #define PART(SUM) (half ? &lanes->SUM.second : &lanes->SUM.first)
     v4d total_x = *PART(total_x), absolute_x = *PART(absolute_x), square_x = *PART(square_x);
     v4d total_y = *PART(total_y), absolute_y = *PART(absolute_y), square_y = *PART(square_y);
     v4d cross = *PART(cross), squared = *PART(squared), gaps = *PART(gap);
-    VECTOR low_x, high_x, low_y, high_y;
-    BITS differing = {0}, bad = {0};
-    memcpy(&low_x, x + half, sizeof low_x);
-    memcpy(&low_y, y + half, sizeof low_y);
-    high_x = low_x;
-    high_y = low_y;
     for (size_t i = half; i < count; i += LANES) {
         VECTOR a, b;
         memcpy(&a, x + i, sizeof a);
         memcpy(&b, y + i, sizeof b);
         VECTOR gap = (VECTOR)((BITS)(b - a) & MAGNITUDE);
-        differing -= (BITS)(gap != 0);
-        bad |= (((BITS)a & MAGNITUDE) >= INFINITE) | (((BITS)b & MAGNITUDE) >= INFINITE);
-        BITS take = (BITS)(a < low_x);
-        low_x = (VECTOR)((take & (BITS)a) | (~take & (BITS)low_x));
-        take = (BITS)(a > high_x);
-        high_x = (VECTOR)((take & (BITS)a) | (~take & (BITS)high_x));
-        take = (BITS)(b < low_y);
-        low_y = (VECTOR)((take & (BITS)b) | (~take & (BITS)low_y));
-        take = (BITS)(b > high_y);
-        high_y = (VECTOR)((take & (BITS)b) | (~take & (BITS)high_y));
         v4d wide_a = __builtin_convertvector(a, v4d), wide_b = __builtin_convertvector(b, v4d);
         v4d wide_gap = wide_b - wide_a;
         total_x += wide_a;
@@ -43,42 +30,51 @@ static void TYPED(add_half)(const WORK *x, const WORK *y, size_t count, int half
     *PART(total_y) = total_y, *PART(absolute_y) = absolute_y, *PART(square_y) = square_y;
     *PART(cross) = cross, *PART(squared) = squared, *PART(gap) = gaps;
 #undef PART
-    for (int l = 0; l < LANES / 2; l++) {
+}
+
+/* Extremes and counts of `count` elements, a multiple of LANES, in vectors as wide as registers are; returns the largest
+   |y - x|, bit patterns being compared: NaN is larger than all. Of NaN and a number the extremes keep the number. */
+static WORK TYPED(look)(const WORK *x, const WORK *y, size_t count, Lanes *lanes) {
+    WIDE low_x, high_x, low_y, high_y;
+    WIDE_BITS differing = {0}, largest = {0}, peak = {0};
+    memcpy(&low_x, x, sizeof low_x);
+    memcpy(&low_y, y, sizeof low_y);
+    high_x = low_x;
+    high_y = low_y;
+    for (size_t i = 0; i < count; i += sizeof(WIDE) / sizeof(WORK)) {
+        WIDE a, b;
+        memcpy(&a, x + i, sizeof a);
+        memcpy(&b, y + i, sizeof b);
+        WIDE_BITS gap = (WIDE_BITS)(b - a) & MAGNITUDE;
+        differing -= (WIDE_BITS)((WIDE)gap != 0);
+        peak = LARGER_BITS(gap, peak);
+        largest = LARGER_BITS((WIDE_BITS)a & MAGNITUDE, largest);
+        largest = LARGER_BITS((WIDE_BITS)b & MAGNITUDE, largest);
+        low_x = LOWER(a, low_x);
+        high_x = HIGHER(a, high_x);
+        low_y = LOWER(b, low_y);
+        high_y = HIGHER(b, high_y);
+    }
+    WIDE_BITS most = {0};
+    for (size_t l = 0; l < sizeof(WIDE) / sizeof(WORK); l++) {
         lanes->differing += differing[l];
-        lanes->bad |= bad[l] != 0;
+        lanes->bad |= largest[l] >= INFINITE;
+        most[0] = peak[l] > most[0] ? peak[l] : most[0];
         lanes->low_x = low_x[l] < lanes->low_x ? low_x[l] : lanes->low_x;
         lanes->high_x = high_x[l] > lanes->high_x ? high_x[l] : lanes->high_x;
         lanes->low_y = low_y[l] < lanes->low_y ? low_y[l] : lanes->low_y;
         lanes->high_y = high_y[l] > lanes->high_y ? high_y[l] : lanes->high_y;
     }
+    return ((WIDE)most)[0];
 }
 
-static void TYPED(add)(const WORK *x, const WORK *y, size_t count, Lanes *lanes) {
+static WORK TYPED(add)(const WORK *x, const WORK *y, size_t count, Lanes *lanes) {
     TYPED(add_half)(x, y, count, 0, lanes);
     TYPED(add_half)(x, y, count, LANES / 2, lanes);
+    return TYPED(look)(x, y, count, lanes);
 }
 
-/* The largest |y - x|, bit patterns being compared: NaN is larger than all. */
-static WORK TYPED(largest_gap)(const WORK *x, const WORK *y, size_t count) {
-    WORK peaks[2 * LANES] = {0};
-    VECTOR peak = {0};
-    size_t i = 0;
-    for (; i + LANES / 2 <= count; i += LANES / 2) {
-        VECTOR a, b;
-        memcpy(&a, x + i, sizeof a);
-        memcpy(&b, y + i, sizeof b);
-        BITS gap = (BITS)(b - a) & MAGNITUDE, take = gap > (BITS)peak;
-        peak = (VECTOR)((take & gap) | (~take & (BITS)peak));
-    }
-    memcpy(peaks, &peak, sizeof peak);
-    for (int l = LANES; i < count; i++, l++) peaks[l] = (WORK)fabs((double)(y[i] - x[i]));
-    WORK most = 0;
-    for (int l = 0; l < 2 * LANES; l++) {
-        if (peaks[l] != peaks[l]) return peaks[l];
-        most = peaks[l] > most ? peaks[l] : most;
-    }
-    return most;
-}
+INLINE int TYPED(is_larger)(WORK gap, WORK most) { return gap > most || gap != gap; }
 
 static void TYPED(convert)(const Source *source, size_t at, size_t count, WORK *to) {
     switch (source->kind) {
@@ -109,15 +105,16 @@ static const WORK *TYPED(block)(const Source *source, size_t at, size_t count, W
 
 static int TYPED(is_same_nonfinite)(WORK a, WORK b) { return !isfinite(a) && (a == b || (isnan(a) && isnan(b))); }
 
-static void TYPED(add_block)(const WORK *x, const WORK *y, size_t count, Lanes *lanes) {
+/* Adds a block to the lanes; returns its largest |y - x|, NaN if there is one. */
+static WORK TYPED(add_block)(const WORK *x, const WORK *y, size_t count, Lanes *lanes) {
     size_t whole = count / LANES * LANES;
-    if (whole) TYPED(add)(x, y, whole, lanes);
-    if (whole == count) return;
+    WORK most = whole ? TYPED(add)(x, y, whole, lanes) : 0;
+    if (whole == count) return most;
     WORK last_x[LANES] = {0}, last_y[LANES] = {0};
     memcpy(last_x, x + whole, (count - whole) * sizeof(WORK));
     memcpy(last_y, y + whole, (count - whole) * sizeof(WORK));
     double low_x = lanes->low_x, high_x = lanes->high_x, low_y = lanes->low_y, high_y = lanes->high_y;
-    TYPED(add)(last_x, last_y, LANES, lanes);
+    WORK last = TYPED(add)(last_x, last_y, LANES, lanes);
     for (size_t i = 0; i < count - whole; i++) {
         low_x = last_x[i] < low_x ? last_x[i] : low_x;
         high_x = last_x[i] > high_x ? last_x[i] : high_x;
@@ -125,6 +122,7 @@ static void TYPED(add_block)(const WORK *x, const WORK *y, size_t count, Lanes *
         high_y = last_y[i] > high_y ? last_y[i] : high_y;
     }
     lanes->low_x = low_x, lanes->high_x = high_x, lanes->low_y = low_y, lanes->high_y = high_y;
+    return most == most && TYPED(is_larger)(last, most) ? last : most;
 }
 
 /* The lanes of one row. `accept` takes equal NaN and infinities for zeros; the largest gap is looked for then too. */
@@ -142,9 +140,8 @@ static void TYPED(add_row)(const Source *x, const Source *y, size_t at, size_t c
             }
             a = buffer_x, b = buffer_y;
         }
-        TYPED(add_block)(a, b, some, lanes);
+        WORK most = TYPED(add_block)(a, b, some, lanes);
         if (isnan(result->largest)) continue;
-        WORK most = TYPED(largest_gap)(a, b, some);
         if (!(isnan(most) || most > result->largest)) continue;
         size_t where = 0;
         for (; where < some; where++) {
@@ -202,6 +199,11 @@ static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t
 }
 
 #undef WORK
+#undef WIDE
+#undef WIDE_BITS
+#undef LOWER
+#undef HIGHER
+#undef LARGER_BITS
 #undef WORK_KIND
 #undef VECTOR
 #undef BITS
