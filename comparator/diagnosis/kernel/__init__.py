@@ -8,7 +8,7 @@ dtypes, a few rows at a time, and the interpreter lock is let go.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,7 @@ class ChannelSums:
 
 def first_look(matrices: Matrices) -> tuple[RowSums, Counts, Float]:
     """Sums of the rows, what is counted in them, and Σ(x² + y²) of each channel, in one pass."""
+    matrices = replace(matrices, finite=False)
     rows, channels = matrices.shape
     counts, energy = np.zeros((rows, 4), np.int64), np.zeros(_padded(channels))
     sums = _sum_rows(matrices, counts, energy)
