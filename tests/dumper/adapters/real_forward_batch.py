@@ -1,4 +1,4 @@
-"""The real ForwardBatch of one SGLang release, whose sources are on PYTHONPATH (test_sglang_releases.py runs this).
+"""The real ForwardBatch of one SGLang release, whose sources come first on the path (forked_releases.py runs this).
 
 It is padded by its own ``prepare_mlp_sync_batch``, put back by its own ``post_forward_mlp_sync_batch``, and read by the
 adapter in both states. Only what needs a GPU, a server or process groups is replaced. Prints how many were read; any
