@@ -1,4 +1,4 @@
-"""The fuzzer of the reader, for a minute."""
+"""The fuzzer of the reader."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 from tests.fuzz.streams import examples
 
 ROOT = Path(__file__).resolve().parents[3]
+RUNS = 10_000
+"""Inputs. Of the code that 20,000 of them reached, these reach all but one part in a hundred."""
 
 
 @pytest.mark.slow
@@ -24,11 +26,11 @@ def test_the_reader_withstands_a_fuzzer(tmp_path: Path) -> None:
     through_shell = ["sh", "-c", '"$@"; exit $?', "sh"]
     command = [*through_shell, sys.executable, "-m", "tests.dumper.recording.fuzz_reader", str(folder)]
     limits = [
-        "-max_total_time=40",
-        "-timeout=10",
+        f"-runs={RUNS}",
+        "-timeout=60",
         "-rss_limit_mb=1024",
         "-max_len=4096",
         f"-artifact_prefix={tmp_path}/",
     ]
-    result = subprocess.run([*command, *limits], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([*command, *limits], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
