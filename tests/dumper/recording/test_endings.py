@@ -188,7 +188,7 @@ def _check_killed(path: Path, ranks: int, records: int) -> None:
 
 
 def test_kill_under_load(tmp_path: Path) -> None:
-    _kill_under_load(tmp_path, ranks=2, records=300)
+    _kill_under_load(tmp_path, ranks=2, records=2000)
     assert "unclosed" in {problem.kind for problem in open_run(tmp_path / "run").problems}
 
 
@@ -196,7 +196,7 @@ def test_kill_under_load(tmp_path: Path) -> None:
 def test_kill_at_200_random_moments(tmp_path: Path) -> None:
     generator = random.Random(3)
     for number in range(100):
-        _kill_under_load(tmp_path / str(number), ranks=2, records=generator.choice((0, 1, generator.randrange(2000))))
+        _kill_under_load(tmp_path / str(number), ranks=2, records=generator.choice((0, 1, generator.randrange(400))))
 
 
 def test_what_was_in_memory_is_counted(tmp_path: Path) -> None:
