@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import shutil
+import os
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,53 +32,86 @@ REPEATS = 2
 
 @dataclass(frozen=True)
 class Scenario:
-    """``layers`` tensors of one shape in each of ``steps`` steps."""
+    """``layers`` tensors of one shape in each of ``steps`` steps, on each of ``ranks`` ranks a summand of it."""
 
     title: str
     shape: tuple[int, int]
     layers: int
     steps: int
+    ranks: int = 1
+    goal: str = ""
+    """How many times as fast as the peer it should be: on its files, and on our runs."""
 
     @property
-    def pairs(self) -> int:
-        return self.layers * self.steps
+    def dims(self) -> str:
+        return "t h" if self.ranks == 1 else "t h[tp:partial]"
 
 
 SCENARIOS = [
-    Scenario("one pair of 8 × 1024 bf16: start-up", (8, 1024), 1, 1),
-    Scenario("400 pairs of 8 × 1024 bf16", (8, 1024), 20, 20),
-    Scenario("4 pairs of 4096 × 4096 bf16", (4096, 4096), 4, 1),
+    Scenario("one pair of 8 × 1024 bf16: start-up", (8, 1024), 1, 1, goal="10 × / 20 ×"),
+    Scenario("4,096 pairs of 8 × 1024 bf16", (8, 1024), 64, 64, goal="25 × / 40 ×"),
+    Scenario("16 pairs of 4096 × 4096 bf16", (4096, 4096), 16, 1, goal="15 × / 25 ×"),
+    Scenario("400 pairs of 8 × 1024 bf16, sums of 8 ranks", (8, 1024), 20, 20, ranks=8, goal="25 ×"),
 ]
+GROWTH = (10_000, 100_000)
+"""Pairs of 1 × 64 of our own runs."""
 
 
-def tensors(scenario: Scenario, noise: float) -> Iterator[tuple[int, int, torch.Tensor]]:
+def tensors(scenario: Scenario, noise: float, rank: int) -> Iterator[tuple[int, int, torch.Tensor]]:
     for step in range(scenario.steps):
         for layer in range(scenario.layers):
-            generator = torch.Generator().manual_seed(step * 1000 + layer)
+            generator = torch.Generator().manual_seed(step * 1000 + layer + 1_000_000 * rank)
             value = torch.randn(scenario.shape, generator=generator)
             yield step, layer, (value + noise * torch.randn(scenario.shape, generator=generator)).to(torch.bfloat16)
 
 
 def write_ours(path: Path, scenario: Scenario, noise: float) -> None:
+    """Each rank is a process of its own, as it is where a model runs."""
+    for rank in range(scenario.ranks):
+        if child := os.fork():
+            if os.waitpid(child, 0)[1]:
+                raise SystemExit("a rank could not be written")
+            continue
+        try:
+            _write_rank(path, scenario, noise, rank)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+
+
+def _write_rank(path: Path, scenario: Scenario, noise: float, rank: int) -> None:
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "benchmark",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(scenario.ranks),
+    }
     recorder = Recorder()
     recorder.configure(enable=True, dir=str(path.parent), run=path.name, control=False)
+    recorder.configure(parallel={"tp": (rank, scenario.ranks)})
     rows = scenario.shape[0]
     current = -1
-    for step, layer, value in tensors(scenario, noise):
+    for step, layer, value in tensors(scenario, noise, rank):
         if step != current:
             span = SequenceSpan("request", step * rows, rows)
             recorder.step(layout=TokenLayout("extend", (span,), rows))
             current = step
-        recorder.dump("hidden", value, dims="t h", layer_id=layer)
+        recorder.dump("hidden", value, dims=scenario.dims, layer_id=layer)
     recorder.close()
 
 
 def write_theirs(path: Path, scenario: Scenario, noise: float) -> None:
     path.mkdir(parents=True)
-    for index, (step, layer, value) in enumerate(tensors(scenario, noise)):
-        keys = f"step={step}___rank=0___dump_index={index}___name=hidden___recompute_status=disabled___layer_id={layer}"
-        meta = {"dims": "t h", "world_rank": 0, "world_size": 1}
-        torch.save({"value": value, "meta": meta}, path / f"{keys}.pt")
+    for rank in range(scenario.ranks):
+        for index, (step, layer, value) in enumerate(tensors(scenario, noise, rank)):
+            keys = (
+                f"step={step}___rank={rank}___dump_index={index}___name=hidden___recompute_status=disabled"
+                f"___layer_id={layer}"
+            )
+            parallel = {"tp_rank": rank, "tp_size": scenario.ranks}
+            meta = {"dims": scenario.dims, "rank": rank, "world_size": scenario.ranks, "sglang_parallel_info": parallel}
+            torch.save({"value": value, "meta": meta}, path / f"{keys}.pt")
 
 
 PEER = """
@@ -95,33 +129,55 @@ main()
 """SGLang's comparator without importing the rest of SGLang, which it does not need."""
 
 
-def run(program: list[str], folder: Path) -> float:
+@dataclass(frozen=True)
+class Cost:
+    """Of one process, from start to exit."""
+
+    seconds: float
+    peak: int
+    """Bytes of memory."""
+
+
+def run(program: list[str], folder: Path) -> Cost:
     command = [sys.executable, *program, "--baseline-path", str(folder / "a"), "--target-path", str(folder / "b")]
     start = time.perf_counter()
-    done = subprocess.run([*command, "--report-path", ""], capture_output=True, text=True, check=False)
-    elapsed = time.perf_counter() - start
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return elapsed
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen([*command, "--report-path", ""], stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            said = output.read().decode()
+            raise SystemExit(f"{' '.join(command)} exited with {process.returncode}:\n{said}")
+    return Cost(seconds, usage.ru_maxrss * 1024)
 
 
-def measure(scenario: Scenario, folder: Path) -> tuple[float, float, float]:
-    """Best seconds of SGLang's comparator, ours on SGLang's files, ours on our runs."""
+def measure(scenario: Scenario, folder: Path) -> list[Cost]:
+    """The best of SGLang's comparator, of ours on SGLang's files, and of ours on our runs."""
     write: dict[str, Callable[[Path, Scenario, float], None]] = {"ours": write_ours, "theirs": write_theirs}
     for kind, writer in write.items():
         for name, noise in (("a", 0.0), ("b", 1e-3)):
             (folder / kind).mkdir(exist_ok=True, parents=True)
             writer(folder / kind / name, scenario, noise)
+    sides = ((["-c", PEER], "theirs"), (["-m", "comparator"], "theirs"), (["-m", "comparator"], "ours"))
+    found = [[run(program, folder / kind) for program, kind in sides] for _ in range(REPEATS)]
+    return [min(costs, key=lambda cost: cost.seconds) for costs in zip(*found, strict=True)]
+
+
+def measure_growth(folder: Path) -> list[Cost]:
+    """Ours, on runs of so many pairs."""
     found = []
-    for _ in range(REPEATS):
-        found.append(
-            (
-                run(["-c", PEER], folder / "theirs"),
-                run(["-m", "comparator"], folder / "theirs"),
-                run(["-m", "comparator"], folder / "ours"),
-            )
-        )
-    return min(one[0] for one in found), min(one[1] for one in found), min(one[2] for one in found)
+    for pairs in GROWTH:
+        scenario = Scenario("", (1, 64), 100, pairs // 100)
+        for name, noise in (("a", 0.0), ("b", 1e-3)):
+            write_ours(folder / str(pairs) / name, scenario, noise)
+        found.append(run(["-m", "comparator"], folder / str(pairs)))
+    return found
+
+
+def in_words(cost: Cost) -> str:
+    return f"{cost.seconds:.2f} s, {cost.peak / 1e6:.0f} MB"
 
 
 def main() -> None:
@@ -131,20 +187,25 @@ def main() -> None:
     arguments = parser.parse_args()
     rows: list[tuple[str, ...]] = []
     for scenario in SCENARIOS:
-        folder = Path(tempfile.mkdtemp(dir=arguments.scratch))
-        try:
-            theirs, on_theirs, ours = measure(scenario, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        ratio = f"{theirs / on_theirs:.1f} × / {theirs / ours:.1f} ×"
-        rows.append((scenario.title, f"{theirs:.2f} s", f"{on_theirs:.2f} s", f"{ours:.2f} s", ratio))
+        with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+            theirs, on_theirs, ours = measure(scenario, Path(folder))
+        factors = f"{theirs.seconds / on_theirs.seconds:.1f} × / {theirs.seconds / ours.seconds:.1f} ×"
+        rows.append((scenario.title, *map(in_words, (theirs, on_theirs, ours)), factors, scenario.goal))
+        print(rows[-1], flush=True)
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+        few, many = measure_growth(Path(folder))
     peer = f"SGLang {importlib.metadata.version('sglang')}"
+    header = ("", f"{peer}, its files", "tensortap, the same files", "tensortap, its runs", "times as fast", "goal")
     text = f"""## Comparing
 
 `python -m benchmarks.comparing --write`; {machine()}; torch {torch.__version__}. From start to exit of the
-process, the same values on all sides; each figure is the best of {REPEATS} runs, taken in turns.
+process, and the most memory of one process; the same values on all sides; each figure is the best of {REPEATS} runs,
+taken in turns.
 
-{table(("", f"{peer}, its files", "tensortap, the same files", "tensortap, its runs", "times as fast"), rows)}
+{table(header, rows)}
+
+From {GROWTH[0]:,} to {GROWTH[1]:,} pairs of 1 × 64: {in_words(few)}, then {in_words(many)}, which is
+{many.seconds / few.seconds:.1f} times the time (goal 11.5) and {many.peak / few.peak:.1f} times the memory (goal 5).
 """
     print(text)
     if arguments.write:
