@@ -138,19 +138,27 @@ class Cost:
     """Bytes of memory."""
 
 
+PROBE = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
+"""Starts a program and writes its peak memory. It is small itself: a process counts what it had before it became
+another program."""
+
+
 def run(program: list[str], folder: Path) -> Cost:
+    peak = folder / "peak"
     command = [sys.executable, *program, "--baseline-path", str(folder / "a"), "--target-path", str(folder / "b")]
+    probe = [sys.executable, "-S", "-c", PROBE, str(peak)]
     start = time.perf_counter()
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen([*command, "--report-path", ""], stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            said = output.read().decode()
-            raise SystemExit(f"{' '.join(command)} exited with {process.returncode}:\n{said}")
-    return Cost(seconds, usage.ru_maxrss * 1024)
+    done = subprocess.run([*probe, *command, "--report-path", ""], capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return Cost(seconds, int(peak.read_text()) * 1024)
 
 
 def measure(scenario: Scenario, folder: Path) -> list[Cost]:
