@@ -14,6 +14,13 @@ def load_array(entry: Entry) -> npt.NDArray[Any]:
     """The array of an entry, cut to its piece; raises PairError, naming rank and place, when its bytes are damaged."""
     record = entry.record
     if not record.is_intact():
+        shortened = getattr(record, "shortened", None)
+        if shortened is not None:
+            raise PairError(
+                f"{entry.name} of rank {entry.rank} cannot be read: {shortened}",
+                hint="compare again once nothing writes to the run",
+                name="damaged-record",
+            )
         raise PairError(
             f"the record of {entry.name} on rank {entry.rank} at {record.source} is damaged: its bytes do not match "
             "their checksum",

@@ -188,6 +188,11 @@ class StoredRecord:
             return None
         return compression, tuple((payload.length, payload.checksum) for payload in frame.payloads)
 
+    @property
+    def shortened(self) -> str | None:
+        """In words that the file is shorter than when it was opened; None where it is not."""
+        return self._segment.shortened
+
     def is_intact(self) -> bool:
         """Whether the bytes match their checksums."""
         try:

@@ -43,8 +43,24 @@ class Segment(Struct):
     _last: Frame | None = None
     """The frame that was asked for last: a record is checked, then read."""
 
+    @property
+    def shortened(self) -> str | None:
+        """In words that the file is shorter than when it was opened; None where it is not.
+
+        To touch what is gone of a mapped file ends the process (SIGBUS), so this is asked for before each frame.
+        """
+        if not isinstance(self.data, mmap.mmap):
+            return None
+        now = self.data.size()
+        if now >= len(self.data):
+            return None
+        return f"{self.path.name} was cut while it was read: it had {len(self.data)} bytes, and has {now}"
+
     def frame(self, offset: int) -> Frame:
         """Raises FormatError."""
+        shortened = self.shortened
+        if shortened is not None:
+            raise FormatError(shortened)
         last = self._last
         if last is None or last.offset != offset:
             self._last = last = frames.decode_frame(self.data, offset)

@@ -1,0 +1,31 @@
+"""Files that change while a comparison reads them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from comparator import compare
+from dumper import open_run
+from dumper.recording.recorder import Recorder
+
+
+def test_a_file_that_is_cut_after_it_was_opened_is_an_error_that_names_it(tmp_path: Path):
+    for name in ("a", "b"):
+        recorder = Recorder()
+        recorder.configure(enable=True, dir=str(tmp_path), run=name, control=False)
+        recorder.step()
+        for layer in range(2):
+            recorder.dump("hidden", torch.ones(64, 64), dims="t h", layer_id=layer)
+        recorder.close()
+    baseline, target = open_run(tmp_path / "a"), open_run(tmp_path / "b")
+    shutil.rmtree(tmp_path / "a")  # a file that is deleted stays as long as it is mapped
+    os.truncate(next((tmp_path / "b").glob("*.msgpack")), 8192)
+    for record in target.select(name="hidden"):
+        assert not record.is_intact()
+    found = [str(one) for one in compare(baseline, target)]
+    assert len(found) == 2
+    assert all("errored" in one.lower() and "was cut while it was read" in one for one in found), found
