@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class ComparatorError(Exception):
+class ComparatorError(ValueError):
     """A request that cannot be carried out: a usage error or a run that cannot be read (exit code 2)."""
 
 

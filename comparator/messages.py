@@ -61,6 +61,7 @@ MESSAGES: Mapping[str, Message] = {
     "only-in-target": Message("info", "Only the target has this tensor."),
     "request-ids": Message("info", "Request ids differ between any two runs and are not compared."),
     "record-of-batch": Message("info", "SGLang's own record of a batch, from which token layouts are made."),
+    "ranks-not-related": Message("warning", "Of SGLang's dumps, a tensor of ranks that no dims relate is skipped."),
     "unreadable-file": Message("error", "A file of a pair cannot be read."),
     "empty-rank": Message("info", "A data-parallel rank holds an empty tensor and takes no part."),
     # A pair that cannot be compared
@@ -76,6 +77,7 @@ MESSAGES: Mapping[str, Message] = {
     "shapes-differ": Message("error", "Shards of a tensor have shapes that do not fit together."),
     "dimensions-differ": Message("error", "Both sides name other dimensions, or fuse them in another way."),
     "no-token-dimension": Message("error", "A tensor has several parts and no token dimension to join them along."),
+    "rows-of-unknown-tokens": Message("error", "Data-parallel ranks hold rows, and nothing says of which tokens."),
     "no-common-token": Message("error", "No token of a tensor is on both sides."),
     "steps-not-joined": Message("error", "Several steps make one tensor, and nothing says how their tokens join."),
     "companion-not-recorded": Message("error", "The tensor that says how rows were sorted was not recorded."),

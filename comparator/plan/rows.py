@@ -24,13 +24,21 @@ SEVERAL_STEPS_HINT = "give --token-aligner, or keep the steps apart: --grouping-
 
 
 class UnrelatedRanksError(PairError):
-    """A record of the batch on several ranks, without dims: nothing that could be compared, and no loss."""
+    """Nothing tells how the ranks of one side relate: SGLang's rules skip the pair."""
 
-    def __init__(self, side: Side, ranks: Sequence[int]) -> None:
+    def __init__(self, side: Side, name: str, ranks: Sequence[int], dims: Dims | None) -> None:
         listed = ", ".join(map(str, ranks))
+        if dims is not None:
+            message = f"the {side} recorded it on ranks {listed}, and dims {dims.text!r} do not tell them apart"
+        elif name in AUXILIARY_NAMES:
+            message = f"SGLang's record of the batch on ranks {listed}, without dims; token layouts are made from it"
+        else:
+            message = f"the {side} recorded it on ranks {listed} without dims that say how they relate"
+        of_batch = dims is None and name in AUXILIARY_NAMES
         super().__init__(
-            f"SGLang's own record of the batch on ranks {listed}, without dims; token layouts are made from it",
-            name="record-of-batch",
+            message,
+            hint="" if of_batch else NO_DIMS_HINT,
+            name="record-of-batch" if of_batch else "ranks-not-related",
         )
         self.side = side
 
@@ -63,7 +71,8 @@ def plan_rows(pair: BundlePair, contexts: Mapping[Side, SideContext], options: O
     right = _plan_side(pair.target, pair.name, contexts["target"], options)
     for plan, bundle in ((left, pair.baseline), (right, pair.target)):
         if not plan.steps:
-            raise UnrelatedRanksError(plan.side, list(dict.fromkeys(entry.rank for entry in bundle.entries)))
+            ranks = list(dict.fromkeys(entry.rank for entry in bundle.entries))
+            raise UnrelatedRanksError(plan.side, pair.name, ranks, plan.dims)
     rows: int | None = None
     if options.token_aligner == "concat_steps":
         # SGLang's comparator takes the baseline's token dimension on both sides.
@@ -96,13 +105,22 @@ def _plan_side(bundle: Bundle, name: str, context: SideContext, options: Options
         if dims is not None and len(entry.shape) != len(dims.dimensions):
             dims.check_shape(entry.shape)
     steps: list[StepPlan] = []
+    unrelated: list[tuple[int | None, list[Entry]]] = []
     for step in bundle.steps:
         entries = [entry for entry in bundle.entries if entry.step == step]
         plan = _plan_step(name, entries, context, options)
-        if plan is None and not (name in AUXILIARY_NAMES and dims is None):
-            raise _unrelated(entries, dims, context.side)
         if plan is not None:
             steps.append(StepPlan(step, UNKNOWN_ROWS, plan))
+        elif name not in AUXILIARY_NAMES or dims is not None:
+            unrelated.append((step, entries))
+    if steps and unrelated:
+        step, entries = unrelated[0]
+        ranks = ", ".join(str(entry.rank) for entry in entries)
+        raise PairError(
+            f"in step {step} the {context.side} recorded it on ranks {ranks}, and nothing says how they relate",
+            hint=NO_DIMS_HINT,
+            name="ranks-without-dims",
+        )
     return SidePlan(context.side, dims, None if dims is None else dims.dimensions, (), False, tuple(steps), ())
 
 
@@ -126,15 +144,6 @@ def _plan_step(name: str, entries: Sequence[Entry], context: SideContext, option
     step = entries[0].step
     lengths = None if step is None else context.sequence_lengths.get(step)
     return plan_in_file_order(dims, shards, replicated, lengths)
-
-
-def _unrelated(entries: Sequence[Entry], dims: Dims | None, side: Side) -> PairError:
-    ranks = ", ".join(str(entry.rank) for entry in entries)
-    if dims is None:
-        message = f"the {side} recorded it on ranks {ranks} without dims that say how they relate"
-        return PairError(message, hint=NO_DIMS_HINT, name="ranks-without-dims")
-    message = f"the {side} recorded it on ranks {ranks}, and dims {dims.text!r} do not tell them apart"
-    return PairError(message, hint=NO_DIMS_HINT, name="ranks-not-told-apart")
 
 
 def _token_axis(dimensions: Sequence[Dimension]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 
 from msgspec import Struct
@@ -17,6 +17,10 @@ from comparator.plan.rows import SEVERAL_STEPS_HINT, file_dims
 from comparator.rules import SGLANG_RULES_BY_TOKEN, Rules, joins_steps
 from tensortap.dims import DimsError, parse_dims
 
+UNKNOWN_TOKENS_HINT = (
+    "record the batches as well (input_ids, positions, seq_lens, rids), so that rows are joined by their tokens, or "
+    "convert both with 'python -m dumper convert DUMP RUN', which joins them in the order of the ranks"
+)
 REQUEST_IDS = "rids"
 """The record of request ids, which differ between any two runs."""
 
@@ -69,7 +73,9 @@ def _as_rows_lie(found: Selected, contexts: Mapping[Side, SideContext], options:
     """A pair by SGLang's rules; None where they have no answer and ours do."""
     try:
         return _without_empty_ranks(found, contexts, options)
-    except _SeveralParts:
+    except _SeveralParts as parts:
+        if not parts.tokens_known:
+            return replace(found, error=PairError(str(parts), hint=UNKNOWN_TOKENS_HINT, name="rows-of-unknown-tokens"))
         if not _leaves_steps_apart(found.pair, options):
             return None
         message = "several steps and several data-parallel ranks make one tensor here"
@@ -117,7 +123,14 @@ def _has_token_dimension(pair: BundlePair, options: Options, values_apart: bool)
 
 
 class _SeveralParts(Exception):  # a way out, not an error
-    """More than one data-parallel rank holds rows: SGLang's rules have no answer, ours join them."""
+    """More than one data-parallel rank holds rows: SGLang's rules have no answer, ours join them by their tokens."""
+
+    def __init__(self, side: Side, axis: str, ranks: Collection[int], *, tokens_known: bool) -> None:
+        super().__init__(
+            f"{len(ranks)} {axis} ranks of the {side} hold rows ({', '.join(map(str, sorted(ranks)))}), and nothing "
+            "that was recorded says of which tokens"
+        )
+        self.tokens_known = tokens_known
 
 
 def _without_unreadable(pair: BundlePair) -> tuple[BundlePair, tuple[LeftOut, ...]]:
@@ -155,7 +168,8 @@ def _without_empty_ranks(found: Selected, contexts: Mapping[Side, SideContext], 
         ranks = [0 if place is None else place[0] for place in places]
         holding = {rank for rank, entry in zip(ranks, bundle.entries, strict=True) if _holds_rows(entry)}
         if len(holding) > 1:
-            raise _SeveralParts
+            layouts = (contexts[side].run.layout(one.step, one.rank) for one in bundle.entries if one.step is not None)
+            raise _SeveralParts(side, axis, holding, tokens_known=all(layout is not None for layout in layouts))
         if not holding:
             raise PairError(f"every {axis} rank of the {side} holds an empty tensor", name="empty-rank")
         kept = tuple(entry for rank, entry in zip(ranks, bundle.entries, strict=True) if rank in holding)

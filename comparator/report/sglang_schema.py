@@ -71,6 +71,8 @@ _CATEGORIES = {
     "unreadable": "load_failed",
 }
 """What its logs call what has another name here."""
+_EXCEPTIONS = {"rows-of-unknown-tokens": ("AssertionError", "Expected exactly 1 non-empty dp_rank")}
+"""The types that its errors have there, and the words that they are recognised by."""
 DIMS_HINT = (
     "Hint: dims can be given without recording again: --override-dims 'NAME:t h[tp]', --override-baseline-dims and "
     "--override-target-dims for one side, --override-config FILE for many."
@@ -88,7 +90,10 @@ def to_sglang(record: ReportRecord) -> dict[str, Any] | None:
     for field in _NOTES:
         line[field] = [_note(note) for note in whole[field]]
     if isinstance(record, ErroredComparison):
-        error = f"{record.exception_type}: {record.exception_message}"
+        if record.reason in _EXCEPTIONS:
+            line["exception_type"], words = _EXCEPTIONS[record.reason]
+            line["exception_message"] = f"{words}: {record.exception_message}"
+        error = f"{line['exception_type']}: {line['exception_message']}"
         trace = record.traceback_str if error in record.traceback_str else f"{record.traceback_str}\n{error}"
         line["traceback_str"] = f"\n{DIMS_HINT}\n\n{trace.lstrip()}"
     if line["type"] == "comparison_tensor" and None in (line["raw_bundle_info"] or {}).values():

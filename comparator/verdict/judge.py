@@ -109,8 +109,8 @@ def _judge(measurement: Measurement, name: str, options: Options, rules: Rules) 
             return Verdict("passed" if measurement.equal else "failed", said=said)
         case Skipped():
             reason = say(measurement.name, measurement.message, options)
-            failed = reason.severity == "error"
-            return Verdict("failed" if failed else "skipped", said=(reason,) if failed else ())
+            said = () if reason.severity == "info" else (reason,)
+            return Verdict("failed" if reason.severity == "error" else "skipped", said=said)
         case Failure():
             return Verdict("errored")
 

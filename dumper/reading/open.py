@@ -51,10 +51,8 @@ def _opened(path: Place, progress: Progress) -> Run:
     for reader in readers:
         if (hint := reader.hint(path)) is not None:
             raise RunError(hint)
-    files = [reader.files for reader in readers]
-    content = "is empty" if next(path.iterdir(), None) is None else f"holds neither {' nor '.join(files)} files"
-    if len(files) == 1:
-        content = content.replace("neither", "no")
+    missing = ", ".join(f"no {reader.files} files found" for reader in readers)
+    content = "is empty" if next(path.iterdir(), None) is None else f"is no run: {missing}"
     if len(readers) < len(known_readers()):
         kept = ", ".join(reader.files for reader in known_readers() if not reader.from_storage)
         content += f" (recordings of {kept} are read from a disk: copy them there)"

@@ -24,18 +24,11 @@ from rich.table import Table
 REPOSITORY = Path(__file__).parents[2]
 TESTS = Path("registered/debug_utils")
 
-_INTERNAL = "replaces a function inside SGLang's comparator, which ours does not have"
-_USAGE = "a traceback there; one line on stderr and exit code 2 here"
-_NO_DIMS = "skipped there, and the comparison passes; an error here, because nothing was compared"
 _NAMES = "looks inside SGLang's dumper"
 _FILES = "looks at details of SGLang's files, which a run says otherwise"
 _CLEAN = "deletes directories beside the run there; here the files of ranks in the run directory"
 KNOWN: Mapping[str, str] = {
-    "TestErrorResilience::": _INTERNAL,
-    "test_error_multiple_nonempty_subdirs": _USAGE,
-    "test_error_no_data_found": _USAGE,
-    "test_ambiguous_no_dims_skip": _NO_DIMS,
-    "test_dp2_both_nonempty_raises": "an error there; tokens of several data-parallel ranks are joined here",
+    "test_error_record_contains_dims_hint": "looks for a sentence of SGLang's hint; ours says it in other words",
     "test_may_enable_true_when_server_port_set": "the port of the server (reuse) is not ours",
     "test_file_disabled": "refused here, with a word on what records into memory",
     "test_console_enabled_by_default": "nothing is printed here",

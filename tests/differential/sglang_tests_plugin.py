@@ -2,8 +2,9 @@
 
 ``TENSORTAP_STANDS_IN`` says which program of SGLang's is replaced, before a test module imports it:
 
-- ``comparator``: ``run(parse_args(argv))`` runs our command line. The tests read our JSON lines with the record types
-  of SGLang; nothing is changed on the way.
+- ``comparator``: ``run(parse_args(argv))`` is ours, as is ``python -m`` in a process of its own, and where a test has
+  the comparison of a pair raise, ours raises. The tests read our JSON lines with the record types of SGLang; nothing is
+  changed on the way.
 - ``patcher``, ``patcher-in-memory``: ``apply_edits``, ``patch_function`` and what builds on them run ours; the module
   that the tests make can be imported, or lies in ``sys.modules`` alone.
 - ``dumper``: ``_Dumper`` records with ours, and the ranks behind the HTTP tests are ours.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import types
@@ -27,6 +29,8 @@ from typing import Any
 import pytest
 
 import comparator.cli
+from comparator.measure.pair import Measurer
+from comparator.plan.selection import Selected
 from tests.differential.peer_worker import import_entrypoint
 from tests.differential.peers import installed_package
 from tests.differential.sglang_dumper import (
@@ -65,10 +69,24 @@ def _stand_in_for_comparator() -> None:
 
     def run(arguments: Any) -> int:
         _reach()
-        return comparator.cli.main(arguments.argv_as_given)
+        return comparator.cli.run(comparator.cli.build_parser().parse_args(arguments.argv_as_given))
+
+    def run_process(command: Any, *others: Any, **options: Any) -> Any:
+        if command[1:3] == ["-m", "sglang.srt.debug_utils.comparator"]:
+            _reach()
+            command = [*command[:2], "comparator", *command[3:]]
+        return process_run(command, *others, **options)
+
+    def measure(measurer: Measurer, selected: Selected, *others: Any, **options: Any) -> Any:
+        entrypoint.compare_bundle_pair(name=selected.pair.name)
+        return measure_pair(measurer, selected, *others, **options)
 
     if STANDS_IN == "comparator":
+        process_run, measure_pair = subprocess.run, Measurer._measure
         entrypoint.parse_args, entrypoint.run = parse, run
+        entrypoint.compare_bundle_pair = lambda **_: None  # what a test puts here is called where ours measures
+        Measurer._measure = measure  # type: ignore[method-assign]
+        subprocess.run = run_process  # type: ignore[assignment]
 
 
 def _stand_in_for_patcher() -> None:

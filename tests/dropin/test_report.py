@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from comparator import compare
 from comparator.cli import main
 from tests.differential.layouts import World
 from tests.differential.scenarios import Dump
@@ -135,6 +136,60 @@ def test_an_error_says_how_dims_are_given_without_another_recording(tmp_path: Pa
     assert error["traceback_str"].lstrip().startswith("Hint:")
     assert "--override-dims" in error["traceback_str"]
     assert error["exception_message"] in error["traceback_str"]
+
+
+def test_ranks_that_no_dims_relate_are_skipped_with_a_warning(tmp_path: Path) -> None:
+    left, right = pair_of(tmp_path, TWO)
+    for dump, ranks in ((left, (0,)), (right, (0, 1))):
+        dump.write(0, 0, "both", torch.ones(3, 2), "t h # tp:replicated")
+        dump.write(0, 1, "both", torch.ones(3, 2), "t h # tp:replicated")
+        for rank in ranks:
+            dump.write(0, rank, "out", torch.full((3, 2), float(rank)))
+    lines = report_of(tmp_path)
+    (skipped,) = [line for line in lines if line["type"] == "comparison_skip"]
+    assert (skipped["reason"], skipped["available_side"]) == ("target_load_failed", "baseline")
+    assert [note["category"] for note in skipped["infos"]] == ["ranks-not-related"]
+    assert {key: lines[-1][key] for key in ("passed", "skipped", "errored")} == {
+        "passed": 1,
+        "skipped": 1,
+        "errored": 0,
+    }
+    assert compare(left.path, right.path).passed
+    assert not compare(left.path, right.path, error={"ranks-not-related"}).passed
+    assert not compare(left.path, right.path, allow_skipped_pattern="^$").passed
+
+
+def test_a_tensor_whose_ranks_are_related_in_one_step_alone_is_an_error(tmp_path: Path) -> None:
+    for dump in pair_of(tmp_path, TWO):
+        dump.write(0, 0, "out", torch.ones(3, 2))
+        for rank in range(2):
+            dump.write(1, rank, "out", torch.ones(3, 2))
+    lines = report_of(tmp_path, "--preset", "sglang_megatron")
+    (error,) = [line for line in lines if line["type"] == "comparison_error"]
+    assert "step 1" in error["exception_message"]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_rows_of_several_data_parallel_ranks_are_joined_where_their_tokens_are_known(
+    tmp_path: Path, recorded: bool
+) -> None:
+    world = World("dp2", ({"dp": (0, 2)}, {"dp": (1, 2)}))
+    for dump in pair_of(tmp_path, world):
+        for rank in range(2):
+            if recorded:
+                dump.write(0, rank, "input_ids", torch.arange(3) + 3 * rank)
+                dump.write(0, rank, "positions", torch.arange(3))
+                dump.write(0, rank, "seq_lens", torch.tensor([3]))
+                dump.write(0, rank, "rids", [f"request {rank}"])
+            dump.write(0, rank, "out", torch.ones(3, 2), "t h")
+    lines = report_of(tmp_path)
+    (out,) = [line for line in lines if line.get("name") == "out"]
+    if recorded:
+        assert out["unified_shape"] == [6, 2]
+        assert out["diff"]["passed"]
+    else:
+        assert out["exception_type"] == "AssertionError"
+        assert "2 dp ranks of the baseline hold rows (0, 1)" in out["exception_message"]
 
 
 def _packed(dump: Dump, lengths: list[int], hidden: torch.Tensor, *, zigzag: bool, positions: bool) -> None:

@@ -348,9 +348,9 @@ def _directory_of(path: Path) -> Path:
     inner = sorted({file.parent for file in path.glob("*/*.pt")})
     if len(inner) > 1:
         names = ", ".join(folder.name for folder in inner[:5])
-        raise RunError(f"{path} holds several dumps ({names}); give one of them")
+        raise RunError(f"{path}: multiple subdirectories contain data ({names}); give one of them")
     if not inner:
-        raise RunError(f"{path} holds no .pt files, and no folder directly in it does")
+        raise RunError(f"no .pt files found in {path}, nor in a folder directly in it")
     return inner[0]
 
 

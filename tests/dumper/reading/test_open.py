@@ -45,7 +45,7 @@ def test_a_further_kind_of_recording_is_a_folder_and_nothing_else(another_kind: 
     (recording / "notes.txt").write_text("x")
     assert type(open_run(recording)).__name__ == "Notes"
     (recording / "notes.txt").rename(recording / "other.txt")
-    with pytest.raises(RunError, match=r"holds neither .*notes\.txt"):
+    with pytest.raises(RunError, match=r"no notes\.txt files found"):
         open_run(recording)
 
 
