@@ -12,13 +12,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparator.api import open_others, open_side
 from comparator.arguments import load_override_config, parse_names, parse_override
 from comparator.errors import ComparatorError
-from comparator.exit_codes import drop_output, run_command
+from comparator.exit_codes import INTERRUPTED, drop_output, run_command
 from comparator.match.runs import is_sglang_dump
 from comparator.options import Options, Side
 from comparator.verdict.criteria import parse_rules
@@ -157,6 +158,8 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--jobs", "-j", type=_positive, metavar="N",
         help="processes that compare (default: one for each core, where there is enough to compare)")  # fmt: skip
+    add("--follow", action="store_true",
+        help="compare runs that are still being written, step by step, until both are complete")  # fmt: skip
     add("--quick", action="store_true",
         help="do not compare records with equal checksums (XXH3-64) on both sides (docs/comparing.md)")  # fmt: skip
     add("--version", action=PrintVersion, nargs=0, help="print the version of tensortap and end")
@@ -235,21 +238,18 @@ def run(arguments: argparse.Namespace) -> int:
     options = options_from(arguments)
     console = terminal()
     progress = in_terminal(None if isinstance(console, PlainConsole) or not sys.stdout.isatty() else console)
+    stopped, shown = False, None
+    if arguments.follow:
+        options, stopped, shown = _followed(arguments, options, (baseline_path, target_path), console)
     baseline, target = open_side(baseline_path, "baseline", progress), open_side(target_path, "target", progress)
     others = open_others(arguments.reference, arguments.noise, arguments.calibration)
     prepared = prepare(baseline, target, options, others=others, progress=progress)
     if arguments.explain:
-        from comparator.report.explain import explain
-
-        code = 0
-        for line in explain(prepared.pairs, arguments.explain, prepared.select, prepared.planner):
-            print(printable(line))
-            code = 1 if line.startswith("  error: ") else code
-        return code
+        return _explained(prepared, arguments.explain)
     both_sglang = is_sglang_dump(baseline) and is_sglang_dump(target)
     report_path = _report_path(arguments.report_path, target.path if both_sglang else None)
     schema: Schema = arguments.report_schema or ("sglang" if both_sglang else "tensortap")
-    printed = _printed(arguments, console, schema)
+    printed = shown or _printed(arguments, console, schema)
     reporters: list[Reporter] = [printed]
     outputs = Outputs(vars(arguments))
     said = prepared.notes()
@@ -288,7 +288,48 @@ def run(arguments: argparse.Namespace) -> int:
         outputs.show_tokens(_strips(comparing, prepared, arguments.tokenizer))
     for line in outputs.complete():
         print(printable(line), file=sys.stderr)
-    return tally.exit_code
+    if comparing.interrupted:
+        return INTERRUPTED
+    return tally.exit_code if not stopped else max(tally.exit_code, 1)
+
+
+def _explained(prepared: Prepared, name: str) -> int:
+    from comparator.report.explain import explain
+
+    code = 0
+    for line in explain(prepared.pairs, name, prepared.select, prepared.planner):
+        print(printable(line))
+        code = 1 if line.startswith("  error: ") else code
+    return code
+
+
+def _followed(
+    arguments: argparse.Namespace, options: Options, paths: tuple[str, str], console: Console | PlainConsole
+) -> tuple[Options, bool, Reporter]:
+    """Report the steps of runs that are being written, until they are complete.
+
+    Returns the options for what is compared then, whether ``--max-fail`` ended it before, and what goes on printing.
+    """
+    from comparator.follow import Once, check_follow, findings_of, follow
+    from comparator.report.runs import Tally
+    from comparator.rules import OUR_RULES
+
+    check_follow(options, paths)
+    printed = Once(_printed(arguments, console, arguments.report_schema or "tensortap"))
+    tally = Tally(options, OUR_RULES, {"baseline": (), "target": ()})
+    try:
+        for steps in follow(paths, options):
+            for finding in findings_of(steps, options, arguments.jobs):
+                tally.add(finding)
+                printed.report(finding)
+                if arguments.max_fail is not None and tally.failures >= arguments.max_fail:
+                    return replace(options, end_step=steps.last), True, printed
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        tally.interrupt()
+        printed.report(tally.summary())
+        raise
+    return options, False, printed
 
 
 def _that_matters(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -356,7 +397,10 @@ def _report_findings(
                 tally.stop(most_failures)
                 yield tally.summary(comparing.diagnosis)
                 return
-        tally.conclude(comparing.accounts)
+        if comparing.interrupted:
+            tally.interrupt()
+        else:
+            tally.conclude(comparing.accounts)
         diagnosis = comparing.diagnosis
         if diagnosis is not None:
             around = tally.around(diagnosis)
@@ -366,7 +410,7 @@ def _report_findings(
         yield accounts_record(comparing.accounts)
         yield tally.summary(comparing.diagnosis)
 
-    for record in records():
+    def show(record: ReportRecord) -> None:
         for reporter in list(reporters):
             try:
                 reporter.report(record)
@@ -375,6 +419,14 @@ def _report_findings(
                     raise
                 drop_output()
                 reporters.remove(printed)
+
+    try:
+        for record in records():
+            show(record)
+    except KeyboardInterrupt:
+        comparing.interrupted = True
+        tally.interrupt()
+        show(tally.summary(comparing.diagnosis))
 
 
 def _one_path(flag: str | None, positional: str | None, what: str) -> str:

@@ -13,6 +13,7 @@ from dumper.printable import printable
 from dumper.reading.protocol import RunError
 
 NO_VERDICT = 2
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def run_command(command: Callable[[], int]) -> int:
@@ -28,7 +29,7 @@ def run_command(command: Callable[[], int]) -> int:
         drop_output()
         return NO_VERDICT
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return INTERRUPTED
     except Exception as error:
         if os.environ.get("TENSORTAP_TRACEBACK"):
             raise

@@ -54,6 +54,7 @@ MESSAGES: Mapping[str, Message] = {
     "nothing-compared": Message("error", "Both sides recorded rows of a name, and none was compared."),
     "only-empty": Message("error", "All tensors that both sides have are empty."),
     "stopped-early": Message("info", "Reporting stopped at the number of failures that --max-fail gives."),
+    "interrupted": Message("error", "The comparison was interrupted; the report holds what was found until then."),
     "map-rule-unused": Message("warning", "A rule of the map matches no record of a side."),
     "pattern-unused": Message("warning", "A pattern that was given matches no recorded name."),
     # A pair that is not compared

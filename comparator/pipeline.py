@@ -5,6 +5,7 @@ Memory holds the tensors of one unit of work at a time, and the table, which hol
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -172,6 +173,8 @@ class Comparing:
         self._analysis: Analysis | None = None
         self.measured = False
         """Whether all measuring is done; what remains is to judge and report."""
+        self.interrupted = False
+        """Whether measuring was ended by an interrupt; what was measured until then is judged and reported."""
         self.accounts = Accounts(prepared.options)
         """What became of every row; complete once the comparison is."""
 
@@ -210,7 +213,7 @@ class Comparing:
         taps = collect_taps(prepared.pairs, prepared.baseline, prepared.target, prepared.planner.parted)
         profiler = Profiler(taps)
         results: list[UnitResult[FamilyProfile]] = []
-        with self._progress("comparing", len(prepared.pairs)) as advance:
+        with self._progress("comparing", len(prepared.pairs)) as advance, self._until_interrupted(results):
             for found in self._engine.results(prepared.units, lambda unit: prepared.measure(unit, profiler)):
                 results.append(found)
                 advance(len(found.unit.pairs))
@@ -222,6 +225,16 @@ class Comparing:
         self._analysis = self._analyse(profiles, taps)
         self.measured = True
         yield from map(self._finding, watched(in_order(results), "reporting", self._progress))
+
+    @contextlib.contextmanager
+    def _until_interrupted(self, results: Sequence[UnitResult[FamilyProfile]]) -> Iterator[None]:
+        """Go on with what was measured when somebody ends the measuring (Ctrl-C)."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            self.interrupted = True
 
     def _analyse(self, profiles: Mapping[Key, FamilyProfile], taps: Taps) -> Analysis:
         prepared, others = self._prepared, self._prepared.others

@@ -176,10 +176,15 @@ class Tally(Struct):
         message = f"stopped after {failures} failures (--max-fail); the counts are those until then"
         self._concluded = [say("stopped-early", message, self.options)]
 
+    def interrupt(self) -> None:
+        """Say that somebody ended the comparison."""
+        message = "interrupted; the counts are those of what was compared until then"
+        self._concluded = [say("interrupted", message, self.options)]
+
     def _look_for_difference(self, finding: Comparison) -> None:
         if self.first_different is not None or finding.category not in ("passed", "failed"):
             return
-        reduced = isinstance(finding, TensorComparison) and finding.level not in ("full", "hash")
+        reduced = isinstance(finding, TensorComparison) and finding.level not in ("full", "hash", "checksum")
         self.seen_reduced |= reduced
         self.seen_identical |= not reduced and not is_different(finding)
         if is_different(finding):

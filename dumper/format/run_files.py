@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from pathlib import Path
 
@@ -24,6 +26,14 @@ def status_path(run: Path, rank: int, process: int | None = None) -> Path:
 def run_id_path(run: Path) -> Path:
     """The file with the id that the ranks of one launch share."""
     return run / "run-id"
+
+
+def this_host() -> str:
+    """This machine since it was started; processes are known by their numbers on no other."""
+    names = os.uname()
+    with contextlib.suppress(OSError):
+        return f"{names.nodename}:{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    return names.nodename
 
 
 def control_folder(run: Path) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dumper.format.regular_files import open_or_create
-from dumper.format.run_files import RANK_FILE, STATUS_FILE, run_id_path
+from dumper.format.run_files import RANK_FILE, STATUS_FILE, run_id_path, this_host
 
 _LOCK_SECONDS = 1.0
 
@@ -41,7 +41,7 @@ def join_run(run: Path, mode: int, *, clean: bool = False) -> str:
                 return str(found["id"])
             if clean:
                 _delete_recordings(run)
-            mine = {"id": fresh, "host": _host(), "processes": [_process(os.getpid()), _process(os.getppid())]}
+            mine = {"id": fresh, "host": this_host(), "processes": [_process(os.getpid()), _process(os.getppid())]}
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(mine).encode(), 0)
     except OSError:
@@ -72,7 +72,7 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
 
 
 def _is_of_this_launch(found: dict[str, Any]) -> bool:
-    if found.get("host") != _host():
+    if found.get("host") != this_host():
         return True  # which processes are alive there cannot be told
     theirs = [process for process in found["processes"] if isinstance(process, str)]
     if {_process(os.getpid()), _process(os.getppid())} & set(theirs):
@@ -80,13 +80,6 @@ def _is_of_this_launch(found: dict[str, Any]) -> bool:
     writer = theirs[0] if theirs else ""
     number = writer.partition(":")[0]
     return number.isdecimal() and _process(int(number)) == writer
-
-
-def _host() -> str:
-    names = os.uname()
-    with contextlib.suppress(OSError):
-        return f"{names.nodename}:{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
-    return names.nodename
 
 
 def _process(number: int) -> str:

@@ -120,6 +120,10 @@ class RunDirectory:
         """``problems``: those of files that are not read."""
         self.path = path
         self._ranks = ranks
+        self.parts = ranks
+        """What the files of each rank hold."""
+        self.accounts = accounts
+        """What the processes counted, as it stands in their files."""
         self._accounts_as_counted = accounts
         self._problems_of_files = problems
         self.ranks = tuple(sorted(ranks))
