@@ -17,7 +17,7 @@ from comparator.align.pair import Aligned
 from comparator.arguments import check_options
 from comparator.diagnosis import Calibration, Diagnosis, ReferenceDiagnosis, TapKey, calibrate
 from comparator.engine.choice import engine_for
-from comparator.engine.protocol import Engine
+from comparator.engine.protocol import Engine, InThisProcess
 from comparator.errors import ComparatorError
 from comparator.match.bundles import BundlePair, Key, RunIndex
 from comparator.match.keys import sglang_record
@@ -43,7 +43,8 @@ from comparator.verdict.analysis import Analysis, analyse, with_analysis, with_r
 from comparator.verdict.judge import Said, Verdict, judge_pair, say
 from comparator.verdict.profiles import FamilyProfile, Profiler
 from comparator.verdict.taps import Taps, collect_taps, tap_key
-from dumper.reading.protocol import Run
+from dumper.reading.ahead import expect, is_stored
+from dumper.reading.protocol import Record, Run
 from tensortap.progress import Progress, silent, watched
 
 if TYPE_CHECKING:
@@ -145,7 +146,24 @@ class Prepared:
 
         ``jobs``: processes, which are copies of this one; None: as many as help.
         """
-        return Comparing(self, progress, draws=draws, engine=engine_for(jobs, self.pairs, self.units))
+        self.expect()
+        # What reads from object storage has threads, which a copy of the process does not.
+        stored = is_stored(self.baseline) or is_stored(self.target)
+        engine = InThisProcess() if stored else engine_for(jobs, self.pairs, self.units)
+        return Comparing(self, progress, draws=draws, engine=engine)
+
+    def expect(self) -> None:
+        """Let what lies on object storage be read ahead, in the order in which it will be measured."""
+        expect(self.baseline, self._records("baseline"))
+        if self.target is not self.baseline:
+            expect(self.target, self._records("target"))
+
+    def _records(self, side: Side) -> Iterator[Record]:
+        for unit in self.units:
+            for number in unit.pairs:
+                pair = self.pairs[number]
+                bundle = pair.baseline if side == "baseline" else pair.target
+                yield from (entry.record for entry in (bundle.entries if bundle is not None else ()))
 
     def notes(self) -> dict[Side, list[Said]]:
         """What is wrong with each run as a whole."""

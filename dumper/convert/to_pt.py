@@ -12,6 +12,7 @@ from dumper.convert.outcome import Outcome
 from dumper.layout import PADDING_ROW, TokenLayout
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.names import AUXILIARY_NAMES
+from dumper.reading.ahead import expect
 from dumper.values.dtypes import PACKED
 from tensortap.progress import Advance
 
@@ -47,6 +48,7 @@ class _RankWriter:
     def write(self, advance: Advance) -> None:
         begun: set[int] = set()
         records = self._run.select(rank=self._rank)
+        expect(self._run, records)
         own = {(record.step, record.name) for record in records}
         for record in records:
             if record.step is not None and record.step not in begun:

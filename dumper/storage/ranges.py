@@ -32,12 +32,14 @@ PART = 8 << 20
 """Bytes; longer ranges are read in parts of this size, side by side."""
 IN_MEMORY = 16 << 20
 """Bytes; longer ranges go to a nameless file in the folder for temporary files, and are mapped."""
-KEPT_MEMORY = 256 << 20
+KEPT_MEMORY = 128 << 20
 """Bytes of ranges in memory that are kept."""
 KEPT_FILES = 32
 """Ranges in nameless files that are kept."""
-AHEAD = KEPT_MEMORY // 4
-"""Bytes that are read ahead at a time."""
+AHEAD = 32 << 20
+"""Bytes that are on their way, or there and not yet asked for, of what is expected to be asked for."""
+MOST_AHEAD = 4096
+"""Ranges of these."""
 TAIL = 256 << 10
 """Bytes that are read of an object when it is opened: its index, or the last of it."""
 WINDOW = 128 << 10
@@ -59,6 +61,10 @@ class Reads:
         self._kept: OrderedDict[tuple[StoredBytes, int], Range] = OrderedDict()
         self._kept_bytes = self._kept_files = 0
         self._pool: ThreadPoolExecutor | None = None
+        self._expected: Iterator[tuple[StoredBytes, int, int]] = iter(())
+        self._coming: OrderedDict[tuple[StoredBytes, int], int] = OrderedDict()
+        """What is expected and was requested, and its length; in the order in which it is expected."""
+        self._coming_bytes = 0
         self._failures = 0
         self._gone: StorageGoneError | None = None
 
@@ -114,6 +120,42 @@ class Reads:
                 found = Range(file, start, end)
                 self.keep(found)
             return found
+
+    def expect(self, ranges: Iterable[tuple[StoredBytes, int, int]]) -> None:
+        """Ranges that will be asked for, in about this order. They are read ahead, a little at a time."""
+        with self._lock:
+            self._expected = ((file, _aligned(start), end) for file, start, end in ranges)
+            self._coming.clear()
+            self._coming_bytes = 0
+            self._read_ahead()
+
+    def asked_for(self, file: StoredBytes, start: int) -> None:
+        """What was expected is wanted now; what was expected before it no longer is."""
+        key = file, _aligned(start)
+        with self._lock:
+            if key not in self._coming:
+                return
+            while True:
+                passed, length = self._coming.popitem(last=False)
+                self._coming_bytes -= length
+                if passed == key:
+                    break
+            if self._coming_bytes < AHEAD // 2 and len(self._coming) < MOST_AHEAD // 2:
+                self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        fresh: dict[StoredBytes, list[tuple[int, int]]] = {}
+        while self._coming_bytes < AHEAD and len(self._coming) < MOST_AHEAD:
+            file, start, end = next(self._expected, (None, 0, 0))
+            if file is None:
+                break
+            if end - start > AHEAD or (file, start) in self._coming:
+                continue  # what is large is read in parts, side by side, when its turn comes
+            self._coming[file, start] = end - start
+            self._coming_bytes += end - start
+            fresh.setdefault(file, []).append((start, end))
+        for file, ranges in fresh.items():
+            file.ahead(ranges)
 
     def covering(self, file: StoredBytes, start: int, end: int) -> Range | None:
         """A range that is kept and holds these bytes."""
@@ -233,11 +275,11 @@ class StoredBytes:
         """Where the last window ended, and how long the next one will be."""
         if not self._size:
             return
-        start = max(0, self._size - TAIL) // _ALIGNMENT * _ALIGNMENT
+        start = _aligned(max(0, self._size - TAIL))
         part = self.reads.read(place.key, start, self._size, None)
         if part.size != self._size:
             # It has grown or was replaced since the folder was listed.
-            self._size, start = part.size, max(0, part.size - TAIL) // _ALIGNMENT * _ALIGNMENT
+            self._size, start = part.size, _aligned(max(0, part.size - TAIL))
             part = self.reads.read(place.key, start, self._size, None)
             if part.size != self._size:
                 raise StorageError(str(place), "the object changes while it is read; begin again once it is complete")
@@ -257,7 +299,7 @@ class StoredBytes:
         """A piece in memory, or in a mapped file where it is large; read-only."""
         if start >= end:
             return memoryview(b"")
-        found = self.reads.range(self, start // _ALIGNMENT * _ALIGNMENT, end)
+        found = self.reads.range(self, _aligned(start), end)
         return found.data()[start - found.start : end - found.start]
 
     def pieces(self, start: int, end: int) -> Iterator[memoryview]:
@@ -274,10 +316,24 @@ class StoredBytes:
         for one in waiting:
             yield one.result()
 
+    def load(self, start: int, end: int) -> None:
+        """Have a piece there. Raises StorageError when the piece itself cannot be read, whatever was to be read in one
+        request with it."""
+        start = _aligned(start)
+        found = self.reads.range(self, start, end)
+        try:
+            found.data()
+        except StorageGoneError:
+            raise
+        except StorageError:
+            if (found.start, found.end) == (start, end):
+                raise
+            self.reads.range(self, start, end).data()
+
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Begin to read ranges that will be asked for; those that lie close together in one request."""
         for start, end in merged(ranges):
-            self.reads.range(self, start // _ALIGNMENT * _ALIGNMENT, end)
+            self.reads.range(self, _aligned(start), end)
 
     def part(self, start: int, end: int) -> memoryview:
         """One request. Raises StorageError."""
@@ -306,19 +362,23 @@ class StoredBytes:
             length = min(PART, length * 2) if last - WINDOW <= start <= last + WINDOW else WINDOW
             stop = min(self._size, max(end, start + length))
             self._window = stop, length
-            found = self.reads.range(self, start // _ALIGNMENT * _ALIGNMENT, stop)
+            found = self.reads.range(self, _aligned(start), stop)
             if length == PART and stop < self._size:
-                self.reads.range(self, stop // _ALIGNMENT * _ALIGNMENT, min(self._size, stop + PART))
+                self.reads.range(self, _aligned(stop), min(self._size, stop + PART))
         return found.data()[start - found.start : end - found.start]
 
 
-def merged(ranges: Iterable[tuple[int, int]], gap: int = GAP) -> Iterator[tuple[int, int]]:
-    """Ranges in ascending order; those with less than ``gap`` bytes between them as one, up to the size of a part."""
+def _aligned(start: int) -> int:
+    return start // _ALIGNMENT * _ALIGNMENT
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Ranges in ascending order; those with at most ``GAP`` bytes between them as one, up to the size of a part."""
     first = last = 0
     for start, end in sorted(ranges):
         if start >= end:
             continue
-        if last and start - last <= gap and end - first <= PART:
+        if last and start - last <= GAP and end - first <= PART:
             last = max(last, end)
             continue
         if last:

@@ -148,6 +148,11 @@ class StoredRecord:
         """What is in the index can be read."""
         return None
 
+    @property
+    def frame_place(self) -> tuple[Segment, int]:
+        """The file that holds it, and where its frame begins."""
+        return self._segment, self._column("offset")
+
     def payload(self) -> memoryview:
         """The recorded bytes, decompressed; a view of the mapped file where they are in one piece. Where the run is on
         object storage they are read now, unless they were read ahead.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dumper.format import frames
 from dumper.format.frames import VERSION, FormatError
-from dumper.format.index import NO_STEP
+from dumper.format.index import NO_STEP, Index
 from dumper.format.layouts import decode_layout
 from dumper.format.run_files import MOST_RANKS, RANK_FILE
 from dumper.layout import TokenLayout
@@ -27,7 +28,7 @@ from dumper.readers.streams.accounts import (
 )
 from dumper.readers.streams.metadata import read_coverage, read_graph_coverage, read_header
 from dumper.readers.streams.record import StoredRecord
-from dumper.readers.streams.segments import Segment, open_segment
+from dumper.readers.streams.segments import Segment, StoredSegment, open_segment
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file, silent_taps
 from dumper.reading.protocol import Alike, GraphCoverage, Problem, RunError, TapCoverage
 from dumper.storage.files import each
@@ -133,7 +134,29 @@ class RunDirectory:
     @functools.cached_property
     def headers(self) -> Mapping[int, RankHeader]:
         """By rank. A rank whose header is damaged has one that knows the rank alone."""
+        self._expect(lambda index: index.others)
         return {rank: _header(part) for rank, part in self._ranks.items()}
+
+    def expect(self, records: Iterable[StoredRecord]) -> None:
+        """These records will be read, in about this order: where the run is on object storage, they are read ahead."""
+        if isinstance(self.path, StoredPath):
+            self._read_ahead(record.frame_place for record in records)
+
+    def _expect(self, frames_of: Callable[[Index], npt.NDArray[np.uint64]]) -> None:
+        if isinstance(self.path, StoredPath):
+            segments = (segment for _, part in sorted(self._ranks.items()) for segment in part.segments)
+            self._read_ahead((one, offset) for one in segments for offset in frames_of(one.index).tolist())
+
+    def _read_ahead(self, places: Iterable[tuple[Segment, int]]) -> None:
+        from dumper.storage.ranges import Reads
+
+        assert isinstance(self.path, StoredPath)
+        assert isinstance(self.path.store, Reads)
+        self.path.store.expect(
+            (segment.stored, *segment.extent(offset))
+            for segment, offset in places
+            if isinstance(segment, StoredSegment)
+        )
 
     @property
     def world_size(self) -> int:
@@ -149,6 +172,7 @@ class RunDirectory:
     def steps(self) -> tuple[int, ...]:
         """Numbers of all steps that were begun or hold a record."""
         numbers: set[int] = set()
+        self._expect(lambda index: index.steps)
         for part in self._ranks.values():
             numbers.update(part.steps)
             for segment in part.segments:
@@ -231,6 +255,7 @@ class RunDirectory:
     @functools.cached_property
     def problems(self) -> Sequence[Problem]:
         """Everything about the run that its reader should know before trusting it."""
+        self._expect(lambda index: index.others)
         found: list[Problem] = [*self._problems_of_files, *self._mixed_runs()]
         for rank, part in sorted(self._ranks.items()):
             versions = {meta.get("version") for meta in part.of_kind("header")}
@@ -238,6 +263,7 @@ class RunDirectory:
                 message = f"rank {rank} was written in version {later[0]} of the format; this tensortap reads {VERSION}"
                 found.append(Problem("unreadable", message))
         found += ranks_missing(self.missing_ranks, self.world_size, self.ranks)
+        self._expect(lambda index: index.steps)
         for rank, part in sorted(self._ranks.items()):
             # Reading these may find damage.
             _ = (part.others, part.steps)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import mmap
 import os
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,13 +84,11 @@ class StoredSegment(Segment, dict=True):
         """Raises FormatError, and StorageError when it cannot be read."""
         last = self._last
         if last is None or last.offset != offset:
-            self.stored.ahead([self.extent(offset)])
+            extent = self.extent(offset)
+            self.stored.reads.asked_for(self.stored, offset)
+            self.stored.load(*extent)
             self._last = last = frames.decode_frame(self.data, offset)
         return last
-
-    def ahead(self, offsets: Iterable[int]) -> None:
-        """Begin to read the frames at these offsets."""
-        self.stored.ahead(map(self.extent, offsets))
 
     @functools.cached_property
     def _ends(self) -> npt.NDArray[np.uint64]:
@@ -111,13 +108,14 @@ class StoredSegment(Segment, dict=True):
         end = int(self._ends[np.searchsorted(self._ends, offset, side="right")])
         starts, payload_ends = self._payload_ends
         at = int(np.searchsorted(starts, offset))
-        most = offset + _LARGEST_META
+        # Behind the last frame is the index, which is there already.
+        most = offset + (_LAST_META if end == len(self.data) else _LARGEST_META)
         if at < len(starts) and starts[at] == offset:
             most = max(offset, int(payload_ends[at])) + _OVERHEAD
         return offset, min(end, most, len(self.data))
 
 
-_LARGEST_META = 1 << 20
+_LARGEST_META, _LAST_META = 1 << 20, 16 << 10
 _OVERHEAD = 4096
 """Bytes between and behind the payloads of a frame, where there are not very many."""
 
