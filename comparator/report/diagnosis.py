@@ -10,9 +10,8 @@ from msgspec.structs import replace
 from comparator.diagnosis import Diagnosis, ReferenceDiagnosis, TapKey
 from comparator.diagnosis import Judgement as TapJudgement
 from comparator.diagnosis.words import describe
-from comparator.report.records import (
+from comparator.report.diagnosis_fields import (
     ChosenTokensRecord,
-    DiagnosisRecord,
     PartedTextRecord,
     Place,
     ReferenceRecord,
@@ -21,6 +20,7 @@ from comparator.report.records import (
     StrongestTest,
     TapAnalysis,
 )
+from comparator.report.records import DiagnosisRecord
 
 
 def tap_analysis(judgement: TapJudgement) -> TapAnalysis:

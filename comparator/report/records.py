@@ -7,41 +7,22 @@ written for it keep working; fields of our own come on top: ``category``, ``tags
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
-import msgspec
-
+from comparator.report.diagnosis_fields import (
+    ChosenTokensRecord,
+    PartedTextRecord,
+    Place,
+    ReferenceRecord,
+    RoutingFlips,
+    RowExtentRecord,
+    TapAnalysis,
+)
+from comparator.report.model import Model
 from comparator.verdict.judge import Category
 
 
-class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Plain data; making one costs little, since a report has thousands. ``kw_only`` is not inherited."""
-
-    def model_dump(self) -> dict[str, Any]:
-        """The record as dicts, lists and plain values."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
-
-    def model_dump_json(self) -> str:
-        """One line of JSON. NaN and infinity, which JSON does not have, become null, as in SGLang's report."""
-        try:
-            return msgspec.json.encode(self).decode()
-        except (OverflowError, UnicodeEncodeError):  # integers beyond 64 bits, text that is no Unicode
-            return json.dumps(_with_null(self.model_dump()), separators=(",", ":"))
-
-
-def _with_null(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _with_null(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_null(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class Note(_Model, frozen=True, kw_only=True):
+class Note(Model, frozen=True, kw_only=True):
     """Something to know about one comparison; ``kind`` is error where it makes the comparison fail."""
 
     kind: Literal["error", "info", "warning"]
@@ -50,11 +31,11 @@ class Note(_Model, frozen=True, kw_only=True):
     message: str
 
 
-class Location(_Model, frozen=True, kw_only=True):
+class Location(Model, frozen=True, kw_only=True):
     step: int | None = None
 
 
-class TensorStats(_Model, frozen=True, kw_only=True):
+class TensorStats(Model, frozen=True, kw_only=True):
     mean: float
     abs_mean: float
     std: float
@@ -65,14 +46,14 @@ class TensorStats(_Model, frozen=True, kw_only=True):
     inf_count: int = 0
 
 
-class TensorInfo(_Model, frozen=True, kw_only=True):
+class TensorInfo(Model, frozen=True, kw_only=True):
     shape: list[int]
     dtype: str
     stats: TensorStats
     sample: str | None = None
 
 
-class DiffInfo(_Model, frozen=True, kw_only=True):
+class DiffInfo(Model, frozen=True, kw_only=True):
     """Metrics of one difference; see ``comparator.measure.difference.Difference``."""
 
     rel_diff: float
@@ -93,7 +74,7 @@ class DiffInfo(_Model, frozen=True, kw_only=True):
     """The largest ``rel`` of a single token, where tokens can be told apart."""
 
 
-class ReplicatedCheck(_Model, frozen=True, kw_only=True):
+class ReplicatedCheck(Model, frozen=True, kw_only=True):
     axis: str
     group_index: int
     compared_index: int
@@ -104,7 +85,7 @@ class ReplicatedCheck(_Model, frozen=True, kw_only=True):
     side: Literal["baseline", "target"]
 
 
-class BundleFile(_Model, frozen=True, kw_only=True):
+class BundleFile(Model, frozen=True, kw_only=True):
     shape: list[int]
     dtype: str
     rank: int | None = None
@@ -116,20 +97,20 @@ class BundleFile(_Model, frozen=True, kw_only=True):
     reason: str | None = None
 
 
-class BundleSide(_Model, frozen=True, kw_only=True):
+class BundleSide(Model, frozen=True, kw_only=True):
     num_files: int
     files: list[BundleFile]
     dims: str | None = None
 
 
-class BundleInfo(_Model, frozen=True, kw_only=True):
+class BundleInfo(Model, frozen=True, kw_only=True):
     """Both sides: x is the baseline, y the target."""
 
     x: BundleSide | None
     y: BundleSide | None
 
 
-class TokenCounts(_Model, frozen=True, kw_only=True):
+class TokenCounts(Model, frozen=True, kw_only=True):
     """How many tokens were compared and what only one side had, by reason."""
 
     matched: int
@@ -139,7 +120,7 @@ class TokenCounts(_Model, frozen=True, kw_only=True):
     padding_target: int = 0
 
 
-class _Record(_Model, frozen=True, kw_only=True):
+class _Record(Model, frozen=True, kw_only=True):
     errors: list[Note] = []
     infos: list[Note] = []
 
@@ -179,35 +160,6 @@ class _Comparison(_Record, frozen=True, kw_only=True):
     def label(self) -> str:
         """The tensor for people: ``attn_output layer_id=3``."""
         return " ".join([self.name, *(f"{key}={value}" for key, value in self.tags.items())])
-
-
-class StrongestTest(_Model, frozen=True, kw_only=True):
-    """The test that comes nearest to an alarm, or is the strongest alarm; ``strength`` is value over threshold."""
-
-    name: str
-    strength: float
-    value: float
-    threshold: float
-    where: str = ""
-
-
-class TapAnalysis(_Model, frozen=True, kw_only=True):
-    """Where the error of a tap comes from. Errors are relative L2 errors of a row, medians over the rows."""
-
-    judged: Literal["within-rounding", "introduced-here", "inherited-from", "after-a-routing-flip", "not-judged"]
-    source: str | None = None
-    """The tap where an inherited error was introduced."""
-    error: float
-    inherited: float
-    introduced: float
-    floor: float
-    """What rounding explains when the inputs are equal."""
-    multiple: float
-    """The introduced error as a multiple of the floor."""
-    rows: int
-    rows_left_out: int
-    """Rows that chose other experts and are not compared."""
-    test: StrongestTest | None = None
 
 
 class TensorComparison(_Comparison, frozen=True, kw_only=True):
@@ -271,81 +223,6 @@ class ErroredComparison(_Comparison, frozen=True, kw_only=True):
     """Short name of the error (docs/messages.md)."""
 
 
-class Place(_Model, frozen=True, kw_only=True):
-    """A tap of a layer."""
-
-    name: str
-    layer: int | None = None
-    tags: dict[str, str] = {}
-    tap: str | None = None
-    """Id of the tap."""
-
-
-class RoutingFlips(_Model, frozen=True, kw_only=True):
-    """Tokens of one layer that chose other experts on both sides."""
-
-    layer: int | None
-    rows: int
-    flipped: int
-    expected: float
-    """How many the margins between experts predict, given the error of the logits."""
-    largest_margin: float = 0.0
-    """Margin to the next expert of a token that flipped, in errors of its logits."""
-    weights_apart: float = 0.0
-    """Largest difference of a weight (softmax over the chosen logits) of tokens whose experts agree."""
-
-
-class ChosenTokensRecord(_Model, frozen=True, kw_only=True):
-    """What the recorded logits choose on both sides."""
-
-    rows: int
-    flipped: int
-    """Rows whose largest logit is another token's."""
-    log_probability_apart: float
-    """Mean difference of the log probability of the baseline's choice."""
-    largest_apart: float
-    where: str
-    """The token with the largest difference."""
-
-
-class PartedTextRecord(_Model, frozen=True, kw_only=True):
-    """A sequence whose sampled tokens differ from a position on."""
-
-    sequence: int
-    position: int
-    baseline_token: int
-    target_token: int
-    cause: Literal["tie", "fault", "unknown"]
-    margin: float | None = None
-    """Distance of both tokens' logits in errors of the logits; None where they do not tell."""
-    baseline_log_probability: float | None = None
-    """Of the baseline's token, on the baseline."""
-    target_log_probability: float | None = None
-    """Of the baseline's token, on the target."""
-
-
-class ReferenceRecord(_Model, frozen=True, kw_only=True):
-    """What a run in higher precision says of both sides."""
-
-    worse: Literal["baseline", "target", "both", "neither"]
-    place: Place | None = None
-
-
-class RowExtentRecord(_Model, frozen=True, kw_only=True):
-    """Which rows of the place are beyond what inputs and rounding explain."""
-
-    rows: int
-    of: int
-    """Rows that were compared."""
-    group: str = ""
-    """What they have in common: ``all``, ``decode``, ``prefill``, ``last token``, ``first token of a later chunk``,
-    ``positions from 64 on``, ``sequence 2``, ...; empty where they are no group."""
-    positions: tuple[int, int] | None = None
-    """Lowest and highest position."""
-    sequences: int = 0
-    """Sequences that have such rows."""
-
-
 class DiagnosisRecord(_Record, frozen=True, kw_only=True):
     """What the analysis of all pairs found; it comes before the summary."""
 
@@ -371,7 +248,7 @@ class DiagnosisRecord(_Record, frozen=True, kw_only=True):
     notes: list[str] = []
 
 
-class RowAccount(_Model, frozen=True, kw_only=True):
+class RowAccount(Model, frozen=True, kw_only=True):
     """The rows that one side recorded under a name; ``compared`` and ``left_out`` add up to ``recorded``."""
 
     recorded: int
@@ -380,7 +257,7 @@ class RowAccount(_Model, frozen=True, kw_only=True):
     """Reason to number of rows: padding, a prefix that the other side had cached, no counterpart, ..."""
 
 
-class NameRows(_Model, frozen=True, kw_only=True):
+class NameRows(Model, frozen=True, kw_only=True):
     name: str
     baseline: RowAccount
     target: RowAccount

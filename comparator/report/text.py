@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal
 
+from comparator.report.diagnosis_fields import TapAnalysis
 from comparator.report.records import (
     AccountsRecord,
     Comparison,
@@ -13,7 +14,6 @@ from comparator.report.records import (
     LogRecord,
     SkippedComparison,
     SummaryRecord,
-    TapAnalysis,
     TensorComparison,
     ValueComparison,
 )

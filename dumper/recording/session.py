@@ -1,34 +1,29 @@
-"""What is open while a process records: its place, its status, its writer, and the plans for what it records."""
+"""What is open while a process records: its status, its writer, and the plans for what it records."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dumper.adapters import describe_process
-from dumper.adapters.protocol import GraphFacts, Parallel, PassSize, PendingLayout, Process
-from dumper.format.regular_files import make_folders
-from dumper.format.run_files import status_path
-from dumper.format.status import StatusBlock
+from dumper.adapters.protocol import GraphFacts, Parallel, PassSize, PendingLayout
 from dumper.layout import TokenLayout
 from dumper.memory.available import check_room
 from dumper.memory.buffers import SMALL
 from dumper.memory.device_reductions import RESULT_BYTES
 from dumper.memory.staging import Stager, reduce_value
+from dumper.recording.choice import Choice, Moment
 from dumper.recording.context import Steps
 from dumper.recording.plans import MOST_PLANS, Plan
+from dumper.recording.rank_place import make_and_join_run, open_status
 from dumper.recording.reductions import ReducedValueWriter
 from dumper.recording.scalars import as_scalars, check_text
 from dumper.recording.short_way import ShortWay, checkpoint_is_running
-from dumper.rules.expressions import Expression
-from dumper.rules.levels import FULL, STATS, Level, LevelRules
+from dumper.rules.levels import FULL, STATS
 from dumper.settings import Settings
 from dumper.values.source import Source
 from dumper.writing.items import (
@@ -41,7 +36,6 @@ from dumper.writing.items import (
     Watched,
 )
 from dumper.writing.rank_stream import Coverage, RankStream
-from dumper.writing.run_id import join_run
 from dumper.writing.writer import OVERHEAD_BYTES, Writer
 
 if TYPE_CHECKING:
@@ -50,14 +44,6 @@ if TYPE_CHECKING:
     from dumper.recording.shortcut import Shortcut
 
 logger = logging.getLogger("tensortap")
-
-
-class Moment(NamedTuple):
-    """What rules can ask of a record that is not the same for all of one source and tags."""
-
-    step: int | None
-    recompute_status: str | None
-    """``disabled`` outside activation checkpointing; inside, ``original`` the first time and then ``recompute``."""
 
 
 class Session:
@@ -70,8 +56,8 @@ class Session:
         if settings.parallel:
             self.process = replace(self.process, parallel={**self.process.parallel, **settings.parallel})
         self._axes = dict(self.process.parallel)
-        self.run_id = _join_run(settings)
-        self.status = _open_status(settings, self.process, self.run_id)
+        self.run_id = make_and_join_run(settings)
+        self.status = open_status(settings, self.process, self.run_id)
         self._stager = stager
         encoder = RankStream(settings, self.process, self.status, coverage, self.run_id)
         encoder.claim()
@@ -93,12 +79,8 @@ class Session:
         self.add_axes(dict(settings.parallel or {}))
 
     def _read_rules(self) -> None:
-        settings = self._settings
-        self._filter = Expression(settings.filter) if settings.filter else None
-        self._rules = LevelRules.parse(settings.level) if settings.level else None
-        conditions = [self._filter, *(rule for _, rule in self._rules.rules)] if self._rules else [self._filter]
-        names = {name for condition in conditions if condition is not None for name in condition.names}
-        self._asked = frozenset(names.intersection(Moment._fields))
+        self._choice = Choice(self._settings, self.process.rank)
+        self._asked = self._choice.asked
         self._plans = {}
         self._drop_shortcut()
         if self._replays is not None:
@@ -272,7 +254,9 @@ class Session:
         names = {f"graph_{name}": value for name, value in known.items()}
         moment = self._moment(source, step) if self._asked else None
         wanted = self._settings.enable_value or source.stream != "value"
-        return Plan(source, scalars, dims, self._choose(source, scalars, moment, names) if wanted else None, known)
+        return Plan(
+            source, scalars, dims, self._choice.level(source, scalars, moment, names) if wanted else None, known
+        )
 
     @property
     def watches_samples(self) -> bool:
@@ -290,7 +274,7 @@ class Session:
         known = (source, dims, moment, *scalars, *(type(value) for _, value in scalars))
         plan = self._plans.get(known)
         if plan is None:
-            plan = self._plans[known] = Plan(source, scalars, dims, self._choose(source, scalars, moment))
+            plan = self._plans[known] = Plan(source, scalars, dims, self._choice.level(source, scalars, moment))
         return plan
 
     def _checked(self, source: Source, dims: str | None, tags: Mapping[str, Any]) -> TagsKey:
@@ -300,22 +284,6 @@ class Session:
         if dims is not None:
             check_text("dims", dims)
         return scalars
-
-    def _choose(
-        self, source: Source, tags: TagsKey, moment: Moment | None, more: Mapping[str, Any] = MappingProxyType({})
-    ) -> Level | None:
-        """The level of a record; None when the filter rejects it. ``more``: what conditions may name beside tags."""
-        names = {**more, **dict(tags), "name": source.name, "rank": self.process.rank}
-        if moment is not None:
-            names.update(moment._asdict())
-        if self._filter is not None and not self._filter.holds(names):
-            return None
-        if source.level is not None:
-            try:
-                return Level.parse(source.level)
-            except ValueError as error:
-                logger.error("tensortap: %s: %s. The rules of the settings are used instead.", source.name, error)
-        return self._rules.choose(names) if self._rules is not None else FULL
 
     def begin_step(self, number: int, layout: TokenLayout | PendingLayout | None, tags: Mapping[str, Any]) -> None:
         """A step begins; ``layout`` may still be on its way."""
@@ -379,32 +347,6 @@ class Session:
     def counts(self) -> dict[str, int]:
         """The counts of the status block."""
         return self.status.counts()
-
-
-def _join_run(settings: Settings) -> str:
-    """The id of the run; its directory is made."""
-    with contextlib.suppress(OSError):  # the writer says so
-        make_folders(settings.run_path, settings.folder_mode)
-    return join_run(settings.run_path, settings.file_mode, clean=settings.cleanup_previous)
-
-
-def _open_status(settings: Settings, process: Process, run_id: str) -> StatusBlock:
-    """The status block on disk, or in memory alone where the directory cannot be written (the writer says so)."""
-    number: int | None = None
-    for _ in range(_STATUS_NAMES):
-        try:
-            return StatusBlock(status_path(settings.run_path, process.rank, number), settings.file_mode, run_id)
-        except FileExistsError:
-            # Of the process that has the rank's file; or of an earlier one with the number of this one.
-            number = os.getpid() if number is None else number + _PROCESSES
-        except OSError:
-            break
-    return StatusBlock(None, run_id=run_id)
-
-
-_STATUS_NAMES = 20
-_PROCESSES = 1 << 22
-"""More than Linux has process ids."""
 
 
 def _is_nested(value: Any) -> bool:
