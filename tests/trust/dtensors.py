@@ -1,8 +1,9 @@
-"""One rank of a program with DTensors: ``python -m tests.trust.dtensors RANK SIZE STORE FOLDER``."""
+"""One rank of a program with DTensors (``testbed.ranks`` forks it)."""
 
 from __future__ import annotations
 
-import sys
+import os
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,9 +16,18 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from dumper import dumper
 
 
-def main() -> None:
-    rank, size, store, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+def record(rank: int, size: int, folder: str) -> str:
+    """Record into ``folder/run``; returns what was written to standard error."""
+    said = Path(folder, f"stderr-{rank}")
+    with said.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    _record(rank, size, folder)
+    return said.read_text()
+
+
+def _record(rank: int, size: int, folder: str) -> None:
+    os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     dumper.configure(enable=True, dir=folder, run="run", control=False)
     mesh = init_device_mesh("cpu", (size // 2, 2), mesh_dim_names=("dp", "tp"))
     whole = torch.arange(24.0).reshape(4, 6)
@@ -40,7 +50,3 @@ def main() -> None:
     dumper.close()
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dumper import open_run
-from tests.trust.conftest import ROOT
+from testbed.ranks import run_ranks
+from tests.trust import dtensors
 
 pytestmark = pytest.mark.slow
 
@@ -21,22 +19,7 @@ SIZE = 4
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dtensors")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.trust.dtensors", str(rank), str(SIZE), str(folder / "store"), str(folder)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(SIZE)
-    ]
-    try:
-        errors = [rank.communicate(timeout=300)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0] * SIZE, errors[0][-3000:]
+    errors = run_ranks(dtensors.record, SIZE, SIZE, str(folder))
     assert not any("not recorded" in error for error in errors), errors
     return folder / "run"
 
