@@ -39,9 +39,6 @@ class Layout:
     fault: str | None = None
     """A config of ``configs/faults`` that is patched in as well."""
     prompt: tuple[int, ...] = PROMPT
-    fork: bool = True
-    """Whether ranks are forked from the launcher, to start sooner; those of ``tp2`` are spawned, which is what
-    SGLang does."""
 
     @property
     def configs(self) -> tuple[Path, ...]:
@@ -57,7 +54,7 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout("tp1", "qwen3_moe", ("--tp", "1")),
-        Layout("tp2", "qwen3_moe", ("--tp", "2"), fork=False),
+        Layout("tp2", "qwen3_moe", ("--tp", "2")),
         Layout("tp4", "qwen3_moe", ("--tp", "4")),
         Layout("dp2", "qwen3_moe", DATA_PARALLEL_ATTENTION),
         Layout("tp2-scaled", "qwen3_moe", ("--tp", "2"), fault="qwen3_moe_scaled_attention_output"),
@@ -86,12 +83,9 @@ LAYOUTS = {
 def record(layout: Layout, run: Path, *, warm: WarmLauncher | None = None) -> Generated:
     """Serves the prompt of the layout once and records it to ``run``. Raises ServerError.
 
-    With ``warm`` its server is forked from that process, unless the layout is one of those that are spawned.
+    Its ranks are forked from the launcher, and with ``warm`` the launcher from that process.
     """
     recording = Recording(layout.configs, run)
     log = run.with_suffix(".log")
-    launcher = warm if layout.fork else None
-    with sglang_server(
-        layout.model, layout.flags, log=log, recording=recording, fork=layout.fork, warm=launcher
-    ) as server:
+    with sglang_server(layout.model, layout.flags, log=log, recording=recording, fork=True, warm=warm) as server:
         return server.generate(layout.prompt, new_tokens=NEW_TOKENS)

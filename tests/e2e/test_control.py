@@ -81,7 +81,11 @@ def post(port: int, path: str, body: dict[str, Any], token: str) -> tuple[int, A
 
 @pytest.fixture(scope="module")
 def controlled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path, int]]:
-    """A server that records nothing yet, its run directory and the port of its HTTP endpoint."""
+    """A server that records nothing yet, its run directory and the port of its HTTP endpoint.
+
+    ``patcher run`` starts it and its ranks are spawned, as users do and as SGLang does; those of all other tests are
+    forked, to start sooner.
+    """
     run = tmp_path_factory.mktemp("control") / "run"
     port = free_port()
     settings = {
