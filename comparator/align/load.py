@@ -7,7 +7,7 @@ from typing import Any
 import numpy.typing as npt
 
 from comparator.errors import PairError
-from comparator.match.bundles import Entry
+from comparator.match.bundles import BundlePair, Entry
 
 
 def load_array(entry: Entry) -> npt.NDArray[Any]:
@@ -29,3 +29,16 @@ def load_array(entry: Entry) -> npt.NDArray[Any]:
         )
     array = record.array()
     return array if entry.piece is None else entry.piece.cut(array)
+
+
+LARGE = 1 << 20
+"""Bytes from which memory of a mapped payload is given back; less is not worth the call."""
+
+
+def let_go(pair: BundlePair) -> None:
+    """Give back the memory of what a pair has mapped of its files: it would count until the files are closed."""
+    for bundle in (pair.baseline, pair.target):
+        for entry in bundle.entries if bundle is not None else ():
+            give_back = getattr(entry.record, "let_go", None)
+            if give_back is not None and entry.record.nbytes >= LARGE:
+                give_back()

@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
+from comparator.align.load import let_go
 from comparator.align.pair import Aligned
 from comparator.match.bundles import BundlePair, Key
 from comparator.measure.family import FamilyRows, pool_rows
@@ -136,16 +137,19 @@ def measure_unit(
         family.append(selected.pair.family)
         seen.append(aligned)
 
-    rows = tuple(
-        Row(number, part, measurer.measure(selected, see=see if profiler is not None else None))
-        for number in unit.pairs
-        for part, selected in enumerate(select(number))
-    )
+    rows: list[Row] = []
+    pairs: list[BundlePair] = []
+    for number in unit.pairs:
+        for part, selected in enumerate(select(number)):
+            rows.append(Row(number, part, measurer.measure(selected, see=see if profiler is not None else None)))
+            pairs.append(selected.pair)
     profile: P | None = None
     if profiler is not None and families is not None and seen:
         pooled = families.keep(family[0], pool_rows(family[0], seen))
         profile = None if pooled is None else profiler(pooled, families)
-    return UnitResult(unit, rows, profile)
+    for pair in pairs:
+        let_go(pair)
+    return UnitResult(unit, tuple(rows), profile)
 
 
 def _settled_unit(

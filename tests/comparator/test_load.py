@@ -29,3 +29,23 @@ def test_a_file_that_is_cut_after_it_was_opened_is_an_error_that_names_it(tmp_pa
     found = [str(one) for one in compare(baseline, target)]
     assert len(found) == 2
     assert all("errored" in one.lower() and "was cut while it was read" in one for one in found), found
+
+
+def test_memory_of_a_mapped_payload_is_given_back_and_its_values_stay(tmp_path: Path):
+    recorder = Recorder()
+    recorder.configure(enable=True, dir=str(tmp_path), run="a", control=False)
+    recorder.dump("hidden", torch.arange(1 << 20, dtype=torch.float32), dims="t")
+    recorder.close()
+    record = next(iter(open_run(tmp_path / "a").select(name="hidden")))
+    array = record.array()
+    assert array.sum() > 0
+    before = _mapped_kilobytes()
+    record.let_go()
+    assert _mapped_kilobytes() <= before - 3000
+    assert array[-1] == (1 << 20) - 1
+
+
+def _mapped_kilobytes() -> int:
+    """Of files, in the memory of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssFile:"))

@@ -193,6 +193,11 @@ class StoredRecord:
             return None
         return compression, tuple((payload.length, payload.checksum) for payload in frame.payloads)
 
+    def let_go(self) -> None:
+        """Give back the memory of the mapped payload; arrays over it stay valid and are read anew from the file."""
+        if self.nbytes:
+            self._segment.let_go(self._column("payload_offset"), self.nbytes)
+
     @property
     def shortened(self) -> str | None:
         """In words that the file is shorter than when it was opened; None where it is not."""

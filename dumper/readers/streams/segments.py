@@ -65,6 +65,13 @@ class Segment(Struct):
             self._last = last = frames.decode_frame(self.data, offset)
         return last
 
+    def let_go(self, start: int, length: int) -> None:
+        """Have the operating system take back the memory that part of the mapped file takes; it is read anew when it is
+        asked for again."""
+        if isinstance(self.data, mmap.mmap):
+            first = start // mmap.PAGESIZE * mmap.PAGESIZE
+            self.data.madvise(mmap.MADV_DONTNEED, first, min(start + length, len(self.data)) - first)
+
     def meta(self, offset: int) -> dict[str, Any]:
         """The metadata of the frame at ``offset``. Raises FormatError."""
         return frames.decode_meta(self.frame(offset).meta)
