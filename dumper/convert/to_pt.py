@@ -71,7 +71,7 @@ class _RankWriter:
         status = "recompute" if record.recompute else "disabled"
         tags = {key: value for key, value in record.tags.items() if key not in _RESERVED}
         try:
-            value = record.tensor().clone() if record.kind == "tensor" else _portable(record.value)
+            value = record.tensor() if record.kind == "tensor" else _portable(record.value)
             self._save(_OUTSIDE if record.step is None else record.step, name, value, tags, record.dims, status)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             self._leave_out(record, str(error))
