@@ -12,6 +12,10 @@ from comparator.align.rows import Array, Rows, merge_rows, take_rows
 from comparator.plan.operations import Operation, UnshardPlan, zigzag_order
 from tensortap.dims import count_rows
 
+_FEW, _REGISTER = 16, 64
+"""Summands that torch adds one after the other, in float32, where there are so many elements of half precision; what
+more there are it adds in cascades (``ATen/native/cpu/SumKernel.cpp``)."""
+
 
 class Replicas(Struct, frozen=True):
     """Arrays over one axis that should be the same; the first one is used."""
@@ -90,17 +94,22 @@ def sum_partials(members: Sequence[Array]) -> Array:
 
 def _sum_as_torch(members: Sequence[Array]) -> Array:
     """Add summands in their own dtype, as ``torch.stack(...).sum(0)`` rounds."""
+    dtype = members[0].dtype
+    if dtype.name in ("bfloat16", "float16") and len(members) < _FEW and members[0].size >= _REGISTER:
+        total = np.zeros(members[0].shape, np.float32)
+        with np.errstate(all="ignore"):
+            for member in members:
+                total += member
+            found: Array = total.astype(dtype)
+        return found
     import torch
 
-    dtype = members[0].dtype
     if dtype.name == "bfloat16":
         bits = [np.ascontiguousarray(member).view(np.int16) for member in members]
-        total = torch.stack([torch.from_numpy(one).view(torch.bfloat16) for one in bits]).sum(dim=0)
-        half: Array = total.view(torch.int16).numpy().view(dtype)
-        return half
+        halves = torch.stack([torch.from_numpy(one).view(torch.bfloat16) for one in bits]).sum(dim=0)
+        return halves.view(torch.int16).numpy().view(dtype)
     stacked = torch.stack([torch.from_numpy(np.ascontiguousarray(member)) for member in members])
-    found: Array = stacked.sum(dim=0).numpy()
-    return found
+    return stacked.sum(dim=0).numpy()
 
 
 def accumulation_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

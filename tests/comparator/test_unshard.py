@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comparator.align.unshard import Replicas, undo_zigzag, unshard
+from comparator.align.unshard import Replicas, _sum_as_torch, undo_zigzag, unshard
 from comparator.errors import PairError
 from comparator.measure.replicas import measure_replicas
 from comparator.plan.operations import Shard, UnshardPlan
@@ -229,3 +230,27 @@ def test_zigzag_is_for_sequences() -> None:
 def test_undoing_zigzag_is_a_permutation(length: int, size: int) -> None:
     array = np.arange(length, dtype=np.float32)
     assert sorted(undo_zigzag(array, 0, size)) == sorted(array)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("summands", [1, 2, 8, 15, 16])
+@pytest.mark.parametrize("shape", [(3,), (64,), (8, 129), (40, 64)])
+def test_summands_are_added_in_the_order_of_torch(dtype: str, summands: int, shape: tuple[int, ...]) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(summands)
+    values = torch.randn(summands, *shape, generator=generator)
+    values = (values * torch.randn(summands, *shape, generator=generator).exp()).to(getattr(torch, dtype))
+    if len(shape) > 1:
+        values[:, 0, :3] = torch.tensor([-0.0, float("inf"), float("nan")])
+    arrays = [value.view(torch.int16).numpy().view(np_dtype(dtype)) for value in values]
+    expected = values.sum(dim=0).view(torch.int16).numpy()
+    found = np.ascontiguousarray(_sum_as_torch(arrays)).view(np.int16)
+    nan = values.sum(dim=0).isnan().numpy()
+    assert np.array_equal(np.where(nan, 0, found), np.where(nan, 0, expected))
+
+
+def np_dtype(name: str) -> np.dtype[Any]:
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
