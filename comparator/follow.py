@@ -20,6 +20,7 @@ from dumper.readers.streams.following import Written, written
 from dumper.readers.streams.run import RunDirectory
 from dumper.reading.open import open_run
 from dumper.reading.protocol import Run, RunError
+from dumper.storage.addresses import shown_address
 
 SHORTEST_WAIT = 0.1
 LONGEST_WAIT = 5.0
@@ -62,7 +63,8 @@ def check_follow(options: Options, paths: tuple[str, str]) -> None:
         )
     for path in paths:
         if not Path(path).is_dir():
-            raise ComparatorError(f"--follow: {path} is no directory on this machine; give the directory of a run")
+            shown = shown_address(path)
+            raise ComparatorError(f"--follow: {shown} is no directory on this machine; give the directory of a run")
 
 
 def follow(paths: tuple[str, str], options: Options, *, wait: Callable[[float], None] = time.sleep) -> Iterator[Round]:

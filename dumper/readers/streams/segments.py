@@ -94,8 +94,18 @@ class StoredSegment(Segment, dict=True):
             extent = self.extent(offset)
             self.stored.reads.asked_for(self.stored, offset)
             self.stored.load(*extent)
-            self._last = last = frames.decode_frame(self.data, offset)
+            self._last = last = self._decoded(*extent)
         return last
+
+    def _decoded(self, offset: int, end: int) -> Frame:
+        # Where a piece begins at a multiple of the alignment, padding in it is as long as in the file.
+        start = offset // frames.ALIGNMENT * frames.ALIGNMENT
+        try:
+            found = frames.decode_frame(self.stored.view(start, end), offset - start)
+        except FormatError:
+            return frames.decode_frame(self.data, offset)  # longer than was thought, or an error with its right place
+        payloads = (frames.Payload(one.offset + start, one.length, one.checksum) for one in found.payloads)
+        return Frame(found.kind, found.meta, tuple(payloads), offset, found.end + start)
 
     @functools.cached_property
     def _ends(self) -> npt.NDArray[np.uint64]:

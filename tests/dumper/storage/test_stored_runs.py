@@ -297,6 +297,7 @@ def test_credentials_in_an_address_are_refused_and_not_shown(
     assert comparator([address, "s3://runs/a"]) == 2
     assert comparator(["check", address]) == 2
     assert comparator(["s3://runs/a", "s3://runs/a", "--baseline-path", address]) == 2
+    assert comparator(["s3://runs/a", address, "--follow"]) == 2
     said = capsys.readouterr()
     assert "mysecret" not in said.out + said.err
     assert "***" in said.err
