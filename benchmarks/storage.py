@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     busy = f"{os.getloadavg()[0]:.0f} processes shared the processors"
     text = (
         f"`python -m benchmarks.storage --write`; {machine()}; the best of {ROUNDS} readings, checksums checked, files "
-        f"in the cache of the system, while {busy}. Large: 16 records of 4096×4096 bfloat16; small: 4,096 of 8×1024.\n\n"
+        f"in the cache of the system, while {busy}. Large: 16 records of 4096×4096 bf16; small: 4,096 of 8×1024.\n\n"
         + table(("where the run lies", "opened in", "large", "small", "small"), rows)
     )
     if options.write:
