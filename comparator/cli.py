@@ -31,6 +31,7 @@ from tensortap.progress import in_terminal
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from comparator.engine.protocol import Engine
     from comparator.pipeline import Comparing, Prepared
     from comparator.report.records import ReportRecord
     from comparator.report.reporters import PlainConsole, Reporter, Schema
@@ -158,6 +159,9 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--jobs", "-j", type=_positive, metavar="N",
         help="processes that compare (default: one for each core, where there is enough to compare)")  # fmt: skip
+    add("--engine", choices=["local", "ray"], default="local",
+        help="processes of this machine, or workers of a Ray cluster (default: %(default)s)")  # fmt: skip
+    add("--address", metavar="ADDRESS", help="of the Ray cluster (default: RAY_ADDRESS, or the one here)")
     add("--follow", action="store_true",
         help="compare runs that are still being written, step by step, until both are complete")  # fmt: skip
     add("--quick", action="store_true",
@@ -226,6 +230,18 @@ def _command(
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare as the arguments say; raises ComparatorError."""
+    if arguments.engine == "ray":
+        from comparator.elsewhere import on_cluster
+        from comparator.engine.cluster import connected
+
+        with connected(arguments.address):
+            return _compare(arguments, on_cluster)
+    if arguments.address is not None:
+        raise ComparatorError("--address is of a Ray cluster; it goes with --engine ray")
+    return _compare(arguments)
+
+
+def _compare(arguments: argparse.Namespace, engine_of: Callable[[Prepared, int | None], Engine] | None = None) -> int:
     from comparator.pipeline import prepare
     from comparator.report.environment import environment_lines
     from comparator.report.outputs import Outputs
@@ -260,7 +276,8 @@ def run(arguments: argparse.Namespace) -> int:
             file = ReportFile(report_path, schema)
             stack.callback(file.close)
             reporters.append(file)
-        comparing = prepared.comparing(progress, draws=outputs.draws, jobs=arguments.jobs)
+        engine = None if engine_of is None else engine_of(prepared, arguments.jobs)
+        comparing = prepared.comparing(progress, draws=outputs.draws, jobs=arguments.jobs, engine=engine)
         if outputs:
             from comparator.report.sources import sources
 
@@ -334,7 +351,7 @@ def _followed(
 
 def _that_matters(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that a report depends on."""
-    return {name: value for name, value in arguments.items() if name != "jobs"}
+    return {name: value for name, value in arguments.items() if name not in ("jobs", "engine", "address")}
 
 
 def _strips(comparing: Comparing, prepared: Prepared, tokenizer: str | None) -> TokenStrips | None:

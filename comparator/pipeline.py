@@ -17,7 +17,7 @@ from comparator.align.pair import Aligned
 from comparator.arguments import check_options
 from comparator.diagnosis import Calibration, Diagnosis, ReferenceDiagnosis, TapKey, calibrate
 from comparator.engine.choice import engine_for
-from comparator.engine.protocol import Engine, InThisProcess
+from comparator.engine.protocol import Engine, InThisProcess, Measure
 from comparator.errors import ComparatorError
 from comparator.match.bundles import BundlePair, Key, RunIndex
 from comparator.match.keys import sglang_record
@@ -141,16 +141,35 @@ class Prepared:
             )
         return found
 
-    def comparing(self, progress: Progress = silent, *, draws: Draws = "nothing", jobs: int | None = 1) -> Comparing:
+    @cached_property
+    def taps(self) -> Taps:
+        """What is known of the taps, for their profiles."""
+        return collect_taps(self.pairs, self.baseline, self.target, self.planner.parted)
+
+    def profiling(self) -> Measure[FamilyProfile]:
+        """What measures a unit, and makes the profile of its family where verdicts look at the whole table."""
+        profiler = Profiler(self.taps) if self.rules.whole_table else None
+        return lambda unit: self.measure(unit, profiler)
+
+    def comparing(
+        self,
+        progress: Progress = silent,
+        *,
+        draws: Draws = "nothing",
+        jobs: int | None = 1,
+        engine: Engine | None = None,
+    ) -> Comparing:
         """The comparison under way: iterate over it for the findings. ``draws`` says which of them have pictures.
 
-        ``jobs``: processes, which are copies of this one; None: as many as help.
+        ``jobs``: processes, which are copies of this one; None: as many as help. ``engine`` measures in their place.
         """
+        return Comparing(self, progress, draws=draws, engine=engine or self._engine(jobs))
+
+    def _engine(self, jobs: int | None) -> Engine:
         self.expect()
         # What reads from object storage has threads, which a copy of the process does not.
         stored = is_stored(self.baseline) or is_stored(self.target)
-        engine = InThisProcess() if stored else engine_for(jobs, self.pairs, self.units)
-        return Comparing(self, progress, draws=draws, engine=engine)
+        return InThisProcess() if stored else engine_for(jobs, self.pairs, self.units)
 
     def expect(self) -> None:
         """Let what lies on object storage be read ahead, in the order in which it will be measured."""
@@ -221,26 +240,22 @@ class Comparing:
 
     def __iter__(self) -> Iterator[Comparison]:
         prepared = self._prepared
-        if not prepared.rules.whole_table:
-            with self._progress("comparing", len(prepared.pairs)) as advance:
-                result: UnitResult[None]
-                for result in self._engine.results(prepared.units, prepared.measure):
-                    advance(len(result.unit.pairs))
-                    yield from map(self._finding, result.rows)
-            return
-        taps = collect_taps(prepared.pairs, prepared.baseline, prepared.target, prepared.planner.parted)
-        profiler = Profiler(taps)
         results: list[UnitResult[FamilyProfile]] = []
         with self._progress("comparing", len(prepared.pairs)) as advance, self._until_interrupted(results):
-            for found in self._engine.results(prepared.units, lambda unit: prepared.measure(unit, profiler)):
-                results.append(found)
-                advance(len(found.unit.pairs))
+            for result in self._engine.results(prepared.units, prepared.profiling()):
+                advance(len(result.unit.pairs))
+                if prepared.rules.whole_table:
+                    results.append(result)
+                else:
+                    yield from map(self._finding, result.rows)
+        if not prepared.rules.whole_table:
+            return
         profiles = {
             prepared.pairs[result.unit.pairs[0]].family: result.profile
             for result in results
             if result.profile is not None
         }
-        self._analysis = self._analyse(profiles, taps)
+        self._analysis = self._analyse(profiles, prepared.taps)
         self.measured = True
         yield from map(self._finding, watched(in_order(results), "reporting", self._progress))
 

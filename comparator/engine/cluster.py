@@ -1,0 +1,301 @@
+"""Units on the workers of a Ray cluster.
+
+A worker opens the runs itself, where it is, and is given a few neighbouring units at a time; rows of numbers come back.
+Ray places the workers and says when one has ended, by itself or with its machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
+
+import xxhash
+
+from comparator.engine.protocol import Measure, lost
+from comparator.errors import ComparatorError
+from comparator.match.bundles import Bundle, BundlePair
+from comparator.measure.units import Unit, UnitResult
+
+P = TypeVar("P")
+Begin = Callable[[], tuple[Measure[P], Sequence[BundlePair]]]
+"""Opens the runs on a worker: what measures a unit there, and the pairs that it finds. It is sent to the workers.
+Raises ComparatorError."""
+
+MOST_AT_ONCE = 32
+"""Units that a worker is given at a time."""
+AHEAD = 4
+"""Times what all workers are given at a time: so far ahead of the first missing result measuring may be."""
+MOST_WORKERS = 4096
+PATIENCE = 300.0
+"""Seconds for the first worker to begin."""
+_REACHED = 10.0
+"""Seconds for a connection to the cluster to be made."""
+_TRIES = 2
+_BEGINNINGS = 3
+"""Workers in a row that may end before they have begun."""
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """A connection to the cluster at ``address``, as ``ray.init`` takes it; None: the one of the environment, or of this
+    machine. One that there is already is used, and stays.
+
+    Raises ComparatorError where Ray is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ComparatorError(f"--engine ray needs Ray ({error}); pip install 'tensortap[ray]'") from None
+    if ray.is_initialized():
+        yield
+        return
+    _try_to_reach(address)
+    try:
+        ray.init(address or "auto", log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        raise _not_reached(address, str(error)) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _try_to_reach(address: str | None) -> None:
+    """Ray waits long for an address where nobody listens, and may then end the process."""
+    parts = urlsplit(address or "")
+    if "://" not in (address or ""):
+        parts = urlsplit(f"//{address or ''}")
+    try:
+        port = parts.port
+        if parts.hostname is None or port is None:
+            return  # "auto", "local", or what Ray will refuse
+        socket.create_connection((parts.hostname, port), _REACHED).close()
+    except (OSError, ValueError) as error:
+        raise _not_reached(address, str(error)) from None
+
+
+def _not_reached(address: str | None, why: str) -> ComparatorError:
+    where = "on this machine" if address is None else f"at {address}"
+    first = next(iter(why.strip().splitlines()), "")
+    return ComparatorError(
+        f"no Ray cluster {where}: {first}; start one with 'ray start --head', or say where it is with --address"
+    )
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Workers of the cluster that this process is connected to.
+
+    ``begin`` opens the runs on each; ``pairs`` are those found here, which must be the same. ``jobs``: workers; None: one
+    for each core of the cluster.
+    """
+
+    begin: Begin[Any]
+    pairs: Sequence[BundlePair]
+    jobs: int | None = None
+
+    def results(self, units: Sequence[Unit], measure: Measure[P]) -> Iterator[UnitResult[P]]:
+        """See ``Engine``. ``measure`` is not sent: workers measure with what ``begin`` gives.
+
+        The units of a worker that ends are tried again on others. Raises what a worker raised, and ComparatorError
+        where no worker begins or one sees other runs.
+        """
+        pool: _Pool[P] = _Pool(units, self)
+        try:
+            yield from pool.results()
+        finally:
+            pool.end()
+
+
+class Worker(Generic[P]):
+    """What runs on the cluster."""
+
+    def __init__(self) -> None:
+        self._measure: Measure[P] | None = None
+        self._pairs: Sequence[BundlePair] = ()
+
+    def begin(self, begin: Begin[P], version: str, count: int) -> str | None:
+        """Open the runs. Returns what is wrong with them, or with this installation."""
+        here = installed_version()
+        if here != version:
+            return f"it has tensortap {here}, and this is {version}; install the same on the cluster"
+        try:
+            self._measure, self._pairs = begin()
+        except (ComparatorError, OSError) as error:
+            return str(error)
+        if len(self._pairs) != count:
+            return f"it finds {len(self._pairs)} pairs in the runs, where {count} are found here: the files differ"
+        return None
+
+    def measure(self, units: Sequence[tuple[Unit, str]]) -> list[UnitResult[P] | Exception]:
+        """Measure units, each of which comes with its mark."""
+        assert self._measure is not None
+        found: list[UnitResult[P] | Exception] = []
+        for unit, mark in units:
+            if mark_of(unit, self._pairs) != mark:
+                found.append(
+                    ComparatorError(f"{socket.gethostname()} sees other records in the runs: the files differ")
+                )
+                continue
+            try:
+                found.append(self._measure(unit))
+            except Exception as error:
+                found.append(error)
+        return found
+
+
+def installed_version() -> str:
+    return importlib.metadata.version("tensortap")
+
+
+def mark_of(unit: Unit, pairs: Sequence[BundlePair]) -> str:
+    """What tells the pairs of a unit from others."""
+    told = [
+        (pair.name, pair.tags, pair.step, _told(pair.baseline), _told(pair.target))
+        for pair in map(pairs.__getitem__, unit.pairs)
+    ]
+    return xxhash.xxh3_64_hexdigest(repr(told).encode("utf-8", "surrogatepass"))
+
+
+def _told(side: Bundle | None) -> list[Any] | None:
+    if side is None:
+        return None
+    return [(entry.rank, entry.step, entry.record.order, entry.record.dtype, entry.shape) for entry in side.entries]
+
+
+@dataclass(eq=False)
+class _Task:
+    """What a worker was given: units by number; none where it is to begin."""
+
+    worker: Any
+    units: list[int] = field(default_factory=list)
+
+
+class _Pool(Generic[P]):
+    def __init__(self, units: Sequence[Unit], engine: RayCluster) -> None:
+        import ray
+
+        self._ray = ray
+        self._units = units
+        self._engine = engine
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._jobs = min(cores if engine.jobs is None else engine.jobs, len(units), MOST_WORKERS)
+        self._at_once = max(1, min(MOST_AT_ONCE, len(units) // (4 * max(1, self._jobs))))
+        self._most_ahead = AHEAD * self._jobs * self._at_once
+        self._actor = ray.remote(num_cpus=1, max_restarts=0)(Worker)
+        self._workers: list[Any] = []
+        self._idle: list[Any] = []
+        self._begun = 0
+        self._ended_early = 0
+        self._tasks: dict[Any, _Task] = {}
+        self._waiting: deque[int] = deque(range(len(units)))
+        self._tries: dict[int, int] = {}
+        """Units that were with a worker when it ended; each is given alone from then on."""
+        self._found: dict[int, UnitResult[P] | Exception] = {}
+        self._next = 0
+        """The first unit whose result was not handed on."""
+
+    def results(self) -> Iterator[UnitResult[P]]:
+        while self._next < len(self._units):
+            self._begin()
+            self._give()
+            found = self._found.pop(self._next, None)
+            if found is None:
+                self._receive()
+            elif isinstance(found, Exception):
+                raise found
+            else:
+                self._next += 1
+                yield found
+
+    def end(self) -> None:
+        for worker in self._workers:
+            with contextlib.suppress(Exception):  # it may be gone, and so may the cluster
+                self._ray.kill(worker)
+
+    def _begin(self) -> None:
+        """Ask for workers in place of those that are missing, while there is something for them."""
+        while len(self._workers) < self._jobs and len(self._workers) < len(self._waiting) + len(self._tasks):
+            worker = self._actor.remote()
+            self._workers.append(worker)
+            begun = worker.begin.remote(self._engine.begin, installed_version(), len(self._engine.pairs))
+            self._tasks[begun] = _Task(worker)
+
+    def _give(self) -> None:
+        """Give units to workers that have none, as far ahead as may be."""
+        while self._idle and self._waiting and self._waiting[0] < self._next + self._most_ahead:
+            worker = self._idle.pop()
+            task = _Task(worker, [self._waiting.popleft()])
+            alone = task.units[0] in self._tries
+            while (
+                not alone and self._waiting and len(task.units) < self._at_once and self._waiting[0] not in self._tries
+            ):
+                task.units.append(self._waiting.popleft())
+            marked = [(self._units[number], mark_of(self._units[number], self._engine.pairs)) for number in task.units]
+            self._tasks[worker.measure.remote(marked)] = task
+
+    def _receive(self) -> None:
+        """Take what workers have found."""
+        since = time.monotonic()
+        while True:
+            done, _ = self._ray.wait(list(self._tasks), timeout=1.0)
+            if done:
+                break
+            if not self._begun and time.monotonic() - since > PATIENCE:
+                raise ComparatorError(
+                    f"no worker of the Ray cluster began within {PATIENCE:.0f} s; 'ray status' shows what its cores do"
+                )
+        for reference in done:
+            task = self._tasks.pop(reference)
+            try:
+                found = self._ray.get(reference)
+            except self._ray.exceptions.RayTaskError as error:
+                raise ComparatorError(f"a worker of the Ray cluster failed: {_last_line(error)}") from None
+            except self._ray.exceptions.RayError as error:
+                self._ended(task, error)
+            else:
+                self._take(task, found)
+
+    def _take(self, task: _Task, found: Any) -> None:
+        self._idle.append(task.worker)
+        self._ended_early = 0
+        if task.units:
+            self._found.update(zip(task.units, found, strict=True))
+            return
+        if found is not None:
+            raise ComparatorError(f"a worker of the Ray cluster cannot compare these runs: {found}")
+        self._begun += 1
+
+    def _ended(self, task: _Task, error: Exception) -> None:
+        """A worker has ended, by itself or with its machine; its units are tried again, each by itself."""
+        self._workers.remove(task.worker)
+        with contextlib.suppress(Exception):
+            self._ray.kill(task.worker)
+        if not task.units:
+            self._ended_early += 1
+            if self._ended_early >= _BEGINNINGS:
+                raise ComparatorError(
+                    "the workers of the Ray cluster end before they have begun; the same tensortap must be installed "
+                    f"there: {_last_line(error)}"
+                )
+            return
+        for number in task.units:
+            # Of several units, it is not known which one the worker ended at.
+            self._tries[number] = self._tries.get(number, 0) + (len(task.units) == 1)
+        if self._tries[task.units[0]] >= _TRIES:
+            self._found[task.units[0]] = lost(self._units[task.units[0]], _last_line(error))
+        else:
+            self._waiting.extendleft(reversed(task.units))
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

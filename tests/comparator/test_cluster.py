@@ -1,0 +1,241 @@
+"""Units of work on a Ray cluster: the same report as here, whatever becomes of its workers."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from comparator.api import open_side
+from comparator.cli import main
+from comparator.elsewhere import OpenedAgain, on_cluster
+from comparator.engine.cluster import RayCluster, Worker, connected, installed_version, mark_of
+from comparator.engine.protocol import Measure
+from comparator.errors import ComparatorError
+from comparator.match.bundles import BundlePair
+from comparator.measure.measurement import Failure, Skipped
+from comparator.measure.units import Row, Unit, UnitResult
+from comparator.options import Options
+from comparator.pipeline import Prepared, prepare
+from dumper.recording.recorder import Recorder
+
+UNITS = [Unit(number, (2 * number, 2 * number + 1)) for number in range(41)]
+PAIRS = [BundlePair(f"pair{number}", (), 0, None, None) for number in range(2 * len(UNITS))]
+
+
+def record(folder: Path, steps: int, layers: int) -> tuple[Path, Path]:
+    """Two runs, one of them with a fault from the third tap on."""
+    import torch
+
+    for name in ("a", "b"):
+        recorder = Recorder()
+        recorder.configure(enable=True, control=False, dir=str(folder), run=name)
+        for step in range(steps):
+            recorder.step()
+            x = torch.randn(8, 16, generator=torch.Generator().manual_seed(step))
+            for layer in range(layers):
+                x = x * 1.01 + (0.01 if name == "b" and layer > 2 else 0)
+                recorder.dump("x", x.bfloat16(), "t h", layer_id=layer)
+            recorder.dump("ids", [step, name])
+        recorder.close()
+    return folder / "a", folder / "b"
+
+
+def prepared_of(baseline: Path, target: Path) -> Prepared:
+    return prepare(open_side(baseline, "baseline"), open_side(target, "target"), Options())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return record(tmp_path_factory.mktemp("runs"), steps=3, layers=20)
+
+
+def test_without_ray(runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main([*map(str, runs), "--engine", "ray"]) == 2
+    assert "pip install 'tensortap[ray]'" in capsys.readouterr().err
+
+
+def test_an_address_is_of_a_cluster(runs: tuple[Path, Path], capsys: Any) -> None:
+    assert main([*map(str, runs), "--address", "auto"]) == 2
+    assert "--engine ray" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_nobody_answers(runs: tuple[Path, Path], address: str, capsys: Any) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = address.format(unused.getsockname()[1])
+        assert main([*map(str, runs), "--engine", "ray", "--address", address]) == 2
+    assert f"no Ray cluster at {address}" in capsys.readouterr().err
+
+
+def test_a_worker_that_finds_other_runs_says_so(runs: tuple[Path, Path]) -> None:
+    prepared = prepared_of(*runs)
+    version, count = installed_version(), len(prepared.pairs)
+    begin = OpenedAgain.of(prepared)
+    assert "install the same" in (Worker[Any]().begin(begin, version + "1", count) or "")
+    assert "the files differ" in (Worker[Any]().begin(begin, version, count + 1) or "")
+    missing = OpenedAgain(begin.baseline + "x", begin.target, begin.options)
+    assert "no such directory" in (Worker[Any]().begin(missing, version, count) or "")
+    worker = Worker[Any]()
+    assert worker.begin(begin, version, count) is None
+    unit, other = prepared.units[0], prepared.units[1]
+    right, wrong = worker.measure([(unit, mark_of(unit, prepared.pairs)), (unit, mark_of(other, prepared.pairs))])
+    assert right == prepared.profiling()(unit)
+    assert isinstance(wrong, ComparatorError)
+
+
+@contextmanager
+def _started(folder: str) -> Iterator[tuple[str, psutil.Process]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-u", "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    command += [f"--temp-dir={folder}", "--object-store-memory=80000000", "--disable-usage-stats"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    head = psutil.Process(process.pid)
+    try:
+        assert process.stdout is not None
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if "Ray runtime started" in line:
+                break
+        else:
+            pytest.fail("".join(printed))
+        yield f"127.0.0.1:{port}", head
+    finally:
+        everything = [*head.children(recursive=True), head]
+        for one in everything:
+            with gone():
+                one.kill()
+        process.wait()
+
+
+def gone() -> Any:
+    import contextlib
+
+    return contextlib.suppress(psutil.NoSuchProcess)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[tuple[str, psutil.Process]]:
+    """A cluster of two workers, on the loopback interface alone, that asks for a token."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the path of a socket is short
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
+        )  # without it Ray listens on the machine's other addresses
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        try:
+            with _started(folder) as found:
+                yield found
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def workers_of(head: psutil.Process) -> list[psutil.Process]:
+    found = []
+    for process in head.children(recursive=True):
+        with gone():
+            if process.cmdline() and process.cmdline()[0].startswith("ray::Worker"):
+                found.append(process)
+    return found
+
+
+@pytest.mark.slow
+def test_reports_are_the_same(
+    runs: tuple[Path, Path], cluster: tuple[str, psutil.Process], tmp_path: Path, capsys: Any
+) -> None:
+    address, _ = cluster
+    for more in ([], ["--preset", "raw"], ["--diff-threshold", "1e-3"]):
+        printed = []
+        for engine in (["--jobs", "1"], ["--engine", "ray", "--address", address]):
+            code = main([*map(str, runs), *engine, "--output-format", "json", *more])
+            assert code == 1
+            printed.append(capsys.readouterr().out)
+        assert printed[0] == printed[1]
+
+
+def ends(folder: str, times: int) -> Callable[[], tuple[Measure[int], Sequence[BundlePair]]]:
+    """Unit 5 ends its worker so many times."""
+    pairs = PAIRS
+
+    def measure(unit: Unit) -> UnitResult[int]:
+        if unit.number == 5 and len(os.listdir(folder)) < times:
+            open(f"{folder}/{len(os.listdir(folder))}", "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if unit.number == 30 and times == -1:
+            raise ComparatorError("concerns more than a pair")
+        rows = tuple(Row(pair, 0, Skipped("x", "y", f"pair {pair}")) for pair in unit.pairs)
+        return UnitResult(unit, rows, 0)
+
+    return lambda: (measure, pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [0, 1, 99, -1])
+def test_workers_that_end(cluster: tuple[str, psutil.Process], tmp_path: Path, times: int) -> None:
+    import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    measure = ends(str(tmp_path), 0)()[0]
+    with connected(cluster[0]):
+        results = RayCluster(ends(str(tmp_path), times), PAIRS).results(UNITS, measure)
+        if times == -1:
+            assert [next(results).unit.number for _ in range(30)] == list(range(30))
+            with pytest.raises(ComparatorError, match="concerns more than a pair"):
+                next(results)
+            return
+        for unit, one in zip(UNITS, results, strict=True):
+            if unit.number == 5 and times == 99:
+                assert [row.pair for row in one.rows] == [10, 11]
+                assert all(isinstance(row.measurement, Failure) for row in one.rows)
+            else:
+                assert one == measure(unit)
+
+
+@pytest.mark.slow
+def test_twenty_thousand_records_and_a_worker_killed(cluster: tuple[str, psutil.Process], tmp_path: Path) -> None:
+    address, head = cluster
+    baseline, target = record(tmp_path, steps=100, layers=99)
+    prepared = prepared_of(baseline, target)
+    assert len(prepared.baseline.records) + len(prepared.target.records) == 20_000
+    done, killed = 0, []
+
+    @contextmanager
+    def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count if what == "comparing" else 0
+            if done > total // 3 and not killed:
+                victim = workers_of(head)[0]
+                victim.kill()
+                killed.append(victim)
+
+        yield advance
+
+    with connected(address):
+        there = prepared.comparing(progress, engine=on_cluster(prepared))
+        found = list(there)
+    assert killed
+    here = prepared_of(baseline, target).comparing()
+    assert found == list(here)
+    assert there.diagnosis == here.diagnosis
