@@ -45,8 +45,8 @@ _BEGINNINGS = 3
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """A connection to the cluster at ``address``, as ``ray.init`` takes it; None: the one of the environment, or of this
-    machine. One that there is already is used, and stays.
+    """A connection to the cluster at ``address``, as ``ray.init`` takes it; None: the one of the environment, or
+    of this machine. One that there is already is used, and stays.
 
     Raises ComparatorError where Ray is not installed, or no cluster answers.
     """
@@ -94,8 +94,8 @@ def _not_reached(address: str | None, why: str) -> ComparatorError:
 class RayCluster:
     """Workers of the cluster that this process is connected to.
 
-    ``begin`` opens the runs on each; ``pairs`` are those found here, which must be the same. ``jobs``: workers; None: one
-    for each core of the cluster.
+    ``begin`` opens the runs on each; ``pairs`` are those found here, which must be the same. ``jobs``: workers; None:
+    one for each core of the cluster.
     """
 
     begin: Begin[Any]
@@ -183,14 +183,14 @@ class _Pool(Generic[P]):
     def __init__(self, units: Sequence[Unit], engine: RayCluster) -> None:
         import ray
 
-        self._ray = ray
+        self._ray: Any = ray
         self._units = units
         self._engine = engine
-        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        cores = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         self._jobs = min(cores if engine.jobs is None else engine.jobs, len(units), MOST_WORKERS)
         self._at_once = max(1, min(MOST_AT_ONCE, len(units) // (4 * max(1, self._jobs))))
         self._most_ahead = AHEAD * self._jobs * self._at_once
-        self._actor = ray.remote(num_cpus=1, max_restarts=0)(Worker)
+        self._actor: Any = ray.remote(num_cpus=1, max_restarts=0)(Worker)
         self._workers: list[Any] = []
         self._idle: list[Any] = []
         self._begun = 0

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ def test_a_worker_that_finds_other_runs_says_so(runs: tuple[Path, Path]) -> None
     assert worker.begin(begin, version, count) is None
     unit, other = prepared.units[0], prepared.units[1]
     right, wrong = worker.measure([(unit, mark_of(unit, prepared.pairs)), (unit, mark_of(other, prepared.pairs))])
-    assert right == prepared.profiling()(unit)
+    assert isinstance(right, UnitResult)
+    assert right.rows == prepared.profiling()(unit).rows
     assert isinstance(wrong, ComparatorError)
 
 
@@ -121,15 +122,9 @@ def _started(folder: str) -> Iterator[tuple[str, psutil.Process]]:
     finally:
         everything = [*head.children(recursive=True), head]
         for one in everything:
-            with gone():
+            with suppress(psutil.NoSuchProcess):
                 one.kill()
         process.wait()
-
-
-def gone() -> Any:
-    import contextlib
-
-    return contextlib.suppress(psutil.NoSuchProcess)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +149,7 @@ def cluster() -> Iterator[tuple[str, psutil.Process]]:
 def workers_of(head: psutil.Process) -> list[psutil.Process]:
     found = []
     for process in head.children(recursive=True):
-        with gone():
+        with suppress(psutil.NoSuchProcess):
             if process.cmdline() and process.cmdline()[0].startswith("ray::Worker"):
                 found.append(process)
     return found
@@ -193,9 +188,9 @@ def ends(folder: str, times: int) -> Callable[[], tuple[Measure[int], Sequence[B
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [0, 1, 99, -1])
 def test_workers_that_end(cluster: tuple[str, psutil.Process], tmp_path: Path, times: int) -> None:
-    import cloudpickle
+    import ray.cloudpickle
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     measure = ends(str(tmp_path), 0)()[0]
     with connected(cluster[0]):
         results = RayCluster(ends(str(tmp_path), times), PAIRS).results(UNITS, measure)
