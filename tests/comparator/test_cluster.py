@@ -57,6 +57,19 @@ def prepared_of(baseline: Path, target: Path) -> Prepared:
     return prepare(open_side(baseline, "baseline"), open_side(target, "target"), Options())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> Iterator[None]:
+    """What Ray reads when it is imported, here and in the cluster."""
+    assert "ray" not in sys.modules
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else it listens on the machine's other addresses
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return record(tmp_path_factory.mktemp("runs"), steps=3, layers=20)
@@ -131,19 +144,11 @@ def _started(folder: str) -> Iterator[tuple[str, psutil.Process]]:
 def cluster() -> Iterator[tuple[str, psutil.Process]]:
     """A cluster of two workers, on the loopback interface alone, that asks for a token."""
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the path of a socket is short
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
-        )  # without it Ray listens on the machine's other addresses
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.delenv("RAY_ADDRESS", raising=False)
-        try:
-            with _started(folder) as found:
-                yield found
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with _started(folder) as found:
+            yield found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def workers_of(head: psutil.Process) -> list[psutil.Process]:
