@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import textwrap
@@ -62,9 +65,52 @@ class Programs:
         return Outcome(result.returncode, result.stdout, result.stderr, self.path)
 
 
+@dataclass
+class TorchPrograms(Programs):
+    """The same, forked from a process that has imported torch, which is most of what such a program costs."""
+
+    host: subprocess.Popen[str]
+
+    def __call__(self, code: str, *arguments: str, timeout: float = 120.0, **environment: str) -> Outcome:
+        out, err = self.folder / "out", self.folder / "err"
+        request = {
+            "code": PREAMBLE + textwrap.dedent(code),
+            "arguments": arguments,
+            "environment": self.environment(**environment),
+            "out": str(out),
+            "err": str(err),
+        }
+        assert self.host.stdin is not None
+        assert self.host.stdout is not None
+        self.host.stdin.write(json.dumps(request) + "\n")
+        self.host.stdin.flush()
+        if not select.select([self.host.stdout], [], [], timeout)[0]:
+            os.killpg(self.host.pid, signal.SIGKILL)
+        answer = self.host.stdout.readline()
+        assert answer, (
+            f"no end within {timeout:.0f} s, or of the process that forks; it said: {err.read_text()[-3000:]}"
+        )
+        return Outcome(int(answer), out.read_text(), err.read_text(), self.path)
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Programs:
     return Programs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def torch_host() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.trust.torch_host"]
+    host = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with host:
+        yield host
+
+
+@pytest.fixture
+def torch_program(tmp_path: Path, torch_host: subprocess.Popen[str]) -> Programs:
+    return TorchPrograms(tmp_path, torch_host)
 
 
 @pytest.fixture

@@ -81,8 +81,8 @@ VALUES = {
 
 
 @pytest.mark.parametrize("level", ["full", "stats", "hash", "sample"])
-def test_what_cannot_be_read_is_counted_and_nothing_breaks(program: Programs, level: str) -> None:
-    outcome = program(
+def test_what_cannot_be_read_is_counted_and_nothing_breaks(torch_program: Programs, level: str) -> None:
+    outcome = torch_program(
         SETUP
         + """
 for name, make in VALUES.items():
@@ -130,8 +130,8 @@ dumper.dump("x", fits)
     assert "storage" in outcome.err
 
 
-def test_subclasses_that_hold_their_own_values_are_recorded(program: Programs) -> None:
-    outcome = program("""
+def test_subclasses_that_hold_their_own_values_are_recorded(torch_program: Programs) -> None:
+    outcome = torch_program("""
 import torch
 
 class Named(torch.Tensor):
@@ -156,9 +156,9 @@ dumper.dump("watched stats", watched, level="stats")
     assert run.records[3].statistics["max"] == 5
 
 
-def test_transforms_of_functions(program: Programs) -> None:
+def test_transforms_of_functions(torch_program: Programs) -> None:
     """Inside ``vmap`` and ``grad`` values are wrappers of torch's own type."""
-    outcome = program("""
+    outcome = torch_program("""
 import torch
 
 def function(x):
@@ -179,8 +179,8 @@ assert torch.func.jvp(function, (torch.ones(3),), (torch.ones(3),))[1] == 6
     assert run.losses == 2
 
 
-def test_capture_in_memory_meets_the_same_values(program: Programs) -> None:
-    outcome = program(
+def test_capture_in_memory_meets_the_same_values(torch_program: Programs) -> None:
+    outcome = torch_program(
         SETUP
         + """
 with dumper.capture() as records:

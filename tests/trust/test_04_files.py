@@ -77,7 +77,7 @@ def test_readers_do_not_wait_for_a_fifo(recording: Recording, command: str, name
     os.mkfifo(fifo)
     words = [command, str(recording.path)] + (["status"] if command == "ctl" else [])
     result = subprocess.run(
-        [sys.executable, "-m", "dumper", *words], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-m", "dumper", *words], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert "Traceback" not in result.stderr
     if name == "rank-00001.msgpack" and command in ("ls", "show", "verify"):
