@@ -105,11 +105,11 @@ def _sum_as_torch(members: Sequence[Array]) -> Array:
     import torch
 
     if dtype.name == "bfloat16":
-        bits = [np.ascontiguousarray(member).view(np.int16) for member in members]
-        halves = torch.stack([torch.from_numpy(one).view(torch.bfloat16) for one in bits]).sum(dim=0)
+        bits = np.stack([np.ascontiguousarray(member).view(np.int16) for member in members])
+        halves = torch.from_numpy(bits).view(torch.bfloat16).sum(dim=0)
         return halves.view(torch.int16).numpy().view(dtype)
-    stacked = torch.stack([torch.from_numpy(np.ascontiguousarray(member)) for member in members])
-    return stacked.sum(dim=0).numpy()
+    # Stacked by numpy: torch warns of arrays that are mapped, which cannot be written to.
+    return torch.from_numpy(np.stack(members)).sum(dim=0).numpy()
 
 
 def accumulation_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from comparator.align.unshard import _sum_as_torch
 from comparator.measure.torch_rounding import _rounded, _rounded_by_torch
 from comparator.measure.torch_sums import sum_as_torch
 
@@ -45,3 +47,15 @@ def test_metrics_are_those_of_torch_in_every_bit(size: int, noise: float, seed: 
     with np.errstate(all="ignore"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
         np.testing.assert_array_equal(_rounded(x, y), _rounded_by_torch(x, y))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_summands_that_cannot_be_written_to_are_added_as_torch_adds_them(dtype: str) -> None:
+    summands = [torch.randn(5, 7).to(getattr(torch, dtype)) for _ in range(3)]
+    bits = torch.int16 if dtype == "bfloat16" else None
+    held = [one if bits is None else one.view(bits) for one in summands]
+    arrays = [one.numpy() if bits is None else one.numpy().view(ml_dtypes.bfloat16) for one in held]
+    for array in arrays:
+        array.flags.writeable = False
+    assert _sum_as_torch(arrays).astype(np.float64).tolist() == torch.stack(summands).sum(0).double().tolist()
