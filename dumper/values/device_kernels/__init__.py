@@ -1,8 +1,9 @@
 """Statistics and fingerprints of tensors on a CUDA device, by Triton kernels: one launch, results of some bytes.
 
-``single`` launches for one tensor, ``many`` for the tensors of a CUDA graph at once; ``programs`` holds the kernels.
-Where there is no Triton, or a type that the kernels do not know, ``dumper/values/measures.py`` and
-``dumper/values/fingerprint`` do the same.
+``single`` launches for one tensor, ``many`` for the tensors of a CUDA graph at once, both through ``launching``. The
+kernels are in ``statistics`` and ``fingerprints``; ``decoding`` reads elements for them, ``exchange`` is what the
+programs of a launch leave each other. Where there is no Triton, or a type that the kernels do not know,
+``dumper/values/measures.py`` and ``dumper/values/fingerprint`` do the same.
 """
 
 from __future__ import annotations

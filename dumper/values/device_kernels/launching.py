@@ -34,7 +34,7 @@ class Elements:
     """How a kernel reads the elements of a type."""
 
     kind: int
-    """One of the constants in ``programs``."""
+    """One of the constants in ``decoding``."""
     size: int
     """Bytes."""
     dtype: torch.dtype
@@ -66,19 +66,19 @@ class Elements:
 
 
 def _elements() -> dict[torch.dtype, Elements]:
-    from dumper.values.device_kernels import programs
+    from dumper.values.device_kernels import decoding
 
     kinds = {
-        programs.BFLOAT16: ["bfloat16"],
-        programs.FLOAT16: ["float16"],
-        programs.FLOAT32: ["float32"],
-        programs.FLOAT64: ["float64"],
-        programs.FLOAT8_E4M3FN: ["float8_e4m3fn"],
-        programs.FLOAT8_E5M2: ["float8_e5m2"],
-        programs.FLOAT8_OTHER: ["float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"],
-        programs.SIGNED: ["int8", "int16", "int32", "int64"],
-        programs.UNSIGNED: ["uint8", "uint16", "uint32", "uint64"],
-        programs.BOOL: ["bool"],
+        decoding.BFLOAT16: ["bfloat16"],
+        decoding.FLOAT16: ["float16"],
+        decoding.FLOAT32: ["float32"],
+        decoding.FLOAT64: ["float64"],
+        decoding.FLOAT8_E4M3FN: ["float8_e4m3fn"],
+        decoding.FLOAT8_E5M2: ["float8_e5m2"],
+        decoding.FLOAT8_OTHER: ["float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"],
+        decoding.SIGNED: ["int8", "int16", "int32", "int64"],
+        decoding.UNSIGNED: ["uint8", "uint16", "uint32", "uint64"],
+        decoding.BOOL: ["bool"],
     }
     known = ((kind.value, getattr(torch, name, None)) for kind, names in kinds.items() for name in names)
     return {dtype: Elements(kind, dtype.itemsize, dtype) for kind, dtype in known if dtype is not None}
@@ -179,7 +179,7 @@ def programs_for(length: int, block: int, most: int) -> int:
 @functools.cache
 def statistics_launcher(device: int, dtype: torch.dtype, many: bool) -> tuple[Launcher, Elements, int]:
     """The launcher, how elements are read, and the address of the table of their values. Raises ValueError."""
-    from dumper.values.device_kernels import programs
+    from dumper.values.device_kernels import statistics
 
     elements = elements_of(dtype)
     if elements is None:
@@ -193,9 +193,9 @@ def statistics_launcher(device: int, dtype: torch.dtype, many: bool) -> tuple[La
     }
     shared = (torch.float32, torch.int64, torch.int32, torch.float64)
     if many:
-        launcher = Launcher(programs.statistics_of_many, (torch.int64, torch.int32, *shared), constants)
+        launcher = Launcher(statistics.statistics_of_many, (torch.int64, torch.int32, *shared), constants)
     else:
-        launcher = Launcher(programs.statistics, (elements.unsigned, None, *shared), constants)
+        launcher = Launcher(statistics.statistics, (elements.unsigned, None, *shared), constants)
     return launcher, elements, _table(device, dtype).data_ptr()
 
 
@@ -216,10 +216,10 @@ FINGERPRINT_BLOCK = _FINGERPRINT_ROWS * _FINGERPRINT_ROW_BYTES
 @functools.cache
 def fingerprint_launcher(device: int, many: bool) -> Launcher:
     """The launcher of a device."""
-    from dumper.values.device_kernels import programs
+    from dumper.values.device_kernels import fingerprints
 
     constants = {"ROWS": _FINGERPRINT_ROWS, "MOST_PROGRAMS": MOST_PROGRAMS}
     shared = (torch.int64, torch.int32, torch.int64)
     if many:
-        return Launcher(programs.fingerprint_of_many, (torch.int64, torch.int32, *shared), constants)
-    return Launcher(programs.fingerprint, (torch.uint64, None, *shared), constants)
+        return Launcher(fingerprints.fingerprint_of_many, (torch.int64, torch.int32, *shared), constants)
+    return Launcher(fingerprints.fingerprint, (torch.uint64, None, *shared), constants)
