@@ -10,7 +10,7 @@ import hypothesis
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dumper import open_run
@@ -101,6 +101,7 @@ def test_a_tag_whose_text_raises(recording: Recording) -> None:
     key=st.text(st.characters(codec=None, categories=None), min_size=1, max_size=8),
     tag=st.one_of(st.text(st.characters(codec=None, categories=None)), st.integers(), st.floats(), st.none()),
 )
+@example(name="", key="0", tag=float("nan"))
 @settings(max_examples=60)
 def test_any_text(tmp_path_factory: pytest.TempPathFactory, name: str, key: str, tag: Any) -> None:
     recording = Recording(tmp_path_factory.mktemp("names"))

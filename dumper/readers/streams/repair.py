@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -136,7 +137,16 @@ def _agree(index: Index, scanned: Index) -> bool:
     if not all((index.columns[name] == scanned.columns[name]).all() for name in columns):
         return False
     pairs = set(zip(index.columns["descriptor"].tolist(), scanned.columns["descriptor"].tolist(), strict=True))
-    return all(index.descriptors[one] == scanned.descriptors[other] for one, other in pairs)
+    return all(_same(index.descriptors[one], scanned.descriptors[other]) for one, other in pairs)
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two values of a descriptor are equal; NaN, which a tag may hold, is the same as NaN."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, float) and isinstance(other, float):
+        return one == other or (math.isnan(one) and math.isnan(other))
+    return one == other
 
 
 def _named(frame: Frame) -> str:
