@@ -119,15 +119,15 @@ def test_a_wrong_metric_is_noticed(installed: Peer, tmp_path: Path) -> None:
     assert [one.what for one in disagreements(theirs, ours)] == ["diff.rel_diff"]
 
 
-def test_several_ranks_without_dims_are_an_error(installed: Peer, tmp_path: Path) -> None:
+def test_several_ranks_without_dims_are_skipped_as_there(installed: Peer, tmp_path: Path) -> None:
     sides = _dumps(tmp_path, TWO_RANKS, TWO_RANKS)
     for side in sides:
         for rank in range(2):
             side.write(0, rank, "x", torch.full((4, 4), float(rank)))
             side.write(0, rank, "y", torch.ones(4, 4), "t h # tp:replicated")
     theirs, ours = compare_with_both(installed, Scenario(0, sides[0].path, sides[1].path, (), ()).argv, tmp_path)
-    assert (theirs.exit_code, _categories(theirs)) == (0, {"skipped": 1, "passed": 1})
-    assert (ours.exit_code, _categories(ours)) == (1, {"errored": 1, "passed": 1})
+    for outcome in (theirs, ours):
+        assert (outcome.exit_code, _categories(outcome)) == (0, {"skipped": 1, "passed": 1})
 
 
 def test_request_ids_are_not_compared(installed: Peer, tmp_path: Path) -> None:
@@ -141,15 +141,14 @@ def test_request_ids_are_not_compared(installed: Peer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [0.0, 20.0])
-def test_several_data_parallel_ranks_are_joined(fault: float, installed: Peer, tmp_path: Path) -> None:
+def test_rows_of_several_data_parallel_ranks_need_known_tokens(fault: float, installed: Peer, tmp_path: Path) -> None:
     baseline, target = _dumps(tmp_path, ONE_RANK, TWO_DATA_RANKS)
     tensor = torch.arange(32.0).reshape(8, 4)
     baseline.write(0, 0, "x", tensor, "t h")
     target.write(0, 0, "x", tensor[:4], "t h")
     target.write(0, 1, "x", tensor[4:] + fault, "t h")
     theirs, ours = compare_with_both(installed, Scenario(0, baseline.path, target.path, (), ()).argv, tmp_path)
-    assert _categories(theirs) == {"errored": 1}
-    assert _categories(ours) == {"failed" if fault else "passed": 1}
+    assert _categories(theirs) == _categories(ours) == {"errored": 1}
 
 
 @pytest.mark.parametrize("fault", [0.0, 0.5])
