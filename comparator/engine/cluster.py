@@ -11,7 +11,6 @@ import importlib.metadata
 import logging
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 import xxhash
 
 from comparator.engine.protocol import Measure, lost
+from comparator.engine.schedule import Schedule
 from comparator.errors import ComparatorError
 from comparator.match.bundles import Bundle, BundlePair
 from comparator.measure.units import Unit, UnitResult
@@ -29,10 +29,6 @@ Begin = Callable[[], tuple[Measure[P], Sequence[BundlePair]]]
 """Opens the runs on a worker: what measures a unit there, and the pairs that it finds. It is sent to the workers.
 Raises ComparatorError."""
 
-MOST_AT_ONCE = 32
-"""Units that a worker is given at a time."""
-AHEAD = 4
-"""Times what all workers are given at a time: so far ahead of the first missing result measuring may be."""
 MOST_WORKERS = 4096
 PATIENCE = 300.0
 """Seconds for the first worker to begin."""
@@ -188,33 +184,16 @@ class _Pool(Generic[P]):
         self._engine = engine
         cores = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         self._jobs = min(cores if engine.jobs is None else engine.jobs, len(units), MOST_WORKERS)
-        self._at_once = max(1, min(MOST_AT_ONCE, len(units) // (4 * max(1, self._jobs))))
-        self._most_ahead = AHEAD * self._jobs * self._at_once
+        self._schedule: Schedule[P] = Schedule(units, self._jobs)
         self._actor: Any = ray.remote(num_cpus=1, max_restarts=0)(Worker)
         self._workers: list[Any] = []
         self._idle: list[Any] = []
         self._begun = 0
         self._ended_early = 0
         self._tasks: dict[Any, _Task] = {}
-        self._waiting: deque[int] = deque(range(len(units)))
-        self._tries: dict[int, int] = {}
-        """Units that were with a worker when it ended; each is given alone from then on."""
-        self._found: dict[int, UnitResult[P] | Exception] = {}
-        self._next = 0
-        """The first unit whose result was not handed on."""
 
     def results(self) -> Iterator[UnitResult[P]]:
-        while self._next < len(self._units):
-            self._begin()
-            self._give()
-            found = self._found.pop(self._next, None)
-            if found is None:
-                self._receive()
-            elif isinstance(found, Exception):
-                raise found
-            else:
-                self._next += 1
-                yield found
+        return self._schedule.results(self._give, self._receive)
 
     def end(self) -> None:
         for worker in self._workers:
@@ -223,7 +202,7 @@ class _Pool(Generic[P]):
 
     def _begin(self) -> None:
         """Ask for workers in place of those that are missing, while there is something for them."""
-        while len(self._workers) < self._jobs and len(self._workers) < len(self._waiting) + len(self._tasks):
+        while len(self._workers) < self._jobs and len(self._workers) < len(self._schedule.waiting) + len(self._tasks):
             worker = self._actor.remote()
             self._workers.append(worker)
             begun = worker.begin.remote(self._engine.begin, installed_version(), len(self._engine.pairs))
@@ -231,14 +210,10 @@ class _Pool(Generic[P]):
 
     def _give(self) -> None:
         """Give units to workers that have none, as far ahead as may be."""
-        while self._idle and self._waiting and self._waiting[0] < self._next + self._most_ahead:
+        self._begin()
+        while self._idle and self._schedule.has_work:
             worker = self._idle.pop()
-            task = _Task(worker, [self._waiting.popleft()])
-            alone = task.units[0] in self._tries
-            while (
-                not alone and self._waiting and len(task.units) < self._at_once and self._waiting[0] not in self._tries
-            ):
-                task.units.append(self._waiting.popleft())
+            task = _Task(worker, self._schedule.take())
             marked = [(self._units[number], mark_of(self._units[number], self._engine.pairs)) for number in task.units]
             self._tasks[worker.measure.remote(marked)] = task
 
@@ -268,7 +243,7 @@ class _Pool(Generic[P]):
         self._idle.append(task.worker)
         self._ended_early = 0
         if task.units:
-            self._found.update(zip(task.units, found, strict=True))
+            self._schedule.found.update(zip(task.units, found, strict=True))
             return
         if found is not None:
             raise ComparatorError(f"a worker of the Ray cluster cannot compare these runs: {found}")
@@ -289,11 +264,11 @@ class _Pool(Generic[P]):
             return
         for number in task.units:
             # Of several units, it is not known which one the worker ended at.
-            self._tries[number] = self._tries.get(number, 0) + (len(task.units) == 1)
-        if self._tries[task.units[0]] >= _TRIES:
-            self._found[task.units[0]] = lost(self._units[task.units[0]], _last_line(error))
+            self._schedule.tries[number] = self._schedule.tries.get(number, 0) + (len(task.units) == 1)
+        if self._schedule.tries[task.units[0]] >= _TRIES:
+            self._schedule.found[task.units[0]] = lost(self._units[task.units[0]], _last_line(error))
         else:
-            self._waiting.extendleft(reversed(task.units))
+            self._schedule.waiting.extendleft(reversed(task.units))
 
 
 def _last_line(error: Exception) -> str:

@@ -17,14 +17,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from comparator.engine.protocol import Measure, lost
+from comparator.engine.schedule import Schedule
 from comparator.measure.units import Unit, UnitResult
 
 P = TypeVar("P")
 
-MOST_AT_ONCE = 32
-"""Units that a worker is given at a time."""
-AHEAD = 4
-"""Times what all workers are given at a time: so far ahead of the first missing result measuring may be."""
 _TRIES = 2
 
 
@@ -55,28 +52,13 @@ class _Pool(Generic[P]):
     def __init__(self, units: Sequence[Unit], measure: Measure[P], jobs: int) -> None:
         self._units = units
         self._measure = measure
-        self._at_once = max(1, min(MOST_AT_ONCE, len(units) // (4 * jobs)))
-        self._most_ahead = AHEAD * jobs * self._at_once
+        self._schedule: Schedule[P] = Schedule(units, jobs)
         self._jobs = min(jobs, len(units))
         self._context: Any = multiprocessing.get_context("fork")
         self._workers: list[_Worker] = []
-        self._waiting = deque(range(len(units)))
-        self._tries: dict[int, int] = {}
-        self._found: dict[int, UnitResult[P] | BaseException] = {}
-        self._next = 0
-        """The first unit whose result was not handed on."""
 
     def results(self) -> Iterator[UnitResult[P]]:
-        while self._next < len(self._units):
-            self._give()
-            found = self._found.pop(self._next, None)
-            if found is None:
-                self._receive()
-            elif isinstance(found, BaseException):
-                raise found
-            else:
-                self._next += 1
-                yield found
+        return self._schedule.results(self._give, self._receive)
 
     def end(self) -> None:
         for worker in self._workers:
@@ -88,14 +70,11 @@ class _Pool(Generic[P]):
     def _give(self) -> None:
         """Give units to workers that have none, as far ahead as may be."""
         idle = [worker for worker in self._workers if not worker.given]
-        while self._waiting and self._waiting[0] < self._next + self._most_ahead:
+        while self._schedule.has_work:
             worker = idle.pop() if idle else self._begin()
             if worker is None:
                 return
-            numbers = [self._waiting.popleft()]
-            alone = numbers[0] in self._tries
-            while not alone and self._waiting and len(numbers) < self._at_once and self._waiting[0] not in self._tries:
-                numbers.append(self._waiting.popleft())
+            numbers = self._schedule.take()
             worker.given.extend(numbers)
             with contextlib.suppress(OSError):  # it has ended, which shows when it is listened to
                 worker.pipe.send(numbers)
@@ -123,7 +102,7 @@ class _Pool(Generic[P]):
                 self._ended(worker)
             else:
                 worker.given.remove(number)
-                self._found[number] = found
+                self._schedule.found[number] = found
 
     def _ended(self, worker: _Worker) -> None:
         """A worker has ended, while it measured the first of its units."""
@@ -133,12 +112,13 @@ class _Pool(Generic[P]):
         if not worker.given:
             return
         first, *others = worker.given
-        self._tries[first] = self._tries.get(first, 0) + 1
-        if self._tries[first] >= _TRIES:
-            self._found[first] = lost(self._units[first], _ending(worker.process.exitcode))
+        tries = self._schedule.tries
+        tries[first] = tries.get(first, 0) + 1
+        if tries[first] >= _TRIES:
+            self._schedule.found[first] = lost(self._units[first], _ending(worker.process.exitcode))
         else:
             others.insert(0, first)
-        self._waiting.extendleft(reversed(others))
+        self._schedule.waiting.extendleft(reversed(others))
 
     def _work(self, pipe: Connection, foreign: list[Connection]) -> None:
         """What a worker does, until this process has gone."""

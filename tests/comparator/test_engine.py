@@ -15,8 +15,9 @@ import pytest
 
 from comparator.cli import main
 from comparator.engine.choice import available_cores, engine_for
-from comparator.engine.processes import AHEAD, MOST_AT_ONCE, ForkedProcesses
+from comparator.engine.processes import ForkedProcesses
 from comparator.engine.protocol import InThisProcess
+from comparator.engine.schedule import AHEAD, MOST_AT_ONCE
 from comparator.errors import ComparatorError
 from comparator.measure.measurement import Failure, Skipped
 from comparator.measure.units import Row, Unit, UnitResult
