@@ -1,41 +1,43 @@
 """The compiled modules. Where they cannot be built the packages work without them, on numpy alone."""
 
+import zlib
+from pathlib import Path
+
 from setuptools import Extension, setup
 
 KERNEL = "comparator/measure/kernel"
 PASSES = "comparator/diagnosis/kernel"
 FINGERPRINT = "dumper/values/fingerprint"
+SHORTCUT = "dumper/recording/shortcut"
+
+
+def extension(folder: str, *flags: str, others: tuple[str, ...] = ()) -> Extension:
+    """The module ``_compiled`` of a folder. ``others``: headers beside those of the folder.
+
+    It says which sources it was built from, since one that is older than the Python code around it must not be used
+    (``tensortap/compiled.py`` computes the same).
+    """
+    digest = 0
+    headers = sorted(map(str, Path(folder).glob("*.h")))
+    for source in sorted([*headers, *map(str, Path(folder).glob("*.c"))]):
+        digest = zlib.crc32(Path(source).read_bytes(), digest)
+    return Extension(
+        f"{folder.replace('/', '.')}._compiled",
+        [f"{folder}/_compiled.c"],
+        depends=[*headers, *others],
+        include_dirs=sorted({str(Path(other).parent) for other in others}),
+        define_macros=[("SOURCES", f'"{digest:08x}"')],
+        extra_compile_args=list(flags),
+        optional=True,
+    )
+
 
 setup(
     ext_modules=[
-        Extension(
-            "comparator.measure.kernel._compiled",
-            [f"{KERNEL}/_compiled.c"],
-            depends=[f"{KERNEL}/_types.h", f"{KERNEL}/_rows.h", f"{PASSES}/_half.h"],
-            include_dirs=[PASSES],
-            # Without contraction, so that both kernels round alike.
-            extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno"],
-            optional=True,
-        ),
-        Extension(
-            "comparator.diagnosis.kernel._compiled",
-            [f"{PASSES}/_compiled.c"],
-            depends=[f"{PASSES}/_loops.h", f"{PASSES}/_half.h"],
-            extra_compile_args=["-O3", "-fno-math-errno"],
-            optional=True,
-        ),
-        Extension(
-            "dumper.values.fingerprint._compiled",
-            [f"{FINGERPRINT}/_compiled.c"],
-            depends=[f"{FINGERPRINT}/_block.h"],
-            extra_compile_args=["-O3"],
-            optional=True,
-        ),
-        Extension(
-            "dumper.recording.shortcut._compiled",
-            ["dumper/recording/shortcut/_compiled.c"],
-            extra_compile_args=["-O2"],
-            optional=True,
-        ),
+        # Without contraction, so that both kernels round alike.
+        extension(KERNEL, "-O3", "-ffp-contract=off", "-fno-math-errno", others=(f"{PASSES}/_half.h",)),
+        extension(PASSES, "-O3", "-fno-math-errno"),
+        extension(FINGERPRINT, "-O3"),
+        extension(SHORTCUT, "-O2"),
     ]
 )

@@ -7,6 +7,8 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from tensortap.compiled import missing
+
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -21,6 +23,8 @@ class PrintVersion(argparse.Action):
         except metadata.PackageNotFoundError:
             version = "(not installed)"
         print(f"tensortap {version}")
+        if without := missing():
+            print(f"without the compiled modules {', '.join(without)}: results are the same, and come more slowly")
         parser.exit()
 
 

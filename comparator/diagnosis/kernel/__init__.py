@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from comparator.diagnosis.kernel import reference
 from comparator.diagnosis.kernel.matrices import Array, Float, Integer, Matrices, Single
 from comparator.diagnosis.kernel.reference import midpoint_and_added, sides, to_single
+from tensortap.compiled import load
 
-try:
+if TYPE_CHECKING:
     from comparator.diagnosis.kernel import _compiled
-except ImportError:  # no compiler when it was installed, or another Python since
-    _compiled = None  # type: ignore[assignment]
+else:
+    _compiled = load(f"{__name__}._compiled")
 
 COMPILED = _compiled is not None
 

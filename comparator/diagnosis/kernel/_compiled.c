@@ -58,6 +58,8 @@ INLINE size_t padded(size_t channels) { return (channels + LANES - 1) / LANES * 
 #include "_loops.h"
 #undef NAMED
 
+static int widest = 2; /* version that may be used */
+
 #ifdef VERSIONS
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
@@ -74,10 +76,10 @@ INLINE size_t padded(size_t channels) { return (channels + LANES - 1) / LANES * 
 #pragma GCC pop_options
 
 static int version(void) {
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
+    if (widest > 1 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         return 2;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return widest > 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 #define CALL(NAME, ...)                                                                                               \
     switch (version()) {                                                                                              \
@@ -86,6 +88,7 @@ static int version(void) {
     default: NAME##_plain(__VA_ARGS__);                                                                               \
     }
 #else
+static int version(void) { return 0; }
 #define CALL(NAME, ...) NAME##_plain(__VA_ARGS__);
 #endif
 
@@ -205,12 +208,21 @@ done:
     return result;
 }
 
+static PyObject *limit(PyObject *module, PyObject *object) {
+    (void)module;
+    long most = PyLong_AsLong(object);
+    if (most == -1 && PyErr_Occurred()) return NULL;
+    widest = (int)most;
+    return PyLong_FromLong(version());
+}
+
 static PyMethodDef methods[] = {
+    {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512. Returns what is used."},
     {"rows", rows, METH_VARARGS, "rows((first, kind, table, second, kind, table, weights, parts, finite), sums, counts, energy)"},
     {"channels", channels, METH_VARARGS, "channels((first, ...), rows, factors, sums)"},
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_compiled", NULL, 0, methods, NULL, NULL, NULL, NULL};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_compiled", SOURCES, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__compiled(void) { return PyModuleDef_Init(&definition); }

@@ -5,6 +5,7 @@ import numpy.typing as npt
 
 Task = tuple[Any, int, Any, Any, int, Any, Any, bool, bool]
 
+def limit(most: int, /) -> int: ...
 def rows(
     task: Task,
     sums: npt.NDArray[np.float64],

@@ -7,17 +7,18 @@ one order, which ``reference`` defines, and agree in every bit.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from comparator.measure.kernel import reference
 from comparator.measure.kernel.sums import Array, Float, PairSums, SideSums, working_dtype
+from tensortap.compiled import load
 
-try:
+if TYPE_CHECKING:
     from comparator.measure.kernel import _compiled
-except ImportError:  # no compiler when it was installed, or another Python since
-    _compiled = None  # type: ignore[assignment]
+else:
+    _compiled = load(f"{__name__}._compiled")
 
 COMPILED = _compiled is not None
 SEGMENT = 4096

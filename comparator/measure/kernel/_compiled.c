@@ -116,12 +116,25 @@ typedef void Measure(const Source *x, const Source *y, size_t size, size_t lengt
 #pragma GCC pop_options
 #endif
 
+static int widest = 2; /* version that may be used */
+
+static int version(void) {
+#ifdef VERSIONS
+    if (widest > 1 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return 2;
+    return widest > 0 && __builtin_cpu_supports("avx2");
+#else
+    return 0;
+#endif
+}
+
 static Measure *choose(int wide) {
 #ifdef VERSIONS
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        return wide ? measure_double_avx512 : measure_single_avx512;
-    if (__builtin_cpu_supports("avx2")) return wide ? measure_double_avx2 : measure_single_avx2;
+    switch (version()) {
+    case 2: return wide ? measure_double_avx512 : measure_single_avx512;
+    case 1: return wide ? measure_double_avx2 : measure_single_avx2;
+    }
 #endif
     return wide ? measure_double_plain : measure_single_plain;
 }
@@ -182,11 +195,20 @@ done:
     return found;
 }
 
+static PyObject *limit(PyObject *module, PyObject *object) {
+    (void)module;
+    long most = PyLong_AsLong(object);
+    if (most == -1 && PyErr_Occurred()) return NULL;
+    widest = (int)most;
+    return PyLong_FromLong(version());
+}
+
 static PyMethodDef methods[] = {
+    {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512. Returns what is used."},
     {"measure", measure, METH_VARARGS, "measure(x, kind, table, y, kind, table, size, row_length, wide, accept, rows)"},
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_compiled", NULL, 0, methods, NULL, NULL, NULL, NULL};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_compiled", SOURCES, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__compiled(void) { return PyModuleDef_Init(&definition); }

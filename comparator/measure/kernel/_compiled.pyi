@@ -2,6 +2,7 @@ from typing import Any
 
 Side = tuple[float, float, float, float, float, int, int]
 
+def limit(most: int, /) -> int: ...
 def measure(
     x: Any,
     kind_x: int,

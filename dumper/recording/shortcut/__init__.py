@@ -7,10 +7,14 @@ several times as long as where calls follow one another. The compiled module doe
 
 from __future__ import annotations
 
-try:
+from typing import TYPE_CHECKING
+
+from tensortap.compiled import load
+
+if TYPE_CHECKING:
     from dumper.recording.shortcut._compiled import Shortcut
-except ImportError:  # no compiler when it was installed, or another Python since
-    Shortcut = None  # type: ignore[assignment, misc]
+else:
+    Shortcut = getattr(load(f"{__name__}._compiled"), "Shortcut", None)
 
 COMPILED = Shortcut is not None
 

@@ -585,7 +585,7 @@ static PyTypeObject ShortcutType = {
     .tp_methods = methods,
 };
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_compiled", .m_size = -1};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_compiled", .m_doc = SOURCES, .m_size = -1};
 
 PyMODINIT_FUNC PyInit__compiled(void) {
 #define INTERN(NAME)                                                                                                  \

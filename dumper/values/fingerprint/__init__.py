@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from dumper.values.fingerprint import reference
+from tensortap.compiled import load
 
-try:
+if TYPE_CHECKING:
     from dumper.values.fingerprint import _compiled
-except ImportError:  # no compiler when it was installed, or another Python since
-    _compiled = None  # type: ignore[assignment]
+else:
+    _compiled = load(f"{__name__}._compiled")
 
 COMPILED = _compiled is not None
 SCHEME = "block-sums"

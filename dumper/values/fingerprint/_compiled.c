@@ -69,6 +69,23 @@ typedef uint64_t Lanes8 __attribute__((vector_size(64)));
 
 static Sums (*chosen)(const unsigned char *, size_t) = sums_of_plain;
 
+/* Choose the widest version that this processor has, up to the one that is given. */
+static int choose(int widest) {
+    chosen = sums_of_plain;
+#ifdef VERSIONS
+    if (widest > 1 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
+        chosen = sums_of_avx512;
+        return 2;
+    }
+    if (widest > 0 && __builtin_cpu_supports("avx2")) {
+        chosen = sums_of_avx2;
+        return 1;
+    }
+#endif
+    return 0;
+}
+
 static PyObject *block_sums(PyObject *module, PyObject *object) {
     (void)module;
     Py_buffer data;
@@ -85,19 +102,22 @@ static PyObject *block_sums(PyObject *module, PyObject *object) {
     return PyBytes_FromStringAndSize((const char *)&sums, sizeof sums);
 }
 
+static PyObject *limit(PyObject *module, PyObject *object) {
+    (void)module;
+    long most = PyLong_AsLong(object);
+    if (most == -1 && PyErr_Occurred()) return NULL;
+    return PyLong_FromLong(choose((int)most));
+}
+
 static PyMethodDef methods[] = {
+    {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512. Returns what is used."},
     {"block_sums", block_sums, METH_O, "block_sums(data): 16 bytes, both sums as little-endian numbers of 64 bits"},
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_compiled", NULL, 0, methods, NULL, NULL, NULL, NULL};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_compiled", SOURCES, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__compiled(void) {
-#ifdef VERSIONS
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        chosen = sums_of_avx512;
-    else if (__builtin_cpu_supports("avx2"))
-        chosen = sums_of_avx2;
-#endif
+    choose(2);
     return PyModuleDef_Init(&definition);
 }

@@ -90,8 +90,16 @@ def assert_close(found: Any, expected: Any, most: Any) -> None:
 
 @needs_compiler
 @settings(max_examples=60, deadline=None)
-@given(matrices(), st.booleans())
-def test_compiled_and_numpy_agree(of: Matrices, parts: bool):
+@given(matrices(), st.booleans(), st.integers(0, 2))
+def test_compiled_and_numpy_agree(of: Matrices, parts: bool, instructions: int):
+    assert kernel._compiled.limit(instructions) <= instructions
+    try:
+        assert_they_agree(of, parts)
+    finally:
+        kernel._compiled.limit(2)
+
+
+def assert_they_agree(of: Matrices, parts: bool) -> None:
     if parts:
         middle, added = midpoint_and_added(of, slice(None))
         finite = bool(np.isfinite(middle).all() and np.isfinite(added).all())

@@ -1,0 +1,186 @@
+"""The compiled modules where they are not built, cannot be loaded, or run on an older processor."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import comparator.diagnosis.kernel
+import comparator.measure.kernel
+import dumper.values.fingerprint
+from comparator.cli import main
+from comparator.measure.kernel import measure_sums
+from dumper.recording.recorder import Recorder
+from tensortap.compiled import MODULES, load, missing, sources_digest
+
+CHECKOUT = Path(__file__).parents[2]
+KERNELS = (comparator.diagnosis.kernel, comparator.measure.kernel, dumper.values.fingerprint)
+
+
+def test_a_build_without_a_compiler_ends_well_and_says_what_is_missing(tmp_path: Path) -> None:
+    shutil.copy(CHECKOUT / "setup.py", tmp_path)
+    for name in MODULES:
+        folder = Path(*name.split(".")[:-1])
+        shutil.copytree(CHECKOUT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    built = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-lib", "built"],
+        cwd=tmp_path,
+        env={**os.environ, "CC": "/bin/false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    for name in MODULES:
+        assert f'building extension "{name}" failed' in built.stdout + built.stderr
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_setup_and_loader_mean_the_same_sources(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", "import setuptools; setuptools.setup = lambda ext_modules: print("
+         "{one.name: one.define_macros[0][1].strip('\"') for one in ext_modules}); exec(open('setup.py').read())"],
+        cwd=CHECKOUT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    folders = {name: CHECKOUT.joinpath(*name.split(".")[:-1]) for name in MODULES}
+    assert json.loads(said.replace("'", '"')) == {name: sources_digest(folder) for name, folder in folders.items()}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, bytes], str]]:
+    """Makes a package with one file in it; gives the name of its compiled module."""
+
+    def make(file: str, content: bytes) -> str:
+        name = f"package{len(list(tmp_path.iterdir()))}"
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+        (tmp_path / name / file).write_bytes(content)
+        return f"{name}._compiled"
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield make
+    for name in [name for name in sys.modules if name.startswith("package")]:
+        del sys.modules[name]
+
+
+SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "why"),
+    [
+        (f"_compiled{SUFFIX}", b"\x7fELF and nothing more", "file too short|invalid ELF header"),
+        (f"_compiled{SUFFIX}", b"no library" * 1000, "invalid ELF header"),
+        ("_compiled.cpython-38-x86_64-linux-gnu.so", b"", "built for another Python"),
+        ("_compiled.py", b"import nowhere_to_be_found", "nowhere_to_be_found"),
+        ("_compiled.py", b"raise SystemError('initialization failed')", "initialization failed"),
+    ],
+)
+def test_a_module_that_cannot_be_loaded_is_named_once(
+    package: Callable[[str, bytes], str], file: str, content: bytes, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert load(package(file, content)) is None
+    (line,) = caplog.messages
+    assert line.startswith("tensortap: kernel-not-loaded: ")
+    assert "pip install ." in line
+    assert any(one in line for one in why.split("|")), line
+
+
+def test_a_module_of_other_sources_is_not_used(
+    package: Callable[[str, bytes], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = package("_compiled.py", b"'0123abcd'")
+    assert load(name) is not None, "an installed package may hold no sources"
+    (tmp_path / name.partition(".")[0] / "_compiled.c").write_text("/* newer */")
+    assert load(name) is None
+    assert "from other sources" in caplog.text
+
+
+def test_one_that_was_never_built_is_no_trouble(
+    package: Callable[[str, bytes], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert load(package("other.py", b"")) is None
+    assert not caplog.messages
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs of a chain of taps, the second of which has a fault."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("a", "b"):
+        recorder = Recorder()
+        recorder.configure(enable=True, control=False, dir=str(folder), run=name)
+        for step in range(2):
+            recorder.step()
+            x = np.random.default_rng(step).standard_normal((32, 48)).astype(np.float32)
+            for layer in range(4):
+                x = x * np.float32(1.5 if name == "b" and layer == 2 else 1.01)
+                recorder.dump("x", x, "t h", layer_id=layer)
+        recorder.close()
+    return folder / "a", folder / "b"
+
+
+def report(runs: tuple[Path, Path], file: Path) -> list[dict[str, Any]]:
+    assert main([*map(str, runs), "--jobs", "1", "--report-path", str(file), "-q"]) == 1
+    return [json.loads(line) for line in file.read_text().splitlines()[1:]]  # without the command line
+
+
+def nearly(one: Any) -> Any:
+    """A report with its numbers to nine digits: sums of channels are added in another order."""
+    if isinstance(one, float):
+        return float(f"{one:.9g}")
+    if isinstance(one, dict):
+        return {key: nearly(value) for key, value in one.items()}
+    return [nearly(value) for value in one] if isinstance(one, list) else one
+
+
+@pytest.mark.skipif(bool(missing()), reason="the compiled modules are not built: python setup.py build_ext -i")
+def test_a_comparison_without_them_says_the_same(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = report(runs, tmp_path / "compiled.jsonl")
+    for kernel in KERNELS:
+        monkeypatch.setattr(kernel, "_compiled", None)
+    assert nearly(report(runs, tmp_path / "numpy.jsonl")) == nearly(compiled)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    (qemu := shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")) is None,
+    reason="qemu-user is not installed: no processor without AVX2 is tried (its instructions are, in test_kernel.py)",
+)
+def test_a_processor_without_avx2(tmp_path: Path) -> None:
+    """The processor of 2008 ends a process that uses a later instruction."""
+    program = (
+        f"import sys; sys.path[:] = {sys.path!r}\n"
+        "import numpy, json\n"
+        "from tensortap.compiled import MODULES, load\n"
+        "from comparator.measure.kernel import measure_sums\n"
+        "from dumper.values.fingerprint import fingerprint\n"
+        "print(json.dumps([load(name).limit(2) for name in MODULES if hasattr(load(name), 'limit')]))\n"
+        "x = numpy.random.default_rng(0).standard_normal((37, 513), numpy.float32)\n"
+        "print(repr(measure_sums(x, x * 2)[0])); print(fingerprint('float32', x.shape, x))"
+    )
+    assert qemu is not None
+    interpreter = os.path.realpath(sys.executable)
+    ran = subprocess.run(
+        [qemu, "-cpu", "Nehalem", interpreter, "-c", program], capture_output=True, text=True, check=False, cwd=CHECKOUT
+    )
+    assert ran.returncode == 0, ran.stderr
+    x = np.random.default_rng(0).standard_normal((37, 513), np.float32)
+    sums, _ = measure_sums(x, x * 2)
+    assert ran.stdout.splitlines() == [
+        "[0, 0, 0]",
+        repr(sums),
+        dumper.values.fingerprint.fingerprint("float32", x.shape, x),
+    ]
