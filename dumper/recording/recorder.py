@@ -4,9 +4,9 @@ recording failed."""
 from __future__ import annotations
 
 from dumper.recording.compiled import Tracing, is_capturing
-from dumper.recording.context import AddedTags, StepScope, ThreadTags
+from dumper.recording.context import AddedTags, ThreadTags
 from dumper.recording.forks import watch_forks
-from dumper.recording.in_graph import end_step_in_graph, record_in_graph, step_in_graph
+from dumper.recording.in_graph import record_in_graph
 from dumper.recording.sglang_calls import CallsOfSglang
 from dumper.values.source import Source
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dumper.adapters.protocol import Parallel
-    from dumper.layout import TokenLayout
     from dumper.recording.attach import Attachment
     from dumper.recording.capture import Capture
     from dumper.recording.graphs.captured import CapturedGraph
@@ -27,71 +26,7 @@ if TYPE_CHECKING:
 class Recorder(CallsOfSglang):
     """Records values, steps and token layouts of this process. See ``docs/contracts.md``, contract 2."""
 
-    # Steps
-
-    def step(self, batch: Any = None, *, layout: TokenLayout | None = None, **tags: Any) -> StepScope:
-        """End the step under way and begin the next; the result is a context manager whose exit ends the step.
-
-        ``batch``: the engine's own batch object, read through an adapter; ``layout``: the token layout itself.
-        """
-        self.begin_step(batch, layout, tags)
-        return StepScope(self.end_step)
-
-    def begin_step(
-        self, batch: Any, layout: TokenLayout | None, tags: Mapping[str, Any], tap: str | None = None
-    ) -> None:
-        """What ``step`` does; ``tap`` is the id of the tap that calls."""
-        if Tracing.is_compiling() and (
-            self._settings is None or step_in_graph(self.number, self._recording, batch, layout, tags, tap)
-        ):
-            return
-        graphs = self._graphs
-        try:
-            if graphs is not None and graphs.open and graphs.capture_step(batch, tags, tap):
-                self._taps.count(tap, -1)
-                return
-            with self._lock:
-                self._begin_step(batch, layout, tags)
-        except Exception as error:
-            self._complain(f"step {self._steps.number} was not recorded: {error}", key=f"step {type(error)}")
-
-    def begin_step_from_graph(self, batch: Any, tags: Mapping[str, Any], tap: str | None) -> None:
-        """What ``begin_step`` does, for a tap whose code does not run, inside compiled code."""
-        self.begin_step(batch, None, tags, tap)
-        if not self._recording:
-            # Compiled code uses the memory of its tensors again, and counts those that are alive.
-            self._steps.forget_batch()
-            self._steps.is_unknown = True
-
-    def _begin_step(self, batch: Any, layout: TokenLayout | None, tags: Mapping[str, Any]) -> None:
-        steps = self._steps
-        self._announce_step()
-        steps.begin(batch, layout, tags)
-        if self._settings is None:
-            return
-        self._open.start_control(self._settings)
-        if self._open.control is not None:
-            self._open.control.at_step(steps.number)
-        self._refresh()
-        if self._recording and steps.batch_only is not None:
-            from dumper.adapters import complete_at_start
-
-            if complete_at_start(batch):
-                self._announce_step()
-
-    def end_step(self, tap: str | None = None) -> None:
-        """End the step under way. Records that follow are outside any step where steps are explicit."""
-        if Tracing.is_compiling():
-            if self._settings is not None:
-                end_step_in_graph(self.number, tap)
-            return
-        graphs = self._graphs
-        if graphs is not None and graphs.open and graphs.capture_end_of_step(tap):
-            self._taps.count(tap, -1)
-            return
-        with self._lock:
-            self._announce_step()
-            self._steps.end()
+    # Tags and tokens
 
     def ctx(self, tags_of: Callable[[Any], Mapping[str, Any]] | None = None, /, **tags: Any) -> AddedTags:
         """Add tags to every record of this thread inside a ``with`` block, or in every call of a function that is

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from dumper.recording.compiled import Tracing
-from dumper.recording.process import RecordingProcess
+from dumper.recording.step_calls import StepCalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dumper.recording.context import AddedTags
 
 
-class CallsOfSglang(RecordingProcess):
+class CallsOfSglang(StepCalls):
     """The part of the recorder that is there for programs written for SGLang's dumper."""
 
     @property

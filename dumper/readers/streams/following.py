@@ -12,7 +12,8 @@ from msgspec import Struct
 from dumper.format.index import NO_STEP
 from dumper.format.regular_files import read_bytes
 from dumper.format.run_files import run_id_path, this_host
-from dumper.readers.streams.run import RankRecords, RunDirectory
+from dumper.readers.streams.rank_records import RankRecords
+from dumper.readers.streams.run import RunDirectory
 from dumper.storage.places import Place
 
 _LARGEST_RUN_ID = 1 << 16

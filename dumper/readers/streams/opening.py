@@ -1,0 +1,67 @@
+"""Open a run directory: find the files of its ranks, and what its processes counted."""
+
+from __future__ import annotations
+
+from dumper.format.run_files import MOST_RANKS, RANK_FILE
+from dumper.readers.streams.accounts import read_accounts
+from dumper.readers.streams.rank_records import RankRecords
+from dumper.readers.streams.run import RunDirectory
+from dumper.readers.streams.segments import Segment, open_segment
+from dumper.reading.protocol import Problem
+from dumper.storage.files import each
+from dumper.storage.places import Place, StoredPath
+from tensortap.progress import Advance, Progress, silent
+
+
+def holds_streams(path: Place) -> bool:
+    """Whether a directory holds the files of a rank. A rank whose every value was lost has counts and no records."""
+    return any(RANK_FILE.fullmatch(file.name) for file in path.glob("rank-*.msgpack")) or bool(read_accounts(path)[0])
+
+
+def open_streams(path: Place, progress: Progress = silent) -> RunDirectory:
+    """Open a run directory. Damage to files is no error: see ``problems``."""
+    # First: what a process that still runs counts meanwhile may not be in a file that was looked at before.
+    accounts, problems = read_accounts(path)
+    ranks: dict[int, RankRecords] = {}
+    files: list[Place] = sorted(
+        (file for file in path.glob("rank-*.msgpack") if RANK_FILE.fullmatch(file.name)), key=_segment_key
+    )
+    with progress("reading", sum(map(_size, files))) as advance:
+        for file in files:
+            if _segment_key(file)[0] >= MOST_RANKS:
+                problems.append(Problem("unreadable", f"{file.name} is left out: there is no rank of that number"))
+        believed = [file for file in files if _segment_key(file)[0] < MOST_RANKS]
+        for file, segment in each(lambda file: _opened(file, advance), believed):
+            rank = _segment_key(file)[0]
+            part = ranks.setdefault(rank, RankRecords(rank, []))
+            if isinstance(segment, OSError):
+                part.problems.append(Problem("unreadable", f"{file.name} cannot be read: {segment.strerror}"))
+                continue
+            part.segments.append(segment)
+            if segment.complete or isinstance(file, StoredPath):
+                advance(_size(file))
+    return RunDirectory(path, ranks, accounts, problems)
+
+
+def _opened(file: Place, advance: Advance) -> Segment:
+    # Several threads open files of object storage, and must not all draw the progress bar.
+    return open_segment(file) if isinstance(file, StoredPath) else open_segment(file, advance)
+
+
+def runs_inside(path: Place) -> str | None:
+    """What to say of a directory that is no run but holds some."""
+    inner = sorted({str(file.parent) for file in path.glob("*/rank-*.msgpack")})
+    return f"{path} is no run but holds some: {', '.join(inner[:5])}" if inner else None
+
+
+def _size(file: Place) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _segment_key(file: Place) -> tuple[int, int]:
+    found = RANK_FILE.fullmatch(file.name)
+    assert found is not None
+    return int(found["rank"]), int(found["segment"] or 0)

@@ -1,0 +1,152 @@
+"""The records of one rank, and what else its files say: header, steps, taps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dumper.format import frames
+from dumper.format.frames import FormatError
+from dumper.format.index import NO_STEP
+from dumper.readers.streams.metadata import read_coverage, read_graph_coverage, read_header
+from dumper.readers.streams.record import StoredRecord
+from dumper.readers.streams.segments import Segment
+from dumper.reading.headers import RankHeader
+from dumper.reading.protocol import Alike, GraphCoverage, Problem, TapCoverage
+
+
+@dataclass
+class RankRecords:
+    """The segments of one rank, and what is read from them on demand."""
+
+    rank: int
+    segments: list[Segment]
+    problems: list[Problem] = field(default_factory=list)
+
+    @functools.cached_property
+    def others(self) -> list[tuple[str, dict[str, Any]]]:
+        """Kind and metadata of every frame that is neither record, step nor index."""
+        found = []
+        for segment in self.segments:
+            for offset in segment.index.others.tolist():
+                try:
+                    frame = segment.frame(offset)
+                    found.append((frame.kind, frames.decode_meta(frame.meta)))
+                except FormatError as error:
+                    self.problems.append(Problem("corrupted", f"{segment.path.name}: {error}"))
+        return found
+
+    @functools.cached_property
+    def steps(self) -> dict[int, dict[str, Any]]:
+        """Metadata of the steps."""
+        found: dict[int, dict[str, Any]] = {}
+        for segment in self.segments:
+            for offset in segment.index.steps.tolist():
+                try:
+                    meta = segment.meta(offset)
+                    found[int(meta["step"])] = meta
+                except (FormatError, KeyError, TypeError, ValueError) as error:
+                    self.problems.append(Problem("corrupted", f"{segment.path.name}: a step cannot be read: {error}"))
+        return found
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        return [meta for found, meta in self.others if found == kind]
+
+    @functools.cached_property
+    def header(self) -> RankHeader:
+        """What the rank says of itself. Where it is damaged, one that knows the rank alone."""
+        return read_header(self.rank, self.of_kind("header"), self.of_kind("config"), self.of_kind("parallel"))
+
+    def select(self, name: str | None, step: int | None, tags: Mapping[str, Any]) -> list[StoredRecord]:
+        """The records with this name, step and these tags, in order."""
+        return [
+            StoredRecord(segment, row, self.rank)
+            for segment in self.segments
+            for row in _matching_rows(segment, name, step, tags)
+        ]
+
+    def alike(self) -> Iterator[Alike]:
+        """All records, those that share a descriptor in the index of a file together."""
+        for segment in self.segments:
+            yield from _alike(segment, self.rank)
+
+    def taps(self) -> list[TapCoverage]:
+        """Every tap that was installed, and how often it fired."""
+        recorded: dict[str, int] = {}
+        for segment in self.segments:
+            amounts = np.bincount(segment.index.columns["descriptor"], minlength=len(segment.index.descriptors))
+            for descriptor, amount in zip(segment.index.descriptors, amounts.tolist(), strict=False):
+                if (tap := descriptor.get("tap")) is not None:
+                    recorded[tap] = recorded.get(tap, 0) + amount
+        return read_coverage(self.rank, self.of_kind("taps"), self.of_kind("coverage"), recorded, len(self.steps))
+
+    def cuda_graphs(self) -> GraphCoverage | None:
+        """What was recorded of CUDA graphs; None where there were none, or the rank did not come to an orderly end."""
+        return read_graph_coverage(self.rank, self.of_kind("coverage"))
+
+    def distinct_steps(self) -> set[int]:
+        """Numbers of the steps that were begun or hold a record."""
+        numbers = set(self.steps)
+        for segment in self.segments:
+            # For the values alone, numpy.unique imports numpy.ma.
+            distinct, _ = np.unique(segment.index.columns["step"], return_counts=True)
+            numbers.update(distinct.tolist())
+        return numbers - {NO_STEP}
+
+
+class Records(Sequence[StoredRecord]):
+    """Records by rank and order, made when they are asked for."""
+
+    def __init__(self, ranks: Mapping[int, RankRecords]) -> None:
+        self._parts = [(rank, segment) for rank, part in sorted(ranks.items()) for segment in part.segments]
+        self._starts = np.cumsum([0, *(len(segment.index) for _, segment in self._parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        rank, segment = self._parts[part]
+        return StoredRecord(segment, int(index - self._starts[part]), rank)
+
+    def __iter__(self) -> Iterator[StoredRecord]:
+        for rank, segment in self._parts:
+            for row in range(len(segment.index)):
+                yield StoredRecord(segment, row, rank)
+
+
+def _matching_rows(segment: Segment, name: str | None, step: int | None, tags: Mapping[str, Any]) -> list[int]:
+    index = segment.index
+    wanted = [
+        number
+        for number, descriptor in enumerate(index.descriptors)
+        if (name is None or descriptor.get("name") == name)
+        and all(key in descriptor.get("tags", {}) and descriptor["tags"][key] == value for key, value in tags.items())
+    ]
+    mask = np.isin(index.columns["descriptor"], np.array(wanted, dtype="<u4"))
+    if step is not None:
+        mask &= index.columns["step"] == step
+    rows: list[int] = np.flatnonzero(mask).tolist()
+    return rows
+
+
+def _alike(segment: Segment, rank: int) -> Iterator[Alike]:
+    columns = segment.index.columns
+    order = np.argsort(columns["descriptor"], kind="stable")
+    if not len(order):
+        return
+    ends = np.flatnonzero(np.diff(columns["descriptor"][order])) + 1
+    groups = np.split(order, ends)
+    for rows in sorted(groups, key=lambda rows: int(rows[0])):
+        steps = np.unique(columns["step"][rows])
+        yield Alike(StoredRecord(segment, int(rows[0]), rank), len(rows), steps[steps != NO_STEP].tolist())
