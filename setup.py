@@ -9,6 +9,7 @@ KERNEL = "comparator/measure/kernel"
 PASSES = "comparator/diagnosis/kernel"
 FINGERPRINT = "dumper/values/fingerprint"
 SHORTCUT = "dumper/recording/shortcut"
+PAGES = "tensortap/lost_pages"
 
 
 def extension(folder: str, *flags: str, others: tuple[str, ...] = ()) -> Extension:
@@ -39,5 +40,6 @@ setup(
         extension(PASSES, "-O3", "-fno-math-errno"),
         extension(FINGERPRINT, "-O3"),
         extension(SHORTCUT, "-O2"),
+        extension(PAGES, "-O2"),
     ]
 )

@@ -208,7 +208,8 @@ def compare(
     prepared = prepare(left, right, chosen, others=open_others(reference, noise, calibration))
     said = prepared.notes()
     environment = environment_lines(prepared.baseline, prepared.target)
-    tally = Tally(prepared.options, prepared.rules, said, prepared.unused, environment=environment)
+    runs = (prepared.baseline, prepared.target)
+    tally = Tally(prepared.options, prepared.rules, said, prepared.unused, environment=environment, runs=runs)
     comparing = prepared.comparing()
     findings: list[Comparison] = []
     for finding in comparing:

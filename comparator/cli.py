@@ -105,7 +105,8 @@ def _compare(arguments: argparse.Namespace, engine_of: Callable[[Prepared, int |
     outputs = Outputs(vars(arguments))
     said = prepared.notes()
     environment = environment_lines(prepared.baseline, prepared.target)
-    tally = Tally(prepared.options, prepared.rules, said, prepared.unused, environment=environment)
+    runs = (prepared.baseline, prepared.target)
+    tally = Tally(prepared.options, prepared.rules, said, prepared.unused, environment=environment, runs=runs)
     with ExitStack() as stack:
         if report_path is not None:
             file = ReportFile(report_path, schema)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from comparator.errors import ComparatorError
 from dumper.printable import printable
 from dumper.reading.protocol import RunError
+from tensortap.lost_pages import watching
 
 NO_VERDICT = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -23,7 +24,8 @@ def run_command(command: Callable[[], int]) -> int:
     """
     _let_any_name_be_printed()
     try:
-        code = command()
+        with watching():
+            code = command()
         sys.stdout.flush()
     except BrokenPipeError:
         drop_output()

@@ -55,6 +55,7 @@ MESSAGES: Mapping[str, Message] = {
     "only-empty": Message("error", "All tensors that both sides have are empty."),
     "stopped-early": Message("info", "Reporting stopped at the number of failures that --max-fail gives."),
     "interrupted": Message("error", "The comparison was interrupted; the report holds what was found until then."),
+    "changed-while-read": Message("error", "Somebody wrote to a file of a run while it was compared."),
     "map-rule-unused": Message("warning", "A rule of the map matches no record of a side."),
     "pattern-unused": Message("warning", "A pattern that was given matches no recorded name."),
     # A pair that is not compared

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dumper.format.frames import FormatError
 from dumper.printable import printable
 from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion
+from tensortap.lost_pages import lost_pages, watching
 
 if TYPE_CHECKING:
     from dumper.reading.indexing import Index
@@ -33,10 +34,16 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone
+    lost = lost_pages()
     try:
-        return _main(sys.argv[1:] if arguments is None else arguments)
+        with watching():
+            code = _main(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         return 130
+    if lost_pages() != lost:
+        print("dumper: a file was cut while it was read, and what was read of it is wrong; try again", file=sys.stderr)
+        return code or 1
+    return code
 
 
 def _main(arguments: list[str]) -> int:

@@ -14,8 +14,9 @@ MODULES = (
     "comparator.measure.kernel._compiled",
     "dumper.recording.shortcut._compiled",
     "dumper.values.fingerprint._compiled",
+    "tensortap.lost_pages._compiled",
 )
-"""Those of the three packages."""
+"""Those of all packages."""
 
 
 def load(name: str) -> Any:

@@ -9,6 +9,8 @@ import numpy.typing as npt
 from comparator.errors import PairError
 from comparator.match.bundles import BundlePair, Entry
 
+ONCE_NOTHING_WRITES = "compare again once nothing writes to the run"
+
 
 def load_array(entry: Entry) -> npt.NDArray[Any]:
     """The array of an entry, cut to its piece; raises PairError, naming rank and place, when its bytes are damaged."""
@@ -18,7 +20,7 @@ def load_array(entry: Entry) -> npt.NDArray[Any]:
         if shortened is not None:
             raise PairError(
                 f"{entry.name} of rank {entry.rank} cannot be read: {shortened}",
-                hint="compare again once nothing writes to the run",
+                hint=ONCE_NOTHING_WRITES,
                 name="damaged-record",
             )
         raise PairError(
@@ -29,6 +31,14 @@ def load_array(entry: Entry) -> npt.NDArray[Any]:
         )
     array = record.array()
     return array if entry.piece is None else entry.piece.cut(array)
+
+
+def cut(pair: BundlePair) -> PairError:
+    """What is to be said of a pair of which bytes were gone while it was measured."""
+    entries = (entry for side in (pair.baseline, pair.target) for entry in (side.entries if side is not None else ()))
+    shortened = (getattr(entry.record, "shortened", None) for entry in entries)
+    why = next(filter(None, shortened), "a file that it is compared with was cut while it was read")
+    return PairError(f"{pair.name}: {why}", hint=ONCE_NOTHING_WRITES, name="damaged-record")
 
 
 LARGE = 1 << 20

@@ -12,15 +12,16 @@ from typing import Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
-from comparator.align.load import let_go
+from comparator.align.load import cut, let_go
 from comparator.align.pair import Aligned
 from comparator.match.bundles import BundlePair, Key
 from comparator.measure.family import FamilyRows, pool_rows
 from comparator.measure.measurement import Measurement
-from comparator.measure.pair import Measurer
+from comparator.measure.pair import Measurer, failure
 from comparator.measure.quick import settle
 from comparator.plan.selection import Selected
 from comparator.rules import Rules
+from tensortap.lost_pages import lost_pages
 
 P = TypeVar("P")
 Made_co = TypeVar("Made_co", covariant=True)
@@ -126,6 +127,7 @@ def measure_unit(
     profiler: MakeProfile[P] | None = None,
 ) -> UnitResult[P]:
     """Measure all pairs of a unit. With a profiler the aligned arrays of the family are kept until its end."""
+    lost = lost_pages()
     if measurer.options.quick:
         found = _settled_unit(unit, select, measurer, families, profiler)
         if found is not None:
@@ -149,6 +151,10 @@ def measure_unit(
         profile = None if pooled is None else profiler(pooled, families)
     for pair in pairs:
         let_go(pair)
+    if lost_pages() != lost:
+        return UnitResult(
+            unit, tuple(Row(row.pair, row.part, failure(cut(pair))) for row, pair in zip(rows, pairs, strict=True))
+        )
     return UnitResult(unit, tuple(rows), profile)
 
 

@@ -31,6 +31,7 @@ from comparator.report.records import (
 from comparator.rules import Rules
 from comparator.verdict.accounts import Accounts, SideAccount, say_of_accounts
 from comparator.verdict.judge import Category, Said, say
+from dumper.reading.headers import MOST_NAMED
 from dumper.reading.protocol import Run
 
 DAMAGE = frozenset({"truncated", "corrupted", "missing-records", "missing-rank", "lost", "unreadable", "repaired"})
@@ -145,6 +146,8 @@ class Tally(Struct):
     """Findings that make the comparison fail."""
     accounts: Accounts | None = None
     reasons: Reasons = field(default_factory=Reasons)
+    runs: Sequence[Run] = ()
+    """Both sides, whose files should be at the end what they were at the beginning."""
     _concluded: list[Said] = field(default_factory=list)
 
     def add(self, finding: Comparison) -> None:
@@ -194,13 +197,14 @@ class Tally(Struct):
     def conclude(self, accounts: Accounts) -> None:
         """Take the accounts of the comparison, once it is complete."""
         self.accounts = accounts
+        self._concluded = say_of_changes(self.runs, self.options)
         if not sum(self.counts.values()):
             message = "no record of either run is selected by the steps and the filter"
-            self._concluded = [say("nothing-to-compare", message, self.options)]
+            self._concluded += [say("nothing-to-compare", message, self.options)]
             return
         if not self.counts["passed"] and not self.counts["failed"] and not self.counts["errored"]:
             message = "the runs have no tensor in common"
-            self._concluded = [say("nothing-in-common", message, self.options)]
+            self._concluded += [say("nothing-in-common", message, self.options)]
         if self.rules.strict_runs:
             damaged = {side for side in SIDES if any(one.name in DAMAGE for one in self.of_runs[side])}
             self._concluded += say_of_accounts(accounts, self.options, frozenset(damaged))
@@ -258,6 +262,13 @@ class Tally(Struct):
             errors=[note_of(one) for one in self._concluded if one.severity == "error"],
             infos=[note_of(one) for one in self._concluded if one.severity != "error"],
         )
+
+
+def say_of_changes(runs: Sequence[Run], options: Options) -> list[Said]:
+    """What others have done to the files of the runs meanwhile."""
+    changed = [f"{run.path}: {what}" for run in runs for what in getattr(run, "changed_files", ())]
+    message = f"{'; '.join(changed[:MOST_NAMED])}; compare again once nothing writes to the run"
+    return [say("changed-while-read", message, options)] if changed else []
 
 
 def is_different(finding: Comparison) -> bool:

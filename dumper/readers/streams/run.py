@@ -222,6 +222,13 @@ class RunDirectory:
             return f": {outside} values came outside any step; TENSORTAP_OUTSIDE_STEPS=record records them too"
         return ""
 
+    @property
+    def changed_files(self) -> Sequence[str]:
+        """In words, which files others have changed since the run was opened: what was read of them may be neither what
+        they held nor what they hold."""
+        segments = (segment for _, part in sorted(self._ranks.items()) for segment in part.segments)
+        return [changed for segment in segments if (changed := segment.changed) is not None]
+
     def __repr__(self) -> str:
         from dumper.reading.listing import run_repr
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import mmap
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +42,8 @@ class Segment(Struct):
     problems: list[Problem] = field(default_factory=list)
     _last: Frame | None = None
     """The frame that was asked for last: a record is checked, then read."""
+    written: tuple[int, int] | None = None
+    """Of a file of this machine: its inode, and when it was last written, in nanoseconds, as it was opened."""
 
     @property
     def shortened(self) -> str | None:
@@ -54,6 +57,21 @@ class Segment(Struct):
         if now >= len(self.data):
             return None
         return f"{self.path.name} was cut while it was read: it had {len(self.data)} bytes, and has {now}"
+
+    @property
+    def changed(self) -> str | None:
+        """In words that the file is not what it was when it was opened; None where it is, where another file or none
+        has its name by now (the one that was opened is still there), and where it only goes on being recorded."""
+        if self.written is None or not isinstance(self.path, Path):
+            return None
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return None
+        grown = not self.complete and now.st_size > len(self.data)
+        if now.st_ino != self.written[0] or now.st_mtime_ns == self.written[1] or grown:
+            return None
+        return self.shortened or f"{self.path.name} was written to while it was read"
 
     def frame(self, offset: int) -> Frame:
         """Raises FormatError."""
@@ -161,15 +179,19 @@ def open_segment(path: Place, advance: Advance = lambda done: None) -> Segment:
     """
     data = map_file(path)
     kind = StoredSegment if isinstance(path, StoredPath) else Segment
+    written = None
+    if isinstance(path, Path):
+        status = os.stat(path)
+        written = status.st_ino, status.st_mtime_ns
     problems: list[Problem] = []
     index_offset = frames.decode_footer(data, len(data) - frames.FOOTER_BYTES)
     if index_offset is not None:
         try:
-            return kind(path, data, read_index(data, index_offset), complete=True)
+            return kind(path, data, read_index(data, index_offset), complete=True, written=written)
         except FormatError as error:
             problems.append(Problem("corrupted", f"{path.name}: {error}; the records were found by a scan"))
     columns, found = scan(path, data, advance)
-    return kind(path, data, from_columns(columns), complete=False, problems=problems + found)
+    return kind(path, data, from_columns(columns), complete=False, problems=problems + found, written=written)
 
 
 def read_index(data: Any, offset: int) -> Index:

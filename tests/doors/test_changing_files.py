@@ -1,0 +1,158 @@
+"""Files of a run that somebody cuts, writes to, replaces or deletes while it is compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from comparator.cli import main
+from comparator.measure import pair as measuring
+from comparator.measure import units as measuring_units
+from dumper.cli import main as dumper
+from dumper.reading import contents
+from dumper.recording.recorder import Recorder
+from tensortap import lost_pages
+
+FILE = "rank-00000.msgpack"
+needs_compiler = pytest.mark.skipif(
+    lost_pages._compiled is None, reason="the module is not built, without which a cut file ends the process"
+)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("a", "b"):
+        recorder = Recorder()
+        recorder.configure(enable=True, control=False, dir=str(folder), run=name)
+        for step in range(2):
+            recorder.step()
+            x = np.random.default_rng(step).standard_normal((64, 64)).astype(np.float32)
+            for layer in range(3):
+                recorder.dump("x", x + layer, "t h", layer_id=layer)
+        recorder.close()
+    return folder
+
+
+@pytest.fixture
+def runs(recorded: Path, tmp_path: Path) -> tuple[str, str]:
+    shutil.copytree(recorded, tmp_path / "runs")
+    return str(tmp_path / "runs" / "a"), str(tmp_path / "runs" / "b")
+
+
+def before(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, do: Callable[[], object]) -> None:
+    """Do something once, when a function is called for the first time."""
+    true, left = getattr(where, name), [do]
+
+    def first(*arguments: Any, **named: Any) -> Any:
+        if left:
+            left.pop()()
+        return true(*arguments, **named)
+
+    monkeypatch.setattr(where, name, first)
+
+
+def compared(
+    runs: tuple[str, str], capsys: pytest.CaptureFixture[str], *flags: str
+) -> tuple[int, list[Any], list[str]]:
+    code = main([*runs, "--output-format", "json", "--jobs", "1", *flags])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    findings = [line for line in lines if line["type"].startswith("comparison")]
+    assert len(findings) == 6
+    return code, findings, [note["category"] for note in lines[-1]["errors"]]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("place", "flags"),
+    [
+        ((measuring, "measure_aligned"), []),
+        ((measuring_units, "pool_rows"), []),
+        ((measuring, "measure_aligned"), ["--diff-threshold", "1e-3"]),
+    ],
+)
+def test_cut_after_its_bytes_were_checked(
+    runs: tuple[str, str],
+    place: tuple[Any, str],
+    flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before(monkeypatch, *place, lambda: os.truncate(f"{runs[1]}/{FILE}", 4096))
+    code, findings, errors = compared(runs, capsys, *flags)
+    assert code == 1
+    assert "changed-while-read" in errors
+    assert {finding["category"] for finding in findings} == {"errored"}
+    assert all("was cut while it was read" in json.dumps(finding) for finding in findings)
+
+
+@needs_compiler
+def test_cut_and_written_anew(
+    runs: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was measured of the pages that were gone is an error, although they are there again."""
+    path = Path(runs[1], FILE)
+    content = path.read_bytes()
+    before(monkeypatch, measuring, "measure_aligned", lambda: os.truncate(path, 4096))
+    before(monkeypatch, measuring_units, "let_go", lambda: path.write_bytes(content))
+    code, findings, errors = compared(runs, capsys, "--diff-threshold", "1e-3")
+    assert (code, errors) == (1, ["changed-while-read"])
+    # The first family, both steps of it, and the second record, a part of which is on a page that was lost.
+    lost = [number for number, finding in enumerate(findings) if finding["category"] == "errored"]
+    assert lost == [0, 1, 3]
+    assert {finding["category"] for finding in findings} == {"errored", "passed"}
+
+
+def test_written_to_in_its_place(
+    runs: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(runs[0], FILE)
+    content = path.read_bytes()
+    before(monkeypatch, measuring, "measure_aligned", lambda: path.open("r+b").write(content))
+    code, findings, errors = compared(runs, capsys)
+    assert (code, errors) == (1, ["changed-while-read"])
+    assert main([*runs, "-q", "--allow", "changed-while-read"]) == 0
+    assert {finding["category"] for finding in findings} == {"passed"}
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_deleted_or_replaced_by_another_file(
+    runs: tuple[str, str], how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was opened stays as it was."""
+
+    def change() -> None:
+        for run in runs:
+            if how == "deleted":
+                shutil.rmtree(run)
+            else:
+                Path(run, "new").write_bytes(b"something else")
+                os.replace(Path(run, "new"), Path(run, FILE))
+
+    before(monkeypatch, measuring, "measure_aligned", change)
+    code, findings, errors = compared(runs, capsys)
+    assert (code, errors) == (0, [])
+    assert {finding["category"] for finding in findings} == {"passed"}
+
+
+@needs_compiler
+def test_a_run_that_is_cut_while_it_is_shown(
+    runs: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before(monkeypatch, contents, "array_text", lambda: os.truncate(f"{runs[1]}/{FILE}", 4096))
+    assert dumper(["show", runs[1], "x"]) == 1
+    assert "was cut while it was read" in capsys.readouterr().err
+
+
+@needs_compiler
+def test_the_signal_is_given_back(runs: tuple[str, str]) -> None:
+    main([*runs, "-q"])
+    assert lost_pages._compiled.watch(), "somebody still has it"
+    lost_pages._compiled.leave()
