@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from comparator.errors import PairError
 from comparator.match.bundles import BundlePair, Entry
+from comparator.match.entries import Members
 
 ONCE_NOTHING_WRITES = "compare again once nothing writes to the run"
 
@@ -46,9 +47,12 @@ LARGE = 1 << 20
 
 
 def let_go(pair: BundlePair) -> None:
-    """Give back the memory of what a pair has mapped of its files: it would count until the files are closed."""
+    """Give back the memory of what a pair has mapped of its files: it would count until the files are closed; and that
+    of its entries, which are made again when they are asked for."""
     for bundle in (pair.baseline, pair.target):
         for entry in bundle.entries if bundle is not None else ():
             give_back = getattr(entry.record, "let_go", None)
             if give_back is not None and entry.record.nbytes >= LARGE:
                 give_back()
+        if bundle is not None and isinstance(bundle.entries, Members):
+            bundle.entries.forget()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy.typing as npt
 from msgspec import Struct
@@ -11,6 +11,9 @@ from msgspec.structs import replace
 
 from comparator.options import Options, Side
 from dumper.reading.protocol import Record, Run
+
+if TYPE_CHECKING:
+    from comparator.match.entries import Entries
 
 KeyPart = tuple[str, str | int | None]
 Key = tuple[KeyPart, ...]
@@ -61,16 +64,14 @@ class RunIndex(Struct, frozen=True):
     """A run and those of its records that take part, as the comparison knows them."""
 
     run: Run
-    entries: Sequence[Entry]
+    entries: Entries
 
 
 class Bundle(Struct, frozen=True):
     """The entries on one side that make one logical tensor (or value)."""
 
-    entries: tuple[Entry, ...]
-    order: int
-    """Place of the first one among all of the run, in the order of execution."""
-    history: tuple[Entry, ...] = ()
+    entries: Sequence[Entry]
+    history: Sequence[Entry] = ()
     """The entries of all steps with the same name and tags, these among them."""
     family: Key = ()
     """What names that history: the key without the step."""

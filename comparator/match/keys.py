@@ -1,19 +1,23 @@
-"""What tells the bundles of one side apart, by either grouping."""
+"""What tells the bundles of one side apart: a number per entry, and a key per number."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.errors import ComparatorError
 from comparator.match.bundles import Entry, Key, KeyPart, RunIndex
+from comparator.match.entries import Entries, Integers
 from comparator.match.order import execution_order
 from comparator.options import Options
 from comparator.patterns import compiled
 from comparator.rules import Rules, joins_steps
 from dumper.readers.sglang.names import AUXILIARY_NAMES
+from dumper.reading.columns import OUTSIDE_STEPS
 from dumper.rules.expressions import Expression, ExpressionError
 
 if TYPE_CHECKING:
@@ -24,22 +28,32 @@ _DUPLICATE_INDEX = "duplicate_index"
 """The n-th file, from 0, that differs from others in its ``dump_index`` alone."""
 
 
-class Keyed(Struct, frozen=True):
-    """An entry, what names its bundle, and whether the filter selects it."""
+class BundleKey(Struct, frozen=True):
+    """What names a bundle."""
 
-    entry: Entry
     key: Key
     """As the target names it."""
+    family: Key
+    """Without the step."""
     shared: Key
     """What of it both sides can have."""
-    order: int
-    selected: bool
 
 
-def keyed_entries(baseline: RunIndex, target: RunIndex, options: Options, rules: Rules) -> tuple[
-    list[Keyed], list[Keyed]
-]:  # fmt: skip
-    """The entries of both sides with their keys, in the order in which their bundles are listed."""
+class Keyed(Struct, frozen=True, eq=False):
+    """The entries of one side that take part, in the order in which their bundles are listed."""
+
+    entries: Entries
+    row: Integers
+    """The number of each."""
+    key: Integers
+    """Of each, the number of its key."""
+    keys: Sequence[BundleKey]
+    selected: npt.NDArray[np.bool_]
+    """Of each, whether the filter selects it."""
+
+
+def keyed_entries(baseline: RunIndex, target: RunIndex, options: Options, rules: Rules) -> tuple[Keyed, Keyed]:
+    """The entries of both sides with their keys."""
     if rules.grouping == "tags":
         wanted = None if options.filter is None else _parse_filter(options.filter, baseline, target)
         return _by_tags(baseline, options, rules, wanted), _by_tags(target, options, rules, wanted)
@@ -49,23 +63,93 @@ def keyed_entries(baseline: RunIndex, target: RunIndex, options: Options, rules:
         - options.grouping_skip_keys
         - _NEVER_KEYS
     )
-    columns = tuple(names), tuple(name for name in names if name in ours)
-    left = [Keyed(entry, _key_of_file(entry, columns[1]), _key_of_file(entry, columns[1]), number, True)
-            for number, entry in _compared_files(baseline, options)]  # fmt: skip
-    return left, list(_chosen_files(target, columns, options))
+    shared = [name for name in names if name in ours]
+    left = _by_files(baseline, list(_compared_files(baseline, options)), shared, shared)
+    return left, _by_files(target, list(_chosen_files(target, options)), names, shared)
 
 
-def _by_tags(index: RunIndex, options: Options, rules: Rules, wanted: Expression | None) -> list[Keyed]:
-    joined = joins_steps(options, rules) or "step" in options.grouping_skip_keys
-    found: list[Keyed] = []
-    for number, entry in enumerate(execution_order(index.entries, place_of)):
-        step = entry.step
-        if step is not None and not options.start_step <= step <= options.end_step:
-            continue
-        selected = wanted is None or wanted.holds(_filtered_values(entry))
-        key = _key_of_tags(entry, options.grouping_skip_keys, joined)
-        found.append(Keyed(entry, key, key, number, selected))
-    return found
+def numbered(found: Sequence[Any]) -> tuple[Integers, list[Any]]:
+    """Of each its number among those that differ, and these, in the order in which they first come."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(one, len(numbers)) for one in found], np.int64), list(numbers)
+
+
+def combined(first: Integers, second: Integers) -> tuple[Integers, Integers, Integers]:
+    """Of each pair of numbers, its number among the pairs that differ; and of these the two numbers."""
+    if not len(first):
+        return first, first, first
+    least = int(second.min())
+    width = int(second.max()) - least + 1
+    codes, number = np.unique(first * width + (second - least), return_inverse=True)
+    return number.reshape(-1), codes // width, codes % width + least
+
+
+def _by_tags(index: RunIndex, options: Options, rules: Rules, wanted: Expression | None) -> Keyed:
+    entries, skip = index.entries, options.grouping_skip_keys
+    place, _ = numbered([_parts_of_kind(kind, frozenset({"rank"})) for kind in entries.kinds])
+    row = execution_order(entries.step, entries.ranks, combined(place[entries.kind], entries.occurrence)[0])
+    step = entries.step[row]
+    inside = (step == OUTSIDE_STEPS) | ((step >= options.start_step) & (step <= options.end_step))
+    row, step = row[inside], step[inside]
+    kind = entries.kind[row]
+    of_kind, parts = numbered([_parts_of_kind(one, skip) for one in entries.kinds])
+    occurrence = entries.occurrence[row]
+    if skip & {"occurrence", _DUPLICATE_INDEX}:
+        occurrence = np.zeros_like(occurrence)
+    family, head, count = combined(of_kind[kind], occurrence)
+    families = [_with_occurrence(parts[one], times) for one, times in zip(head.tolist(), count.tolist(), strict=True)]
+    if joins_steps(options, rules) or "step" in skip:
+        key, keys = family, [BundleKey(one, one, one) for one in families]
+    else:
+        key, which, at = combined(family, step)
+        keys = [_with_step(families[one], step) for one, step in zip(which.tolist(), at.tolist(), strict=True)]
+    return Keyed(entries, row, key, keys, _selected(entries, row, wanted))
+
+
+def _parts_of_kind(kind: Entry, skip: frozenset[str]) -> tuple[Key, Key]:
+    """The parts of a key that come before the occurrence, and those that come behind it."""
+    record = kind.record
+    parts: list[KeyPart] = [("name", kind.name)]
+    if "rank" not in skip:
+        parts.append(("rank", kind.rank))
+    if record.stream != "value" and "stream" not in skip:
+        parts.append(("stream", record.stream))
+    if record.recompute and "recompute_status" not in skip:
+        parts.append(("recompute", "yes"))
+    return tuple(parts), tuple((key, str(kind.tags[key])) for key in sorted(kind.tags) if key not in skip)
+
+
+def _with_occurrence(parts: tuple[Key, Key], occurrence: int) -> Key:
+    before, behind = parts
+    return (*before, ("occurrence", occurrence), *behind) if occurrence else (*before, *behind)
+
+
+def _with_step(family: Key, step: int) -> BundleKey:
+    key = (family[0], ("step", None if step == OUTSIDE_STEPS else step), *family[1:])
+    return BundleKey(key, family, key)
+
+
+def _selected(entries: Entries, row: Integers, wanted: Expression | None) -> npt.NDArray[np.bool_]:
+    if wanted is None:
+        return np.ones(len(row), np.bool_)
+    # What a filter does not look at cannot change what it says.
+    looked_at = sorted(wanted.names - {"step"})
+    views = [_filtered_values(kind) for kind in entries.kinds]
+    of_kind, firsts = _alike_views(views, looked_at)
+    step = entries.step[row] if "step" in wanted.names else np.full(len(row), OUTSIDE_STEPS)
+    number, which, at = combined(of_kind[entries.kind[row]], step)
+    holds = [
+        wanted.holds({**views[firsts[one]], "step": None if step == OUTSIDE_STEPS else step})
+        for one, step in zip(which.tolist(), at.tolist(), strict=True)
+    ]
+    return np.array(holds, np.bool_)[number]
+
+
+def _alike_views(views: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[Integers, list[int]]:
+    """Of each the number of those that have equal values under these names, and the first of each number."""
+    number, _ = numbered([tuple((name in view, repr(view.get(name))) for name in names) for view in views])
+    _, firsts = np.unique(number, return_index=True)
+    return number, firsts.tolist()
 
 
 def _parse_filter(text: str, baseline: RunIndex, target: RunIndex) -> Expression:
@@ -75,7 +159,7 @@ def _parse_filter(text: str, baseline: RunIndex, target: RunIndex) -> Expression
         wanted = Expression(text)
     except ExpressionError as error:
         raise ComparatorError(f"--filter: {error}; {example}") from None
-    known = {"name", "step", "rank"}.union(*(entry.tags for side in (baseline, target) for entry in side.entries))
+    known = {"name", "step", "rank"}.union(*(kind.tags for side in (baseline, target) for kind in side.entries.kinds))
     unknown = sorted(wanted.names - known)
     if unknown:
         import difflib
@@ -87,31 +171,9 @@ def _parse_filter(text: str, baseline: RunIndex, target: RunIndex) -> Expression
     return wanted
 
 
-def _filtered_values(entry: Entry) -> dict[str, Any]:
-    """What a filter looks at."""
-    return {**entry.tags, "name": entry.name, "step": entry.step, "rank": entry.rank}
-
-
-def place_of(entry: Entry) -> Key:
-    """The same for the entries of several ranks that were recorded at one place in one step."""
-    return _key_of_tags(entry, frozenset({"rank"}), True)
-
-
-def _key_of_tags(entry: Entry, skip: frozenset[str], joined: bool) -> Key:
-    record = entry.record
-    parts: list[KeyPart] = [("name", entry.name)]
-    if not joined:
-        parts.append(("step", entry.step))
-    if "rank" not in skip:
-        parts.append(("rank", entry.rank))
-    if record.stream != "value" and "stream" not in skip:
-        parts.append(("stream", record.stream))
-    if record.recompute and "recompute_status" not in skip:
-        parts.append(("recompute", "yes"))
-    if record.occurrence and not skip & {"occurrence", "duplicate_index"}:
-        parts.append(("occurrence", record.occurrence))
-    parts.extend((key, str(entry.tags[key])) for key in sorted(entry.tags) if key not in skip)
-    return tuple(parts)
+def _filtered_values(kind: Entry) -> dict[str, Any]:
+    """What a filter looks at, but for the step."""
+    return {**kind.tags, "name": kind.name, "rank": kind.rank}
 
 
 def sglang_record(entry: Entry) -> SGLangRecord:
@@ -132,20 +194,28 @@ def _compared_files(index: RunIndex, options: Options) -> Iterator[tuple[int, En
             yield number, entry
 
 
-def _chosen_files(
-    index: RunIndex, columns: tuple[tuple[str, ...], tuple[str, ...]], options: Options
-) -> Iterator[Keyed]:
+def _chosen_files(index: RunIndex, options: Options) -> Iterator[tuple[int, Entry]]:
     pattern = compiled(options.filter, "--filter") if options.filter else None
     for number, entry in _compared_files(index, options):
         record = sglang_record(entry)
         if not options.start_step <= record.step <= options.end_step:
             continue
         if pattern is None or pattern.search(record.filename) is not None:
-            yield Keyed(entry, _key_of_file(entry, columns[0]), _key_of_file(entry, columns[1]), number, True)
+            yield number, entry
 
 
-def _key_of_file(entry: Entry, names: tuple[str, ...]) -> Key:
-    return tuple((name, _part(sglang_record(entry), name)) for name in names)
+def _by_files(
+    index: RunIndex, chosen: Sequence[tuple[int, Entry]], names: Sequence[str], shared: Sequence[str]
+) -> Keyed:
+
+    key, keys = numbered([_key_of_file(entry, names, shared) for _, entry in chosen])
+    row = np.array([number for number, _ in chosen], np.int64)
+    return Keyed(index.entries, row, key, keys, np.ones(len(row), np.bool_))
+
+
+def _key_of_file(entry: Entry, names: Sequence[str], shared: Sequence[str]) -> BundleKey:
+    key, common = (tuple((name, _part(sglang_record(entry), name)) for name in chosen) for chosen in (names, shared))
+    return BundleKey(key, tuple(part for part in key if part[0] != "step"), common)
 
 
 def _part(record: SGLangRecord, name: str) -> str | None:

@@ -17,7 +17,7 @@ computes the number that is the same on both sides. ``docs/dims.md`` describes t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -201,19 +201,17 @@ Coordinates = Mapping[str, tuple[int, int]]
 """Axis to ``(rank, size)``."""
 
 
-def _mapped(
-    entries: Sequence[Entry], rules: Sequence[CompiledRule], world: Mapping[int, Coordinates], used: set[int]
-) -> Iterator[Entry]:
-    for entry in entries:
-        matched = False
-        for number, rule in enumerate(rules):
-            values = rule.template.match(entry)
-            if values is not None:
-                matched = True
-                used.add(number)
-                yield _renamed(entry, rule, _computed(values, rule, entry, world.get(entry.rank, {})))
-        if not matched:
-            yield entry
+def _forms(
+    entry: Entry, rules: Sequence[CompiledRule], world: Mapping[int, Coordinates], used: set[int]
+) -> Sequence[Entry]:
+    """What becomes of an entry, and of all of its kind."""
+    found: list[Entry] = []
+    for number, rule in enumerate(rules):
+        values = rule.template.match(entry)
+        if values is not None:
+            used.add(number)
+            found.append(_renamed(entry, rule, _computed(values, rule, entry, world.get(entry.rank, {}))))
+    return found or (entry,)
 
 
 def _computed(values: dict[str, str], rule: CompiledRule, entry: Entry, place: Coordinates) -> dict[str, str]:
@@ -317,5 +315,6 @@ def apply_map(index: RunIndex, path: Path, side: Side, world: Mapping[int, Coord
     """
     rules = compile_rules(load_map(path), side, str(path))
     used: set[int] = set()
-    mapped = replace(index, entries=list(_mapped(index.entries, rules, world, used)))
+    entries = index.entries
+    mapped = replace(index, entries=entries.replaced([_forms(kind, rules, world, used) for kind in entries.kinds]))
     return mapped, [rule.text for number, rule in enumerate(rules) if number not in used]

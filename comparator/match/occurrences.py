@@ -6,69 +6,93 @@ one. Where both sides recorded equally often, with as many rows each, nothing is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from msgspec.structs import replace
 
 from comparator.errors import PairError
 from comparator.match.bundles import Entry, Key
-from comparator.match.keys import Keyed
+from comparator.match.entries import Integers
+from comparator.match.keys import BundleKey, Keyed, numbered
 from comparator.options import SIDES, Options, Side
 from tensortap.dims import DimsError, count_rows, parse_dims
 
 _OCCURRENCE = "occurrence"
-Sides = tuple[Sequence[Keyed], Sequence[Keyed]]
 
 
-def join_occurrences(baseline: list[Keyed], target: list[Keyed], options: Options) -> tuple[list[Keyed], list[Keyed]]:
+def join_occurrences(baseline: Keyed, target: Keyed, options: Options) -> tuple[Keyed, Keyed]:
     """Leave the occurrence out of the keys of records that have to be joined; the others stay as they are."""
-    if not any(one.entry.record.occurrence for one in (*baseline, *target)):
-        return baseline, target
-    groups: dict[Key, tuple[list[Keyed], list[Keyed]]] = {}
-    for number, side in enumerate((baseline, target)):
-        for one in side:
-            groups.setdefault(_without_occurrence(one.key), ([], []))[number].append(one)
-    joined = {key for key, sides in groups.items() if all(sides) and _belong_together(sides, options)}
+    sides = baseline, target
+    several = {_without_occurrence(one.key) for side in sides for one in side.keys if _names_occurrence(one.key)}
+    if not several:
+        return sides
+    found = [_rows_by_key(side, several) for side in sides]
+    joined = {
+        key for key in several if all(key in rows for rows in found) and _belong_together(key, sides, found, options)
+    }
     return _renamed(baseline, joined), _renamed(target, joined)
 
 
-def _renamed(side: list[Keyed], joined: set[Key]) -> list[Keyed]:
-    found = []
-    for one in side:
-        key = _without_occurrence(one.key)
-        found.append(replace(one, key=key, shared=key) if key in joined else one)
-    return found
+def _names_occurrence(key: Key) -> bool:
+    return any(name == _OCCURRENCE for name, _ in key)
 
 
 def _without_occurrence(key: Key) -> Key:
     return tuple(part for part in key if part[0] != _OCCURRENCE)
 
 
-def _belong_together(sides: Sides, options: Options) -> bool:
+def _rows_by_key(side: Keyed, wanted: set[Key]) -> dict[Key, Integers]:
+    """The rows of these keys, whatever their occurrence, in order."""
+    number, plain = numbered([_without_occurrence(one.key) for one in side.keys])
+    numbers = number[side.key]
+    order = np.argsort(numbers, kind="stable")
+    ends = np.searchsorted(numbers[order], np.arange(len(plain) + 1))
+    return {
+        key: side.row[order[ends[at] : ends[at + 1]]]
+        for at, key in enumerate(plain)
+        if key in wanted and ends[at] < ends[at + 1]
+    }
+
+
+def _renamed(side: Keyed, joined: set[Key]) -> Keyed:
+    renamed = []
+    for one in side.keys:
+        key = _without_occurrence(one.key)
+        family = _without_occurrence(one.family)
+        renamed.append(BundleKey(key, family, key) if key in joined else one)
+    number, keys = numbered(renamed)
+    return replace(side, key=number[side.key], keys=keys)
+
+
+def _belong_together(
+    key: Key, sides: Sequence[Keyed], found: Sequence[Mapping[Key, Integers]], options: Options
+) -> bool:
     """Whether both sides recorded in other pieces what has a dimension to join it along."""
     counts = []
-    for side, found in zip(SIDES, sides, strict=True):
-        rows = _rows_by_occurrence(found, side, options)
-        if rows is None:
+    for name, side, rows in zip(SIDES, sides, found, strict=True):
+        counted = _rows_by_occurrence(side, rows[key], name, options)
+        if counted is None:
             return False
-        counts.append(rows)
+        counts.append(counted)
     one, other = counts
     if set(one) != set(other):
         return True
     return len(one) > 1 and one != other and sum(one.values()) == sum(other.values())
 
 
-def _rows_by_occurrence(found: Sequence[Keyed], side: Side, options: Options) -> dict[int, int] | None:
+def _rows_by_occurrence(side: Keyed, row: Integers, name: Side, options: Options) -> dict[int, int] | None:
     """Rows of the first rank, by occurrence; None where something has no token dimension, or is no whole tensor."""
+    entries = side.entries
+    kinds = entries.kind[row]
+    of_kind = {number: _rows(entries.kinds[number], name, options) for number in sorted(set(kinds.tolist()))}
+    if None in of_kind.values():
+        return None
+    first = min(entries.kinds[number].rank for number in of_kind)
     rows: dict[int, int] = {}
-    first = min(one.entry.rank for one in found)
-    for one in found:
-        count = _rows(one.entry, side, options)
-        if count is None:
-            return None
-        if one.entry.rank == first:
-            occurrence = one.entry.record.occurrence
-            rows[occurrence] = rows.get(occurrence, 0) + count
+    for number, occurrence in zip(kinds.tolist(), entries.occurrence[row].tolist(), strict=True):
+        if entries.kinds[number].rank == first:
+            rows[occurrence] = rows.get(occurrence, 0) + (of_kind[number] or 0)
     return rows
 
 

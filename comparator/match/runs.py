@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from comparator.match.bundles import Entry, RunIndex
+from comparator.match.bundles import RunIndex
+from comparator.match.entries import Entries
 from comparator.options import Options
 from comparator.rules import OUR_RULES, SGLANG_RULES, Rules
 from dumper.readers.sglang.names import AUXILIARY_NAMES, CONVERTED, SGLangFiles
+from dumper.reading.columns import columns_of
 from dumper.reading.protocol import Run
 from tensortap.progress import Progress, silent, watched
 
@@ -62,14 +64,16 @@ def index(run: Run, rules: Rules, progress: Progress = silent) -> RunIndex:
     have no dims, and token layouts, by which rows are aligned, are made from them.
     """
     leave_out = rules.grouping == "tags" and (is_sglang_dump(run) or _is_converted(run))
-    return RunIndex(
-        run,
-        [
-            Entry(record, record.name, record.tags, record.dims)
-            for record in watched(run.records, f"reading {run.path.name}", progress)
-            if not leave_out or record.name not in AUXILIARY_NAMES or record.dims is not None
-        ],
-    )
+    columns = columns_of(run)
+    # Of a dump of SGLang's each record is a file, which is read here once.
+    for record in watched(columns.kinds, f"reading {run.path.name}", progress):
+        _ = record.dims
+    entries = Entries.of(columns, run.records)
+    if leave_out:
+        entries = entries.replaced(
+            [() if kind.name in AUXILIARY_NAMES and kind.dims is None else (kind,) for kind in entries.kinds]
+        )
+    return RunIndex(run, entries)
 
 
 def _is_converted(run: Run) -> bool:

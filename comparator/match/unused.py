@@ -11,7 +11,7 @@ from comparator.patterns import fullmatch, search
 
 def unused_patterns(indexes: Iterable[RunIndex], options: Options) -> list[str]:
     """Sentences on the patterns of ``options`` that match no name of either run."""
-    names = {entry.name for index in indexes for entry in index.entries}
+    names = {kind.name for index in indexes for kind in index.entries.kinds}
     found = [
         f"--override-dims {override.match!r} is found in no recorded name"
         for override in options.overrides

@@ -17,33 +17,32 @@ reads the other tensor and moves the rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.errors import PairError
 from comparator.match.bundles import Entry
+from comparator.match.entries import Entries
 from tensortap.dims import TOKEN, Dimension, Dims, DimsError, Modifier, RowOrder
 
 CHOICE = "choice"
 """Name of the dimension that counts the experts of a token."""
 
-_Key = tuple[str, int | None, int, tuple[tuple[str, str], ...]]
+_Key = tuple[int | None, int, tuple[tuple[str, str], ...]]
 
 
 class Companions:
     """Finds the tensor that says how the rows of another lie."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Entries) -> None:
         self._entries = entries
-        self._index: dict[_Key, Entry] | None = None
+        self._index: dict[str, dict[_Key, Entry]] = {}
 
     def of(self, entry: Entry, name: str) -> Entry:
         """The entry called ``name`` beside ``entry``; raises PairError when there is none."""
-        if self._index is None:
-            self._index = {_key(one, one.name): one for one in self._entries if one.is_tensor}
-        found = self._index.get(_key(entry, name))
+        if name not in self._index:
+            self._index[name] = {_key(one): one for one in self._entries.named(name) if one.is_tensor}
+        found = self._index[name].get(_key(entry))
         if found is None:
             raise PairError(
                 f"the dims of {entry.name} name {name!r}, which rank {entry.rank} did not record in step "
@@ -54,9 +53,9 @@ class Companions:
         return found
 
 
-def _key(entry: Entry, name: str) -> _Key:
+def _key(entry: Entry) -> _Key:
     tags = tuple(sorted((key, str(value)) for key, value in entry.tags.items()))
-    return name, entry.step, entry.rank, tags
+    return entry.step, entry.rank, tags
 
 
 class TokenOrder(Struct, frozen=True):

@@ -383,16 +383,22 @@ def test_a_table_of_all_findings() -> None:
 
 def test_the_order_of_execution_is_that_of_the_rank_that_did_most() -> None:
     """An idle rank leaves taps out; a rank may have one of its own; pipeline stages follow each other."""
+    places = ["in", "attention", "residual", "mlp", "gather", "head", "logits"]
     busy, idle, later = ["in", "attention", "residual", "mlp"], ["in", "residual", "gather", "mlp"], ["head", "logits"]
-    records = [
-        FakeRecord(name, values(2, 2), rank=rank, dims="t h")
-        for rank, names in enumerate([idle[:2], busy, idle, later])
-        for name in names
-    ]
-    assert list(dict.fromkeys(record.name for record in execution_order(records, lambda record: record.name))) == [
-        *["in", "attention", "residual", "gather", "mlp"],
-        *later,
-    ]
+    for order in ([0, 1], [1, 0]):
+        recorded = [
+            (step, rank, places.index(name))
+            for step in order
+            for rank, names in enumerate([idle[:2], busy, idle, later])
+            for name in names[: len(names) - step]
+        ]
+        columns = [np.array(column) for column in zip(*recorded, strict=True)]
+        found = [recorded[number] for number in execution_order(*columns).tolist()]
+        assert [step for step, _, _ in found] == sorted(step for step, _, _ in recorded)
+        assert list(dict.fromkeys(places[place] for step, _, place in found if step == 0)) == [
+            *["in", "attention", "residual", "gather", "mlp"],
+            *later,
+        ]
 
 
 def test_steps_that_are_grouped_but_not_joined_are_compared_one_by_one() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,10 +105,10 @@ class Records(Sequence[StoredRecord]):
 
     def __init__(self, ranks: Mapping[int, RankRecords]) -> None:
         self._parts = [(rank, segment) for rank, part in sorted(ranks.items()) for segment in part.segments]
-        self._starts = np.cumsum([0, *(len(segment.index) for _, segment in self._parts)])
+        self._starts = [0, *itertools.accumulate(len(segment.index) for _, segment in self._parts)]
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -115,9 +117,9 @@ class Records(Sequence[StoredRecord]):
             index += len(self)
         if not 0 <= index < len(self):
             raise IndexError(index)
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        part = bisect.bisect_right(self._starts, index) - 1
         rank, segment = self._parts[part]
-        return StoredRecord(segment, int(index - self._starts[part]), rank)
+        return StoredRecord(segment, int(index) - self._starts[part], rank)
 
     def __iter__(self) -> Iterator[StoredRecord]:
         for rank, segment in self._parts:

@@ -22,9 +22,11 @@ from dumper.readers.streams.accounts import (
     problems_of_graphs,
     repairs,
 )
+from dumper.readers.streams.columns import stream_columns
 from dumper.readers.streams.rank_records import RankRecords, Records
 from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment, StoredSegment
+from dumper.reading.columns import RecordColumns
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file, silent_taps
 from dumper.reading.protocol import Alike, GraphCoverage, Problem, RunError, TapCoverage
 from dumper.storage.places import Place, StoredPath
@@ -243,6 +245,10 @@ class RunDirectory:
         """All records, those that share a descriptor in the index of a file together."""
         for _, part in sorted(self._ranks.items()):
             yield from part.alike()
+
+    def columns(self) -> RecordColumns:
+        """All records as columns; those that share a descriptor in the index of a file are of one kind."""
+        return stream_columns((rank, one) for rank, part in sorted(self._ranks.items()) for one in part.segments)
 
     def to_polars(self) -> polars.DataFrame:
         """The index as a table: one row per record (``dumper/reading/table.py``)."""

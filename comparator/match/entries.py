@@ -1,0 +1,145 @@
+"""The entries of a run: a row of numbers for each, and an object only for those that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.match.bundles import Entry
+from dumper.reading.columns import OUTSIDE_STEPS, RecordColumns
+from dumper.reading.protocol import Record
+
+Integers = npt.NDArray[np.int64]
+
+
+class Entries(Sequence[Entry]):
+    """Entries of one run, in the order of its records. Those of one kind differ in step, occurrence, order and content
+    alone."""
+
+    def __init__(
+        self,
+        kinds: Sequence[Entry],
+        kind: Integers,
+        step: Integers,
+        occurrence: Integers,
+        records: Sequence[Record] | None,
+        row: Integers | None = None,
+    ) -> None:
+        """``kinds``: an entry of each kind; ``kind``, ``step``, ``occurrence``: a number per entry; ``records``: of the
+        run, None where every kind has one entry; ``row``: which of them an entry is of, None: the n-th of the n-th."""
+        self.kinds = kinds
+        self.kind = kind
+        self.step = step
+        self.occurrence = occurrence
+        self._records = records
+        self._row = row
+
+    @classmethod
+    def of(cls, columns: RecordColumns, records: Sequence[Record]) -> Entries:
+        """All records, under the names, tags and dims that they were recorded with."""
+        kinds = [Entry(record, record.name, record.tags, record.dims) for record in columns.kinds]
+        return cls(kinds, columns.kind, columns.step, columns.occurrence, None if columns.one_by_one else records)
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return next(self.of_rows(np.array([index])))
+
+    def of_rows(self, rows: Integers) -> Iterator[Entry]:
+        """The entries of these numbers."""
+        kinds, records = self.kinds, self._records
+        numbers = self.kind[rows].tolist()
+        if records is None:
+            return map(kinds.__getitem__, numbers)
+        at = rows if self._row is None else self._row[rows]
+        return (
+            Entry(records[row], like.name, like.tags, like.dims, like.piece)
+            for row, like in zip(at.tolist(), map(kinds.__getitem__, numbers), strict=True)
+        )
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self.of_rows(np.arange(len(self)))
+
+    @property
+    def ranks(self) -> Integers:
+        """Of each entry, its rank."""
+        return np.array([kind.rank for kind in self.kinds], np.int64)[self.kind]
+
+    def named(self, name: str) -> Iterator[Entry]:
+        """The entries of a name, in order."""
+        named = np.array([kind.name == name for kind in self.kinds], np.bool_)
+        return self.of_rows(np.flatnonzero(named[self.kind]))
+
+    def replaced(self, becomes: Sequence[Sequence[Entry]]) -> Entries:
+        """Each entry in the forms that its kind takes: none, one, or several one after the other."""
+        counts = np.array([len(forms) for forms in becomes], np.int64)
+        kinds = [form for forms in becomes for form in forms]
+        starts = np.cumsum(counts) - counts
+        repeats = counts[self.kind]
+        taken = np.repeat(np.arange(len(self)), repeats)
+        form = np.arange(len(taken)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+        row = taken if self._row is None else self._row[taken]
+        return Entries(
+            kinds, starts[self.kind[taken]] + form, self.step[taken], self.occurrence[taken], self._records, row
+        )
+
+
+class Members(Sequence[Entry]):
+    """Some entries of a run, made when they are asked for."""
+
+    __slots__ = ("_entries", "_made", "_rows", "_stays")
+
+    def __init__(self, entries: Entries, rows: Integers, *, stays: bool = True) -> None:
+        """``rows``: their numbers; ``stays``: what was made stays until ``forget``."""
+        self._entries = entries
+        self._rows = rows
+        self._stays = stays
+        self._made: tuple[Entry, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._all()[index]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._all())
+
+    def _all(self) -> tuple[Entry, ...]:
+        if self._made is not None:
+            return self._made
+        made = tuple(self._entries.of_rows(self._rows))
+        if self._stays:
+            self._made = made
+        return made
+
+    def forget(self) -> None:
+        """Let go of what was made."""
+        self._made = None
+
+    @property
+    def first_kind(self) -> Entry:
+        """An entry of the kind of the first one."""
+        return self._entries.kinds[int(self._entries.kind[self._rows[0]])]
+
+    @property
+    def kinds(self) -> Integers:
+        """Of each, the number of its kind: bundles with equal ones differ in step and content alone."""
+        return self._entries.kind[self._rows]
+
+    @property
+    def steps(self) -> tuple[int | None, ...]:
+        """Their steps; what has no step comes first."""
+        found = sorted(set(self._entries.step[self._rows].tolist()))
+        return tuple(None if step == OUTSIDE_STEPS else step for step in found)
+
+    def of_step(self, step: int | None) -> Members:
+        """Those of one step."""
+        wanted = OUTSIDE_STEPS if step is None else step
+        return Members(self._entries, self._rows[self._entries.step[self._rows] == wanted])

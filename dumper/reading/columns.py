@@ -1,0 +1,51 @@
+"""The records of a run as columns, so that millions are told apart and grouped without an object for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from dumper.format.index import NO_STEP
+from dumper.reading.protocol import Record, Run
+
+OUTSIDE_STEPS = NO_STEP
+"""In the column ``step``: outside any."""
+
+
+class RecordColumns(Struct, frozen=True, eq=False):
+    """All records, in the order of ``Run.records``. Those of one kind are of one rank, and differ in step, occurrence,
+    order and content alone."""
+
+    kinds: Sequence[Record]
+    """The first record of each kind."""
+    kind: npt.NDArray[np.int64]
+    """Of each record, the number of its kind."""
+    step: npt.NDArray[np.int64]
+    """Of each record, the step; ``OUTSIDE_STEPS`` for none."""
+    occurrence: npt.NDArray[np.int64]
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether every record is a kind of its own."""
+        return len(self.kinds) == len(self.kind)
+
+
+def columns_of(run: Run) -> RecordColumns:
+    """The columns of a run; of a recording that has no index each record is a kind of its own."""
+    own: Any = getattr(run, "columns", None)
+    if own is not None:
+        found: RecordColumns = own()
+        return found
+    return columns_of_records(run.records)
+
+
+def columns_of_records(records: Iterable[Record]) -> RecordColumns:
+    """Columns in which each record is a kind of its own."""
+    kinds = list(records)
+    steps = [OUTSIDE_STEPS if record.step is None else record.step for record in kinds]
+    occurrences = [record.occurrence for record in kinds]
+    return RecordColumns(kinds, np.arange(len(kinds)), np.array(steps, np.int64), np.array(occurrences, np.int64))
