@@ -9,6 +9,7 @@ KERNEL = "comparator/measure/kernel"
 PASSES = "comparator/diagnosis/kernel"
 FINGERPRINT = "dumper/values/fingerprint"
 SHORTCUT = "dumper/recording/shortcut"
+PT_FORMAT = "dumper/readers/sglang/pt_format"
 PAGES = "tensortap/lost_pages"
 
 
@@ -40,6 +41,7 @@ setup(
         extension(PASSES, "-O3", "-fno-math-errno"),
         extension(FINGERPRINT, "-O3"),
         extension(SHORTCUT, "-O2"),
+        extension(PT_FORMAT, "-O2"),
         extension(PAGES, "-O2"),
     ]
 )

@@ -94,19 +94,21 @@ def _compare(arguments: argparse.Namespace, engine_of: Callable[[Prepared, int |
         options, stopped, shown = _followed(arguments, options, (baseline_path, target_path), console)
     baseline, target = open_side(baseline_path, "baseline", progress), open_side(target_path, "target", progress)
     others = open_others(arguments.reference, arguments.noise, arguments.calibration)
-    prepared = prepare(baseline, target, options, others=others, progress=progress)
-    if arguments.explain:
-        return _explained(prepared, arguments.explain)
     both_sglang = is_sglang_dump(baseline) and is_sglang_dump(target)
     report_path = _report_path(arguments.report_path, target.path if both_sglang else None)
+    samples = arguments.output_format == "json" or report_path is not None  # no other output shows them
+    prepared = prepare(baseline, target, replace(options, samples=samples), others=others, progress=progress)
+    if arguments.explain:
+        return _explained(prepared, arguments.explain)
     schema: Schema = arguments.report_schema or ("sglang" if both_sglang else "tensortap")
     printed = shown or _printed(arguments, console, schema)
     reporters: list[Reporter] = [printed]
     outputs = Outputs(vars(arguments))
     said = prepared.notes()
-    environment = environment_lines(prepared.baseline, prepared.target)
     runs = (prepared.baseline, prepared.target)
-    tally = Tally(prepared.options, prepared.rules, said, prepared.unused, environment=environment, runs=runs)
+    tally = Tally(
+        prepared.options, prepared.rules, said, prepared.unused, environment=environment_lines(*runs), runs=runs
+    )
     with ExitStack() as stack:
         if report_path is not None:
             file = ReportFile(report_path, schema)

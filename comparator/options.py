@@ -62,6 +62,8 @@ class Options:
     """Failures, the first ones, for which percentiles are computed and pictures drawn; any number below 0: all."""
     per_token: bool = False
     """Report the ``rel`` of every token."""
+    samples: bool = True
+    """Whether findings on two of SGLang's dumps hold the first values of both sides as text."""
     map_config: Path | None = None
     allow: frozenset[str] = frozenset()
     """Names of messages (``comparator.messages``) that do not make a comparison fail."""

@@ -188,7 +188,7 @@ def measure_aligned(
         worst_token=worst,
         first_bad_token=_first_bad_token(rows, aligned.tokens),
         token_rels=_token_rels(aligned, options),
-        samples=_samples(baseline, target, rules) if difference.max_abs > SAMPLED_FROM else None,
+        samples=_samples(baseline, target, rules) if options.samples and difference.max_abs > SAMPLED_FROM else None,
         remarks=remarks,
     )
 

@@ -18,6 +18,7 @@ from dumper.layout import TokenLayout
 from dumper.printable import printable
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.names import AUXILIARY_NAMES, PARALLEL_KEYS, SGLangFiles
+from dumper.readers.sglang.plain_pt import Place, StoredTensor, read_again
 from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
 from dumper.readers.sglang.token_layouts import rank_layouts, with_data_parallel
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file
@@ -44,6 +45,8 @@ class _Facts:
     parallel: Mapping[str, tuple[int, int]]
     meta: Mapping[str, Any]
     error: str | None = None
+    place: Place | None = None
+    """Of the tensor in the file."""
 
 
 @dataclass(eq=False)
@@ -118,6 +121,7 @@ class SGLangRecord:
             dims=dims if isinstance(dims, str) else None,
             parallel=pt_files.parallel_layout(meta),
             meta=meta,
+            place=value.place if isinstance(value, StoredTensor) else None,
         )
 
     @property
@@ -163,10 +167,21 @@ class SGLangRecord:
     def is_intact(self) -> bool:
         """Whether the file can be read; SGLang writes no checksums but those of the zip format."""
         try:
-            self._checked = pt_files.load(self.path)
+            self._checked = self._known_content() or pt_files.load(self.path)
         except PtFileError:
             return False
         return True
+
+    def _known_content(self) -> Content | None:
+        """What the file holds, from where its tensor was found before; None where all of it must be read."""
+        facts = self.facts
+        if facts.dtype is None or facts.place is None:
+            return None
+        try:
+            tensor = read_again(self.path, facts.dtype, facts.place)
+        except OSError:
+            return None
+        return None if tensor is None else Content(tensor, facts.meta)
 
     def tensor(self) -> torch.Tensor:
         """The tensor on the CPU, mapped from the file. Raises ValueError when it is none or cannot be read."""

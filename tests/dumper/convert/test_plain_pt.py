@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import pickle
 import random
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,26 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dumper.readers.sglang import pt_files
-from dumper.readers.sglang.plain_pt import StoredTensor, Unknown, _Name, _Place, _Storages, load_plain
+from dumper.readers.sglang import plain_pt, pt_files
+from dumper.readers.sglang.plain_pt import NAMES, Storages, StoredTensor, Unknown, load_plain, read_again
 from dumper.readers.sglang.pt_files import PtFileError
+from dumper.readers.sglang.pt_format import COMPILED, _compiled, reference
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool, torch.complex64, torch.complex128, torch.uint16, torch.uint32, torch.uint64,
     torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, params=["compiled", "reference"])
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything with the compiled module, and with what it is held against."""
+    if request.param == "compiled" and not COMPILED:
+        pytest.skip("the module is not compiled here")
+    used = _compiled if request.param == "compiled" else reference
+    for name in ("members", "unpickle", "is_plain"):
+        monkeypatch.setattr(plain_pt, name, getattr(used, name))
 
 
 def plain(content: Any, path: Path) -> Any:
@@ -61,9 +73,20 @@ def test_tensors_are_those_of_torch(tmp_path: Path, data: st.DataObject) -> None
         tensor = tensor.unsqueeze(0).expand(3, *tensor.shape)
     found = plain({"value": tensor, "meta": {"dims": "t h", "of": base}}, tmp_path / "x.pt")
     assert same(found["value"], tensor)
+    if found["value"].place is not None:
+        again = read_again(tmp_path / "x.pt", found["value"].dtype, found["value"].place)
+        assert again is not None
+        assert same(again, tensor)
     assert same(found["meta"]["of"], base)
     assert found["meta"]["dims"] == "t h"
 
+
+PIECES = [
+    b"(", b")", b"]", b"}", b"N", b"\x88", b"K\x07", b"M\x07\x01", b"J\xff\xff\xff\xff", b"\x8a\x02\xff\xfe",
+    b"G\x3f\xf8\0\0\0\0\0\0", b"X\x02\0\0\0hi", b"ca\nb\n", b"t", b"\x85", b"\x86", b"\x87", b"a", b"e", b"s", b"u",
+    b"q\x01", b"h\x01", b"r\x01\0\0\0", b"j\x01\0\0\0", b"Q", b"R", b".",
+]  # fmt: skip
+"""Every instruction."""
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.just(()),
@@ -125,10 +148,34 @@ def test_a_pickle_that_does_anything_else_is_unknown(tmp_path: Path, code: bytes
 
 @pytest.mark.parametrize(("offset", "shape", "stride"), [(0, 7, 1), (6, 1, 1), (0, 2, 6), (-1, 1, 1), (0, 3, -1)])
 def test_a_tensor_beyond_its_storage_is_unknown(offset: int, shape: int, stride: int) -> None:
-    storages = _Storages(b"\0" * 24, {"x/data/0": _Place(0, 24, 0)}, "x/")  # type: ignore[arg-type]
-    storage = storages.find(("storage", _Name("torch", "FloatStorage"), "0", "cpu", 6))
+    storages = Storages(b"\0" * 24, {"x/data/0": (0, 24, 0)}, "x/", (24, 0, 0))
+    storage = storages.find(("storage", NAMES[b"torch\nFloatStorage"], "0", "cpu", 6))
     with pytest.raises(Unknown):
         storages.tensor(storage, offset, (shape,), (stride,), None)
+
+
+def test_a_large_tensor_is_found_again_until_the_file_changes(tmp_path: Path) -> None:
+    tensor = torch.arange(100_000.0)
+    found = plain([torch.zeros(7), tensor[50_000:]], tmp_path / "x.pt")[1]
+    again = read_again(tmp_path / "x.pt", "float32", found.place)
+    assert again is not None
+    assert same(again, tensor[50_000:])
+    torch.save([tensor], tmp_path / "x.pt")
+    assert read_again(tmp_path / "x.pt", "float32", found.place) is None
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(PIECES)).map(lambda pieces: b"\x80\x02" + b"".join(pieces) + b"."))
+def test_both_machines_take_the_same_pickles(code: bytes) -> None:
+    found = []
+    for one in (reference, _compiled) if COMPILED else ():
+        try:
+            content = one.unpickle(code, {b"a\nb": str}, lambda reference: [reference], lambda *parts: [*parts])
+        except (IndexError, KeyError, TypeError, ValueError, struct.error):
+            found.append("refused")
+        else:
+            found.append(repr(content) if one.is_plain(content, StoredTensor) else "refused")
+    assert len(set(found)) <= 1
 
 
 def test_a_list_that_holds_itself_ends(tmp_path: Path) -> None:

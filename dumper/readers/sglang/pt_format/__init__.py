@@ -1,0 +1,22 @@
+"""The two formats that a ``.pt`` file is made of: a zip archive, and in it a pickle of plain containers.
+
+Compiled where the package was installed with a C compiler (``_compiled.c``), else ``reference``, which defines both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dumper.readers.sglang.pt_format import reference
+from tensortap.compiled import load
+
+if TYPE_CHECKING:
+    from dumper.readers.sglang.pt_format import _compiled
+else:
+    _compiled = load(f"{__name__}._compiled")
+
+COMPILED = _compiled is not None
+
+members = reference.members if _compiled is None else _compiled.members
+unpickle = reference.unpickle if _compiled is None else _compiled.unpickle
+is_plain = reference.is_plain if _compiled is None else _compiled.is_plain
