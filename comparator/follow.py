@@ -93,11 +93,17 @@ def follow(paths: tuple[str, str], options: Options, *, wait: Callable[[float], 
 
 
 def findings_of(found: Round, options: Options, jobs: int | None) -> Iterator[Comparison]:
-    """The findings of a round: each is judged with the pairs of the same round."""
+    """The findings of a round: each is judged with the pairs of the same round.
+
+    An interrupt is raised once what was found until then is handed on.
+    """
     prepared = prepare(*found.runs, replace(options, start_step=found.first, end_step=found.last))
-    for finding in prepared.comparing(jobs=jobs):
+    comparing = prepared.comparing(jobs=jobs)
+    for finding in comparing:
         if finding.location.step is not None:
             yield finding
+    if comparing.interrupted:
+        raise KeyboardInterrupt
 
 
 def _look(path: str, side: Side) -> tuple[Run, Written] | None:

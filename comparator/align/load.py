@@ -9,8 +9,10 @@ import numpy.typing as npt
 from comparator.errors import PairError
 from comparator.match.bundles import BundlePair, Entry
 from comparator.match.entries import Members
+from dumper.reading.protocol import READING_ERRORS
 
 ONCE_NOTHING_WRITES = "compare again once nothing writes to the run"
+WHAT_ELSE = "python -m dumper verify RUN lists what else is damaged"
 
 
 def load_array(entry: Entry) -> npt.NDArray[Any]:
@@ -27,10 +29,15 @@ def load_array(entry: Entry) -> npt.NDArray[Any]:
         raise PairError(
             f"the record of {entry.name} on rank {entry.rank} at {record.source} is damaged: its bytes do not match "
             "their checksum",
-            hint="python -m dumper verify RUN lists what else is",
+            hint=WHAT_ELSE,
             name="damaged-record",
         )
-    array = record.array()
+    try:
+        array = record.array()
+    except READING_ERRORS as error:
+        raise PairError(
+            f"{entry.name} of rank {entry.rank} cannot be read: {error}", hint=WHAT_ELSE, name="damaged-record"
+        ) from None
     return array if entry.piece is None else entry.piece.cut(array)
 
 

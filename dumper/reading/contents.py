@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dumper.format.frames import FormatError
 from dumper.printable import printable
 from dumper.reading.distribution import drawn_distribution
 from dumper.reading.indexing import Index
+from dumper.reading.protocol import READING_ERRORS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,8 +22,6 @@ LARGEST_SHOWN = 16 << 20
 LONGEST_SHOWN = 2000
 """Characters of one text."""
 LINE_WIDTH = 110
-READING_ERRORS = (FormatError, ValueError, RecursionError)
-"""What reading a record raises where it is damaged, or holds nothing of the kind that is asked for."""
 _WORDS = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
 

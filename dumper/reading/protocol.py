@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
+from dumper.format.frames import FormatError
+
 if TYPE_CHECKING:
     import numpy.typing as npt
     import polars
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from dumper.layout import TokenLayout
     from dumper.storage.places import Place
     from tensortap.progress import Progress
+
+
+READING_ERRORS = (FormatError, ValueError, RecursionError)
+"""What reading a record raises where it is damaged, or holds nothing of the kind that is asked for."""
 
 
 class RunError(ValueError):

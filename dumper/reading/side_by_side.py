@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dumper.printable import printable
-from dumper.reading.contents import READING_ERRORS, as_plain, as_text, part_of
+from dumper.reading.contents import as_plain, as_text, part_of
 from dumper.reading.indexing import Index
 from dumper.reading.listing import as_json, headline
+from dumper.reading.protocol import READING_ERRORS
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -122,6 +122,14 @@ def test_what_is_little_is_compared_here() -> None:
     assert available_cores() >= 1
 
 
+@pytest.mark.parametrize("jobs", ["0", "-1", "two", "1.5"])
+def test_a_number_of_processes_that_makes_no_sense(jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["a", "b", "--jobs", jobs])
+    assert ended.value.code == 2
+    assert f"--jobs/-j: {jobs!r} is not a number from 1 on" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two runs of 24 taps in 4 steps, one of them with a fault from the third tap on."""

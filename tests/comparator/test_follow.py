@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 
 from comparator import follow as following
+from comparator import pipeline
 from comparator.cli import main
+from comparator.engine.processes import ForkedProcesses
 from comparator.engine.protocol import InThisProcess
 from dumper.recording.recorder import Recorder
 
@@ -172,6 +175,44 @@ def test_an_interrupt_while_it_compares_prints_what_was_found(
     assert findings(lines) == [(step, "0", "passed") for step in range(STEPS)]
     assert [note["category"] for note in lines[-1]["errors"]] == ["interrupted"]
     assert lines[-1]["exit_code"] == 1
+
+
+def interrupted_in_a_worker(monkeypatch: pytest.MonkeyPatch, folder: Path, after: int) -> None:
+    """An interrupt of this process once it has the first results, while a worker measures the next one."""
+    true_results, true_measure, here = ForkedProcesses.results, pipeline.measure_unit, os.getpid()
+
+    def results(self: ForkedProcesses, units: Any, measure: Any) -> Iterator[Any]:
+        for number, one in enumerate(true_results(self, units, measure), 1):
+            yield one
+            (folder / str(number)).touch()
+
+    def measure(unit: Any, *arguments: Any) -> Any:
+        if unit.number >= after and not (folder / "sent").exists():
+            deadline = time.monotonic() + 60
+            while not (folder / str(after)).exists() and time.monotonic() < deadline:
+                os.sched_yield()
+            (folder / "sent").touch()
+            os.kill(here, signal.SIGINT)
+            time.sleep(60)
+        return true_measure(unit, *arguments)
+
+    monkeypatch.setattr(ForkedProcesses, "results", results)
+    monkeypatch.setattr(pipeline, "measure_unit", measure)
+
+
+@pytest.mark.parametrize("flags", [[], ["--follow"]])
+def test_an_interrupt_while_processes_compare_prints_what_was_found(
+    tmp_path: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baseline, target = whole(tmp_path / "baseline"), whole(tmp_path / "target")
+    (tmp_path / "flags").mkdir()
+    interrupted_in_a_worker(monkeypatch, tmp_path / "flags", after=1)
+    assert main([str(baseline), str(target), "--output-format", "json", "--jobs", "2", *flags]) == 130
+    lines = printed(capsys)
+    assert findings(lines) == [(step, "0", "passed") for step in range(STEPS)]
+    assert [note["category"] for note in lines[-1]["errors"]] == ["interrupted"]
+    assert lines[-1]["exit_code"] == 1
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from comparator.cli import main
 from dumper import open_run
 from dumper.cli import main as dumper_main
+from dumper.format import frames
 from tests.comparator.fakes import FakeRecord, FakeRun, values
 from tests.comparator.recording import write_run
 
@@ -90,3 +91,27 @@ def test_worlds_of_two_sizes_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFi
         shutil.copy(file, mixed)
     assert main([str(one), str(mixed)]) == 1
     assert "(mixed-runs)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 5])
+def test_a_payload_that_is_shorter_than_its_shape(
+    whole: Path, tmp_path: Path, kept: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All checksums are right, and what is written makes no sense: so many rows of a tensor of three, or a byte."""
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    content, position, written = (whole / FILE).read_bytes(), 0, b""
+    while frames.decode_footer(content, position) is None:
+        frame = frames.decode_frame(content, position)
+        payloads = [bytes(frames.payload_view(content, one)) for one in frame.payloads]
+        if frame.kind == "record":
+            payloads = [one[: len(one) * kept // 3] + b"x" * (kept % 2) for one in payloads]
+        if frame.kind != "index":
+            written += frames.encode_frame(frame.kind, frames.decode_meta(frame.meta), len(written), tuple(payloads))
+        position = frame.end
+    (odd / FILE).write_bytes(written)
+    assert main([str(whole), str(odd), "--allow", "unclosed"]) == 1
+    printed = capsys.readouterr().out
+    assert "0 passed, 0 failed; 0 skipped, 8 errored" in printed
+    assert "(damaged-record)" in printed
+    assert "Traceback" not in printed
