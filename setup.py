@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 KERNEL = "comparator/measure/kernel"
+TORCH_SUMS = "comparator/measure/torch_sums"
 PASSES = "comparator/diagnosis/kernel"
 FINGERPRINT = "dumper/values/fingerprint"
 SHORTCUT = "dumper/recording/shortcut"
@@ -38,6 +39,7 @@ setup(
     ext_modules=[
         # Without contraction, so that both kernels round alike.
         extension(KERNEL, "-O3", "-ffp-contract=off", "-fno-math-errno", others=(f"{PASSES}/_half.h",)),
+        extension(TORCH_SUMS, "-O3", "-ffp-contract=off", others=(f"{PASSES}/_half.h",)),
         extension(PASSES, "-O3", "-fno-math-errno"),
         extension(FINGERPRINT, "-O3"),
         extension(SHORTCUT, "-O2"),

@@ -12,6 +12,7 @@ from typing import Any
 MODULES = (
     "comparator.diagnosis.kernel._compiled",
     "comparator.measure.kernel._compiled",
+    "comparator.measure.torch_sums._compiled",
     "dumper.readers.sglang.pt_format._compiled",
     "dumper.recording.shortcut._compiled",
     "dumper.values.fingerprint._compiled",

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comparator.align.unshard import _sum_as_torch
+from comparator.measure import torch_sums
 from comparator.measure.torch_rounding import _rounded, _rounded_by_torch
-from comparator.measure.torch_sums import sum_as_torch
+from comparator.measure.torch_sums import reference, sums_as_torch
 
 SIZES = [*range(70), 127, 128, 1000, 8191, 8192, 32767, 32768, 65_537, 300_001, (1 << 20) + 5]
 
@@ -27,13 +28,46 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_sums_are_those_of_torch_in_every_bit(dtype: type) -> None:
+@pytest.fixture(params=["numpy", "compiled"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "numpy":
+        monkeypatch.setattr(torch_sums, "_compiled", None)
+    elif torch_sums._compiled is None:
+        pytest.skip("the module is not compiled here")
+
+
+@pytest.mark.usefixtures("threads", "kernel")
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "float16"), ("float64", "int8")])
+def test_sums_are_those_of_torch_in_every_bit(dtypes: tuple[str, str]) -> None:
     rng = np.random.default_rng(0)
-    for size in SIZES:
-        values = rng.standard_normal(size).astype(dtype)
-        assert float(sum_as_torch(values)) == torch.from_numpy(values).sum().item(), size
+    for size in SIZES[1:]:
+        x, y = ((10 * rng.standard_normal(size)).astype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+                for name in dtypes)  # fmt: skip
+        left, right = (torch.from_numpy(side.astype(np.float32)) for side in (x, y))
+        gap, wide = (right - left).abs(), (left.double(), right.double())
+        norm = (wide[0] * wide[0] + wide[1] * wide[1]).sum().item()
+        expected = gap.sum().item(), norm, (wide[0] * wide[1]).sum().item(), gap.max().item()
+        assert sums_as_torch(x, y) == expected, size
+
+
+@pytest.mark.skipif(torch_sums._compiled is None, reason="the module is not compiled here")
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 5000), st.integers(0, 9), st.integers(0, 2), st.sampled_from(["float16", "float32"]), st.integers()
+)
+def test_both_passes_agree_in_every_bit(size: int, start: int, instructions: int, dtype: str, seed: int) -> None:
+    rng = np.random.default_rng(abs(seed))
+    x, y = (rng.standard_normal(start + size).astype(dtype) for _ in range(2))
+    if seed % 3 == 0:
+        y[rng.integers(start + size)] = rng.choice([np.nan, np.inf, -np.inf])
+    compiled, kind = torch_sums._compiled, torch_sums._KINDS[dtype]
+    try:
+        assert compiled.limit(instructions) <= instructions
+        found = compiled.measure(x.view(np.uint8), kind, y.view(np.uint8), kind, start, start + size)
+    finally:
+        compiled.limit(2)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(found, reference.measure(x, y, start, start + size))
 
 
 @settings(max_examples=100, deadline=None)
@@ -47,6 +81,21 @@ def test_metrics_are_those_of_torch_in_every_bit(size: int, noise: float, seed: 
     with np.errstate(all="ignore"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
         np.testing.assert_array_equal(_rounded(x, y), _rounded_by_torch(x, y))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("places", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_metrics_are_those_of_torch_wherever_elements_lie(places: tuple[int, int, int], dtype: type) -> None:
+    rng = np.random.default_rng(1)
+    x, y = (rng.standard_normal((31, 40, 53)).astype(dtype) for _ in range(2))
+    for side in (x, y):
+        side.flags.writeable = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+        left, right = x.transpose(places), y.transpose(places)
+        assert _rounded(left, right) == _rounded_by_torch(left, right)
+        assert _rounded(left[:, ::2], right[:, ::2]) == _rounded_by_torch(left[:, ::2], right[:, ::2])
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,49 +1,36 @@
-"""Sums in the order of torch's on a CPU, so that they round alike without torch.
+"""Sums in the order of torch's on a CPU: the definition of the compiled module.
 
 torch adds a vector in the lanes of an AVX2 register and in four streams of these, each by a cascade: runs of a power of
-two are added one after the other, then their sums, and so on, three times (``ATen/native/cpu/SumKernel.cpp``). Large
-vectors are first cut into a part for each thread (``ATen/native/TensorIteratorReduce.cpp``).
+two are added one after the other, then their sums, and so on, three times (``ATen/native/cpu/SumKernel.cpp``).
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 
-from comparator.measure.kernel.sums import Array
+from comparator.measure.kernel.sums import Array, to_working
 
 _STREAMS = 4
 _LEVELS = 4
 _REGISTER = 32
 """Bytes."""
-_GRAIN = 32768
-"""Elements from which torch uses several threads."""
+_SINGLE = np.dtype(np.float32)
 
 
-def sum_as_torch(values: Array) -> Any:
-    """The sum of a contiguous array in its own dtype, float32 or float64."""
-    flat = values.reshape(-1)
-    threads = _threads()
-    if flat.size < _GRAIN or threads == 1:
-        return _sum(flat)
-    used = min(threads, -(-flat.size // _GRAIN))
-    each = -(-flat.size // used)
-    parts = np.zeros(threads, flat.dtype)
-    found = [_sum(flat[start : start + each]) for start in range(0, flat.size, each)]
-    parts[: len(found)] = found
-    return _sum(parts)
+def measure(x: Array, y: Array, start: int, stop: int) -> tuple[float, float, float, float]:
+    """Of a range of two contiguous vectors, taken in float32: Σ|y-x| in float32, Σ(x²+y²) and Σxy in float64, and the
+    largest |y-x|, which is NaN where one is."""
+    left, right = (np.asarray(to_working(side[start:stop], _SINGLE)) for side in (x, y))
+    gap = np.abs(right - left)
+    wide_x, wide_y = left.astype(np.float64), right.astype(np.float64)
+    norm, cross = (float(in_order(values)) for values in (wide_x * wide_x + wide_y * wide_y, wide_x * wide_y))
+    return float(in_order(gap)), norm, cross, float(gap.max())
 
 
-def _threads() -> int:
-    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if text.isdecimal() and int(text):
-        return int(text)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _sum(flat: Array) -> Any:
+def in_order(flat: Array) -> Any:
+    """The sum of a vector in its own dtype, float32 or float64, as one of torch's threads adds it."""
     lanes = _REGISTER // flat.dtype.itemsize
     if flat.size < lanes:
         return _stream_sum(flat.reshape(-1, 1))[0]

@@ -1,0 +1,6 @@
+from typing import Any
+
+def limit(most: int, /) -> int: ...
+def measure(
+    x: Any, kind_x: int, y: Any, kind_y: int, start: int, stop: int, /
+) -> tuple[float, float, float, float]: ...
