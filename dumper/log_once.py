@@ -1,8 +1,23 @@
-"""Trouble, said once: a full disk must not fill the log as well."""
+"""The log of ``tensortap``; and trouble, said once: a full disk must not fill the log as well."""
 
 from __future__ import annotations
 
 from dumper.printable import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import logging
+
+
+def log() -> logging.Logger:
+    """The logger ``tensortap``: whoever logs asks for it anew, since a framework's ``dictConfig`` switches off all
+    loggers that there are and that it does not name."""
+    # Imported late: logging would double what ``import dumper`` costs every patched process.
+    import logging
+
+    logger = logging.getLogger("tensortap")
+    logger.disabled = False
+    return logger
 
 
 class LogOnce:
@@ -17,9 +32,4 @@ class LogOnce:
         key = key or message
         if key not in self._keys:
             self._keys.add(key)
-            # Imported late: logging would double what ``import dumper`` costs every patched process.
-            import logging
-
-            logger = logging.getLogger("tensortap")
-            logger.disabled = False  # a framework's dictConfig switches off all loggers that it does not name
-            logger.log(getattr(logging, level.upper()), "tensortap: %s", printable(message))
+            getattr(log(), level)("tensortap: %s", printable(message))

@@ -22,6 +22,8 @@ PREFIX = "TENSORTAP_"
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?)?B?", re.IGNORECASE)
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLACE = re.compile(rf"(?P<axis>{_AXIS.pattern})=(?P<rank>\d+)/(?P<size>\d+)")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""What an address on object storage begins with, also once it went through ``pathlib.Path``."""
 _NARROWING = ("filter", "level", "steps", "on_nan", "enable_value", "enable_output_file")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -33,6 +35,10 @@ class SettingsError(ValueError):
         super().__init__(message)
         self.narrowing = narrowing
         """Whether more would be recorded without it."""
+
+
+class PlaceError(SettingsError):
+    """A place where no run can be written."""
 
 
 @dataclass(frozen=True)
@@ -129,19 +135,22 @@ class Settings:
         """The settings that the environment asks for, and what was wrong with the others of its variables.
 
         Variables that belong to other parts of tensortap are left alone. Where one that says what is recorded cannot be
-        read, nothing is, until it is told anew: less was asked for than everything.
+        read, nothing is, until it is told anew: less was asked for than everything. Nor is anything recorded where the
+        place cannot be used: it would fill another.
         """
-        settings, errors = cls(), []
+        settings, errors, placeless = cls(), [], False
         for variable, key, text in _variables(environment):
             try:
                 settings = settings.changed(**{key: text})
             except SettingsError as error:
-                meant_less = key in _NARROWING
+                meant_less, elsewhere = key in _NARROWING, isinstance(error, PlaceError)
                 consequence = "nothing is recorded, since less than everything was meant" if meant_less else "ignored"
+                consequence = "nothing is recorded" if elsewhere else consequence
+                placeless |= elsewhere
                 errors.append(SettingsError(f"{variable}: {error}; {consequence}", narrowing=meant_less))
         if settings.enable and any(error.narrowing for error in errors):
             settings = settings.changed(enable=False, control=settings.controlled)
-        return settings, errors
+        return settings.changed(enable=False, control=False) if placeless else settings, errors
 
 
 def is_in_environment(key: str, environment: Mapping[str, str]) -> bool:
@@ -179,7 +188,11 @@ def checked(key: str, value: Any) -> tuple[str, Any]:
     try:
         return key, _READERS[key](value)
     except ValueError as error:
-        raise SettingsError(f"setting {key}: {error}") from None
+        raise _of_setting(key, error) from None
+
+
+def _of_setting(key: str, error: ValueError) -> SettingsError:
+    return (PlaceError if isinstance(error, PlaceError) else SettingsError)(f"setting {key}: {error}")
 
 
 def _checked_of_sglang(key: str, value: Any) -> tuple[str, Any]:
@@ -190,7 +203,7 @@ def _checked_of_sglang(key: str, value: Any) -> tuple[str, Any]:
     try:
         return name, _READERS[name](sglang_settings.our_value(key, value)) if name in _READERS else None
     except ValueError as error:
-        raise SettingsError(f"setting {key}: {error}") from None
+        raise _of_setting(key, error) from None
 
 
 def check_setting(key: str, value: Any) -> None:
@@ -215,8 +228,19 @@ def _text(value: Any) -> str:
     return str(os.fspath(value))
 
 
+def _folder(value: Any) -> str:
+    text = _text(value)
+    found = _ADDRESS.match(text)
+    if found is not None:
+        raise PlaceError(  # without the address, which may hold a secret
+            f"{found[0]}/… is an address, and a run is recorded to a folder of this machine; give one, and copy the "
+            "run from there once it is complete (docs/scale.md)"
+        )
+    return text
+
+
 def _run_name(value: Any) -> str:
-    return launch.with_time(_text(value))
+    return launch.with_time(_folder(value))
 
 
 def _number(value: Any) -> int:
@@ -296,7 +320,7 @@ def _parsed(parse: Callable[[str], object]) -> Callable[[Any], str]:
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "enable": _boolean,
-    "dir": _text,
+    "dir": _folder,
     "run": _run_name,
     "filter": _optional(_parsed(Expression)),
     "level": _optional(_parsed(LevelRules.parse)),

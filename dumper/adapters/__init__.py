@@ -7,7 +7,6 @@ two functions, ``describe_process`` and ``read_batch``; neither raises because o
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from typing import Any
 
@@ -21,6 +20,7 @@ from dumper.adapters.protocol import (
     Process,
 )
 from dumper.layout import TokenLayout
+from dumper.log_once import log
 
 __all__ = [
     "Adapter",
@@ -36,8 +36,6 @@ __all__ = [
     "read_batch",
     "register",
 ]
-
-_log = logging.getLogger("tensortap")
 
 _KNOWN: tuple[tuple[str, str, str], ...] = (
     # The framework's own module, the adapter's module, its class. Engines come before what they build on.
@@ -77,7 +75,7 @@ def _load(module: str, class_name: str) -> Adapter | None:
     try:
         adapter: Adapter = getattr(importlib.import_module(module), class_name)()
     except Exception as error:
-        _log.warning("tensortap: the adapter %s cannot be used: %s: %s", module, type(error).__name__, error)
+        log().warning("tensortap: the adapter %s cannot be used: %s: %s", module, type(error).__name__, error)
         return None
     return adapter
 
@@ -226,4 +224,4 @@ def _warn(adapter: Adapter, what: str, error: Exception) -> None:
 def _warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
-        _log.warning(message)
+        log().warning(message)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,8 +15,7 @@ from typing import Any
 
 from dumper.control.changes import resolve
 from dumper.control.controller import ControlError, Pending, Rank, change, expected_ranks, pending_changes
-
-_log = logging.getLogger("tensortap")
+from dumper.log_once import log
 
 _PREFIX = "/dumper/"
 _METHODS = ("configure", "get_state", "reset")
@@ -61,7 +59,7 @@ class _Server(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        _log.debug("tensortap: http: a request from %s failed", client_address, exc_info=True)
+        log().debug("tensortap: http: a request from %s failed", client_address, exc_info=True)
 
 
 class ControlServer:
@@ -84,7 +82,7 @@ class ControlServer:
 def serve(run: Path, port: int, token: str | None, timeout: float = 30.0) -> ControlServer | None:
     """Serve the run's control on 127.0.0.1; port 0 takes a free one. Never raises: says why it does not serve."""
     if token is None or len(token) < _LEAST_TOKEN:
-        _log.warning(
+        log().warning(
             "tensortap: nothing is served on port %d: TENSORTAP_HTTP_TOKEN must be set, to %d characters or more",
             port,
             _LEAST_TOKEN,
@@ -93,7 +91,7 @@ def serve(run: Path, port: int, token: str | None, timeout: float = 30.0) -> Con
     try:
         return ControlServer(run, port, token, timeout)
     except OSError as error:
-        _log.warning("tensortap: control cannot be served on 127.0.0.1:%d: %s", port, error)
+        log().warning("tensortap: control cannot be served on 127.0.0.1:%d: %s", port, error)
         return None
 
 
@@ -181,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        _log.debug("tensortap: http: " + format, *args)
+        log().debug("tensortap: http: " + format, *args)
 
 
 def _state(rank: Rank, pending: list[Pending]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ that is one store and one comparison. A watcher thread calls ``poll``, which doe
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -16,9 +15,8 @@ from typing import Any, Protocol
 from dumper.control import files
 from dumper.control.changes import PLACES, Changes, describe, resolve
 from dumper.format import json_files
+from dumper.log_once import log
 from dumper.printable import printable
-
-_log = logging.getLogger("tensortap")
 
 _NEVER = 1 << 62
 
@@ -124,10 +122,10 @@ class Participant:
                 changes = {**self.initial, **changes}
             self.target.apply(changes)
         except Exception as error:
-            _log.warning("tensortap: cannot apply %s: %s", command.changes, printable(error))
+            log().warning("tensortap: cannot apply %s: %s", command.changes, printable(error))
             return
         self.applied, self.applied_at = command.generation, step
-        _log.info("tensortap: from step %d: %s", step, describe(command.changes))
+        log().info("tensortap: from step %d: %s", step, describe(command.changes))
 
     # The watcher's thread.
 
@@ -206,4 +204,4 @@ class Participant:
         try:
             json_files.create(files.outcome(self.folder, command.generation), {"commit": False, "reason": reason})
         except OSError as error:
-            _log.warning("tensortap: a change is not applied, its outcome cannot be written: %s", error)
+            log().warning("tensortap: a change is not applied, its outcome cannot be written: %s", error)

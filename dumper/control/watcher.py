@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -16,11 +15,10 @@ from dumper.control.participant import Participant, Place, Target
 from dumper.format import json_files
 from dumper.format.regular_files import make_folders
 from dumper.format.run_files import control_folder
+from dumper.log_once import log
 
 if TYPE_CHECKING:
     from dumper.control.http import ControlServer
-
-_log = logging.getLogger("tensortap")
 
 _IDLE_SECONDS = 0.1
 _BUSY_SECONDS = 0.01
@@ -45,7 +43,7 @@ class Control:
     ) -> None:
         """``find_place`` is asked until it knows; with True once the process makes steps, and must know then."""
         self.pid = os.getpid()
-        self._run = run
+        self.run = run
         self._folder = control_folder(run)
         self._folder_mode = folder_mode
         self._http_port = http_port
@@ -100,7 +98,7 @@ class Control:
         if self._http_port is not None and place.rank == 0:
             from dumper.control.http import serve
 
-            self._server = serve(self._run, self._http_port, self._http_token)
+            self._server = serve(self.run, self._http_port, self._http_token)
 
     def close(self) -> None:
         """Stop watching; the rank's file says that it has ended. Never raises."""
@@ -160,7 +158,7 @@ class Control:
     def _complain(self, error: Exception) -> None:
         if not self._complained:
             self._complained = True
-            _log.warning(
+            log().warning(
                 "tensortap: recording cannot be controlled through %s: %s: %s",
                 self._folder,
                 type(error).__name__,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from dumper.log_once import log
 from dumper.memory.cuda_runtime import CudaRuntime, DeviceError
 from dumper.values import device_kernels
 from dumper.values.fingerprint import SUMS_BYTES
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import torch
 
     from dumper.values.device_kernels.single import Launch
-
-logger = logging.getLogger("tensortap")
 
 RESULT_BYTES = {"stats": 8 * len(STATISTICS), "hash": SUMS_BYTES}
 """Of each kind of level."""
@@ -134,7 +132,7 @@ class DeviceReductions:
         """Kernels are not tried again, in this process: what one of them meets, all do."""
         if not self._failed and not isinstance(error, DeviceError):
             self._failed = True
-            logger.warning(
+            log().warning(
                 "tensortap: the kernels for levels stats and hash cannot be used (%s: %s); torch computes statistics,"
                 " and values are fingerprinted on the host",
                 type(error).__name__,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from dumper.log_once import log
 from dumper.rules.expressions import Expression
 from dumper.rules.levels import FULL, Level, LevelRules
 from dumper.settings import Settings
 from dumper.values.source import Source
 from dumper.writing.items import TagsKey
-
-logger = logging.getLogger("tensortap")
 
 
 class Moment(NamedTuple):
@@ -49,5 +47,5 @@ class Choice:
             try:
                 return Level.parse(source.level)
             except ValueError as error:
-                logger.error("tensortap: %s: %s. The rules of the settings are used instead.", source.name, error)
+                log().error("tensortap: %s: %s. The rules of the settings are used instead.", source.name, error)
         return self._levels.choose(names) if self._levels is not None else FULL

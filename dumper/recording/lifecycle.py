@@ -73,6 +73,13 @@ class Lifecycle:
                 settings.run_path, self._controlled, settings.http_port, settings.http_token, settings.folder_mode
             )
 
+    def stop_control_elsewhere(self, settings: Settings) -> None:
+        """Take part no longer in the control of a run that the settings have left before anything was recorded."""
+        control = self.control
+        if control is not None and settings.controlled and control.run != settings.run_path:
+            self.control = None
+            control.close()
+
     def take(self) -> tuple[Session | None, Control | None]:
         """What has to be closed; nothing is open afterwards."""
         taken = self.session, self.control

@@ -84,6 +84,14 @@ class RecordingProcess:
         file begins; call ``close`` first to move a running recording.
         """
         with self._lock:
+            self._change(settings)
+            # A process with taps is controlled before its first pass; where it is, its first record says for good.
+            if self.has_taps and self._open.session is None:
+                self._open.stop_control_elsewhere(self.settings)
+                self._open.start_control(self.settings)
+
+    def _change(self, settings: Mapping[str, Any]) -> None:
+        with self._lock:
             changed = self.settings.changed(**settings)
             if changed.enable and changed.strict and not self.settings.enable and self._graphs is not None:
                 self._graphs.check_none_is_silent()
@@ -95,7 +103,7 @@ class RecordingProcess:
     def apply(self, changes: dict[str, Any]) -> None:
         """What ``configure`` does, asked for from outside (``dumper/control``); another place holds from now on."""
         before = self.settings.run_path
-        self.configure(**changes)
+        self._change(changes)
         if self.settings.run_path != before:
             with self._lock:
                 session = self._open.take_session()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dumper.adapters import describe_process
 from dumper.adapters.protocol import GraphFacts, Parallel, PassSize, PendingLayout
 from dumper.layout import TokenLayout
+from dumper.log_once import log
 from dumper.memory.available import check_room
 from dumper.memory.buffers import SMALL
 from dumper.memory.device_reductions import RESULT_BYTES
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from dumper.recording.graphs.captured import CapturedGraph
     from dumper.recording.graphs.replays import Replays
     from dumper.recording.shortcut import Shortcut
-
-logger = logging.getLogger("tensortap")
 
 
 class Session:
@@ -299,7 +297,7 @@ class Session:
                 {name: self._stager.stage(value) for name, value in layout.tensors.items()}, layout.build
             )
         except Exception as error:
-            logger.warning("tensortap: a step has no token layout: %s", error)
+            log().warning("tensortap: a step has no token layout: %s", error)
             return None
 
     def add_axes(self, axes: Parallel) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -15,8 +14,7 @@ import numpy.typing as npt
 from dumper.format import json_files
 from dumper.format.regular_files import folder_mode_within, make_folders
 from dumper.format.run_files import control_folder
-
-_log = logging.getLogger("tensortap")
+from dumper.log_once import log
 
 _LOOK_SECONDS = 0.1
 
@@ -40,7 +38,7 @@ class NanSignal:
             make_folders(self._path.parent, folder_mode_within(self._path.parent.parent))
             json_files.write(self._path, {"step": step, "time": time.time()})
         except OSError as error:
-            _log.warning("tensortap: the other ranks do not learn of the NaN: %s", error)
+            log().warning("tensortap: the other ranks do not learn of the NaN: %s", error)
 
     def given(self) -> bool:
         """Whether another rank has; looks at most ten times a second."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from dumper.format.layouts import encode_layout
 from dumper.format.regular_files import make_folders
 from dumper.format.run_files import segment_path
 from dumper.format.status import StatusBlock
-from dumper.log_once import LogOnce
+from dumper.log_once import LogOnce, log
 from dumper.memory.cuda_runtime import DeviceError
 from dumper.memory.staging import Staged
 from dumper.settings import Settings
@@ -33,8 +32,6 @@ from dumper.writing.items import (
 )
 from dumper.writing.rank_file import ClaimedError, CutShortError, RankFile
 from dumper.writing.record_encoder import RecordEncoder
-
-logger = logging.getLogger("tensortap")
 
 LARGE = 256 << 10
 """Bytes; payloads from here on are written by themselves, smaller ones in batches."""
@@ -270,7 +267,7 @@ class RankStream:
         try:
             self._status.recreate()
         except OSError:
-            logger.debug("tensortap: the counts cannot be written", exc_info=True)
+            log().debug("tensortap: the counts cannot be written", exc_info=True)
         self._lose(lost, "lost_writing", f"{file.path} was deleted while it was written; going on in a new file")
 
     def _rolled_over(self) -> RankFile | None:

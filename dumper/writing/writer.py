@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from dumper.log_once import log
 from dumper.memory.buffers import SLAB_BYTES, Shelf, Slab, copy_memory
 from dumper.memory.device_slabs import DeviceSlab
 from dumper.settings import Settings
@@ -23,8 +23,6 @@ from dumper.writing.items import (
     count_values,
 )
 from dumper.writing.rank_stream import RankStream
-
-logger = logging.getLogger("tensortap")
 
 OVERHEAD_BYTES = 256
 """What a record costs in memory beside its value, roughly."""
@@ -302,7 +300,7 @@ class Writer:
         try:
             self._encoder.write(batch)
         except Exception:
-            logger.exception(
+            log().exception(
                 "tensortap: up to %d values were not written because of an internal error", count_values(batch)
             )
         finally:

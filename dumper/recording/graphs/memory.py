@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import threading
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from dumper.log_once import log
 from dumper.memory.cuda_runtime import loaded_runtime
-
-logger = logging.getLogger("tensortap")
 
 ALIGNMENT = 256
 """Bytes; values begin at multiples of it."""
@@ -110,7 +108,7 @@ def _allocate(nbytes: int, device: torch.device) -> torch.Tensor:
                 except torch.cuda.OutOfMemoryError:
                     raise
                 except RuntimeError:
-                    logger.debug("tensortap: memory of taps is of a graph's pool", exc_info=True)
+                    log().debug("tensortap: memory of taps is of a graph's pool", exc_info=True)
             return torch.empty(nbytes, dtype=torch.uint8, device=device)
 
 

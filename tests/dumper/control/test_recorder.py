@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from dumper import open_run
+from dumper import control, open_run
+from dumper.adapters.protocol import Process
 from dumper.control.cli import main
 from dumper.control.controller import read_ranks
 from dumper.recording.recorder import Recorder
@@ -186,3 +187,25 @@ def test_a_process_that_ends_says_so(tmp_path: Path) -> None:
     subprocess.run(command, check=True, env=environment(run, enable="1"))
     (rank,) = read_ranks(run)
     assert (rank.ended, rank.step) == (True, 2)
+
+
+def test_a_process_that_is_configured_in_its_code_is_controlled_before_its_first_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a server that ``patcher.apply`` has patched: its rank is known, and nothing was recorded."""
+    for name in [name for name in os.environ if name.startswith("TENSORTAP_")]:
+        monkeypatch.delenv(name)
+    known = Process(1, 2, {}, {}, "sglang")
+    monkeypatch.setattr(control, "describe_process", lambda in_full: known)
+    recorder = Recorder()
+    recorder.install_taps("m", ({"id": "m.f#1:x", "name": "x", "kind": "dump", "file": "m.py", "line": 1},), {})
+    try:
+        recorder.configure(enable=True, dir=str(tmp_path), run="first")
+        recorder.configure(run="run")
+        until(lambda: bool(read_ranks(tmp_path / "run")))
+        assert main([str(tmp_path / "run"), "--json", "status"]) == 0
+        (rank,) = json.loads(capsys.readouterr().out)
+        assert (rank["rank"], rank["step"], rank["alive"]) == (1, -1, True)
+        assert not any(rank.ended is False for rank in read_ranks(tmp_path / "first")), "it has left the first one"
+    finally:
+        recorder.close()
