@@ -24,6 +24,7 @@ from comparator.match.keys import sglang_record
 from comparator.match.pairs import match_bundles
 from comparator.match.runs import choose_rules, index, parallel_layout
 from comparator.match.unused import unused_patterns
+from comparator.measure.kernel.sums import RowTable
 from comparator.measure.measurement import TensorMeasurement
 from comparator.measure.pair import Measurer
 from comparator.measure.units import Families, MakeProfile, P, Row, Unit, UnitResult, in_order, measure_unit, units_of
@@ -298,7 +299,7 @@ class Comparing:
             self._prepared.measurer.align(selected, self._draw)
         return build(selected, measurement, verdict, self._prepared.contexts, self._prepared.trace)
 
-    def _draw(self, _: Selected, aligned: Aligned) -> None:
+    def _draw(self, _: Selected, aligned: Aligned, rows: RowTable | None) -> None:
         from comparator.measure.picture import picture
 
         self.picture = picture(aligned)

@@ -55,10 +55,10 @@ def profile(tap: TapRows, node: TapNode) -> TapProfile:
             f"{list(target.shape)} and {len(labels)} labels"
         )
     matrices = Matrices(baseline, target)
-    sums, counts, energy = first_look(matrices)
-    if not counts.differing.any():
-        return _identical(tap, node, int(counts.baseline_nonfinite.sum()))
-    return _Measuring(tap, node, matrices, sums, counts).profile(channel_weights(energy))
+    look = tap.look or first_look(matrices)
+    if not look.counts.differing.any():
+        return _identical(tap, node, int(look.counts.baseline_nonfinite.sum()))
+    return _Measuring(tap, node, matrices, look.rows, look.counts).profile(channel_weights(look.energy))
 
 
 def _identical(tap: TapRows, node: TapNode, bad: int) -> TapProfile:

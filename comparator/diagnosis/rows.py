@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from comparator.diagnosis.kernel import to_single
+from comparator.diagnosis.kernel import FirstLook, to_single
 from comparator.diagnosis.kernel.matrices import Array, Float, Integer, Single
 
 __all__ = [
@@ -150,6 +150,8 @@ class TapRows:
     """Largest number of ranks whose partial sums make the value, on either side."""
     reduction_length: int | None = None
     """Terms of the longest sum behind one element; None when it is not known."""
+    look: FirstLook | None = None
+    """What a pass over the values has found already; None where there was none."""
 
 
 def join_rows(first: RowLabels, second: RowLabels) -> tuple[Integer, Integer]:

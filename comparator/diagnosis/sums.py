@@ -135,7 +135,7 @@ class Operands:
 
 def _shrunk(matrices: Matrices) -> Matrices:
     """With the outlier channels shrunk."""
-    return replace(matrices, weights=channel_weights(first_look(matrices)[2]))
+    return replace(matrices, weights=channel_weights(first_look(matrices).energy))
 
 
 def _error(matrices: Matrices) -> Float:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from comparator.measure.kernel import measure_sums
-from comparator.measure.kernel.sums import Array, Float, PairSums, to_working
+from comparator.measure.kernel.sums import Array, PairSums, RowTable, to_working
 from comparator.measure.statistics import (
     PERCENTILE_LIMIT,
     Statistics,
@@ -61,8 +61,8 @@ class Measured:
     difference: Difference
     baseline: Statistics
     target: Statistics
-    rows: Float | None = None
-    """``rel`` of each slice along the first dimension, where it was asked for."""
+    rows: RowTable | None = None
+    """The sums of each slice along the first dimension, where they were asked for."""
 
 
 def measure(baseline: Array, target: Array, *, equal_nonfinite: bool = False) -> Difference:
@@ -78,26 +78,28 @@ def compare_arrays(
     equal_nonfinite: bool = False,
     single_precision: bool = False,
     by_row: bool = False,
+    by_channel: bool = False,
 ) -> Measured:
     """Measure ``target`` against ``baseline``, arrays of the same shape and of any numeric dtypes.
 
     ``percentiles`` adds those of the absolute difference and of both arrays, ``equal_nonfinite`` lets NaN equal
     NaN and an infinity itself, ``single_precision`` compares all dtypes in float32 (as SGLang's comparator does),
-    ``by_row`` measures each slice along the first dimension too.
+    ``by_row`` measures each slice along the first dimension too, ``by_channel`` then each element of a slice.
     Raises ValueError when the shapes differ.
     """
     if baseline.shape != target.shape:
         raise ValueError(f"shapes differ: {baseline.shape} and {target.shape}")
     with np.errstate(all="ignore"):
-        return _compare(baseline, target, percentiles, equal_nonfinite, single_precision, by_row)
+        dtype = common_dtype(baseline.dtype, target.dtype, single_precision)
+        sums, rows = measure_sums(
+            baseline, target, dtype=dtype, equal_nonfinite=equal_nonfinite, by_row=by_row, by_channel=by_channel
+        )
+        return _measured(baseline, target, dtype, sums, rows, percentiles)
 
 
-def _compare(
-    baseline: Array, target: Array, percentiles: bool, equal_nonfinite: bool, single_precision: bool, by_row: bool
+def _measured(
+    baseline: Array, target: Array, dtype: np.dtype[Any], sums: PairSums, rows: RowTable | None, percentiles: bool
 ) -> Measured:
-    dtype = common_dtype(baseline.dtype, target.dtype, single_precision)
-    sums, rows = measure_sums(baseline, target, dtype=dtype, equal_nonfinite=equal_nonfinite, by_row=by_row)
-
     def listed(side: Array) -> dict[int, float]:
         return percentiles_of(to_working(side.reshape(-1), dtype)) if percentiles and side.size else {}
 
@@ -121,8 +123,9 @@ def _difference(sums: PairSums, baseline: Array, target: Array, dtype: np.dtype[
         rel = squared / total if total > 0 else math.nan
         relative = math.sqrt(squared / x_square) if x_square > 0 else math.inf
         if x_square > 0 and squared > 0:
-            scale = sums.cross / x_square
-            explained = min(max(1.0 - (sums.target_square - sums.cross * scale) / squared, 0.0), 1.0)
+            change = sums.along / x_square
+            scale = 1.0 + change
+            explained = min(max(change * (sums.along / squared), 0.0), 1.0)
     coordinate = _coordinate(largest_at, baseline.shape)
     return Difference(
         elements=baseline.size,

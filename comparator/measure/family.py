@@ -11,8 +11,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.align.pair import Aligned
+from comparator.diagnosis.kernel import FirstLook, look_of_finite
 from comparator.match.bundles import Key
-from comparator.measure.kernel.sums import Array
+from comparator.measure.kernel.sums import Array, RowTable
 
 Integers = npt.NDArray[np.int64]
 
@@ -32,6 +33,8 @@ class FamilyRows(Struct, frozen=True, eq=False):
     """Per row the forward pass of the target that computed it; -1 outside any."""
     baseline_dims: str | None = None
     target_dims: str | None = None
+    look: FirstLook | None = None
+    """What measuring the pairs has found of the rows; None where it did not look at single rows and channels."""
 
     def __len__(self) -> int:
         return len(self.step)
@@ -45,6 +48,7 @@ class FamilyRows(Struct, frozen=True, eq=False):
             sequence=None if self.sequence is None else self.sequence[rows],
             position=None if self.position is None else self.position[rows],
             step=self.step[rows],
+            look=None,
         )
 
     @property
@@ -63,8 +67,8 @@ class FamilyRows(Struct, frozen=True, eq=False):
         return found
 
 
-def pool_rows(family: Key, pairs: Sequence[Aligned]) -> FamilyRows | None:
-    """The rows of all pairs of a family, one after the other.
+def pool_rows(family: Key, pairs: Sequence[Aligned], tables: Sequence[RowTable | None] = ()) -> FamilyRows | None:
+    """The rows of all pairs of a family, one after the other, with what measuring has found of those of each pair.
 
     Where a pair has no token dimension, rows are its first dimension and have no identity. None where pairs have other
     numbers of channels.
@@ -88,7 +92,21 @@ def pool_rows(family: Key, pairs: Sequence[Aligned]) -> FamilyRows | None:
         np.concatenate(steps),
         plan.baseline.dims.text if plan.baseline.dims else None,
         plan.target.dims.text if plan.target.dims else None,
+        _look([table for table in tables if table is not None]) if len(tables) == len(pairs) else None,
     )
+
+
+def has_rows_first(aligned: Aligned) -> bool:
+    """Whether the rows of a pair are its first dimension, as the arrays lie."""
+    return aligned.same_shape and aligned.target.ndim > 1 and aligned.plan.row_dimensions in ((), (0,))
+
+
+def _look(tables: Sequence[RowTable]) -> FirstLook | None:
+    energies = [table.energy for table in tables if table.energy is not None and len(table.energy)]
+    if not tables or len(energies) < len(tables):
+        return None
+    columns = _joined([table.columns for table in tables])
+    return look_of_finite(columns[:, :5], columns[:, 5], np.sum(energies, axis=0))
 
 
 def _steps_of(pair: Aligned, rows: int) -> Integers:

@@ -15,7 +15,8 @@ from comparator.align.unshard import Replicas
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import BundlePair
 from comparator.measure.difference import Difference, Measured, compare_arrays, same_bytes
-from comparator.measure.kernel.sums import Array, to_working
+from comparator.measure.family import has_rows_first
+from comparator.measure.kernel.sums import Array, RowTable, to_working
 from comparator.measure.measurement import (
     ArrayNumbers,
     Failure,
@@ -50,8 +51,9 @@ TOKEN_THRESHOLD = 1e-3
 
 _DOWNCAST = {frozenset({"float32", "bfloat16"}): "bfloat16", frozenset({"float32", "float16"}): "float16"}
 
-SeeAligned = Callable[[Selected, Aligned], None]
-"""Called with the aligned arrays of a pair of full tensors of one shape, while they are there."""
+SeeAligned = Callable[[Selected, Aligned, RowTable | None], None]
+"""Called with the aligned arrays of a pair of full tensors of one shape, while they are there, and with what measuring
+has found of their rows and channels."""
 
 
 class Measurer(Struct, frozen=True):
@@ -83,7 +85,7 @@ class Measurer(Struct, frozen=True):
                 plan = self.planner.plan(pair, selected.rules)
                 aligned = align(plan, pair, self.planner.contexts, selected.rules)
                 if aligned.same_shape:
-                    see(selected, aligned)
+                    see(selected, aligned, None)
         except (PairError, DimsError, ValueError):
             return  # its own measurement says why
 
@@ -110,9 +112,13 @@ class Measurer(Struct, frozen=True):
 
         check_memory(pair)
         aligned = align(plan, pair, self.planner.contexts, rules, visit)
-        if see is not None and aligned.same_shape and level is None:
-            see(selected, aligned)
-        return measure_aligned(aligned, tuple(replicas), rules, self.options, detailed=detailed)
+        seen = see is not None and aligned.same_shape and level is None
+        found, rows = measure_aligned(
+            aligned, tuple(replicas), rules, self.options, detailed=detailed, by_channel=seen and not detailed
+        )
+        if see is not None and seen:
+            see(selected, aligned, rows)
+        return found
 
     def _skipped(self, selected: Selected) -> Skipped:
         pair = selected.pair
@@ -142,15 +148,22 @@ def failure(error: Exception) -> Failure:
 
 
 def measure_aligned(
-    aligned: Aligned, replicas: tuple[ReplicaNumbers, ...], rules: Rules, options: Options, *, detailed: bool
-) -> TensorMeasurement:
-    """The numbers of a pair of aligned arrays."""
+    aligned: Aligned,
+    replicas: tuple[ReplicaNumbers, ...],
+    rules: Rules,
+    options: Options,
+    *,
+    detailed: bool,
+    by_channel: bool = False,
+) -> tuple[TensorMeasurement, RowTable | None]:
+    """The numbers of a pair of aligned arrays; ``by_channel``: with what is found of rows and channels, where rows come
+    first and all is finite."""
     baseline, target, plan = aligned.baseline, aligned.target, aligned.plan
     dims = tuple(side.dims.text if side.dims else None for side in (plan.baseline, plan.target))
     remarks = remarks_of(plan)
     if not aligned.same_shape:
         few = detailed and max(baseline.size, target.size) < PERCENTILE_LIMIT
-        return TensorMeasurement(
+        found = TensorMeasurement(
             baseline=_numbers(aligned.baseline_shape, baseline, summarize(baseline, percentiles=few)),
             target=_numbers(target.shape, target, summarize(target, percentiles=few)),
             unified_shape=baseline.shape,
@@ -160,19 +173,30 @@ def measure_aligned(
             tokens=token_numbers(plan),
             remarks=(*remarks, *_shape_remark(aligned, options)),
         )
+        return found, None
     axis = aligned.token_axis
     by_row = rules.token_metrics and axis is not None and bool(baseline.shape[axis])
-    measured = _compare(baseline, target, rules, options, percentiles=detailed, by_row=by_row and axis == 0)
-    difference, rows = measured.difference, measured.rows
-    if not by_row or difference.max_abs == 0:
-        rows = None
-    elif rows is None and axis is not None:
+    by_channel = by_channel and has_rows_first(aligned)
+    measured = _compare(
+        baseline,
+        target,
+        rules,
+        options,
+        percentiles=detailed,
+        by_row=by_channel or (by_row and axis == 0),
+        by_channel=by_channel,
+    )
+    difference, rows = measured.difference, None
+    if by_row and difference.max_abs != 0 and axis == 0 and measured.rows is not None:
+        rows = measured.rows.rel()
+    elif by_row and difference.max_abs != 0 and axis is not None:
         rows = row_differences(baseline, target, axis, equal_nonfinite=options.equal_nan)
     downcast, downcast_dtype = _downcast(baseline, target, rules, options, percentiles=detailed)
     worst = None
     if aligned.tokens is not None and axis is not None and difference.coordinate:
         worst = aligned.tokens.describe_row(difference.coordinate[axis])
-    return TensorMeasurement(
+    finite = not any(side.nan or side.infinite for side in (measured.baseline, measured.target))
+    found = TensorMeasurement(
         baseline=_numbers(aligned.baseline_shape, baseline, measured.baseline),
         target=_numbers(target.shape, target, measured.target),
         unified_shape=baseline.shape,
@@ -191,11 +215,19 @@ def measure_aligned(
         samples=_samples(baseline, target, rules) if options.samples and difference.max_abs > SAMPLED_FROM else None,
         remarks=remarks,
     )
+    return found, measured.rows if by_channel and finite else None
 
 
-def _compare(baseline: Array, target: Array, rules: Rules, options: Options, *, percentiles: bool, by_row: bool) -> (
-    Measured
-):  # fmt: skip
+def _compare(
+    baseline: Array,
+    target: Array,
+    rules: Rules,
+    options: Options,
+    *,
+    percentiles: bool,
+    by_row: bool,
+    by_channel: bool,
+) -> Measured:
     if rules.rounding == "torch":
         return compare_as_torch(baseline, target, percentiles=percentiles)
     return compare_arrays(
@@ -205,6 +237,7 @@ def _compare(baseline: Array, target: Array, rules: Rules, options: Options, *, 
         equal_nonfinite=options.equal_nan,
         single_precision=rules.single_precision,
         by_row=by_row and not rules.single_precision,
+        by_channel=by_channel,
     )
 
 

@@ -13,4 +13,4 @@ def row_differences(baseline: Array, target: Array, dimension: int, *, equal_non
     left, right = (np.moveaxis(side, dimension, 0) for side in (baseline, target))
     _, rows = measure_sums(left, right, equal_nonfinite=equal_nonfinite, by_row=True)
     assert rows is not None
-    return rows
+    return rows.rel()

@@ -16,6 +16,7 @@ from comparator.align.load import cut, let_go
 from comparator.align.pair import Aligned
 from comparator.match.bundles import BundlePair, Key
 from comparator.measure.family import FamilyRows, pool_rows
+from comparator.measure.kernel.sums import RowTable
 from comparator.measure.measurement import Measurement
 from comparator.measure.pair import Measurer, failure
 from comparator.measure.quick import settle
@@ -84,7 +85,7 @@ class Families:
         seen: list[Aligned] = []
         for number in self._members.get(family, ()):
             for selected in self._select(number):
-                self._measurer.align(selected, lambda _, aligned: seen.append(aligned))
+                self._measurer.align(selected, lambda _, aligned, rows: seen.append(aligned))
         return self.keep(family, pool_rows(family, seen))
 
     def keep(self, family: Key, rows: FamilyRows | None) -> FamilyRows | None:
@@ -133,11 +134,13 @@ def measure_unit(
         if found is not None:
             return found
     seen: list[Aligned] = []
+    tables: list[RowTable | None] = []
     family: list[Key] = []
 
-    def see(selected: Selected, aligned: Aligned) -> None:
+    def see(selected: Selected, aligned: Aligned, table: RowTable | None) -> None:
         family.append(selected.pair.family)
         seen.append(aligned)
+        tables.append(table)
 
     rows: list[Row] = []
     pairs: list[BundlePair] = []
@@ -147,7 +150,7 @@ def measure_unit(
             pairs.append(selected.pair)
     profile: P | None = None
     if profiler is not None and families is not None and seen:
-        pooled = families.keep(family[0], pool_rows(family[0], seen))
+        pooled = families.keep(family[0], pool_rows(family[0], seen, tables))
         profile = None if pooled is None else profiler(pooled, families)
     for pair in pairs:
         let_go(pair)

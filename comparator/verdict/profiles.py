@@ -62,6 +62,7 @@ class Profiler(Struct, frozen=True):
             selection=self._selection(key, families),
             shards=shards_of(found, self.taps.sizes),
             ranks=self.taps.ranks,
+            look=found.look,
         )
         return FamilyProfile(profile(rows, node), found.step, axes_of_channels(found.target_dims))
 

@@ -26,8 +26,8 @@ else:
 COMPILED = _compiled is not None
 
 __all__ = [
-    "COMPILED", "ChannelSums", "Counts", "Matrices", "RowSums", "channel_sums", "first_look", "midpoint_and_added",
-    "row_sums", "sides", "to_single",
+    "COMPILED", "ChannelSums", "Counts", "FirstLook", "Matrices", "RowSums", "channel_sums", "first_look",
+    "look_of_finite", "midpoint_and_added", "row_sums", "sides", "to_single",
 ]  # fmt: skip
 
 _KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}
@@ -80,13 +80,33 @@ class ChannelSums:
         )
 
 
-def first_look(matrices: Matrices) -> tuple[RowSums, Counts, Float]:
-    """Sums of the rows, what is counted in them, and Σ(x² + y²) of each channel, in one pass."""
+@dataclass(frozen=True, eq=False)
+class FirstLook:
+    """What one pass over both sides finds, before channels are weighted."""
+
+    rows: RowSums
+    counts: Counts
+    energy: Float
+    """Σ(x² + y²) of each channel, shape ``(channels,)``."""
+
+
+def first_look(matrices: Matrices) -> FirstLook:
+    """Sums of the rows, what is counted in them, and the energy of each channel, in one pass."""
     matrices = replace(matrices, finite=False)
     rows, channels = matrices.shape
     counts, energy = np.zeros((rows, 4), np.int64), np.zeros(_padded(channels))
     sums = _sum_rows(matrices, counts, energy)
-    return sums, Counts(*(np.ascontiguousarray(column) for column in counts.T)), energy[:channels]
+    return FirstLook(sums, Counts(*(np.ascontiguousarray(column) for column in counts.T)), energy[:channels])
+
+
+def look_of_finite(sums: Float, differing: Float, energy: Float) -> FirstLook:
+    """A first look from sums that were taken already, of a baseline and a target in which all is finite.
+
+    ``sums``, of shape ``(rows, 5)``: Σx², Σy², Σa², Σ(x + y)a and Σa with a = y - x; ``differing``, of shape
+    ``(rows,)``: elements that differ; ``energy``, of shape ``(channels,)``.
+    """
+    none = np.zeros(len(sums), np.int64)
+    return FirstLook(_row_sums(sums, parts=False), Counts(differing.astype(np.int64), none, none, none), energy)
 
 
 def row_sums(matrices: Matrices) -> RowSums:
@@ -101,8 +121,12 @@ def _sum_rows(matrices: Matrices, counts: Integer | None, energy: Float | None) 
         reference.sum_rows(matrices, sums, counts, None if energy is None else energy[: matrices.shape[1]])
     else:
         _compiled.rows(task, sums, counts, energy)
+    return _row_sums(sums, matrices.parts)
+
+
+def _row_sums(sums: Float, parts: bool) -> RowSums:
     first, second, added, product, total = (np.ascontiguousarray(column) for column in sums.T)
-    if matrices.parts:
+    if parts:
         return RowSums(second, second, first, added, product, total)
     middle = np.maximum((first + second) / 2 - added / 4, 0.0)
     return RowSums(first, second, middle, added, product / 2, total)

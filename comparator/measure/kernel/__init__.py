@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from comparator.measure.kernel import reference
-from comparator.measure.kernel.sums import Array, Float, PairSums, SideSums, working_dtype
+from comparator.measure.kernel.sums import COLUMNS, Array, PairSums, RowTable, SideSums, working_dtype
 from tensortap.compiled import load
 
 if TYPE_CHECKING:
@@ -36,27 +36,33 @@ def measure_sums(
     dtype: np.dtype[Any] | None = None,
     equal_nonfinite: bool = False,
     by_row: bool = False,
-) -> tuple[PairSums, Float | None]:
+    by_channel: bool = False,
+) -> tuple[PairSums, RowTable | None]:
     """The sums over two arrays of one shape, of any numeric dtypes.
 
-    They are taken in ``dtype`` (of ``working_dtype``; by default the one that holds both) and added in float64.
-    ``equal_nonfinite`` takes NaN on both sides, and the same infinity on both, for zeros where the difference is
-    concerned. ``by_row`` also gives ``rel`` of each slice along the first dimension, of shape ``(shape[0],)``, 0 where
-    both are zero.
+    They are taken in ``dtype`` (of ``working_dtype``; by default the one that holds both) and added in float64; where
+    both sides are of at most 8 significant bits, blocks of a row are added in float32 first. ``equal_nonfinite`` takes
+    NaN on both sides, and the same infinity on both, for zeros where the difference is concerned. ``by_row`` also gives
+    the sums of each slice along the first dimension, ``by_channel`` then those of each element of a slice too (in
+    float32 alone), which mean nothing where values are not finite.
     """
     if dtype is None:
         dtype = np.promote_types(working_dtype(baseline.dtype), working_dtype(target.dtype))
-    length = SEGMENT
-    if by_row:
-        length = max(1, baseline.size // max(1, baseline.shape[0]))
+    rows = max(1, baseline.shape[0]) if by_row else 1
+    length = max(1, baseline.size // rows) if by_row else SEGMENT
     left, right = (np.ascontiguousarray(side).reshape(-1) for side in (baseline, target))
-    found = np.zeros(baseline.shape[0], np.float64) if by_row else None
-    rows = found if left.size else None
+    table = RowTable(
+        np.zeros((baseline.shape[0] if by_row else 0, COLUMNS)),
+        np.zeros(length if left.size else 0) if by_row and by_channel and dtype == np.float32 else None,
+    )
+    rows_found = table.columns if left.size else table.columns[:0]
     kinds = _kind(left.dtype), _kind(right.dtype)
     if _compiled is None or dtype.kind != "f" or None in kinds or not (left.flags.aligned and right.flags.aligned):
-        return reference.measure_sums(left, right, dtype, length, equal_nonfinite, rows), found
+        sums = reference.measure_sums(left, right, dtype, length, equal_nonfinite, rows_found, table.energy)
+        return sums, table if by_row else None
     (kind_x, table_x), (kind_y, table_y) = kinds  # type: ignore[misc]
-    found_x, found_y, *rest = _compiled.measure(
+    state = _compiled.state()
+    _compiled.measure(
         left.view(np.uint8),
         kind_x,
         table_x,
@@ -67,12 +73,15 @@ def measure_sums(
         length,
         dtype.itemsize == 8,
         equal_nonfinite,
-        _NO_ROWS if rows is None else rows,
+        rows_found,
+        _NOTHING if table.energy is None else table.energy,
+        state,
     )
-    return PairSums._make((SideSums(*found_x), SideSums(*found_y), *rest)), found
+    found_x, found_y, *rest = _compiled.sums(state)
+    return PairSums._make((SideSums(*found_x), SideSums(*found_y), *rest)), table if by_row else None
 
 
-_NO_ROWS = np.empty(0, np.float64)
+_NOTHING = np.empty(0, np.float64)
 
 
 @functools.cache

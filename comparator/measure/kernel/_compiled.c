@@ -1,8 +1,9 @@
 /* One pass over two arrays: everything that measuring their difference takes.
 
 The order of every sum is that of reference.py, to the bit: a row is summed in 8 lanes (element i goes to lane i mod 8),
-lanes l and l + 4 are added, then l and l + 2, then both; rows are added one after the other. Products are rounded before
-they are added, so this file must be compiled without contraction (-ffp-contract=off). */
+lanes l and l + 4 are added, then l and l + 2, then both; rows are added one after the other. Where both sides are of few
+bits (_narrow.h) a block of a lane is summed in float32. Products are rounded before they are added, so this file must
+be compiled without contraction (-ffp-contract=off). */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -14,10 +15,13 @@ they are added, so this file must be compiled without contraction (-ffp-contract
 
 #define LANES 8
 #define BLOCK 1024 /* elements that are converted at a time; a multiple of LANES */
+#define COLUMNS 6  /* of the table of rows */
+#define TOGETHER 16 /* rows whose energies are added in float32 */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define VERSIONS 1 /* one version of the loops for each instruction set, chosen when they are called */
 #endif
+#define ALIGNED __attribute__((aligned(64)))
 #define INLINE static inline __attribute__((always_inline)) /* vectors are passed in other ways by other versions */
 
 /* Four lanes of float64 fill a register of AVX2; wider vectors are taken apart, element by element, where there is no
@@ -35,13 +39,15 @@ typedef int32_t v8i __attribute__((vector_size(32)));
 
 typedef enum { BF16, F16, F32, F64, I8, U8, I16, U16, I32, U32, I64, U64, BOOL, TABLE, KINDS } Kind;
 static const int item_size[KINDS] = {2, 2, 4, 8, 1, 1, 2, 2, 4, 4, 8, 8, 1, 1};
+/* At most 8 significant bits: a product of two is exact in float32. */
+static const int is_narrow[KINDS] = {[BF16] = 1, [I8] = 1, [U8] = 1, [BOOL] = 1, [TABLE] = 1};
 
 typedef struct {
     v4d first, second; /* lanes 0 to 3, and 4 to 7 */
 } Sum;
 
 typedef struct {
-    Sum total_x, absolute_x, square_x, total_y, absolute_y, square_y, cross, squared, gap;
+    Sum total_x, absolute_x, square_x, total_y, absolute_y, square_y, along, squared, gap;
     int64_t differing;
     double low_x, high_x, low_y, high_y;
     int bad; /* something is not finite */
@@ -54,8 +60,9 @@ typedef struct {
 
 typedef struct {
     Side x, y;
-    double cross, squared, gap, square_x, square_y, largest;
+    double along, squared, gap, square_x, square_y, largest;
     int64_t differing, nonfinite_equal, largest_at;
+    int64_t seen; /* elements that were added by earlier calls */
 } Result;
 
 INLINE double tree(const Sum *sum) {
@@ -90,7 +97,22 @@ INLINE void add_side(Side *side, const Sum *total, const Sum *absolute, const Su
     side->high = high > side->high ? high : side->high;
 }
 
-typedef void Measure(const Source *x, const Source *y, size_t size, size_t length, int accept, double *rows,
+/* Where what is found of single rows and of channels goes; both may be missing. */
+typedef struct {
+    double *rows; /* COLUMNS of each */
+    double *energy; /* of each channel the sum of x*x + y*y */
+    float *single; /* the same of the last rows, of blocks that are summed in float32 */
+    size_t waiting; /* so many rows */
+} Table;
+
+/* Adds to the energies what waits in float32. */
+static void add_waiting(Table *table, size_t length) {
+    for (size_t i = 0; i < length; i++) table->energy[i] += table->single[i];
+    memset(table->single, 0, length * sizeof(float));
+    table->waiting = 0;
+}
+
+typedef void Measure(const Source *x, const Source *y, size_t size, size_t length, int accept, Table *table,
                      Result *result);
 
 #define NAMED(NAME) NAME##_plain
@@ -102,14 +124,14 @@ typedef void Measure(const Source *x, const Source *y, size_t size, size_t lengt
 #define REGISTERS 1 /* of 32 bytes, with instructions for extremes */
 
 #pragma GCC push_options
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,fma")
 #define NAMED(NAME) NAME##_avx2
 #include "_types.h"
 #undef NAMED
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
 #define NAMED(NAME) NAME##_avx512
 #include "_types.h"
 #undef NAMED
@@ -123,7 +145,7 @@ static int version(void) {
     if (widest > 1 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         return 2;
-    return widest > 0 && __builtin_cpu_supports("avx2");
+    return widest > 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
     return 0;
 #endif
@@ -155,44 +177,86 @@ static int fill(Source *source, const Py_buffer *data, int kind, const Py_buffer
     return 1;
 }
 
+static void begin(Result *result) {
+    memset(result, 0, sizeof *result);
+    result->x.low = result->y.low = INFINITY;
+    result->x.high = result->y.high = -INFINITY;
+    result->largest = -1;
+}
+
+static int fits(const Py_buffer *rows, const Py_buffer *energy, const Py_buffer *state, Py_ssize_t size,
+                Py_ssize_t length) {
+    if (length < 1 || (rows->len && rows->len != (Py_ssize_t)(COLUMNS * sizeof(double)) * ((size + length - 1) / length)))
+        PyErr_SetString(PyExc_ValueError, "rows of another length than was said");
+    else if (energy->len && energy->len != (Py_ssize_t)sizeof(double) * length)
+        PyErr_SetString(PyExc_ValueError, "energies of another length than was said");
+    else if (state->len != (Py_ssize_t)sizeof(Result))
+        PyErr_SetString(PyExc_ValueError, "a state of another length than was said");
+    else
+        return 1;
+    return 0;
+}
+
 static PyObject *measure(PyObject *module, PyObject *arguments) {
     (void)module;
-    Py_buffer x, y, table_x, table_y, rows;
+    Py_buffer x, y, table_x, table_y, rows, energy, state;
     int kind_x, kind_y, wide, accept;
     Py_ssize_t size, length;
-    if (!PyArg_ParseTuple(arguments, "y*iz*y*iz*nnppw*", &x, &kind_x, &table_x, &y, &kind_y, &table_y, &size, &length,
-                          &wide, &accept, &rows))
+    if (!PyArg_ParseTuple(arguments, "y*iz*y*iz*nnppw*w*w*", &x, &kind_x, &table_x, &y, &kind_y, &table_y, &size,
+                          &length, &wide, &accept, &rows, &energy, &state))
         return NULL;
     Source left, right;
-    Result result;
-    memset(&result, 0, sizeof result);
-    result.x.low = result.y.low = INFINITY;
-    result.x.high = result.y.high = -INFINITY;
-    result.largest = -1;
     PyObject *found = NULL;
-    if (!fill(&left, &x, kind_x, &table_x, size) || !fill(&right, &y, kind_y, &table_y, size)) goto done;
-    if (length < 1 || (rows.len && rows.len != (Py_ssize_t)sizeof(double) * ((size + length - 1) / length))) {
-        PyErr_SetString(PyExc_ValueError, "rows of another length than was said");
+    if (!fill(&left, &x, kind_x, &table_x, size) || !fill(&right, &y, kind_y, &table_y, size) ||
+        !fits(&rows, &energy, &state, size, length))
+        goto done;
+    Table table = {rows.len ? rows.buf : NULL, energy.len ? energy.buf : NULL, NULL, 0};
+    if (table.energy && !(table.single = PyMem_RawCalloc((size_t)length, sizeof(float)))) {
+        PyErr_NoMemory();
         goto done;
     }
+    Result result;
+    memcpy(&result, state.buf, sizeof result);
     Py_BEGIN_ALLOW_THREADS
-    choose(wide)(&left, &right, (size_t)size, (size_t)length, accept, rows.len ? rows.buf : NULL, &result);
+    choose(wide)(&left, &right, (size_t)size, (size_t)length, accept, &table, &result);
     Py_END_ALLOW_THREADS
-    Side *a = &result.x, *b = &result.y;
-    if (a->nan) a->low = a->high = NAN;
-    if (b->nan) b->low = b->high = NAN;
-    found = Py_BuildValue("(dddddLL)(dddddLL)dddddLLdL", a->total, a->absolute, a->square, a->low, a->high,
-                          (long long)a->nan, (long long)a->infinite, b->total, b->absolute, b->square, b->low, b->high,
-                          (long long)b->nan, (long long)b->infinite, result.cross, result.squared, result.gap,
-                          result.square_x, result.square_y, (long long)result.differing,
-                          (long long)result.nonfinite_equal, result.largest, (long long)result.largest_at);
+    memcpy(state.buf, &result, sizeof result);
+    PyMem_RawFree(table.single);
+    found = Py_NewRef(Py_None);
 done:
     PyBuffer_Release(&x);
     PyBuffer_Release(&y);
     if (table_x.obj) PyBuffer_Release(&table_x);
     if (table_y.obj) PyBuffer_Release(&table_y);
     PyBuffer_Release(&rows);
+    PyBuffer_Release(&energy);
+    PyBuffer_Release(&state);
     return found;
+}
+
+static PyObject *new_state(PyObject *module, PyObject *nothing) {
+    (void)module, (void)nothing;
+    Result result;
+    begin(&result);
+    return PyByteArray_FromStringAndSize((const char *)&result, sizeof result);
+}
+
+static PyObject *sums(PyObject *module, PyObject *argument) {
+    (void)module;
+    Result result;
+    if (!PyByteArray_Check(argument) || PyByteArray_GET_SIZE(argument) != (Py_ssize_t)sizeof result) {
+        PyErr_SetString(PyExc_ValueError, "a state of another length than was said");
+        return NULL;
+    }
+    memcpy(&result, PyByteArray_AS_STRING(argument), sizeof result);
+    Side *a = &result.x, *b = &result.y;
+    if (a->nan) a->low = a->high = NAN;
+    if (b->nan) b->low = b->high = NAN;
+    return Py_BuildValue("(dddddLL)(dddddLL)dddddLLdL", a->total, a->absolute, a->square, a->low, a->high,
+                         (long long)a->nan, (long long)a->infinite, b->total, b->absolute, b->square, b->low, b->high,
+                         (long long)b->nan, (long long)b->infinite, result.along, result.squared, result.gap,
+                         result.square_x, result.square_y, (long long)result.differing,
+                         (long long)result.nonfinite_equal, result.largest, (long long)result.largest_at);
 }
 
 static PyObject *limit(PyObject *module, PyObject *object) {
@@ -205,7 +269,10 @@ static PyObject *limit(PyObject *module, PyObject *object) {
 
 static PyMethodDef methods[] = {
     {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512. Returns what is used."},
-    {"measure", measure, METH_VARARGS, "measure(x, kind, table, y, kind, table, size, row_length, wide, accept, rows)"},
+    {"measure", measure, METH_VARARGS,
+     "measure(x, kind, table, y, kind, table, size, row_length, wide, accept, rows, energy, state): add to the state"},
+    {"state", new_state, METH_NOARGS, "state(): of a pass that has seen nothing"},
+    {"sums", sums, METH_O, "sums(state): what was added"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -3,6 +3,7 @@ from typing import Any
 Side = tuple[float, float, float, float, float, int, int]
 
 def limit(most: int, /) -> int: ...
+def state() -> bytearray: ...
 def measure(
     x: Any,
     kind_x: int,
@@ -15,5 +16,8 @@ def measure(
     wide: bool,
     accept: bool,
     rows: Any,
+    energy: Any,
+    state: bytearray,
     /,
-) -> tuple[Side, Side, float, float, float, float, float, int, int, float, int]: ...
+) -> None: ...
+def sums(state: bytearray, /) -> tuple[Side, Side, float, float, float, float, float, int, int, float, int]: ...

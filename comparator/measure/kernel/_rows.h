@@ -8,7 +8,7 @@ static void TYPED(add_half)(const WORK *x, const WORK *y, size_t count, int half
 #define PART(SUM) (half ? &lanes->SUM.second : &lanes->SUM.first)
     v4d total_x = *PART(total_x), absolute_x = *PART(absolute_x), square_x = *PART(square_x);
     v4d total_y = *PART(total_y), absolute_y = *PART(absolute_y), square_y = *PART(square_y);
-    v4d cross = *PART(cross), squared = *PART(squared), gaps = *PART(gap);
+    v4d along = *PART(along), squared = *PART(squared), gaps = *PART(gap);
     for (size_t i = half; i < count; i += LANES) {
         VECTOR a, b;
         memcpy(&a, x + i, sizeof a);
@@ -22,13 +22,13 @@ static void TYPED(add_half)(const WORK *x, const WORK *y, size_t count, int half
         absolute_y += (v4d)((v4l)wide_b & INT64_MAX);
         square_x += wide_a * wide_a;
         square_y += wide_b * wide_b;
-        cross += wide_a * wide_b;
+        along += wide_a * wide_gap;
         squared += wide_gap * wide_gap;
         gaps += __builtin_convertvector(gap, v4d);
     }
     *PART(total_x) = total_x, *PART(absolute_x) = absolute_x, *PART(square_x) = square_x;
     *PART(total_y) = total_y, *PART(absolute_y) = absolute_y, *PART(square_y) = square_y;
-    *PART(cross) = cross, *PART(squared) = squared, *PART(gap) = gaps;
+    *PART(along) = along, *PART(squared) = squared, *PART(gap) = gaps;
 #undef PART
 }
 
@@ -125,10 +125,15 @@ static WORK TYPED(add_block)(const WORK *x, const WORK *y, size_t count, Lanes *
     return most == most && TYPED(is_larger)(last, most) ? last : most;
 }
 
+/* Energies of both sides in each channel. */
+static void TYPED(add_energy)(const WORK *x, const WORK *y, size_t count, double *energy) {
+    for (size_t i = 0; i < count; i++) energy[i] += (double)x[i] * (double)x[i] + (double)y[i] * (double)y[i];
+}
+
 /* The lanes of one row. `accept` takes equal NaN and infinities for zeros; the largest gap is looked for then too. */
 static void TYPED(add_row)(const Source *x, const Source *y, size_t at, size_t count, int accept, Lanes *lanes,
-                           Result *result) {
-    WORK buffer_x[BLOCK], buffer_y[BLOCK];
+                           const Table *table, Result *result) {
+    WORK buffer_x[BLOCK] ALIGNED, buffer_y[BLOCK] ALIGNED;
     for (size_t done = 0; done < count; done += BLOCK) {
         size_t some = count - done < BLOCK ? count - done : BLOCK;
         const WORK *a = TYPED(block)(x, at + done, some, buffer_x), *b = TYPED(block)(y, at + done, some, buffer_y);
@@ -140,7 +145,15 @@ static void TYPED(add_row)(const Source *x, const Source *y, size_t at, size_t c
             }
             a = buffer_x, b = buffer_y;
         }
-        WORK most = TYPED(add_block)(a, b, some, lanes);
+        WORK most = -1;
+#ifdef NARROW
+        if (is_narrow[x->kind] && is_narrow[y->kind])
+            most = NAMED(add_narrow)(a, b, some, lanes, table->energy && !accept ? table->single + done : NULL);
+#endif
+        if (most == -1) {
+            most = TYPED(add_block)(a, b, some, lanes);
+            if (table->energy && !accept) TYPED(add_energy)(a, b, some, table->energy + done);
+        }
         if (isnan(result->largest)) continue;
         if (!(isnan(most) || most > result->largest)) continue;
         size_t where = 0;
@@ -149,7 +162,7 @@ static void TYPED(add_row)(const Source *x, const Source *y, size_t at, size_t c
             if (gap == most || (isnan(most) && isnan(gap))) break;
         }
         result->largest = most;
-        result->largest_at = (int64_t)(at + done + where);
+        result->largest_at = result->seen + (int64_t)(at + done + where);
     }
 }
 
@@ -168,7 +181,7 @@ static void TYPED(count_nonfinite)(const Source *x, const Source *y, size_t at, 
     }
 }
 
-static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t length, int accept, double *rows,
+static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t length, int accept, Table *table,
                            Result *result) {
     for (size_t at = 0, row = 0; at < size; at += length, row++) {
         size_t count = size - at < length ? size - at : length;
@@ -176,26 +189,34 @@ static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t
         int64_t largest_at = result->largest_at;
         Lanes lanes;
         clear(&lanes);
-        TYPED(add_row)(x, y, at, count, 0, &lanes, result);
+        TYPED(add_row)(x, y, at, count, 0, &lanes, table, result);
         add_side(&result->x, &lanes.total_x, &lanes.absolute_x, &lanes.square_x, lanes.low_x, lanes.high_x);
         add_side(&result->y, &lanes.total_y, &lanes.absolute_y, &lanes.square_y, lanes.low_y, lanes.high_y);
+        double total = tree(&lanes.total_y) - tree(&lanes.total_x);
         if (lanes.bad) {
             TYPED(count_nonfinite)(x, y, at, count, result);
             if (accept) {
                 result->largest = largest, result->largest_at = largest_at;
                 clear(&lanes);
-                TYPED(add_row)(x, y, at, count, 1, &lanes, result);
+                TYPED(add_row)(x, y, at, count, 1, &lanes, table, result);
             }
         }
-        double squared = tree(&lanes.squared), square_x = tree(&lanes.square_x), square_y = tree(&lanes.square_y);
-        result->cross += tree(&lanes.cross);
+        double along = tree(&lanes.along), squared = tree(&lanes.squared);
+        double square_x = tree(&lanes.square_x), square_y = tree(&lanes.square_y);
+        result->along += along;
         result->gap += tree(&lanes.gap);
         result->squared += squared;
         result->square_x += square_x;
         result->square_y += square_y;
         result->differing += lanes.differing;
-        if (rows) rows[row] = squared == 0 ? 0 : squared / (square_x + square_y);
+        if (table->rows) {
+            double found[COLUMNS] = {square_x, square_y, squared, 2 * along + squared, total, (double)lanes.differing};
+            memcpy(table->rows + COLUMNS * row, found, sizeof found);
+        }
+        if (table->energy && ++table->waiting == TOGETHER) add_waiting(table, length);
     }
+    if (table->waiting) add_waiting(table, length);
+    result->seen += (int64_t)size;
 }
 
 #undef WORK
@@ -210,3 +231,4 @@ static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t
 #undef MAGNITUDE
 #undef INFINITE
 #undef TYPED
+#undef NARROW

@@ -1,5 +1,8 @@
 /* Included once for each instruction set: the loops for both working types, named NAMED(measure_TYPE). */
 
+#include "_narrow.h"
+
+#define NARROW 1
 #define WORK float
 #define WORK_KIND F32
 #define VECTOR v4f

@@ -1,31 +1,48 @@
 """The pass in numpy, which defines the order of every sum: where no compiled kernel is, and for complex numbers.
 
-A vector is cut into rows. A row is summed in 8 lanes, element i in lane i mod 8, one after the other; then lanes l and
-l + 4 are added, of these l and l + 2, then both. The sums of rows are added one after the other. All is float64.
+A vector is cut into rows. A row is summed in 8 lanes, element i in lane i mod 8, one after the other; then lanes l
+and l + 4 are added, of these l and l + 2, then both. The sums of rows are added one after the other. All is float64,
+but for this: where both sides are of at most 8 significant bits (``is_narrow``), each lane of a block of 1024
+elements of a row is summed in float32, from 0, before it is added to the lane. Products of two such values are exact
+in float32, and so are sums of values of one size; else the sum of a block is off by at most 128 roundings of float32.
+Blocks with numbers beyond 2**±40 on a side or in the difference, with NaN or infinity are summed in float64
+(``_is_moderate``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from comparator.measure.kernel.sums import Array, Float, PairSums, SideSums, to_working, widen
+from comparator.measure.kernel.sums import Array, Float, PairSums, SideSums, is_narrow, to_working, widen
 
 CHUNK = 1 << 16
 """Elements that are looked at together: so many stay in the processor's cache. A multiple of the lanes."""
 LANES = 8
+BLOCK = 1024
+"""Elements of a row whose lanes may be summed in float32."""
+Mask = npt.NDArray[np.bool_]
 _NAMES = ("total", "absolute", "square")
-_PAIR = ("cross", "squared", "gap", "left", "right")
+_PAIR = ("along", "squared", "gap", "left", "right")
 
 
 def measure_sums(
-    baseline: Array, target: Array, dtype: np.dtype[Any], length: int, equal_nonfinite: bool, rows: Float | None
+    baseline: Array,
+    target: Array,
+    dtype: np.dtype[Any],
+    length: int,
+    equal_nonfinite: bool,
+    rows: Float,
+    energy: Float | None = None,
 ) -> PairSums:
-    """The sums over two vectors that are cut into rows of ``length``; ``rows`` is filled with ``rel`` of each."""
-    pass_ = _Pass(equal_nonfinite)
+    """The sums over two vectors that are cut into rows of ``length``; the table ``rows``, if it is not empty, is filled
+    with those of each, and to ``energy`` are added those of each element of a row (``RowTable``)."""
+    narrow = dtype == np.float32 and is_narrow(baseline.dtype) and is_narrow(target.dtype)
+    pass_ = _Pass(equal_nonfinite, narrow)
     with np.errstate(all="ignore"):
         for start, count, width in _blocks(baseline.size, length):
             pass_.begin(count)
@@ -34,12 +51,14 @@ def measure_sums(
                 where = slice(start + at, start + at + count * some)
                 x, y = (to_working(side[where], dtype).reshape(count, some) for side in (baseline, target))
                 pass_.add(x, y, start + at)
+                if energy is not None:
+                    energy[at : at + some] += sum(_square(widen(side)).sum(0) for side in (x, y))
             numbers = pass_.end()
-            if rows is not None:
-                squares = numbers["left"] + numbers["right"]
-                first = start // length
-                rel = np.where(numbers["squared"] == 0, 0.0, numbers["squared"] / squares)
-                rows[first : first + count] = rel
+            if len(rows):
+                totals = numbers["y total"] - numbers["x total"]
+                product = 2 * numbers["along"] + numbers["squared"]
+                sums = [numbers["left"], numbers["right"], numbers["squared"], product, totals]
+                rows[start // length :][:count] = np.stack([*sums, pass_.differing_in_rows], axis=1)
     return pass_.sums()
 
 
@@ -54,8 +73,10 @@ def _blocks(size: int, length: int) -> Iterator[tuple[int, int, int]]:
 
 
 class _Pass:
-    def __init__(self, equal_nonfinite: bool) -> None:
+    def __init__(self, equal_nonfinite: bool, narrow: bool) -> None:
         self._equal_nonfinite = equal_nonfinite
+        self._narrow = narrow
+        self.differing_in_rows: Float = np.zeros(0)
         self._totals = dict.fromkeys([f"{side} {name}" for side in "xy" for name in _NAMES] + list(_PAIR), 0.0)
         self._lanes: dict[str, Float] = {}
         self._low, self._high = {"x": math.inf, "y": math.inf}, {"x": -math.inf, "y": -math.inf}
@@ -66,30 +87,45 @@ class _Pass:
     def begin(self, rows: int) -> None:
         """Begin with ``rows`` new rows."""
         self._lanes = {name: np.zeros((rows, LANES)) for name in self._totals}
+        self.differing_in_rows = np.zeros(rows)
 
     def add(self, x: Array, y: Array, at: int) -> None:
         """Add the next elements of the rows, of shape ``(rows, width)``; the first is number ``at``."""
-        self._side("x", x)
-        self._side("y", y)
         finite_x, finite_y = np.isfinite(x), np.isfinite(y)
+        moderate = self._is_moderate(x, y)
+        self._side("x", x, moderate)
+        self._side("y", y, moderate)
         if not (finite_x.all() and finite_y.all()):
             same = ~finite_x & ((x == y) | (np.isnan(x) & np.isnan(y)))
             self._nonfinite_equal += int(same.sum())
             if self._equal_nonfinite:
                 x, y = np.where(same, 0, x), np.where(same, 0, y)
+                moderate = self._is_moderate(x, y)
         gap = np.abs(y - x)
         index = int(gap.argmax())
         peak = float(gap.reshape(-1)[index])
         if not math.isnan(self._largest) and (math.isnan(peak) or peak > self._largest):
             self._largest, self._largest_at = peak, at + index
-        self._differing += int(np.count_nonzero(gap))
-        wide_x, wide_y = widen(x), widen(y)
-        for name, side in (("left", wide_x), ("right", wide_y), ("squared", wide_y - wide_x)):
-            self._extend(name, _square(side))
-        self._extend("gap", gap)
-        self._extend("cross", _product(wide_x, wide_y))
+        differing = np.count_nonzero(gap, axis=1)
+        self.differing_in_rows += differing
+        self._differing += int(differing.sum())
+        self._extend("left", moderate, _square, x)
+        self._extend("right", moderate, _square, y)
+        self._extend("squared", moderate, lambda x, y: _square(y - x), x, y)
+        self._extend("along", moderate, lambda x, y: _product(x, y - x), x, y)
+        self._extend("gap", moderate, np.abs, gap)
 
-    def _side(self, side: str, values: Array) -> None:
+    def _is_moderate(self, x: Array, y: Array) -> Mask:
+        """Which blocks are summed in float32: shape ``(rows, blocks)``."""
+        rows, width = x.shape
+        found = np.full((rows, -(-width // BLOCK)), self._narrow)
+        if self._narrow:
+            for sizes in (np.abs(x), np.abs(y), np.abs(y - x)):
+                most = _blocks_of(sizes).max(axis=(2, 3))
+                found &= (most == 0) | ((most >= 2.0**-40) & (most <= 2.0**40))
+        return found
+
+    def _side(self, side: str, values: Array, moderate: Mask) -> None:
         sizes = np.abs(values)
         ordered = sizes if values.dtype.kind == "c" else values
         low, high = float(ordered.min()), float(ordered.max())
@@ -97,17 +133,27 @@ class _Pass:
         self._high[side] = math.nan if math.isnan(high) else max(self._high[side], high)
         self._nan[side] += int(np.isnan(values).sum())
         self._infinite[side] += int(np.isinf(values).sum())
-        wide = widen(values)
-        self._extend(f"{side} total", wide.real)
-        self._extend(f"{side} absolute", np.abs(wide))
-        self._extend(f"{side} square", _square(wide))
+        self._extend(f"{side} total", moderate, np.real, values)
+        self._extend(f"{side} absolute", moderate, np.abs, values)
+        self._extend(f"{side} square", moderate, _square, values)
 
-    def _extend(self, name: str, values: Array) -> None:
-        rows, width = values.shape
-        table = np.zeros((rows, -(-width // LANES) + 1, LANES))
-        table[:, 0] = self._lanes[name]
-        table.reshape(rows, -1)[:, LANES : LANES + width] = values
-        self._lanes[name] = np.add.reduce(table, axis=1)
+    def _extend(self, name: str, moderate: Mask, function: Callable[..., Array], *sides: Array) -> None:
+        """Add what the function makes of the sides to the lanes, of moderate blocks in float32, else in float64."""
+        lanes = self._lanes[name]
+        parts = _blocks_of(function(*sides)) if moderate.any() else None
+        if parts is not None:
+            singles = np.add.reduce(parts, axis=2).astype(np.float64)
+            if moderate.all():
+                self._lanes[name] = np.add.reduce(np.concatenate([lanes[:, None], singles], axis=1), axis=1)
+                return
+        values = function(*map(widen, sides))
+        if parts is None:
+            self._lanes[name] = _added(lanes, values)
+            return
+        for block in range(moderate.shape[1]):
+            in_double = _added(lanes, values[:, block * BLOCK : (block + 1) * BLOCK])
+            lanes = np.where(moderate[:, block, None], lanes + singles[:, block], in_double)
+        self._lanes[name] = lanes
 
     def end(self) -> dict[str, Float]:
         """Add the rows to the totals; returns the sums of each."""
@@ -136,7 +182,7 @@ class _Pass:
         return PairSums(
             sides[0],
             sides[1],
-            self._totals["cross"],
+            self._totals["along"],
             self._totals["squared"],
             self._totals["gap"],
             self._totals["left"],
@@ -146,6 +192,22 @@ class _Pass:
             self._largest,
             self._largest_at,
         )
+
+
+def _blocks_of(values: Array) -> Array:
+    """Rows as blocks of groups of lanes, filled up with zeros: shape ``(rows, blocks, BLOCK / LANES, LANES)``."""
+    rows, width = values.shape
+    filled = np.zeros((rows, -(-width // BLOCK) * BLOCK), values.dtype)
+    filled[:, :width] = values
+    return filled.reshape(rows, -1, BLOCK // LANES, LANES)
+
+
+def _added(lanes: Float, values: Array) -> Float:
+    rows, width = values.shape
+    table = np.zeros((rows, -(-width // LANES) + 1, LANES))
+    table[:, 0] = lanes
+    table.reshape(rows, -1)[:, LANES : LANES + width] = values
+    return np.asarray(np.add.reduce(table, axis=1))
 
 
 def _square(values: Array) -> Array:

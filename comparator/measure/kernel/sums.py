@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +30,8 @@ class PairSums(NamedTuple):
 
     baseline: SideSums
     target: SideSums
-    cross: float
-    """Σxy; of complex numbers the real part of Σx̄y."""
+    along: float
+    """Σx(y - x); of complex numbers the real part of Σx̄(y - x)."""
     squared: float
     """Σ(y - x)²"""
     absolute: float
@@ -46,6 +47,34 @@ class PairSums(NamedTuple):
     """The largest difference; NaN is larger than any. -1 without elements."""
     largest_at: int
     """Number of the first element that has it."""
+
+
+COLUMNS = 6
+"""Of the table of rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowTable:
+    """What a pass finds of single rows, and of the channels where it was asked for them. A row is a slice along the
+    first dimension, the difference y - x."""
+
+    columns: Float
+    """Shape ``(rows, 6)``: Σx², Σy², Σ(y - x)², Σ(x + y)(y - x), Σ(y - x), and the number of elements that differ."""
+    energy: Float | None = None
+    """Of each channel Σ(x² + y²), shape ``(channels,)``."""
+
+    def rel(self) -> Float:
+        """Of each row Σ(y - x)² / Σ(x² + y²), shape ``(rows,)``; 0 where both sides are zero."""
+        left, right, squared = self.columns[:, 0], self.columns[:, 1], self.columns[:, 2]
+        with np.errstate(all="ignore"):
+            return np.where(squared == 0, 0.0, squared / (left + right))
+
+
+def is_narrow(dtype: np.dtype[Any]) -> bool:
+    """Whether values of a dtype have at most 8 significant bits, so that a product of two is exact in float32."""
+    if dtype.itemsize == 1:
+        return dtype.names is None and dtype.kind not in "SUmM"
+    return dtype.name == "bfloat16"
 
 
 def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
