@@ -12,6 +12,7 @@ FINGERPRINT = "dumper/values/fingerprint"
 SHORTCUT = "dumper/recording/shortcut"
 PT_FORMAT = "dumper/readers/sglang/pt_format"
 PAGES = "tensortap/lost_pages"
+SHARED = (f"{PASSES}/_half.h", f"{PASSES}/_widen.h")
 
 
 def extension(folder: str, *flags: str, others: tuple[str, ...] = ()) -> Extension:
@@ -38,7 +39,7 @@ def extension(folder: str, *flags: str, others: tuple[str, ...] = ()) -> Extensi
 setup(
     ext_modules=[
         # Without contraction, so that both kernels round alike.
-        extension(KERNEL, "-O3", "-ffp-contract=off", "-fno-math-errno", others=(f"{PASSES}/_half.h",)),
+        extension(KERNEL, "-O3", "-ffp-contract=off", "-fno-math-errno", others=SHARED),
         extension(TORCH_SUMS, "-O3", "-ffp-contract=off", others=(f"{PASSES}/_half.h",)),
         extension(PASSES, "-O3", "-fno-math-errno"),
         extension(FINGERPRINT, "-O3"),

@@ -52,6 +52,11 @@ class Aligned(Struct, frozen=True, eq=False):
     def same_shape(self) -> bool:
         return self.baseline.shape == self.target.shape
 
+    @property
+    def has_rows_first(self) -> bool:
+        """Whether the rows that an analysis looks at are the first of several dimensions."""
+        return self.target.ndim > 1 and self.plan.row_dimensions in ((), (0,))
+
 
 def align(
     plan: PairPlan,

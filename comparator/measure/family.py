@@ -96,11 +96,6 @@ def pool_rows(family: Key, pairs: Sequence[Aligned], tables: Sequence[RowTable |
     )
 
 
-def has_rows_first(aligned: Aligned) -> bool:
-    """Whether the rows of a pair are its first dimension, as the arrays lie."""
-    return aligned.same_shape and aligned.target.ndim > 1 and aligned.plan.row_dimensions in ((), (0,))
-
-
 def _look(tables: Sequence[RowTable]) -> FirstLook | None:
     energies = [table.energy for table in tables if table.energy is not None and len(table.energy)]
     if not tables or len(energies) < len(tables):

@@ -15,7 +15,6 @@ from comparator.align.unshard import Replicas
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import BundlePair
 from comparator.measure.difference import Difference, Measured, compare_arrays, same_bytes
-from comparator.measure.family import has_rows_first
 from comparator.measure.kernel.sums import Array, RowTable, to_working
 from comparator.measure.measurement import (
     ArrayNumbers,
@@ -176,7 +175,7 @@ def measure_aligned(
         return found, None
     axis = aligned.token_axis
     by_row = rules.token_metrics and axis is not None and bool(baseline.shape[axis])
-    by_channel = by_channel and has_rows_first(aligned)
+    by_channel = by_channel and aligned.has_rows_first
     measured = _compare(
         baseline,
         target,

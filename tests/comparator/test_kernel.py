@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from comparator.diagnosis.kernel import Matrices, first_look, look_of_finite
 from comparator.measure import kernel
 from comparator.measure.kernel import measure_sums, reference
 from comparator.measure.kernel.sums import Array, PairSums, RowTable, is_narrow, working_dtype
@@ -158,3 +160,32 @@ def test_rows_are_cut_where_the_reference_takes_pieces() -> None:
     left = np.random.default_rng(0).standard_normal((2, reference.CHUNK + 3))
     whole, _ = by_reference(left, left + 1, by_row=True)
     assert whole.squared == pytest.approx(left.size, rel=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([np.dtype("f2"), np.dtype("f4"), *map(np.dtype, SMALL[:3])]),
+    st.integers(1, 40),
+    st.sampled_from([1, 7, 8, 9, 1023, 1024, 1030]),
+    st.integers(-30, 30),
+    st.integers(0, 2**32),
+)
+def test_one_pass_finds_what_the_analysis_looks_for_first(
+    dtype: np.dtype[Any], rows: int, channels: int, power: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    with np.errstate(all="ignore"):
+        left = np.clip(np.ldexp(rng.standard_normal((rows, channels)), power), -200, 200).astype(dtype)
+        right = np.clip(left.astype(np.float64) * (1 + 0.01 * rng.standard_normal(left.shape)), -200, 200).astype(dtype)
+    right[rng.integers(rows)] = left[0]
+    _, table = measure_sums(left, right, by_row=True, by_channel=True)
+    assert table is not None
+    assert table.energy is not None
+    found = look_of_finite(table.columns[:, :5], table.columns[:, 5], table.energy)
+    expected = first_look(Matrices(left, right))
+    assert np.array_equal(found.counts.differing, expected.counts.differing)
+    sums = expected.rows
+    most = sums.baseline + sums.target + np.sqrt(sums.added) * channels**0.5
+    for name in ("baseline", "target", "middle", "added", "product", "total"):
+        assert (np.abs(getattr(found.rows, name) - getattr(sums, name)) <= 1e-5 * most).all(), name
+    np.testing.assert_allclose(found.energy, expected.energy, rtol=1e-5)

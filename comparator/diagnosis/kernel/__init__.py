@@ -135,13 +135,14 @@ def _row_sums(sums: Float, parts: bool) -> RowSums:
 def channel_sums(matrices: Matrices, rows: Integer, factors: Single) -> ChannelSums:
     """Sums of the channels over ``rows``, each of which is multiplied by its factor."""
     channels = matrices.shape[1]
-    sums = np.zeros((4, _padded(channels)))
     task = _task(matrices)
     if task is None:
-        reference.sum_channels(matrices, rows, factors, sums[:, :channels])
-    else:
-        _compiled.channels(task, np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(factors, np.float32), sums)
-    return ChannelSums(*sums[:, :channels])
+        sums = np.zeros((4, channels))
+        reference.sum_channels(matrices, rows, factors, sums)
+        return ChannelSums(*sums)
+    lanes = np.zeros((_padded(channels) // _LANES, 4, _LANES))
+    _compiled.channels(task, np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(factors, np.float32), lanes)
+    return ChannelSums(*lanes.transpose(1, 0, 2).reshape(4, -1)[:, :channels])
 
 
 def _padded(channels: int) -> int:

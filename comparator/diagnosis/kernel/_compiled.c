@@ -1,7 +1,8 @@
 /* Sums over the rows and the channels of a tap's two matrices, as reference.py defines them.
 
-Elements are taken in float32, as stored or converted, and added in float64. Products may be fused with sums, so results
-agree with the reference but for the last bits. */
+Elements are taken in float32, as stored or converted. A few of them are added in float32 (BLOCK of a row, TOGETHER of a
+channel), then all in float64. Products may be fused with sums. So results agree with the reference but for the last bits
+of float32. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -14,7 +15,8 @@ agree with the reference but for the last bits. */
 
 #define LANES 8
 #define BLOCK 256  /* channels that are looked at together; a multiple of LANES */
-#define TOGETHER 4 /* rows that are looked at together, so that sums of channels are loaded and stored seldom */
+#define TOGETHER 8 /* rows that are looked at together, so that sums of channels are loaded and stored seldom */
+#define AHEAD 512  /* channels further on that are asked for */
 #define SUMS 5     /* of a row */
 #define INFINITE 0x7f800000
 #define ALIGNED __attribute__((aligned(64)))
@@ -61,6 +63,9 @@ INLINE size_t padded(size_t channels) { return (channels + LANES - 1) / LANES * 
 static int widest = 2; /* version that may be used */
 
 #ifdef VERSIONS
+#include <immintrin.h>
+#define REGISTERS 1 /* of 32 bytes */
+
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define NAMED(NAME) NAME##_avx2

@@ -1,8 +1,13 @@
 /* Included once for each instruction set: the loops over rows and channels, named NAMED(...). */
 
+#include "_widen.h"
+
 /* `count` channels of a row as float32 in `to`, a multiple of LANES long and filled up with zeros. */
 static void NAMED(convert)(const Side *side, size_t row, size_t channel, size_t count, float *restrict to) {
     const char *start = side->data + (ptrdiff_t)row * side->stride;
+    /* Of each row some channels are read, then of the next: processors do not expect it. */
+    for (size_t byte = 0; byte < count * (size_t)item_size[side->kind]; byte += 64)
+        __builtin_prefetch(start + (channel + AHEAD) * (size_t)item_size[side->kind] + byte);
     switch (side->kind) {
     case BF16: {
         const uint16_t *from = (const uint16_t *)start + channel;
@@ -70,8 +75,43 @@ INLINE double NAMED(tree)(const Sum *sum) {
     return (half[0] + half[2]) + (half[1] + half[3]);
 }
 
-/* The sums of one row over one block, added to `sums`. */
-static void NAMED(add_row)(const float *x, const float *y, size_t count, int parts, double *sums) {
+INLINE double NAMED(sum)(const v8f *lanes) {
+    v4d half, upper;
+    NAMED(widen)(lanes, &half, &upper);
+    half += upper;
+    return (half[0] + half[2]) + (half[1] + half[3]);
+}
+
+INLINE int NAMED(is_moderate)(double square) { return square >= 0x1p-80 && square <= 0x1p80; }
+
+/* The sums of one row over one block in float32, added to `sums`; 0 where numbers are too large or too small for it. */
+INLINE int NAMED(add_row)(const float *x, const float *y, size_t count, int parts, double *sums) {
+    v8f first = {0}, second = {0}, squares = {0}, product = {0}, total = {0};
+    for (size_t i = 0; i < count; i += LANES) {
+        v8f a, b;
+        memcpy(&a, x + i, sizeof a);
+        memcpy(&b, y + i, sizeof b);
+        v8f added = parts ? b : b - a;
+        first += a * a;
+        second += parts ? (v8f){0} : b * b;
+        squares += added * added;
+        product += (parts ? a : a + b) * added;
+        total += added;
+    }
+    double left = NAMED(sum)(&first), right = NAMED(sum)(&second);
+    if (!NAMED(is_moderate)(left) || !(parts || NAMED(is_moderate)(right))) return 0;
+    double found = NAMED(sum)(&squares);
+    if (found != 0 && !NAMED(is_moderate)(found)) return 0;
+    sums[0] += left;
+    sums[1] += right;
+    sums[2] += found;
+    sums[3] += NAMED(sum)(&product);
+    sums[4] += NAMED(sum)(&total);
+    return 1;
+}
+
+/* The same in float64. */
+static void NAMED(add_row_wide)(const float *x, const float *y, size_t count, int parts, double *sums) {
     Sum first = {0}, second = {0}, squares = {0}, product = {0}, total = {0};
 #define HALF(AT, WHICH)                                                                                               \
     {                                                                                                                 \
@@ -130,40 +170,50 @@ static void NAMED(rows)(const Task *task, double *sums, int64_t *counts, double 
                 float *a = x + row * BLOCK, *b = y + row * BLOCK;
                 size_t number = at + row;
                 NAMED(block)(task, number, channel, count, a, b, counts ? counts + 4 * number : NULL);
-                NAMED(add_row)(a, b, count, task->parts, sums + SUMS * number);
+                if (!(task->parts ? NAMED(add_row)(a, b, count, 1, sums + SUMS * number)
+                                  : NAMED(add_row)(a, b, count, 0, sums + SUMS * number)))
+                    NAMED(add_row_wide)(a, b, count, task->parts, sums + SUMS * number);
             }
             if (energy) NAMED(add_energy)(x, y, some, count, energy + channel);
         }
     }
 }
 
+INLINE void NAMED(add_to)(double *to, const v8f *from) {
+    v4d first, second, lower, upper;
+    memcpy(&first, to, sizeof first);
+    memcpy(&second, to + LANES / 2, sizeof second);
+    NAMED(widen)(from, &lower, &upper);
+    first += lower;
+    second += upper;
+    memcpy(to, &first, sizeof first);
+    memcpy(to + LANES / 2, &second, sizeof second);
+}
+
 /* Sums of each channel over rows: of the squares of what was added and of the midpoint, of their product, and of what
-   was added; each row times its factor. `x` and `y` hold rows one after the other. */
-static void NAMED(add_channels)(const float *x, const float *y, const float *factors, size_t rows, size_t count,
-                                int parts, size_t channels, double *sums) {
-    for (size_t i = 0; i < count; i += LANES / 2) {
-        v4d squares, sizes, products, totals;
-        memcpy(&squares, sums + i, sizeof squares);
-        memcpy(&sizes, sums + channels + i, sizeof sizes);
-        memcpy(&products, sums + 2 * channels + i, sizeof products);
-        memcpy(&totals, sums + 3 * channels + i, sizeof totals);
+   was added; each row times its factor, which makes it one of about length 1. `x` and `y` hold rows one after the other. `sums` holds LANES of each for LANES channels, then
+   those of the next. */
+INLINE void NAMED(add_channels)(const float *x, const float *y, const float *factors, size_t rows, size_t count,
+                                int parts, double *sums) {
+    for (size_t i = 0; i < count; i += LANES) {
+        v8f squares = {0}, sizes = {0}, products = {0}, totals = {0};
         for (size_t row = 0; row < rows; row++) {
-            v4f a, b;
+            v8f a, b;
             memcpy(&a, x + row * BLOCK + i, sizeof a);
             memcpy(&b, y + row * BLOCK + i, sizeof b);
-            v4f middle = parts ? a : (a + b) * 0.5f, added = parts ? b : b - a;
+            v8f middle = parts ? a : (a + b) * 0.5f, added = parts ? b : b - a;
             middle *= factors[row];
             added *= factors[row];
-            v4d wide_middle = __builtin_convertvector(middle, v4d), wide_added = __builtin_convertvector(added, v4d);
-            squares += wide_added * wide_added;
-            sizes += wide_middle * wide_middle;
-            products += wide_middle * wide_added;
-            totals += wide_added;
+            squares += added * added;
+            sizes += middle * middle;
+            products += middle * added;
+            totals += added;
         }
-        memcpy(sums + i, &squares, sizeof squares);
-        memcpy(sums + channels + i, &sizes, sizeof sizes);
-        memcpy(sums + 2 * channels + i, &products, sizeof products);
-        memcpy(sums + 3 * channels + i, &totals, sizeof totals);
+        double *to = sums + 4 * i;
+        NAMED(add_to)(to, &squares);
+        NAMED(add_to)(to + LANES, &sizes);
+        NAMED(add_to)(to + 2 * LANES, &products);
+        NAMED(add_to)(to + 3 * LANES, &totals);
     }
 }
 
@@ -175,7 +225,11 @@ static void NAMED(channels)(const Task *task, const int64_t *chosen, const float
             size_t count = task->channels - channel < BLOCK ? task->channels - channel : BLOCK;
             for (size_t row = 0; row < some; row++)
                 NAMED(block)(task, (size_t)chosen[at + row], channel, count, x + row * BLOCK, y + row * BLOCK, NULL);
-            NAMED(add_channels)(x, y, factors + at, some, count, task->parts, padded(task->channels), sums + channel);
+            /* Of its own for what is usual, so that nothing is asked in the loops. */
+            if (some == TOGETHER && !task->parts)
+                NAMED(add_channels)(x, y, factors + at, TOGETHER, count, 0, sums + 4 * channel);
+            else
+                NAMED(add_channels)(x, y, factors + at, some, count, task->parts, sums + 4 * channel);
         }
     }
 }

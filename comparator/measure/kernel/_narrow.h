@@ -3,6 +3,8 @@
 A product of two is exact there, and so are sums of squares of one size; a block is at most BLOCK elements, of which each
 lane adds 128. Blocks with very large, very small or no numbers are left to the sums in float64. */
 
+#include "_widen.h"
+
 typedef struct {
     v8f total_x, absolute_x, square_x, total_y, absolute_y, square_y, along, squared, gap;
 } NAMED(Partial);
@@ -123,11 +125,8 @@ static float NAMED(add_narrow)(const float *x, const float *y, size_t count, Lan
     memset(&sums, 0, sizeof sums);
     NAMED(add_partial)(x, y, whole, &sums);
     if (whole < count) NAMED(add_partial)(last_x, last_y, LANES, &sums);
-    v4f halves[2];
-#define ADD(SUM)                                                                                                      \
-    memcpy(halves, &sums.SUM, sizeof halves);                                                                         \
-    lanes->SUM.first += __builtin_convertvector(halves[0], v4d);                                                      \
-    lanes->SUM.second += __builtin_convertvector(halves[1], v4d);
+    v4d lower, upper;
+#define ADD(SUM) NAMED(widen)(&sums.SUM, &lower, &upper), lanes->SUM.first += lower, lanes->SUM.second += upper;
     ADD(total_x) ADD(absolute_x) ADD(square_x) ADD(total_y) ADD(absolute_y) ADD(square_y)
     ADD(along) ADD(squared) ADD(gap)
 #undef ADD

@@ -26,8 +26,8 @@ DTYPES = [
         ml_dtypes.float8_e8m0fnu,
     )
 ]
-CLOSE = 1e-12
-"""Of the sum of magnitudes: products are fused with sums in one and not in the other."""
+CLOSE = 1e-6
+"""Of the sum of magnitudes: some products are added in float32 in one and not in the other."""
 
 needs_compiler = pytest.mark.skipif(not kernel.COMPILED, reason="the kernel is not built: python setup.py build_ext -i")
 
@@ -116,7 +116,8 @@ def assert_they_agree(of: Matrices, parts: bool) -> None:
         assert ((energy == other_energy) | (np.abs(energy - other_energy) <= CLOSE * other_energy)).all()
         rng = np.random.default_rng(of.shape[1])
         chosen = np.flatnonzero(rng.random(of.shape[0]) < 0.7)
-        factors = rng.random(len(chosen), np.float32)
+        lengths = np.maximum(sizes_of(other)[chosen], 1e-300)
+        factors = (rng.random(len(chosen)) / lengths).astype(np.float32)
         expected = by_reference(channel_sums, of, chosen, factors)
         most = expected.middle + expected.added + np.sqrt(expected.added) * of.shape[0] ** 0.5
         assert_close(channel_sums(of, chosen, factors), expected, most)
