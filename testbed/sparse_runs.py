@@ -67,9 +67,11 @@ class Sparse:
     def records(self) -> int:
         return self.ranks * self.steps * self.records_per_step
 
-    def tokens(self, step: int) -> int:
-        """Tokens of a pass on each data-parallel rank: a chunk of a prompt after every seven of decoding."""
-        return SIZES[step // 8 % 3] if step % 8 == 0 else SIZES[3 + step // 8 % 5]
+    def tokens(self, step: int, group: int) -> int:
+        """Tokens of a pass on a data-parallel rank: a chunk of a prompt, then seven passes of decoding; each rank has
+        other requests."""
+        turn = step // 8 + group
+        return SIZES[turn % 3] if step % 8 == 0 else SIZES[3 + turn % 5]
 
 
 def write_sparse_run(path: Path, size: Sparse) -> Path:
@@ -94,7 +96,7 @@ def _write_rank(path: Path, rank: int, size: Sparse) -> None:
             layout = encode_layout(_layout(rank, step, size))
             columns.steps.append(add("step", {"step": step, "layout": layout}))
         columns.descriptors.extend(_descriptors(rank, size))
-        columns.rows.frombytes(_table(file.tell(), size).tobytes())
+        columns.rows.frombytes(_table(file.tell(), rank, size).tobytes())
         file.seek(file.tell() + len(columns) * _SLOT)
         index = file.tell()
         file.write(frames.encode_frame("index", columns.meta(), index, (columns.encode(),)))
@@ -121,14 +123,14 @@ def _header(rank: int, size: Sparse) -> dict[str, Any]:
 
 
 def _layout(rank: int, step: int, size: Sparse) -> TokenLayout:
-    tokens = size.tokens(step)
-    decoding = step % 8 != 0
     group = rank // size.tensor
+    each = tuple(size.tokens(step, one) for one in range(size.data))
+    tokens, decoding = each[group], step % 8 != 0
     if decoding:
         spans = [SequenceSpan(f"{group}-{number}", 4096 + step, 1) for number in range(tokens)]
     else:
         spans = [SequenceSpan(f"{group}-{step}", 0, tokens)]
-    shared = DataParallelRows("attn_dp", group, size.data, (tokens,) * size.data, (tokens,) * size.data, "max_len")
+    shared = DataParallelRows("attn_dp", group, size.data, each, each, "sum_len")
     ids = np.arange(tokens, dtype=np.int64) + 1000 * group + step
     return TokenLayout("decode" if decoding else "extend", tuple(spans), tokens, ids, data_parallel=shared)
 
@@ -142,27 +144,27 @@ def _taps(size: Sparse) -> Iterator[tuple[str, tuple[int, ...], str, int | None]
         yield (*tap, None)
 
 
-def _shapes(size: Sparse) -> Sequence[int]:
-    """The numbers of tokens of the run's passes, each once, in the order in which they first come."""
-    return list(dict.fromkeys(map(size.tokens, range(size.steps))))
+def _shapes(rank: int, size: Sparse) -> Sequence[int]:
+    """The numbers of tokens of a rank's passes, each once, in the order in which they first come."""
+    return list(dict.fromkeys(size.tokens(step, rank // size.tensor) for step in range(size.steps)))
 
 
 def _descriptors(rank: int, size: Sparse) -> Iterator[dict[str, Any]]:
     """What records share, for every shape: each size of a pass has a description of its own."""
-    for tokens in _shapes(size):
+    for tokens in _shapes(rank, size):
         for name, shape, dims, layer in _taps(size):
             kind = {"dtype": "int64" if name == "topk_ids" else "bfloat16", "shape": [tokens, *shape], "dims": dims}
             tags = {} if layer is None else {"layer_id": layer}
             yield {"name": name, "tags": tags, **kind, "tap": f"model.DecoderLayer.forward#1:{name}"}
 
 
-def _table(start: int, size: Sparse) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _table(start: int, rank: int, size: Sparse) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The rows of the index, in the order of its columns."""
     taps, count = size.records_per_step, size.steps * size.records_per_step
-    shapes = {tokens: number for number, tokens in enumerate(_shapes(size))}
+    shapes = {tokens: number for number, tokens in enumerate(_shapes(rank, size))}
     order = np.arange(count)
     step = order // taps
-    shape = np.array([shapes[size.tokens(number)] for number in range(size.steps)])
+    shape = np.array([shapes[size.tokens(number, rank // size.tensor)] for number in range(size.steps)])
     offset = start + order * _SLOT
     table = np.zeros((count, 7), np.int64)
     table[:, 0] = offset

@@ -6,34 +6,29 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from comparator.match.bundles import Entry
+from comparator.match.numbering import Integers, combined
 from dumper.reading.columns import OUTSIDE_STEPS, RecordColumns
 from dumper.reading.protocol import Record
 
-Integers = npt.NDArray[np.int64]
-
 
 class Entries(Sequence[Entry]):
-    """Entries of one run, in the order of its records. Those of one kind differ in step, occurrence, order and content
-    alone."""
+    """Entries of one run, in the order of its records. Those of one kind differ in rank, step, occurrence, order and
+    content alone."""
 
     def __init__(
         self,
         kinds: Sequence[Entry],
-        kind: Integers,
-        step: Integers,
-        occurrence: Integers,
+        columns: tuple[Integers, Integers, Integers, Integers],
         records: Sequence[Record] | None,
         row: Integers | None = None,
     ) -> None:
-        """``kinds``: an entry of each kind; ``kind``, ``step``, ``occurrence``: a number per entry; ``records``: of the
-        run, None where every kind has one entry; ``row``: which of them an entry is of, None: the n-th of the n-th."""
+        """``kinds``: an entry of each kind; ``columns``: of each entry its kind, rank, step and occurrence;
+        ``records``: of the run, None where every kind has one entry; ``row``: which of them an entry is of, None: the
+        n-th of the n-th."""
         self.kinds = kinds
-        self.kind = kind
-        self.step = step
-        self.occurrence = occurrence
+        self.kind, self.rank, self.step, self.occurrence = columns
         self._records = records
         self._row = row
 
@@ -41,7 +36,8 @@ class Entries(Sequence[Entry]):
     def of(cls, columns: RecordColumns, records: Sequence[Record]) -> Entries:
         """All records, under the names, tags and dims that they were recorded with."""
         kinds = [Entry(record, record.name, record.tags, record.dims) for record in columns.kinds]
-        return cls(kinds, columns.kind, columns.step, columns.occurrence, None if columns.one_by_one else records)
+        numbers = columns.kind, columns.rank, columns.step, columns.occurrence
+        return cls(kinds, numbers, None if columns.one_by_one else records)
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -66,28 +62,30 @@ class Entries(Sequence[Entry]):
     def __iter__(self) -> Iterator[Entry]:
         return self.of_rows(np.arange(len(self)))
 
-    @property
-    def ranks(self) -> Integers:
-        """Of each entry, its rank."""
-        return np.array([kind.rank for kind in self.kinds], np.int64)[self.kind]
-
     def named(self, name: str) -> Iterator[Entry]:
         """The entries of a name, in order."""
         named = np.array([kind.name == name for kind in self.kinds], np.bool_)
         return self.of_rows(np.flatnonzero(named[self.kind]))
 
+    def by_rank(self) -> Entries:
+        """The same, with kinds of one rank each."""
+        if self._records is None:
+            return self
+        number, _, _ = combined(self.kind, self.rank)
+        _, firsts = np.unique(number, return_index=True)
+        columns = number, self.rank, self.step, self.occurrence
+        return Entries(list(self.of_rows(firsts)), columns, self._records, self._row)
+
     def replaced(self, becomes: Sequence[Sequence[Entry]]) -> Entries:
         """Each entry in the forms that its kind takes: none, one, or several one after the other."""
         counts = np.array([len(forms) for forms in becomes], np.int64)
         kinds = [form for forms in becomes for form in forms]
-        starts = np.cumsum(counts) - counts
         repeats = counts[self.kind]
         taken = np.repeat(np.arange(len(self)), repeats)
         form = np.arange(len(taken)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-        row = taken if self._row is None else self._row[taken]
-        return Entries(
-            kinds, starts[self.kind[taken]] + form, self.step[taken], self.occurrence[taken], self._records, row
-        )
+        kind = (np.cumsum(counts) - counts)[self.kind[taken]] + form
+        columns = kind, self.rank[taken], self.step[taken], self.occurrence[taken]
+        return Entries(kinds, columns, self._records, taken if self._row is None else self._row[taken])
 
 
 class Members(Sequence[Entry]):
@@ -122,11 +120,6 @@ class Members(Sequence[Entry]):
     def forget(self) -> None:
         """Let go of what was made."""
         self._made = None
-
-    @property
-    def first_kind(self) -> Entry:
-        """An entry of the kind of the first one."""
-        return self._entries.kinds[int(self._entries.kind[self._rows[0]])]
 
     @property
     def kinds(self) -> Integers:

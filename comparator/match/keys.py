@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from comparator.errors import ComparatorError
 from comparator.match.bundles import Entry, Key, KeyPart, RunIndex
-from comparator.match.entries import Entries, Integers
+from comparator.match.entries import Entries
+from comparator.match.numbering import Integers, combined, numbered
 from comparator.match.order import execution_order
 from comparator.options import Options
 from comparator.patterns import compiled
@@ -48,6 +49,8 @@ class Keyed(Struct, frozen=True, eq=False):
     key: Integers
     """Of each, the number of its key."""
     keys: Sequence[BundleKey]
+    family: Integers
+    """Of each of ``keys``, the number of its family."""
     selected: npt.NDArray[np.bool_]
     """Of each, whether the filter selects it."""
 
@@ -68,60 +71,74 @@ def keyed_entries(baseline: RunIndex, target: RunIndex, options: Options, rules:
     return left, _by_files(target, list(_chosen_files(target, options)), names, shared)
 
 
-def numbered(found: Sequence[Any]) -> tuple[Integers, list[Any]]:
-    """Of each its number among those that differ, and these, in the order in which they first come."""
-    numbers: dict[Any, int] = {}
-    return np.array([numbers.setdefault(one, len(numbers)) for one in found], np.int64), list(numbers)
-
-
-def combined(first: Integers, second: Integers) -> tuple[Integers, Integers, Integers]:
-    """Of each pair of numbers, its number among the pairs that differ; and of these the two numbers."""
-    if not len(first):
-        return first, first, first
-    least = int(second.min())
-    width = int(second.max()) - least + 1
-    codes, number = np.unique(first * width + (second - least), return_inverse=True)
-    return number.reshape(-1), codes // width, codes % width + least
-
-
 def _by_tags(index: RunIndex, options: Options, rules: Rules, wanted: Expression | None) -> Keyed:
     entries, skip = index.entries, options.grouping_skip_keys
-    place, _ = numbered([_parts_of_kind(kind, frozenset({"rank"})) for kind in entries.kinds])
-    row = execution_order(entries.step, entries.ranks, combined(place[entries.kind], entries.occurrence)[0])
+    row = execution_order(entries.step, entries.rank, _places(entries))
     step = entries.step[row]
     inside = (step == OUTSIDE_STEPS) | ((step >= options.start_step) & (step <= options.end_step))
-    row, step = row[inside], step[inside]
-    kind = entries.kind[row]
-    of_kind, parts = numbered([_parts_of_kind(one, skip) for one in entries.kinds])
+    if not inside.all():
+        row, step = row[inside], step[inside]
+    family, families = _families(entries, row, skip)
+    key: Integers
+    of_key: Integers
+    if joins_steps(options, rules) or "step" in skip:
+        keys = [BundleKey(one, one, one) for one in families]
+        key, of_key = family, np.arange(len(families))
+    else:
+        key, of_key, at = combined(family, step)
+        keys = [_with_step(families[one], step) for one, step in zip(of_key.tolist(), at.tolist(), strict=True)]
+    return Keyed(entries, row, key, keys, of_key, _selected(entries, row, wanted))
+
+
+def _places(entries: Entries) -> Integers:
+    """Of each entry a number that is the same for those of several ranks that were recorded at one place in a step."""
+    place, _ = _parts_of_kinds(entries, frozenset())
+    return combined(place[entries.kind], entries.occurrence)[0]
+
+
+def _families(entries: Entries, row: Integers, skip: frozenset[str]) -> tuple[Integers, list[Key]]:
+    """Of each entry the number of its key without the step, and these keys."""
+    of_kind, parts = _parts_of_kinds(entries, skip)
+    number: Integers = of_kind[entries.kind[row]]
+    ranks: Integers | None = None
+    if "rank" not in skip:
+        number, which, ranks = combined(number, entries.rank[row])
+        parts = [parts[one] for one in which.tolist()]
     occurrence = entries.occurrence[row]
     if skip & {"occurrence", _DUPLICATE_INDEX}:
         occurrence = np.zeros_like(occurrence)
-    family, head, count = combined(of_kind[kind], occurrence)
-    families = [_with_occurrence(parts[one], times) for one, times in zip(head.tolist(), count.tolist(), strict=True)]
-    if joins_steps(options, rules) or "step" in skip:
-        key, keys = family, [BundleKey(one, one, one) for one in families]
-    else:
-        key, which, at = combined(family, step)
-        keys = [_with_step(families[one], step) for one, step in zip(which.tolist(), at.tolist(), strict=True)]
-    return Keyed(entries, row, key, keys, _selected(entries, row, wanted))
+    family, which, times = combined(number, occurrence)
+    keys = []
+    for one, count in zip(which.tolist(), times.tolist(), strict=True):
+        name, middle, tags = parts[one]
+        rank: Key = () if ranks is None else (("rank", int(ranks[one])),)
+        keys.append((name, *rank, *middle, *((("occurrence", count),) if count else ()), *tags))
+    return family, keys
 
 
-def _parts_of_kind(kind: Entry, skip: frozenset[str]) -> tuple[Key, Key]:
-    """The parts of a key that come before the occurrence, and those that come behind it."""
+_Parts = tuple[KeyPart, Key, Key]
+"""Of a key, those that come before the rank, before the occurrence, and behind it."""
+
+
+def _parts_of_kinds(entries: Entries, skip: frozenset[str]) -> tuple[Integers, list[_Parts]]:
+    """Of each kind the number of its parts, and the parts of each number."""
+    # Tags that many kinds share are one object.
+    told = [(one.name, id(one.tags), one.record.stream, one.record.recompute) for one in entries.kinds]
+    of_kind, alike = numbered(told)
+    first = dict(zip(reversed(told), reversed(entries.kinds), strict=True))
+    number, parts = numbered(_parts_of_kind(first[one], skip) for one in alike)
+    return number[of_kind], parts
+
+
+def _parts_of_kind(kind: Entry, skip: frozenset[str]) -> _Parts:
     record = kind.record
-    parts: list[KeyPart] = [("name", kind.name)]
-    if "rank" not in skip:
-        parts.append(("rank", kind.rank))
+    parts: list[KeyPart] = []
     if record.stream != "value" and "stream" not in skip:
         parts.append(("stream", record.stream))
     if record.recompute and "recompute_status" not in skip:
         parts.append(("recompute", "yes"))
-    return tuple(parts), tuple((key, str(kind.tags[key])) for key in sorted(kind.tags) if key not in skip)
-
-
-def _with_occurrence(parts: tuple[Key, Key], occurrence: int) -> Key:
-    before, behind = parts
-    return (*before, ("occurrence", occurrence), *behind) if occurrence else (*before, *behind)
+    tags = tuple((key, str(kind.tags[key])) for key in sorted(kind.tags) if key not in skip)
+    return ("name", kind.name), tuple(parts), tags
 
 
 def _with_step(family: Key, step: int) -> BundleKey:
@@ -133,23 +150,22 @@ def _selected(entries: Entries, row: Integers, wanted: Expression | None) -> npt
     if wanted is None:
         return np.ones(len(row), np.bool_)
     # What a filter does not look at cannot change what it says.
-    looked_at = sorted(wanted.names - {"step"})
-    views = [_filtered_values(kind) for kind in entries.kinds]
-    of_kind, firsts = _alike_views(views, looked_at)
-    step = entries.step[row] if "step" in wanted.names else np.full(len(row), OUTSIDE_STEPS)
-    number, which, at = combined(of_kind[entries.kind[row]], step)
+    looked_at = sorted(wanted.names - {"step", "rank"})
+    views = [{**kind.tags, "name": kind.name} for kind in entries.kinds]
+    of_kind, _ = numbered(tuple((name in view, repr(view.get(name))) for name in looked_at) for view in views)
+    nothing = np.zeros(len(row), np.int64)
+    number, which, ranks = combined(
+        of_kind[entries.kind[row]], entries.rank[row] if "rank" in wanted.names else nothing
+    )
+    number, which_rank, steps = combined(number, entries.step[row] if "step" in wanted.names else nothing)
+    view_of = dict(zip(reversed(of_kind.tolist()), reversed(views), strict=True))
     holds = [
-        wanted.holds({**views[firsts[one]], "step": None if step == OUTSIDE_STEPS else step})
-        for one, step in zip(which.tolist(), at.tolist(), strict=True)
+        wanted.holds(
+            {**view_of[int(which[at])], "rank": int(ranks[at]), "step": None if step == OUTSIDE_STEPS else step}
+        )
+        for at, step in zip(which_rank.tolist(), steps.tolist(), strict=True)
     ]
     return np.array(holds, np.bool_)[number]
-
-
-def _alike_views(views: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[Integers, list[int]]:
-    """Of each the number of those that have equal values under these names, and the first of each number."""
-    number, _ = numbered([tuple((name in view, repr(view.get(name))) for name in names) for view in views])
-    _, firsts = np.unique(number, return_index=True)
-    return number, firsts.tolist()
 
 
 def _parse_filter(text: str, baseline: RunIndex, target: RunIndex) -> Expression:
@@ -169,11 +185,6 @@ def _parse_filter(text: str, baseline: RunIndex, target: RunIndex) -> Expression
             f"--filter: no record of the runs has {unknown[0]!r}; there are {', '.join(near)}; {example}"
         )
     return wanted
-
-
-def _filtered_values(kind: Entry) -> dict[str, Any]:
-    """What a filter looks at, but for the step."""
-    return {**kind.tags, "name": kind.name, "rank": kind.rank}
 
 
 def sglang_record(entry: Entry) -> SGLangRecord:
@@ -209,8 +220,9 @@ def _by_files(
 ) -> Keyed:
 
     key, keys = numbered([_key_of_file(entry, names, shared) for _, entry in chosen])
+    family, _ = numbered(one.family for one in keys)
     row = np.array([number for number, _ in chosen], np.int64)
-    return Keyed(index.entries, row, key, keys, np.ones(len(row), np.bool_))
+    return Keyed(index.entries, row, key, keys, family, np.ones(len(row), np.bool_))
 
 
 def _key_of_file(entry: Entry, names: Sequence[str], shared: Sequence[str]) -> BundleKey:

@@ -315,6 +315,7 @@ def apply_map(index: RunIndex, path: Path, side: Side, world: Mapping[int, Coord
     """
     rules = compile_rules(load_map(path), side, str(path))
     used: set[int] = set()
-    entries = index.entries
+    # What a rule computes may depend on the coordinates of the rank.
+    entries = index.entries.by_rank() if any(rule.values for rule in rules) else index.entries
     mapped = replace(index, entries=entries.replaced([_forms(kind, rules, world, used) for kind in entries.kinds]))
     return mapped, [rule.text for number, rule in enumerate(rules) if number not in used]

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from comparator.errors import PairError
 from comparator.match.bundles import Entry, Key
-from comparator.match.entries import Integers
-from comparator.match.keys import BundleKey, Keyed, numbered
+from comparator.match.keys import BundleKey, Keyed
+from comparator.match.numbering import Integers, numbered
 from comparator.options import SIDES, Options, Side
 from tensortap.dims import DimsError, count_rows, parse_dims
 
@@ -62,7 +62,7 @@ def _renamed(side: Keyed, joined: set[Key]) -> Keyed:
         family = _without_occurrence(one.family)
         renamed.append(BundleKey(key, family, key) if key in joined else one)
     number, keys = numbered(renamed)
-    return replace(side, key=number[side.key], keys=keys)
+    return replace(side, key=number[side.key], keys=keys, family=numbered(one.family for one in keys)[0])
 
 
 def _belong_together(
@@ -88,11 +88,11 @@ def _rows_by_occurrence(side: Keyed, row: Integers, name: Side, options: Options
     of_kind = {number: _rows(entries.kinds[number], name, options) for number in sorted(set(kinds.tolist()))}
     if None in of_kind.values():
         return None
-    first = min(entries.kinds[number].rank for number in of_kind)
+    ranks = entries.rank[row]
+    first = ranks == ranks.min()
     rows: dict[int, int] = {}
-    for number, occurrence in zip(kinds.tolist(), entries.occurrence[row].tolist(), strict=True):
-        if entries.kinds[number].rank == first:
-            rows[occurrence] = rows.get(occurrence, 0) + (of_kind[number] or 0)
+    for number, occurrence in zip(kinds[first].tolist(), entries.occurrence[row][first].tolist(), strict=True):
+        rows[occurrence] = rows.get(occurrence, 0) + (of_kind[number] or 0)
     return rows
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
-Integers = npt.NDArray[np.int64]
+from comparator.match.numbering import Integers, stable_order
+
 _KNOWN_STEPS = 256
 """Orders of steps that are remembered: most steps record the same taps."""
 
@@ -25,7 +25,7 @@ def execution_order(step: Integers, rank: Integers, place: Integers) -> Integers
     """
     if not len(step):
         return np.empty(0, np.int64)
-    ordered: Integers = np.lexsort((rank, step))
+    ordered = stable_order(step, rank)
     step, rank, place = step[ordered], rank[ordered], place[ordered]
     ends = np.append(np.flatnonzero(step[1:] != step[:-1]) + 1, len(step)).tolist()
     known: dict[tuple[bytes, bytes], Integers] = {}

@@ -9,8 +9,9 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.match.bundles import Bundle, BundlePair, Entry, Key, RunIndex
-from comparator.match.entries import Entries, Integers, Members
-from comparator.match.keys import BundleKey, Keyed, keyed_entries, numbered, sglang_record, shown_tags
+from comparator.match.entries import Entries, Members
+from comparator.match.keys import BundleKey, Keyed, keyed_entries, sglang_record, shown_tags
+from comparator.match.numbering import Integers, ranges, stable_order
 from comparator.match.occurrences import join_occurrences
 from comparator.options import Options
 from comparator.rules import Rules
@@ -22,10 +23,10 @@ class _Grouped(Struct, frozen=True):
 
     key: BundleKey
     bundle: Bundle
+    name: str
+    tags: Key
     step: int | None
     """The one step of all its entries; None where they are of several, or of none."""
-    first: Entry
-    """What its first entry is like."""
 
 
 def match_bundles(baseline: RunIndex, target: RunIndex, options: Options, rules: Rules) -> list[BundlePair]:
@@ -34,54 +35,69 @@ def match_bundles(baseline: RunIndex, target: RunIndex, options: Options, rules:
     By tags, pairs come in the target's order of execution, and those that only the baseline has follow; by file names,
     in the order in which their keys first appear in the target.
     """
+    by_tags = rules.grouping == "tags"
     left, right = keyed_entries(baseline, target, options, rules)
-    if rules.grouping == "tags":
+    if by_tags:
         left, right = join_occurrences(left, right, options)
     wanted = {one.shared for one in right.keys}
     asked_for = np.array([one.shared in wanted for one in left.keys], np.bool_)
-    lefts = {found.key.key: found for found in _bundles(left, left.selected | asked_for[left.key])}
-    rights = list(_bundles(right, right.selected))
-    shown: dict[Key, Key] = {}
+    lefts = {one.key.key: one for one in _bundles(left, left.selected | asked_for[left.key], rules)}
     pairs = [
-        _pair(found, lefts.get(found.key.shared) if found.key.shared else None, found, rules, shown) for found in rights
+        _pair(one, lefts.get(one.key.shared) if one.key.shared else None, one)
+        for one in _bundles(right, right.selected, rules)
     ]
-    if rules.grouping == "tags":
-        pairs.extend(_pair(found, found, None, rules, shown) for found in lefts.values() if found.key.key not in wanted)
+    if by_tags:
+        pairs.extend(_pair(one, one, None) for one in lefts.values() if one.key.key not in wanted)
     return pairs
 
 
-def _bundles(side: Keyed, chosen: npt.NDArray[np.bool_]) -> Iterator[_Grouped]:
+def _pair(some: _Grouped, baseline: _Grouped | None, target: _Grouped | None) -> BundlePair:
+    sides = (None if side is None else side.bundle for side in (baseline, target))
+    return BundlePair(some.name, some.tags, some.step, *sides)
+
+
+def _bundles(side: Keyed, chosen: npt.NDArray[np.bool_], rules: Rules) -> Iterator[_Grouped]:
     """The bundles of the chosen entries, in the order in which their first ones come."""
-    row, key = side.row[chosen], side.key[chosen]
+    row, key = (side.row, side.key) if chosen.all() else (side.row[chosen], side.key[chosen])
     if not len(row):
         return
-    by_key = np.argsort(key, kind="stable")
+    by_key = stable_order(key)
     starts = np.append(0, np.flatnonzero(np.diff(key[by_key])) + 1)
-    listed = np.argsort(by_key[starts], kind="stable")
     counts = np.diff(np.append(starts, len(row)))
-    keys = [side.keys[number] for number in key[by_key[starts]][listed].tolist()]
-    family, _ = numbered([one.family for one in keys])
+    listed = np.argsort(by_key[starts], kind="stable")
+    starts, counts, numbers = starts[listed], counts[listed], key[by_key[starts[listed]]]
     # The rows of a family lie side by side, and in them those of each of its bundles.
-    laid = np.argsort(family, kind="stable")
-    order = by_key[_ranges(starts[listed][laid], counts[listed][laid])]
-    rows, ends = row[order], np.cumsum(counts[listed][laid])
-    family_ends = ends[np.append(np.flatnonzero(np.diff(family[laid])), len(laid) - 1)]
-    histories = [
-        Members(side.entries, rows[start:end], stays=False)
-        for start, end in zip([0, *family_ends.tolist()], family_ends.tolist(), strict=False)
-    ]
+    laid = np.argsort(side.family[numbers], kind="stable")
+    rows = row[by_key[ranges(starts[laid], counts[laid])]]
+    ends = np.cumsum(counts[laid])
+    families = dict(_families(side, rows, numbers[laid], ends))
     steps = _single_steps(side.entries, rows, ends)
+    firsts = side.entries.kind[rows[ends - counts[laid]]].tolist()
     place = np.empty_like(laid)
     place[laid] = np.arange(len(laid))
-    for one, number, at in zip(keys, family.tolist(), place.tolist(), strict=True):
+    of_family = side.family[numbers].tolist()
+    for number, family, at in zip(numbers.tolist(), of_family, place.tolist(), strict=True):
+        one, (tags, history) = side.keys[number], families[family]
         members = Members(side.entries, rows[ends[at - 1] if at else 0 : ends[at]])
-        yield _Grouped(one, Bundle(members, histories[number], one.family), steps[at], members.first_kind)
+        name = _name(side.entries.kinds[firsts[at]], rules)
+        yield _Grouped(one, Bundle(members, history, one.family), name, tags, steps[at])
 
 
-def _ranges(starts: Integers, counts: Integers) -> Integers:
-    """The numbers from each start on, as many as its count says, one after the other."""
-    before = np.cumsum(counts) - counts
-    return np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
+def _name(first: Entry, rules: Rules) -> str:
+    return first.name if rules.grouping == "tags" else sglang_record(first).dumped_name
+
+
+def _families(
+    side: Keyed, rows: Integers, numbers: Integers, ends: Integers
+) -> Iterator[tuple[int, tuple[Key, Members]]]:
+    """Of each family the tags that are shown of it, and its entries. ``numbers`` are the keys in the order of ``rows``,
+    each up to one of ``ends``."""
+    family = side.family[numbers]
+    start = 0
+    for last in np.append(np.flatnonzero(np.diff(family)), len(family) - 1).tolist():
+        history = Members(side.entries, rows[start : ends[last]], stays=False)
+        yield int(family[last]), (shown_tags(side.keys[int(numbers[last])].family), history)
+        start = int(ends[last])
 
 
 def _single_steps(entries: Entries, rows: Integers, ends: Integers) -> list[int | None]:
@@ -91,15 +107,3 @@ def _single_steps(entries: Entries, rows: Integers, ends: Integers) -> list[int 
     least, most = np.minimum.reduceat(step, starts), np.maximum.reduceat(step, starts)
     single = np.where(least == most, least, OUTSIDE_STEPS).tolist()
     return [None if one == OUTSIDE_STEPS else one for one in single]
-
-
-def _pair(
-    some: _Grouped, baseline: _Grouped | None, target: _Grouped | None, rules: Rules, shown: dict[Key, Key]
-) -> BundlePair:
-    family = some.key.family
-    if family not in shown:
-        shown[family] = shown_tags(family)
-    first = some.first
-    name = first.name if rules.grouping == "tags" else sglang_record(first).dumped_name
-    sides = (None if side is None else side.bundle for side in (baseline, target))
-    return BundlePair(name, shown[family], some.step, *sides)

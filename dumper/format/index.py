@@ -10,6 +10,8 @@ from typing import Any
 import msgpack
 import numpy as np
 import numpy.typing as npt
+from msgspec import Raw, Struct
+from msgspec.msgpack import Decoder
 
 from dumper.format.frames import FormatError
 
@@ -78,25 +80,53 @@ class Index:
         return len(self.columns["offset"])
 
 
-def decode_index(data: bytes) -> Index:
-    """Raises FormatError when the bytes are no index or its columns disagree."""
+class _Encoded(Struct, frozen=True):
+    """The map that an index is, its columns as views of the bytes."""
+
+    offset: memoryview
+    descriptor: memoryview
+    step: memoryview
+    occurrence: memoryview
+    order: memoryview
+    payload_offset: memoryview
+    payload_bytes: memoryview
+    descriptors: Raw
+    steps: memoryview
+    others: memoryview
+
+
+_decode = Decoder(_Encoded).decode
+Known = dict[bytes, tuple[dict[str, Any], ...]]
+"""Descriptors by their bytes: those of ranks that do the same are the same, and are kept once."""
+
+
+def decode_index(data: bytes, known: Known | None = None) -> Index:
+    """The index of these bytes, which it keeps. ``known``: descriptors of other files; those of this are added.
+
+    Raises FormatError when the bytes are no index or its columns disagree.
+    """
+    known = {} if known is None else known
     try:
-        decoded = msgpack.unpackb(data, raw=False, strict_map_key=False, unicode_errors="backslashreplace")
-        columns = {name: np.frombuffer(decoded[name], dtype=dtype) for name, dtype in _COLUMNS.items()}
-        index = Index(
-            tuple(decoded["descriptors"]),
-            columns,
-            np.frombuffer(decoded["steps"], dtype="<u8"),
-            np.frombuffer(decoded["others"], dtype="<u8"),
-        )
+        encoded = _decode(data)
+        columns = {name: np.frombuffer(getattr(encoded, name), dtype=dtype) for name, dtype in _COLUMNS.items()}
+        steps, others = (np.frombuffer(column, dtype="<u8") for column in (encoded.steps, encoded.others))
+        text = bytes(encoded.descriptors)
+        descriptors = known.get(text)
+        if descriptors is None:
+            found = msgpack.unpackb(text, raw=False, strict_map_key=False, unicode_errors="backslashreplace")
+            descriptors = tuple(found)
+            for descriptor in descriptors:
+                check_descriptor(descriptor)
+            known[text] = descriptors
+    except FormatError:
+        raise
     except Exception as error:
         raise FormatError(f"the index cannot be read: {error}") from error
+    index = Index(descriptors, columns, steps, others)
     if len({len(column) for column in columns.values()}) != 1:
         raise FormatError("the columns of the index have different lengths")
     if len(index) and columns["descriptor"].max() >= len(index.descriptors):
         raise FormatError("the index names a description that it does not have")
-    for descriptor in index.descriptors:
-        check_descriptor(descriptor)
     return index
 
 

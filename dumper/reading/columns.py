@@ -17,16 +17,17 @@ OUTSIDE_STEPS = NO_STEP
 
 
 class RecordColumns(Struct, frozen=True, eq=False):
-    """All records, in the order of ``Run.records``. Those of one kind are of one rank, and differ in step, occurrence,
-    order and content alone."""
+    """All records, in the order of ``Run.records``. Those of one kind differ in rank, step, occurrence, order and
+    content alone."""
 
     kinds: Sequence[Record]
     """The first record of each kind."""
-    kind: npt.NDArray[np.int64]
+    kind: npt.NDArray[np.int32]
     """Of each record, the number of its kind."""
+    rank: npt.NDArray[np.int32]
     step: npt.NDArray[np.int64]
     """Of each record, the step; ``OUTSIDE_STEPS`` for none."""
-    occurrence: npt.NDArray[np.int64]
+    occurrence: npt.NDArray[np.uint32]
 
     @property
     def one_by_one(self) -> bool:
@@ -46,6 +47,10 @@ def columns_of(run: Run) -> RecordColumns:
 def columns_of_records(records: Iterable[Record]) -> RecordColumns:
     """Columns in which each record is a kind of its own."""
     kinds = list(records)
-    steps = [OUTSIDE_STEPS if record.step is None else record.step for record in kinds]
-    occurrences = [record.occurrence for record in kinds]
-    return RecordColumns(kinds, np.arange(len(kinds)), np.array(steps, np.int64), np.array(occurrences, np.int64))
+    return RecordColumns(
+        kinds,
+        np.arange(len(kinds), dtype=np.int32),
+        np.array([record.rank for record in kinds], np.int32),
+        np.array([OUTSIDE_STEPS if record.step is None else record.step for record in kinds], np.int64),
+        np.array([record.occurrence for record in kinds], np.uint32),
+    )

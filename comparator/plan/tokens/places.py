@@ -47,6 +47,9 @@ class Places:
     def __init__(self, side: SideLayouts) -> None:
         self._side = side
         self._layouts: dict[tuple[int, int], TokenLayout | None] = {}
+        # By identity: ranks that say the same of a step may share one layout.
+        self._contradictions: dict[TokenLayout, str | None] = {}
+        self._digests: dict[TokenLayout, str] = {}
         self.problems: list[str] = []
         """Sentences about layouts that contradict themselves."""
         self.parallel = side.parallel
@@ -56,12 +59,22 @@ class Places:
         key = (step, rank)
         if key not in self._layouts:
             layout = read_layout(self._side.source, step, rank)
-            problem = None if layout is None else _contradiction(layout)
+            problem = None if layout is None else self._contradiction_of(layout)
             if problem is not None:
                 self.problems.append(f"the token layout of rank {rank} in step {step} is not used: {problem}")
                 layout = None
             self._layouts[key] = layout
         return self._layouts[key]
+
+    def _contradiction_of(self, layout: TokenLayout) -> str | None:
+        if layout not in self._contradictions:
+            self._contradictions[layout] = _contradiction(layout)
+        return self._contradictions[layout]
+
+    def _digest_of(self, layout: TokenLayout) -> str:
+        if layout not in self._digests:
+            self._digests[layout] = _digest(layout)
+        return self._digests[layout]
 
     def place(self, rank: int, axis: str) -> tuple[int, int]:
         """``(rank, size)`` on an axis, ``(0, 1)`` when the run does not know it."""
@@ -226,7 +239,7 @@ class Places:
             for rank in self.ranks:
                 layout = self.layout(step, rank)
                 if layout is not None:
-                    digests.setdefault(partition[rank], {}).setdefault(_digest(layout), rank)
+                    digests.setdefault(partition[rank], {}).setdefault(self._digest_of(layout), rank)
             for different in digests.values():
                 ranks = list(different.values())
                 pairs.update((ranks[0], other) for other in ranks[1:])

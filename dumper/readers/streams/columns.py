@@ -16,21 +16,27 @@ from dumper.reading.columns import RecordColumns
 def stream_columns(segments: Iterable[tuple[int, Segment]]) -> RecordColumns:
     """All records of (rank, segment) pairs, in order."""
     parts = list(segments)
-    kinds: list[StoredRecord] = []
     total = sum(len(segment.index) for _, segment in parts)
-    kind, step, occurrence = (np.empty(total, np.int64) for _ in range(3))
+    kind, ranks = np.empty(total, np.int32), np.empty(total, np.int32)
+    step, occurrence = np.empty(total, np.int64), np.empty(total, np.uint32)
+    kinds: list[StoredRecord] = []
+    known: dict[int, npt.NDArray[np.int32]] = {}
     at = 0
     for rank, segment in parts:
         columns, end = segment.index.columns, at + len(segment.index)
+        # Descriptors that ranks share are one object.
+        descriptors = segment.index.descriptors
+        numbers = known.setdefault(id(descriptors), np.full(len(descriptors), -1, np.int32))
         firsts = _first_rows(segment.index)
-        used = firsts >= 0
-        numbers = np.cumsum(used) - 1 + len(kinds)
+        fresh = np.flatnonzero((firsts >= 0) & (numbers < 0))
+        numbers[fresh] = np.arange(len(kinds), len(kinds) + len(fresh))
+        kinds.extend(StoredRecord(segment, row, rank) for row in firsts[fresh].tolist())
         kind[at:end] = numbers[columns["descriptor"]]
+        ranks[at:end] = rank
         step[at:end] = columns["step"]
         occurrence[at:end] = columns["occurrence"]
-        kinds.extend(StoredRecord(segment, row, rank) for row in firsts[used].tolist())
         at = end
-    return RecordColumns(kinds, kind, step, occurrence)
+    return RecordColumns(kinds, kind, ranks, step, occurrence)
 
 
 def _first_rows(index: Index) -> npt.NDArray[np.int64]:

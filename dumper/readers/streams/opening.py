@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from dumper.format.index import Known
 from dumper.format.run_files import MOST_RANKS, RANK_FILE
 from dumper.readers.streams.accounts import read_accounts
 from dumper.readers.streams.rank_records import RankRecords
@@ -31,9 +34,11 @@ def open_streams(path: Place, progress: Progress = silent) -> RunDirectory:
             if _segment_key(file)[0] >= MOST_RANKS:
                 problems.append(Problem("unreadable", f"{file.name} is left out: there is no rank of that number"))
         believed = [file for file in files if _segment_key(file)[0] < MOST_RANKS]
-        for file, segment in each(lambda file: _opened(file, advance), believed):
+        known: Known = {}
+        known_steps: dict[bytes, dict[str, Any]] = {}
+        for file, segment in each(lambda file: _opened(file, advance, known), believed):
             rank = _segment_key(file)[0]
-            part = ranks.setdefault(rank, RankRecords(rank, []))
+            part = ranks.setdefault(rank, RankRecords(rank, [], known_steps=known_steps))
             if isinstance(segment, OSError):
                 part.problems.append(Problem("unreadable", f"{file.name} cannot be read: {segment.strerror}"))
                 continue
@@ -43,9 +48,9 @@ def open_streams(path: Place, progress: Progress = silent) -> RunDirectory:
     return RunDirectory(path, ranks, accounts, problems)
 
 
-def _opened(file: Place, advance: Advance) -> Segment:
+def _opened(file: Place, advance: Advance, known: Known) -> Segment:
     # Several threads open files of object storage, and must not all draw the progress bar.
-    return open_segment(file) if isinstance(file, StoredPath) else open_segment(file, advance)
+    return open_segment(file, known=known) if isinstance(file, StoredPath) else open_segment(file, advance, known)
 
 
 def runs_inside(path: Place) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from dumper.format import frames
 from dumper.format.frames import FormatError
@@ -28,6 +29,8 @@ class RankRecords:
     rank: int
     segments: list[Segment]
     problems: list[Problem] = field(default_factory=list)
+    known_steps: dict[bytes, dict[str, Any]] = field(default_factory=dict)
+    """Metadata of steps by the digest of their bytes, of all ranks: most ranks of a step say the same."""
 
     @functools.cached_property
     def others(self) -> list[tuple[str, dict[str, Any]]]:
@@ -49,10 +52,17 @@ class RankRecords:
         for segment in self.segments:
             for offset in segment.index.steps.tolist():
                 try:
-                    meta = segment.meta(offset)
+                    meta = self._step(segment.frame(offset).meta)
                     found[int(meta["step"])] = meta
                 except (FormatError, KeyError, TypeError, ValueError) as error:
                     self.problems.append(Problem("corrupted", f"{segment.path.name}: a step cannot be read: {error}"))
+        return found
+
+    def _step(self, encoded: bytes) -> dict[str, Any]:
+        digest = xxhash.xxh3_128_digest(encoded)
+        found = self.known_steps.get(digest)
+        if found is None:
+            found = self.known_steps[digest] = frames.decode_meta(encoded)
         return found
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:

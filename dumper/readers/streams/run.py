@@ -60,6 +60,8 @@ class RunDirectory:
         self._problems_of_files = problems
         self.ranks = tuple(sorted(ranks))
         self._layouts: dict[tuple[int, int], TokenLayout | None] = {}
+        self._decoded: dict[int, TokenLayout] = {}
+        """By the identity of what they are made from: ranks that say the same share it."""
         self.records: Sequence[StoredRecord] = Records(ranks)
 
     @functools.cached_property
@@ -117,8 +119,11 @@ class RunDirectory:
         encoded = part.steps.get(step, {}).get("layout") if part is not None else None
         if encoded is None:
             return None
+        if (known := self._decoded.get(id(encoded))) is not None:
+            return known
         try:
-            return decode_layout(encoded)
+            found = self._decoded[id(encoded)] = decode_layout(encoded)
+            return found
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise MalformedLayoutError(
                 f"{self.path}: the token layout of step {step}, rank {rank} is malformed: {error}"

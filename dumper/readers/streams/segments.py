@@ -15,7 +15,7 @@ from msgspec import Struct, field
 
 from dumper.format import frames
 from dumper.format.frames import FormatError, Frame
-from dumper.format.index import NO_STEP, Index, IndexColumns, check_descriptor, decode_index, from_columns
+from dumper.format.index import NO_STEP, Index, IndexColumns, Known, check_descriptor, decode_index, from_columns
 from dumper.format.regular_files import open_to_read
 from dumper.format.walk import Damage, frames_and_damage
 from dumper.reading.protocol import Problem
@@ -171,11 +171,11 @@ def map_file(path: Place) -> Data:
         os.close(descriptor)
 
 
-def open_segment(path: Place, advance: Advance = lambda done: None) -> Segment:
+def open_segment(path: Place, advance: Advance = lambda done: None, known: Known | None = None) -> Segment:
     """Map a file and find its frames; damage is a problem of the segment, not an error.
 
-    ``advance`` takes the bytes that were walked through, where there is no index. Raises OSError when the file cannot
-    be read.
+    ``advance`` takes the bytes that were walked through, where there is no index; ``known`` are descriptors of other
+    files. Raises OSError when the file cannot be read.
     """
     data = map_file(path)
     kind = StoredSegment if isinstance(path, StoredPath) else Segment
@@ -187,14 +187,16 @@ def open_segment(path: Place, advance: Advance = lambda done: None) -> Segment:
     index_offset = frames.decode_footer(data, len(data) - frames.FOOTER_BYTES)
     if index_offset is not None:
         try:
-            return kind(path, data, read_index(data, index_offset), complete=True, written=written)
+            segment = kind(path, data, read_index(data, index_offset, known), complete=True, written=written)
+            segment.let_go(index_offset, len(data) - index_offset)
+            return segment
         except FormatError as error:
             problems.append(Problem("corrupted", f"{path.name}: {error}; the records were found by a scan"))
     columns, found = scan(path, data, advance)
     return kind(path, data, from_columns(columns), complete=False, problems=problems + found, written=written)
 
 
-def read_index(data: Any, offset: int) -> Index:
+def read_index(data: Any, offset: int, known: Known | None = None) -> Index:
     """The index frame at ``offset``. Raises FormatError."""
     if offset >= len(data):
         raise FormatError("the footer points past the end of the file")
@@ -206,7 +208,7 @@ def read_index(data: Any, offset: int) -> Index:
     payload = frame.payloads[0]
     if not frames.payload_is_intact(data, payload):
         raise FormatError("the index does not match its checksum")
-    return decode_index(bytes(data[payload.offset : payload.offset + payload.length]))
+    return decode_index(bytes(data[payload.offset : payload.offset + payload.length]), known)
 
 
 def scan(path: Place, data: Any, advance: Advance = lambda done: None) -> tuple[IndexColumns, list[Problem]]:
