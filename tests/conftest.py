@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +12,7 @@ import pytest
 
 import testbed.sglang_cpu.torchvision_operators  # noqa: F401  Transformers imports torchvision
 from testbed.devices import ON_CPU, why_no_gpu
+from testbed.forked import LIGHT, ForkHost, fork_host
 
 E2E = Path(__file__).parent / "e2e"
 
@@ -61,6 +63,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
             return "tests/e2e" if path.startswith("tests/e2e/") else path
 
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def light_host() -> Iterator[ForkHost]:
+    """The process that programs without torch are forked from."""
+    with fork_host(LIGHT) as host:
+        yield host
 
 
 @pytest.fixture(autouse=True)

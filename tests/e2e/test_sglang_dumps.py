@@ -12,6 +12,7 @@ import torch
 
 from comparator import compare
 from testbed.servers import sglang_server
+from testbed.warm import WarmLauncher
 from tests.differential.intended import unintended
 from tests.differential.peers import compare_with_both, disagreements, installed_package, peer
 
@@ -41,13 +42,13 @@ FLAGS: tuple[tuple[str, ...], ...] = (
 
 
 @pytest.fixture(scope="module")
-def dumps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def dumps(tmp_path_factory: pytest.TempPathFactory, warm: WarmLauncher) -> tuple[Path, Path]:
     """One request, served by one rank and under data-parallel attention."""
     folder = tmp_path_factory.mktemp("dumps")
-    return _record(folder, "single", ("--tp", "1")), _record(folder, "data_parallel", DATA_PARALLEL)
+    return _record(folder, "single", ("--tp", "1"), warm), _record(folder, "data_parallel", DATA_PARALLEL, warm)
 
 
-def _record(folder: Path, name: str, flags: Sequence[str]) -> Path:
+def _record(folder: Path, name: str, flags: Sequence[str], warm: WarmLauncher) -> Path:
     config = folder / "patches.yaml"
     config.write_text(PATCHES)
     environment = {
@@ -57,7 +58,8 @@ def _record(folder: Path, name: str, flags: Sequence[str]) -> Path:
         "DUMPER_SOURCE_PATCHER_CONFIG": str(config),
         "DUMPER_ENABLE_OUTPUT_CONSOLE": "0",
     }
-    with sglang_server("qwen3_moe", flags, log=folder / f"{name}.log", environment=environment, fork=True) as server:
+    log = folder / f"{name}.log"
+    with sglang_server("qwen3_moe", flags, log=log, environment=environment, fork=True, warm=warm) as server:
         server.generate(PROMPT, new_tokens=4)
     return folder / name
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from dumper import open_run
 from dumper.cli import main
+from testbed.forked import ForkHost
 from tests.dumper.recording.conftest import Recording
-from tests.trust.conftest import ROOT, Programs
+from tests.trust.conftest import Programs
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +67,7 @@ def test_nothing_is_written_through_a_link(program: Programs, tmp_path: Path, na
 
 @pytest.mark.parametrize("command", ["ls", "show", "verify", "repair", "ctl"])
 @pytest.mark.parametrize("name", ["rank-00001.msgpack", "rank-00001.status", "control/rank-00001.json", "run-id"])
-def test_readers_do_not_wait_for_a_fifo(recording: Recording, command: str, name: str) -> None:
+def test_readers_do_not_wait_for_a_fifo(recording: Recording, light_host: ForkHost, command: str, name: str) -> None:
     recording.start().dump("x", [1, 2])
     recording.close()
     fifo = recording.path / name
@@ -76,9 +75,7 @@ def test_readers_do_not_wait_for_a_fifo(recording: Recording, command: str, name
     fifo.unlink(missing_ok=True)
     os.mkfifo(fifo)
     words = [command, str(recording.path)] + (["status"] if command == "ctl" else [])
-    result = subprocess.run(
-        [sys.executable, "-m", "dumper", *words], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    result = light_host.run("dumper", *words, module=True, timeout=300)
     assert "Traceback" not in result.stderr
     if name == "rank-00001.msgpack" and command in ("ls", "show", "verify"):
         assert "rank-00001.msgpack" in result.stdout + result.stderr
@@ -88,20 +85,13 @@ def test_readers_do_not_wait_for_a_fifo(recording: Recording, command: str, name
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path), os.mkdir])
-def test_a_dump_of_sglang_with_something_else_in_it(tmp_path: Path, make: object) -> None:
+def test_a_dump_of_sglang_with_something_else_in_it(tmp_path: Path, torch_host: ForkHost, make: object) -> None:
     import torch
 
     name = "step=0___rank=0___dump_index={}___name=x___recompute_status=disabled.pt"
     torch.save({"value": torch.ones(3), "meta": {}}, tmp_path / name.format(1))
     make(str(tmp_path / name.format(2)))  # type: ignore[operator]
-    result = subprocess.run(
-        [sys.executable, "-m", "dumper", "ls", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = torch_host.run("dumper", "ls", str(tmp_path), module=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert "regular file" in result.stderr
 

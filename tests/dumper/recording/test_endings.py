@@ -19,6 +19,7 @@ from dumper import open_run
 from dumper.format.run_files import status_path
 from dumper.format.status import read_status
 from dumper.readers.streams.repair import verify_run
+from testbed.forked import ForkHost
 from tests.dumper.recording.conftest import Recording
 
 pytestmark = pytest.mark.slow
@@ -81,15 +82,8 @@ def _environment(folder: Path, **more: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_nothing_is_lost(tmp_path: Path, ending: str) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + ENDINGS[ending]],
-        env=_environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+def test_nothing_is_lost(tmp_path: Path, light_host: ForkHost, ending: str) -> None:
+    result = light_host.run(PREAMBLE + ENDINGS[ending], environment=_environment(tmp_path), timeout=100)
     run = open_run(tmp_path / "run")
     assert [int(record.array()[0]) for record in run.records] == list(range(500)), result.stderr
     assert run.losses == 0
@@ -101,7 +95,7 @@ def test_nothing_is_lost(tmp_path: Path, ending: str) -> None:
         assert result.returncode == 5
 
 
-def test_a_fork_in_the_middle_of_a_recording(tmp_path: Path) -> None:
+def test_a_fork_in_the_middle_of_a_recording(tmp_path: Path, light_host: ForkHost) -> None:
     code = """
 record(100)
 child = os.fork()
@@ -111,14 +105,7 @@ if child == 0:
     os._exit(0)
 os.wait()
 """
-    result = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + code],
-        env=_environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = light_host.run(PREAMBLE + code, environment=_environment(tmp_path), timeout=60)
     assert result.returncode == 0, result.stderr
     run = open_run(tmp_path / "run")
     # The file is the parent's; the child's records are counted, and said to be lost.
