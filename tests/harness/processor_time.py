@@ -1,8 +1,8 @@
 """What each test costs in processor time, with everything that it started: a plugin of pytest, and a table of it.
 
-``python -m pytest -p tests.harness.processor_time --processor-time FOLDER`` writes JSON lines, in a file for each process
-of the suite; ``python -m tests.harness.processor_time FOLDER [--by test|function|file|folder]`` adds them up. A test
-pays for what its fixtures do, and the first that uses a shared fixture for all of it.
+``python -m pytest -p tests.harness.processor_time --processor-time FOLDER`` writes JSON lines, in a file for each
+process of the suite; ``python -m tests.harness.processor_time FOLDER [--by test|function|file|folder]`` adds them up. A
+test pays for what its fixtures do, and the first that uses a shared fixture for all of it.
 """
 
 from __future__ import annotations
