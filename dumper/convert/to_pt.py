@@ -1,4 +1,4 @@
-"""A run written as ``.pt`` files that SGLang's comparator reads. Imports torch."""
+"""A run written as ``.pt`` files that SGLang's comparator reads. torch is imported for what no plain array holds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dumper.convert.outcome import Outcome
+from dumper.convert.pt_archive import PlainTensor, holds, save
+from dumper.format.regular_files import mode_within
 from dumper.layout import PADDING_ROW, TokenLayout
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.names import AUXILIARY_NAMES
@@ -19,6 +21,7 @@ from tensortap.progress import Advance
 if TYPE_CHECKING:
     from dumper.reading.protocol import Header, Record, Run
 
+_LARGE = 1 << 20
 _OUTSIDE = -1
 """The step that stands for none: SGLang's comparator leaves it out unless ``--start-step`` is below zero."""
 _RESERVED = frozenset({"value", "meta", *pt_files.OWN_KEYS})
@@ -43,6 +46,7 @@ class _RankWriter:
         self._path = path
         self._outcome = outcome
         self._place = _place(run.headers[rank])
+        self._mode = mode_within(path)
         self._index = 0
 
     def write(self, advance: Advance) -> None:
@@ -58,6 +62,7 @@ class _RankWriter:
                     if (record.step, name) not in own:
                         self._save(record.step, name, value, {}, None, "disabled")
             self._write_record(record)
+            _let_go(record)
             advance(1)
 
     def _write_record(self, record: Record) -> None:
@@ -71,14 +76,12 @@ class _RankWriter:
         status = "recompute" if record.recompute else "disabled"
         tags = {key: value for key, value in record.tags.items() if key not in _RESERVED}
         try:
-            value = record.tensor() if record.kind == "tensor" else _portable(record.value)
+            value = _tensor(record) if record.kind == "tensor" else _portable(record.value)
             self._save(_OUTSIDE if record.step is None else record.step, name, value, tags, record.dims, status)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             self._leave_out(record, str(error))
 
     def _save(self, step: int, name: str, value: Any, tags: dict[str, Any], dims: str | None, status: str) -> None:
-        import torch
-
         parts = {
             "step": step,
             "rank": self._rank,
@@ -88,7 +91,13 @@ class _RankWriter:
             **tags,
         }
         meta = {**parts, **self._place, **({} if dims is None else {"dims": dims})}
-        torch.save({"value": value, "meta": meta}, self._path / pt_files.build_file_name(parts))
+        path = self._path / pt_files.build_file_name(parts)
+        if pt_files.is_tensor(value):
+            import torch
+
+            torch.save({"value": value, "meta": meta}, path)
+        else:
+            save(path, value, meta, self._mode)
         self._index += 1
         self._outcome.written += 1
 
@@ -106,21 +115,33 @@ def _place(header: Header) -> dict[str, Any]:
 
 def _auxiliary(layout: TokenLayout) -> dict[str, Any]:
     """What SGLang's dumper records of a batch, from a token layout; total lengths, as its ``seq_lens`` are."""
-    import torch
-
     if layout.batch_shape is not None or layout.row_sequence is not None or layout.token_ids is None:
         return {}
     sequence, position = layout.row_identities()
     rows = np.where(sequence == PADDING_ROW, 0, position)
     lengths = [span.start + span.count for span in layout.sequences]
     found = {
-        "input_ids": torch.from_numpy(np.array(layout.token_ids, np.int64)),
-        "positions": torch.from_numpy(rows.astype(np.int64)),
-        "seq_lens": torch.tensor(lengths, dtype=torch.int64),
+        "input_ids": PlainTensor("int64", np.array(layout.token_ids, np.int64)),
+        "positions": PlainTensor("int64", rows.astype(np.int64)),
+        "seq_lens": PlainTensor("int64", np.array(lengths, np.int64)),
         "rids": [span.id for span in layout.sequences],
     }
     assert set(found) <= AUXILIARY_NAMES
     return found
+
+
+def _tensor(record: Record) -> Any:
+    """The tensor of a record, one of torch's where the file is to be made by torch."""
+    if not holds(record.dtype, record.nbytes):
+        return record.tensor()
+    return PlainTensor(record.dtype or "", record.array())
+
+
+def _let_go(record: Record) -> None:
+    """Give back the memory of a large mapped payload, which would count until the end."""
+    give_back = getattr(record, "let_go", None)
+    if give_back is not None and record.nbytes >= _LARGE:
+        give_back()
 
 
 def _portable(value: Any) -> Any:

@@ -68,8 +68,9 @@ def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome, run_i
 
 
 def _submission(record: SGLangRecord, outcome: Outcome) -> Item | None:
-    if record.error is not None:
-        outcome.left_out.append(record.error)
+    # Reads the file once, with the tensor that is taken below.
+    if not record.is_intact():
+        outcome.left_out.append(record.error or f"{record.filename}: it changed while it was read")
         return None
     try:
         data: Any

@@ -109,20 +109,9 @@ class SGLangRecord:
     @functools.cached_property
     def facts(self) -> _Facts:
         try:
-            content = pt_files.load(self.path)
+            return _facts_of(pt_files.load(self.path))
         except PtFileError as error:
             return _Facts(None, None, None, {}, {}, str(error))
-        value, meta = content.value, content.meta
-        dims = meta.get("dims")
-        is_tensor = pt_files.is_tensor(value)
-        return _Facts(
-            dtype=pt_files.dtype_name(value) if is_tensor else None,
-            shape=tuple(value.shape) if is_tensor else None,
-            dims=dims if isinstance(dims, str) else None,
-            parallel=pt_files.parallel_layout(meta),
-            meta=meta,
-            place=value.place if isinstance(value, StoredTensor) else None,
-        )
 
     @property
     def error(self) -> str | None:
@@ -167,15 +156,20 @@ class SGLangRecord:
     def is_intact(self) -> bool:
         """Whether the file can be read; SGLang writes no checksums but those of the zip format."""
         try:
-            self._checked = self._known_content() or pt_files.load(self.path)
+            self._checked = self._known_content() or self._whole_content()
         except PtFileError:
             return False
         return True
 
+    def _whole_content(self) -> Content:
+        content = pt_files.load(self.path)
+        self.__dict__.setdefault("facts", _facts_of(content))
+        return content
+
     def _known_content(self) -> Content | None:
         """What the file holds, from where its tensor was found before; None where all of it must be read."""
-        facts = self.facts
-        if facts.dtype is None or facts.place is None:
+        facts: _Facts | None = self.__dict__.get("facts")
+        if facts is None or facts.dtype is None or facts.place is None:
             return None
         try:
             tensor = read_again(self.path, facts.dtype, facts.place)
@@ -191,8 +185,10 @@ class SGLangRecord:
 
     def _tensor(self, *, with_torch: bool) -> Any:
         content, self._checked = self._checked, None
-        if content is None or with_torch:
-            content = self._content(with_torch=with_torch)
+        if with_torch:
+            content = self._content(with_torch=True)
+        elif content is None:
+            content = self._known_content() or self._content()
         value = content.value
         if not pt_files.is_tensor(value):
             raise ValueError(f"{self.filename} holds no tensor; read .value")
@@ -222,6 +218,20 @@ class SGLangRecord:
 
     def _repr_html_(self) -> str:
         return record_html(self)
+
+
+def _facts_of(content: Content) -> _Facts:
+    value, meta = content.value, content.meta
+    dims = meta.get("dims")
+    is_tensor = pt_files.is_tensor(value)
+    return _Facts(
+        dtype=pt_files.dtype_name(value) if is_tensor else None,
+        shape=tuple(value.shape) if is_tensor else None,
+        dims=dims if isinstance(dims, str) else None,
+        parallel=pt_files.parallel_layout(meta),
+        meta=meta,
+        place=value.place if isinstance(value, StoredTensor) else None,
+    )
 
 
 def _without_tensors(value: Any) -> Any:

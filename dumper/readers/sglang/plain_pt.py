@@ -25,7 +25,7 @@ from dumper.format.regular_files import open_to_read
 from dumper.readers.sglang.pt_format import is_plain, members, unpickle
 from dumper.values.dtypes import numpy_dtype
 
-_DTYPES = {
+STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
     "HalfStorage": "float16",
@@ -40,7 +40,7 @@ _DTYPES = {
     "ComplexDoubleStorage": "complex128",
 }
 """Of torch's storages of one type."""
-_OTHER_DTYPES = frozenset({"uint16", "uint32", "uint64"}) | {
+BYTES_DTYPES = frozenset({"uint16", "uint32", "uint64"}) | {
     f"float8_{kind}" for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
 }
 """Dtypes without a storage of their own: the storage holds bytes, and the tensor names its dtype."""
@@ -261,7 +261,7 @@ NAMES: dict[bytes, Any] = {
     b"torch._utils\n_rebuild_tensor_v3": _tensor_of_bytes,
     b"torch._utils\n_rebuild_parameter": _parameter,
     b"torch.storage\nUntypedStorage": _StorageType(None),
-    **{f"torch\n{name}".encode(): _StorageType(dtype) for name, dtype in _DTYPES.items()},
-    **{f"torch\n{name}".encode(): _DtypeName(name) for name in _OTHER_DTYPES},
+    **{f"torch\n{name}".encode(): _StorageType(dtype) for name, dtype in STORAGES.items()},
+    **{f"torch\n{name}".encode(): _DtypeName(name) for name in BYTES_DTYPES},
 }
 """What a pickle may refer to, by module and name."""
