@@ -22,8 +22,12 @@ SCRATCH_BYTES = 64 * MOST_PROGRAMS + 64
 ALIGNMENT = 16
 """Bytes that addresses of tensors are multiples of."""
 _WARPS = 8
+_REGISTERS = 128
+"""Of a thread, so that a multiprocessor has room for PROGRAMS_PER_PROCESSOR."""
 _BYTES_AT_ONCE = 16
 """That a thread reads."""
+_PACKED_TILES = 4
+"""That are on their way from memory together. A row of them has the 64 elements that a sum in float32 can take."""
 _FINGERPRINT_ROWS = 256
 _FINGERPRINT_ROW_BYTES = 128
 _UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
@@ -38,6 +42,8 @@ class Elements:
     size: int
     """Bytes."""
     dtype: torch.dtype
+    tiles: int
+    """That a program takes at a time. More than 1 where four elements are handled as one word."""
 
     @property
     def rows(self) -> int:
@@ -51,8 +57,8 @@ class Elements:
 
     @property
     def block(self) -> int:
-        """Elements of a tile."""
-        return self.rows * self.columns
+        """Elements that a program takes at a time."""
+        return self.rows * self.columns * self.tiles
 
     @property
     def per_processor(self) -> int:
@@ -80,8 +86,17 @@ def _elements() -> dict[torch.dtype, Elements]:
         decoding.UNSIGNED: ["uint8", "uint16", "uint32", "uint64"],
         decoding.BOOL: ["bool"],
     }
-    known = ((kind.value, getattr(torch, name, None)) for kind, names in kinds.items() for name in names)
-    return {dtype: Elements(kind, dtype.itemsize, dtype) for kind, dtype in known if dtype is not None}
+    known = ((kind, getattr(torch, name, None)) for kind, names in kinds.items() for name in names)
+    return {
+        dtype: Elements(
+            kind.value,
+            dtype.itemsize,
+            dtype,
+            _PACKED_TILES if dtype.itemsize == 1 and kind != decoding.FLOAT8_OTHER else 1,
+        )
+        for kind, dtype in known
+        if dtype is not None
+    }
 
 
 @functools.cache
@@ -133,7 +148,9 @@ class Launcher:
         with self._lock:
             if self._start is None:
                 arguments = [0 if dtype is None else _Argument(dtype) for dtype in self.types]
-                compiled = self.kernel.warmup(*arguments, grid=(1,), num_warps=_WARPS, **self.constants)
+                compiled = self.kernel.warmup(
+                    *arguments, grid=(1,), num_warps=_WARPS, maxnreg=_REGISTERS, **self.constants
+                )
                 self._start = _starter(compiled.result() if hasattr(compiled, "result") else compiled)
             return self._start
 
@@ -189,7 +206,9 @@ def statistics_launcher(device: int, dtype: torch.dtype, many: bool) -> tuple[La
         **({"SIZE": elements.size} if many else {}),
         "ROWS": elements.rows,
         "COLUMNS": elements.columns,
+        "TILES": elements.tiles,
         "MOST_PROGRAMS": MOST_PROGRAMS,
+        "DOT_INSTRUCTION": True,
     }
     shared = (torch.float32, torch.int64, torch.int32, torch.float64)
     if many:

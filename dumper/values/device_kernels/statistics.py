@@ -18,6 +18,7 @@ from dumper.values.device_kernels.decoding import (
     widen,
 )
 from dumper.values.device_kernels.exchange import PARTIALS, SEGMENT, as_word, is_last_program, left_numbers, left_words
+from dumper.values.device_kernels.packed import measure_bytes
 
 RESULTS = tl.constexpr(7)
 
@@ -67,8 +68,8 @@ def _join_seven(
 
 
 @triton.jit
-def _measure_floats(value, n, table, program, programs, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """What one program finds in floating-point elements: the seven numbers of a row of partials."""
+def _measure_all(value, n, table, program, programs, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """What one program finds in floating-point elements, when all are finite: five numbers."""
     BLOCK: tl.constexpr = ROWS * COLUMNS
     NUMBER: tl.constexpr = tl.float64 if KIND == FLOAT64 else tl.float32
     offsets = tile_offsets(ROWS, COLUMNS)
@@ -97,55 +98,96 @@ def _measure_floats(value, n, table, program, programs, KIND: tl.constexpr, ROWS
             low,
             high,
         )
-    total_1, magnitude_1, square_1, low_1, high_1 = tl.reduce((total, magnitude, square, low, high), 0, _join_five)
-    nan_1 = program * 0
-    infinite_1 = program * 0
-    # What is not finite shows in the sum of the magnitudes. Only then each element is looked at, in a second pass.
-    if KIND == FLOAT8_E4M3FN:
-        all_finite = tl.maximum(high_1, -low_1) < E4M3FN_BEYOND
-    else:
-        all_finite = magnitude_1 - magnitude_1 == 0.0
-    if all_finite == 0:
-        total = tl.zeros([ROWS], tl.float64)
-        magnitude = tl.zeros([ROWS], tl.float64)
-        square = tl.zeros([ROWS], tl.float64)
-        low = tl.full([ROWS], float("inf"), NUMBER)
-        high = tl.full([ROWS], float("-inf"), NUMBER)
-        nan = tl.zeros([ROWS], tl.int64)
-        infinite = tl.zeros([ROWS], tl.int64)
-        tile = program
-        while tile <= whole:
-            inside = tile * BLOCK + offsets < n
-            found = decode(tl.load(value + (tile * BLOCK + offsets), mask=inside, other=0), table, KIND)
-            unknown = inside & is_nan(found, KIND)
-            finite = inside & is_finite(found, KIND)
-            total, magnitude, square, low, high = _add_floats(
-                tl.where(finite, found, 0.0),
-                tl.where(finite, found, float("inf")),
-                tl.where(finite, found, float("-inf")),
-                total,
-                magnitude,
-                square,
-                low,
-                high,
-            )
-            nan += tl.sum(unknown.to(tl.int32), axis=1)
-            infinite += tl.sum((inside & (finite == 0) & (unknown == 0)).to(tl.int32), axis=1)
-            tile += programs
-        total_1, magnitude_1, square_1, low_1, high_1, nan_1, infinite_1 = tl.reduce(
-            (total, magnitude, square, low, high, nan, infinite), 0, _join_seven
-        )
-    low_1, high_1 = low_1.to(tl.float64), high_1.to(tl.float64)
-    if KIND == FLOAT8_E4M3FN:
-        total_1, magnitude_1, square_1 = total_1 * 256.0, magnitude_1 * 256.0, square_1 * 65536.0
-        low_1, high_1 = low_1 * 256.0, high_1 * 256.0
-    return total_1, magnitude_1, square_1, low_1, high_1, nan_1, infinite_1
+    return tl.reduce((total, magnitude, square, low, high), 0, _join_five)
 
 
 @triton.jit
-def _measure_integers(value, n, program, programs, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """What one program finds in integers: the seven numbers of a row of partials. Upper and lower halves are added
-    apart, so that neither sum leaves 64 bits."""
+def _measure_finite(
+    value,
+    n,
+    table,
+    program,
+    programs,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """The same of the finite elements alone, and how many are NaN and infinite."""
+    BLOCK: tl.constexpr = ROWS * COLUMNS
+    # The program looks at the elements that it has looked at before.
+    NUMBER: tl.constexpr = tl.float64 if KIND == FLOAT64 else tl.float32
+    offsets = tile_offsets(ROWS, COLUMNS)
+    total = tl.zeros([ROWS], tl.float64)
+    magnitude = tl.zeros([ROWS], tl.float64)
+    square = tl.zeros([ROWS], tl.float64)
+    low = tl.full([ROWS], float("inf"), NUMBER)
+    high = tl.full([ROWS], float("-inf"), NUMBER)
+    nan = tl.zeros([ROWS], tl.int64)
+    infinite = tl.zeros([ROWS], tl.int64)
+    seen = program * 0
+    tile = program * TILES
+    while tile * BLOCK < n:
+        inside = tile * BLOCK + offsets < n
+        found = decode(tl.load(value + (tile * BLOCK + offsets), mask=inside, other=0), table, KIND)
+        unknown = inside & is_nan(found, KIND)
+        finite = inside & is_finite(found, KIND)
+        total, magnitude, square, low, high = _add_floats(
+            tl.where(finite, found, 0.0),
+            tl.where(finite, found, float("inf")),
+            tl.where(finite, found, float("-inf")),
+            total,
+            magnitude,
+            square,
+            low,
+            high,
+        )
+        nan += tl.sum(unknown.to(tl.int32), axis=1)
+        infinite += tl.sum((inside & (finite == 0) & (unknown == 0)).to(tl.int32), axis=1)
+        seen += 1
+        tile = (program + seen // TILES * programs) * TILES + seen % TILES
+    return tl.reduce((total, magnitude, square, low, high, nan, infinite), 0, _join_seven)
+
+
+@triton.jit
+def _measure_floats(
+    value,
+    n,
+    table,
+    program,
+    programs,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
+    DOT_INSTRUCTION: tl.constexpr,
+):
+    """What one program finds in floating-point elements: the seven numbers of a row of partials."""
+    if TILES > 1:
+        total, magnitude, square, low, high = measure_bytes(
+            value, n, program, programs, KIND, ROWS, TILES, DOT_INSTRUCTION
+        )
+    else:
+        total, magnitude, square, low, high = _measure_all(value, n, table, program, programs, KIND, ROWS, COLUMNS)
+    nan = program * 0
+    infinite = program * 0
+    # What is not finite shows in the sum of the magnitudes. Only then each element is looked at, in a second pass.
+    all_finite = tl.maximum(high, -low) < E4M3FN_BEYOND if KIND == FLOAT8_E4M3FN else magnitude - magnitude == 0.0
+    if all_finite == 0:
+        total, magnitude, square, low, high, nan, infinite = _measure_finite(
+            value, n, table, program, programs, KIND, ROWS, COLUMNS, TILES
+        )
+    low, high = low.to(tl.float64), high.to(tl.float64)
+    if KIND == FLOAT8_E4M3FN:
+        total, magnitude, square = total * 256.0, magnitude * 256.0, square * 65536.0
+        low, high = low * 256.0, high * 256.0
+    return total, magnitude, square, low, high, nan, infinite
+
+
+@triton.jit
+def _measure_wide_integers(value, n, program, programs, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """What one program finds in integers of more than a byte. Upper and lower halves are added apart, so that neither
+    sum leaves 64 bits."""
     BLOCK: tl.constexpr = ROWS * COLUMNS
     SIZE: tl.constexpr = value.dtype.element_ty.primitive_bitwidth // 8
     IS_UINT64: tl.constexpr = KIND == UNSIGNED and SIZE == 8
@@ -185,7 +227,32 @@ def _measure_integers(value, n, program, programs, KIND: tl.constexpr, ROWS: tl.
     upper_1 = program * 0
     if SIZE > 2:
         upper_1 = tl.sum(upper, axis=0)
-    return upper_1, magnitude_1, square_1, low_1.to(tl.float64), high_1.to(tl.float64), lower_1, program * 0
+    return upper_1, lower_1, magnitude_1, square_1, low_1, high_1
+
+
+@triton.jit
+def _measure_integers(
+    value,
+    n,
+    program,
+    programs,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
+    DOT_INSTRUCTION: tl.constexpr,
+):
+    """What one program finds in integers: the seven numbers of a row of partials."""
+    if TILES > 1:
+        upper = program * 0
+        lower, magnitude, square, low, high = measure_bytes(
+            value, n, program, programs, KIND, ROWS, TILES, DOT_INSTRUCTION
+        )
+    else:
+        upper, lower, magnitude, square, low, high = _measure_wide_integers(
+            value, n, program, programs, KIND, ROWS, COLUMNS
+        )
+    return upper, magnitude, square, low.to(tl.float64), high.to(tl.float64), lower, program * 0
 
 
 @triton.jit
@@ -220,15 +287,17 @@ def _statistics(
     KIND: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
     MOST_PROGRAMS: tl.constexpr,
+    DOT_INSTRUCTION: tl.constexpr,
 ):
     if KIND >= SIGNED:
         total, magnitude, square, low, high, nan, infinite = _measure_integers(
-            value, n, program, programs, KIND, ROWS, COLUMNS
+            value, n, program, programs, KIND, ROWS, COLUMNS, TILES, DOT_INSTRUCTION
         )
     else:
         total, magnitude, square, low, high, nan, infinite = _measure_floats(
-            value, n, table, program, programs, KIND, ROWS, COLUMNS
+            value, n, table, program, programs, KIND, ROWS, COLUMNS, TILES, DOT_INSTRUCTION
         )
     if programs == 1:
         _store_statistics(out, n, total, magnitude, square, low, high, nan, infinite, KIND)
@@ -274,7 +343,9 @@ def statistics(
     KIND: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
     MOST_PROGRAMS: tl.constexpr,
+    DOT_INSTRUCTION: tl.constexpr,
 ):
     """The statistics of ``n`` elements at ``value`` (unsigned integers of the element's size) to ``out`` (float64[7]).
 
@@ -293,7 +364,9 @@ def statistics(
         KIND,
         ROWS,
         COLUMNS,
+        TILES,
         MOST_PROGRAMS,
+        DOT_INSTRUCTION,
     )
 
 
@@ -309,7 +382,9 @@ def statistics_of_many(
     SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
     MOST_PROGRAMS: tl.constexpr,
+    DOT_INSTRUCTION: tl.constexpr,
 ):
     """The statistics of several tensors of one kind and element size to the rows of ``out`` (float64[segments, 7]).
 
@@ -335,5 +410,7 @@ def statistics_of_many(
         KIND,
         ROWS,
         COLUMNS,
+        TILES,
         MOST_PROGRAMS,
+        DOT_INSTRUCTION,
     )

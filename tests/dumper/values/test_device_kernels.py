@@ -87,8 +87,12 @@ def test_kernels_compile_and_are_launched_by_their_handles(driver: StandInDriver
     assert first == second[1]
     # Lengths have 64 bits whatever the first one is, and what is between grid and arguments is Triton's.
     assert (types["value"], types["n"], first[:4]) == ("*u16", "i64", (256, 1, 1, 77))
-    arguments = first[-10:]
+    arguments = first[-12:]
     assert (arguments[0], arguments[1], arguments[5]) == (value.data_ptr(), 1 << 20, 4096)
+    # Of a byte: four groups of 16 KiB, the last of which is not full.
+    single.prepare_statistics(-1, torch.int8, 50_001)(64, 4096, 8192, 77)
+    types, arguments = driver.launches.pop()
+    assert (types["value"], arguments[0]) == ("*u8", 4)
     numbers = [torch.zeros(3, dtype=torch.int64), torch.zeros(1 << 16, dtype=torch.int64)]
     many.StatisticsOfMany(numbers).launch(64, 77)
     many.FingerprintsOfMany([*numbers, value]).launch(64, 77)

@@ -1,0 +1,265 @@
+"""What one program finds in a tensor whose elements have a byte: four of them are handled as one word.
+
+The arithmetic of a GPU in double precision, and its conversions, are slow beside the reading of bytes, and so is each
+instruction for a byte alone. Here sums are exact in integers, or in float32 for as many elements as it can hold
+exactly; only FLOAT8_E5M2 has too wide a range for that and keeps its sums in float64.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dumper.values.device_kernels.decoding import BOOL, FLOAT8_E4M3FN, FLOAT8_E5M2, SIGNED, tile_offsets
+
+WORDS_OF_ROW = tl.constexpr(4)
+"""Words in a row of a tile, which a thread reads at once."""
+OFFSET = tl.constexpr(0x42C00000)
+"""The bits of 96.0."""
+
+
+@triton.jit
+def _dot(one, other, total, KIND: tl.constexpr, INSTRUCTION: tl.constexpr):
+    """``total``, int32, and the products of the bytes of two words. INSTRUCTION: by the one that GPUs have for it."""
+    if INSTRUCTION and KIND == SIGNED:
+        return tl.inline_asm_elementwise(
+            "dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", [one, other, total], dtype=tl.int32, is_pure=True, pack=1
+        )
+    elif INSTRUCTION:
+        return tl.inline_asm_elementwise(
+            "dp4a.u32.u32 $0, $1, $2, $3;", "=r,r,r,r", [one, other, total], dtype=tl.int32, is_pure=True, pack=1
+        )
+    else:
+        for place in tl.static_range(4):
+            left, right = one << (24 - 8 * place), other << (24 - 8 * place)
+            if KIND == SIGNED:
+                total += (left.to(tl.int32, bitcast=True) >> 24) * (right.to(tl.int32, bitcast=True) >> 24)
+            else:
+                total += ((left >> 24) * (right >> 24)).to(tl.int32, bitcast=True)
+        return total
+
+
+@triton.jit
+def _extremes(low, high, one, two, three, four):
+    """Two at a time, for which GPUs have an instruction."""
+    low = tl.minimum(tl.minimum(tl.minimum(tl.minimum(low, one), two), three), four)
+    return low, tl.maximum(tl.maximum(tl.maximum(tl.maximum(high, one), two), three), four)
+
+
+@triton.jit
+def _add_integers(word, filled, total, magnitude, square, low, high, KIND: tl.constexpr, INSTRUCTION: tl.constexpr):
+    """Add a tile of words. The extremes are found in the uppermost byte of unsigned words; lower ones do not matter."""
+    if KIND == BOOL:
+        # Whatever is not 0 is 1.
+        word = ((((word & 0x7F7F7F7F) + 0x7F7F7F7F) | word) >> 7) & 0x01010101
+        filled = ((((filled & 0x7F7F7F7F) + 0x7F7F7F7F) | filled) >> 7) & 0x01010101
+    ones = tl.full(word.shape, 0x01010101, tl.uint32)
+    total = _dot(word, ones, total, KIND, INSTRUCTION)
+    square = _dot(word, word, square, KIND, INSTRUCTION)
+    if KIND == SIGNED:
+        # 1 or -1 in each byte.
+        negative = (word >> 7) & 0x01010101
+        magnitude = _dot(word, ((negative << 8) - negative) | 0x01010101, magnitude, KIND, INSTRUCTION)
+        filled = filled ^ 0x80808080
+    low, high = _extremes(low, high, filled, filled << 8, filled << 16, filled << 24)
+    return total, magnitude, square, low, high
+
+
+@triton.jit
+def _half(bits):
+    """The lower 16 bits, a float16, as float32."""
+    return bits.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _halves(word, KIND: tl.constexpr):
+    """Bytes 1 and 3 of words as the bits of two float16; those of FLOAT8_E4M3FN are divided by 256."""
+    if KIND == FLOAT8_E4M3FN:
+        # Sign, exponent and mantissa in their places, which has exponents that begin 8 lower.
+        return ((word >> 1) & 0x3F803F80) | (word & 0x80008000)
+    else:
+        return word & 0xFF00FF00
+
+
+@triton.jit
+def _four_floats(word, KIND: tl.constexpr):
+    """The elements of words, each as float32."""
+    even, odd = _halves(word << 8, KIND), _halves(word, KIND)
+    return _half(even), _half(odd), _half(even >> 16), _half(odd >> 16)
+
+
+@triton.jit
+def _fixed(value):
+    """Elements of FLOAT8_E4M3FN as they are decoded, between -2 and 2, in units of the least one, 2**-17, and OFFSET
+    more: a float32 of 64 to 128 has that unit in its last place, and its bits are in the order of its values."""
+    return (value + 96.0).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _square(fixed):
+    wide = fixed.to(tl.uint64)
+    return wide * wide
+
+
+@triton.jit
+def _add_e4m3(word, filled, total, magnitude, square, low, high):
+    """``magnitude``, in float32, is exact for 64 elements; the others are integers with OFFSET in each element."""
+    one, two, three, four = _four_floats(word, FLOAT8_E4M3FN)
+    magnitude += (tl.abs(one) + tl.abs(two)) + (tl.abs(three) + tl.abs(four))
+    fixed_1, fixed_2, fixed_3, fixed_4 = _fixed(one), _fixed(two), _fixed(three), _fixed(four)
+    total += fixed_1 + fixed_2 + fixed_3 + fixed_4
+    square += _square(fixed_1)
+    square += _square(fixed_2)
+    square += _square(fixed_3)
+    square += _square(fixed_4)
+    one, two, three, four = _four_floats(filled, FLOAT8_E4M3FN)
+    low, high = _extremes(low, high, _fixed(one), _fixed(two), _fixed(three), _fixed(four))
+    return total, magnitude, square, low, high
+
+
+@triton.jit
+def _add_e5m2(word, filled, total, magnitude, square, low, high):
+    one, two, three, four = _four_floats(word, FLOAT8_E5M2)
+    wide_1, wide_2, wide_3, wide_4 = one.to(tl.float64), two.to(tl.float64), three.to(tl.float64), four.to(tl.float64)
+    total += (wide_1 + wide_2) + (wide_3 + wide_4)
+    magnitude += (tl.abs(wide_1) + tl.abs(wide_2)) + (tl.abs(wide_3) + tl.abs(wide_4))
+    square += wide_1 * wide_1
+    square += wide_2 * wide_2
+    square += wide_3 * wide_3
+    square += wide_4 * wide_4
+    one, two, three, four = _four_floats(filled, FLOAT8_E5M2)
+    low, high = _extremes(low, high, one, two, three, four)
+    return total, magnitude, square, low, high
+
+
+@triton.jit
+def _add(word, filled, total, magnitude, square, low, high, KIND: tl.constexpr, INSTRUCTION: tl.constexpr):
+    """Add a tile of words to what is known of each place in a tile. ``filled`` are the words again, with an element of
+    the tensor in the place of those that do not count, which are 0 in ``word``."""
+    if KIND >= SIGNED:
+        return _add_integers(word, filled, total, magnitude, square, low, high, KIND, INSTRUCTION)
+    elif KIND == FLOAT8_E4M3FN:
+        return _add_e4m3(word, filled, total, magnitude, square, low, high)
+    else:
+        return _add_e5m2(word, filled, total, magnitude, square, low, high)
+
+
+@triton.jit
+def _add_rows(total, magnitude, square, sums, magnitudes, squares, KIND: tl.constexpr, TILES: tl.constexpr):
+    """Add what was found of each place in TILES tiles to what is known of each row."""
+    sum_of_row, square_of_row = tl.sum(sums, axis=1), tl.sum(squares, axis=1)
+    if KIND == FLOAT8_E4M3FN:
+        # OFFSET is taken off, modulo 2**32, and modulo 2**64 from (OFFSET + x)**2 = OFFSET**2 + 2 * OFFSET * x + x**2.
+        ELEMENTS: tl.constexpr = 4 * WORDS_OF_ROW * TILES
+        sum_of_row = (sum_of_row - ELEMENTS * OFFSET % 2**32).to(tl.int32, bitcast=True)
+        square_of_row = (square_of_row - ELEMENTS * OFFSET * OFFSET % 2**64).to(tl.int64, bitcast=True)
+        square_of_row -= sum_of_row.to(tl.int64) * (2 * OFFSET)
+    return (
+        total + sum_of_row.to(total.dtype),
+        magnitude + tl.sum(magnitudes, axis=1).to(magnitude.dtype),
+        square + square_of_row.to(square.dtype),
+    )
+
+
+@triton.jit
+def _zeros(ROWS: tl.constexpr, KIND: tl.constexpr):
+    """What the sums, sums of magnitudes and of squares of TILES tiles begin with."""
+    SUM: tl.constexpr = tl.int32 if KIND >= SIGNED else (tl.uint32 if KIND == FLOAT8_E4M3FN else tl.float64)
+    MAGNITUDE: tl.constexpr = tl.int32 if KIND >= SIGNED else (tl.float32 if KIND == FLOAT8_E4M3FN else tl.float64)
+    SQUARE: tl.constexpr = tl.int32 if KIND >= SIGNED else (tl.uint64 if KIND == FLOAT8_E4M3FN else tl.float64)
+    return (
+        tl.zeros([ROWS, WORDS_OF_ROW], SUM),
+        tl.zeros([ROWS, WORDS_OF_ROW], MAGNITUDE),
+        tl.zeros([ROWS, WORDS_OF_ROW], SQUARE),
+    )
+
+
+@triton.jit
+def _last_words(value, n):
+    """The last word, of which 0 to 3 bytes are elements: with 0 in the place of others, and with the first element
+    there. The first element in all places."""
+    whole = n // 4
+    byte = tl.arange(0, 4)
+    bytes_left = tl.load(value + (whole * 4 + byte), mask=whole * 4 + byte < n, other=0).to(tl.uint32)
+    word = tl.sum(bytes_left << (byte * 8).to(tl.uint32), axis=0)
+    fill = tl.load(value).to(tl.uint32) * 0x01010101
+    bits = ((n - whole * 4) * 8).to(tl.uint32)
+    return word, word | ((fill >> bits) << bits), fill
+
+
+@triton.jit
+def _measures(total, magnitude, square, low, high, KIND: tl.constexpr):
+    """Of the whole, from those of each row."""
+    low_1, high_1 = tl.min(tl.min(low, axis=1), axis=0), tl.max(tl.max(high, axis=1), axis=0)
+    total_1, magnitude_1 = tl.sum(total, axis=0), tl.sum(magnitude, axis=0).to(tl.float64)
+    square_1 = tl.sum(square.to(tl.float64), axis=0)
+    if KIND == FLOAT8_E4M3FN:
+        low_1 = low_1.to(tl.float32, bitcast=True) - 96.0
+        high_1 = high_1.to(tl.float32, bitcast=True) - 96.0
+        total_1, square_1 = total_1.to(tl.float64) / 131072.0, square_1 / 17179869184.0
+    elif KIND >= SIGNED:
+        low_1, high_1 = (low_1 >> 24).to(tl.int32), (high_1 >> 24).to(tl.int32)
+        if KIND == SIGNED:
+            low_1, high_1 = low_1 - 128, high_1 - 128
+        else:
+            magnitude_1 = total_1.to(tl.float64)
+    return total_1, magnitude_1, square_1, low_1, high_1
+
+
+@triton.jit
+def measure_bytes(
+    value,
+    n,
+    program,
+    programs,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILES: tl.constexpr,
+    DOT_INSTRUCTION: tl.constexpr,
+):
+    """What one program finds in elements of a byte: sum, sum of magnitudes and of squares, least and greatest.
+
+    A program takes every so-many-th group of TILES tiles. The sum of integers is int64, other sums are float64;
+    extremes are int32 or float32. Elements of FLOAT8_E4M3FN are taken as ``decode`` gives them, NaN as well.
+    """
+    TILE: tl.constexpr = ROWS * WORDS_OF_ROW
+    GROUP: tl.constexpr = TILES * TILE
+    EXTREME: tl.constexpr = tl.float32 if KIND == FLOAT8_E5M2 else tl.uint32
+    # What is beyond all elements: of FLOAT8_E4M3FN the bits of 94.0 and 98.0.
+    LEAST: tl.constexpr = float("-inf") if KIND == FLOAT8_E5M2 else (0x42BC0000 if KIND == FLOAT8_E4M3FN else 0)
+    GREATEST: tl.constexpr = (
+        float("inf") if KIND == FLOAT8_E5M2 else (0x42C40000 if KIND == FLOAT8_E4M3FN else 0xFFFFFFFF)
+    )
+    words = tl.multiple_of(value.to(tl.pointer_type(tl.uint32)), 16)
+    whole = n // 4
+    offsets = tile_offsets(ROWS, WORDS_OF_ROW)
+    total = tl.zeros([ROWS], tl.float64 if KIND == FLOAT8_E5M2 else tl.int64)
+    magnitude = tl.zeros([ROWS], tl.int64 if KIND >= SIGNED else tl.float64)
+    square = tl.zeros([ROWS], tl.float64 if KIND == FLOAT8_E5M2 else tl.int64)
+    low = tl.full([ROWS, WORDS_OF_ROW], GREATEST, EXTREME)
+    high = tl.full([ROWS, WORDS_OF_ROW], LEAST, EXTREME)
+    first = program * GROUP
+    while first + GROUP <= whole:
+        sums, magnitudes, squares = _zeros(ROWS, KIND)
+        for number in tl.static_range(TILES):
+            word = tl.load(words + (first + number * TILE + offsets))
+            sums, magnitudes, squares, low, high = _add(
+                word, word, sums, magnitudes, squares, low, high, KIND, DOT_INSTRUCTION
+            )
+        total, magnitude, square = _add_rows(total, magnitude, square, sums, magnitudes, squares, KIND, TILES)
+        first += programs * GROUP
+    if first * 4 < n:
+        # The elements do not fill the last group, nor, perhaps, its last word.
+        last, last_filled, fill = _last_words(value, n)
+        there = (whole - first).to(tl.int32)
+        sums, magnitudes, squares = _zeros(ROWS, KIND)
+        for number in tl.static_range(TILES):
+            place = number * TILE + offsets
+            word = tl.load(words + (first + place), mask=place < there, other=0)
+            filled = tl.where(place < there, word, tl.where(place == there, last_filled, fill))
+            word = tl.where(place == there, last, word)
+            sums, magnitudes, squares, low, high = _add(
+                word, filled, sums, magnitudes, squares, low, high, KIND, DOT_INSTRUCTION
+            )
+        total, magnitude, square = _add_rows(total, magnitude, square, sums, magnitudes, squares, KIND, TILES)
+    return _measures(total, magnitude, square, low, high, KIND)
