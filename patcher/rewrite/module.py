@@ -137,7 +137,7 @@ def rewrite_module(source: str, patch: ModulePatch, file: str, taps: TapTable | 
             _finish(buffer)
             owner, message = _compile_error(buffer, unit.name)
         if message:
-            landings = [_failed(landing, owner, message) for landing in landings]
+            landings = _with_failure(landings, patch, owner, message)
         first, last = function_lines(unit)
         nested = tuple(state.nested.get(id(unit), ()))
         functions.append(RewrittenFunction(unit, first, last, tuple(buffer.lines), nested))
@@ -241,6 +241,22 @@ def _halves(edit: Edit, by_lines: Sequence[str]) -> str:
         f"{edit.origin}: {edit.summary} is looked for as Python, which the function is not after the edits by lines "
         f"before it ({', '.join(dict.fromkeys(by_lines))})"
     )
+
+
+def _with_failure(landings: Sequence[Landing], patch: ModulePatch, owner: str, message: str) -> list[Landing]:
+    """The landings with the one failed whose code does not compile; of a preamble, which has none, with one for it.
+
+    Raises TargetError where it is not known whose code that is.
+    """
+    failed = [_failed(landing, owner, message) for landing in landings]
+    if failed != list(landings):
+        return failed
+    owners = {f"{function.target}#preamble": function for function in patch.functions if function.preambles}
+    if owner not in owners:
+        raise TargetError(f"{patch.module}: a function does not compile as it is rewritten: {message}")
+    target, origin = owners[owner].target, owners[owner].preambles[0].origin
+    error = f"{origin}: the code of the preamble does not compile there: {message}"
+    return [*failed, Landing(target, PREAMBLE, "preamble", origin, error=error)]
 
 
 def _failed(landing: Landing, owner: str, message: str) -> Landing:

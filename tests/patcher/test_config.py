@@ -287,6 +287,15 @@ def test_an_edit_that_does_not_land_says_why(tmp_path: Path, edits: str, message
     assert message in errors(tmp_path, SOURCE, edits)
 
 
+@pytest.mark.parametrize("preamble", ["break", "await x", "nonlocal q", "a = 1; return = 2"])
+def test_a_preamble_that_does_not_compile_is_an_error(tmp_path: Path, preamble: str) -> None:
+    config = f"patches:\n- target: mod.f\n  preamble: {preamble}\n  edits:\n  - {{match: return y, before: z = 1}}\n"
+    checked = check(tmp_path, SOURCE, config)
+    (message,) = checked.errors
+    assert message.startswith("taps.yaml:3: the code of the ")
+    assert "does not compile" in message
+
+
 def test_a_pattern_found_twice_lists_both_places(tmp_path: Path) -> None:
     source = "def f(x):\n    y = g(x)\n    # g(x) here\n    z = 'g(x)', g(\n        x)\n"
     assert errors(tmp_path, source, "- {match: g(x), before: a}") == (
