@@ -32,6 +32,7 @@ MESSAGES: Mapping[str, Message] = {
     "repaired": Message("error", "A file was repaired; what is listed was left out."),
     "lost": Message("error", "Values could not be recorded and are not in the run."),
     "left-out": Message("warning", "Taps in CUDA graphs were not recorded: no room for them, or captured too early."),
+    "recorded-beside": Message("warning", "Another process of the same rank recorded into a folder beside."),
     "unclosed": Message("warning", "A file of the run was not closed; its last records may be missing."),
     "empty": Message("error", "A file of the run holds no records."),
     "unreadable": Message("error", "A file of the run cannot be read, or has another name than the run's files."),

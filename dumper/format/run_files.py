@@ -12,6 +12,9 @@ MOST_RANKS = 1 << 20
 RANK_FILE = re.compile(r"rank-(?P<rank>[0-9]+)(?:\.(?P<segment>[0-9]+))?\.msgpack")
 STATUS_FILE = re.compile(r"rank-(?P<rank>[0-9]+)(?:\.(?P<process>[0-9]+))?\.status")
 
+BESIDE = re.compile(r"process-[0-9]+")
+"""The name of a folder as of ``beside_path``."""
+
 
 def segment_path(run: Path, rank: int, segment: int) -> Path:
     """The file of a rank's n-th segment."""
@@ -21,6 +24,11 @@ def segment_path(run: Path, rank: int, segment: int) -> Path:
 def status_path(run: Path, rank: int, process: int | None = None) -> Path:
     """The status file of a rank; of a process that could not claim the rank's file, one with its process id."""
     return run / (f"rank-{rank:05d}.status" if process is None else f"rank-{rank:05d}.{process}.status")
+
+
+def beside_path(run: Path, process: int) -> Path:
+    """The run of a process whose rank's file belongs to a process that was forked from it, or from the same one."""
+    return run / f"process-{process}"
 
 
 def run_id_path(run: Path) -> Path:

@@ -33,7 +33,7 @@ class Problem(Struct, frozen=True):
 
     kind: str
     """``truncated``, ``corrupted``, ``missing_rank``, ``missing_records``, ``mixed_runs``, ``repaired``, ``lost``,
-    ``left_out``, ``unclosed``, ``empty``, ``unreadable`` (docs/messages.md)."""
+    ``left_out``, ``recorded_beside``, ``unclosed``, ``empty``, ``unreadable`` (docs/messages.md)."""
     message: str
 
 

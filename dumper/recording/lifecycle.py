@@ -3,6 +3,8 @@ writer, and the control of it."""
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 class Lifecycle:
     """Opens and closes. Its methods are called under the recorder's lock."""
 
-    __slots__ = ("_at_end", "_controlled", "_coverage", "_stager", "_taps", "control", "session")
+    __slots__ = ("_at_end", "_controlled", "_coverage", "_forked_from", "_stager", "_taps", "control", "session")
 
     def __init__(
         self, controlled: Target, at_end: Callable[[], None], taps: TapTable, coverage: Callable[[], dict[str, Any]]
@@ -30,6 +32,8 @@ class Lifecycle:
         self._at_end = at_end
         self._taps = taps
         self._stager: Stager | None = None
+        self._forked_from: tuple[int, ...] = ()
+        """The processes that had this before."""
         self.session: Session | None = None
         self.control: Control | None = None
 
@@ -54,7 +58,7 @@ class Lifecycle:
         # Kept when a run is closed and another begun: its buffers are expensive to make.
         if self._stager is None or self._stager.pool_bytes != settings.memory_budget:
             self._stager = Stager(settings.memory_budget)
-        session = Session(settings, self._coverage, self._stager)
+        session = Session(settings, self._coverage, self._stager, self._forked_from)
         for module in self._taps.modules:
             session.add_taps(*module)
         from dumper.recording.taps import planned_taps
@@ -98,4 +102,5 @@ class Lifecycle:
 
     def forget(self) -> None:
         """In the child of a fork: the parent's file, threads and buffers are not ours."""
+        self._forked_from = (*self._forked_from, os.getppid())
         self.session = self.control = self._stager = None

@@ -19,7 +19,7 @@ from dumper.memory.staging import Stager, reduce_value
 from dumper.recording.choice import Choice, Moment
 from dumper.recording.context import Steps
 from dumper.recording.plans import MOST_PLANS, Plan
-from dumper.recording.rank_place import make_and_join_run, open_status
+from dumper.recording.rank_place import beside_relatives, make_and_join_run, open_status
 from dumper.recording.reductions import ReducedValueWriter
 from dumper.recording.scalars import as_scalars, check_text
 from dumper.recording.short_way import ShortWay, checkpoint_is_running
@@ -47,17 +47,22 @@ if TYPE_CHECKING:
 class Session:
     """From the first record to ``close``. ``submit`` may be called from any thread."""
 
-    def __init__(self, settings: Settings, coverage: Coverage, stager: Stager) -> None:
-        """``coverage`` tells what taps did, for the end."""
-        self._settings = settings
+    def __init__(
+        self, settings: Settings, coverage: Coverage, stager: Stager, forked_from: tuple[int, ...] = ()
+    ) -> None:
+        """``coverage`` tells what taps did, for the end; ``forked_from``: processes that had the recorder before."""
         self.process = describe_process()
         if settings.parallel:
             self.process = replace(self.process, parallel={**self.process.parallel, **settings.parallel})
         self._axes = dict(self.process.parallel)
         self.run_id = make_and_join_run(settings)
+        elsewhere = beside_relatives(settings, self.process, self.run_id, forked_from)
+        if elsewhere is not settings:
+            settings, self.run_id = elsewhere, make_and_join_run(elsewhere)
+        self._settings = settings
         self.status = open_status(settings, self.process, self.run_id)
         self._stager = stager
-        encoder = RankStream(settings, self.process, self.status, coverage, self.run_id)
+        encoder = RankStream(settings, self.process, self.status, coverage, self.run_id, forked_from)
         encoder.claim()
         self._writer = Writer(settings, encoder, stager.host)
         self._plans: dict[tuple[Any, ...], Plan] = {}

@@ -44,9 +44,16 @@ class RankStream:
     """Writes one rank's stream. All but ``claim`` is for the writer's thread; no method raises because of the disk."""
 
     def __init__(
-        self, settings: Settings, process: Process, status: StatusBlock, coverage: Coverage, run_id: str
+        self,
+        settings: Settings,
+        process: Process,
+        status: StatusBlock,
+        coverage: Coverage,
+        run_id: str,
+        forked_from: Sequence[int] = (),
     ) -> None:
-        """``coverage`` tells what taps did, for the end."""
+        """``coverage`` tells what taps did, for the end; ``forked_from``: processes that this one was forked from."""
+        self._forked_from = forked_from
         self._run_id = run_id
         self._settings = settings
         self._process = process
@@ -314,6 +321,7 @@ class RankStream:
             "segment": self._segment,
             "run": self._run_id,
             "process": os.getpid(),
+            **({"forked_from": list(self._forked_from)} if self._forked_from else {}),
             "started": time.time(),
         }
 

@@ -53,7 +53,7 @@ def join_run(run: Path, mode: int, *, clean: bool = False) -> str:
 
 def _delete_recordings(run: Path) -> None:
     """The files of ranks alone; whatever else is in the directory is not ours."""
-    for path in list(run.iterdir()):
+    for path in [*run.iterdir(), *run.glob("process-*/rank-*")]:
         if RANK_FILE.fullmatch(path.name) or STATUS_FILE.fullmatch(path.name):
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dumper.format.index import Known
-from dumper.format.run_files import MOST_RANKS, RANK_FILE
+from dumper.format.run_files import BESIDE, MOST_RANKS, RANK_FILE
 from dumper.readers.streams.accounts import read_accounts
 from dumper.readers.streams.rank_records import RankRecords
 from dumper.readers.streams.run import RunDirectory
@@ -45,12 +45,20 @@ def open_streams(path: Place, progress: Progress = silent) -> RunDirectory:
             part.segments.append(segment)
             if segment.complete or isinstance(file, StoredPath):
                 advance(_size(file))
+    problems += _beside(path)
     return RunDirectory(path, ranks, accounts, problems)
 
 
 def _opened(file: Place, advance: Advance, known: Known) -> Segment:
     # Several threads open files of object storage, and must not all draw the progress bar.
     return open_segment(file, known=known) if isinstance(file, StoredPath) else open_segment(file, advance, known)
+
+
+def _beside(path: Place) -> list[Problem]:
+    folders = (inner for inner in path.iterdir() if BESIDE.fullmatch(inner.name))
+    names = sorted(inner.name for inner in folders if next(inner.glob("rank-*.msgpack"), None) is not None)
+    message = "runs of other processes of the same ranks are beside this one, since a fork of theirs recorded first: "
+    return [Problem("recorded_beside", message + ", ".join(str(path / name) for name in names))] if names else []
 
 
 def runs_inside(path: Place) -> str | None:

@@ -227,3 +227,34 @@ print("torch" in sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_forks_that_record_before_their_parent(tmp_path: Path) -> None:
+    """Workers of a data loader, for example: the first one has the rank's file, and nobody loses anything."""
+    code = """
+for _ in range(2):
+    if os.fork() == 0:
+        record(50)
+        dumper.close()
+        os._exit(0)
+    os.wait()
+record(100)
+dumper.close()
+print(os.getpid())
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + code],
+        env=_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    beside = {int(path.name.removeprefix("process-")): path for path in (tmp_path / "run").glob("process-*")}
+    runs = [open_run(path) for path in (tmp_path / "run", *beside.values())]
+    assert sorted(len(run.records) for run in runs) == [50, 50, 100]
+    assert len(open_run(beside[int(result.stdout)]).records) == 100
+    assert [run.losses for run in runs] == [0, 0, 0]
+    assert "a fork that recorded first; this process records into" in result.stderr
+    assert {problem.kind for problem in runs[0].problems} == {"recorded_beside"}
