@@ -24,11 +24,15 @@ from dumper.writing.rank_stream import RankStream
 from dumper.writing.run_id import join_run
 from tensortap.progress import Advance
 
+_TOGETHER = 1 << 20
+"""Bytes of values that are written together, which saves calls for small ones."""
 _PLAIN = (str, int, float, bool, type(None))
 
 
 def write_run(dump: SGLangDump, path: Path, advance: Advance = lambda done: None) -> Outcome:
-    """Write a dump as a run at ``path``, with the token layouts that its batches give. Memory holds one tensor.
+    """Write a dump as a run at ``path``, with the token layouts that its batches give.
+
+    Memory holds one large tensor, or a megabyte of small ones.
 
     ``advance`` takes the number of records that are done.
     """
@@ -53,21 +57,27 @@ def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome, run_i
     status = StatusBlock(status_path(path, rank), settings.file_mode, run_id)
     encoder = RankStream(settings, process, status, lambda: {"fired": {}}, run_id)
     last: int | None = None
+    waiting: list[Item] = []
+    waiting_bytes = 0
     for record in sorted(dump.select(rank=rank), key=lambda one: one.dump_index):
         # A gradient comes later than the step it belongs to.
         if last is None or record.step > last:
             last = record.step
-            encoder.write([BeginStep(record.step, dump.layout(record.step, rank), {})])
+            waiting.append(BeginStep(record.step, dump.layout(record.step, rank), {}))
         item = _submission(record, outcome)
         if item is not None:
             status.add("submitted")
-            encoder.write([item])
+            waiting.append(item)
+            waiting_bytes += len(item.data) if isinstance(item.data, bytes | memoryview) else 0
+        if waiting_bytes >= _TOGETHER:
+            encoder.write(waiting)
+            waiting, waiting_bytes = [], 0
         advance(1)
-    encoder.write([Stop()])
+    encoder.write([*waiting, Stop()])
     outcome.written += status["written"]
 
 
-def _submission(record: SGLangRecord, outcome: Outcome) -> Item | None:
+def _submission(record: SGLangRecord, outcome: Outcome) -> Submission | None:
     # Reads the file once, with the tensor that is taken below.
     if not record.is_intact():
         outcome.left_out.append(record.error or f"{record.filename}: it changed while it was read")
