@@ -313,6 +313,8 @@ def shards(difference: Difference, count: int, floor: float, irrelevant: Irrelev
     usual = max(float(np.median(difference.error)), floor)
     clearest = max(range(count), key=lambda at: min(changes[at].z / 10, abs(changes[at].value) / usual))
     worst = int(np.argmax(ratios))
+    if count == 2:
+        clearest = int(np.argmax(errors))  # of two, each differs from the other by the same factor
     return BlockNumbers(
         channels // count, float(ratios[worst]), worst, changes[clearest], clearest, tuple(errors.tolist())
     )

@@ -10,6 +10,7 @@ Every field has exactly one valid encoding, so a flipped bit anywhere in a frame
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,27 +170,34 @@ def decode_frame(data: Any, offset: int, *, verify_meta: bool = True) -> Frame:
     return Frame(name, meta, tuple(payloads), offset, position)
 
 
+class ReadInPieces:
+    """Bytes that are not in memory, nor mapped: pieces of them are read when they are asked for."""
+
+    def view(self, start: int, end: int) -> memoryview:
+        """A piece, whole."""
+        raise NotImplementedError
+
+    def pieces(self, start: int, end: int) -> Iterator[memoryview]:
+        """A piece in pieces of its own, of which few are in memory at a time."""
+        raise NotImplementedError
+
+
 def payload_view(data: Any, payload: Payload) -> memoryview:
-    """The bytes of a payload, not copied; ``data`` is bytes, a mapped file, or what reads a piece when it is asked for
-    its ``view``."""
+    """The bytes of a payload; of bytes and mapped files, not copied."""
     start, end = payload.offset, payload.offset + payload.length
-    try:
-        return memoryview(data)[start:end]
-    except TypeError:
-        piece: memoryview = data.view(start, end)
-        return piece
+    if isinstance(data, ReadInPieces):
+        return data.view(start, end)
+    return memoryview(data)[start:end]
 
 
 def payload_is_intact(data: Any, payload: Payload) -> bool:
     """Whether a payload matches its checksum."""
-    try:
-        view = memoryview(data)
-    except TypeError:
-        digest = xxhash.xxh3_64()
-        for piece in data.pieces(payload.offset, payload.offset + payload.length):
-            digest.update(piece)
-        return digest.intdigest() == payload.checksum
-    return checksum(view[payload.offset : payload.offset + payload.length]) == payload.checksum
+    if not isinstance(data, ReadInPieces):
+        return checksum(payload_view(data, payload)) == payload.checksum
+    digest = xxhash.xxh3_64()
+    for piece in data.pieces(payload.offset, payload.offset + payload.length):
+        digest.update(piece)
+    return digest.intdigest() == payload.checksum
 
 
 def encode_footer(index_offset: int) -> bytes:

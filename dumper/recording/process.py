@@ -251,10 +251,16 @@ class RecordingProcess:
             return self._open.open(self.settings)
 
     def _find_shortcut(self, session: Session) -> None:
-        with self._lock:
-            nothing_else = self._values and not (self._gradients or self._captures or self._only_graphs)
-            if self._recording and nothing_else and session is self._open.session:
-                self._shortcut = session.shortcut(self._steps)
+        # Most values that take the long way do so each time: the lock is not for them.
+        if self._takes_shortcut(session):
+            with self._lock:
+                if self._takes_shortcut(session):
+                    self._shortcut = session.shortcut(self._steps)
+
+    def _takes_shortcut(self, session: Session) -> bool:
+        nothing_else = self._values and not (self._gradients or self._captures or self._only_graphs)
+        current = self._recording and nothing_else and session is self._open.session
+        return current and session.offers_shortcut(self._shortcut)
 
     def flush(self) -> None:
         """Return when all that was dumped is in the file."""

@@ -139,6 +139,14 @@ class Session:
             self._shortcut = self._short_way.shortcut(steps, self._plans, self._next_number)
         return None if self._shortcut is None else self._shortcut.submit
 
+    def offers_shortcut(self, known: Callable[..., bool] | None) -> bool:
+        """Whether ``shortcut`` gives another than is known already."""
+        if self._done or self._asked:
+            return False
+        if self._shortcut is None or self._shortcut_knows_device != self._stager.device_is_known:
+            return self._short_way.has_shortcut
+        return known != self._shortcut.submit
+
     def _drop_shortcut(self) -> None:
         if self._shortcut is not None:
             self._shortcut.close()

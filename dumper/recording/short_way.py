@@ -161,6 +161,11 @@ class ShortWay:
                 stream = self._current_stream(index)
                 return self._reduced.put(kind, description, device, index, stream, dense, step)
 
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether ``shortcut`` gives one."""
+        return Shortcut is not None and bool(self._plain_tensors)
+
     def shortcut(self, steps: object, plans: dict[Any, Any], next_number: Callable[[], int]) -> Shortcut | None:
         """What does the same for tensors as they came before; None where nothing can, or before torch was looked up."""
         if Shortcut is None or not self._plain_tensors:

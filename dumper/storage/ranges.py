@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from dumper.format.frames import ReadInPieces
 from dumper.storage.places import Listing, Part, StorageError, StorageGoneError, Store, StoredPath
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ class Range:
         self._put, self._finish = put, finish
 
 
-class StoredBytes:
+class StoredBytes(ReadInPieces):
     """An object as a sequence of bytes, in the way of a mapped file.
 
     Every read is of the content that was there when it was opened: where the object changes meanwhile, it raises

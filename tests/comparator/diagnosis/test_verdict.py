@@ -331,6 +331,8 @@ def test_names_of_taps_keep_their_letters_and_equal_runs_need_no_notes(clean):
     ("change", "test", "where"),
     [
         (scaled(1.04, slice(None), slice(0, 64)), "shard scale", "shard 0 of 2"),
+        (scaled(1.04, slice(None), slice(64, 128)), "shard scale", "shard 1 of 2"),
+        (scaled(0.96, slice(None), slice(64, 128)), "shard scale", "shard 1 of 2"),
         (scaled(0, slice(None), slice(64, 128)), "shard", "shard 1 of 2"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import msgpack
 import pytest
@@ -102,3 +103,30 @@ def test_random_garbage_after_a_frame_does_not_disturb_it() -> None:
     for _ in range(200):
         noise = generator.randbytes(generator.randrange(64))
         assert frames.decode_frame(data + noise, 0).end == len(data)
+
+
+class InPieces(frames.ReadInPieces):
+    """Three bytes at a time."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def view(self, start: int, end: int) -> memoryview:
+        return memoryview(self.data)[start:end]
+
+    def pieces(self, start: int, end: int) -> Iterator[memoryview]:
+        return (self.view(at, min(end, at + 3)) for at in range(start, end, 3))
+
+
+def test_bytes_that_are_read_in_pieces() -> None:
+    data = frames.encode_frame("record", {}, 0, (b"0123456789",))
+    (payload,) = frames.decode_frame(data, 0).payloads
+    for one in (data, bytearray(data), InPieces(data)):
+        assert frames.payload_is_intact(one, payload)
+        assert bytes(frames.payload_view(one, payload)) == b"0123456789"
+    damaged = data.replace(b"9", b"8")
+    assert not frames.payload_is_intact(damaged, payload)
+    assert not frames.payload_is_intact(InPieces(damaged), payload)
+    for read in (frames.payload_view, frames.payload_is_intact):
+        with pytest.raises(TypeError):
+            read(object(), payload)

@@ -61,6 +61,29 @@ def test_only_the_first_of_a_kind_goes_the_long_way(recording: Recording, long_w
         assert record.dims == "t h"
 
 
+def test_the_long_way_takes_no_lock_of_the_recorder(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = recording.start()
+    taken = []
+
+    class Watched:
+        def __enter__(self) -> None:
+            taken.append(1)
+
+        def __exit__(self, *error: object) -> None:
+            """Nobody else records."""
+
+    with recorder.step():
+        recorder.dump("x", VALUE)
+        recorder.dump("x", VALUE)
+        with monkeypatch.context() as patched:
+            patched.setattr(recorder, "_lock", Watched())
+            for number in range(5):
+                recorder.dump("n", number)
+                recorder.dump("x", VALUE)
+    assert not taken
+    assert len(recording.read().records) == 12
+
+
 def test_what_is_rejected_takes_it_too(recording: Recording, long_way: list[Any]) -> None:
     recorder = recording.start(filter='name == "x"')
     with recorder.step():
