@@ -20,11 +20,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.report import as_markdown
 from benchmarks.report import machine, write_section
 from testbed.devices import why_no_gpu
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.decoder import Decoder
 
 ROOM = 24 << 30
 """Bytes that a folder in memory should have free."""
@@ -57,76 +60,99 @@ def main() -> int:
     return 0
 
 
+class Parts:
+    """What is measured, each part saved as soon as it is there."""
+
+    def __init__(self, results: dict[str, Any], arguments: argparse.Namespace) -> None:
+        self.results = results
+        self._out = arguments.out
+        self._deadline = time.monotonic() + arguments.budget
+        self._share = arguments.budget / FULL_BUDGET
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part, which may fail."""
+        start = time.monotonic()
+        try:
+            yield
+        except Exception as error:
+            self.results.setdefault("errors", {})[name] = f"{type(error).__name__}: {error}"
+        took = time.monotonic() - start
+        self.results.setdefault("seconds", {})[name] = round(took, 1)
+        (self._out / "gpu.json").write_text(json.dumps(self.results, indent=1), encoding="utf-8")
+        print(f"{name}: {took:.0f} s {self.results.get('errors', {}).get(name, '')}", file=sys.stderr, flush=True)
+
+    def of_sides(self, sides: list[Any], x: Any, steps: int, seconds: float, a_side: float) -> dict[str, Any]:
+        """Steps of sides, in turns."""
+        from benchmarks.gpu import turns
+
+        seconds = min(seconds * self._share, max(self._deadline - time.monotonic(), 1.0))
+        found = turns.take_turns(sides, x, steps=steps, seconds=seconds, seconds_a_side=a_side * self._share)
+        rows: dict[str, Any] = {name: times.milliseconds() for name, times in found.items()}
+        return rows | {side.name: {"error": side.error} for side in sides if side.error}
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All parts; each is saved as soon as it is there."""
+    """All parts."""
     import torch
 
-    from benchmarks.gpu import limits, turns
     from benchmarks.gpu.decoder import ON_DEVICE, TINY, Decoder
-    from benchmarks.gpu.sides import eager_sides, graph_sides
+    from dumper.recording.shortcut import COMPILED
 
     device, size = ("cpu", TINY) if arguments.cpu else ("cuda", ON_DEVICE)
-    deadline, share = time.monotonic() + arguments.budget, arguments.budget / FULL_BUDGET
     results: dict[str, Any] = {
         "card": "no card: the CPU" if arguments.cpu else torch.cuda.get_device_name(0),
         "torch": torch.__version__,
         "machine": machine(),
+        "shortcut": COMPILED,
         "size": vars(size) | {"taps": size.taps},
         "eager": {},
         "graph": {},
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     memory, disk = _folder("/dev/shm"), _folder(None)
-
-    @contextlib.contextmanager
-    def part(name: str) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        except Exception as error:
-            results.setdefault("errors", {})[name] = f"{type(error).__name__}: {error}"
-        took = time.monotonic() - start
-        results.setdefault("seconds", {})[name] = round(took, 1)
-        (arguments.out / "gpu.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-        print(f"{name}: {took:.0f} s {results.get('errors', {}).get(name, '')}", file=sys.stderr, flush=True)
-
-    def left() -> float:
-        return max(deadline - time.monotonic(), 1.0)
-
-    def of_sides(sides: list[Any], x: Any, steps: int, seconds: float, a_side: float) -> dict[str, Any]:
-        seconds = min(seconds * share, left())
-        found = turns.take_turns(sides, x, steps=steps, seconds=seconds, seconds_a_side=a_side * share)
-        rows: dict[str, Any] = {name: times.milliseconds() for name, times in found.items()}
-        return rows | {side.name: {"error": side.error} for side in sides if side.error}
-
     try:
         with torch.inference_mode(False), torch.no_grad():
-            decoder = Decoder(size, device)
-            eager = eager_sides(decoder, memory, disk, arguments.peer)
-            small = decoder.input(size.tokens[0])
-            with part("calls"):
-                calls = 500 if device == "cuda" else 100
-                results["calls"] = {s.name: turns.microseconds_a_call(s, small, calls) for s in eager[1:]}
-            if device == "cuda":
-                for rows in size.tokens[:2]:
-                    with part(f"graph, {rows}"):
-                        results["graph"][rows] = of_sides(graph_sides(decoder, rows, memory), small, 30, 15, 3)
-            for rows, (steps, seconds, a_side) in zip(size.tokens, LIMITS, strict=True):
-                with part(f"eager, {rows}"):
-                    results["eager"][rows] = of_sides(eager, decoder.input(rows), steps, seconds, a_side)
-            if device == "cuda":
-                with part("launched"):
-                    x = decoder.input(size.tokens[1])
-                    results["launched"] = {s.name: turns.launched(s, x) for s in eager if not s.error}
-            with part("Python beside the writer"):
-                results["python"] = limits.python_beside_a_busy_writer(memory, device, 5)
-            for name, folder in (("memory", memory), ("disk", disk)):
-                with part(f"bandwidth, {name}"):
-                    results.setdefault("bandwidth", {})[name] = limits.gigabytes_a_second(folder, device, 3)
+            _measure_parts(Parts(results, arguments), Decoder(size, device), memory, disk, arguments.peer)
     finally:
         shutil.rmtree(memory, ignore_errors=True)
         shutil.rmtree(disk, ignore_errors=True)
     return results
+
+
+def _measure_parts(parts: Parts, decoder: Decoder, memory: Path, disk: Path, peer: Path | None) -> None:
+    from benchmarks.gpu import kernels, limits, turns
+    from benchmarks.gpu.sides import eager_sides, graph_sides
+
+    results, part, size = parts.results, parts.part, decoder.size
+    on_device = decoder.device == "cuda"
+    eager = eager_sides(decoder, memory, disk, peer)
+    small = decoder.input(size.tokens[0])
+    with part("calls"):
+        calls = 500 if on_device else 100
+        results["calls"] = {s.name: turns.microseconds_a_call(s, small, calls) for s in eager[1:]}
+    with part("calls between kernels"):
+        steps = 20 if on_device else 5
+        found = {s.name: turns.microseconds_between_kernels(s, decoder, small, steps) for s in eager[1:]}
+        results["between kernels"] = found
+    if on_device:
+        with part("kernels"):
+            results["kernels"] = kernels.microseconds(5)
+        for rows in size.tokens[:2]:
+            with part(f"graph, {rows}"):
+                results["graph"][rows] = parts.of_sides(graph_sides(decoder, rows, memory), small, 30, 15, 3)
+    for rows, (steps, seconds, a_side) in zip(size.tokens, LIMITS, strict=True):
+        with part(f"eager, {rows}"):
+            results["eager"][rows] = parts.of_sides(eager, decoder.input(rows), steps, seconds, a_side)
+    if on_device:
+        with part("launched"):
+            x = decoder.input(size.tokens[1])
+            results["launched"] = {s.name: turns.launched(s, x) for s in eager if not s.error}
+    with part("Python beside the writer"):
+        results["python"] = limits.python_beside_a_busy_writer(memory, decoder.device, 5)
+    for name, folder in (("memory", memory), ("disk", disk)):
+        with part(f"bandwidth, {name}"):
+            results.setdefault("bandwidth", {})[name] = limits.gigabytes_a_second(folder, decoder.device, 3)
 
 
 def _folder(where: str | None) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.report import table
 
 ALONE = "no taps"
+READING = "reading alone"
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:
@@ -17,9 +18,9 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     parts = [
         "## Recording on a CUDA device",
         f"`python -m benchmarks.gpu --write`: {results['card']}; {results['machine']}, torch {results['torch']}. "
-        f"{decoder}\nSides take turns in one process; medians. Time a step is until the stream of the model has come "
-        "to its end, time a tap what a\nstep takes longer than without taps, shared out among them, and durable is "
-        "until all is in the file.",
+        f"{decoder}\n{_shortcut(results)} Sides take turns in one process; medians. Time a step is until the "
+        "stream of the model has come\nto its end, time a tap what a step takes longer than without taps, shared out "
+        "among them, and durable is until all is\nin the file.",
     ]
     for title, key in (("Eager", "eager"), ("As a CUDA graph", "graph")):
         for rows, sides in results.get(key, {}).items():
@@ -31,6 +32,11 @@ def as_markdown(results: Mapping[str, Any]) -> str:
             f"One call of {_size(size['hidden'] * 2 * int(size['tokens'][0]))}, nothing else running:",
             table(("side", "host"), rows),
         ]
+    if "between kernels" in results:
+        rows = [(name, f"{value} µs") for name, value in results["between kernels"].items()]
+        parts += ["The same between the kernels of the model:", table(("side", "host"), rows)]
+    if "kernels" in results:
+        parts += ["One kernel for 32 MiB, on the device (goal: 1.3 × reading):", _kernels(results["kernels"])]
     if "launched" in results:
         parts += ["What the device does more for a tap:", _launched(results["launched"], size["taps"])]
     if "python" in results:
@@ -47,6 +53,17 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     for name, error in results.get("errors", {}).items():
         parts.append(f"Not measured: {name} ({error})")
     return "\n\n".join(parts)
+
+
+def _shortcut(results: Mapping[str, Any]) -> str:
+    if "shortcut" not in results:
+        return "Before there was the compiled shortcut."
+    return f"{'With' if results['shortcut'] else 'Without'} the compiled shortcut."
+
+
+def _kernels(found: Mapping[str, float]) -> str:
+    reading = found[READING]
+    return table(("what", "time", "ratio"), [(name, f"{us} µs", f"{us / reading:.2f} ×") for name, us in found.items()])
 
 
 def _size(nbytes: int) -> str:

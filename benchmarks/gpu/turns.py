@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from benchmarks.gpu.decoder import Decoder
 from benchmarks.gpu.sides import Side
 
 
@@ -104,6 +105,29 @@ def microseconds_a_call(side: Side, x: torch.Tensor, calls: int) -> float:
         side.flush()
     side.end()
     return round(min(best[1:]) * 1e6, 2)
+
+
+def microseconds_between_kernels(side: Side, decoder: Decoder, x: torch.Tensor, steps: int) -> float:
+    """Of the thread that calls, between the kernels of a model: the median of steps."""
+    spent = 0
+
+    def put(name: str, value: torch.Tensor, layer: int) -> None:
+        nonlocal spent
+        start = time.perf_counter_ns()
+        side.call(value)
+        spent += time.perf_counter_ns() - start
+
+    found = []
+    side.begin()
+    for _ in range(steps + 2):
+        spent = 0
+        decoder.with_calls(x, put)
+        _wait_as_a_model_does()
+        found.append(spent / decoder.size.taps / 1e3)
+    side.flush()
+    synchronize()
+    side.end()
+    return round(statistics.median(found[2:]), 2)
 
 
 def launched(side: Side, x: torch.Tensor) -> dict[str, int]:
