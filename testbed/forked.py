@@ -9,7 +9,9 @@ what modules do when they are imported for the first time, is not for this.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -26,7 +28,10 @@ from typing import Any
 
 from testbed.paths import CHECKOUT
 
-LIGHT = ("comparator.cli", "comparator.pipeline", "dumper.cli", "dumper.recording.session", "multiprocessing", "numpy")
+LIGHT = (
+    *("comparator.cli", "comparator.pipeline", "dumper.cli", "dumper.recording.session", "multiprocessing", "numpy"),
+    *("patcher.cli", "patcher.launch", "patcher.load.compile", "patcher.rewrite.module"),
+)
 """What programs without torch import. The one ``dumper`` object is not among it: it reads the environment when it is
 made."""
 TORCH = ("numpy", "torch._dynamo", "torch.func", "torch.masked", "torch.testing._internal.two_tensor")
@@ -89,6 +94,14 @@ class ForkHost:
         return int(number)
 
 
+@functools.cache
+def light_host() -> ForkHost:
+    """The one that runs programs without torch, started when it is first needed; it ends with this process."""
+    ending = contextlib.ExitStack()
+    atexit.register(ending.close)
+    return ending.enter_context(fork_host(LIGHT))
+
+
 @contextlib.contextmanager
 def fork_host(imported: Sequence[str]) -> Iterator[ForkHost]:
     """A process that programs are forked from; it has imported these modules."""
@@ -105,6 +118,8 @@ def _text(path: Path) -> str:
 def _next_request() -> dict[str, Any]:
     """In a forked process what it has to run; in this one nothing returns before the end of the input."""
     answers = os.fdopen(os.dup(1), "w")
+    own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    rest = [place for place in sys.path[1:] if place not in own]
     gc.freeze()  # so that collections in the children leave the shared pages alone
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
@@ -117,6 +132,8 @@ def _next_request() -> dict[str, Any]:
             os.environ.update(request["environment"])
             os.chdir(request["folder"])
             sys.argv = ["-c", *request["arguments"]]
+            more = request["environment"].get("PYTHONPATH", "")
+            sys.path[:] = [request["folder"] if request["module"] else "", *filter(None, more.split(os.pathsep)), *rest]
             return request
         print(pid, file=answers, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)

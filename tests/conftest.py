@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 import testbed.sglang_cpu.torchvision_operators  # noqa: F401  Transformers imports torchvision
+from testbed import forked
 from testbed.devices import ON_CPU, why_no_gpu
-from testbed.forked import LIGHT, ForkHost, fork_host
+from testbed.forked import ForkHost
 
 E2E = Path(__file__).parent / "e2e"
 
@@ -65,11 +65,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     return ByFile(config, log)
 
 
-@pytest.fixture(scope="session")
-def light_host() -> Iterator[ForkHost]:
+@pytest.fixture
+def light_host() -> ForkHost:
     """The process that programs without torch are forked from."""
-    with fork_host(LIGHT) as host:
-        yield host
+    return forked.light_host()
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,13 @@ right path, which is much faster to import.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -37,6 +39,34 @@ def import_entrypoint(package: Path) -> types.ModuleType:
     import importlib
 
     return importlib.import_module("sglang.srt.debug_utils.comparator.entrypoint")
+
+
+@contextlib.contextmanager
+def _each_file_read_once() -> Iterator[None]:
+    """SGLang's comparator reads a file up to four times, which is most of what a small comparison costs there. Every
+    time it gets a copy of its own of what it read the first time."""
+    import torch
+
+    read, load = {}, torch.load
+
+    def copied(value: object) -> object:  # as copy.deepcopy, which takes longer than reading
+        if type(value) is torch.Tensor:
+            return value.clone()
+        if type(value) is dict:
+            return {key: copied(one) for key, one in value.items()}
+        return value if type(value) in (int, float, str, bool) else copy.deepcopy(value)
+
+    def load_once(path: object, **options: object) -> object:
+        key = (os.fspath(path), *sorted(options.items()))
+        if key not in read:
+            read[key] = load(path, **options)
+        return copied(read[key])
+
+    torch.load = load_once
+    try:
+        yield
+    finally:
+        torch.load = load
 
 
 def _unreadable(report: Path) -> list[str]:
@@ -67,7 +97,7 @@ def _serve(package: Path) -> None:
         argv = request["argv"]
         sink = io.StringIO()
         error = None
-        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink), _each_file_read_once():
             try:
                 code = entrypoint.run(entrypoint.parse_args(argv))
             except BaseException as raised:  # whatever ends a process there is an answer here

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from patcher.cli import main
+from testbed.forked import light_host
 
 ROOT = Path(__file__).parents[2]
 MODULE = '''
@@ -53,15 +54,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """``patcher run`` in a folder, with a cache of its own."""
     environment = {**os.environ, "TENSORTAP_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), **(env or {})}
-    return subprocess.run(
-        [sys.executable, "-m", "patcher", "run", "-c", config, "--", *command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    arguments = ["run", "-c", config, "--", *command]
+    return light_host().run("patcher", *arguments, module=True, folder=folder, environment=environment)
 
 
 def script(folder: Path, text: str, name: str = "script.py") -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import textwrap
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dumper import open_run
+from testbed.forked import light_host
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,13 +61,5 @@ def patcher(folder: Path, *arguments: str, run: str = "run", **environment: str)
         "TENSORTAP_RUN": run,
         **environment,
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "patcher", *arguments],
-        cwd=folder,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = light_host().run("patcher", *arguments, module=True, folder=folder, environment=variables, timeout=300)
     return Done(done.returncode, done.stdout, done.stderr, folder / "runs" / run)
