@@ -55,7 +55,10 @@ class SGLangAdapter:
         context = sys.modules.get("sglang.srt.runtime_context")
         if context is None or not hasattr(context, "get_exec"):  # before 0.5.20
             return {}
-        kernel = context.get_exec().kernel
+        try:
+            kernel = context.get_exec().kernel
+        except ValueError:
+            return {}  # a process that uses SGLang's modules and serves nothing has chosen nothing
         found = {name: getattr(kernel, name, None) for name in _BACKENDS}
         return {f"sglang.{name}": str(value) for name, value in found.items() if value is not None}
 

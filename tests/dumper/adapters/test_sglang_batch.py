@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,6 +73,18 @@ def test_decode_uses_lengths_in_this_pass(adapter: SGLangAdapter, release: str) 
     assert layout.forward_mode == "decode"
     assert spans(layout) == [(3, 1), (6, 1)]
     assert layout.row_sequence is None  # the spans say it all
+
+
+def test_a_process_that_serves_nothing_has_chosen_no_backends(
+    adapter: SGLangAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang's modules can be used without a server; its settings are then published by nobody."""
+
+    def get_exec() -> Any:
+        raise ValueError("config namespace 'exec' not published")
+
+    monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", SimpleNamespace(get_exec=get_exec))
+    assert adapter.backends() == {}
 
 
 def test_request_ids_name_the_sequences(adapter: SGLangAdapter) -> None:
