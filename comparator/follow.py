@@ -73,9 +73,16 @@ def follow(paths: tuple[str, str], options: Options, *, wait: Callable[[float], 
     Says on standard error how it ended. Raises ComparatorError for what is no run of ours.
     """
     done = options.start_step - 1
+    seen: set[Side] = set()
     while True:
         began = time.monotonic()
         looks = {side: _look(path, side) for side, path in zip(SIDES, paths, strict=True)}
+        for side, path in zip(SIDES, paths, strict=True):
+            if looks[side] is None and (side in seen or not Path(path).is_dir()):
+                raise ComparatorError(
+                    f"--follow: the {side} is gone, nothing of it is in {shown_address(path)} any more"
+                )
+        seen.update(side for side, look in looks.items() if look is not None)
         found = [look for look in looks.values() if look is not None]
         if len(found) == len(SIDES):
             runs, states = (found[0][0], found[1][0]), (found[0][1], found[1][1])

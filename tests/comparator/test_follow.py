@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -213,6 +214,27 @@ def test_an_interrupt_while_processes_compare_prints_what_was_found(
     assert [note["category"] for note in lines[-1]["errors"]] == ["interrupted"]
     assert lines[-1]["exit_code"] == 1
     assert not multiprocessing.active_children()
+
+
+def test_a_run_that_is_deleted_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baseline = whole(tmp_path / "baseline")
+    writer = Writer(tmp_path / "target")
+
+    def delete() -> None:
+        writer.recorder.close()
+        shutil.rmtree(tmp_path / "target")
+
+    def too_late() -> None:
+        raise AssertionError("it waits for a run that is gone")
+
+    arguments = [str(baseline), str(tmp_path / "target"), "--follow", "--output-format", "json"]
+    with at_every_look(monkeypatch, [writer.write, writer.write, delete, too_late]):
+        assert main(arguments) == 2
+    out, said = capsys.readouterr()
+    assert [json.loads(line)["location"]["step"] for line in out.splitlines()] == [0, 0]
+    assert "--follow: the target is gone" in said
 
 
 @pytest.mark.parametrize(

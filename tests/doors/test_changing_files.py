@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from comparator.cli import main
 from comparator.measure import pair as measuring
@@ -19,6 +20,7 @@ from dumper.cli import main as dumper
 from dumper.reading import contents
 from dumper.recording.recorder import Recorder
 from tensortap import lost_pages
+from tests.dumper.convert.dumps import DumpWriter
 
 FILE = "rank-00000.msgpack"
 needs_compiler = pytest.mark.skipif(
@@ -156,3 +158,35 @@ def test_the_signal_is_given_back(runs: tuple[str, str]) -> None:
     main([*runs, "-q"])
     assert lost_pages._compiled.watch(), "somebody still has it"
     lost_pages._compiled.leave()
+
+
+def test_a_file_that_is_gone_when_it_is_to_be_opened(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Listed, and deleted before it is opened, as a link to nothing is."""
+    os.symlink(f"{runs[1]}/nowhere", f"{runs[1]}/rank-00001.msgpack")
+    code, findings, _ = compared(runs, capsys)
+    assert code == 1
+    assert {finding["category"] for finding in findings} == {"passed"}
+    assert main([*runs]) == 1
+    assert "rank-00001.msgpack cannot be read: No such file or directory (unreadable)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["deleted", "cut", "emptied"])
+def test_a_file_of_a_dump_that_is_gone_when_it_is_measured(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for side in "ab":
+        writer = DumpWriter(tmp_path / side)
+        paths = [writer.write(0, 0, f"x{number}", torch.arange(1 << 14) + number) for number in range(3)]
+
+    def change() -> None:
+        if how == "deleted":
+            paths[1].unlink()
+        else:
+            os.truncate(paths[1], 1000 if how == "cut" else 0)
+
+    before(monkeypatch, measuring, "measure_aligned", change)
+    assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--jobs", "1", "--report-path", ""]) == 1
+    printed = capsys.readouterr().out
+    assert "2 passed, 0 failed; 0 skipped, 1 errored" in printed
+    assert paths[1].name in printed
+    assert "Traceback" not in printed
