@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
     return number
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if found is None or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size of memory; write 512M or 2G")
+    return int(float(found[1]) * 1024 ** " kmgt".index(found[2] or " "))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -129,6 +137,9 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--jobs", "-j", type=_positive, metavar="N",
         help="processes that compare (default: one for each core, where there is enough to compare)")  # fmt: skip
+    add("--memory", type=_size, metavar="SIZE",
+        help="memory that comparing may take, all processes together: 512M, 2G; larger tensors are read some rows at a "
+        "time (default: what the control group, or the machine, has left)")  # fmt: skip
     add("--engine", choices=["local", "ray"], default="local",
         help="processes of this machine, or workers of a Ray cluster (default: %(default)s)")  # fmt: skip
     add("--address", metavar="ADDRESS", help="of the Ray cluster (default: RAY_ADDRESS, or the one here)")
@@ -165,6 +176,7 @@ def options_from(arguments: argparse.Namespace) -> Options:
         equal_nan=arguments.equal_nan,
         bitwise=arguments.bitwise,
         quick=arguments.quick,
+        memory=arguments.memory,
         min_matched=arguments.min_matched,
         per_token=bool(arguments.visualize_per_token),
         detail_limit=arguments.pictures,

@@ -64,6 +64,9 @@ class Options:
     """Report the ``rel`` of every token."""
     samples: bool = True
     """Whether findings on two of SGLang's dumps hold the first values of both sides as text."""
+    memory: int | None = None
+    """Bytes that comparing may take, in all processes of a machine together; tensors for which it is not enough are
+    read some rows at a time. None: what is free."""
     map_config: Path | None = None
     allow: frozenset[str] = frozenset()
     """Names of messages (``comparator.messages``) that do not make a comparison fail."""

@@ -16,7 +16,7 @@ import numpy as np
 from comparator.align.pair import Aligned
 from comparator.arguments import check_options
 from comparator.diagnosis import Calibration, Diagnosis, ReferenceDiagnosis, TapKey, calibrate
-from comparator.engine.choice import engine_for
+from comparator.engine.choice import engine_for, processes_of
 from comparator.engine.protocol import Engine, InThisProcess, Measure
 from comparator.errors import ComparatorError
 from comparator.match.bundles import BundlePair, Key, RunIndex
@@ -81,10 +81,15 @@ class Prepared:
     others: OtherRuns
     unused: Sequence[Said] = ()
     """Rules of the map and patterns that match nothing."""
+    processes: int = 1
+    """That share the memory which comparing may take."""
 
     @cached_property
     def measurer(self) -> Measurer:
-        return Measurer(self.planner, self.options)
+        memory = self.options.memory
+        return Measurer(
+            self.planner, self.options if memory is None else replace(self.options, memory=memory // self.processes)
+        )
 
     @cached_property
     def units(self) -> Sequence[Unit]:
@@ -164,13 +169,17 @@ class Prepared:
 
         ``jobs``: processes, which are copies of this one; None: as many as help. ``engine`` measures in their place.
         """
-        return Comparing(self, progress, draws=draws, engine=engine or self._engine(jobs))
+        engine = engine or self._engine(jobs)
+        processes = processes_of(engine, self.units)
+        # What was found of the pairs so far is found again, which is little beside comparing in little memory.
+        prepared = self if self.options.memory is None or processes == 1 else replace(self, processes=processes)
+        return Comparing(prepared, progress, draws=draws, engine=engine)
 
     def _engine(self, jobs: int | None) -> Engine:
         self.expect()
         # What reads from object storage has threads, which a copy of the process does not.
         stored = is_stored(self.baseline) or is_stored(self.target)
-        return InThisProcess() if stored else engine_for(jobs, self.pairs, self.units)
+        return InThisProcess() if stored else engine_for(jobs, self.pairs, self.units, self.options.memory)
 
     def expect(self) -> None:
         """Let what lies on object storage be read ahead, in the order in which it will be measured."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
@@ -11,12 +12,25 @@ from comparator.match.bundles import BundlePair, Entry
 from comparator.match.entries import Members
 from dumper.reading.protocol import READING_ERRORS
 
+T = TypeVar("T")
+
 ONCE_NOTHING_WRITES = "compare again once nothing writes to the run"
 WHAT_ELSE = "python -m dumper verify RUN lists what else is damaged"
 
 
 def load_array(entry: Entry) -> npt.NDArray[Any]:
     """The array of an entry, cut to its piece; raises PairError, naming rank and place, when its bytes are damaged."""
+    array = _read(entry, entry.record.array)
+    return array if entry.piece is None else entry.piece.cut(array)
+
+
+def load_lazily(entry: Entry) -> npt.NDArray[Any] | None:
+    """The same as an array that is read some rows at a time (``tensortap.lazy_rows``); None where it cannot be."""
+    lazily = getattr(entry.record, "lazy_array", None)
+    return None if lazily is None or entry.piece is not None else _read(entry, lazily)
+
+
+def _read(entry: Entry, read: Callable[[], T]) -> T:
     record = entry.record
     if not record.is_intact():
         shortened = getattr(record, "shortened", None)
@@ -33,12 +47,11 @@ def load_array(entry: Entry) -> npt.NDArray[Any]:
             name="damaged-record",
         )
     try:
-        array = record.array()
+        return read()
     except READING_ERRORS as error:
         raise PairError(
             f"{entry.name} of rank {entry.rank} cannot be read: {error}", hint=WHAT_ELSE, name="damaged-record"
         ) from None
-    return array if entry.piece is None else entry.piece.cut(array)
 
 
 def cut(pair: BundlePair) -> PairError:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.align.experts import order_rows
-from comparator.align.load import load_array
+from comparator.align.load import load_array, load_lazily
 from comparator.align.rows import Array, align_axes, merge_rows, take_rows, without_leading_ones
 from comparator.align.unshard import Replicas, unshard
 from comparator.errors import PairError
@@ -20,6 +21,7 @@ from comparator.plan.pair import PairPlan
 from comparator.plan.side import SidePlan, describe_part
 from comparator.plan.tokens.interface import TokenPlan
 from comparator.rules import Rules
+from tensortap.lazy_rows import is_lazy
 
 VisitReplicas = Callable[[Side, Replicas], None]
 
@@ -64,21 +66,59 @@ def align(
     contexts: Mapping[Side, SideContext],
     rules: Rules,
     visit: VisitReplicas | None = None,
+    *,
+    lazily: bool = False,
 ) -> Aligned:
-    """Read the entries of a pair and carry its plan out. Memory: the tensors of this pair.
+    """Read the entries of a pair and carry its plan out. Memory: the tensors of this pair; ``lazily`` those of sides
+    that can be read as they lie are arrays that are read some rows at a time.
 
     ``visit`` gets the replicas of both sides, which are let go once it returns. Raises PairError for damaged records
     and for parts that do not fit.
     """
     assert pair.baseline is not None
     assert pair.target is not None
-    left = _execute_side(plan, plan.baseline, pair.baseline, contexts["baseline"], rules, visit)
-    right = _execute_side(plan, plan.target, pair.target, contexts["target"], rules, visit)
+    sides = []
+    for side, bundle in ((plan.baseline, pair.baseline), (plan.target, pair.target)):
+        as_it_lies = _as_it_lies(plan, side, bundle, rules) if lazily else None
+        if as_it_lies is None:
+            as_it_lies = _execute_side(plan, side, bundle, contexts[side.side], rules, visit)
+        sides.append(as_it_lies)
+    left, right = sides
     if plan.axes is not None:
         left = align_axes(left, plan.axes.baseline)
         right = align_axes(right, plan.axes.target)
     fitted = without_leading_ones(left, right.shape)
     return Aligned(fitted, right, left.shape, plan)
+
+
+def is_as_it_lies(pair_plan: PairPlan, plan: SidePlan, bundle: Bundle, rules: Rules) -> bool:
+    """Whether a side is one record whose rows are compared as they lie, all or some of them."""
+    axes = pair_plan.axes
+    if len(plan.steps) != 1 or len(plan.steps[0].unshard.ranks) != 1 or len(bundle.entries) != 1:
+        return False
+    if plan.token_order is not None or plan.merge_rows or (plan.token_dimensions or (0,))[-1] != 0:
+        return False
+    if axes is not None and not (axes.baseline.identity and axes.target.identity):
+        return False
+    return rules.rounding != "torch" and all(
+        operation.kind != "undo_zigzag" and all(len(group) == 1 for group in operation.groups)
+        for operation in plan.steps[0].unshard.operations
+    )
+
+
+def _as_it_lies(pair_plan: PairPlan, plan: SidePlan, bundle: Bundle, rules: Rules) -> Array | None:
+    found = load_lazily(bundle.entries[0]) if is_as_it_lies(pair_plan, plan, bundle, rules) else None
+    if found is None or not is_lazy(found):
+        return None
+    tokens = pair_plan.tokens
+    index = None if tokens is None else tokens.baseline if plan.side == "baseline" else tokens.target
+    if pair_plan.rows is not None:
+        return found.rows(0, min(pair_plan.rows, len(found)))
+    if index is None:
+        return cast(Array, found)
+    if index.size and index[-1] - index[0] == index.size - 1 and bool((np.diff(index) == 1).all()):
+        return found.rows(int(index[0]), int(index[-1]) + 1)
+    return found.take(index)
 
 
 def _execute_side(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from comparator.diagnosis.floors import rounding_error
+from comparator.diagnosis.kernel import to_single
 from comparator.diagnosis.measures import RELEVANT, Difference, Irrelevance, scale
 from comparator.diagnosis.routing import COMMON_TOP_K, Choices, choices, chosen
 from comparator.diagnosis.rows import Mask, SideRows, TapRows, join_rows
 from comparator.diagnosis.selection import PLAIN
 from comparator.diagnosis.tap_profile import ExpertNumbers
 from comparator.diagnosis.taps import LOGITS, TapNode
-from comparator.diagnosis.tokens import TokenChoices, choose_tokens
+from comparator.diagnosis.tokens import TokenChoices, choose_tokens, joined
+from tensortap.lazy_rows import pieces
 
 LARGE = np.float32(1e9)
 """Stands for an infinite logit."""
@@ -51,9 +53,14 @@ def tokens_of(tap: TapRows, node: TapNode) -> TokenChoices | None:
     # Where nothing but logits was recorded, nothing is known of what they are computed from.
     if (node.operation != "logits" and tap.key.name != LOGITS) or not values.baseline.size:
         return None
-    # Masked tokens are minus infinity, and NaN chooses nothing.
-    baseline, target = (np.clip(np.where(np.isnan(side), -LARGE, side), -LARGE, LARGE) for side in values.single())
-    return choose_tokens(baseline, target, max(tap.baseline_dtype, tap.target_dtype, key=rounding_error))
+    coarser = max(tap.baseline_dtype, tap.target_dtype, key=rounding_error)
+    found = []
+    for rows in pieces(values.baseline, values.target):
+        singles = (to_single(side[rows]) for side in (values.baseline, values.target))
+        # Masked tokens are minus infinity, and NaN chooses nothing.
+        baseline, target = (np.clip(np.where(np.isnan(side), -LARGE, side), -LARGE, LARGE) for side in singles)
+        found.append(choose_tokens(baseline, target, coarser))
+    return found[0] if len(found) == 1 else joined(found)
 
 
 def choices_of(tap: TapRows, node: TapNode) -> tuple[Choices, ...]:

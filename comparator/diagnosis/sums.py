@@ -12,6 +12,7 @@ from comparator.diagnosis.kernel import Matrices, RowSums, first_look, row_sums,
 from comparator.diagnosis.measures import TINY, channel_weights, relative, sizes_of
 from comparator.diagnosis.rows import Float, Single, TapRows, join_rows
 from comparator.diagnosis.taps import TapNode
+from tensortap.lazy_rows import is_lazy
 
 PIECE = 1 << 18
 """Elements."""
@@ -78,6 +79,9 @@ class Operands:
 
     def _sum_of_operands(self) -> tuple[Single, Single] | None:
         shape, labels = self.value.shape, self.tap.values.labels
+        if is_lazy(self.value.first) or is_lazy(self.value.second):
+            more = 8 * shape[0] * shape[1] / 1e9
+            raise MemoryError(f"{self.tap.key.label} is a sum, and to add up its operands takes {more:.3g} GB")
         first, second = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         for operand in self.tap.operands:
             here, there = join_rows(labels, operand.labels)

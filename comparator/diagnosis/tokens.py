@@ -75,6 +75,12 @@ def choose_tokens(baseline: Single, target: Single, dtype: str) -> TokenChoices:
     )
 
 
+def joined(parts: Sequence[TokenChoices]) -> TokenChoices:
+    """The choices of rows that were looked at a few at a time."""
+    names = TokenChoices.__struct_fields__
+    return TokenChoices(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
 def _log_probability(logits: Single, token: Integer) -> Float:
     largest = logits.max(1)
     normaliser = np.log(np.exp(logits - largest[:, None]).sum(1, dtype=np.float64))

@@ -22,8 +22,11 @@ of them."""
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
-def engine_for(jobs: int | None, pairs: Sequence[BundlePair], units: Sequence[Unit]) -> Engine:
-    """``jobs`` processes; None: as many as there are cores and memory for, where that saves time."""
+def engine_for(
+    jobs: int | None, pairs: Sequence[BundlePair], units: Sequence[Unit], memory: int | None = None
+) -> Engine:
+    """``jobs`` processes; None: as many as there are cores and memory for (``memory`` bytes, or what is free), where
+    that saves time."""
     wanted = jobs if jobs is not None else available_cores()
     if wanted < 2 or not hasattr(os, "fork"):
         return InThisProcess()
@@ -31,7 +34,7 @@ def engine_for(jobs: int | None, pairs: Sequence[BundlePair], units: Sequence[Un
         sizes = [sum(_nbytes(pairs[number]) for number in unit.pairs) for unit in units]
         if len(pairs) < PAIRS_WORTH_IT and sum(sizes) < BYTES_WORTH_IT:
             return InThisProcess()
-        wanted = min(wanted, _that_fit(max(sizes, default=0)))
+        wanted = min(wanted, len(units), _that_fit(max(sizes, default=0), memory))
     from comparator.engine.processes import ForkedProcesses
 
     return ForkedProcesses(wanted) if wanted > 1 else InThisProcess()
@@ -46,9 +49,14 @@ def available_cores() -> int:
     return cores
 
 
-def _that_fit(largest: int) -> int:
+def processes_of(engine: Engine, units: Sequence[Unit]) -> int:
+    """How many processes share the memory of this machine."""
+    return max(1, min(getattr(engine, "jobs", None) or 1, len(units)))
+
+
+def _that_fit(largest: int, memory: int | None) -> int:
     """How many units of this size can be measured at once."""
-    free = free_memory()
+    free = memory or free_memory()
     return MOST_PROCESSES if free is None or not largest else max(1, free // (COPIES * largest))
 
 

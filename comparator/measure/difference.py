@@ -21,6 +21,7 @@ from comparator.measure.statistics import (
     percentiles_of,
     statistics_of,
 )
+from tensortap.lazy_rows import pieces
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def _measured(
     baseline: Array, target: Array, dtype: np.dtype[Any], sums: PairSums, rows: RowTable | None, percentiles: bool
 ) -> Measured:
     def listed(side: Array) -> dict[int, float]:
-        return percentiles_of(to_working(side.reshape(-1), dtype)) if percentiles and side.size else {}
+        if not percentiles or not 0 < side.size < PERCENTILE_LIMIT:
+            return {}
+        return percentiles_of(to_working(side[...].reshape(-1), dtype))
 
     return Measured(
         _difference(sums, baseline, target, dtype, percentiles),
@@ -166,15 +169,22 @@ def _exact_integers(
     """Integers beyond 2**53 that differ although their float64 values do not still count as different."""
     if largest != 0 or baseline.dtype.kind not in "iu" or target.dtype.kind not in "iu":
         return largest, largest_at, differing
-    unequal = (baseline != target).reshape(-1)
-    count = int(np.count_nonzero(unequal))
-    return (1.0, int(unequal.argmax()), count) if count else (largest, largest_at, differing)
+    if not baseline.ndim:
+        baseline, target = baseline.reshape(1), target.reshape(1)
+    count, first, row = 0, 0, baseline.size // max(1, len(baseline))
+    for rows in pieces(baseline, target):
+        unequal = (baseline[rows] != target[rows]).reshape(-1)
+        if not count and unequal.any():
+            first = rows.start * row + int(unequal.argmax())
+        count += int(np.count_nonzero(unequal))
+    return (1.0, first, count) if count else (largest, largest_at, differing)
 
 
 def _gap_percentiles(baseline: Array, target: Array, dtype: np.dtype[Any]) -> dict[int, float]:
     if baseline.size >= PERCENTILE_LIMIT:
         return {}
-    return percentiles_of(np.abs(to_working(target.reshape(-1), dtype) - to_working(baseline.reshape(-1), dtype)))
+    left, right = (to_working(side[...].reshape(-1), dtype) for side in (baseline, target))
+    return percentiles_of(np.abs(right - left))
 
 
 def same_bytes(left: Array, right: Array) -> bool:
@@ -184,4 +194,10 @@ def same_bytes(left: Array, right: Array) -> bool:
     if left.size == 0:
         return True
     width = np.dtype(f"u{left.dtype.itemsize}") if left.dtype.itemsize in (1, 2, 4, 8) else np.dtype(np.uint8)
-    return bool(np.array_equal(np.ascontiguousarray(left).view(width), np.ascontiguousarray(right).view(width)))
+    if not left.ndim:
+        left, right = left.reshape(1), right.reshape(1)
+    for rows in pieces(left, right):
+        first, second = (np.ascontiguousarray(side[rows]).view(width) for side in (left, right))
+        if not np.array_equal(first, second):
+            return False
+    return True

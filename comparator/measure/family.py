@@ -14,6 +14,7 @@ from comparator.align.pair import Aligned
 from comparator.diagnosis.kernel import FirstLook, look_of_finite
 from comparator.match.bundles import Key
 from comparator.measure.kernel.sums import Array, RowTable
+from tensortap.lazy_rows import is_lazy, stacked
 
 Integers = npt.NDArray[np.int64]
 
@@ -43,8 +44,8 @@ class FamilyRows(Struct, frozen=True, eq=False):
         """Some of the rows, by a mask."""
         return replace(
             self,
-            baseline=self.baseline[rows],
-            target=self.target[rows],
+            baseline=_chosen(self.baseline, rows),
+            target=_chosen(self.target, rows),
             sequence=None if self.sequence is None else self.sequence[rows],
             position=None if self.position is None else self.position[rows],
             step=self.step[rows],
@@ -53,8 +54,8 @@ class FamilyRows(Struct, frozen=True, eq=False):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that both sides take."""
-        return self.baseline.nbytes + self.target.nbytes
+        """Bytes of memory that both sides take."""
+        return sum(0 if is_lazy(side) else side.nbytes for side in (self.baseline, self.target))
 
     @property
     def decode(self) -> npt.NDArray[np.bool_]:
@@ -117,9 +118,17 @@ def rows_by_channels(array: Array, row_dimensions: tuple[int, ...]) -> Array:
     if array.ndim < 2 and not row_dimensions:
         return array.reshape(1, -1)
     first = row_dimensions or (0,)
+    if is_lazy(array) and first == (0,):
+        return array.reshape(len(array), array.size // max(1, len(array)))
     moved = np.moveaxis(array, first, tuple(range(len(first))))
     return moved.reshape(math.prod(moved.shape[: len(first)]), math.prod(moved.shape[len(first) :]))
 
 
 def _joined(arrays: Sequence[Array]) -> Array:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    if len(arrays) == 1:
+        return arrays[0]
+    return stacked(arrays) if any(map(is_lazy, arrays)) else np.concatenate(arrays)
+
+
+def _chosen(array: Array, rows: npt.NDArray[np.bool_]) -> Array:
+    return array.take(np.flatnonzero(rows)) if is_lazy(array) else array[rows]

@@ -3,33 +3,84 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
+from comparator.align.pair import is_as_it_lies
 from comparator.match.bundles import BundlePair
+from comparator.options import Options
+from comparator.plan.pair import PairPlan
+from comparator.rules import Rules
+from tensortap.lazy_rows import PIECE
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 """``M_MMAP_THRESHOLD`` and ``M_TRIM_THRESHOLD`` of ``malloc.h``."""
 _MOST_KEPT = (1 << 31) - 1
 _SMALL = 1 << 28
 """Bytes that are not worth asking about."""
+_OFTEN = 4
+"""Times a pair fits in what is left where it is read at once: with what is mapped goes what is computed of it."""
+_PER_ROW = 400
+"""Bytes that are kept of each row, roughly: its sums, which token it is, its error."""
+_GROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(pair: BundlePair) -> None:
-    """Raise MemoryError for a pair whose tensors, once put together, are larger than the memory that is free."""
+def reads_lazily(plan: PairPlan, pair: BundlePair, options: Options, rules: Rules) -> bool:
+    """Whether the rows of a pair are read some at a time, because all of it takes too much of the memory that may be
+    taken (``Options.memory``; without it, what is free).
+
+    Raises MemoryError for a pair that does not fit either way.
+    """
     needed = sum(
         prod(entry.kept_shape) * _item_size(entry.record.dtype)
         for side in (pair.baseline, pair.target)
         for entry in (side.entries if side is not None else ())
         if entry.is_tensor
     )
-    if needed < _SMALL:
-        return
-    free = free_memory()
-    if free is not None and needed > free:
-        raise MemoryError(f"{pair.label} takes {needed / 1e9:.3g} GB on both sides, and {free / 1e9:.3g} GB are free")
+    if needed < _SMALL and (options.memory is None or needed < options.memory // _OFTEN):
+        return False
+    most = options.memory if options.memory is not None else free_memory()
+    if most is None:
+        return False
+    taken = 0 if options.memory is None else memory_taken()
+    left = most - taken
+    assert pair.baseline is not None
+    assert pair.target is not None
+    sides = ((plan.baseline, pair.baseline), (plan.target, pair.target))
+    if not all(is_as_it_lies(plan, side, bundle, rules) for side, bundle in sides):
+        if needed > left:
+            raise _too_small(pair, needed, taken, options)
+        return False
+    if needed * _OFTEN <= left:
+        return False
+    shape = pair.target.entries[0].kept_shape
+    rows, row = (shape[0] if shape else 1), needed // max(1, shape[0] if shape else 1)
+    least = _PER_ROW * rows + max(PIECE, row)
+    if least > left:
+        raise _too_small(pair, least, taken, options)
+    return True
+
+
+def _too_small(pair: BundlePair, least: int, taken: int, options: Options) -> MemoryError:
+    if options.memory is None:
+        return MemoryError(f"{pair.label} takes {least / 1e9:.3g} GB, and less is free")
+    mebibytes = -(-(taken + least) // (1 << 20))
+    return MemoryError(
+        f"{pair.label} takes {least / 1e6:.3g} MB beside the {taken / 1e6:.3g} MB that are taken; "
+        f"{mebibytes} MB for each process (--memory {mebibytes}M --jobs 1) are the least that works"
+    )
+
+
+def memory_taken() -> int:
+    """Bytes of this process that are in memory, its libraries included; 0 where it is not Linux."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * resource.getpagesize()
 
 
 def keep_freed_memory() -> None:
@@ -47,12 +98,29 @@ def keep_freed_memory() -> None:
 
 
 def free_memory() -> int | None:
-    """Bytes that can be taken without swapping, by Linux's own estimate; None elsewhere."""
+    """Bytes that can be taken without swapping, by Linux's own estimate and the limit of the control group; None
+    elsewhere."""
+    found = [one for one in (_of_machine(), _of_group()) if one is not None]
+    return min(found, default=None)
+
+
+def _of_machine() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError, IndexError):
         return None
+
+
+def _of_group() -> int | None:
+    """What is left of the limit of a control group; files that are only cached do not count, they make room."""
+    try:
+        limit, now = (int((_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = (_GROUP / "memory.stat").read_text().splitlines()
+        cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+    return max(0, limit - now + cached)
 
 
 def _item_size(dtype: str | None) -> int:

@@ -26,7 +26,7 @@ from comparator.measure.measurement import (
     TensorMeasurement,
     TokenNumbers,
 )
-from comparator.measure.memory import check_memory
+from comparator.measure.memory import reads_lazily
 from comparator.measure.reduced import measure_hashes, measure_statistics
 from comparator.measure.replicas import measure_replicas
 from comparator.measure.rows import row_differences
@@ -82,7 +82,8 @@ class Measurer(Struct, frozen=True):
         try:
             if reduced_level(pair) is None:
                 plan = self.planner.plan(pair, selected.rules)
-                aligned = align(plan, pair, self.planner.contexts, selected.rules)
+                lazily = reads_lazily(plan, pair, self.options, selected.rules)
+                aligned = align(plan, pair, self.planner.contexts, selected.rules, lazily=lazily)
                 if aligned.same_shape:
                     see(selected, aligned, None)
         except (PairError, DimsError, ValueError):
@@ -109,8 +110,8 @@ class Measurer(Struct, frozen=True):
         def visit(side: Side, found: Replicas) -> None:
             replicas.extend(measure_replicas(side, found, rules))
 
-        check_memory(pair)
-        aligned = align(plan, pair, self.planner.contexts, rules, visit)
+        lazily = reads_lazily(plan, pair, self.options, rules)
+        aligned = align(plan, pair, self.planner.contexts, rules, visit, lazily=lazily)
         seen = see is not None and aligned.same_shape and level is None
         found, rows = measure_aligned(
             aligned, tuple(replicas), rules, self.options, detailed=detailed, by_channel=seen and not detailed

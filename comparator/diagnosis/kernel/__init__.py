@@ -17,6 +17,7 @@ from comparator.diagnosis.kernel import reference
 from comparator.diagnosis.kernel.matrices import Array, Float, Integer, Matrices, Single
 from comparator.diagnosis.kernel.reference import midpoint_and_added, sides, to_single
 from tensortap.compiled import load
+from tensortap.lazy_rows import is_lazy, pieces
 
 if TYPE_CHECKING:
     from comparator.diagnosis.kernel import _compiled
@@ -73,6 +74,15 @@ class ChannelSums:
     product: Float
     total: Float
 
+    def plus(self, other: ChannelSums) -> ChannelSums:
+        """The sums over the rows of both."""
+        return ChannelSums(
+            self.added + other.added,
+            self.middle + other.middle,
+            self.product + other.product,
+            self.total + other.total,
+        )
+
     def within(self, parts: int) -> ChannelSums:
         """The sums of equally long, contiguous parts of the channels: arrays of shape ``(parts,)``."""
         return ChannelSums(
@@ -116,11 +126,14 @@ def row_sums(matrices: Matrices) -> RowSums:
 
 def _sum_rows(matrices: Matrices, counts: Integer | None, energy: Float | None) -> RowSums:
     sums = np.zeros((matrices.shape[0], 5))
-    task = _task(matrices)
-    if task is None:
-        reference.sum_rows(matrices, sums, counts, None if energy is None else energy[: matrices.shape[1]])
-    else:
-        _compiled.rows(task, sums, counts, energy)
+    for rows in pieces(matrices.first, matrices.second):
+        some = matrices.rows(rows)
+        counted = None if counts is None else counts[rows]
+        task = _task(some)
+        if task is None:
+            reference.sum_rows(some, sums[rows], counted, None if energy is None else energy[: matrices.shape[1]])
+        else:
+            _compiled.rows(task, sums[rows], counted, energy)
     return _row_sums(sums, matrices.parts)
 
 
@@ -133,7 +146,19 @@ def _row_sums(sums: Float, parts: bool) -> RowSums:
 
 
 def channel_sums(matrices: Matrices, rows: Integer, factors: Single) -> ChannelSums:
-    """Sums of the channels over ``rows``, each of which is multiplied by its factor."""
+    """Sums of the channels over ``rows``, in ascending order, each of which is multiplied by its factor."""
+    channels = matrices.shape[1]
+    rows, factors = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(factors, np.float32)
+    found = ChannelSums(*np.zeros((4, channels)))
+    if not (is_lazy(matrices.first) or is_lazy(matrices.second)):
+        return _sum_channels(matrices, rows, factors)
+    for some in pieces(matrices.first, matrices.second):
+        inside = slice(*np.searchsorted(rows, [some.start, some.stop]))
+        found = found.plus(_sum_channels(matrices.rows(some), rows[inside] - some.start, factors[inside]))
+    return found
+
+
+def _sum_channels(matrices: Matrices, rows: Integer, factors: Single) -> ChannelSums:
     channels = matrices.shape[1]
     task = _task(matrices)
     if task is None:
@@ -141,7 +166,7 @@ def channel_sums(matrices: Matrices, rows: Integer, factors: Single) -> ChannelS
         reference.sum_channels(matrices, rows, factors, sums)
         return ChannelSums(*sums)
     lanes = np.zeros((_padded(channels) // _LANES, 4, _LANES))
-    _compiled.channels(task, np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(factors, np.float32), lanes)
+    _compiled.channels(task, rows, factors, lanes)
     return ChannelSums(*lanes.transpose(1, 0, 2).reshape(4, -1)[:, :channels])
 
 

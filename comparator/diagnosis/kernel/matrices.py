@@ -35,5 +35,8 @@ class Matrices:
         rows, channels = self.first.shape
         return rows, channels
 
-    def weighted(self, weights: Single | None, *, finite: bool) -> Matrices:
-        return replace(self, weights=weights, finite=finite)
+    def rows(self, some: slice) -> Matrices:
+        """Some of the rows; itself where that is all of them."""
+        if some == slice(0, len(self.first)):
+            return self
+        return replace(self, first=self.first[some], second=self.second[some])

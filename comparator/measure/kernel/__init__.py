@@ -7,13 +7,24 @@ one order, which ``reference`` defines, and agree in every bit.
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from comparator.measure.kernel import reference
-from comparator.measure.kernel.sums import COLUMNS, Array, PairSums, RowTable, SideSums, working_dtype
+from comparator.measure.kernel.sums import (
+    COLUMNS,
+    Array,
+    Float,
+    PairSums,
+    RowTable,
+    SideSums,
+    is_narrow,
+    working_dtype,
+)
 from tensortap.compiled import load
+from tensortap.lazy_rows import is_lazy, pieces
 
 if TYPE_CHECKING:
     from comparator.measure.kernel import _compiled
@@ -50,35 +61,78 @@ def measure_sums(
         dtype = np.promote_types(working_dtype(baseline.dtype), working_dtype(target.dtype))
     rows = max(1, baseline.shape[0]) if by_row else 1
     length = max(1, baseline.size // rows) if by_row else SEGMENT
-    left, right = (np.ascontiguousarray(side).reshape(-1) for side in (baseline, target))
-    table = RowTable(
-        np.zeros((baseline.shape[0] if by_row else 0, COLUMNS)),
-        np.zeros(length if left.size else 0) if by_row and by_channel and dtype == np.float32 else None,
-    )
-    rows_found = table.columns if left.size else table.columns[:0]
-    kinds = _kind(left.dtype), _kind(right.dtype)
-    if _compiled is None or dtype.kind != "f" or None in kinds or not (left.flags.aligned and right.flags.aligned):
-        sums = reference.measure_sums(left, right, dtype, length, equal_nonfinite, rows_found, table.energy)
-        return sums, table if by_row else None
-    (kind_x, table_x), (kind_y, table_y) = kinds  # type: ignore[misc]
-    state = _compiled.state()
-    _compiled.measure(
-        left.view(np.uint8),
-        kind_x,
-        table_x,
-        right.view(np.uint8),
-        kind_y,
-        table_y,
-        left.size,
-        length,
-        dtype.itemsize == 8,
-        equal_nonfinite,
-        rows_found,
-        _NOTHING if table.energy is None else table.energy,
-        state,
-    )
-    found_x, found_y, *rest = _compiled.sums(state)
-    return PairSums._make((SideSums(*found_x), SideSums(*found_y), *rest)), table if by_row else None
+    kinds = _kind(baseline.dtype), _kind(target.dtype)
+    compiled = _compiled is not None and dtype.kind == "f" and None not in kinds
+    sums = (_Compiled if compiled else _Reference)(dtype, (baseline.dtype, target.dtype), length, equal_nonfinite)
+    table = None
+    if by_row:
+        by_channel = by_channel and dtype == np.float32 and bool(baseline.size)
+        table = RowTable(np.zeros((baseline.shape[0], COLUMNS)), np.zeros(length) if by_channel else None)
+    if not baseline.ndim or not (is_lazy(baseline) or is_lazy(target)):
+        sums.add(baseline, target, None if table is None else table.columns, None if table is None else table.energy)
+    else:
+        row = max(1, baseline.size // max(1, len(baseline)))
+        for some in pieces(baseline, target, multiple=1 if by_row else SEGMENT // math.gcd(SEGMENT, row)):
+            columns = None if table is None else table.columns[some]
+            sums.add(baseline[some], target[some], columns, None if table is None else table.energy)
+    return sums.found(), table
+
+
+class _Compiled:
+    """A pass of the compiled kernel."""
+
+    def __init__(
+        self, dtype: np.dtype[Any], dtypes: tuple[np.dtype[Any], np.dtype[Any]], length: int, equal_nonfinite: bool
+    ) -> None:
+        self._wide = dtype.itemsize == 8
+        self._kinds = [_kind(one) for one in dtypes]
+        self._length = length
+        self._equal_nonfinite = equal_nonfinite
+        self._state = _compiled.state()
+
+    def add(self, baseline: Array, target: Array, rows: Float | None, energy: Float | None) -> None:
+        kind_x, kind_y = self._kinds
+        assert kind_x is not None
+        assert kind_y is not None
+        _compiled.measure(
+            _bytes_of(baseline),
+            *kind_x,
+            _bytes_of(target),
+            *kind_y,
+            baseline.size,
+            self._length,
+            self._wide,
+            self._equal_nonfinite,
+            rows if rows is not None and baseline.size else _NOTHING,
+            _NOTHING if energy is None else energy,
+            self._state,
+        )
+
+    def found(self) -> PairSums:
+        baseline, target, *rest = _compiled.sums(self._state)
+        return PairSums._make((SideSums(*baseline), SideSums(*target), *rest))
+
+
+def _bytes_of(side: Array) -> Array:
+    plain = np.ascontiguousarray(side).reshape(-1)
+    return (plain if plain.flags.aligned else plain.copy()).view(np.uint8)
+
+
+class _Reference:
+    """A pass in numpy."""
+
+    def __init__(
+        self, dtype: np.dtype[Any], dtypes: tuple[np.dtype[Any], np.dtype[Any]], length: int, equal_nonfinite: bool
+    ) -> None:
+        narrow = dtype == np.float32 and all(map(is_narrow, dtypes))
+        self._pass = reference.Pass(dtype, length, equal_nonfinite, narrow)
+
+    def add(self, baseline: Array, target: Array, rows: Float | None, energy: Float | None) -> None:
+        left, right = (np.ascontiguousarray(side).reshape(-1) for side in (baseline, target))
+        self._pass.measure(left, right, rows if left.size else None, energy)
+
+    def found(self) -> PairSums:
+        return self._pass.sums()
 
 
 _NOTHING = np.empty(0, np.float64)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from comparator.measure.kernel.sums import Array, Float, PairSums, SideSums, is_narrow, to_working, widen
+from comparator.measure.kernel.sums import Array, Float, PairSums, SideSums, to_working, widen
 
 CHUNK = 1 << 16
 """Elements that are looked at together: so many stay in the processor's cache. A multiple of the lanes."""
@@ -28,38 +28,6 @@ BLOCK = 1024
 Mask = npt.NDArray[np.bool_]
 _NAMES = ("total", "absolute", "square")
 _PAIR = ("along", "squared", "gap", "left", "right")
-
-
-def measure_sums(
-    baseline: Array,
-    target: Array,
-    dtype: np.dtype[Any],
-    length: int,
-    equal_nonfinite: bool,
-    rows: Float,
-    energy: Float | None = None,
-) -> PairSums:
-    """The sums over two vectors that are cut into rows of ``length``; the table ``rows``, if it is not empty, is filled
-    with those of each, and to ``energy`` are added those of each element of a row (``RowTable``)."""
-    narrow = dtype == np.float32 and is_narrow(baseline.dtype) and is_narrow(target.dtype)
-    pass_ = _Pass(equal_nonfinite, narrow)
-    with np.errstate(all="ignore"):
-        for start, count, width in _blocks(baseline.size, length):
-            pass_.begin(count)
-            for at in range(0, width, CHUNK):
-                some = min(CHUNK, width - at)
-                where = slice(start + at, start + at + count * some)
-                x, y = (to_working(side[where], dtype).reshape(count, some) for side in (baseline, target))
-                pass_.add(x, y, start + at)
-                if energy is not None:
-                    energy[at : at + some] += sum(_square(widen(side)).sum(0) for side in (x, y))
-            numbers = pass_.end()
-            if len(rows):
-                totals = numbers["y total"] - numbers["x total"]
-                product = 2 * numbers["along"] + numbers["squared"]
-                sums = [numbers["left"], numbers["right"], numbers["squared"], product, totals]
-                rows[start // length :][:count] = np.stack([*sums, pass_.differing_in_rows], axis=1)
-    return pass_.sums()
 
 
 def _blocks(size: int, length: int) -> Iterator[tuple[int, int, int]]:
@@ -72,11 +40,16 @@ def _blocks(size: int, length: int) -> Iterator[tuple[int, int, int]]:
         yield whole * length, 1, size % length
 
 
-class _Pass:
-    def __init__(self, equal_nonfinite: bool, narrow: bool) -> None:
+class Pass:
+    """The sums over two vectors that are cut into rows of ``length``, of which it gets some after others."""
+
+    def __init__(self, dtype: np.dtype[Any], length: int, equal_nonfinite: bool, narrow: bool) -> None:
+        self._dtype = dtype
+        self._length = length
         self._equal_nonfinite = equal_nonfinite
+        self._seen = 0
         self._narrow = narrow
-        self.differing_in_rows: Float = np.zeros(0)
+        self._differing_in_rows: Float = np.zeros(0)
         self._totals = dict.fromkeys([f"{side} {name}" for side in "xy" for name in _NAMES] + list(_PAIR), 0.0)
         self._lanes: dict[str, Float] = {}
         self._low, self._high = {"x": math.inf, "y": math.inf}, {"x": -math.inf, "y": -math.inf}
@@ -84,12 +57,34 @@ class _Pass:
         self._differing = self._nonfinite_equal = self._largest_at = 0
         self._largest = -1.0
 
-    def begin(self, rows: int) -> None:
+    def measure(self, baseline: Array, target: Array, rows: Float | None, energy: Float | None) -> None:
+        """Add whole rows of both; the table ``rows`` is filled with the sums of each, and to ``energy`` are added those
+        of each element of a row (``RowTable``)."""
+        length, dtype = self._length, self._dtype
+        with np.errstate(all="ignore"):
+            for start, count, width in _blocks(baseline.size, length):
+                self._begin(count)
+                for at in range(0, width, CHUNK):
+                    some = min(CHUNK, width - at)
+                    where = slice(start + at, start + at + count * some)
+                    x, y = (to_working(side[where], dtype).reshape(count, some) for side in (baseline, target))
+                    self._add(x, y, self._seen + start + at)
+                    if energy is not None:
+                        energy[at : at + some] += sum(_square(widen(side)).sum(0) for side in (x, y))
+                numbers = self._end()
+                if rows is not None:
+                    totals = numbers["y total"] - numbers["x total"]
+                    product = 2 * numbers["along"] + numbers["squared"]
+                    sums = [numbers["left"], numbers["right"], numbers["squared"], product, totals]
+                    rows[start // length :][:count] = np.stack([*sums, self._differing_in_rows], axis=1)
+        self._seen += baseline.size
+
+    def _begin(self, rows: int) -> None:
         """Begin with ``rows`` new rows."""
         self._lanes = {name: np.zeros((rows, LANES)) for name in self._totals}
-        self.differing_in_rows = np.zeros(rows)
+        self._differing_in_rows = np.zeros(rows)
 
-    def add(self, x: Array, y: Array, at: int) -> None:
+    def _add(self, x: Array, y: Array, at: int) -> None:
         """Add the next elements of the rows, of shape ``(rows, width)``; the first is number ``at``."""
         finite_x, finite_y = np.isfinite(x), np.isfinite(y)
         moderate = self._is_moderate(x, y)
@@ -107,7 +102,7 @@ class _Pass:
         if not math.isnan(self._largest) and (math.isnan(peak) or peak > self._largest):
             self._largest, self._largest_at = peak, at + index
         differing = np.count_nonzero(gap, axis=1)
-        self.differing_in_rows += differing
+        self._differing_in_rows += differing
         self._differing += int(differing.sum())
         self._extend("left", moderate, _square, x)
         self._extend("right", moderate, _square, y)
@@ -155,7 +150,7 @@ class _Pass:
             lanes = np.where(moderate[:, block, None], lanes + singles[:, block], in_double)
         self._lanes[name] = lanes
 
-    def end(self) -> dict[str, Float]:
+    def _end(self) -> dict[str, Float]:
         """Add the rows to the totals; returns the sums of each."""
         found = {}
         for name, lanes in self._lanes.items():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from dumper.format import frames
 from dumper.format.frames import FormatError
@@ -14,10 +16,11 @@ from dumper.format.index import NO_STEP
 from dumper.memory.available import available_bytes
 from dumper.readers.streams.segments import Segment
 from dumper.rules.levels import Level
-from dumper.values.dtypes import PACKED, as_array
+from dumper.values.dtypes import PACKED, as_array, numpy_dtype
 from dumper.values.fingerprint import FIRST_SCHEME
 from dumper.values.measures import decode_statistics
 from dumper.values.plain import decode_value
+from tensortap.lazy_rows import lazy_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +31,8 @@ _LARGEST_DECOMPRESSED = 1 << 40
 _PIECE = 16 << 20
 _LARGEST_RATIO = 1 << 16
 """Of uncompressed to compressed bytes, beyond what zstd reaches (blocks of 128 KiB in 4 bytes)."""
+_LARGE_PAYLOAD = 64 << 20
+"""Bytes; of more the memory is given back while the checksum is taken."""
 LARGE_VALUE = 256 << 20
 """Bytes; before more is decompressed it is asked whether there is room."""
 
@@ -209,7 +214,17 @@ class StoredRecord:
             frame = self._segment.frame(self._column("offset"))
         except FormatError:
             return False
-        return all(frames.payload_is_intact(self._segment.data, payload) for payload in frame.payloads)
+        return all(self._matches(payload) for payload in frame.payloads)
+
+    def _matches(self, payload: frames.Payload) -> bool:
+        if payload.length < _LARGE_PAYLOAD or not self._segment.is_mapped:
+            return frames.payload_is_intact(self._segment.data, payload)
+        digest = xxhash.xxh3_64()
+        for start in range(0, payload.length, _PIECE):
+            piece = frames.Payload(payload.offset + start, min(_PIECE, payload.length - start), 0)
+            digest.update(frames.payload_view(self._segment.data, piece))
+            self._segment.let_go(piece.offset, piece.length)
+        return digest.intdigest() == payload.checksum
 
     def array(self) -> npt.NDArray[Any]:
         """The tensor as numpy (``ml_dtypes`` for bf16 and fp8), read-only, of a sample the rows that were kept.
@@ -229,6 +244,28 @@ class StoredRecord:
             return as_array(self.payload(), dtype, shape)
         except (ValueError, TypeError) as error:
             raise FormatError(f"{self.source}: {self.name}: {error}") from error
+
+    def lazy_array(self) -> npt.NDArray[Any] | None:
+        """The tensor as ``tensortap.lazy_rows`` has it, read some rows at a time; None where its bytes are not mapped
+        as they are, or where it has no rows.
+
+        Raises FormatError when the frame is damaged.
+        """
+        dtype, shape = self.dtype, self.shape
+        if dtype is None or shape is None or len(shape) < 2 or not shape[0] or self.level != "full":
+            return None
+        frame = self._segment.frame(self._column("offset"))
+        element = numpy_dtype(dtype)
+        if b"compression" in frame.meta or not self._segment.is_mapped or element.subdtype is not None:
+            return None
+        if sum(payload.length for payload in frame.payloads) != math.prod(shape) * element.itemsize:
+            return None
+        parts = [frames.payload_view(self._segment.data, payload).toreadonly() for payload in frame.payloads]
+
+        def release(part: int, first: int, end: int) -> None:
+            self._segment.let_go(frame.payloads[part].offset + first, end - first)
+
+        return lazy_bytes(parts, element, shape, release)
 
     def tensor(self) -> torch.Tensor:
         """The tensor, sharing memory with the mapped file: read-only, ``clone`` it to modify. Imports torch.

@@ -83,6 +83,11 @@ class Segment(Struct):
             self._last = last = frames.decode_frame(self.data, offset)
         return last
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the bytes of the file are in its mapped memory."""
+        return isinstance(self.data, mmap.mmap)
+
     def let_go(self, start: int, length: int) -> None:
         """Have the operating system take back the memory that part of the mapped file takes; it is read anew when it is
         asked for again."""
