@@ -10,7 +10,6 @@ from comparator.match.entries import Entries
 from comparator.options import Options
 from comparator.rules import OUR_RULES, SGLANG_RULES, Rules
 from dumper.readers.sglang.names import AUXILIARY_NAMES, CONVERTED, SGLangFiles
-from dumper.reading.columns import columns_of
 from dumper.reading.protocol import Run
 from tensortap.progress import Progress, silent, watched
 
@@ -64,7 +63,7 @@ def index(run: Run, rules: Rules, progress: Progress = silent) -> RunIndex:
     have no dims, and token layouts, by which rows are aligned, are made from them.
     """
     leave_out = rules.grouping == "tags" and (is_sglang_dump(run) or _is_converted(run))
-    columns = columns_of(run)
+    columns = run.columns()
     # Of a dump of SGLang's each record is a file, which is read here once.
     for record in watched(columns.kinds, f"reading {run.path.name}", progress):
         _ = record.dims

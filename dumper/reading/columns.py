@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
 from dumper.format.index import NO_STEP
-from dumper.reading.protocol import Record, Run
+
+if TYPE_CHECKING:
+    from dumper.reading.protocol import Record
 
 OUTSIDE_STEPS = NO_STEP
 """In the column ``step``: outside any."""
@@ -33,15 +35,6 @@ class RecordColumns(Struct, frozen=True, eq=False):
     def one_by_one(self) -> bool:
         """Whether every record is a kind of its own."""
         return len(self.kinds) == len(self.kind)
-
-
-def columns_of(run: Run) -> RecordColumns:
-    """The columns of a run; of a recording that has no index each record is a kind of its own."""
-    own: Any = getattr(run, "columns", None)
-    if own is not None:
-        found: RecordColumns = own()
-        return found
-    return columns_of_records(run.records)
 
 
 def columns_of_records(records: Iterable[Record]) -> RecordColumns:

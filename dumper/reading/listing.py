@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import structs
 
 from dumper.printable import printable
+from dumper.reading.columns import OUTSIDE_STEPS, RecordColumns, columns_of_records
 from dumper.reading.contents import as_text, indented
 from dumper.reading.headers import ranges
 from dumper.reading.indexing import Index
-from dumper.reading.protocol import Alike, one_by_one
 from dumper.reading.text_table import TextTable, output_console
 from dumper.reading.timeline import step_table
 from dumper.values.fingerprint import SCHEME
@@ -38,20 +40,19 @@ def counts(run: Run) -> str:
 
 def tables(run: Run, records: Sequence[Record] | None = None, progress: Progress = silent) -> list[TextTable]:
     """Ranks, steps, records by name (all, or ``records``), taps that never fired, and what there was of CUDA graphs."""
-    every = list(run.alike())
+    every = run.columns()
     # Of a dump of SGLang's each record is a file, which is read here once.
-    for one in watched(every, "reading", progress):
-        _ = one.record.dtype
-    chosen = every if records is None else list(one_by_one(records))
+    for record in watched(every.kinds, "reading", progress):
+        _ = record.dtype
+    chosen = every if records is None else columns_of_records(records)
     named, taps = _name_table(chosen), _tap_table(run)
     return [_rank_table(run, every), step_table(run), named, taps, _graph_table(run), _left_out(run)]
 
 
-def _rank_table(run: Run, every: Sequence[Alike]) -> TextTable:
+def _rank_table(run: Run, every: RecordColumns) -> TextTable:
     table = TextTable("Ranks", ("rank", "records", "framework", "parallel layout"), frozenset({"rank", "records"}))
-    counts: dict[int, int] = {}
-    for one in every:
-        counts[one.record.rank] = counts.get(one.record.rank, 0) + one.count
+    there, amounts = np.unique(every.rank, return_counts=True)
+    counts = dict(zip(there.tolist(), amounts.tolist(), strict=True))
     for rank in run.ranks:
         header = run.headers.get(rank)
         axes = {} if header is None else header.parallel
@@ -67,31 +68,41 @@ def _level(record: Record) -> str:
     return record.level if scheme in (None, SCHEME) else f"{record.level} ({scheme})"
 
 
-def _name_table(chosen: Sequence[Alike]) -> TextTable:
+def _name_table(chosen: RecordColumns) -> TextTable:
     headings = ("name", "count", "steps", "ranks", "tags", "dtype", "shape", "dims", "level")
     table = TextTable("Records", headings, frozenset({"count"}))
-    groups: dict[str, list[Alike]] = {}
-    for one in chosen:
-        groups.setdefault(one.record.name, []).append(one)
-    for name, group in groups.items():
-        records = [one.record for one in group]
-        steps = sorted({step for one in group for step in one.steps})
+    names: dict[str, list[Record]] = {}
+    for kind in chosen.kinds:
+        names.setdefault(kind.name, []).append(kind)
+    numbers = {name: number for number, name in enumerate(names)}
+    name_of = np.array([numbers[kind.name] for kind in chosen.kinds], np.int64)[chosen.kind]
+    counts = np.bincount(name_of, minlength=len(names)).tolist()
+    steps, on_ranks = (_distinct_by(name_of, column, len(names)) for column in (chosen.step, chosen.rank))
+    for number, (name, kinds) in enumerate(names.items()):
         tags: dict[str, set[Any]] = {}
-        for record in records:
-            for key, value in record.tags.items():
+        for kind in kinds:
+            for key, value in kind.tags.items():
                 tags.setdefault(key, set()).add(value)
         table.add(
             name,
-            str(sum(one.count for one in group)),
-            ranges(steps) or "-",
-            ranges(sorted({record.rank for record in records})),
+            str(counts[number]),
+            ranges(step for step in steps[number] if step != OUTSIDE_STEPS) or "-",
+            ranges(on_ranks[number]),
             " ".join(f"{key}={_values(values)}" for key, values in tags.items()),
-            _few([record.dtype or "value" for record in records]),
-            _few([_shape(record) for record in records]),
-            _few([record.dims or "-" for record in records]),
-            _few([_level(record) for record in records]),
+            _few(kind.dtype or "value" for kind in kinds),
+            _few(map(_shape, kinds)),
+            _few(kind.dims or "-" for kind in kinds),
+            _few(map(_level, kinds)),
         )
     return table
+
+
+def _distinct_by(group: npt.NDArray[np.int64], values: npt.NDArray[Any], groups: int) -> list[list[int]]:
+    """Of each group the values that its members have, ascending, each once."""
+    there, number = np.unique(values, return_inverse=True)
+    pairs, _ = np.unique(group * len(there) + number.reshape(-1), return_counts=True)
+    ends = np.searchsorted(pairs, np.arange(1, groups) * len(there))
+    return [there[part % len(there)].tolist() for part in np.split(pairs, ends)] if len(pairs) else []
 
 
 def _tap_table(run: Run) -> TextTable:
@@ -130,7 +141,7 @@ def _values(values: set[Any]) -> str:
     return _few([str(value) for value in values])
 
 
-def _few(texts: Sequence[str]) -> str:
+def _few(texts: Iterable[str]) -> str:
     unique = list(dict.fromkeys(texts))
     return ", ".join(unique[:3]) + (", …" if len(unique) > 3 else "")
 

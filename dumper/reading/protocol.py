@@ -3,7 +3,7 @@ values that they hold. ``dumper.open_run`` returns a ``Run``, whatever kind of r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from dumper.layout import TokenLayout
+    from dumper.reading.columns import RecordColumns
     from dumper.storage.places import Place
     from tensortap.progress import Progress
 
@@ -222,22 +223,6 @@ class Record(Protocol):
         """The tensor on the CPU; imports torch. To be cloned before it is modified. Raises as ``array`` does."""
 
 
-class Alike(Struct, frozen=True):
-    """Records of one rank that differ in step, occurrence and content alone: what a summary needs of them."""
-
-    record: Record
-    """The first of them."""
-    count: int
-    steps: Sequence[int]
-    """Ascending, each once; without what was recorded outside any."""
-
-
-def one_by_one(records: Iterable[Record]) -> Iterator[Alike]:
-    """Each record as one that is alike to no other."""
-    for record in records:
-        yield Alike(record, 1, () if record.step is None else (record.step,))
-
-
 class Run(Protocol):
     """A recording of one process group. No payload is read before it is asked for."""
 
@@ -293,8 +278,8 @@ class Run(Protocol):
     ) -> Sequence[Record]:
         """The records with this name, step, rank and these tags, in order."""
 
-    def alike(self) -> Iterator[Alike]:
-        """All records, those that are alike together: by rank, in the order of the first ones."""
+    def columns(self) -> RecordColumns:
+        """All records as columns, for what looks at millions of them; made anew with each call."""
 
     def to_polars(self) -> polars.DataFrame:
         """The index as a table: one row per record (``dumper/reading/table.py``)."""

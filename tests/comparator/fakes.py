@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from dumper.layout import SequenceSpan, TokenLayout
+from dumper.reading.columns import RecordColumns, columns_of_records
 from dumper.reading.headers import silent_taps
 from dumper.reading.protocol import GraphCoverage
 
@@ -134,6 +135,9 @@ class FakeRun:
 
     def layout(self, step: int, rank: int) -> TokenLayout | None:
         return self.layouts.get((step, rank))
+
+    def columns(self) -> RecordColumns:
+        return columns_of_records(self.records)
 
 
 def values(*shape: int, seed: int = 0, dtype: Any = np.float32) -> npt.NDArray[Any]:

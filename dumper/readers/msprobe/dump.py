@@ -23,10 +23,11 @@ from dumper.printable import printable
 from dumper.readers.msprobe.entries import Entry, entries
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.pt_files import PtFileError
+from dumper.reading.columns import RecordColumns, columns_of_records
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file
 from dumper.reading.listing import counts
 from dumper.reading.notebook import record_html, run_html
-from dumper.reading.protocol import Alike, GraphCoverage, Problem, RunError, TapCoverage, one_by_one
+from dumper.reading.protocol import GraphCoverage, Problem, RunError, TapCoverage
 from dumper.reading.table import table_of
 from tensortap.progress import Progress, silent
 
@@ -206,9 +207,9 @@ class MsprobeDump:
             and not tags
         ]
 
-    def alike(self) -> Iterator[Alike]:
-        """Every record by itself."""
-        return one_by_one(self.records)
+    def columns(self) -> RecordColumns:
+        """All records as columns; each is a kind of its own."""
+        return columns_of_records(self.records)
 
     def to_polars(self) -> polars.DataFrame:
         """The index as a table: one row per record."""

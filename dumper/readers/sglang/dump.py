@@ -6,7 +6,7 @@ File names are the index; a file is read when what is in it is asked for.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,11 @@ from dumper.readers.sglang.names import AUXILIARY_NAMES, PARALLEL_KEYS, SGLangFi
 from dumper.readers.sglang.plain_pt import Place, StoredTensor, read_again
 from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
 from dumper.readers.sglang.token_layouts import rank_layouts, with_data_parallel
+from dumper.reading.columns import RecordColumns, columns_of_records
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file
 from dumper.reading.listing import counts
 from dumper.reading.notebook import record_html, run_html
-from dumper.reading.protocol import Alike, GraphCoverage, Problem, RunError, TapCoverage, one_by_one
+from dumper.reading.protocol import GraphCoverage, Problem, RunError, TapCoverage
 from dumper.reading.table import table_of
 from tensortap.progress import Progress, silent
 
@@ -322,9 +323,9 @@ class SGLangDump(SGLangFiles):
     def _repr_html_(self) -> str:
         return run_html(self)
 
-    def alike(self) -> Iterator[Alike]:
-        """Every record by itself: what it is stands in its file."""
-        return one_by_one(self.records)
+    def columns(self) -> RecordColumns:
+        """All records as columns; each is a kind of its own."""
+        return columns_of_records(self.records)
 
     def to_polars(self) -> polars.DataFrame:
         """The index as a table: one row per record."""

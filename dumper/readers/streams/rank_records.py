@@ -19,7 +19,7 @@ from dumper.readers.streams.metadata import read_coverage, read_graph_coverage, 
 from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment
 from dumper.reading.headers import RankHeader
-from dumper.reading.protocol import Alike, GraphCoverage, Problem, TapCoverage
+from dumper.reading.protocol import GraphCoverage, Problem, TapCoverage
 
 
 @dataclass
@@ -80,11 +80,6 @@ class RankRecords:
             for segment in self.segments
             for row in _matching_rows(segment, name, step, tags)
         ]
-
-    def alike(self) -> Iterator[Alike]:
-        """All records, those that share a descriptor in the index of a file together."""
-        for segment in self.segments:
-            yield from _alike(segment, self.rank)
 
     def taps(self) -> list[TapCoverage]:
         """Every tap that was installed, and how often it fired."""
@@ -150,15 +145,3 @@ def _matching_rows(segment: Segment, name: str | None, step: int | None, tags: M
         mask &= index.columns["step"] == step
     rows: list[int] = np.flatnonzero(mask).tolist()
     return rows
-
-
-def _alike(segment: Segment, rank: int) -> Iterator[Alike]:
-    columns = segment.index.columns
-    order = np.argsort(columns["descriptor"], kind="stable")
-    if not len(order):
-        return
-    ends = np.flatnonzero(np.diff(columns["descriptor"][order])) + 1
-    groups = np.split(order, ends)
-    for rows in sorted(groups, key=lambda rows: int(rows[0])):
-        steps = np.unique(columns["step"][rows])
-        yield Alike(StoredRecord(segment, int(rows[0]), rank), len(rows), steps[steps != NO_STEP].tolist())

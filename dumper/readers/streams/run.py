@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment, StoredSegment
 from dumper.reading.columns import RecordColumns
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file, silent_taps
-from dumper.reading.protocol import Alike, GraphCoverage, Problem, RunError, TapCoverage
+from dumper.reading.protocol import GraphCoverage, Problem, RunError, TapCoverage
 from dumper.storage.places import Place, StoredPath
 
 if TYPE_CHECKING:
@@ -245,11 +245,6 @@ class RunDirectory:
         from dumper.reading.notebook import run_html
 
         return run_html(self)
-
-    def alike(self) -> Iterator[Alike]:
-        """All records, those that share a descriptor in the index of a file together."""
-        for _, part in sorted(self._ranks.items()):
-            yield from part.alike()
 
     def columns(self) -> RecordColumns:
         """All records as columns; those that share a descriptor in the index of a file are of one kind."""

@@ -299,5 +299,12 @@ def test_records_that_are_alike_are_summed_up_as_one_by_one(tmp_path: Path) -> N
     recording.close()
     run = open_run(recording.path)
     assert [table.rows for table in tables(run)] == [table.rows for table in tables(run, run.records)]
-    assert sum(one.count for one in run.alike()) == len(run.records) == 16
-    assert len(list(run.alike())) < 10
+    columns = run.columns()
+    assert len(columns.kind) == len(run.records) == 16
+    assert len(columns.kinds) < 10
+    for record, kind, rank, step, occurrence in zip(
+        run.records, columns.kind, columns.rank, columns.step, columns.occurrence, strict=True
+    ):
+        like = columns.kinds[kind]
+        assert (record.name, record.tags, record.shape) == (like.name, like.tags, like.shape)
+        assert (record.rank, -1 if record.step is None else record.step, record.occurrence) == (rank, step, occurrence)
