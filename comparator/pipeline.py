@@ -101,10 +101,19 @@ class Prepared:
         """Aligned rows of whole families, for what is measured against other families."""
         return Families(self.pairs, self.select, self.measurer)
 
+    @cached_property
+    def _selected(self) -> dict[int, list[Selected]]:
+        """Of the pair that was asked for last: it is measured, then judged."""
+        return {}
+
     def select(self, number: int) -> list[Selected]:
         """What of a pair is compared; several where it is compared step by step."""
-        pair = self.pairs[number]
-        return select(pair, self.contexts, self.options, self.rules)
+        found = self._selected.get(number)
+        if found is None:
+            found = select(self.pairs[number], self.contexts, self.options, self.rules)
+            self._selected.clear()
+            self._selected[number] = found
+        return found
 
     def measure(self, unit: Unit, profiler: MakeProfile[P] | None = None) -> UnitResult[P]:
         """Measure one unit: numbers in, numbers out. Raises ComparatorError for what concerns more than a pair."""

@@ -7,7 +7,7 @@ whose inputs are equal (the same tensor in every layer) share one plan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -20,7 +20,7 @@ from comparator.match.bundles import BundlePair
 from comparator.options import Options, Side
 from comparator.plan.axes import AxesPlan, plan_axes
 from comparator.plan.context import SideContext
-from comparator.plan.rows import plan_rows
+from comparator.plan.rows import KEPT_BY_ROWS, plan_rows, rows_key
 from comparator.plan.samples import RowByRow, check_same_rows
 from comparator.plan.shared_pieces import Sharing, find_sharing
 from comparator.plan.side import SideInputs, SidePlan, describe_part, plan_side, side_inputs, with_rows
@@ -88,6 +88,7 @@ class Planner:
         self._aligner = aligner
         self._options = options
         self._joined = joins_steps(options, rules)
+        self._by_rows: dict[Hashable, PairPlan] = {}
         self._plans: dict[tuple[bool, SideInputs, SideInputs], PairPlan] = {}
 
     @cached_property
@@ -109,8 +110,7 @@ class Planner:
         assert baseline is not None
         assert target is not None
         if rules.joining == "rows":
-            rows = plan_rows(pair, self.contexts, self._options)
-            return PairPlan(rows.baseline, rows.target, None, rows.axes, rows.rows, rows.errors)
+            return self._plan_rows(pair)
         if sampled:
             check_same_rows(baseline, target)
         aligner: TokenAligner = RowByRow() if sampled else self._aligner
@@ -122,6 +122,17 @@ class Planner:
             if len(self._plans) >= _KEPT_PLANS:
                 self._plans.pop(next(iter(self._plans)))
             found = self._plans[key] = self._plan(left, right, aligner)
+        return found
+
+    def _plan_rows(self, pair: BundlePair) -> PairPlan:
+        key = rows_key(pair)
+        found = self._by_rows.get(key)
+        if found is None:
+            if len(self._by_rows) >= KEPT_BY_ROWS:
+                self._by_rows.pop(next(iter(self._by_rows)))
+            rows = plan_rows(pair, self.contexts, self._options)
+            found = PairPlan(rows.baseline, rows.target, None, rows.axes, rows.rows, rows.errors)
+            self._by_rows[key] = found
         return found
 
     def _plan(self, left: SideInputs, right: SideInputs, aligner: TokenAligner) -> PairPlan:

@@ -5,7 +5,7 @@ These are the rules of SGLang's comparator, for tensors that are joined as their
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from comparator.errors import PairError
@@ -46,6 +46,15 @@ def active_place(record: SGLangRecord, also: Collection[str] = ()) -> Place:
                 raise PairError(f"{record.filename} says that it is {axis} rank {at} of {size}")
             place[axis] = (at, size)
     return place
+
+
+def place_key(record: SGLangRecord) -> Hashable:
+    """What ``active_place`` looks at: equal for files of one place."""
+    meta = record.facts.meta
+    infos = [tuple(info.items()) for key in PARALLEL_KEYS if isinstance(info := meta.get(key), dict)]
+    own = [(key, value) for key, value in meta.items() if key.endswith(("_rank", "_size"))]
+    # As text, since a file may hold anything there.
+    return repr((infos, own))
 
 
 def check_declared(dims: Dims, places: Sequence[Place], data_parallel_axis: str) -> tuple[list[str], set[str]]:

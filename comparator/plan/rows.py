@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -15,12 +15,16 @@ from comparator.plan.axes import AxesPlan, plan_axes
 from comparator.plan.context import SideContext
 from comparator.plan.file_order import plan_in_file_order
 from comparator.plan.operations import Shard, UnshardPlan
-from comparator.plan.ranks import KNOWN_AXES, active_place, check_declared
+from comparator.plan.ranks import KNOWN_AXES, active_place, check_declared, place_key
 from comparator.plan.side import NO_DIMS_HINT, UNKNOWN_ROWS, SidePlan, StepPlan, as_it_is
 from dumper.readers.sglang.names import AUXILIARY_NAMES
 from tensortap.dims import SEQUENCE, TOKEN, Dimension, Dims, parse_dims
 
 SEVERAL_STEPS_HINT = "give --token-aligner, or keep the steps apart: --grouping-skip-keys rank"
+
+
+KEPT_BY_ROWS = 1024
+"""Plans of pairs that are alike which are kept: those of one step come one after the other."""
 
 
 class UnrelatedRanksError(PairError):
@@ -61,6 +65,23 @@ def file_dims(bundle: Bundle, name: str, context: SideContext, options: Options)
     dims = parse_dims(text)
     dims.check_axes(KNOWN_AXES | context.axes)
     return dims
+
+
+def rows_key(pair: BundlePair) -> Hashable:
+    """What the plan of a pair is made from, as far as the pair tells it: pairs of one key have one plan."""
+    assert pair.baseline is not None
+    assert pair.target is not None
+    return pair.name, _bundle_key(pair.baseline), _bundle_key(pair.target)
+
+
+def _bundle_key(bundle: Bundle) -> Hashable:
+    entries = bundle.entries
+    if len(entries) == 1:
+        entry = entries[0]
+        return entry.rank, entry.step, entry.shape, entry.dims
+    return tuple(
+        (entry.rank, entry.step, entry.shape, entry.dims, place_key(sglang_record(entry))) for entry in entries
+    )
 
 
 def plan_rows(pair: BundlePair, contexts: Mapping[Side, SideContext], options: Options) -> RowsPlan:

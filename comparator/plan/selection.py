@@ -134,6 +134,13 @@ class _SeveralParts(Exception):  # a way out, not an error
 
 
 def _without_unreadable(pair: BundlePair) -> tuple[BundlePair, tuple[LeftOut, ...]]:
+    if all(
+        entry.record.error is None
+        for bundle in (pair.baseline, pair.target)
+        if bundle is not None
+        for entry in bundle.entries
+    ):
+        return pair, ()
     left_out: list[LeftOut] = []
 
     def readable(side: Side, bundle: Bundle | None) -> Bundle | None:
@@ -182,8 +189,10 @@ def _without_empty_ranks(found: Selected, contexts: Mapping[Side, SideContext], 
 
     assert pair.baseline is not None
     assert pair.target is not None
-    pair = replace(pair, baseline=filled("baseline", pair.baseline), target=filled("target", pair.target))
-    return replace(found, pair=pair, left_out=tuple(left_out))
+    baseline, target = filled("baseline", pair.baseline), filled("target", pair.target)
+    if baseline is pair.baseline and target is pair.target:
+        return found
+    return replace(found, pair=replace(pair, baseline=baseline, target=target), left_out=tuple(left_out))
 
 
 def _holds_rows(entry: Entry) -> bool:

@@ -142,7 +142,8 @@ class SGLangRecord:
 
     @property
     def nbytes(self) -> int:
-        return self.path.stat().st_size
+        facts: _Facts | None = self.__dict__.get("facts")
+        return self.path.stat().st_size if facts is None or facts.place is None else facts.place.stamp[0]
 
     @property
     def sampled_rows(self) -> range | None:
