@@ -9,8 +9,8 @@ import numpy as np
 
 from comparator.match.bundles import Entry
 from comparator.match.numbering import Integers, combined
-from dumper.reading.columns import OUTSIDE_STEPS, RecordColumns
-from dumper.reading.protocol import Record
+from dumper.reading.columns import OUTSIDE_STEPS
+from dumper.reading.protocol import Record, RecordColumns
 
 
 class Entries(Sequence[Entry]):

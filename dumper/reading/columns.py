@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-from msgspec import Struct
 
 from dumper.format.index import NO_STEP
+from dumper.reading.protocol import RecordColumns
 
 if TYPE_CHECKING:
     from dumper.reading.protocol import Record
 
 OUTSIDE_STEPS = NO_STEP
 """In the column ``step``: outside any."""
-
-
-class RecordColumns(Struct, frozen=True, eq=False):
-    """All records, in the order of ``Run.records``. Those of one kind differ in rank, step, occurrence, order and
-    content alone."""
-
-    kinds: Sequence[Record]
-    """The first record of each kind."""
-    kind: npt.NDArray[np.int32]
-    """Of each record, the number of its kind."""
-    rank: npt.NDArray[np.int32]
-    step: npt.NDArray[np.int64]
-    """Of each record, the step; ``OUTSIDE_STEPS`` for none."""
-    occurrence: npt.NDArray[np.uint32]
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether every record is a kind of its own."""
-        return len(self.kinds) == len(self.kind)
 
 
 def columns_of_records(records: Iterable[Record]) -> RecordColumns:

@@ -10,10 +10,11 @@ import numpy.typing as npt
 from msgspec import structs
 
 from dumper.printable import printable
-from dumper.reading.columns import OUTSIDE_STEPS, RecordColumns, columns_of_records
+from dumper.reading.columns import OUTSIDE_STEPS, columns_of_records
 from dumper.reading.contents import as_text, indented
 from dumper.reading.headers import ranges
 from dumper.reading.indexing import Index
+from dumper.reading.protocol import RecordColumns
 from dumper.reading.text_table import TextTable, output_console
 from dumper.reading.timeline import step_table
 from dumper.values.fingerprint import SCHEME

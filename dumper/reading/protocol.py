@@ -11,12 +11,12 @@ from msgspec import Struct
 from dumper.format.frames import FormatError
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     import polars
     import torch
 
     from dumper.layout import TokenLayout
-    from dumper.reading.columns import RecordColumns
     from dumper.storage.places import Place
     from tensortap.progress import Progress
 
@@ -221,6 +221,25 @@ class Record(Protocol):
 
     def tensor(self) -> torch.Tensor:
         """The tensor on the CPU; imports torch. To be cloned before it is modified. Raises as ``array`` does."""
+
+
+class RecordColumns(Struct, frozen=True, eq=False):
+    """All records, in the order of ``Run.records``. Those of one kind differ in rank, step, occurrence, order and
+    content alone."""
+
+    kinds: Sequence[Record]
+    """The first record of each kind."""
+    kind: npt.NDArray[np.int32]
+    """Of each record, the number of its kind."""
+    rank: npt.NDArray[np.int32]
+    step: npt.NDArray[np.int64]
+    """Of each record, the step; ``OUTSIDE_STEPS`` (``dumper/reading/columns.py``) for none."""
+    occurrence: npt.NDArray[np.uint32]
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether every record is a kind of its own."""
+        return len(self.kinds) == len(self.kind)
 
 
 class Run(Protocol):

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 
 from dumper.layout import SequenceSpan, TokenLayout
-from dumper.reading.columns import RecordColumns, columns_of_records
+from dumper.reading.columns import columns_of_records
 from dumper.reading.headers import silent_taps
-from dumper.reading.protocol import GraphCoverage
+from dumper.reading.protocol import GraphCoverage, RecordColumns
 
 
 @dataclass

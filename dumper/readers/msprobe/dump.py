@@ -23,11 +23,11 @@ from dumper.printable import printable
 from dumper.readers.msprobe.entries import Entry, entries
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.pt_files import PtFileError
-from dumper.reading.columns import RecordColumns, columns_of_records
+from dumper.reading.columns import columns_of_records
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file
 from dumper.reading.listing import counts
 from dumper.reading.notebook import record_html, run_html
-from dumper.reading.protocol import GraphCoverage, Problem, RunError, TapCoverage
+from dumper.reading.protocol import GraphCoverage, Problem, RecordColumns, RunError, TapCoverage
 from dumper.reading.table import table_of
 from tensortap.progress import Progress, silent
 

@@ -21,11 +21,11 @@ from dumper.readers.sglang.names import AUXILIARY_NAMES, PARALLEL_KEYS, SGLangFi
 from dumper.readers.sglang.plain_pt import Place, StoredTensor, read_again
 from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
 from dumper.readers.sglang.token_layouts import rank_layouts, with_data_parallel
-from dumper.reading.columns import RecordColumns, columns_of_records
+from dumper.reading.columns import columns_of_records
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file
 from dumper.reading.listing import counts
 from dumper.reading.notebook import record_html, run_html
-from dumper.reading.protocol import GraphCoverage, Problem, RunError, TapCoverage
+from dumper.reading.protocol import GraphCoverage, Problem, RecordColumns, RunError, TapCoverage
 from dumper.reading.table import table_of
 from tensortap.progress import Progress, silent
 

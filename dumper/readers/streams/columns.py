@@ -10,7 +10,7 @@ import numpy.typing as npt
 from dumper.format.index import Index
 from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment
-from dumper.reading.columns import RecordColumns
+from dumper.reading.protocol import RecordColumns
 
 
 def stream_columns(segments: Iterable[tuple[int, Segment]]) -> RecordColumns:

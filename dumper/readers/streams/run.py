@@ -26,9 +26,8 @@ from dumper.readers.streams.columns import stream_columns
 from dumper.readers.streams.rank_records import RankRecords, Records
 from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment, StoredSegment
-from dumper.reading.columns import RecordColumns
 from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file, silent_taps
-from dumper.reading.protocol import GraphCoverage, Problem, RunError, TapCoverage
+from dumper.reading.protocol import GraphCoverage, Problem, RecordColumns, RunError, TapCoverage
 from dumper.storage.places import Place, StoredPath
 
 if TYPE_CHECKING:
