@@ -20,6 +20,7 @@ import torch
 
 from comparator import compare
 from dumper import open_run
+from dumper.adapters.protocol import GraphFacts
 from dumper.cli import main
 from dumper.layout import SequenceSpan, TokenLayout
 from dumper.recording import recorder as recorder_module
@@ -466,6 +467,22 @@ def test_a_graph_that_only_begins_a_step_does_so(recorder: Recorder) -> None:
         begins.replay()
         holds.replay()
     assert [(record.step, record.name) for record in run_of(recorder).records] == [(0, "x"), (1, "x")]
+
+
+def test_what_the_engine_knows_of_a_graph_is_in_its_records(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = []
+    for tokens in (8, 16):
+        facts = GraphFacts("DecodeCudaGraphRunner", "draft", tokens, 4)
+        monkeypatch.setattr(taps_module, "describe_graph", lambda facts=facts: facts)
+        graphs.append(capture(recorder, ("x", ones(tokens), "t")))
+    recorder.configure(filter='graph_runner == "DecodeCudaGraphRunner" and graph_tokens > 8 and graph_role == "draft"')
+    for graph in graphs:
+        with recorder.step():
+            graph.replay()
+    [record] = run_of(recorder).records
+    assert record.graph == {"runner": "DecodeCudaGraphRunner", "role": "draft", "tokens": 16, "requests": 4}
 
 
 def test_graph_filter_says_what_goes_into_graphs(recorder: Recorder) -> None:
