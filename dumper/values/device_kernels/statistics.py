@@ -35,6 +35,13 @@ def _add_floats(found, lowest, highest, total, magnitude, square, low, high):
 
 
 @triton.jit
+def _add_some(found, counts, total, magnitude, square, low, high):
+    """Add the elements of a tile that count."""
+    lowest, highest = tl.where(counts, found, float("inf")), tl.where(counts, found, float("-inf"))
+    return _add_floats(tl.where(counts, found, 0.0), lowest, highest, total, magnitude, square, low, high)
+
+
+@triton.jit
 def _add_integers(found, lowest, highest, upper, lower, magnitude, square, low, high):
     """The same of integers, with two sums."""
     if found.dtype == tl.int32:
@@ -88,16 +95,7 @@ def _measure_all(value, n, table, program, programs, KIND: tl.constexpr, ROWS: t
         # The last one, which the elements do not fill.
         inside = whole * BLOCK + offsets < n
         found = decode(tl.load(value + (whole * BLOCK + offsets), mask=inside, other=0), table, KIND)
-        total, magnitude, square, low, high = _add_floats(
-            tl.where(inside, found, 0.0),
-            tl.where(inside, found, float("inf")),
-            tl.where(inside, found, float("-inf")),
-            total,
-            magnitude,
-            square,
-            low,
-            high,
-        )
+        total, magnitude, square, low, high = _add_some(found, inside, total, magnitude, square, low, high)
     return tl.reduce((total, magnitude, square, low, high), 0, _join_five)
 
 
@@ -132,16 +130,7 @@ def _measure_finite(
         found = decode(tl.load(value + (tile * BLOCK + offsets), mask=inside, other=0), table, KIND)
         unknown = inside & is_nan(found, KIND)
         finite = inside & is_finite(found, KIND)
-        total, magnitude, square, low, high = _add_floats(
-            tl.where(finite, found, 0.0),
-            tl.where(finite, found, float("inf")),
-            tl.where(finite, found, float("-inf")),
-            total,
-            magnitude,
-            square,
-            low,
-            high,
-        )
+        total, magnitude, square, low, high = _add_some(found, finite, total, magnitude, square, low, high)
         nan += tl.sum(unknown.to(tl.int32), axis=1)
         infinite += tl.sum((inside & (finite == 0) & (unknown == 0)).to(tl.int32), axis=1)
         seen += 1
