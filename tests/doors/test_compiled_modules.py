@@ -53,7 +53,7 @@ def test_setup_and_loader_mean_the_same_sources(tmp_path: Path) -> None:
         cwd=CHECKOUT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     folders = {name: CHECKOUT.joinpath(*name.split(".")[:-1]) for name in MODULES}
-    assert json.loads(said.replace("'", '"')) == {name: sources_digest(folder) for name, folder in folders.items()}
+    assert json.loads(said.replace("'", '"')) == {name: sources_digest(str(folder)) for name, folder in folders.items()}
 
 
 @pytest.fixture
