@@ -315,7 +315,9 @@ class Comparing:
             )
         elif self._draws == "all" and isinstance(measurement, TensorMeasurement):
             self._prepared.measurer.align(selected, self._draw)
-        return build(selected, measurement, verdict, self._prepared.contexts, self._prepared.trace)
+        found = build(selected, measurement, verdict, self._prepared.contexts, self._prepared.trace)
+        selected.pair.forget()
+        return found
 
     def _draw(self, _: Selected, aligned: Aligned, rows: RowTable | None) -> None:
         from comparator.measure.picture import picture

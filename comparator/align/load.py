@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from comparator.errors import PairError
 from comparator.match.bundles import BundlePair, Entry
-from comparator.match.entries import Members
 from dumper.reading.protocol import READING_ERRORS
 
 T = TypeVar("T")
@@ -74,5 +73,4 @@ def let_go(pair: BundlePair) -> None:
             give_back = getattr(entry.record, "let_go", None)
             if give_back is not None and entry.record.nbytes >= LARGE:
                 give_back()
-        if bundle is not None and isinstance(bundle.entries, Members):
-            bundle.entries.forget()
+    pair.forget()

@@ -46,11 +46,6 @@ class Aligned(Struct, frozen=True, eq=False):
         return self.plan.tokens
 
     @property
-    def steps(self) -> npt.NDArray[np.int64] | None:
-        """Per joined row the target's step, shape ``(rows,)``; None where there is no token dimension."""
-        return _steps_of_rows(self.plan)
-
-    @property
     def same_shape(self) -> bool:
         return self.baseline.shape == self.target.shape
 
@@ -131,6 +126,9 @@ def _execute_side(
 ) -> Array:
     tokens = pair_plan.tokens
     index = None if tokens is None else tokens.baseline if plan.side == "baseline" else tokens.target
+    if plan.takes_one_array and pair_plan.rows is None and len(bundle.entries) == 1:
+        array = load_array(bundle.entries[0])
+        return array if index is None else take_rows(array, index, (plan.token_dimensions or (0,))[-1])
     entries: dict[tuple[int | None, int], list[Entry]] = {}
     in_order = bundle.entries
     if rules.grouping == "tags":
@@ -189,14 +187,3 @@ def _concatenate(arrays: list[Array], axis: int, plan: SidePlan) -> Array:
         listed = ", ".join(f"{name} {list(array.shape)}" for name, array in zip(names, arrays, strict=True))
         raise PairError(f"the {plan.side}'s parts have shapes that cannot be joined: {listed}", name="shapes-differ")
     return np.concatenate(arrays, axis=axis)
-
-
-def _steps_of_rows(plan: PairPlan) -> npt.NDArray[np.int64] | None:
-    side = plan.target
-    if plan.tokens is None:
-        return None
-    steps = np.repeat(
-        np.array([-1 if part.step is None else part.step for part in side.parts], np.int64),
-        [part.rows for part in side.parts],
-    )
-    return steps if plan.tokens.target is None else steps[plan.tokens.target]

@@ -2,7 +2,7 @@
 
     rows ─▶ profile (numbers of one tap) ─▶ diagnose (all profiles and the graph of taps) ─▶ Diagnosis
 
-Pure functions over numpy arrays and frozen dataclasses; nothing here reads files (but calibrations) or knows runs.
+Pure functions over numpy arrays and frozen structs; nothing here reads files (but calibrations) or knows runs.
 """
 
 from comparator.diagnosis.calibration import (

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from comparator.diagnosis.rows import Mask, RowLabels, groups_of
 
@@ -14,8 +13,7 @@ PRECISE, COMPLETE = 0.9, 0.8
 """Shares of the rows that are in the group, and of the group that are such rows, from which they are that group."""
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(Struct, frozen=True):
     """The rows whose error is beyond what inputs and rounding explain."""
 
     rows: int

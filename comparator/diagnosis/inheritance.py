@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from comparator.diagnosis.calibration import Calibration
 from comparator.diagnosis.floors import Operation, floor_for
-from comparator.diagnosis.measures import NOTHING, TINY, Estimate
+from comparator.diagnosis.measures import NOTHING, TINY, Estimate, median
 from comparator.diagnosis.routing import STANDS_OUT, Choices, Flips, count_flips, find_top_k
 from comparator.diagnosis.rows import Float, Mask, RowLabels, TapKey, has_whole_prefix, join_rows
 from comparator.diagnosis.strengths import Context, Test
@@ -230,12 +230,12 @@ def _stands_out(error: Float, affected: Mask) -> bool:
     """Whether rows behind a tie have an error that the others do not have."""
     if not affected.any():
         return False
-    return bool(affected.all() or error[affected].max() > 3 * float(np.median(error[~affected])))
+    return bool(affected.all() or error[affected].max() > 3 * median(error[~affected]))
 
 
 def _of_rows(source: TapProfile, labels: RowLabels) -> Float:
     """The source's error in the rows of ``labels``; rows it does not have get its median."""
-    found = np.full(len(labels), float(np.median(source.error)) if source.rows else 0.0)
+    found = np.full(len(labels), median(source.error) if source.rows else 0.0)
     here, there = join_rows(labels, source.labels)
     found[here] = source.error[there]
     return found

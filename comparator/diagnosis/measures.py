@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
 
 from comparator.diagnosis.kernel import ChannelSums, Matrices, RowSums, channel_sums, midpoint_and_added
 from comparator.diagnosis.rows import Float, Integer, Mask, Single
@@ -16,12 +18,9 @@ MOST_ROWS = 768
 OUTLIER = 2.0
 """A channel beyond so many medians is shrunk to that size, so that few massive channels do not decide alone."""
 TINY = 1e-300
-CHEAP = 1 << 28
-"""Operations that a standard error may take without being asked whether it matters."""
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(Struct, frozen=True):
     """An estimated factor less one (or an offset), with its standard error."""
 
     value: float = 0.0
@@ -38,13 +37,25 @@ class Estimate:
 NOTHING = Estimate()
 
 
+def median(values: npt.NDArray[Any]) -> float:
+    """The median of a vector; NaN where one takes part, and of none. numpy's own loads its masked arrays first."""
+    count = values.size
+    if not count:
+        return math.nan
+    half = count // 2
+    ordered = np.partition(values, (count - 1, half, max(half - 1, 0)))
+    if np.isnan(ordered[-1]):
+        return math.nan
+    return float(ordered[half]) if count % 2 else float(np.mean(ordered[half - 1 : half + 1]))
+
+
 def channel_weights(energy: Float) -> Single | None:
     """Per channel the factor that shrinks outlier channels: min(1, 2 · median / rms); None where all are 1.
 
     ``energy``: sum of the squares of both sides. Shapes ``(channels,)``.
     """
     size = np.sqrt(energy)
-    limit = OUTLIER * float(np.median(size)) if len(size) else 0.0
+    limit = OUTLIER * median(size) if len(size) else 0.0
     if limit <= 0 or not (size > limit).any():
         return None
     return np.minimum(1.0, limit / np.maximum(size, TINY)).astype(np.float32)
@@ -61,8 +72,7 @@ def relative(energy: Float, sizes: Float) -> Float:
     return np.asarray(np.where(norm > 0, norm / np.maximum(sizes, TINY), 0.0), np.float64)
 
 
-@dataclass(frozen=True, eq=False)
-class Difference:
+class Difference(Struct, frozen=True, eq=False, dict=True):
     """Rows of two matrices, normalised: the midpoint of both sides and what was added to it are multiplied by a factor,
     which is the row's weight over its size.
 
@@ -116,15 +126,14 @@ def normalise(
     sizes = sizes[chosen]
     error = relative(sums.added[chosen], sizes)
     present = sizes > 0
-    usual = float(np.median(error[present])) if present.any() else 0.0
+    usual = median(error[present]) if present.any() else 0.0
     usual = usual or floor
     weight = np.minimum(1.0, 2 * usual / np.maximum(error, TINY)) if usual > 0 else np.ones(len(error))
     factors = np.where(present, weight / np.maximum(sizes, TINY), 0.0).astype(np.float32)
     return Difference(matrices, sums, chosen, factors, error)
 
 
-@dataclass(frozen=True)
-class Irrelevance:
+class Irrelevance(Struct, frozen=True):
     """When the significance of a factor decides nothing: a test is as strong as the weaker of size and significance,
     and only the strongest test of a tap is told."""
 
@@ -146,7 +155,7 @@ def scale(difference: Difference, of: Mask | None = None, irrelevant: Irrelevanc
 
     The standard error allows for rows and channels that are correlated (errors behind an attention share the early
     tokens): SE = ‖MᵀR‖ · ‖MRᵀ‖ / (‖M‖ · ‖R‖ · ‖M‖²) with the residual R and Frobenius norms. It takes the rows' Gram
-    matrix. Where that is much work and the significance is ``irrelevant``, it is that of elements that are not
+    matrix. Where the significance is ``irrelevant``, that work is saved: it is that of elements that are not
     correlated.
     """
     if of is not None:
@@ -157,7 +166,7 @@ def scale(difference: Difference, of: Mask | None = None, irrelevant: Irrelevanc
     found = _factor(middle, product, added)
     if found is None:
         return NOTHING
-    if found.error or _is_cheap(difference.rows, difference.channels) or not irrelevant.covers(found.value):
+    if found.error or not irrelevant.covers(found.value):
         return found if found.error else _with_error(found.value, *difference.arrays())
     return _uncorrelated(found.value, middle, product, added, difference.rows * difference.channels)
 
@@ -174,10 +183,6 @@ def _factor(middle: float, product: float, added: float) -> Estimate | None:
 
 def _uncorrelated(value: float, middle: float, product: float, added: float, elements: int) -> Estimate:
     return Estimate(value, math.sqrt(max(added - value * product, 0.0) / (middle * elements)))
-
-
-def _is_cheap(rows: int, channels: int) -> bool:
-    return 6 * min(rows, channels) ** 2 * max(rows, channels) <= CHEAP
 
 
 def _with_error(value: float, middle: Single, added: Single) -> Estimate:
@@ -230,8 +235,7 @@ def alignment(sums: RowSums) -> Float:
     return np.where(norms > 0, np.abs(sums.product) / np.maximum(norms, TINY), 0.0)
 
 
-@dataclass(frozen=True)
-class ChannelNumbers:
+class ChannelNumbers(Struct, frozen=True):
     """The channel whose error stands out most, and the one that was scaled most clearly."""
 
     ratio: float
@@ -255,8 +259,8 @@ def channels(difference: Difference, floor: float, z: float) -> ChannelNumbers |
         return None
     sums = difference.channel_sums
     energy, size, product = sums.added, sums.middle, sums.product
-    share = max(float(np.median(energy / np.maximum(size, TINY))), floor**2)
-    least = max(float(np.median(energy)), floor**2 * float(size.mean()))
+    share = max(median(energy / np.maximum(size, TINY)), floor**2)
+    least = max(median(energy), floor**2 * float(size.mean()))
     usual = np.maximum(np.maximum(least, size * share), TINY)
     ratio = np.sqrt(energy / usual)
     factor = product / np.maximum(size, TINY)
@@ -269,8 +273,7 @@ def channels(difference: Difference, floor: float, z: float) -> ChannelNumbers |
     return ChannelNumbers(float(ratio[at]), at, float(scaled[worst]), estimate, worst)
 
 
-@dataclass(frozen=True)
-class BlockNumbers:
+class BlockNumbers(Struct, frozen=True):
     """Heads, or blocks of the size of common heads: the one that stands out."""
 
     size: int
@@ -291,9 +294,9 @@ def blocks(difference: Difference, size: int, floor: float, irrelevant: Irreleva
     if number < 3 or count % size or rows < 6:
         return None
     errors = _errors(difference, number)
-    ratio = errors / max(float(np.median(errors)), floor)
+    ratio = errors / max(median(errors), floor)
     found = _scales_of_parts(_sample(difference), number, irrelevant)
-    usual = max(float(np.median(difference.error)), floor)
+    usual = max(median(difference.error), floor)
     clearest = max(range(number), key=lambda at: min(found[at].z / 10, abs(found[at].value) / usual))
     at = int(np.argmax(ratio))
     return BlockNumbers(size, float(ratio[at]), at, found[clearest], clearest)
@@ -308,9 +311,9 @@ def shards(difference: Difference, count: int, floor: float, irrelevant: Irrelev
     if count < 2 or channels % count or channels == count or rows < 6:
         return None
     errors = _errors(difference, count)
-    ratios = [errors[at] / max(float(np.median(np.delete(errors, at))), floor) for at in range(count)]
+    ratios = [errors[at] / max(median(np.delete(errors, at)), floor) for at in range(count)]
     changes = _scales_of_parts(_sample(difference), count, irrelevant, with_others=True)
-    usual = max(float(np.median(difference.error)), floor)
+    usual = max(median(difference.error), floor)
     clearest = max(range(count), key=lambda at: min(changes[at].z / 10, abs(changes[at].value) / usual))
     worst = int(np.argmax(ratios))
     if count == 2:
@@ -338,7 +341,7 @@ def _scales_of_parts(
     rests = np.stack(others, axis=1)
     width = sample.channels // parts
     values = [_value(*numbers[:, at]) - _value(*rests[:, at]) for at in range(parts)]
-    if not _is_cheap(sample.rows, sample.channels) and all(irrelevant.covers(value) for value in values):
+    if all(irrelevant.covers(value) for value in values):
         own = sample.rows * width
         beside = sample.rows * (sample.channels - width if with_others else sample.channels)
         return [

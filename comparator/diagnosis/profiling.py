@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from comparator.diagnosis.chosen import choices_of, experts_of, tokens_of
 from comparator.diagnosis.floors import Operation, floor_for

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from comparator.diagnosis.inheritance import Inheritance
 from comparator.diagnosis.limits import LIMITS
+from comparator.diagnosis.measures import median
 from comparator.diagnosis.rows import Float, Mask, RowLabels, TapKey, join_rows
 from comparator.diagnosis.strengths import largest_of
 from comparator.diagnosis.tap_profile import TapProfile
@@ -129,8 +130,8 @@ def _compare_all(
         first, second = left.get(node.key), right.get(node.key)
         if first is None or second is None or node.key.name in options.ignored:
             continue
-        floor = float(np.median(second.floor))
-        mine, theirs = float(np.median(first.error)), float(np.median(second.error))
+        floor = median(second.floor)
+        mine, theirs = median(first.error), median(second.error)
         limit = LIMITS[node.operation].row
         yield ReferenceTap(
             node.key,

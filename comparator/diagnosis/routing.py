@@ -14,6 +14,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.diagnosis.floors import UNIT_ROUNDOFF
+from comparator.diagnosis.measures import median
 from comparator.diagnosis.rows import Float, Integer, Mask, Selection, Single
 from comparator.diagnosis.selection import PLAIN, rounding_of_scores, scores_of, select
 
@@ -100,7 +101,7 @@ def chosen(logits: Single, top_k: int, selection: Selection = PLAIN, bias: Singl
 
 def standing_out(error: Float) -> Mask:
     """Rows whose error is far beyond the usual one."""
-    usual = float(np.median(error)) if len(error) else 0.0
+    usual = median(error) if len(error) else 0.0
     return error > 1.5 * STANDS_OUT * usual
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from comparator.diagnosis.kernel import FirstLook, to_single
 from comparator.diagnosis.kernel.matrices import Array, Float, Integer, Single
@@ -21,8 +21,7 @@ POSITION_RANGES = tuple(4**power for power in range(2, 10))
 """Where ranges of positions begin: a window, a page, a range that rope or a kernel handles otherwise."""
 
 
-@dataclass(frozen=True)
-class TapKey:
+class TapKey(Struct, frozen=True):
     """Names one tap of one layer, over all steps."""
 
     name: str
@@ -37,8 +36,7 @@ class TapKey:
         return " ".join([self.name, *layer, *(f"{key}={value}" for key, value in self.tags)])
 
 
-@dataclass(frozen=True, eq=False)
-class RowLabels:
+class RowLabels(Struct, frozen=True, eq=False):
     """Which token each row is. All arrays have shape ``(rows,)``."""
 
     sequence: Integer
@@ -91,8 +89,7 @@ def label_rows(
     return RowLabels(number, place, decode, border=border)
 
 
-@dataclass(frozen=True, eq=False)
-class Selection:
+class Selection(Struct, frozen=True, eq=False):
     """How a router chooses experts: the largest scores, or scores and biases, of the best groups of experts."""
 
     scoring: Literal["softmax", "sigmoid"] = "softmax"
@@ -111,8 +108,7 @@ class Selection:
         return not self.biased or (self.baseline_bias is not None and self.target_bias is not None)
 
 
-@dataclass(frozen=True, eq=False)
-class SideRows:
+class SideRows(Struct, frozen=True, eq=False):
     """Both sides of one tensor. Arrays of shape ``(rows, channels)`` in the order of ``labels``, of dtypes that float32
     holds; read-only."""
 
@@ -125,8 +121,7 @@ class SideRows:
         return to_single(self.baseline), to_single(self.target)
 
 
-@dataclass(frozen=True, eq=False)
-class TapRows:
+class TapRows(Struct, frozen=True, eq=False):
     """Everything that is measured of one tap; see ``comparator.diagnosis.profiling``."""
 
     key: TapKey

@@ -16,7 +16,7 @@ from msgspec import Struct
 from comparator.diagnosis.chosen import FEWEST_USERS
 from comparator.diagnosis.floors import floor_for
 from comparator.diagnosis.limits import EXPERT_SCALE, HEAD_SCALE, LIMITS, SHARD_SCALE, least_scale
-from comparator.diagnosis.measures import NOTHING, TINY, Estimate
+from comparator.diagnosis.measures import NOTHING, TINY, Estimate, median
 from comparator.diagnosis.profiling import CHANNEL_Z, FEWEST_ROWS
 from comparator.diagnosis.routing import Choices
 from comparator.diagnosis.rows import Float, Mask, groups_of
@@ -137,7 +137,7 @@ def _rows(found: TapProfile, context: Context) -> Iterator[Test]:
     steady = context.steady & compared
     used = steady if steady.sum() >= min(10, compared.sum()) else compared
     if not (context.without_routing and used.sum() < FEWEST_ROWS):
-        growth = float(np.median(ratio[used]))
+        growth = median(ratio[used])
         yield Test("growth", growth / limits.growth, growth, limits.growth)
     if context.without_routing:
         return
@@ -148,7 +148,7 @@ def _rows(found: TapProfile, context: Context) -> Iterator[Test]:
     yield Test("row", float(ratio[at]) / limit, float(ratio[at]), limit, found.labels.describe(at))
     if len(rows) < FEWEST_ROWS:
         return
-    usual = max(float(np.median(ratio[rows])), LEAST_RATIO)
+    usual = max(median(ratio[rows]), LEAST_RATIO)
     stretched = ratio / usual * found.cosine
     at = int(rows[np.argmax(stretched[rows])])
     limit = largest_of(limits.row_scale, len(rows))
@@ -156,14 +156,14 @@ def _rows(found: TapProfile, context: Context) -> Iterator[Test]:
     for name, mask in groups_of(found.labels).items():
         inside, outside = mask & compared, ~mask & compared
         if min(inside.sum(), outside.sum()) >= FEWEST_ROWS:
-            value = float(np.median(ratio[inside])) / max(float(np.median(ratio[outside])), LEAST_RATIO)
+            value = median(ratio[inside]) / max(median(ratio[outside]), LEAST_RATIO)
             yield Test("group", value / limits.group, value, limits.group, name)
 
 
 def _usual_error(found: TapProfile, context: Context) -> float:
     """Median error of a row, at least half the floor: below it factors are those of single roundings."""
     rows = context.compared if context.compared.any() else np.ones(found.rows, np.bool_)
-    return max(float(np.median(found.added[rows])), float(np.median(context.floor)) / 2, TINY)
+    return max(median(found.added[rows]), median(context.floor) / 2, TINY)
 
 
 def _sized(name: str, estimate: Estimate, z: float, size: float, where: str = "") -> Test:
@@ -230,5 +230,5 @@ def _experts(context: Context, choice: Choices) -> Iterator[Test]:
     for expert in np.unique(chosen[chosen >= 0]):
         users = (chosen == expert).any(1)
         if min(users.sum(), (~users).sum()) >= FEWEST_USERS:
-            value = float(np.median(ratio[users])) / max(float(np.median(ratio[~users])), LEAST_RATIO)
+            value = median(ratio[users]) / max(median(ratio[~users]), LEAST_RATIO)
             yield Test("expert", value / EXPERT, value, EXPERT, f"expert {expert}")

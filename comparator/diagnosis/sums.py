@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.diagnosis.floors import Operation, floor_for, rounding_error
 from comparator.diagnosis.kernel import Matrices, RowSums, first_look, row_sums, sides, to_single
-from comparator.diagnosis.measures import TINY, channel_weights, relative, sizes_of
+from comparator.diagnosis.measures import TINY, channel_weights, median, relative, sizes_of
 from comparator.diagnosis.rows import Float, Single, TapRows, join_rows
 from comparator.diagnosis.taps import TapNode
 from tensortap.lazy_rows import is_lazy
@@ -20,8 +21,7 @@ IDENTITY = 8.0
 """A sum is one when its residual's median is within so many floors."""
 
 
-@dataclass(frozen=True)
-class Residuals:
+class Residuals(Struct, frozen=True):
     """How far the value is from the sum of its operands: largest and median relative residual of a row, per side."""
 
     baseline: float
@@ -30,8 +30,7 @@ class Residuals:
     target_median: float
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
+class Part(Struct, frozen=True, eq=False):
     """What the tests of a tap look at: midpoint, difference and sizes of the rows."""
 
     operation: Operation
@@ -43,8 +42,7 @@ class Part:
     residuals: Residuals | None
 
 
-@dataclass(frozen=True, eq=False)
-class Operands:
+class Operands(Struct, frozen=True, eq=False):
     """A tap beside what it adds up, as far as that was recorded."""
 
     tap: TapRows
@@ -59,7 +57,7 @@ class Operands:
         nothing = np.zeros(len(sizes))
         if self.node.operation == "router" and len(sizes):
             # Few logits may all be small by chance; their error is that of logits of usual size.
-            sizes = np.maximum(sizes, float(np.median(sizes)))
+            sizes = np.maximum(sizes, median(sizes))
         plain = Part(self.node.operation, self.value, self.sums, sizes, None, nothing, None)
         if not self.tap.operands or self.node.operation not in ("sum", "norm"):
             return plain
@@ -124,7 +122,7 @@ class Operands:
             # Of the difference what the operands' differences leave; it takes the place of the second operand.
             np.subtract(right - left, second[rows] - first[rows], out=added[rows])
         errors = [relative(side, sizes) for side in residuals]
-        found = Residuals(*(float(one.max()) for one in errors), *(float(np.median(one)) for one in errors))
+        found = Residuals(*(float(one.max()) for one in errors), *(median(one) for one in errors))
         if min(found.baseline_median, found.target_median) > self._identity_limit:
             inherited = relative(of_operands.added, sizes_of(of_operands))
             return replace(plain, operation="sum_without_identity", inherited=inherited)

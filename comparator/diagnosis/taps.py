@@ -7,7 +7,6 @@ order of execution.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 
@@ -40,8 +39,7 @@ class TapNode(Struct, frozen=True):
     """Inputs come from the order of execution alone."""
 
 
-@dataclass(frozen=True)
-class TapGraph:
+class TapGraph(Struct, frozen=True, dict=True):
     nodes: tuple[TapNode, ...]
     """In the order of execution."""
     notes: tuple[str, ...] = ()

@@ -7,7 +7,6 @@ what follows is another text on each side.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -88,8 +87,7 @@ def _log_probability(logits: Single, token: Integer) -> Float:
     return np.asarray(chosen - largest - normaliser, np.float64)
 
 
-@dataclass(frozen=True)
-class ChosenTokens:
+class ChosenTokens(Struct, frozen=True):
     """What the logits of a pair say about sampling, for the report."""
 
     rows: int

@@ -14,6 +14,7 @@ from comparator.diagnosis.calibration import Calibration
 from comparator.diagnosis.extent import Extent, extent_of
 from comparator.diagnosis.inheritance import CAUSAL, INHERITS_NOTHING, Inheritance
 from comparator.diagnosis.limits import LIMITS
+from comparator.diagnosis.measures import median
 from comparator.diagnosis.routing import EXPLAINED_MARGIN, Flips
 from comparator.diagnosis.rows import TapKey
 from comparator.diagnosis.strengths import Test, run_tests
@@ -182,8 +183,8 @@ def _judge(profile: TapProfile, inheritance: Inheritance, options: Options) -> J
     inherited_rows = view.inherited
     if profile.operation in INHERITS_NOTHING:
         inherited_rows = np.sqrt(np.maximum(profile.error**2 - profile.added**2, 0.0))
-    error = float(np.median(profile.error[compared]))
-    inherited = float(np.median(inherited_rows[compared]))
+    error = median(profile.error[compared])
+    inherited = median(inherited_rows[compared])
     introduced = np.sqrt(np.maximum(profile.added[compared] ** 2 - view.inherited[compared] ** 2, 0.0))
     judged: Judged = "within-rounding"
     if tests and tests[0].strength >= 1 and profile.key.name not in options.ignored:
@@ -195,8 +196,8 @@ def _judge(profile: TapProfile, inheritance: Inheritance, options: Options) -> J
         judged,
         error=error,
         inherited=inherited,
-        introduced=float(np.median(introduced)),
-        floor=float(np.median(context.floor[compared])),
+        introduced=median(introduced),
+        floor=median(context.floor[compared]),
         tests=tests,
         rows=profile.rows,
         left_out=int((~context.compared).sum()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy.typing as npt
@@ -60,6 +60,10 @@ class Entry(Struct, frozen=True):
         return self.shape if rows is None else (len(rows), *self.shape[1:])
 
 
+Alike = tuple[Entry, int, int | None, int]
+"""An entry of some kind; rank, step and occurrence of another one, which may differ from it in these and content."""
+
+
 class RunIndex(Struct, frozen=True):
     """A run and those of its records that take part, as the comparison knows them."""
 
@@ -82,15 +86,44 @@ class Bundle(Struct, frozen=True):
 
     @property
     def recorded_dims(self) -> str | None:
-        return next((entry.dims for entry in self.entries if entry.dims), None)
+        return next((like.dims for like, *_ in self.alike if like.dims), None)
 
     def dims(self, name: str, side: Side, options: Options) -> str | None:
         """The dims that hold for the bundle: an override's, else the recorded ones."""
         return options.dims_for(name, self.recorded_dims, side)
 
     @property
+    def like(self) -> Entry:
+        """An entry of the kind of the first one: the same but for rank, step and content. No record is made."""
+        found: Entry | None = getattr(self.entries, "first_kind", None)
+        return self.entries[0] if found is None else found
+
+    @property
+    def alike(self) -> Sequence[Alike]:
+        """Of each entry one of its kind, its rank, its step and its occurrence. No record is made."""
+        found: Sequence[Alike] | None = getattr(self.entries, "alike", None)
+        if found is not None:
+            return found
+        return [(entry, entry.rank, entry.step, entry.record.occurrence) for entry in self.entries]
+
+    def forget(self) -> None:
+        """Let go of what was made of the entries; it is made again when it is asked for."""
+        forget: Callable[[], None] | None = getattr(self.entries, "forget", None)
+        if forget is not None:
+            forget()
+
+    @property
     def all_tensors(self) -> bool:
-        return all(entry.is_tensor for entry in self.entries)
+        return all(like.record.kind == "tensor" for like, *_ in self.alike)
+
+    @property
+    def all_whole(self) -> bool:
+        """Whether all entries are tensors, and every element of them was recorded."""
+        for like, *_ in self.alike:  # a generator would cost as much as all else, and this is asked for each pair
+            record = like.record
+            if record.kind != "tensor" or record.level != "full":
+                return False
+        return True
 
 
 class BundlePair(Struct, frozen=True):
@@ -114,11 +147,19 @@ class BundlePair(Struct, frozen=True):
         """The same for all pairs of one name and tags, whatever their step."""
         return (("name", self.name), *self.tags)
 
+    def forget(self) -> None:
+        """Let go of what was made of the entries of both sides."""
+        for bundle in (self.baseline, self.target):
+            if bundle is not None:
+                bundle.forget()
+
     @property
     def tap(self) -> str | None:
         """Id of the tap in the target, or in the baseline where only that has one."""
-        taps = (bundle.entries[0].record.tap for bundle in (self.target, self.baseline) if bundle)
-        return next((tap for tap in taps if tap), None)
+        for bundle in (self.target, self.baseline):
+            if bundle is not None and (tap := bundle.like.record.tap):
+                return tap
+        return None
 
 
 def sorted_steps(entries: Sequence[Entry]) -> tuple[int | None, ...]:

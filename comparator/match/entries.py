@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from comparator.match.bundles import Entry
+from comparator.match.bundles import Alike, Entry
 from comparator.match.numbering import Integers, combined
 from dumper.reading.columns import OUTSIDE_STEPS
 from dumper.reading.protocol import Record, RecordColumns
@@ -59,6 +59,14 @@ class Entries(Sequence[Entry]):
             for row, like in zip(at.tolist(), map(kinds.__getitem__, numbers), strict=True)
         )
 
+    def of_row(self, row: int) -> Entry:
+        """The entry of a number."""
+        like: Entry = self.kinds[int(self.kind[row])]
+        if self._records is None:
+            return like
+        record = self._records[row if self._row is None else int(self._row[row])]
+        return Entry(record, like.name, like.tags, like.dims, like.piece)
+
     def __iter__(self) -> Iterator[Entry]:
         return self.of_rows(np.arange(len(self)))
 
@@ -91,7 +99,7 @@ class Entries(Sequence[Entry]):
 class Members(Sequence[Entry]):
     """Some entries of a run, made when they are asked for."""
 
-    __slots__ = ("_entries", "_made", "_rows", "_stays")
+    __slots__ = ("_alike", "_entries", "_made", "_rows", "_stays")
 
     def __init__(self, entries: Entries, rows: Integers, *, stays: bool = True) -> None:
         """``rows``: their numbers; ``stays``: what was made stays until ``forget``."""
@@ -99,6 +107,7 @@ class Members(Sequence[Entry]):
         self._rows = rows
         self._stays = stays
         self._made: tuple[Entry, ...] | None = None
+        self._alike: Sequence[Alike] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -112,14 +121,36 @@ class Members(Sequence[Entry]):
     def _all(self) -> tuple[Entry, ...]:
         if self._made is not None:
             return self._made
-        made = tuple(self._entries.of_rows(self._rows))
+        rows = self._rows
+        # One by one where there is one, as in most bundles.
+        made = (self._entries.of_row(int(rows[0])),) if len(rows) == 1 else tuple(self._entries.of_rows(rows))
         if self._stays:
             self._made = made
         return made
 
     def forget(self) -> None:
         """Let go of what was made."""
-        self._made = None
+        self._made = self._alike = None
+
+    @property
+    def first_kind(self) -> Entry:
+        """An entry of the kind of the first one."""
+        return self._entries.kinds[int(self._entries.kind[self._rows[0]])]
+
+    @property
+    def alike(self) -> Sequence[Alike]:
+        """Of each an entry of its kind, its rank, its step and its occurrence."""
+        if self._alike is not None:
+            return self._alike
+        entries, rows = self._entries, self._rows
+        columns = [column[rows].tolist() for column in (entries.kind, entries.rank, entries.step, entries.occurrence)]
+        alike = [
+            (entries.kinds[kind], rank, None if step == OUTSIDE_STEPS else step, occurrence)
+            for kind, rank, step, occurrence in zip(*columns, strict=True)
+        ]
+        if self._stays:
+            self._alike = alike
+        return alike
 
     @property
     def kinds(self) -> Integers:

@@ -7,10 +7,11 @@ Values are compared in float32 when both dtypes hold no more than float32 does, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from comparator.measure.kernel import measure_sums
 from comparator.measure.kernel.sums import Array, PairSums, RowTable, to_working
@@ -24,8 +25,7 @@ from comparator.measure.statistics import (
 from tensortap.lazy_rows import pieces
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """The difference ``target - baseline`` of two arrays of one shape.
 
     ``rel`` is 1 - 2 Σxy / Σ(x² + y²), computed as Σ(x - y)² / Σ(x² + y²), which is the same number without the
@@ -55,8 +55,7 @@ class Difference:
     """Of the absolute differences."""
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(Struct, frozen=True, eq=False):
     """Difference of two arrays with the summary of each."""
 
     difference: Difference
@@ -90,31 +89,38 @@ def compare_arrays(
     """
     if baseline.shape != target.shape:
         raise ValueError(f"shapes differ: {baseline.shape} and {target.shape}")
+    dtype = common_dtype(baseline.dtype, target.dtype, single_precision)
+    sums, rows = measure_sums(
+        baseline, target, dtype=dtype, equal_nonfinite=equal_nonfinite, by_row=by_row, by_channel=by_channel
+    )
+    found = _measured(baseline, target, dtype, sums, rows)
+    if not percentiles:
+        return found
     with np.errstate(all="ignore"):
-        dtype = common_dtype(baseline.dtype, target.dtype, single_precision)
-        sums, rows = measure_sums(
-            baseline, target, dtype=dtype, equal_nonfinite=equal_nonfinite, by_row=by_row, by_channel=by_channel
-        )
-        return _measured(baseline, target, dtype, sums, rows, percentiles)
+        return _with_percentiles(found, baseline, target, dtype)
 
 
-def _measured(
-    baseline: Array, target: Array, dtype: np.dtype[Any], sums: PairSums, rows: RowTable | None, percentiles: bool
-) -> Measured:
-    def listed(side: Array) -> dict[int, float]:
-        if not percentiles or not 0 < side.size < PERCENTILE_LIMIT:
-            return {}
-        return percentiles_of(to_working(side[...].reshape(-1), dtype))
-
+def _measured(baseline: Array, target: Array, dtype: np.dtype[Any], sums: PairSums, rows: RowTable | None) -> Measured:
     return Measured(
-        _difference(sums, baseline, target, dtype, percentiles),
-        statistics_of(sums.baseline, baseline.size, listed(baseline)),
-        statistics_of(sums.target, target.size, listed(target)),
+        _difference(sums, baseline, target, dtype),
+        statistics_of(sums.baseline, baseline.size),
+        statistics_of(sums.target, target.size),
         rows,
     )
 
 
-def _difference(sums: PairSums, baseline: Array, target: Array, dtype: np.dtype[Any], percentiles: bool) -> Difference:
+def _with_percentiles(found: Measured, baseline: Array, target: Array, dtype: np.dtype[Any]) -> Measured:
+    if not 0 < baseline.size < PERCENTILE_LIMIT:
+        return found
+    left, right = (
+        replace(one, percentiles=percentiles_of(to_working(side[...].reshape(-1), dtype)))
+        for one, side in ((found.baseline, baseline), (found.target, target))
+    )
+    gaps = _gap_percentiles(baseline, target, dtype)
+    return Measured(replace(found.difference, percentiles=gaps), left, right, found.rows)
+
+
+def _difference(sums: PairSums, baseline: Array, target: Array, dtype: np.dtype[Any]) -> Difference:
     if not baseline.size:
         return _NO_DIFFERENCE
     largest, largest_at, differing = _exact_integers(baseline, target, sums.largest, sums.largest_at, sums.differing)
@@ -143,7 +149,6 @@ def _difference(sums: PairSums, baseline: Array, target: Array, dtype: np.dtype[
         baseline_at_max=_scalar(baseline[coordinate], dtype),
         target_at_max=_scalar(target[coordinate], dtype),
         nonfinite_equal=sums.nonfinite_equal,
-        percentiles=_gap_percentiles(baseline, target, dtype) if percentiles else {},
     )
 
 

@@ -106,8 +106,9 @@ def _look(tables: Sequence[RowTable]) -> FirstLook | None:
 
 
 def _steps_of(pair: Aligned, rows: int) -> Integers:
-    if pair.steps is not None and len(pair.steps) >= rows and pair.plan.row_dimensions:
-        return pair.steps[:rows]
+    found = pair.plan.row_steps
+    if found is not None and len(found) >= rows and pair.plan.row_dimensions:
+        return found[:rows]
     steps = {step.step for step in pair.plan.target.steps}
     step = steps.pop() if len(steps) == 1 else None
     return np.full(rows, -1 if step is None else step, np.int64)
@@ -115,6 +116,8 @@ def _steps_of(pair: Aligned, rows: int) -> Integers:
 
 def rows_by_channels(array: Array, row_dimensions: tuple[int, ...]) -> Array:
     """An array as ``(rows, channels)``; without row dimensions its first dimension is the rows."""
+    if array.ndim == 2 and row_dimensions in ((), (0,)):
+        return array
     if array.ndim < 2 and not row_dimensions:
         return array.reshape(1, -1)
     first = row_dimensions or (0,)
@@ -127,7 +130,14 @@ def rows_by_channels(array: Array, row_dimensions: tuple[int, ...]) -> Array:
 def _joined(arrays: Sequence[Array]) -> Array:
     if len(arrays) == 1:
         return arrays[0]
-    return stacked(arrays) if any(map(is_lazy, arrays)) else np.concatenate(arrays)
+    if any(map(is_lazy, arrays)):
+        return stacked(arrays)
+    dtype = arrays[0].dtype
+    if dtype.isbuiltin == 1 or any(array.dtype != dtype for array in arrays):
+        return np.concatenate(arrays)
+    # numpy copies types that are not its own (bfloat16) element by element.
+    bits = np.dtype(f"u{dtype.itemsize}")
+    return np.concatenate([array.view(bits) for array in arrays]).view(dtype)
 
 
 def _chosen(array: Array, rows: npt.NDArray[np.bool_]) -> Array:

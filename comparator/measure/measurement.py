@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from msgspec import Struct
 
 from comparator.measure.difference import Difference
 from comparator.measure.statistics import Statistics
 from comparator.options import Side
+from comparator.plan.facts import Remark, TokenNumbers
 
 
 class ArrayNumbers(Struct, frozen=True):
@@ -32,26 +31,6 @@ class ReplicaNumbers(Struct, frozen=True):
     """None when the shapes differ."""
     identical: bool
     """Every bit is the same; not looked at where the difference says enough."""
-
-
-class TokenNumbers(Struct, frozen=True):
-    """How many tokens were compared and what only one side had, by reason."""
-
-    matched: int
-    only_baseline: Mapping[str, int]
-    only_target: Mapping[str, int]
-    dropped_baseline: int
-    dropped_target: int
-    recorded_baseline: int = 0
-    """Rows of the whole tensor, padding included."""
-    recorded_target: int = 0
-
-
-class Remark(Struct, frozen=True):
-    """Something that was found on the way; ``name`` is one of ``comparator.messages``."""
-
-    name: str
-    message: str
 
 
 class TensorMeasurement(Struct, frozen=True):

@@ -25,6 +25,7 @@ _OFTEN = 4
 """Times a pair fits in what is left where it is read at once: with what is mapped goes what is computed of it."""
 _PER_ROW = 400
 """Bytes that are kept of each row, roughly: its sums, which token it is, its error."""
+_LARGEST_ELEMENT = 16
 _GROUP = Path("/sys/fs/cgroup")
 
 
@@ -34,19 +35,21 @@ def reads_lazily(plan: PairPlan, pair: BundlePair, options: Options, rules: Rule
 
     Raises MemoryError for a pair that does not fit either way.
     """
+    entries = [like for side in (pair.baseline, pair.target) if side is not None for like, *_ in side.alike]
+    elements = [prod(like.kept_shape) for like in entries]
+    most = sum(elements) * _LARGEST_ELEMENT
+    if most < _SMALL and (options.memory is None or most < options.memory // _OFTEN):
+        return False
     needed = sum(
-        prod(entry.kept_shape) * _item_size(entry.record.dtype)
-        for side in (pair.baseline, pair.target)
-        for entry in (side.entries if side is not None else ())
-        if entry.is_tensor
+        count * _item_size(like.record.dtype) for count, like in zip(elements, entries, strict=True) if like.is_tensor
     )
     if needed < _SMALL and (options.memory is None or needed < options.memory // _OFTEN):
         return False
-    most = options.memory if options.memory is not None else free_memory()
-    if most is None:
+    allowed = options.memory if options.memory is not None else free_memory()
+    if allowed is None:
         return False
     taken = 0 if options.memory is None else memory_taken()
-    left = most - taken
+    left = allowed - taken
     assert pair.baseline is not None
     assert pair.target is not None
     sides = ((plan.baseline, pair.baseline), (plan.target, pair.target))

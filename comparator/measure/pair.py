@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +22,9 @@ from comparator.measure.measurement import (
     ArrayNumbers,
     Failure,
     Measurement,
-    Remark,
     ReplicaNumbers,
     Skipped,
     TensorMeasurement,
-    TokenNumbers,
 )
 from comparator.measure.memory import reads_lazily
 from comparator.measure.reduced import measure_hashes, measure_statistics
@@ -34,8 +34,9 @@ from comparator.measure.statistics import PERCENTILE_LIMIT, Statistics, summariz
 from comparator.measure.torch_rounding import compare_as_torch, difference_as_torch_in_bfloat16
 from comparator.measure.values import measure_values
 from comparator.options import Options, Side
+from comparator.plan.facts import Remark
 from comparator.plan.levels import reduced_level
-from comparator.plan.pair import PairPlan, Planner
+from comparator.plan.pair import Planner
 from comparator.plan.rows import UnrelatedRanksError
 from comparator.plan.selection import Selected
 from comparator.plan.tokens.interface import TokenPlan
@@ -97,9 +98,10 @@ class Measurer(Struct, frozen=True):
             return self._skipped(selected)
         assert pair.baseline is not None
         assert pair.target is not None
-        if not (pair.baseline.all_tensors and pair.target.all_tensors):
+        whole = pair.baseline.all_whole and pair.target.all_whole
+        if not whole and not (pair.baseline.all_tensors and pair.target.all_tensors):
             return measure_values(pair, rules, equal_nan=self.options.equal_nan)
-        level = reduced_level(pair)
+        level = None if whole else reduced_level(pair)
         if level == "hash":
             return measure_hashes(pair, self.planner.contexts)
         if level == "stats":
@@ -159,22 +161,20 @@ def measure_aligned(
     """The numbers of a pair of aligned arrays; ``by_channel``: with what is found of rows and channels, where rows come
     first and all is finite."""
     baseline, target, plan = aligned.baseline, aligned.target, aligned.plan
-    dims = tuple(side.dims.text if side.dims else None for side in (plan.baseline, plan.target))
-    remarks = remarks_of(plan)
     if not aligned.same_shape:
         few = detailed and max(baseline.size, target.size) < PERCENTILE_LIMIT
         found = TensorMeasurement(
             baseline=_numbers(aligned.baseline_shape, baseline, summarize(baseline, percentiles=few)),
             target=_numbers(target.shape, target, summarize(target, percentiles=few)),
             unified_shape=baseline.shape,
-            dims=(dims[0], dims[1]),
+            dims=plan.dims,
             difference=None,
             replicas=replicas,
-            tokens=token_numbers(plan),
-            remarks=(*remarks, *_shape_remark(aligned, options)),
+            tokens=plan.token_numbers,
+            remarks=(*plan.remarks, *_shape_remark(aligned, options)),
         )
         return found, None
-    axis = aligned.token_axis
+    axis = plan.token_axis
     by_row = rules.token_metrics and axis is not None and bool(baseline.shape[axis])
     by_channel = by_channel and aligned.has_rows_first
     measured = _compare(
@@ -191,29 +191,33 @@ def measure_aligned(
         rows = measured.rows.rel()
     elif by_row and difference.max_abs != 0 and axis is not None:
         rows = row_differences(baseline, target, axis, equal_nonfinite=options.equal_nan)
-    downcast, downcast_dtype = _downcast(baseline, target, rules, options, percentiles=detailed)
-    worst = None
-    if aligned.tokens is not None and axis is not None and difference.coordinate:
-        worst = aligned.tokens.describe_row(difference.coordinate[axis])
-    finite = not any(side.nan or side.infinite for side in (measured.baseline, measured.target))
+    downcast, downcast_dtype = None, None
+    if baseline.dtype != target.dtype:
+        downcast, downcast_dtype = _downcast(baseline, target, rules, options, percentiles=detailed)
+    worst, tokens = None, plan.tokens
+    if tokens is not None and axis is not None and difference.coordinate:
+        worst = tokens.describe_row(difference.coordinate[axis])
+    largest = None if rows is None else float(np.maximum.reduce(rows))
+    left, right = measured.baseline, measured.target
+    finite = not (left.nan or left.infinite or right.nan or right.infinite)
     found = TensorMeasurement(
         baseline=_numbers(aligned.baseline_shape, baseline, measured.baseline),
         target=_numbers(target.shape, target, measured.target),
         unified_shape=baseline.shape,
-        dims=(dims[0], dims[1]),
+        dims=plan.dims,
         difference=difference,
-        integers=all(array.dtype.kind in "iub" for array in (baseline, target)),
+        integers=baseline.dtype.kind in "iub" and target.dtype.kind in "iub",
         same_bits=same_bytes(baseline, target) if options.bitwise else None,
         replicas=replicas,
         downcast=downcast,
         downcast_dtype=downcast_dtype,
-        tokens=token_numbers(plan),
-        max_token_rel=None if rows is None else float(rows.max()),
+        tokens=plan.token_numbers,
+        max_token_rel=largest,
         worst_token=worst,
-        first_bad_token=_first_bad_token(rows, aligned.tokens),
-        token_rels=_token_rels(aligned, options),
+        first_bad_token=None if largest is None or largest <= TOKEN_THRESHOLD else _first_bad_token(rows, tokens),
+        token_rels=_token_rels(aligned, options) if options.per_token else None,
         samples=_samples(baseline, target, rules) if options.samples and difference.max_abs > SAMPLED_FROM else None,
-        remarks=remarks,
+        remarks=plan.remarks,
     )
     return found, measured.rows if by_channel and finite else None
 
@@ -242,7 +246,12 @@ def _compare(
 
 
 def _numbers(shape: tuple[int, ...], array: Array, statistics: Statistics) -> ArrayNumbers:
-    return ArrayNumbers(shape, array.dtype.name, statistics)
+    return ArrayNumbers(shape, _name_of(array.dtype), statistics)
+
+
+@functools.cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return dtype.name
 
 
 def _first_tensor(pair: BundlePair, side: Side) -> ArrayNumbers | None:
@@ -256,7 +265,7 @@ def _first_tensor(pair: BundlePair, side: Side) -> ArrayNumbers | None:
 
 
 def _token_rels(aligned: Aligned, options: Options) -> tuple[float, ...] | None:
-    axis = _sequence_axis(aligned) if options.per_token else None
+    axis = _sequence_axis(aligned)
     if axis is None or not aligned.baseline.size:
         return None
     rows = row_differences(aligned.baseline, aligned.target, axis, equal_nonfinite=options.equal_nan)
@@ -287,7 +296,7 @@ def _downcast(
     baseline: Array, target: Array, rules: Rules, options: Options, *, percentiles: bool
 ) -> tuple[Difference | None, str | None]:
     name = _DOWNCAST.get(frozenset({baseline.dtype.name, target.dtype.name}))
-    if name is None or baseline.dtype == target.dtype:
+    if name is None:
         return None, None
     with np.errstate(all="ignore"):
         if rules.rounding == "torch":
@@ -308,38 +317,6 @@ def _first_bad_token(rows: npt.NDArray[np.float64] | None, tokens: TokenPlan | N
         return None
     row = int(bad[0])
     return tokens.describe_row(row) or f"row {row}"
-
-
-def token_numbers(plan: PairPlan) -> TokenNumbers | None:
-    """How many tokens of a pair are compared, by its plan; None where rows are no tokens."""
-    tokens = plan.tokens
-    if tokens is None:
-        return None
-    return TokenNumbers(
-        tokens.matched,
-        dict(tokens.only_baseline),
-        dict(tokens.only_target),
-        tokens.dropped_baseline,
-        tokens.dropped_target,
-        sum(part.rows for part in plan.baseline.parts),
-        sum(part.rows for part in plan.target.parts),
-    )
-
-
-def remarks_of(plan: PairPlan) -> tuple[Remark, ...]:
-    """What was found while a pair was planned."""
-    joined = [
-        f"{side.side}: {len(side.steps)} records of {len(side.ranks)} steps are joined along the token dimension"
-        for side in (plan.baseline, plan.target)
-        if len(side.ranks) < len(side.steps)
-    ]
-    return (
-        *(Remark("records-joined", message) for message in joined),
-        *(Remark("axes-not-aligned", message) for message in plan.errors),
-        *(Remark("other-tokens", message) for message in plan.other_tokens),
-        *(Remark("tokens-joined", message) for message in plan.notes),
-        *(Remark("shared-pieces-assumed", message) for message in plan.warnings),
-    )
 
 
 def _shape_remark(aligned: Aligned, options: Options) -> tuple[Remark, ...]:

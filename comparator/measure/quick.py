@@ -21,9 +21,10 @@ from comparator.align.pair import Aligned
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import Bundle, Entry
 from comparator.measure.difference import Difference
-from comparator.measure.measurement import ArrayNumbers, Remark, TensorMeasurement
-from comparator.measure.pair import Measurer, remarks_of, token_numbers
+from comparator.measure.measurement import ArrayNumbers, TensorMeasurement
+from comparator.measure.pair import Measurer
 from comparator.measure.statistics import Statistics
+from comparator.plan.facts import Remark
 from comparator.plan.operations import UnshardPlan
 from comparator.plan.pair import PairPlan
 from comparator.plan.selection import Selected
@@ -174,10 +175,10 @@ def _measurement(
         difference=Difference(elements, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0, (), 0.0, 0.0),
         integers=dtype.kind in "iub",
         same_bits=True if measurer.options.bitwise else None,
-        tokens=token_numbers(plan),
+        tokens=plan.token_numbers,
         settled=True,
         remarks=(
-            *remarks_of(plan),
+            *plan.remarks,
             Remark(
                 "equal-by-checksum",
                 f"{files} record{'s' * (files != 1)} of equal length and equal checksum (XXH3-64) on both sides, which "

@@ -5,11 +5,13 @@ Values are taken in float32 when their dtype holds no more than float32 does, el
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from comparator.measure.kernel import measure_sums
 from comparator.measure.kernel.sums import Array, SideSums, to_working, working_dtype
@@ -19,8 +21,7 @@ PERCENTILE_LIMIT = 10_000_000
 """Percentiles are given for arrays below this number of elements (they need a sorted copy)."""
 
 
-@dataclass(frozen=True)
-class Statistics:
+class Statistics(Struct, frozen=True):
     """Summary of one array; NaN and infinity take part as IEEE arithmetic has it. All zero for an empty one."""
 
     mean: float = 0.0
@@ -34,7 +35,7 @@ class Statistics:
     percentiles: dict[int, float] = field(default_factory=dict)
 
 
-def statistics_of(sums: SideSums, count: int, percentiles: dict[int, float]) -> Statistics:
+def statistics_of(sums: SideSums, count: int) -> Statistics:
     """The summary of ``count`` elements from their sums."""
     if not count:
         return Statistics()
@@ -43,19 +44,21 @@ def statistics_of(sums: SideSums, count: int, percentiles: dict[int, float]) -> 
     if count > 1:
         variance = (sums.square - sums.total * mean) / (count - 1)
         std = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan
-    return Statistics(
-        mean, sums.absolute / count, std, sums.minimum, sums.maximum, sums.nan, sums.infinite, percentiles
-    )
+    return Statistics(mean, sums.absolute / count, std, sums.minimum, sums.maximum, sums.nan, sums.infinite)
 
 
 def summarize(array: Array, *, percentiles: bool = False) -> Statistics:
     """Summary of one array."""
     sums, _ = measure_sums(array, array)
+    found = statistics_of(sums.baseline, array.size)
+    if not percentiles:
+        return found
     with np.errstate(all="ignore"):
-        found = percentiles_of(to_working(array.reshape(-1), working_dtype(array.dtype))) if percentiles else {}
-    return statistics_of(sums.baseline, array.size, found)
+        listed = percentiles_of(to_working(array.reshape(-1), working_dtype(array.dtype)))
+    return replace(found, percentiles=listed)
 
 
+@functools.cache
 def common_dtype(left: np.dtype[Any], right: np.dtype[Any], single_precision: bool = False) -> np.dtype[Any]:
     """The dtype in which two arrays are compared; float32 for all real ones in ``single_precision``."""
     if single_precision and left.kind != "c" and right.kind != "c":

@@ -7,10 +7,10 @@ round alike. torch is imported only for memory with gaps, and for bfloat16 again
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from comparator.measure.difference import Difference, Measured, compare_arrays
 from comparator.measure.kernel.sums import Array, to_working

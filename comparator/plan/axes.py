@@ -7,6 +7,7 @@ both; squeezed dimensions (``1``) go; ``s`` and ``t`` are the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from msgspec import Struct
 
@@ -14,7 +15,7 @@ from comparator.errors import PairError
 from tensortap.dims import SEQUENCE, TOKEN, Dimension
 
 
-class SideAxes(Struct, frozen=True):
+class SideAxes(Struct, frozen=True, dict=True):
     """What to do with one side: transpose, then merge neighbours."""
 
     names: tuple[str, ...]
@@ -26,7 +27,7 @@ class SideAxes(Struct, frozen=True):
     merge: tuple[int, ...]
     """How many neighbours, after the permutation, make each dimension of the result."""
 
-    @property
+    @cached_property
     def identity(self) -> bool:
         return not self.drop and self.order == tuple(range(len(self.order))) and all(count == 1 for count in self.merge)
 

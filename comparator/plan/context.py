@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 from msgspec import Struct, field
 
-from comparator.match.bundles import Entry, RunIndex
+from comparator.match.bundles import RunIndex
 from comparator.match.runs import parallel_layout
 from comparator.options import Side
-from comparator.plan.experts import Companions
+from comparator.plan.experts import Companions, TokenOrder
+from comparator.plan.inputs import SideInputs
 from comparator.plan.operations import Coordinates
 from comparator.plan.tokens.interface import RowsClass
 from dumper.reading.protocol import Run
+from tensortap.dims import Dims
 
 
-class SideContext(Struct, frozen=True):
+class SideContext(Struct, frozen=True, dict=True):
     """One run, as plans see it."""
 
     side: Side
@@ -31,11 +34,23 @@ class SideContext(Struct, frozen=True):
     lie."""
     classified: dict[object, Mapping[int | None, RowsClass]] = field(default_factory=dict)
     """What the rows of a name and its tags are, per step; filled as bundles are planned."""
+    dims: dict[str, tuple[Dims, TokenOrder | None]] = field(default_factory=dict)
+    """Dims that were met before, as they are once arrays are in token order."""
+    inputs: dict[object, SideInputs] = field(default_factory=dict)
+    """What plans were made from, each once: bundles that are alike share it."""
 
     @property
     def sizes(self) -> dict[str, int]:
         """Size of every recorded axis."""
         return {axis: size for coordinates in self.world.values() for axis, (_, size) in coordinates.items()}
+
+    @cached_property
+    def shown_coordinates(self) -> Mapping[int, dict[str, str] | None]:
+        """Per rank its place on each axis, ``{"tp": "1/4"}``; None where it has none."""
+        return {
+            rank: {axis: f"{at}/{size}" for axis, (at, size) in coordinates.items()} or None
+            for rank, coordinates in self.world.items()
+        }
 
     @classmethod
     def of(
@@ -51,6 +66,6 @@ class SideContext(Struct, frozen=True):
         axes = frozenset(axis for coordinates in world.values() for axis in coordinates)
         return cls(side, index.run, world, axes, Companions(index.entries), by_rank, sequence_lengths or {})
 
-    def has_layout(self, step: int | None, entries: Sequence[Entry]) -> bool:
-        """Whether the token layout of a step is known on a rank of ``entries``."""
-        return step is not None and any(self.run.layout(step, entry.rank) is not None for entry in entries)
+    def has_layout(self, step: int | None, ranks: Iterable[int]) -> bool:
+        """Whether the token layout of a step is known on one of these ranks."""
+        return step is not None and any(self.run.layout(step, rank) is not None for rank in ranks)

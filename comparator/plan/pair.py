@@ -20,19 +20,19 @@ from comparator.match.bundles import BundlePair
 from comparator.options import Options, Side
 from comparator.plan.axes import AxesPlan, plan_axes
 from comparator.plan.context import SideContext
+from comparator.plan.facts import Remark, TokenNumbers
+from comparator.plan.inputs import SideInputs
+from comparator.plan.kept import KeptPlans
 from comparator.plan.rows import KEPT_BY_ROWS, plan_rows, rows_key
 from comparator.plan.samples import RowByRow, check_same_rows
 from comparator.plan.shared_pieces import Sharing, find_sharing
-from comparator.plan.side import SideInputs, SidePlan, describe_part, plan_side, side_inputs, with_rows
+from comparator.plan.side import SidePlan, describe_part, plan_side, side_inputs, with_rows
 from comparator.plan.tokens.interface import PartedSequence, TokenAligner, TokenPlan
 from comparator.rules import Rules, joins_steps
 from tensortap.dims import count_rows
 
-_KEPT_PLANS = 64
-"""Plans that are kept: the tensors of one layer after the other ask for the same few."""
 
-
-class PairPlan(Struct, frozen=True):
+class PairPlan(Struct, frozen=True, dict=True):
     """Everything that happens to a pair before it is measured."""
 
     baseline: SidePlan
@@ -50,7 +50,7 @@ class PairPlan(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     """What was assumed about the pair and should be seen also when it passes."""
 
-    @property
+    @cached_property
     def token_axis(self) -> int | None:
         """The dimension of the aligned arrays whose index is the joined row."""
         side = self.target
@@ -62,7 +62,7 @@ class PairPlan(Struct, frozen=True):
             return min(side.token_dimensions) if side.merge_rows else side.token_dimensions[-1]
         return self.axes.result.index("s") if "s" in self.axes.result else None
 
-    @property
+    @cached_property
     def row_dimensions(self) -> tuple[int, ...]:
         """The dimensions of the aligned arrays whose elements, in row-major order, are the joined rows.
 
@@ -77,6 +77,62 @@ class PairPlan(Struct, frozen=True):
         names = ("b", "s")
         return tuple(map(self.axes.result.index, names)) if set(names) <= set(self.axes.result) else ()
 
+    @cached_property
+    def dims(self) -> tuple[str | None, str | None]:
+        """Of baseline and target, as they hold for the arrays that are aligned."""
+        left, right = self.baseline.dims, self.target.dims
+        return None if left is None else left.text, None if right is None else right.text
+
+    @cached_property
+    def token_numbers(self) -> TokenNumbers | None:
+        """How many tokens are compared; None where rows are no tokens."""
+        tokens = self.tokens
+        if tokens is None:
+            return None
+        return TokenNumbers(
+            tokens.matched,
+            dict(tokens.only_baseline),
+            dict(tokens.only_target),
+            tokens.dropped_baseline,
+            tokens.dropped_target,
+            sum(part.rows for part in self.baseline.parts),
+            sum(part.rows for part in self.target.parts),
+        )
+
+    @cached_property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What was found while the pair was planned."""
+        joined = [
+            f"{side.side}: {len(side.steps)} records of {len(side.ranks)} steps are joined along the token dimension"
+            for side in (self.baseline, self.target)
+            if len(side.ranks) < len(side.steps)
+        ]
+        return (
+            *(Remark("records-joined", message) for message in joined),
+            *(Remark("axes-not-aligned", message) for message in self.errors),
+            *(Remark("other-tokens", message) for message in self.other_tokens),
+            *(Remark("tokens-joined", message) for message in self.notes),
+            *(Remark("shared-pieces-assumed", message) for message in self.warnings),
+        )
+
+    @cached_property
+    def row_steps(self) -> npt.NDArray[np.int64] | None:
+        """Per joined row the target's step, -1 outside any, shape ``(rows,)``; None without a token dimension."""
+        if self.tokens is None:
+            return None
+        parts = self.target.parts
+        steps = np.array([-1 if part.step is None else part.step for part in parts], np.int64)
+        steps = np.repeat(steps, [part.rows for part in parts])
+        return steps if self.tokens.target is None else steps[self.tokens.target]
+
+
+_Planned = tuple[SideInputs, SideInputs, PairPlan]
+
+
+def _rows_of(planned: _Planned) -> int:
+    tokens = planned[2].tokens
+    return 0 if tokens is None else tokens.matched
+
 
 class Planner:
     """Plans pairs of two runs, and remembers the plans of pairs that are alike."""
@@ -89,7 +145,8 @@ class Planner:
         self._options = options
         self._joined = joins_steps(options, rules)
         self._by_rows: dict[Hashable, PairPlan] = {}
-        self._plans: dict[tuple[bool, SideInputs, SideInputs], PairPlan] = {}
+        self._plans: KeptPlans[_Planned] = KeptPlans(_rows_of)
+        """By the identities of the inputs, which are the same for pairs that are alike."""
 
     @cached_property
     def parted(self) -> tuple[PartedSequence, ...]:
@@ -116,13 +173,11 @@ class Planner:
         aligner: TokenAligner = RowByRow() if sampled else self._aligner
         left = side_inputs(baseline, pair.name, self.contexts["baseline"], aligner, self._options, sampled=sampled)
         right = side_inputs(target, pair.name, self.contexts["target"], aligner, self._options, sampled=sampled)
-        key = (sampled, left, right)
+        key = (sampled, id(left), id(right))
         found = self._plans.get(key)
         if found is None:
-            if len(self._plans) >= _KEPT_PLANS:
-                self._plans.pop(next(iter(self._plans)))
-            found = self._plans[key] = self._plan(left, right, aligner)
-        return found
+            found = self._plans.keep(key, (left, right, self._plan(left, right, aligner)))
+        return found[2]
 
     def _plan_rows(self, pair: BundlePair) -> PairPlan:
         key = rows_key(pair)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.errors import PairError
-from comparator.match.bundles import Bundle, Entry
+from comparator.match.bundles import Bundle, Key
 from comparator.options import Options, Side
 from comparator.plan.context import SideContext
 from comparator.plan.experts import TokenOrder, in_token_order
+from comparator.plan.inputs import SideInputs, StepInputs
 from comparator.plan.operations import Part, Shape, Shard, UnshardPlan
 from comparator.plan.shared_pieces import Sharing, apart
 from comparator.plan.tokens.interface import RowsClass, TokenAligner, TokenPart
@@ -25,33 +28,6 @@ NO_DIMS_HINT = (
 )
 
 
-class StepInputs(Struct, frozen=True):
-    """What the plan of one step, or of one of several records of a step, is made from."""
-
-    step: int | None
-    shapes: tuple[tuple[int, Shape], ...]
-    """Rank and shape of every array, by rank; shapes in token order."""
-    rows: RowsClass
-    has_layout: bool
-    sequence_lengths: tuple[int, ...] | None
-    """Tokens per sequence of the whole pass, where they are known."""
-
-    @property
-    def ranks(self) -> list[int]:
-        return [rank for rank, _ in self.shapes]
-
-
-class SideInputs(Struct, frozen=True):
-    """What the plan of one side is made from, beside what is constant for the run: equal inputs give equal plans."""
-
-    dims_text: str | None
-    steps: tuple[StepInputs, ...]
-
-    @property
-    def dims(self) -> Dims | None:
-        return None if self.dims_text is None else parse_dims(self.dims_text)
-
-
 class StepPlan(Struct, frozen=True):
     """One step of one side: which ranks, what their rows are, how they are unsharded."""
 
@@ -60,7 +36,7 @@ class StepPlan(Struct, frozen=True):
     unshard: UnshardPlan
 
 
-class SidePlan(Struct, frozen=True):
+class SidePlan(Struct, frozen=True, dict=True):
     """All steps of one side and the parts they leave, in order."""
 
     side: Side
@@ -73,6 +49,18 @@ class SidePlan(Struct, frozen=True):
     parts: tuple[TokenPart, ...]
     token_order: TokenOrder | None = None
     """How the rows of every rank are brought to token order first."""
+
+    @cached_property
+    def takes_one_array(self) -> bool:
+        """Whether the side is the array of one record, as it is."""
+        first = self.steps[0].unshard
+        return (
+            len(self.steps) == 1
+            and len(first.ranks) == 1
+            and not first.operations
+            and not self.merge_rows
+            and self.token_order is None
+        )
 
     @property
     def ranks(self) -> dict[int | None, tuple[int, ...]]:
@@ -89,39 +77,88 @@ def describe_part(part: TokenPart) -> str:
 def side_inputs(
     bundle: Bundle, name: str, context: SideContext, aligner: TokenAligner, options: Options, *, sampled: bool
 ) -> SideInputs:
-    """Everything that the plan of a bundle depends on; raises PairError or DimsError where its rows make no sense."""
+    """Everything that the plan of a bundle depends on, the same object for bundles that are alike.
+
+    Raises PairError or DimsError where its rows make no sense.
+    """
     text = bundle.dims(name, context.side, options)
-    dims = None if text is None else parse_dims(text)
-    order: TokenOrder | None = None
-    if dims is not None:
+    dims, order = _known_dims(text, context)
+    classes = context.classified.get((bundle.family, dims.text if dims else None))
+    if classes is None:
+        history = bundle if sampled or not bundle.history else replace(bundle, entries=bundle.history)
+        classes = _classify(bundle.family, _arrays(history, order, context, sampled=sampled), dims, context, aligner)
+    arrays = _arrays(bundle, order, context, sampled=sampled)
+    key = (text, arrays, tuple([classes.get(step, UNKNOWN_ROWS) for step in {one.step: None for one in arrays}]))
+    found = context.inputs.get(key)
+    if found is None:
+        found = context.inputs[key] = SideInputs(text, _step_inputs(arrays, classes, context))
+    return found
+
+
+class _Array(NamedTuple):
+    step: int | None
+    occurrence: int
+    rank: int
+    shape: Shape
+    is_tensor: bool
+
+
+def _known_dims(text: str | None, context: SideContext) -> tuple[Dims | None, TokenOrder | None]:
+    """The dims that arrays have once they are in token order, and that order."""
+    if text is None:
+        return None, None
+    found = context.dims.get(text)
+    if found is None:
+        dims, order = parse_dims(text), None
         dims.check_axes(context.axes)
         if dims.row_order is not None:
             order, dims = in_token_order(dims)
         if context.by_rank:
             dims = dims.of_one_rank
+        found = context.dims[text] = dims, order
+    return found
 
-    def shape(entry: Entry) -> Shape:
-        if order is not None:
-            return order.shape(entry, context.companions.of(entry, order.order.name))
-        return entry.kept_shape if sampled else entry.shape
 
-    history = bundle.entries if sampled else bundle.history or bundle.entries
-    classes = _classify(bundle, history, dims, context, aligner, shape)
-    passes: dict[tuple[int | None, int], list[Entry]] = {}
-    for entry in sorted(bundle.entries, key=lambda one: one.rank):
-        passes.setdefault((entry.step, entry.record.occurrence), []).append(entry)
+def _arrays(bundle: Bundle, order: TokenOrder | None, context: SideContext, *, sampled: bool) -> tuple[_Array, ...]:
+    if order is None:
+        return tuple(
+            [
+                _Array(step, occurrence, rank, like.kept_shape if sampled else like.shape, like.is_tensor)
+                for like, rank, step, occurrence in bundle.alike
+            ]
+        )
+    companions, name = context.companions, order.order.name
+    return tuple(
+        [
+            _Array(
+                entry.step,
+                entry.record.occurrence,
+                entry.rank,
+                order.shape(entry, companions.of(entry, name)),
+                entry.is_tensor,
+            )
+            for entry in bundle.entries
+        ]
+    )
+
+
+def _step_inputs(
+    arrays: Sequence[_Array], classes: Mapping[int | None, RowsClass], context: SideContext
+) -> tuple[StepInputs, ...]:
+    passes: dict[tuple[int | None, int], list[_Array]] = {}
+    for one in sorted(arrays, key=lambda one: one.rank):
+        passes.setdefault((one.step, one.occurrence), []).append(one)
     several = len({step for step, _ in passes}) < len(passes)
-    steps = tuple(
+    return tuple(
         StepInputs(
             step,
-            tuple((entry.rank, shape(entry)) for entry in passes[step, occurrence]),
+            tuple((one.rank, one.shape) for one in passes[step, occurrence]),
             classes.get(step, UNKNOWN_ROWS),
-            context.has_layout(step, passes[step, occurrence]),
+            context.has_layout(step, [one.rank for one in passes[step, occurrence]]),
             None if several else _sequence_lengths(context, step, passes[step, occurrence][0].rank),
         )
         for step, occurrence in sorted(passes, key=lambda one: (one[0] is not None, one[0] or 0, one[1]))
     )
-    return SideInputs(text, steps)
 
 
 def plan_side(inputs: SideInputs, context: SideContext, joined: bool, sharing: Sharing) -> SidePlan:
@@ -201,32 +238,22 @@ def as_it_is(shard: Shard) -> UnshardPlan:
 
 
 def _classify(
-    bundle: Bundle,
-    history: Sequence[Entry],
-    dims: Dims | None,
-    context: SideContext,
-    aligner: TokenAligner,
-    shape: Callable[[Entry], Shape],
+    family: Key, arrays: Sequence[_Array], dims: Dims | None, context: SideContext, aligner: TokenAligner
 ) -> Mapping[int | None, RowsClass]:
-    """What the rows are in every step of the bundle's history: one step alone may leave it open."""
-    key = (bundle.family, dims.text if dims else None)
-    found = context.classified.get(key)
-    if found is not None:
-        return found
+    """What the rows are in every step of a family, by all its ``arrays``: one step alone may leave it open."""
     positions = (0,) if dims is None else dims.token_dimensions
-    entries = [entry for entry in history if entry.is_tensor]
-    if not positions or any(len(shape(entry)) <= max(positions) for entry in entries):
-        found = {}
-    else:
+    tensors = [one for one in arrays if one.is_tensor]
+    found: Mapping[int | None, RowsClass] = {}
+    if positions and all(len(one.shape) > max(positions) for one in tensors):
         counts: dict[int | None, dict[int, int]] = {}
-        for entry in sorted(entries, key=lambda one: one.rank):
-            of_step = counts.setdefault(entry.step, {})
-            of_step[entry.rank] = of_step.get(entry.rank, 0) + count_rows(shape(entry), positions)
+        for one in sorted(tensors, key=lambda one: one.rank):
+            of_step = counts.setdefault(one.step, {})
+            of_step[one.rank] = of_step.get(one.rank, 0) + count_rows(one.shape, positions)
         rows = {step: tuple(of_step.items()) for step, of_step in counts.items()}
         split_axes = () if dims is None else _split_axes(dims, positions)
         data_parallel_axis = dims.data_parallel_axis if dims else None
         found = aligner.classify_steps(context.side, rows, split_axes, data_parallel_axis)
-    context.classified[key] = found
+    context.classified[family, dims.text if dims else None] = found
     return found
 
 

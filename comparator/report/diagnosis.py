@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from comparator.diagnosis import Diagnosis, ReferenceDiagnosis, TapKey
 from comparator.diagnosis import Judgement as TapJudgement

@@ -92,8 +92,8 @@ def _common(pair: BundlePair, verdict: Verdict) -> _Common:
         "location": Location(step=pair.step),
         "tap": pair.tap,
         "category": verdict.category,
-        "errors": [note_of(one) for one in verdict.said if one.severity == "error"],
-        "infos": [note_of(one) for one in verdict.said if one.severity != "error"],
+        "errors": [note_of(one) for one in verdict.said if one.severity == "error"] if verdict.said else [],
+        "infos": [note_of(one) for one in verdict.said if one.severity != "error"] if verdict.said else [],
     }
 
 
@@ -291,7 +291,7 @@ def _bundle_side(
     """What was recorded on one side, before anything is done to it."""
     if bundle is None:
         return None
-    files = [_bundle_file(entry, context) for entry in bundle.entries if entry.is_tensor]
+    files = [_bundle_file(like, rank, step, context) for like, rank, step, _ in bundle.alike if like.is_tensor]
     files.extend(
         BundleFile(shape=[], dtype="unknown", rank=out.rank, step=out.step, kept=False, reason=out.reason)
         for out in left_out
@@ -300,13 +300,12 @@ def _bundle_side(
     return BundleSide(num_files=len(files), files=files, dims=dims)
 
 
-def _bundle_file(entry: Entry, context: SideContext) -> BundleFile:
-    coordinates: Mapping[str, Any] = context.world.get(entry.rank, {})
+def _bundle_file(like: Entry, rank: int, step: int | None, context: SideContext) -> BundleFile:
     return BundleFile(
-        shape=list(entry.shape),
-        dtype=torch_dtype_name(entry.record.dtype),
-        rank=entry.rank,
-        parallel_info={axis: f"{at}/{size}" for axis, (at, size) in coordinates.items()} or None,
-        filename=entry.record.filename,
-        step=entry.step,
+        shape=list(like.shape),
+        dtype=torch_dtype_name(like.record.dtype),
+        rank=rank,
+        parallel_info=context.shown_coordinates.get(rank),
+        filename=like.record.filename,
+        step=step,
     )

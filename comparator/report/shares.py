@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comparator.diagnosis import TapKey
+from comparator.diagnosis.measures import median
 from comparator.match.bundles import Key
 from comparator.plan.operations import Coordinates
 from comparator.report.tolerance import tolerance_of
@@ -57,7 +58,7 @@ def expert_shares(analysis: Analysis) -> list[Shares]:
             continue
         experts = profile.choices[0].experts
         chosen = np.unique(experts[experts >= 0])
-        errors = [float(np.median(profile.error[(experts == expert).any(axis=1)])) for expert in chosen.tolist()]
+        errors = [median(profile.error[(experts == expert).any(axis=1)]) for expert in chosen.tolist()]
         if errors:
             found.append(Shares(label_of(family), chosen.tolist(), levels(np.array(errors) / limit).tolist()))
     return found

@@ -12,9 +12,10 @@ from msgspec import Struct, field
 
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair
-from comparator.measure.measurement import Failure, Measurement, Skipped, TensorMeasurement, TokenNumbers
+from comparator.measure.measurement import Failure, Measurement, Skipped, TensorMeasurement
 from comparator.options import SIDES, Options, Side
 from comparator.patterns import fullmatch
+from comparator.plan.facts import TokenNumbers
 from comparator.plan.selection import Selected
 from comparator.plan.tokens.reasons import NO_SEQUENCE
 from comparator.verdict.judge import Said, say
@@ -155,7 +156,7 @@ def _compares_something(measurement: Measurement) -> bool:
 def _account_name(pair: BundlePair) -> str:
     """Name, stream and whether it was recomputed: a training step has gradients where a server has none."""
     apart = [f"{key}={value}" for key, value in pair.tags if key in ("stream", "recompute")]
-    return " ".join([pair.name, *apart])
+    return " ".join([pair.name, *apart]) if apart else pair.name
 
 
 def _label(pair: BundlePair) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -142,13 +143,19 @@ def with_analysis(
     if found is None or not isinstance(measurement, TensorMeasurement) or verdict.judgement is None:
         return verdict
     difference = measurement.difference
-    if difference is None or np.isnan(difference.rel):
+    if difference is None or math.isnan(difference.rel):
         return verdict
     criterion = Criterion(not found.failed, CRITERION)
     failed = found.failed or not all(verdict.replicas) or any(one.severity == "error" for one in verdict.said)
-    said = tuple(one for one in verdict.said if found.failed or one.name not in NOISE)
-    return replace(
-        verdict, category="failed" if failed else "passed", judgement=criterion, said=said, analysis=found.tap
+    said = tuple([one for one in verdict.said if found.failed or one.name not in NOISE])
+    return Verdict(
+        "failed" if failed else "passed",
+        criterion,
+        verdict.downcast,
+        verdict.replicas,
+        said,
+        verdict.failure,
+        found.tap,
     )
 
 

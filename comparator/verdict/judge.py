@@ -19,11 +19,11 @@ from comparator.measure.measurement import (
     Skipped,
     StatisticsMeasurement,
     TensorMeasurement,
-    TokenNumbers,
     ValueMeasurement,
 )
 from comparator.messages import MESSAGES, Severity
 from comparator.options import Options
+from comparator.plan.facts import TokenNumbers
 from comparator.plan.selection import LeftOut
 from comparator.plan.tokens import counts_against
 from comparator.rules import Rules
@@ -118,7 +118,7 @@ def _judge(measurement: Measurement, name: str, options: Options, rules: Rules) 
 def _judge_tensor(measurement: TensorMeasurement, name: str, options: Options, rules: Rules) -> Verdict:
     exact = measurement.integers and rules.exact_integers
     predicate = predicate_for(name, options, integers=exact)
-    replicas = tuple(replica_agrees(one) for one in measurement.replicas)
+    replicas = tuple([replica_agrees(one) for one in measurement.replicas])
     said = [
         # SGLang's comparator joins rows whatever their tokens are.
         say("tokens-joined" if one.name == "other-tokens" and not rules.strict_runs else one.name, one.message, options)
@@ -194,15 +194,15 @@ def judge(difference: Difference, predicate: str, max_token_rel: float | None = 
         "elements": float(difference.elements),
         "max_token_rel": difference.rel if max_token_rel is None else max_token_rel,
     }
-    defined = not any(math.isnan(metrics[name]) for name in ("rel", "max_abs", "mean_abs"))
+    defined = not (math.isnan(difference.rel) or math.isnan(difference.max_abs) or math.isnan(difference.mean_abs))
     return Judgement(defined and satisfied(predicate, metrics), predicate)
 
 
 def remarks(measurement: TensorMeasurement, difference: Difference, passed: bool) -> list[tuple[str, str]]:
     """What a reader should know beyond the metrics: pairs of a name and a sentence."""
     found: list[tuple[str, str]] = []
-    sides = (("baseline", measurement.baseline.statistics), ("target", measurement.target.statistics))
-    for side, statistics in sides:
+    for side, numbers in (("baseline", measurement.baseline), ("target", measurement.target)):
+        statistics = numbers.statistics
         if statistics.nan or statistics.infinite:
             found.append(
                 (
@@ -240,7 +240,7 @@ def remarks(measurement: TensorMeasurement, difference: Difference, passed: bool
 
 
 def _share_errors(tokens: TokenNumbers | None, options: Options, *, cut: bool) -> Iterable[Said]:
-    if tokens is None:
+    if tokens is None or not (tokens.only_baseline or tokens.only_target):
         return
     lost = {
         f"{reason} ({side})": count

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.diagnosis import Selection, SideRows, TapKey, TapProfile, TapRows, label_rows, profile
 from comparator.match.bundles import Key

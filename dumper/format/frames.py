@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 import xxhash
+from msgspec import Struct
 
 VERSION = 1
 """Of the format, as the header of every file says it."""
@@ -35,6 +35,12 @@ _CODE_BIN8 = 0xC4
 _CODE_ARRAY16 = 0xDC
 _CODE_FIXARRAY = 0x90
 _CODE_FIXSTR = 0xA0
+_RECORD = struct.Struct(">BB6sBI")
+"""A record with one payload, up to the length of its metadata."""
+_RECORD_BEGINS = (_CODE_FIXARRAY | _FIXED_FIELDS + _FIELDS_PER_PAYLOAD, _CODE_FIXSTR | 6, b"record", _CODE_BIN32)
+_CHECKSUM_AND_PADDING = struct.Struct(">BQBB")
+_RECORD_CODES = (_CODE_UINT64, _CODE_BIN8, _CODE_BIN32, _CODE_UINT64)
+"""Of the checksum of the metadata, the padding, the payload and its checksum."""
 _FOOTER = struct.Struct(">B7sBQBQ")
 _FOOTER_KIND = b"\xa6footer"
 FOOTER_BYTES = _FOOTER.size
@@ -49,8 +55,7 @@ class TruncatedError(FormatError):
     """The bytes end before the frame does."""
 
 
-@dataclass(frozen=True)
-class Payload:
+class Payload(Struct, frozen=True):
     """Where one payload of a frame lies in the file."""
 
     offset: int
@@ -58,8 +63,7 @@ class Payload:
     checksum: int
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(Struct, frozen=True):
     """One decoded frame; payloads are positions, not bytes."""
 
     kind: str
@@ -144,6 +148,9 @@ def decode_frame(data: Any, offset: int, *, verify_meta: bool = True) -> Frame:
     Raises TruncatedError when the data ends first, and FormatError when the bytes are no frame or its metadata does
     not match its checksum.
     """
+    record = _decode_record(data, offset) if verify_meta else None
+    if record is not None:
+        return record
     fields, position = _array_header(data, offset)
     if fields < _FIXED_FIELDS or (fields - _FIXED_FIELDS) % _FIELDS_PER_PAYLOAD:
         raise FormatError(f"an array of {fields} fields is no frame, at offset {offset}")
@@ -180,6 +187,37 @@ class ReadInPieces:
     def pieces(self, start: int, end: int) -> Iterator[memoryview]:
         """A piece in pieces of its own, of which few are in memory at a time."""
         raise NotImplementedError
+
+
+def _decode_record(data: Any, offset: int) -> Frame | None:
+    """The frame at ``offset``, if it is an intact record with one payload, as nearly all are; in few calls."""
+    try:
+        *begins, length = _RECORD.unpack_from(data, offset)
+        start = offset + _RECORD.size
+        end = start + length
+        code, digest, padding_code, padding = _CHECKSUM_AND_PADDING.unpack_from(data, end)
+        padded = end + _CHECKSUM_AND_PADDING.size
+        payload = padded + padding + _BIN32.size
+        payload_code, payload_length = _BIN32.unpack_from(data, padded + padding)
+        checksum_code, payload_digest = _UINT64.unpack_from(data, payload + payload_length)
+    except (struct.error, TypeError):  # it ends before, or is of another kind; or data is read piece by piece
+        return None
+    meta = bytes(data[start:end])
+    if (
+        tuple(begins) != _RECORD_BEGINS
+        or (code, padding_code, payload_code, checksum_code) != _RECORD_CODES
+        or padding != -(padded + _BIN32.size) % ALIGNMENT
+        or bytes(data[padded : padded + padding]) != bytes(padding)
+        or checksum(b"record" + meta) != digest
+    ):
+        return None
+    return Frame(
+        "record",
+        meta,
+        (Payload(payload, payload_length, payload_digest),),
+        offset,
+        payload + payload_length + _UINT64.size,
+    )
 
 
 def payload_view(data: Any, payload: Payload) -> memoryview:

@@ -128,6 +128,19 @@ def _parse(text: str, compiler: _Compiler) -> tuple[_Evaluate, frozenset[str]]:
     return evaluate, frozenset(names)
 
 
+def _comparison(operation: Callable[[Any, Any], Any], left: _Evaluate, right: _Evaluate) -> _Evaluate:
+    """Two operands, as in nearly every criterion and filter."""
+
+    def compare(values: Values) -> bool:
+        one, other = left(values), right(values)
+        try:
+            return bool(operation(one, other))
+        except TypeError:
+            return False
+
+    return compare
+
+
 class _Compiler:
     def __init__(self, text: str, kind: str, names: Collection[str] | None, numbers: bool) -> None:
         self.kind = kind
@@ -215,6 +228,8 @@ class _Compiler:
             raise self._refuse(node)
         operands = [self.compile(operand) for operand in (node.left, *node.comparators)]
         operations = [_COMPARISONS[type(operation)] for operation in node.ops]
+        if len(operations) == 1:
+            return _comparison(operations[0], *operands)
 
         def compare(values: Values) -> bool:
             found = [operand(values) for operand in operands]

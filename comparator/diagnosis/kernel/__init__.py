@@ -8,10 +8,11 @@ dtypes, a few rows at a time, and the interpreter lock is let go.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.diagnosis.kernel import reference
 from comparator.diagnosis.kernel.matrices import Array, Float, Integer, Matrices, Single
@@ -36,8 +37,7 @@ _TABLE = 3
 _LANES = 8
 
 
-@dataclass(frozen=True, eq=False)
-class RowSums:
+class RowSums(Struct, frozen=True, eq=False):
     """Of each row: arrays of shape ``(rows,)``. The midpoint m is (x + y) / 2, what was added a = y - x."""
 
     baseline: Float
@@ -53,8 +53,7 @@ class RowSums:
     """Σa"""
 
 
-@dataclass(frozen=True, eq=False)
-class Counts:
+class Counts(Struct, frozen=True, eq=False):
     """Of each row: arrays of shape ``(rows,)``."""
 
     differing: Integer
@@ -65,8 +64,7 @@ class Counts:
     """Places where only one side is not finite, or each has another such value."""
 
 
-@dataclass(frozen=True, eq=False)
-class ChannelSums:
+class ChannelSums(Struct, frozen=True, eq=False):
     """Of each channel, over rows that are multiplied by a factor each: arrays of shape ``(channels,)``."""
 
     added: Float
@@ -90,8 +88,7 @@ class ChannelSums:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class FirstLook:
+class FirstLook(Struct, frozen=True, eq=False):
     """What one pass over both sides finds, before channels are weighted."""
 
     rows: RowSums

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
@@ -14,8 +15,7 @@ Single = npt.NDArray[np.float32]
 Integer = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class Matrices:
+class Matrices(Struct, frozen=True, eq=False):
     """Two matrices of shape ``(rows, channels)``, of any dtype that float32 holds.
 
     Places where either is not finite count as 0 on both.

@@ -129,7 +129,8 @@ class _Reference:
 
     def add(self, baseline: Array, target: Array, rows: Float | None, energy: Float | None) -> None:
         left, right = (np.ascontiguousarray(side).reshape(-1) for side in (baseline, target))
-        self._pass.measure(left, right, rows if left.size else None, energy)
+        with np.errstate(all="ignore"):
+            self._pass.measure(left, right, rows if left.size else None, energy)
 
     def found(self) -> PairSums:
         return self._pass.sums()

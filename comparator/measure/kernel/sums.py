@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
@@ -53,8 +53,7 @@ COLUMNS = 6
 """Of the table of rows."""
 
 
-@dataclass(frozen=True, eq=False)
-class RowTable:
+class RowTable(Struct, frozen=True, eq=False):
     """What a pass finds of single rows, and of the channels where it was asked for them. A row is a slice along the
     first dimension, the difference y - x."""
 
@@ -67,7 +66,8 @@ class RowTable:
         """Of each row Σ(y - x)² / Σ(x² + y²), shape ``(rows,)``; 0 where both sides are zero."""
         left, right, squared = self.columns[:, 0], self.columns[:, 1], self.columns[:, 2]
         with np.errstate(all="ignore"):
-            return np.where(squared == 0, 0.0, squared / (left + right))
+            found: Float = np.divide(squared, left + right, out=np.zeros(len(squared)), where=squared != 0)
+        return found
 
 
 def is_narrow(dtype: np.dtype[Any]) -> bool:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from comparator.options import Side, TokenMode
+from comparator.plan.kept import KeptPlans
 from comparator.plan.tokens.classify import RowClassifier
 from comparator.plan.tokens.interface import (
     PartedSequence,
@@ -29,9 +30,6 @@ from comparator.plan.tokens.rows import PassRows
 if TYPE_CHECKING:
     from comparator.plan.tokens.sequences import SequenceTable
     from comparator.plan.tokens.smart import SharedSpace
-
-_KEPT_PLANS = 64
-"""Plans that are kept: the tensors of one layer after the other ask for the same few."""
 
 _MOST_PROBLEMS = 5
 """Layouts that contradict themselves and are named."""
@@ -75,7 +73,7 @@ class RunTokenAligner:
         self._mode = mode
         self._sides: dict[Side, _SideTokens] = {"baseline": _SideTokens(baseline), "target": _SideTokens(target)}
         self._classes: dict[object, dict[int | None, RowsClass]] = {}
-        self._plans: dict[object, TokenPlan] = {}
+        self._plans: KeptPlans[TokenPlan] = KeptPlans(lambda plan: plan.matched)
 
     def classify(self, query: RowsQuery) -> RowsClass:
         """Raises PairError when the rows can be read in several ways that name different tokens."""
@@ -99,11 +97,7 @@ class RunTokenAligner:
     def plan(self, baseline: tuple[TokenPart, ...], target: tuple[TokenPart, ...]) -> TokenPlan:
         key = (baseline, target)
         plan = self._plans.get(key)
-        if plan is None:
-            if len(self._plans) >= _KEPT_PLANS:
-                self._plans.pop(next(iter(self._plans)))
-            plan = self._plans[key] = self._make_plan(baseline, target)
-        return plan
+        return plan or self._plans.keep(key, self._make_plan(baseline, target))
 
     def _make_plan(self, baseline: tuple[TokenPart, ...], target: tuple[TokenPart, ...]) -> TokenPlan:
         one, other = self._sides["baseline"].parts(baseline), self._sides["target"].parts(target)

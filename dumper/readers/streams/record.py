@@ -15,7 +15,6 @@ from dumper.format.frames import FormatError
 from dumper.format.index import NO_STEP
 from dumper.memory.available import available_bytes
 from dumper.readers.streams.segments import Segment
-from dumper.rules.levels import Level
 from dumper.values.dtypes import PACKED, as_array, numpy_dtype
 from dumper.values.fingerprint import FIRST_SCHEME
 from dumper.values.measures import decode_statistics
@@ -44,12 +43,12 @@ class StoredRecord:
     index; nothing of the value is read before ``array``, ``tensor``, ``value``, ``statistics`` or ``fingerprint``.
     """
 
-    __slots__ = ("_descriptor", "_row", "_segment", "rank")
+    __slots__ = ("_described", "_row", "_segment", "rank")
 
     def __init__(self, segment: Segment, row: int, rank: int) -> None:
         self._segment = segment
         self._row = row
-        self._descriptor = segment.index.descriptors[int(segment.index.columns["descriptor"][row])]
+        self._described = segment.described(row)
         self.rank = rank
 
     def _column(self, name: str) -> int:
@@ -57,7 +56,7 @@ class StoredRecord:
 
     @property
     def name(self) -> str:
-        return str(self._descriptor.get("name", ""))
+        return self._described.name
 
     @property
     def step(self) -> int | None:
@@ -67,8 +66,7 @@ class StoredRecord:
 
     @property
     def tags(self) -> Mapping[str, Any]:
-        tags: Mapping[str, Any] = self._descriptor.get("tags", {})
-        return tags
+        return self._described.tags
 
     @property
     def occurrence(self) -> int:
@@ -83,48 +81,46 @@ class StoredRecord:
     @property
     def tap(self) -> str | None:
         """Id of the tap; None for a call of ``dumper.dump`` in the program's own code."""
-        return self._descriptor.get("tap")
+        return self._described.tap
 
     @property
     def kind(self) -> str:
         """``tensor`` or ``value``."""
-        return "tensor" if self.dtype is not None else "value"
+        return self._described.kind
 
     @property
     def level(self) -> str:
         """``full``, ``sample``, ``stats`` or ``hash``."""
-        return str(self._descriptor.get("level", "full")).partition("(")[0]
+        return self._described.level
 
     @property
     def dtype(self) -> str | None:
         """torch's name without ``torch.``: ``bfloat16``; of the value that was dumped, whatever its level."""
-        return self._descriptor.get("dtype")
+        return self._described.dtype
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        shape = self._descriptor.get("shape")
-        return None if shape is None else tuple(shape)
+        return self._described.shape
 
     @property
     def dims(self) -> str | None:
-        return self._descriptor.get("dims")
+        return self._described.dims
 
     @property
     def stream(self) -> str:
         """``value`` or ``grad``."""
-        return str(self._descriptor.get("stream", "value"))
+        return self._described.stream
 
     @property
     def recompute(self) -> bool:
         """Whether the value was computed a second time, for activation checkpointing."""
-        return bool(self._descriptor.get("recompute", False))
+        return self._described.recompute
 
     @property
     def graph(self) -> Mapping[str, Any] | None:
         """Of a value that a replay of a CUDA graph left: what is known of the graph (``runner``, ``role``, ``tokens``,
         ``requests``); else None."""
-        graph = self._descriptor.get("graph")
-        return graph if isinstance(graph, dict) else None
+        return self._described.graph
 
     @property
     def nbytes(self) -> int:
@@ -134,9 +130,7 @@ class StoredRecord:
     @property
     def sampled_rows(self) -> range | None:
         """Of level ``sample``: the rows (of the first dimension) that were kept; else None."""
-        if self.level != "sample" or not self.shape:
-            return None
-        return range(self.shape[0])[Level.parse(str(self._descriptor["level"])).row_slice]
+        return self._described.sampled_rows
 
     @property
     def source(self) -> str:
@@ -214,7 +208,10 @@ class StoredRecord:
             frame = self._segment.frame(self._column("offset"))
         except FormatError:
             return False
-        return all(self._matches(payload) for payload in frame.payloads)
+        for payload in frame.payloads:  # noqa: SIM110  (a generator takes as long as the checksum of a small value)
+            if not self._matches(payload):
+                return False
+        return True
 
     def _matches(self, payload: frames.Payload) -> bool:
         if payload.length < _LARGE_PAYLOAD or not self._segment.is_mapped:
@@ -232,12 +229,12 @@ class StoredRecord:
         Raises ValueError for a record that is no tensor or holds only statistics or a fingerprint, and FormatError
         when the file is damaged.
         """
-        dtype, shape = self.dtype, self.shape
+        known = self._described
+        dtype, shape, rows = known.dtype, known.shape, known.sampled_rows
         if dtype is None or shape is None:
             raise ValueError(f"{self.name} is no tensor; read .value")
-        if self.level in ("stats", "hash"):
+        if known.level in ("stats", "hash"):
             raise ValueError(f"{self.name} was recorded at level {self.level}; its elements are not in the run")
-        rows = self.sampled_rows
         if rows is not None:
             shape = (len(rows), *shape[1:])
         try:
@@ -321,7 +318,7 @@ class StoredRecord:
     @property
     def fingerprint_scheme(self) -> str | None:
         """Of level ``hash``: how the fingerprint was computed; only those of one scheme compare. Else None."""
-        return str(self._descriptor.get("fingerprint", FIRST_SCHEME)) if self.level == "hash" else None
+        return (self._described.fingerprint or FIRST_SCHEME) if self.level == "hash" else None
 
     def __repr__(self) -> str:
         from dumper.reading.listing import record_repr

@@ -18,6 +18,7 @@ from dumper.format.frames import FormatError, Frame
 from dumper.format.index import NO_STEP, Index, IndexColumns, Known, check_descriptor, decode_index, from_columns
 from dumper.format.regular_files import open_to_read
 from dumper.format.walk import Damage, frames_and_damage
+from dumper.readers.streams.described import Described, described
 from dumper.reading.protocol import Problem
 from dumper.storage.places import Place, StoredPath
 from tensortap.progress import Advance
@@ -44,6 +45,16 @@ class Segment(Struct):
     """The frame that was asked for last: a record is checked, then read."""
     written: tuple[int, int] | None = None
     """Of a file of this machine: its inode, and when it was last written, in nanoseconds, as it was opened."""
+    _described: dict[int, Described] = field(default_factory=dict)
+    """By number, of the descriptors that were asked for."""
+
+    def described(self, row: int) -> Described:
+        """What record ``row`` shares with others."""
+        number = int(self.index.columns["descriptor"][row])
+        found = self._described.get(number)
+        if found is None:
+            found = self._described[number] = described(self.index.descriptors[number])
+        return found
 
     @property
     def shortened(self) -> str | None:

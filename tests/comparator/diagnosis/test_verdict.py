@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace as with_fields
 
 import ml_dtypes  # noqa: F401  numpy knows fp8 by its names
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from msgspec.structs import replace as with_fields
 
 from comparator.diagnosis import Calibration, Options, RowLabels, TapKey, diagnose, profile
 from comparator.diagnosis.kernel import Matrices, row_sums
