@@ -22,6 +22,7 @@ from comparator.flags import build_parser, options_from
 from comparator.match.runs import is_sglang_dump
 from comparator.options import Options, Side
 from dumper.printable import printable
+from dumper.reading.ahead import is_stored
 from dumper.storage.addresses import place_of, shown_address
 from tensortap.progress import in_terminal
 
@@ -73,10 +74,18 @@ def run(arguments: argparse.Namespace) -> int:
             return _compare(arguments, on_cluster)
     if arguments.address is not None:
         raise ComparatorError("--address is of a Ray cluster; it goes with --engine ray")
-    return _compare(arguments)
+    return _compare(arguments, _on_this_machine)
 
 
-def _compare(arguments: argparse.Namespace, engine_of: Callable[[Prepared, int | None], Engine] | None = None) -> int:
+def _on_this_machine(prepared: Prepared, jobs: int | None) -> Engine | None:
+    if not (is_stored(prepared.baseline) or is_stored(prepared.target)):
+        return None
+    from comparator.elsewhere import on_this_machine
+
+    return on_this_machine(prepared, jobs)
+
+
+def _compare(arguments: argparse.Namespace, engine_of: Callable[[Prepared, int | None], Engine | None]) -> int:
     from comparator.pipeline import prepare
     from comparator.report.environment import environment_lines
     from comparator.report.outputs import Outputs
@@ -114,7 +123,7 @@ def _compare(arguments: argparse.Namespace, engine_of: Callable[[Prepared, int |
             file = ReportFile(report_path, schema)
             stack.callback(file.close)
             reporters.append(file)
-        engine = None if engine_of is None else engine_of(prepared, arguments.jobs)
+        engine = engine_of(prepared, arguments.jobs)
         comparing = prepared.comparing(progress, draws=outputs.draws, jobs=arguments.jobs, engine=engine)
         if outputs:
             from comparator.report.sources import sources

@@ -1,18 +1,21 @@
-"""The same comparison on other machines, where the runs have the same paths."""
+"""The same comparison in processes that open the runs again: on other machines, where the runs have the same paths, and
+on this one, where the runs lie on object storage."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from comparator.engine.choice import processes_worth_it
 from comparator.engine.cluster import RayCluster
-from comparator.engine.protocol import Measure
+from comparator.engine.opened import Opened
+from comparator.engine.processes import NewProcesses
+from comparator.engine.protocol import Engine
 from comparator.errors import ComparatorError
-from comparator.match.bundles import BundlePair
 from comparator.options import Options
 from comparator.pipeline import Prepared, prepare
 from comparator.verdict.profiles import FamilyProfile
+from dumper.reading.ahead import is_stored
 from dumper.reading.open import open_run
 from dumper.reading.protocol import Run
 
@@ -24,20 +27,23 @@ class OpenedAgain:
     baseline: str
     target: str
     options: Options
+    processes: int = 1
+    """How many share the memory of ``options`` on a machine."""
 
     @classmethod
-    def of(cls, prepared: Prepared) -> OpenedAgain:
+    def of(cls, prepared: Prepared, processes: int = 1) -> OpenedAgain:
         baseline, target = (_path_elsewhere(run) for run in (prepared.baseline, prepared.target))
         config = prepared.options.map_config
-        return cls(baseline, target, replace(prepared.options, map_config=config and config.absolute()))
+        return cls(baseline, target, replace(prepared.options, map_config=config and config.absolute()), processes)
 
-    def __call__(self) -> tuple[Measure[FamilyProfile], Sequence[BundlePair]]:
-        """What measures a unit, and the pairs. Raises ComparatorError."""
+    def __call__(self) -> Opened[FamilyProfile]:
+        """Open the runs and plan. Raises ComparatorError."""
         try:
             prepared = prepare(open_run(self.baseline), open_run(self.target), self.options)
         except (OSError, ValueError) as error:
             raise ComparatorError(str(error)) from None
-        return prepared.profiling(), prepared.pairs
+        prepared = replace(prepared, processes=self.processes)
+        return Opened(prepared.profiling(), prepared.pairs, prepared.expect)
 
 
 def _path_elsewhere(run: Run) -> str:
@@ -48,3 +54,14 @@ def _path_elsewhere(run: Run) -> str:
 def on_cluster(prepared: Prepared, jobs: int | None = None) -> RayCluster:
     """The engine that compares on the Ray cluster that this process is connected to (``engine.cluster.connected``)."""
     return RayCluster(OpenedAgain.of(prepared), prepared.pairs, jobs)
+
+
+def on_this_machine(prepared: Prepared, jobs: int | None = None) -> Engine | None:
+    """New processes, where a run lies on object storage and they are worth it; else None: forks of this process, or
+    none, as ``Prepared.comparing`` has it. What reads from object storage has threads, which a fork has not."""
+    if not (is_stored(prepared.baseline) or is_stored(prepared.target)):
+        return None
+    processes = processes_worth_it(jobs, prepared.pairs, prepared.units, prepared.options.memory)
+    if processes < 2:
+        return None
+    return NewProcesses(processes, OpenedAgain.of(prepared, processes), prepared.pairs)

@@ -185,19 +185,20 @@ class Prepared:
         return Comparing(prepared, progress, draws=draws, engine=engine)
 
     def _engine(self, jobs: int | None) -> Engine:
-        self.expect()
         # What reads from object storage has threads, which a copy of the process does not.
-        stored = is_stored(self.baseline) or is_stored(self.target)
-        return InThisProcess() if stored else engine_for(jobs, self.pairs, self.units, self.options.memory)
+        if not (is_stored(self.baseline) or is_stored(self.target)):
+            return engine_for(jobs, self.pairs, self.units, self.options.memory)
+        self.expect(self.units)
+        return InThisProcess()
 
-    def expect(self) -> None:
-        """Let what lies on object storage be read ahead, in the order in which it will be measured."""
-        expect(self.baseline, self._records("baseline"))
+    def expect(self, units: Sequence[Unit]) -> None:
+        """Let what of these units lies on object storage be read ahead, in the order in which it will be measured."""
+        expect(self.baseline, self._records(units, "baseline"))
         if self.target is not self.baseline:
-            expect(self.target, self._records("target"))
+            expect(self.target, self._records(units, "target"))
 
-    def _records(self, side: Side) -> Iterator[Record]:
-        for unit in self.units:
+    def _records(self, units: Sequence[Unit], side: Side) -> Iterator[Record]:
+        for unit in units:
             for number in unit.pairs:
                 pair = self.pairs[number]
                 bundle = pair.baseline if side == "baseline" else pair.target

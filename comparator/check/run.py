@@ -48,7 +48,7 @@ def check_run(run: Run, options: Options) -> list[Finding]:
     """
     prepared = prepare(run, run, options)
     taps = collect_taps(prepared.pairs, run, run)
-    prepared.expect()
+    prepared.expect(prepared.units)
     return [
         *_replicas_and_finiteness(prepared),
         *_sums(prepared, taps),

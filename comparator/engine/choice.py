@@ -27,17 +27,27 @@ def engine_for(
 ) -> Engine:
     """``jobs`` processes; None: as many as there are cores and memory for (``memory`` bytes, or what is free), where
     that saves time."""
-    wanted = jobs if jobs is not None else available_cores()
-    if wanted < 2 or not hasattr(os, "fork"):
+    wanted = processes_worth_it(jobs, pairs, units, memory) if hasattr(os, "fork") else 1
+    if wanted < 2:
         return InThisProcess()
-    if jobs is None:
-        sizes = [sum(_nbytes(pairs[number]) for number in unit.pairs) for unit in units]
-        if len(pairs) < PAIRS_WORTH_IT and sum(sizes) < BYTES_WORTH_IT:
-            return InThisProcess()
-        wanted = min(wanted, len(units), _that_fit(max(sizes, default=0), memory))
     from comparator.engine.processes import ForkedProcesses
 
-    return ForkedProcesses(wanted) if wanted > 1 else InThisProcess()
+    return ForkedProcesses(wanted)
+
+
+def processes_worth_it(
+    jobs: int | None, pairs: Sequence[BundlePair], units: Sequence[Unit], memory: int | None = None
+) -> int:
+    """How many processes an engine of so many ``jobs`` takes."""
+    if jobs is not None:
+        return jobs
+    wanted = available_cores()
+    if wanted < 2:
+        return 1
+    sizes = [sum(_nbytes(pairs[number]) for number in unit.pairs) for unit in units]
+    if len(pairs) < PAIRS_WORTH_IT and sum(sizes) < BYTES_WORTH_IT:
+        return 1
+    return min(wanted, len(units), _that_fit(max(sizes, default=0), memory))
 
 
 def available_cores() -> int:

@@ -7,27 +7,22 @@ Ray places the workers and says when one has ended, by itself or with its machin
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-import xxhash
-
+from comparator.engine.opened import Begin, Worker, installed_version, mark_of
 from comparator.engine.protocol import Measure, lost
 from comparator.engine.schedule import Schedule
 from comparator.errors import ComparatorError
-from comparator.match.bundles import Bundle, BundlePair
+from comparator.match.bundles import BundlePair
 from comparator.measure.units import Unit, UnitResult
 
 P = TypeVar("P")
-Begin = Callable[[], tuple[Measure[P], Sequence[BundlePair]]]
-"""Opens the runs on a worker: what measures a unit there, and the pairs that it finds. It is sent to the workers.
-Raises ComparatorError."""
 
 MOST_WORKERS = 4096
 PATIENCE = 300.0
@@ -109,62 +104,6 @@ class RayCluster:
             yield from pool.results()
         finally:
             pool.end()
-
-
-class Worker(Generic[P]):
-    """What runs on the cluster."""
-
-    def __init__(self) -> None:
-        self._measure: Measure[P] | None = None
-        self._pairs: Sequence[BundlePair] = ()
-
-    def begin(self, begin: Begin[P], version: str, count: int) -> str | None:
-        """Open the runs. Returns what is wrong with them, or with this installation."""
-        here = installed_version()
-        if here != version:
-            return f"it has tensortap {here}, and this is {version}; install the same on the cluster"
-        try:
-            self._measure, self._pairs = begin()
-        except (ComparatorError, OSError) as error:
-            return str(error)
-        if len(self._pairs) != count:
-            return f"it finds {len(self._pairs)} pairs in the runs, where {count} are found here: the files differ"
-        return None
-
-    def measure(self, units: Sequence[tuple[Unit, str]]) -> list[UnitResult[P] | Exception]:
-        """Measure units, each of which comes with its mark."""
-        assert self._measure is not None
-        found: list[UnitResult[P] | Exception] = []
-        for unit, mark in units:
-            if mark_of(unit, self._pairs) != mark:
-                found.append(
-                    ComparatorError(f"{socket.gethostname()} sees other records in the runs: the files differ")
-                )
-                continue
-            try:
-                found.append(self._measure(unit))
-            except Exception as error:
-                found.append(error)
-        return found
-
-
-def installed_version() -> str:
-    return importlib.metadata.version("tensortap")
-
-
-def mark_of(unit: Unit, pairs: Sequence[BundlePair]) -> str:
-    """What tells the pairs of a unit from others."""
-    told = [
-        (pair.name, pair.tags, pair.step, _told(pair.baseline), _told(pair.target))
-        for pair in map(pairs.__getitem__, unit.pairs)
-    ]
-    return xxhash.xxh3_64_hexdigest(repr(told).encode("utf-8", "surrogatepass"))
-
-
-def _told(side: Bundle | None) -> list[Any] | None:
-    if side is None:
-        return None
-    return [(entry.rank, entry.step, entry.record.order, entry.record.dtype, entry.shape) for entry in side.entries]
 
 
 @dataclass(eq=False)

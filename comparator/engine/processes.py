@@ -1,7 +1,8 @@
 """Units in several processes of this machine.
 
-Workers are forks of this process: they have the runs open, and what is planned. They are given a few neighbouring units
-at a time, since a tap is measured against its inputs, and send back numbers, through pipes that nobody else knows.
+Workers are forks of this process: they have the runs open, and what is planned. Where this process has threads, which
+a fork has not, they are new processes that open the runs again. They are given a few neighbouring units at a time,
+since a tap is measured against its inputs, and send back numbers, through pipes that nobody else knows.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import contextlib
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
+from comparator.engine.opened import Begin, Worker, installed_version, mark_of
 from comparator.engine.protocol import Measure, lost
 from comparator.engine.schedule import Schedule
+from comparator.errors import ComparatorError
+from comparator.match.bundles import BundlePair
 from comparator.measure.units import Unit, UnitResult
 
 P = TypeVar("P")
@@ -41,20 +45,93 @@ class ForkedProcesses:
 
     def results(self, units: Sequence[Unit], measure: Measure[P]) -> Iterator[UnitResult[P]]:
         """See ``Engine``. What a worker raised is raised here; one that ends is replaced, and its unit tried again."""
-        pool = _Pool(units, measure, self.jobs)
-        try:
-            yield from pool.results()
-        finally:
-            pool.end()
+        fork: Any = multiprocessing.get_context("fork")
+
+        def measured(number: int) -> UnitResult[P] | BaseException:
+            try:
+                return measure(units[number])
+            except Exception as error:
+                return error
+
+        def start(pipe: Connection, foreign: list[Connection]) -> BaseProcess:
+            made: BaseProcess = fork.Process(target=_work, args=(pipe, foreign, lambda numbers: measured), daemon=True)
+            made.start()
+            return made
+
+        yield from _results(_Pool(units, self.jobs, start, lambda number: number))
+
+
+@dataclass(frozen=True)
+class NewProcesses:
+    """``jobs`` workers that begin anew and open the runs themselves, as ``begin`` says; ``pairs`` are those found here,
+    which must be the same."""
+
+    jobs: int
+    begin: Begin[Any]
+    pairs: Sequence[BundlePair]
+
+    def results(self, units: Sequence[Unit], measure: Measure[P]) -> Iterator[UnitResult[P]]:
+        """See ``Engine``, and ``ForkedProcesses``. ``measure`` is not used: workers measure as ``begin`` gives."""
+        spawn = multiprocessing.get_context("spawn")
+        given = self.begin, installed_version(), len(self.pairs)
+
+        def start(pipe: Connection, foreign: list[Connection]) -> BaseProcess:
+            made = spawn.Process(target=_work_anew, args=(pipe, *given), daemon=True)
+            made.start()
+            return made
+
+        yield from _results(_Pool(units, self.jobs, start, lambda at: (units[at], mark_of(units[at], self.pairs))))
+
+
+def _results(pool: _Pool[P]) -> Iterator[UnitResult[P]]:
+    try:
+        yield from pool.results()
+    finally:
+        pool.end()
+
+
+def _work(pipe: Connection, foreign: Sequence[Connection], ready: Callable[[list[Any]], Callable[[Any], Any]]) -> None:
+    """What a worker does, until the process that began it has gone. ``ready`` is told of what is measured next, and
+    gives what measures one of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the whole group; the process that began it ends its workers
+    for other in foreign:
+        other.close()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            given = pipe.recv()
+            measured = ready([one for _, one in given])
+            for number, one in given:
+                pipe.send((number, measured(one)))
+
+
+def _work_anew(pipe: Connection, begin: Begin[Any], version: str, count: int) -> None:
+    worker: Worker[Any] = Worker()
+    problem = worker.begin(begin, version, count)
+
+    def ready(given: list[Any]) -> Callable[[Any], Any]:
+        if problem is not None:
+            return lambda one: ComparatorError(f"a process that opened the runs again cannot compare them: {problem}")
+        worker.expect(given)
+        return worker.measured
+
+    _work(pipe, (), ready)
 
 
 class _Pool(Generic[P]):
-    def __init__(self, units: Sequence[Unit], measure: Measure[P], jobs: int) -> None:
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        jobs: int,
+        start: Callable[[Connection, list[Connection]], BaseProcess],
+        parcel: Callable[[int], Any],
+    ) -> None:
+        """``start`` begins a worker that listens at a pipe, and closes those that are of others; ``parcel``: what it is
+        sent of the unit of a number."""
         self._units = units
-        self._measure = measure
+        self._start = start
+        self._parcel = parcel
         self._schedule: Schedule[P] = Schedule(units, jobs)
         self._jobs = min(jobs, len(units))
-        self._context: Any = multiprocessing.get_context("fork")
         self._workers: list[_Worker] = []
 
     def results(self) -> Iterator[UnitResult[P]]:
@@ -77,15 +154,13 @@ class _Pool(Generic[P]):
             numbers = self._schedule.take()
             worker.given.extend(numbers)
             with contextlib.suppress(OSError):  # it has ended, which shows when it is listened to
-                worker.pipe.send(numbers)
+                worker.pipe.send([(number, self._parcel(number)) for number in numbers])
 
     def _begin(self) -> _Worker | None:
         if len(self._workers) >= self._jobs:
             return None
-        ours, theirs = self._context.Pipe()
-        others = [worker.pipe for worker in self._workers]
-        process = self._context.Process(target=self._work, args=(theirs, [ours, *others]), daemon=True)
-        process.start()
+        ours, theirs = multiprocessing.Pipe()
+        process = self._start(theirs, [ours, *(worker.pipe for worker in self._workers)])
         theirs.close()
         worker = _Worker(process, ours)
         self._workers.append(worker)
@@ -119,22 +194,6 @@ class _Pool(Generic[P]):
         else:
             others.insert(0, first)
         self._schedule.waiting.extendleft(reversed(others))
-
-    def _work(self, pipe: Connection, foreign: list[Connection]) -> None:
-        """What a worker does, until this process has gone."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the whole group; this process ends its workers
-        for other in foreign:
-            other.close()
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                for number in pipe.recv():
-                    pipe.send((number, self._measured(self._units[number])))
-
-    def _measured(self, unit: Unit) -> UnitResult[P] | BaseException:
-        try:
-            return self._measure(unit)
-        except Exception as error:
-            return error
 
 
 def _ending(code: int | None) -> str:

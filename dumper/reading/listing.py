@@ -21,7 +21,7 @@ from dumper.values.fingerprint import SCHEME
 from tensortap.progress import Progress, silent, watched
 
 if TYPE_CHECKING:
-    from dumper.reading.protocol import GraphCoverage, Record, Run, TapCoverage
+    from dumper.reading.protocol import GraphCoverage, Record, RecordColumns, Run, TapCoverage
 
 
 def print_run(run: Run, records: Sequence[Record] | None = None, progress: Progress = silent) -> None:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ import pytest
 from comparator.api import open_side
 from comparator.cli import main
 from comparator.elsewhere import OpenedAgain, on_cluster
-from comparator.engine.cluster import RayCluster, Worker, connected, installed_version, mark_of
-from comparator.engine.protocol import Measure
+from comparator.engine.cluster import RayCluster, connected
+from comparator.engine.opened import Opened, Worker, installed_version, mark_of
 from comparator.errors import ComparatorError
 from comparator.match.bundles import BundlePair
 from comparator.measure.measurement import Failure, Skipped
@@ -174,7 +174,7 @@ def test_reports_are_the_same(
         assert printed[0] == printed[1]
 
 
-def ends(folder: str, times: int) -> Callable[[], tuple[Measure[int], Sequence[BundlePair]]]:
+def ends(folder: str, times: int) -> Callable[[], Opened[int]]:
     """Unit 5 ends its worker so many times."""
     pairs = PAIRS
 
@@ -187,7 +187,7 @@ def ends(folder: str, times: int) -> Callable[[], tuple[Measure[int], Sequence[B
         rows = tuple(Row(pair, 0, Skipped("x", "y", f"pair {pair}")) for pair in unit.pairs)
         return UnitResult(unit, rows, 0)
 
-    return lambda: (measure, pairs)
+    return lambda: Opened(measure, pairs)
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_workers_that_end(cluster: tuple[str, psutil.Process], tmp_path: Path, t
     import ray.cloudpickle
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    measure = ends(str(tmp_path), 0)()[0]
+    measure = ends(str(tmp_path), 0)().measure
     with connected(cluster[0]):
         results = RayCluster(ends(str(tmp_path), times), PAIRS).results(UNITS, measure)
         if times == -1:

@@ -11,6 +11,11 @@ import pytest
 from obstore.store import from_url
 
 from comparator.cli import main as comparator
+from comparator.elsewhere import on_this_machine
+from comparator.engine.processes import NewProcesses
+from comparator.errors import ComparatorError
+from comparator.options import Options
+from comparator.pipeline import prepare
 from dumper.cli import main as dumper
 from dumper.reading.open import open_run
 from dumper.storage import ranges
@@ -78,3 +83,25 @@ def test_an_object_that_was_replaced_is_noticed(bucket: str, tmp_path: Path, mon
     _upload(record(tmp_path / "two", changed=1), bucket, "replaced")
     with pytest.raises(OSError, match="changed while it was read"):
         run.records[0].array()
+
+
+def test_several_processes_compare_what_is_in_a_bucket(
+    bucket: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each opens the runs itself, since a fork of a process with connections has none; the report is the same."""
+    for name, changed in (("d", None), ("e", 2)):
+        _upload(record(tmp_path / name, changed=changed), bucket, name)
+    reports = []
+    for jobs in ("1", "2"):
+        assert comparator([f"{bucket}/d", f"{bucket}/e", "--jobs", jobs, "--output-format", "json"]) == 1
+        reports.append(capfd.readouterr().out)
+    assert reports[0] == reports[1]
+    prepared = prepare(open_run(f"{bucket}/d"), open_run(f"{bucket}/e"), Options())
+    engine = on_this_machine(prepared, 2)
+    assert isinstance(engine, NewProcesses)
+    assert [one.rows for one in engine.results(prepared.units, prepared.profiling())] == [
+        prepared.profiling()(unit).rows for unit in prepared.units
+    ]
+    _upload(record(tmp_path / "f", changed=2, rows=6), bucket, "e")
+    with pytest.raises(ComparatorError, match="the files differ"):
+        list(engine.results(prepared.units, prepared.profiling()))
