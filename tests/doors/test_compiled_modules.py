@@ -179,8 +179,6 @@ def test_a_processor_without_avx2(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     x = np.random.default_rng(0).standard_normal((37, 513), np.float32)
     sums, _ = measure_sums(x, x * 2)
-    assert ran.stdout.splitlines() == [
-        "[0, 0, 0]",
-        repr(sums),
-        dumper.values.fingerprint.fingerprint("float32", x.shape, x),
-    ]
+    instructions, *results = ran.stdout.splitlines()
+    assert set(json.loads(instructions)) == {0}
+    assert results == [repr(sums), dumper.values.fingerprint.fingerprint("float32", x.shape, x)]
