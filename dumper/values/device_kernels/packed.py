@@ -14,6 +14,7 @@ from dumper.values.device_kernels.decoding import BOOL, FLOAT8_E4M3FN, FLOAT8_E5
 
 WORDS_OF_ROW = tl.constexpr(4)
 """Words in a row of a tile, which a thread reads at once."""
+ROW_BYTES = tl.constexpr(16)
 OFFSET = tl.constexpr(0x42C00000)
 """The bits of 96.0."""
 
@@ -175,16 +176,15 @@ def _zeros(ROWS: tl.constexpr, KIND: tl.constexpr):
 
 
 @triton.jit
-def _last_words(value, n):
-    """The last word, of which 0 to 3 bytes are elements: with 0 in the place of others, and with the first element
-    there. The first element in all places."""
-    whole = n // 4
-    byte = tl.arange(0, 4)
-    bytes_left = tl.load(value + (whole * 4 + byte), mask=whole * 4 + byte < n, other=0).to(tl.uint32)
-    word = tl.sum(bytes_left << (byte * 8).to(tl.uint32), axis=0)
-    fill = tl.load(value).to(tl.uint32) * 0x01010101
-    bits = ((n - whole * 4) * 8).to(tl.uint32)
-    return word, word | ((fill >> bits) << bits), fill
+def _last_row(value, n):
+    """The last row of words, [1, WORDS_OF_ROW], which the elements do not fill: with 0 in the place of what is behind
+    them, and with the first element there. The first element in all places of a word."""
+    place = n // ROW_BYTES * ROW_BYTES + tile_offsets(WORDS_OF_ROW, 4)
+    first = tl.load(value).to(tl.uint32)
+    found = tl.load(value + place, mask=place < n, other=0).to(tl.uint32)
+    filled = tl.where(place < n, found, first)
+    shifts = (tl.arange(0, 4) * 8).to(tl.uint32)[None, :]
+    return tl.sum(found << shifts, axis=1)[None, :], tl.sum(filled << shifts, axis=1)[None, :], first * 0x01010101
 
 
 @triton.jit
@@ -231,7 +231,6 @@ def measure_bytes(
         float("inf") if KIND == FLOAT8_E5M2 else (0x42C40000 if KIND == FLOAT8_E4M3FN else 0xFFFFFFFF)
     )
     words = tl.multiple_of(value.to(tl.pointer_type(tl.uint32)), 16)
-    whole = n // 4
     offsets = tile_offsets(ROWS, WORDS_OF_ROW)
     total = tl.zeros([ROWS], tl.float64 if KIND == FLOAT8_E5M2 else tl.int64)
     magnitude = tl.zeros([ROWS], tl.int64 if KIND >= SIGNED else tl.float64)
@@ -239,7 +238,7 @@ def measure_bytes(
     low = tl.full([ROWS, WORDS_OF_ROW], GREATEST, EXTREME)
     high = tl.full([ROWS, WORDS_OF_ROW], LEAST, EXTREME)
     first = program * GROUP
-    while first + GROUP <= whole:
+    while (first + GROUP) * 4 <= n:
         sums, magnitudes, squares = _zeros(ROWS, KIND)
         for number in tl.static_range(TILES):
             word = tl.load(words + (first + number * TILE + offsets))
@@ -249,15 +248,15 @@ def measure_bytes(
         total, magnitude, square = _add_rows(total, magnitude, square, sums, magnitudes, squares, KIND, TILES)
         first += programs * GROUP
     if first * 4 < n:
-        # The elements do not fill the last group, nor, perhaps, its last word.
-        last, last_filled, fill = _last_words(value, n)
-        there = (whole - first).to(tl.int32)
+        # The elements do not fill the last group, nor, perhaps, its last row.
+        last, last_filled, fill = _last_row(value, n)
+        whole = (n // ROW_BYTES - first // WORDS_OF_ROW).to(tl.int32)
         sums, magnitudes, squares = _zeros(ROWS, KIND)
         for number in tl.static_range(TILES):
-            place = number * TILE + offsets
-            word = tl.load(words + (first + place), mask=place < there, other=0)
-            filled = tl.where(place < there, word, tl.where(place == there, last_filled, fill))
-            word = tl.where(place == there, last, word)
+            row = number * ROWS + tl.arange(0, ROWS)[:, None]
+            word = tl.load(words + (first + number * TILE + offsets), mask=row < whole, other=0)
+            filled = tl.where(row < whole, word, tl.where(row == whole, last_filled, fill))
+            word = tl.where(row == whole, last, word)
             sums, magnitudes, squares, low, high = _add(
                 word, filled, sums, magnitudes, squares, low, high, KIND, DOT_INSTRUCTION
             )
