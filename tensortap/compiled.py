@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ MODULES = (
     "tensortap.lost_pages._compiled",
 )
 """Those of all packages."""
+_ELF = struct.Struct("<32xQ14xHH4x")
+"""Of the header: offset of the table of segments, size of an entry, number of entries."""
+_SEGMENT = struct.Struct("<8xQ16xQ")
+"""Of an entry: offset in the file, bytes in the file."""
 
 
 def load(name: str) -> Any:
@@ -29,6 +34,9 @@ def load(name: str) -> Any:
     sources than those beside it. The log then says so once, as ``kernel-not-loaded`` (docs/messages.md).
     """
     try:
+        found = importlib.util.find_spec(name)
+        if found is not None and found.origin is not None and _is_cut_off(found.origin):
+            raise ImportError(f"{found.origin}: the file is shorter than it says")
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         others = _built_for_others(name)
@@ -40,7 +48,7 @@ def load(name: str) -> Any:
         _say(name, str(error))
     else:
         file = module.__file__ or ""
-        digest = sources_digest(os.path.dirname(file))
+        digest = _digest_beside(file)
         if digest is None or module.__doc__ == digest:
             return module
         _say(file, "it was built from other sources than those beside it")
@@ -60,6 +68,30 @@ def sources_digest(folder: str) -> str | None:
             with open(os.path.join(folder, name), "rb") as source:
                 digest = zlib.crc32(source.read(), digest)
     return f"{digest:08x}" if digest else None
+
+
+def _digest_beside(file: str) -> str | None:
+    try:
+        return sources_digest(os.path.dirname(file))
+    except OSError:
+        return None
+
+
+def _is_cut_off(path: str) -> bool:
+    """Whether a library of 64 bits ends before its segments do, as its ELF header places them (elf(5)): to load it
+    would end the process (SIGBUS)."""
+    with open(path, "rb") as file:
+        header = file.read(_ELF.size)
+        if len(header) < _ELF.size or not header.startswith(b"\x7fELF\x02\x01"):
+            return False
+        first, size, count = _ELF.unpack(header)
+        file.seek(first)
+        table = file.read(size * count)
+        end = os.fstat(file.fileno()).st_size
+    if size < _SEGMENT.size or len(table) < size * count:
+        return True
+    places = (_SEGMENT.unpack_from(table, at) for at in range(0, len(table), size))
+    return any(offset + length > end for offset, length in places)
 
 
 def _built_for_others(name: str) -> Sequence[str]:

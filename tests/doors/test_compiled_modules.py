@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _struct
 import importlib.machinery
 import json
 import os
@@ -81,6 +82,9 @@ SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
     [
         (f"_compiled{SUFFIX}", b"\x7fELF and nothing more", "file too short|invalid ELF header"),
         (f"_compiled{SUFFIX}", b"no library" * 1000, "invalid ELF header"),
+        (f"_compiled{SUFFIX}", Path(_struct.__file__).read_bytes()[:5000], "shorter than it says"),
+        (f"_compiled{SUFFIX}", Path(_struct.__file__).read_bytes()[:100], "shorter than it says"),
+        (f"_compiled{SUFFIX}", Path(_struct.__file__).read_bytes(), "does not define module export function"),
         ("_compiled.cpython-38-x86_64-linux-gnu.so", b"", "built for another Python"),
         ("_compiled.py", b"import nowhere_to_be_found", "nowhere_to_be_found"),
         ("_compiled.py", b"raise SystemError('initialization failed')", "initialization failed"),
