@@ -1,7 +1,7 @@
 """The metrics as SGLang's comparator rounds them: in float32, sums in torch's order.
 
 ``rel`` is there 1 - 2 Σxy / Σ(x² + y²), which cancels; near zero two correct programs agree on it only when they
-round alike. torch is imported only for memory with gaps, and for bfloat16 against others.
+round alike. torch is imported only for arrays with gaps in their memory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-import numpy.typing as npt
 from msgspec.structs import replace
 
 from comparator.measure.difference import Difference, Measured, compare_arrays
@@ -71,27 +70,24 @@ def _rounded_by_torch(x: Array, y: Array) -> tuple[float, float, float]:
 def difference_as_torch_in_bfloat16(baseline: Array, target: Array, *, percentiles: bool = False) -> Difference:
     """The difference with both sides rounded to bfloat16, the subtraction too."""
     import ml_dtypes
-    import torch
 
-    halves = [side.astype(ml_dtypes.bfloat16) for side in (baseline, target)]
+    halves = [np.ascontiguousarray(side.astype(ml_dtypes.bfloat16)) for side in (baseline, target)]
     difference = compare_as_torch(*halves, percentiles=percentiles).difference
     if not baseline.size:
         return difference
-    x, y = (torch.from_numpy(_bits(half)).view(torch.bfloat16) for half in halves)
-    gap = (y - x).abs()
-    where = np.unravel_index(int(gap.argmax()), baseline.shape)
-    coordinate = tuple(int(index) for index in where)
-    largest = gap.max().item()
+    x, y = (to_working(half, _SINGLE) for half in halves)
+    with np.errstate(all="ignore"):
+        gap = np.asarray(to_working(np.abs(y - x).astype(ml_dtypes.bfloat16), _SINGLE))
+        # torch takes the mean of half precisions in float32, and rounds it.
+        mean = np.float32(sums_as_torch(np.zeros_like(gap), gap).gap) / np.float32(gap.size)
+    coordinate = tuple(int(index) for index in np.unravel_index(int(gap.argmax()), gap.shape))
+    largest = float(gap.max())
     return replace(
         difference,
         rel=0.0 if largest == 0.0 else difference.rel,
         max_abs=largest,
-        mean_abs=gap.mean().item(),
+        mean_abs=float(ml_dtypes.bfloat16(mean)),
         coordinate=coordinate,
         baseline_at_max=float(halves[0][coordinate]),
         target_at_max=float(halves[1][coordinate]),
     )
-
-
-def _bits(array: Array) -> npt.NDArray[np.int16]:
-    return np.ascontiguousarray(array).view(np.int16)

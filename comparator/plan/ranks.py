@@ -6,7 +6,7 @@ These are the rules of SGLang's comparator, for tensors that are joined as their
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comparator.errors import PairError
 from dumper.readers.sglang.names import PARALLEL_KEYS
@@ -50,11 +50,18 @@ def active_place(record: SGLangRecord, also: Collection[str] = ()) -> Place:
 
 def place_key(record: SGLangRecord) -> Hashable:
     """What ``active_place`` looks at: equal for files of one place."""
-    meta = record.facts.meta
-    infos = [tuple(info.items()) for key in PARALLEL_KEYS if isinstance(info := meta.get(key), dict)]
-    own = [(key, value) for key, value in meta.items() if key.endswith(("_rank", "_size"))]
-    # As text, since a file may hold anything there.
-    return repr((infos, own))
+    found: list[Hashable] = []
+    for key, value in record.facts.meta.items():
+        if key in PARALLEL_KEYS and isinstance(value, dict):
+            found.append((key, *((name, _plain(one)) for name, one in value.items())))
+        elif isinstance(key, str) and key.endswith(("_rank", "_size")):
+            found.append((key, _plain(value)))
+    return tuple(found)
+
+
+def _plain(value: Any) -> Hashable:
+    """As text where a file holds what cannot be a key."""
+    return value if type(value) is int else repr(value)
 
 
 def check_declared(dims: Dims, places: Sequence[Place], data_parallel_axis: str) -> tuple[list[str], set[str]]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from comparator.align.unshard import _sum_as_torch
 from comparator.measure import torch_sums
-from comparator.measure.torch_rounding import _rounded, _rounded_by_torch
+from comparator.measure.torch_rounding import _rounded, _rounded_by_torch, difference_as_torch_in_bfloat16
 from comparator.measure.torch_sums import reference, sums_as_torch
 
 SIZES = [*range(70), 127, 128, 1000, 8191, 8192, 32767, 32768, 65_537, 300_001, (1 << 20) + 5]
@@ -96,6 +96,24 @@ def test_metrics_are_those_of_torch_wherever_elements_lie(places: tuple[int, int
         left, right = x.transpose(places), y.transpose(places)
         assert _rounded(left, right) == _rounded_by_torch(left, right)
         assert _rounded(left[:, ::2], right[:, ::2]) == _rounded_by_torch(left[:, ::2], right[:, ::2])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 70_000), st.sampled_from([0, 1e-3, 1.0]), st.integers(0, 2**32))
+def test_a_difference_in_bfloat16_is_that_of_torch_in_every_bit(size: int, noise: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(size).astype(np.float32)
+    y = (x + noise * rng.standard_normal(size)).astype(ml_dtypes.bfloat16)
+    if seed % 5 == 0:
+        x[rng.integers(size)] = rng.choice([np.nan, np.inf, -np.inf])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+        found = difference_as_torch_in_bfloat16(x, y)
+    left = torch.from_numpy(x).bfloat16()
+    right = torch.from_numpy(y.view(np.int16)).view(torch.bfloat16)
+    gap = (right - left).abs()
+    expected = gap.max().item(), gap.mean().item(), (int(gap.argmax()),)
+    np.testing.assert_equal((found.max_abs, found.mean_abs, found.coordinate), expected)
 
 
 @pytest.mark.filterwarnings("error")
