@@ -63,13 +63,17 @@ def cut(pair: BundlePair) -> PairError:
 
 LARGE = 1 << 20
 """Bytes from which memory of a mapped payload is given back; less is not worth the call."""
+MAY_BE_LARGE = LARGE >> 4
+"""Bytes of one record from which another of its kind, less well compressed, is taken to be large."""
 
 
 def let_go(pair: BundlePair) -> None:
     """Give back the memory of what a pair has mapped of its files: it would count until the files are closed; and that
     of its entries, which are made again when they are asked for."""
     for bundle in (pair.baseline, pair.target):
-        for entry in bundle.entries if bundle is not None else ():
+        if bundle is None or not any(like.record.nbytes >= MAY_BE_LARGE for like, *_ in bundle.alike):
+            continue
+        for entry in bundle.entries:
             give_back = getattr(entry.record, "let_go", None)
             if give_back is not None and entry.record.nbytes >= LARGE:
                 give_back()
