@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from comparator.engine.protocol import Engine
     from comparator.pipeline import Comparing, Prepared
+    from comparator.report.outputs import Outputs
     from comparator.report.records import ReportRecord
     from comparator.report.reporters import PlainConsole, Reporter, Schema
     from comparator.report.runs import Tally
@@ -105,14 +106,15 @@ def _compare(arguments: argparse.Namespace, engine_of: Callable[[Prepared, int |
     others = open_others(arguments.reference, arguments.noise, arguments.calibration)
     both_sglang = is_sglang_dump(baseline) and is_sglang_dump(target)
     report_path = _report_path(arguments.report_path, target.path if both_sglang else None)
-    samples = arguments.output_format == "json" or report_path is not None  # no other output shows them
-    prepared = prepare(baseline, target, replace(options, samples=samples), others=others, progress=progress)
+    outputs = Outputs(vars(arguments))
+    prepared = prepare(
+        baseline, target, _needed(options, arguments, report_path, outputs), others=others, progress=progress
+    )
     if arguments.explain:
         return _explained(prepared, arguments.explain)
     schema: Schema = arguments.report_schema or ("sglang" if both_sglang else "tensortap")
     printed = shown or _printed(arguments, console, schema)
     reporters: list[Reporter] = [printed]
-    outputs = Outputs(vars(arguments))
     said = prepared.notes()
     runs = (prepared.baseline, prepared.target)
     tally = Tally(
@@ -155,6 +157,12 @@ def _compare(arguments: argparse.Namespace, engine_of: Callable[[Prepared, int |
     if comparing.interrupted:
         return INTERRUPTED
     return tally.exit_code if not stopped else max(tally.exit_code, 1)
+
+
+def _needed(options: Options, arguments: argparse.Namespace, report: Path | None, outputs: Outputs) -> Options:
+    """Only what is written for machines has samples, and text for people no list of records either."""
+    samples = arguments.output_format == "json" or report is not None
+    return replace(options, samples=samples, records=samples or bool(outputs))
 
 
 def _explained(prepared: Prepared, name: str) -> int:

@@ -64,6 +64,8 @@ class Options:
     """Report the ``rel`` of every token."""
     samples: bool = True
     """Whether findings on two of SGLang's dumps hold the first values of both sides as text."""
+    records: bool = True
+    """Whether findings on tensors list the records that they were made from."""
     memory: int | None = None
     """Bytes that comparing may take, in all processes of a machine together; tensors for which it is not enough are
     read some rows at a time. None: what is free."""

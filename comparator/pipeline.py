@@ -316,7 +316,10 @@ class Comparing:
             )
         elif self._draws == "all" and isinstance(measurement, TensorMeasurement):
             self._prepared.measurer.align(selected, self._draw)
-        found = build(selected, measurement, verdict, self._prepared.contexts, self._prepared.trace)
+        prepared = self._prepared
+        found = build(
+            selected, measurement, verdict, prepared.contexts, prepared.trace, records=prepared.options.records
+        )
         selected.pair.forget()
         return found
 

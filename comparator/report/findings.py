@@ -63,15 +63,19 @@ def build(
     verdict: Verdict,
     contexts: Mapping[Side, SideContext],
     trace: Trace = lambda _: None,
+    *,
+    records: bool = True,
 ) -> Comparison:
-    """The record of one finding; ``trace`` gives the plan of a pair of tensors for the report."""
+    """The record of one finding; ``trace`` gives the plan of a pair of tensors for the report, ``records`` lists what
+    both sides were made from."""
     common = _common(selected.pair, verdict)
     failure = verdict.failure or (measurement if isinstance(measurement, Failure) else None)
     if failure is not None:
         return _errored(common, failure)
     match measurement:
         case TensorMeasurement():
-            return _tensor(common, selected, measurement, verdict, contexts, trace)
+            bundles = _bundle_info(selected, measurement, contexts) if records else None
+            return _tensor(common, measurement, verdict, trace(selected), bundles)
         case HashMeasurement():
             return _reduced(common, "hash", measurement, (Statistics(), Statistics()), None)
         case StatisticsMeasurement():
@@ -115,13 +119,11 @@ def _errored(common: _Common, failure: Failure) -> ErroredComparison:
 
 def _tensor(
     common: _Common,
-    selected: Selected,
     measurement: TensorMeasurement,
     verdict: Verdict,
-    contexts: Mapping[Side, SideContext],
-    trace: Trace,
+    trace: dict[str, Any] | None,
+    bundles: BundleInfo | None,
 ) -> TensorComparison:
-    pair = selected.pair
     samples = measurement.samples or (None, None)
     difference, judgement, downcast = measurement.difference, verdict.judgement, None
     if measurement.downcast is not None and verdict.downcast is not None:
@@ -139,12 +141,9 @@ def _tensor(
         diff=diff,
         diff_downcast=downcast,
         downcast_dtype=None if downcast is None else torch_dtype_name(measurement.downcast_dtype),
-        traced_plan=trace(selected),
+        traced_plan=trace,
         replicated_checks=_replica_checks(measurement, verdict),
-        raw_bundle_info=BundleInfo(
-            x=_bundle_side(pair.baseline, measurement.dims[0], contexts["baseline"], selected.left_out),
-            y=_bundle_side(pair.target, measurement.dims[1], contexts["target"], selected.left_out),
-        ),
+        raw_bundle_info=bundles,
         tokens=_token_counts(measurement),
         level="checksum" if measurement.settled else "full",
         first_bad_token=measurement.first_bad_token if judgement is not None and not judgement.passed else None,
@@ -282,6 +281,16 @@ def _token_counts(measurement: TensorMeasurement) -> TokenCounts | None:
         only_target=dict(tokens.only_target),
         padding_baseline=tokens.dropped_baseline,
         padding_target=tokens.dropped_target,
+    )
+
+
+def _bundle_info(
+    selected: Selected, measurement: TensorMeasurement, contexts: Mapping[Side, SideContext]
+) -> BundleInfo:
+    pair, (baseline, target) = selected.pair, measurement.dims
+    return BundleInfo(
+        x=_bundle_side(pair.baseline, baseline, contexts["baseline"], selected.left_out),
+        y=_bundle_side(pair.target, target, contexts["target"], selected.left_out),
     )
 
 
