@@ -87,6 +87,26 @@ def test_more_elements_than_32_bits_count(recordings: Recordings) -> None:
     assert one.fingerprint != other.fingerprint
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "bool", "float8_e4m3fn", "float8_e5m2", "bfloat16", "int64"])
+def test_statistics_of_small_and_large_tensors(recordings: Recordings, dtype: str) -> None:
+    """One that fills no tile, one with whole tiles alone, two with more than all programs take at once; the last
+    one is finite."""
+    recorder = recordings.start(level="stats")
+    generator = torch.Generator().manual_seed(0)
+    kind = getattr(torch, dtype)
+    values = []
+    for number, (length, bits) in enumerate(((1_003, 0xFF), (1 << 16, 0xFF), (9_000_007, 0xFF), (9_000_007, 0xBF))):
+        found = torch.randint(0, 256, (length * kind.itemsize,), dtype=torch.uint8, generator=generator)
+        found &= 1 if dtype == "bool" else bits
+        values.append(found.view(kind))
+        recorder.dump("x", values[-1].to(DEVICE), number=number)
+    records = recordings.read(recorder).records
+    for value, record in zip(values, records, strict=True):
+        expected = named_statistics(device_statistics(value).tolist())
+        scale = 1e-9 * abs(expected["abs_mean"])
+        assert record.statistics == pytest.approx(expected, rel=1e-9, abs=scale), record.tags
+
+
 def test_streams_and_threads_at_once(recordings: Recordings) -> None:
     recorder = recordings.start(level='stats if name == "stats"; hash')
     values = [torch.randn(2_000_000 + number, device=DEVICE) for number in range(8)]
