@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -18,6 +19,9 @@ E2E = Path(__file__).parent / "e2e"
 
 # numpy's threads wait for each other longer than they work, on the small arrays of tests and beside other processes.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Modules and tests are very many objects that stay; looking for garbage among them takes a fifth of the collection.
+gc.set_threshold(50_000)
 
 # No test depends on how fast the machine is. In CI every run tries the same examples.
 hypothesis.settings.register_profile(

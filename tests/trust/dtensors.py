@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from dumper import dumper
+
+
+def prepare(size: int, folder: str) -> None:
+    """Imports what takes long, once for all ranks; not at the top, for every process that collects the tests."""
+    importlib.import_module("torch.distributed.fsdp")
+    importlib.import_module("torch.distributed.tensor.parallel")
 
 
 def record(rank: int, size: int, folder: str) -> str:
@@ -26,6 +29,11 @@ def record(rank: int, size: int, folder: str) -> str:
 
 
 def _record(rank: int, size: int, folder: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
     os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     dumper.configure(enable=True, dir=folder, run="run", control=False)

@@ -19,7 +19,7 @@ SIZE = 4
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dtensors")
-    errors = run_ranks(dtensors.record, SIZE, SIZE, str(folder))
+    errors = run_ranks(dtensors.record, SIZE, SIZE, str(folder), prepare=dtensors.prepare)
     assert not any("not recorded" in error for error in errors), errors
     return folder / "run"
 

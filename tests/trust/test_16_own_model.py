@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from dumper import open_run
+from testbed.forked import ForkHost
+from testbed.servers import free_port
 from tests.trust.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -30,7 +32,20 @@ def _run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_from_nothing_to_a_verdict(tmp_path: Path) -> None:
+TWO_RANKS = """
+import os, runpy, sys
+other = os.fork()
+rank = str(int(other == 0))
+os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[1])
+os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+runpy.run_path("own_model.py", run_name="__main__")
+if other:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
+"""
+"""What torchrun does, forked from a process that has imported torch."""
+
+
+def test_from_nothing_to_a_verdict(tmp_path: Path, torch_host: ForkHost) -> None:
     (model,) = _blocks("python")
     (tmp_path / "own_model.py").write_text(model)
     record, compare = _blocks("shell")
@@ -45,8 +60,9 @@ def test_from_nothing_to_a_verdict(tmp_path: Path) -> None:
     assert "9 passed" in verdict.stdout, verdict.stdout
     # And the fault that the page speaks of.
     (tmp_path / "own_model.py").write_text(model.replace("dist.all_reduce(summand)", "pass"))
-    faulty = record.splitlines()[1].replace("RUN=two", "RUN=faulty")
-    assert _run(tmp_path, faulty).returncode == 0
+    environment = {**os.environ, "TENSORTAP_ENABLE": "1", "TENSORTAP_DIR": "runs", "TENSORTAP_RUN": "faulty"}
+    ranks = torch_host.run(TWO_RANKS, str(free_port()), folder=tmp_path, environment=environment, timeout=300)
+    assert ranks.returncode == 0, ranks.stderr
     verdict = _run(tmp_path, compare.strip().replace("runs/two", "runs/faulty"))
     assert verdict.returncode == 1, verdict.stdout + verdict.stderr
     assert "6 passed" in verdict.stdout
