@@ -212,15 +212,21 @@ def _rows_are_shared(pair: BundlePair, contexts: Mapping[Side, SideContext], opt
     """
     if pair.baseline is None or pair.target is None or "rank" not in options.grouping_skip_keys:
         return False
-    if _leaves_steps_apart(pair, options):
-        return False
     sides: tuple[tuple[Side, Bundle], ...] = (("baseline", pair.baseline), ("target", pair.target))
-    for side, bundle in sides:
-        run = contexts[side].run
+    shared = [_holds_shared_rows(bundle, contexts[side]) for side, bundle in sides]
+    if not any(shared) or _leaves_steps_apart(pair, options):
+        return False
+    for (side, bundle), found in zip(sides, shared, strict=True):
         if bundle.dims(pair.name, side, options) is None or not bundle.all_tensors:
             return False
-        for entry in bundle.entries:
-            layout = run.layout(entry.step, entry.rank) if entry.step is not None else None
-            if layout is not None and layout.data_parallel is not None and layout.data_parallel.size > 1:
-                return True
+        if found:
+            return True
+    return False
+
+
+def _holds_shared_rows(bundle: Bundle, context: SideContext) -> bool:
+    for entry in bundle.entries:
+        layout = context.run.layout(entry.step, entry.rank) if entry.step is not None else None
+        if layout is not None and layout.data_parallel is not None and layout.data_parallel.size > 1:
+            return True
     return False

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct, field
 
 from comparator.errors import PairError
-from comparator.match.bundles import Bundle, BundlePair
+from comparator.match.bundles import Bundle, BundlePair, Entry
 from comparator.measure.measurement import Failure, Measurement, Skipped, TensorMeasurement
 from comparator.options import SIDES, Options, Side
 from comparator.patterns import fullmatch
@@ -170,18 +170,24 @@ def _rows(bundle: Bundle, name: str, side: Side, options: Options) -> int:
         positions = () if text is None else parse_dims(text).token_dimensions
     except DimsError:
         positions = ()
+    if len(bundle.entries) == 1:
+        return _rows_of(bundle.entries[0], positions)
     found: dict[tuple[int | None, int], int] = {}
     for entry in bundle.entries:
-        try:
-            shape = entry.shape if entry.is_tensor else ()
-        except (PairError, DimsError):  # a piece that the map cuts and cannot be cut; its finding says so
-            shape = ()
-        rows = count_rows(shape, positions) if positions and len(shape) > max(positions) else 1
-        found[entry.step, entry.rank] = found.get((entry.step, entry.rank), 0) + rows
+        place = entry.step, entry.rank
+        found[place] = found.get(place, 0) + _rows_of(entry, positions)
     steps: dict[int | None, int] = {}
     for (step, _), rows in found.items():
         steps[step] = max(steps.get(step, 0), rows)
     return sum(steps.values())
+
+
+def _rows_of(entry: Entry, positions: tuple[int, ...]) -> int:
+    try:
+        shape = entry.shape if positions and entry.is_tensor else ()
+    except (PairError, DimsError):  # a piece that the map cuts and cannot be cut; its finding says so
+        return 1
+    return count_rows(shape, positions) if len(shape) > max(positions, default=-1) else 1
 
 
 def sequences_not_found(account: NameAccount) -> bool:

@@ -16,16 +16,20 @@ PRIVATE_FOLDER = 0o700
 
 def open_to_read(path: Path) -> int:
     """A descriptor of a regular file, or of one that a link leads to. Raises OSError, at once, for anything else."""
+    return open_with_status(path)[0]
+
+
+def open_with_status(path: Path) -> tuple[int, os.stat_result]:
+    """As ``open_to_read``, with what the operating system says of the file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    _check(descriptor, path)
-    return descriptor
+    return descriptor, _check(descriptor, path)
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """The content of a regular file. Raises OSError for anything else, and for more than ``limit`` bytes."""
-    descriptor = open_to_read(path)
+    descriptor, status = open_with_status(path)
     try:
-        size = os.fstat(descriptor).st_size
+        size = status.st_size
         if size > limit:
             raise OSError(errno.EFBIG, f"is {size} bytes long; {limit} is the most", str(path))
         return os.read(descriptor, limit)
@@ -75,7 +79,9 @@ def mode_within(folder: Path) -> int:
         return 0o600
 
 
-def _check(descriptor: int, path: Path) -> None:
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+def _check(descriptor: int, path: Path) -> os.stat_result:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return status

@@ -6,9 +6,10 @@ One pass over both arrays, compiled where the package was installed with a C com
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -46,6 +47,8 @@ def sums_as_torch(x: Array, y: Array) -> TorchSums:
     torch cuts large arrays into a part for each of its threads, whose sums it adds as it adds a vector.
     """
     left, right = x.reshape(-1), y.reshape(-1)
+    if left.size < _GRAIN:
+        return TorchSums(*_part(left, right, 0, left.size))
     parts = [_part(left, right, start, stop) for start, stop in _parts(left.size)]
     if len(parts) == 1:
         return TorchSums(*parts[0])
@@ -69,17 +72,22 @@ def _part(x: Array, y: Array, start: int, stop: int) -> tuple[float, float, floa
 
 
 def _source(array: Array) -> tuple[Array, int]:
-    kind = _KINDS.get(array.dtype.name) if array.dtype.isnative and array.flags.aligned else None
-    if kind is not None:
+    kind = _kind(array.dtype)
+    if kind is not None and array.flags.aligned:
         return array.view(np.uint8), kind
     return np.require(to_working(array, np.dtype(np.float32)), requirements=["C", "A"]).view(np.uint8), _KINDS[
         "float32"
     ]
 
 
+@functools.cache
+def _kind(dtype: np.dtype[Any]) -> int | None:
+    return _KINDS.get(dtype.name) if dtype.isnative else None
+
+
 def _parts(size: int) -> list[tuple[int, int]]:
     threads = _threads()
-    if size < _GRAIN or threads == 1:
+    if threads == 1:
         return [(0, size)]
     each = -(-size // min(threads, -(-size // _GRAIN)))
     return [(start, min(start + each, size)) for start in range(0, size, each)]

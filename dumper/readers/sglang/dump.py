@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
+from msgspec import Struct
 
 from dumper.format.run_files import MOST_RANKS
 from dumper.layout import TokenLayout
@@ -36,8 +37,7 @@ if TYPE_CHECKING:
 _GRADIENT = "grad__"
 
 
-@dataclass(frozen=True)
-class _Facts:
+class _Facts(Struct, frozen=True):
     """What a file says of its value, kept after the value itself is let go."""
 
     dtype: str | None

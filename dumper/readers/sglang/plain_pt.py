@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from dumper.format.regular_files import open_to_read
+from dumper.format.regular_files import open_with_status
 from dumper.readers.sglang.pt_format import is_plain, members, unpickle
 from dumper.values.dtypes import numpy_dtype
 
@@ -86,9 +86,9 @@ def load_plain(path: Path) -> Any:
 
     Raises Unknown for all that is not read here, damage included, and OSError for a file that cannot be read.
     """
-    descriptor = open_to_read(path)
+    descriptor, status = open_with_status(path)
     try:
-        stamp = _stamp(descriptor)
+        stamp = _stamp(status)
         data = _bytes_of(descriptor, 0, stamp[0])
     finally:
         os.close(descriptor)
@@ -112,9 +112,9 @@ def load_plain(path: Path) -> Any:
 
 def read_again(path: Path, dtype: str, place: Place) -> StoredTensor | None:
     """A tensor that was read before; None when the file has changed since. Raises OSError."""
-    descriptor = open_to_read(path)
+    descriptor, status = open_with_status(path)
     try:
-        if _stamp(descriptor) != place.stamp:
+        if _stamp(status) != place.stamp:
             return None
         # Mappings begin at whole pages.
         start = place.start if place.stop - place.start <= _READ else place.start // mmap.PAGESIZE * mmap.PAGESIZE
@@ -128,8 +128,7 @@ def read_again(path: Path, dtype: str, place: Place) -> StoredTensor | None:
     return StoredTensor(dtype, array, place)
 
 
-def _stamp(descriptor: int) -> tuple[int, int, int]:
-    status = os.fstat(descriptor)
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 

@@ -11,12 +11,12 @@ import pickle
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from dumper.format.regular_files import open_to_read
 from dumper.readers.sglang.names import PARALLEL_KEYS
@@ -33,8 +33,7 @@ class PtFileError(Exception):
     """A file that cannot be read; the message names it and says why."""
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(Struct, frozen=True):
     """What one file holds."""
 
     value: Any
