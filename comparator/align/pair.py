@@ -21,6 +21,7 @@ from comparator.plan.pair import PairPlan
 from comparator.plan.side import SidePlan, describe_part
 from comparator.plan.tokens.interface import TokenPlan
 from comparator.rules import Rules
+from tensortap.distinct import distinct
 from tensortap.lazy_rows import is_lazy
 
 VisitReplicas = Callable[[Side, Replicas], None]
@@ -176,7 +177,7 @@ def _rows_used(plan: SidePlan, index: npt.NDArray[np.int64] | None) -> Iterator[
             yield None
         else:
             inside = (index >= start) & (index < start + part.rows)
-            yield np.unique(index[inside]) - start
+            yield distinct(index[inside]) - start
         start += part.rows
 
 

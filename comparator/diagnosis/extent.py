@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 from msgspec import Struct
 
 from comparator.diagnosis.rows import Mask, RowLabels, groups_of
+from tensortap.distinct import distinct
 
 ALL = 0.9
 """Share of the rows from which all are said to differ."""
@@ -37,7 +37,7 @@ def extent_of(labels: RowLabels, beyond: Mask, compared: Mask) -> Extent | None:
         return Extent(rows, of, "all" if rows >= ALL * of else "")
     position = labels.position[found]
     place = (int(position.min()), int(position.max()))
-    sequences = len(np.unique(labels.sequence[found]))
+    sequences = len(distinct(labels.sequence[found]))
     return Extent(rows, of, _group(labels, found, compared), place, sequences)
 
 

@@ -15,6 +15,7 @@ from comparator.diagnosis.rows import Float, Mask, RowLabels, TapKey, has_whole_
 from comparator.diagnosis.strengths import Context, Test
 from comparator.diagnosis.tap_profile import TapProfile
 from comparator.diagnosis.taps import TapGraph, TapNode
+from tensortap.distinct import distinct
 
 _LINEAR: frozenset[Operation] = frozenset({"linear", "combine", "logits"})
 """A factor of the input is one of the output."""
@@ -220,7 +221,7 @@ class Inheritance:
                 found[here] |= tied[there]
                 continue
             found |= ~has_whole_prefix(profile.labels)
-            for sequence in np.unique(labels.sequence[tied]):
+            for sequence in distinct(labels.sequence[tied]):
                 first = labels.position[tied & (labels.sequence == sequence)].min()
                 found |= (profile.labels.sequence == sequence) & (profile.labels.position >= first)
         return found
@@ -249,7 +250,7 @@ def _over_prefix(source: TapProfile, labels: RowLabels) -> tuple[Float, Float]:
     order = np.lexsort((source.labels.position, source.labels.sequence))
     sequence, errors = source.labels.sequence[order], source.error[order]
     mean, most = np.zeros(len(order)), np.zeros(len(order))
-    for number in np.unique(sequence):
+    for number in distinct(sequence):
         rows = np.flatnonzero(sequence == number)
         mean[order[rows]] = np.sqrt(np.cumsum(errors[rows] ** 2) / np.arange(1, len(rows) + 1))
         most[order[rows]] = np.maximum.accumulate(errors[rows])

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from comparator.diagnosis.kernel import ChannelSums, Matrices, RowSums, channel_sums, midpoint_and_added
 from comparator.diagnosis.rows import Float, Integer, Mask, Single
+from tensortap.distinct import distinct
 
 MOST_ROWS = 768
 """Rows that a scale is estimated from, evenly spaced: the standard error takes the rows' Gram matrix."""
@@ -211,7 +212,7 @@ def _sample(difference: Difference) -> Difference:
 def _sampled(rows: int) -> Integer:
     if rows <= MOST_ROWS:
         return np.arange(rows)
-    return np.unique(np.linspace(0, rows - 1, MOST_ROWS).astype(np.int64))
+    return distinct(np.linspace(0, rows - 1, MOST_ROWS).astype(np.int64))
 
 
 def offset(difference: Difference) -> Estimate:

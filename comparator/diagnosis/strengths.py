@@ -21,6 +21,7 @@ from comparator.diagnosis.profiling import CHANNEL_Z, FEWEST_ROWS
 from comparator.diagnosis.routing import Choices
 from comparator.diagnosis.rows import Float, Mask, groups_of
 from comparator.diagnosis.tap_profile import TapProfile
+from tensortap.distinct import distinct
 
 GROUP_Z = 6.0
 CHANNEL_SCALE = 2.0
@@ -227,7 +228,7 @@ def _parts(found: TapProfile, context: Context) -> Iterator[Test]:
 def _experts(context: Context, choice: Choices) -> Iterator[Test]:
     """Rows that use an expert against those that do not."""
     ratio, chosen = context.ratio[context.compared], choice.experts[context.compared]
-    for expert in np.unique(chosen[chosen >= 0]):
+    for expert in distinct(chosen[chosen >= 0]):
         users = (chosen == expert).any(1)
         if min(users.sum(), (~users).sum()) >= FEWEST_USERS:
             value = median(ratio[users]) / max(median(ratio[~users]), LEAST_RATIO)

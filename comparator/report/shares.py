@@ -14,6 +14,7 @@ from comparator.match.bundles import Key
 from comparator.plan.operations import Coordinates
 from comparator.report.tolerance import tolerance_of
 from comparator.verdict.analysis import Analysis
+from tensortap.distinct import distinct
 
 LEAST_TIMES, MOST_TIMES = 1e-3, 1e3
 """Multiples of the tolerance between which errors are told apart."""
@@ -57,7 +58,7 @@ def expert_shares(analysis: Analysis) -> list[Shares]:
         if not profile.choices or profile.operation == "router" or limit is None or limit <= 0:
             continue
         experts = profile.choices[0].experts
-        chosen = np.unique(experts[experts >= 0])
+        chosen = distinct(experts[experts >= 0])
         errors = [median(profile.error[(experts == expert).any(axis=1)]) for expert in chosen.tolist()]
         if errors:
             found.append(Shares(label_of(family), chosen.tolist(), levels(np.array(errors) / limit).tolist()))

@@ -13,6 +13,7 @@ from comparator.plan.tokens.interface import TokenPlan
 from comparator.plan.tokens.parts import PartTokens, in_order_of_steps
 from comparator.plan.tokens.rows import NO_TOKEN_ID, RowTokens, join_rows
 from dumper.layout import PADDING_ROW
+from tensortap.distinct import distinct
 
 _SMART = "--token-aligner smart joins the runs on token identity, whatever their steps are"
 
@@ -55,7 +56,7 @@ def line_of(parts: list[PartTokens]) -> Line:
         indices.append(places[order])
         tokens.append(rows.take(order))
         if len(rows):
-            most = max(most, len(np.unique(rows.source.astype(np.int64) << 32 | rows.sequence)))
+            most = max(most, len(distinct(rows.source.astype(np.int64) << 32 | rows.sequence)))
     joined = join_rows(tokens)
     return Line(np.concatenate(indices), joined.sequence, joined.position, joined.token, dropped, known, most)
 

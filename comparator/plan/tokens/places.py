@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
+
+import xxhash
 
 from comparator.errors import ComparatorError
 from comparator.plan.tokens.interface import LayoutSource, SideLayouts
@@ -263,7 +264,7 @@ def _contradiction(layout: TokenLayout) -> str | None:
 
 def _digest(layout: TokenLayout) -> str:
     """A text that is equal exactly for layouts of the same rows."""
-    hashed = hashlib.sha256()
+    hashed = xxhash.xxh3_128()
     spans: Any = [(span.id, span.start, span.count) for span in layout.sequences]
     hashed.update(repr((spans, layout.rows, layout.batch_shape)).encode())
     sequence, position = layout.row_identities()

@@ -12,6 +12,7 @@ from comparator.plan.tokens.episodes import Episode, Sequence, same_sequence
 from comparator.plan.tokens.places import Places
 from comparator.plan.tokens.rows import PassRows, RowTokens, join_rows
 from dumper.layout import SequenceSpan, TokenLayout
+from tensortap.distinct import distinct
 
 _DRAFT_PREFIX = "draft"
 
@@ -49,7 +50,7 @@ class SequenceTable(Struct, frozen=True, eq=False):
     def number_rows(self, step: int, rows: RowTokens) -> npt.NDArray[np.int32]:
         """Per row the number of its sequence, negative for padding and unknown rows."""
         numbers = np.minimum(rows.sequence, -1)
-        for source in np.unique(rows.source[rows.sequence >= 0]):
+        for source in distinct(rows.source[rows.sequence >= 0]):
             known = self.numbers.get((step, int(source)))
             mine = (rows.source == source) & (rows.sequence >= 0)
             numbers[mine] = -1 if known is None else known[rows.sequence[mine]]

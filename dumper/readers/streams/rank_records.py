@@ -20,6 +20,7 @@ from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment
 from dumper.reading.headers import RankHeader
 from dumper.reading.protocol import GraphCoverage, Problem, TapCoverage
+from tensortap.distinct import distinct
 
 
 @dataclass
@@ -99,9 +100,7 @@ class RankRecords:
         """Numbers of the steps that were begun or hold a record."""
         numbers = set(self.steps)
         for segment in self.segments:
-            # For the values alone, numpy.unique imports numpy.ma.
-            distinct, _ = np.unique(segment.index.columns["step"], return_counts=True)
-            numbers.update(distinct.tolist())
+            numbers.update(distinct(segment.index.columns["step"]).tolist())
         return numbers - {NO_STEP}
 
 
