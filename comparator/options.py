@@ -63,7 +63,8 @@ class Options:
     per_token: bool = False
     """Report the ``rel`` of every token."""
     samples: bool = True
-    """Whether findings on two of SGLang's dumps hold the first values of both sides as text."""
+    """Whether findings on two of SGLang's dumps hold what only its report shows: the first values of both sides as
+    text, and how a pair was put together."""
     records: bool = True
     """Whether findings on tensors list the records that they were made from."""
     memory: int | None = None

@@ -125,7 +125,7 @@ class Prepared:
 
     def trace(self, selected: Selected) -> dict[str, Any] | None:
         """How a pair of SGLang's dumps was put together, for its report."""
-        if self.rules.grouping != "file_names":
+        if self.rules.grouping != "file_names" or not self.options.samples:
             return None
         plan = self.planner.plan(selected.pair, selected.rules)
         return traced_plan(selected.pair, plan, self.options.token_aligner)

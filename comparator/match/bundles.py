@@ -86,7 +86,7 @@ class Bundle(Struct, frozen=True):
 
     @property
     def recorded_dims(self) -> str | None:
-        return next((like.dims for like, *_ in self.alike if like.dims), None)
+        return self.like.dims or next((like.dims for like, *_ in self.alike if like.dims), None)
 
     def dims(self, name: str, side: Side, options: Options) -> str | None:
         """The dims that hold for the bundle: an override's, else the recorded ones."""
