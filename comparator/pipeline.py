@@ -27,7 +27,8 @@ from comparator.match.unused import unused_patterns
 from comparator.measure.kernel.sums import RowTable
 from comparator.measure.measurement import TensorMeasurement
 from comparator.measure.pair import Measurer
-from comparator.measure.units import Families, MakeProfile, P, Row, Unit, UnitResult, in_order, measure_unit, units_of
+from comparator.measure.table import Table
+from comparator.measure.units import Families, MakeProfile, P, Row, Unit, UnitResult, measure_unit, units_of
 from comparator.options import SIDES, Options, Side
 from comparator.plan.context import SideContext
 from comparator.plan.pair import Planner
@@ -46,7 +47,7 @@ from comparator.verdict.profiles import FamilyProfile, Profiler
 from comparator.verdict.taps import Taps, collect_taps, tap_key
 from dumper.reading.ahead import expect, is_stored
 from dumper.reading.protocol import Record, Run
-from tensortap.progress import Progress, silent, watched
+from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:
     from comparator.measure.picture import Draws, Picture
@@ -260,32 +261,32 @@ class Comparing:
 
     def __iter__(self) -> Iterator[Comparison]:
         prepared = self._prepared
-        results: list[UnitResult[FamilyProfile]] = []
-        with self._progress("comparing", len(prepared.pairs)) as advance, self._until_interrupted(results):
+        table, profiles = Table(), dict[Key, FamilyProfile]()
+        with self._progress("comparing", len(prepared.pairs)) as advance, self._until_interrupted(table):
             for result in self._engine.results(prepared.units, prepared.profiling()):
                 advance(len(result.unit.pairs))
                 if prepared.rules.whole_table:
-                    results.append(result)
+                    table.extend(result.rows)
+                    if result.profile is not None:
+                        profiles[prepared.pairs[result.unit.pairs[0]].family] = result.profile
                 else:
                     yield from map(self._finding, result.rows)
         if not prepared.rules.whole_table:
             return
-        profiles = {
-            prepared.pairs[result.unit.pairs[0]].family: result.profile
-            for result in results
-            if result.profile is not None
-        }
         self._analysis = self._analyse(profiles, prepared.taps)
         self.measured = True
-        yield from map(self._finding, watched(in_order(results), "reporting", self._progress))
+        with self._progress("reporting", len(table)) as advance:
+            for row in table:
+                yield self._finding(row)
+                advance(1)
 
     @contextlib.contextmanager
-    def _until_interrupted(self, results: Sequence[UnitResult[FamilyProfile]]) -> Iterator[None]:
+    def _until_interrupted(self, table: Table) -> Iterator[None]:
         """Go on with what was measured when somebody ends the measuring (Ctrl-C)."""
         try:
             yield
         except KeyboardInterrupt:
-            if not results:
+            if not len(table):
                 raise
             self.interrupted = True
 

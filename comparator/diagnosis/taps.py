@@ -49,6 +49,12 @@ class TapGraph(Struct, frozen=True, dict=True):
     def _by_key(self) -> Mapping[TapKey, TapNode]:
         return {node.key: node for node in reversed(self.nodes)}
 
+    @cached_property
+    def asked_for(self) -> frozenset[TapKey]:
+        """The taps that others are measured against."""
+        routers = (node.router for node in self.nodes if node.router is not None)
+        return frozenset((*(key for node in self.nodes for key in node.operands), *routers))
+
     def node(self, key: TapKey) -> TapNode | None:
         return self._by_key.get(key)
 

@@ -25,7 +25,7 @@ from comparator.measure.statistics import (
 from tensortap.lazy_rows import pieces
 
 
-class Difference(Struct, frozen=True):
+class Difference(Struct, frozen=True, array_like=True):
     """The difference ``target - baseline`` of two arrays of one shape.
 
     ``rel`` is 1 - 2 Σxy / Σ(x² + y²), computed as Σ(x - y)² / Σ(x² + y²), which is the same number without the

@@ -10,7 +10,7 @@ from comparator.options import Side
 from comparator.plan.facts import Remark, TokenNumbers
 
 
-class ArrayNumbers(Struct, frozen=True):
+class ArrayNumbers(Struct, frozen=True, array_like=True):
     """One side of a pair."""
 
     shape: tuple[int, ...]
@@ -19,7 +19,7 @@ class ArrayNumbers(Struct, frozen=True):
     statistics: Statistics
 
 
-class ReplicaNumbers(Struct, frozen=True):
+class ReplicaNumbers(Struct, frozen=True, array_like=True):
     """How one replica compares with the one that is used."""
 
     side: Side
@@ -33,7 +33,7 @@ class ReplicaNumbers(Struct, frozen=True):
     """Every bit is the same; not looked at where the difference says enough."""
 
 
-class TensorMeasurement(Struct, frozen=True):
+class TensorMeasurement(Struct, frozen=True, array_like=True):
     """A pair of tensors."""
 
     baseline: ArrayNumbers
@@ -68,7 +68,7 @@ class TensorMeasurement(Struct, frozen=True):
     """Nothing was read: the checksums of the records are equal. The statistics are then empty."""
 
 
-class HashMeasurement(Struct, frozen=True):
+class HashMeasurement(Struct, frozen=True, array_like=True):
     """A pair of tensors of which fingerprints were recorded."""
 
     dtypes: tuple[str | None, str | None]
@@ -77,7 +77,7 @@ class HashMeasurement(Struct, frozen=True):
     """Where fingerprints differ, in words; empty when they agree."""
 
 
-class StatisticsMeasurement(Struct, frozen=True):
+class StatisticsMeasurement(Struct, frozen=True, array_like=True):
     """A pair of tensors of which statistics were recorded; the difference is one of summaries."""
 
     dtypes: tuple[str | None, str | None]
@@ -86,7 +86,7 @@ class StatisticsMeasurement(Struct, frozen=True):
     difference: Difference
 
 
-class ValueMeasurement(Struct, frozen=True):
+class ValueMeasurement(Struct, frozen=True, array_like=True):
     """A pair of values that are no tensors, as text."""
 
     baseline: str
@@ -99,7 +99,7 @@ class ValueMeasurement(Struct, frozen=True):
     """What differs there."""
 
 
-class Skipped(Struct, frozen=True):
+class Skipped(Struct, frozen=True, array_like=True):
     """A pair that is not compared, and why."""
 
     name: str
@@ -115,7 +115,7 @@ class Skipped(Struct, frozen=True):
     """That hold for it there."""
 
 
-class Failure(Struct, frozen=True):
+class Failure(Struct, frozen=True, array_like=True):
     """A pair that cannot be compared, for a reason that concerns it alone."""
 
     name: str

@@ -21,7 +21,7 @@ PERCENTILE_LIMIT = 10_000_000
 """Percentiles are given for arrays below this number of elements (they need a sorted copy)."""
 
 
-class Statistics(Struct, frozen=True):
+class Statistics(Struct, frozen=True, array_like=True):
     """Summary of one array; NaN and infinity take part as IEEE arithmetic has it. All zero for an empty one."""
 
     mean: float = 0.0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.align.load import cut, let_go
 from comparator.align.pair import Aligned
@@ -106,6 +107,9 @@ class MakeProfile(Protocol[Made_co]):
 
     def __call__(self, found: FamilyRows, families: Families) -> Made_co | None: ...
 
+    def asks_for(self, family: Key) -> bool:
+        """Whether the profiles of other families are made from the rows of this one."""
+
     def needs_values(self, family: Key) -> bool:
         """Whether the profile holds more than differences, so that rows which are known to be equal must be read."""
 
@@ -150,7 +154,9 @@ def measure_unit(
             pairs.append(selected.pair)
     profile: P | None = None
     if profiler is not None and families is not None and seen:
-        pooled = families.keep(family[0], pool_rows(family[0], seen, tables))
+        pooled = pool_rows(family[0], seen, tables)
+        if profiler.asks_for(family[0]):
+            families.keep(family[0], None if pooled is None else replace(pooled, look=None))
         profile = None if pooled is None else profiler(pooled, families)
     for pair in pairs:
         let_go(pair)
@@ -181,9 +187,3 @@ def _settled_unit(
     pooled = pool_rows(places[0][2].pair.family, [aligned for _, aligned in settled])
     profile = None if profiler is None or families is None or pooled is None else profiler(pooled, families)
     return UnitResult(unit, rows, profile)
-
-
-def in_order(results: Sequence[UnitResult[P]]) -> Sequence[Row]:
-    """The rows of the table in the order of the pairs."""
-    rows = [row for result in results for row in result.rows]
-    return sorted(rows, key=lambda row: (row.pair, row.part))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 
-class TokenNumbers(Struct, frozen=True):
+class TokenNumbers(Struct, frozen=True, array_like=True):
     """How many tokens were compared and what only one side had, by reason."""
 
     matched: int
@@ -20,7 +20,7 @@ class TokenNumbers(Struct, frozen=True):
     recorded_target: int = 0
 
 
-class Remark(Struct, frozen=True):
+class Remark(Struct, frozen=True, array_like=True):
     """Something that was found on the way; ``name`` is one of ``comparator.messages``."""
 
     name: str

@@ -66,6 +66,11 @@ class Profiler(Struct, frozen=True):
         )
         return FamilyProfile(profile(rows, node), found.step, axes_of_channels(found.target_dims))
 
+    def asks_for(self, family: Key) -> bool:
+        """Whether other taps are measured against the values of this family."""
+        key = self.taps.keys.get(family)
+        return key is not None and (key in self.taps.graph.asked_for or key.name == BIAS)
+
     def needs_values(self, family: Key) -> bool:
         """Whether the values themselves matter: those that experts or tokens are chosen by, and sums."""
         key = self.taps.keys.get(family)

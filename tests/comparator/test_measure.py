@@ -16,9 +16,21 @@ from hypothesis.extra import numpy as arrays
 from comparator.measure.difference import compare_arrays, measure, same_bytes
 from comparator.measure.family import FamilyRows
 from comparator.measure.kernel.sums import to_working
+from comparator.measure.measurement import (
+    ArrayNumbers,
+    Failure,
+    HashMeasurement,
+    ReplicaNumbers,
+    Skipped,
+    StatisticsMeasurement,
+    TensorMeasurement,
+    ValueMeasurement,
+)
 from comparator.measure.rows import row_differences
-from comparator.measure.statistics import summarize
-from comparator.measure.units import Families
+from comparator.measure.statistics import Statistics, summarize
+from comparator.measure.table import Table
+from comparator.measure.units import Families, Row
+from comparator.plan.facts import Remark, TokenNumbers
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 Array = npt.NDArray[Any]
@@ -196,3 +208,35 @@ def test_families_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) 
     assert families.rows((("name", "a"),)) is None
     families.keep((("name", "e"),), rows("e", 11))
     assert families.rows((("name", "d"),)) is None
+
+
+def test_rows_of_the_table_come_back_as_they_were_in_the_order_of_the_pairs() -> None:
+    statistics = Statistics(1.0, 2.0, math.nan, -math.inf, math.inf, 1, 2, {50: 0.5})
+    numbers = ArrayNumbers((2, 3), "bfloat16", statistics)
+    difference = measure(np.zeros((2, 3)), np.full((2, 3), 0.1))
+    tensor = TensorMeasurement(
+        numbers,
+        numbers,
+        (2, 3),
+        ("t h", None),
+        difference,
+        replicas=(ReplicaNumbers("target", "tp", 0, 1, difference, True),),
+        tokens=TokenNumbers(2, {"padding": 1}, {}, 0, 0),
+        max_token_rel=np.float64(0.25),  # type: ignore[arg-type]
+        token_rels=(0.0, math.nan),
+        samples=("[1]", "[2]"),
+        remarks=(Remark("tokens-joined", "2 steps"),),
+    )
+    others = (
+        HashMeasurement(("bfloat16", None), ((2,), (2,)), "differ"),
+        StatisticsMeasurement(("bfloat16", "bfloat16"), ((2,), (2,)), (statistics, statistics), difference),
+        ValueMeasurement("1", "2", ("int", "int"), False, "['a']", "1 and 2"),
+        Skipped("only-in-target", "baseline_load_failed", "no", "target", numbers, "t h"),
+        Failure("damaged-record", "PairError", "bytes", "hint"),
+    )
+    rows = [Row(number, part, one) for number, one in enumerate((tensor, *others)) for part in range(2)]
+    table = Table()
+    for row in reversed(rows):
+        table.extend([row])
+    assert len(table) == len(rows)
+    assert repr(list(table)) == repr(rows).replace("np.float64(0.25)", "0.25")
