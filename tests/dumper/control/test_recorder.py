@@ -21,6 +21,7 @@ from dumper.control.cli import main
 from dumper.control.controller import read_ranks
 from dumper.recording.recorder import Recorder
 from dumper.settings import Settings
+from testbed.forked import light_host
 
 STEPPING = """
 import sys, time
@@ -47,6 +48,12 @@ def environment(run: Path, **settings: str) -> dict[str, str]:
     }
 
 
+def take_steps(*arguments: str, environment: dict[str, str]) -> None:
+    """``STEPPING`` in a process of its own."""
+    done = light_host().run(STEPPING, *arguments, environment=environment)
+    assert done.returncode == 0, done.stderr
+
+
 def recorded_steps(run: Path, **selection: Any) -> list[int | None]:
     return [record.step for record in open_run(run).select(**selection)]
 
@@ -65,8 +72,8 @@ def test_which_steps_are_recorded(
     tmp_path: Path, settings: dict[str, str], nan_at: int | None, steps: list[int]
 ) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-c", STEPPING, "10", *([] if nan_at is None else [str(nan_at)])]
-    subprocess.run(command, check=True, env=environment(run, enable="1", control="0", **settings))
+    nan = [] if nan_at is None else [str(nan_at)]
+    take_steps("10", *nan, environment=environment(run, enable="1", control="0", **settings))
     assert recorded_steps(run, name="a") == steps
     assert recorded_steps(run, name="b") == steps
     assert open_run(run).losses == 0
@@ -75,9 +82,7 @@ def test_which_steps_are_recorded(
 @pytest.mark.slow
 def test_without_a_nan_nothing_is_written(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    subprocess.run(
-        [sys.executable, "-c", STEPPING, "10"], check=True, env=environment(run, enable="1", control="0", on_nan="2")
-    )
+    take_steps("10", environment=environment(run, enable="1", control="0", on_nan="2"))
     found = open_run(run)
     assert list(found.records) == []
     assert found.losses == 0
@@ -173,18 +178,16 @@ def test_status_shows_what_is_agreed_and_not_reached(
 @pytest.mark.slow
 def test_control_that_is_switched_off_leaves_no_folder(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-c", STEPPING, "3"]
-    subprocess.run(command, check=True, env=environment(run, enable="1", control="0"))
+    take_steps("3", environment=environment(run, enable="1", control="0"))
     assert not (run / "control").exists()
-    subprocess.run(command, check=True, env=environment(tmp_path / "off", enable="0"))
+    take_steps("3", environment=environment(tmp_path / "off", enable="0"))
     assert not (tmp_path / "off").exists()
 
 
 @pytest.mark.slow
 def test_a_process_that_ends_says_so(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-c", STEPPING, "3"]
-    subprocess.run(command, check=True, env=environment(run, enable="1"))
+    take_steps("3", environment=environment(run, enable="1"))
     (rank,) = read_ranks(run)
     assert (rank.ended, rank.step) == (True, 2)
 

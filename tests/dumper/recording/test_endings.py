@@ -229,7 +229,7 @@ print("torch" in sys.modules)
     assert result.stdout.strip() == "False"
 
 
-def test_forks_that_record_before_their_parent(tmp_path: Path) -> None:
+def test_forks_that_record_before_their_parent(tmp_path: Path, light_host: ForkHost) -> None:
     """Workers of a data loader, for example: the first one has the rank's file, and nobody loses anything."""
     code = """
 for _ in range(2):
@@ -242,14 +242,7 @@ record(100)
 dumper.close()
 print(os.getpid())
 """
-    result = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + code],
-        env=_environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = light_host.run(PREAMBLE + code, environment=_environment(tmp_path), timeout=60)
     assert result.returncode == 0, result.stderr
     beside = {int(path.name.removeprefix("process-")): path for path in (tmp_path / "run").glob("process-*")}
     runs = [open_run(path) for path in (tmp_path / "run", *beside.values())]
