@@ -193,6 +193,9 @@ def _decode_record(data: Any, offset: int) -> Frame | None:
     """The frame at ``offset``, if it is an intact record with one payload, as nearly all are; in few calls."""
     try:
         *begins, length = _RECORD.unpack_from(data, offset)
+        # Before a length is believed: of another frame it may span the whole file.
+        if tuple(begins) != _RECORD_BEGINS:
+            return None
         start = offset + _RECORD.size
         end = start + length
         code, digest, padding_code, padding = _CHECKSUM_AND_PADDING.unpack_from(data, end)
@@ -204,8 +207,7 @@ def _decode_record(data: Any, offset: int) -> Frame | None:
         return None
     meta = bytes(data[start:end])
     if (
-        tuple(begins) != _RECORD_BEGINS
-        or (code, padding_code, payload_code, checksum_code) != _RECORD_CODES
+        (code, padding_code, payload_code, checksum_code) != _RECORD_CODES
         or padding != -(padded + _BIN32.size) % ALIGNMENT
         or bytes(data[padded : padded + padding]) != bytes(padding)
         or checksum(b"record" + meta) != digest

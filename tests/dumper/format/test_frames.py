@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Iterator
 
 import msgpack
@@ -130,3 +131,16 @@ def test_bytes_that_are_read_in_pieces() -> None:
     for read in (frames.payload_view, frames.payload_is_intact):
         with pytest.raises(TypeError):
             read(object(), payload)
+
+
+def test_decoding_a_frame_copies_its_metadata_alone() -> None:
+    """What stands where a record has its length, in a frame of another kind, may be a number that the file is long
+    enough for."""
+    frame = frames.encode_frame("step", {"step": 0, "layout": {"rows": 4}}, 0)
+    data = bytearray(frame) + bytes(16 << 20)
+    tracemalloc.start()
+    try:
+        assert frames.decode_frame(data, 0).kind == "step"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
