@@ -27,8 +27,14 @@ BY = {
 }
 
 
-def seconds_so_far() -> float:
-    """Of this process and its descendants, those that ended and were waited for among them."""
+def own_seconds() -> float:
+    """Of this process, and of its descendants that have ended and were waited for."""
+    mine, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return mine.ru_utime + mine.ru_stime + ended.ru_utime + ended.ru_stime
+
+
+def seconds_of_the_living() -> float:
+    """Of the descendants of this process that have not ended, and of those of theirs that have."""
     children, ticks = defaultdict(list), {}
     for process in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -40,9 +46,7 @@ def seconds_so_far() -> float:
     alive = list(children[os.getpid()])
     for process in alive:
         alive += children[process]
-    mine, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    own = mine.ru_utime + mine.ru_stime + ended.ru_utime + ended.ru_stime
-    return own + sum(ticks[process] for process in alive) / TICKS
+    return sum(ticks[process] for process in alive) / TICKS
 
 
 class _Account:
@@ -54,13 +58,17 @@ class _Account:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        before = seconds_so_far()
+        # In this order, so that no test pays for the look at all processes.
+        before = seconds_of_the_living()
+        before += own_seconds()
         done = yield
-        self.write(item.nodeid, seconds_so_far() - before)
+        after = own_seconds()
+        after += seconds_of_the_living()
+        self.write(item.nodeid, after - before)
         return done
 
     def pytest_collection_finish(self) -> None:
-        self.write("(start and collection)", seconds_so_far())
+        self.write("(start and collection)", own_seconds())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
