@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import random
 import socket
@@ -177,6 +178,17 @@ def warm_servers(log: Path) -> Iterator[WarmLauncher]:
     environment = {**_cpu_environment(1), "TESTBED_FORK_RANKS": "1"}
     with warm_launcher(LAUNCHER, IMPORTED, environment, log) as launcher:
         yield launcher
+
+
+def models_alone(*models: ModelName) -> dict[str, str]:
+    """The environment in which a server imports these of SGLang's models, and not all 260 of them."""
+    package = importlib.util.find_spec("sglang")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    wanted = {"gemma3_causal" if model == "gemma3" else model for model in models}
+    modules = {file.stem for file in Path(package.submodule_search_locations[0], "srt/models").glob("*.py")}
+    assert wanted <= modules, f"SGLang has no model {wanted - modules}"
+    return {"SGLANG_DISABLED_MODEL_ARCHS": ",".join(sorted(modules - wanted))}
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """Lets an unmodified SGLang wheel run without a GPU.
 
 Loaded by every Python process of the server, spawned ranks too, because its folder is on ``PYTHONPATH``. It lets
-torchvision be imported, mends one module of SGLang as it is imported, with ``TESTBED_FORK_RANKS=1`` a second, and
-touches nothing else.
+torchvision be imported, mends one module of SGLang as it is imported, has the detokenizer forked, with
+``TESTBED_FORK_RANKS=1`` the ranks too, and touches nothing else.
 """
 
 from __future__ import annotations
@@ -70,11 +70,28 @@ def _fork_ranks(module: ModuleType) -> None:
     module._set_envs_and_config = set_environment_and_fork
 
 
+def _fork_detokenizer(module: ModuleType) -> None:
+    """The detokenizer is forked from the launcher while ranks are spawned: nothing is patched in it."""
+    if not hasattr(module.Engine, "_launch_detokenizer_subprocesses"):
+        return  # an older release
+    launch = module.Engine._launch_detokenizer_subprocesses.__func__
+
+    def fork(cls: type, *arguments: Any, **keywords: Any) -> Any:
+        import multiprocessing
+
+        multiprocessing.set_start_method("fork", force=True)
+        try:
+            return launch(cls, *arguments, **keywords)
+        finally:
+            multiprocessing.set_start_method("spawn", force=True)
+
+    module.Engine._launch_detokenizer_subprocesses = classmethod(fork)
+
+
 _after: dict[str, Callable[[ModuleType], None]] = {
-    "sglang.srt.layers.attention.torch_native_backend": _complete_torch_native_backend
+    "sglang.srt.layers.attention.torch_native_backend": _complete_torch_native_backend,
+    "sglang.srt.entrypoints.engine": _fork_ranks if os.environ.get("TESTBED_FORK_RANKS") == "1" else _fork_detokenizer,
 }
-if os.environ.get("TESTBED_FORK_RANKS") == "1":
-    _after["sglang.srt.entrypoints.engine"] = _fork_ranks
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -17,7 +17,7 @@ import pytest
 
 from dumper import open_run
 from testbed.paths import CONFIGS
-from testbed.servers import Recording, Server, free_port, sglang_server
+from testbed.servers import Recording, Server, free_port, models_alone, sglang_server
 
 TOKEN = "a token for this test"
 CONFIG_FILES = (CONFIGS / "sglang" / "forward.yaml", CONFIGS / "sglang" / "qwen3.yaml")
@@ -95,7 +95,13 @@ def controlled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serve
         "TENSORTAP_HTTP_TOKEN": TOKEN,
     }
     recording = Recording(CONFIG_FILES, run, settings)
-    with sglang_server("qwen3", ("--tp", "2"), log=run.with_suffix(".log"), recording=recording) as server:
+    with sglang_server(
+        "qwen3",
+        ("--tp", "2"),
+        log=run.with_suffix(".log"),
+        recording=recording,
+        environment=models_alone("qwen3"),
+    ) as server:
         yield server, run, port
 
 
