@@ -12,7 +12,8 @@ from comparator.arguments import parse_override
 from comparator.diagnosis import CalibrationError, Diagnosis, ReferenceDiagnosis, read_calibration
 from comparator.errors import ComparatorError
 from comparator.options import Options, ThresholdRule, TokenMode
-from comparator.pipeline import OtherRuns, prepare
+from comparator.pipeline import begin
+from comparator.prepared import OtherRuns, prepare
 from comparator.report.diagnosis import in_words
 from comparator.report.environment import environment_lines
 from comparator.report.records import (
@@ -210,7 +211,7 @@ def compare(
     environment = environment_lines(prepared.baseline, prepared.target)
     runs = (prepared.baseline, prepared.target)
     tally = Tally(prepared.options, prepared.rules, said, prepared.unused, environment=environment, runs=runs)
-    comparing = prepared.comparing()
+    comparing = begin(prepared)
     findings: list[Comparison] = []
     for finding in comparing:
         tally.add(finding)

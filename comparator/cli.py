@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from comparator.engine.protocol import Engine
-    from comparator.pipeline import Comparing, Prepared
+    from comparator.pipeline import Comparing
+    from comparator.prepared import Prepared
     from comparator.report.outputs import Outputs
     from comparator.report.records import ReportRecord
     from comparator.report.reporters import PlainConsole, Reporter, Schema
@@ -87,7 +88,8 @@ def _on_this_machine(prepared: Prepared, jobs: int | None) -> Engine | None:
 
 
 def _compare(arguments: argparse.Namespace, engine_of: Callable[[Prepared, int | None], Engine | None]) -> int:
-    from comparator.pipeline import prepare
+    from comparator.pipeline import begin
+    from comparator.prepared import prepare
     from comparator.report.environment import environment_lines
     from comparator.report.outputs import Outputs
     from comparator.report.records import ConfigRecord
@@ -126,7 +128,7 @@ def _compare(arguments: argparse.Namespace, engine_of: Callable[[Prepared, int |
             stack.callback(file.close)
             reporters.append(file)
         engine = engine_of(prepared, arguments.jobs)
-        comparing = prepared.comparing(progress, draws=outputs.draws, jobs=arguments.jobs, engine=engine)
+        comparing = begin(prepared, progress, draws=outputs.draws, jobs=arguments.jobs, engine=engine)
         if outputs:
             from comparator.report.sources import sources
 

@@ -14,7 +14,8 @@ from comparator.errors import ComparatorError
 from comparator.exit_codes import NO_VERDICT
 from comparator.match.runs import choose_rules
 from comparator.options import Options
-from comparator.pipeline import measure_noise, prepare
+from comparator.pipeline import measure_noise
+from comparator.prepared import prepare
 from comparator.report.outputs import Outputs
 from comparator.report.read import read_report
 from comparator.report.runs import notes_of_run

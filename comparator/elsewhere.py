@@ -13,7 +13,7 @@ from comparator.engine.processes import NewProcesses
 from comparator.engine.protocol import Engine
 from comparator.errors import ComparatorError
 from comparator.options import Options
-from comparator.pipeline import Prepared, prepare
+from comparator.prepared import Prepared, prepare
 from comparator.verdict.profiles import FamilyProfile
 from dumper.reading.ahead import is_stored
 from dumper.reading.open import open_run

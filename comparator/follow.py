@@ -12,7 +12,8 @@ from msgspec import Struct
 
 from comparator.errors import ComparatorError
 from comparator.options import SIDES, Options, Side
-from comparator.pipeline import prepare
+from comparator.pipeline import begin
+from comparator.prepared import prepare
 from comparator.report.records import Comparison
 from comparator.report.reporters import Reporter
 from dumper.printable import printable
@@ -105,7 +106,7 @@ def findings_of(found: Round, options: Options, jobs: int | None) -> Iterator[Co
     An interrupt is raised once what was found until then is handed on.
     """
     prepared = prepare(*found.runs, replace(options, start_step=found.first, end_step=found.last))
-    comparing = prepared.comparing(jobs=jobs)
+    comparing = begin(prepared, jobs=jobs)
     for finding in comparing:
         if finding.location.step is not None:
             yield finding

@@ -16,7 +16,7 @@ from comparator.measure.family import FamilyRows
 from comparator.measure.kernel.sums import Array, to_working
 from comparator.measure.measurement import Failure, TensorMeasurement
 from comparator.options import Options
-from comparator.pipeline import Prepared, prepare
+from comparator.prepared import Prepared, prepare
 from comparator.verdict.judge import Said, replica_agrees, say
 from comparator.verdict.profiles import is_analysed
 from comparator.verdict.taps import Taps, collect_taps

@@ -28,7 +28,8 @@ from comparator.match.bundles import BundlePair
 from comparator.measure.measurement import Failure, Skipped
 from comparator.measure.units import Row, Unit, UnitResult
 from comparator.options import Options
-from comparator.pipeline import Prepared, prepare
+from comparator.pipeline import begin
+from comparator.prepared import Prepared, prepare
 from dumper.recording.recorder import Recorder
 
 UNITS = [Unit(number, (2 * number, 2 * number + 1)) for number in range(41)]
@@ -233,9 +234,9 @@ def test_twenty_thousand_records_and_a_worker_killed(cluster: tuple[str, psutil.
         yield advance
 
     with connected(address):
-        there = prepared.comparing(progress, engine=on_cluster(prepared))
+        there = begin(prepared, progress, engine=on_cluster(prepared))
         found = list(there)
     assert killed
-    here = prepared_of(baseline, target).comparing()
+    here = begin(prepared_of(baseline, target))
     assert found == list(here)
     assert there.diagnosis == here.diagnosis

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from comparator import follow as following
-from comparator import pipeline
+from comparator import prepared
 from comparator.cli import main
 from comparator.engine.processes import ForkedProcesses
 from comparator.engine.protocol import InThisProcess
@@ -180,7 +180,7 @@ def test_an_interrupt_while_it_compares_prints_what_was_found(
 
 def interrupted_in_a_worker(monkeypatch: pytest.MonkeyPatch, folder: Path, after: int) -> None:
     """An interrupt of this process once it has the first results, while a worker measures the next one."""
-    true_results, true_measure, here = ForkedProcesses.results, pipeline.measure_unit, os.getpid()
+    true_results, true_measure, here = ForkedProcesses.results, prepared.measure_unit, os.getpid()
 
     def results(self: ForkedProcesses, units: Any, measure: Any) -> Iterator[Any]:
         for number, one in enumerate(true_results(self, units, measure), 1):
@@ -198,7 +198,7 @@ def interrupted_in_a_worker(monkeypatch: pytest.MonkeyPatch, folder: Path, after
         return true_measure(unit, *arguments)
 
     monkeypatch.setattr(ForkedProcesses, "results", results)
-    monkeypatch.setattr(pipeline, "measure_unit", measure)
+    monkeypatch.setattr(prepared, "measure_unit", measure)
 
 
 @pytest.mark.parametrize("flags", [[], ["--follow"]])

@@ -14,7 +14,7 @@ import comparator
 from comparator.api import Report
 from comparator.match.order import execution_order
 from comparator.options import TokenMode
-from comparator.pipeline import prepare
+from comparator.prepared import prepare
 from comparator.report.records import ErroredComparison, TensorComparison, ValueComparison
 from testbed.synthetic_engine import Engine, Request, serve
 from testbed.synthetic_runs import SyntheticRun, record

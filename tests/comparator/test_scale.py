@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from comparator.options import Options
-from comparator.pipeline import Prepared, prepare
+from comparator.prepared import Prepared, prepare
 from dumper.reading.open import open_run
 from testbed.sparse_runs import LAYER_TAPS, OTHER_TAPS, Sparse, write_sparse_run
 

@@ -16,7 +16,8 @@ from markdown_it import MarkdownIt
 from comparator.cli import main
 from comparator.measure.picture import draw
 from comparator.options import Options
-from comparator.pipeline import prepare
+from comparator.pipeline import begin
+from comparator.prepared import prepare
 from comparator.report.html.columns import pack, short, shortened, to_columns, unpack
 from comparator.report.html.page import Page
 from comparator.report.html.table import Table
@@ -137,7 +138,7 @@ def test_many_numbers_are_shortened_as_one_is() -> None:
 
 def test_a_picture_holds_what_was_aligned(recorded: dict[str, str]) -> None:
     prepared = prepare(open_run(Path(recorded["right"])), open_run(Path(recorded["wrong"])), Options())
-    comparing = prepared.comparing(draws=True)
+    comparing = begin(prepared, draws=True)
     pictures = []
     for _ in comparing:
         assert comparing.picture is not None
@@ -154,7 +155,7 @@ def test_a_picture_holds_what_was_aligned(recorded: dict[str, str]) -> None:
     assert (around.row + around.worst[0], around.channel + around.worst[1]) == (row, channel)
     assert around.target[around.worst[0]][around.worst[1]] == pytest.approx(left[row, channel] * 1.5)
     assert around.tokens == [f"sequence 0, position {at}" for at in range(4)]
-    assert all(plain.picture is None for plain in [prepared.comparing()] for _ in plain)
+    assert all(plain.picture is None for plain in [begin(prepared)] for _ in plain)
 
 
 def test_a_picture_of_what_is_not_finite_or_large(monkeypatch: pytest.MonkeyPatch) -> None:

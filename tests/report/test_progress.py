@@ -12,7 +12,8 @@ from rich.console import Console
 
 from comparator.cli import main
 from comparator.options import Options
-from comparator.pipeline import prepare
+from comparator.pipeline import begin
+from comparator.prepared import prepare
 from comparator.report.read import read_report
 from dumper.convert.cli import convert
 from dumper.format.frames import FOOTER_BYTES
@@ -88,7 +89,7 @@ def test_what_reports_how_far_it_is(recorded: dict[str, str], tmp_path: Path) ->
         yield advance
 
     right, wrong = (open_run(Path(recorded[name]), seen) for name in ("right", "wrong"))
-    assert len(list(prepare(right, wrong, Options(), progress=seen).comparing(seen))) == 2
+    assert len(list(begin(prepare(right, wrong, Options(), progress=seen), seen))) == 2
     assert verify_run(Path(recorded["right"]), seen).intact
     for wanted in ("safetensors", "pt"):
         assert not convert(Path(recorded["right"]), tmp_path / wanted, wanted, seen).left_out

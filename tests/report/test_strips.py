@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models
 from comparator.cli import main
 from comparator.errors import ComparatorError
 from comparator.options import Options
-from comparator.pipeline import prepare
+from comparator.pipeline import begin
+from comparator.prepared import prepare
 from comparator.report import strips as module
 from comparator.report.html.columns import unpack
 from comparator.report.shares import piece_of
@@ -36,7 +37,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tokens_of_a_comparison(recorded: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare(open_run(Path(recorded["right"])), open_run(Path(recorded["wrong"])), Options())
-    comparing = prepared.comparing()
+    comparing = begin(prepared)
     list(comparing)
     assert comparing.analysis is not None
     found = token_strips(comparing.analysis, prepared.planner.token_ids(), {})
@@ -95,7 +96,7 @@ def test_a_tokenizer_of_another_model(tokenizer: Path) -> None:
 def split() -> TokenStrips:
     """Of a model with experts on one rank, against two ranks with faults."""
     prepared = prepare(as_run(MODEL.run()), two_ranks(MODEL.run(fault=half_scaled)), Options())  # type: ignore[arg-type]
-    comparing = prepared.comparing()
+    comparing = begin(prepared)
     list(comparing)
     assert comparing.analysis is not None
     found = token_strips(comparing.analysis, prepared.planner.token_ids(), prepared.contexts["target"].world)

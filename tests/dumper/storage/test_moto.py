@@ -15,7 +15,7 @@ from comparator.elsewhere import on_this_machine
 from comparator.engine.processes import NewProcesses
 from comparator.errors import ComparatorError
 from comparator.options import Options
-from comparator.pipeline import prepare
+from comparator.prepared import prepare
 from dumper.cli import main as dumper
 from dumper.reading.open import open_run
 from dumper.storage import ranges
