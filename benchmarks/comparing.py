@@ -26,6 +26,7 @@ import torch
 from benchmarks.report import machine, table, write_section
 from dumper.layout import SequenceSpan, TokenLayout
 from dumper.recording.recorder import Recorder
+from testbed.large_runs import write_large_run
 
 REPEATS = 2
 BYTECODE = tempfile.TemporaryDirectory(prefix="bytecode-")
@@ -55,6 +56,8 @@ SCENARIOS = [
     Scenario("16 pairs of 4096 × 4096 bf16", (4096, 4096), 16, 1, goal="15 × / 25 ×"),
     Scenario("400 pairs of 8 × 1024 bf16, sums of 8 ranks", (8, 1024), 20, 20, ranks=8, goal="25 ×"),
 ]
+LARGE, MEMORY = (1 << 20, 4096), "1G"
+"""Shape of a pair of 8 GiB each in bfloat16, and the memory that comparing it may take."""
 GROWTH = (10_000, 100_000)
 """Pairs of 1 × 64 of our own runs."""
 
@@ -190,6 +193,13 @@ def measure_growth(folder: Path) -> list[Cost]:
     return found
 
 
+def measure_large(folder: Path) -> Cost:
+    """Ours, of a pair that is eight times as large as the memory that it may take."""
+    for name, noise in (("a", 0.0), ("b", 1e-3)):
+        write_large_run(folder / name, *LARGE, noise=noise)
+    return run(["-m", "comparator", "--memory", MEMORY], folder)
+
+
 def in_words(cost: Cost) -> str:
     return f"{cost.seconds:.2f} s, {cost.peak / 1e6:.0f} MB"
 
@@ -208,6 +218,8 @@ def main() -> None:
         print(rows[-1], flush=True)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         few, many = measure_growth(Path(folder))
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+        large = measure_large(Path(folder))
     peer = f"SGLang {importlib.metadata.version('sglang')}"
     header = ("", f"{peer}, its files", "tensortap, the same files", "tensortap, its runs", "times as fast", "goal")
     text = f"""## Comparing
@@ -220,6 +232,9 @@ taken in turns. All of them run from bytecode, as installed packages do.
 
 From {GROWTH[0]:,} to {GROWTH[1]:,} pairs of 1 × 64: {in_words(few)}, then {in_words(many)}, which is
 {many.seconds / few.seconds:.1f} times the time (goal 11.5) and {many.peak / few.peak:.1f} times the memory (goal 5).
+
+A pair of {LARGE[0]:,} × {LARGE[1]:,} bf16, 8 GiB each (files with holes: one value in 16 is not zero), with
+`--memory {MEMORY}`: {in_words(large)}, the pages of mapped files counted.
 """
     print(text)
     if arguments.write:
