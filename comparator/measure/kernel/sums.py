@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,10 +65,23 @@ class RowTable(Struct, frozen=True, eq=False):
 
     def rel(self) -> Float:
         """Of each row Σ(y - x)² / Σ(x² + y²), shape ``(rows,)``; 0 where both sides are zero."""
+        if len(self.columns) <= _FEW_ROWS:
+            return np.array([_rel(left, right, squared) for left, right, squared, *_ in self.columns.tolist()])
         left, right, squared = self.columns[:, 0], self.columns[:, 1], self.columns[:, 2]
         with np.errstate(all="ignore"):
             found: Float = np.divide(squared, left + right, out=np.zeros(len(squared)), where=squared != 0)
         return found
+
+
+_FEW_ROWS = 64
+"""Up to so many numpy takes longer to begin than Python to finish."""
+
+
+def _rel(left: float, right: float, squared: float) -> float:
+    if squared == 0:
+        return 0.0
+    total = left + right
+    return squared / total if total != 0 else math.nan
 
 
 def is_narrow(dtype: np.dtype[Any]) -> bool:

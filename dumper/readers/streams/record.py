@@ -167,7 +167,7 @@ class StoredRecord:
                 data = _decompressed(data, self._uncompressed_bytes(meta, len(data)))
             elif meta.get("compression") is not None:
                 raise FormatError(f"{self.source}: compressed with {meta['compression']!r}, which is not known here")
-        return data.toreadonly()
+        return data if data.readonly else data.toreadonly()
 
     def _uncompressed_bytes(self, meta: Mapping[str, Any], compressed: int) -> int:
         size = meta.get("bytes")
