@@ -18,6 +18,8 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 PIECE = 16 << 20
 """Bytes, of all sides together, that are read at a time; one row is, however long."""
+_FEW = 16
+"""Rows that are picked out before what was mapped for them is let go of."""
 
 
 def _nothing(start: int, stop: int) -> None:
@@ -75,7 +77,10 @@ class LazyRows:
         found = np.empty((len(chosen), *self.shape[1:]), self.dtype)
         for at, row in enumerate(chosen.tolist()):
             found[at] = self.read(row, row + 1)[0]
-            self.release(row, row + 1)
+            if at % _FEW == _FEW - 1 or at == len(chosen) - 1:
+                # Around each row more is mapped than the row.
+                some = chosen[at // _FEW * _FEW : at + 1]
+                self.release(int(some.min()), int(some.max()) + 1)
         return found
 
     def astype(self, dtype: np.dtype[Any], copy: bool = True) -> Array:

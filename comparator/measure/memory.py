@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import resource
 from math import prod
 from pathlib import Path
@@ -23,8 +24,10 @@ _SMALL = 1 << 28
 """Bytes that are not worth asking about."""
 _OFTEN = 4
 """Times a pair fits in what is left where it is read at once: with what is mapped goes what is computed of it."""
-_PER_ROW = 400
-"""Bytes that are kept of each row, roughly: its sums, which token it is, its error."""
+_PER_ROW = 150
+"""Bytes that are kept of each row, roughly: its sums and its error."""
+_SAMPLES, _PER_SAMPLE = 768, 20
+"""Rows of which the analysis looks at all elements together, and bytes that it takes for each element."""
 _LARGEST_ELEMENT = 16
 _GROUP = Path("/sys/fs/cgroup")
 
@@ -61,7 +64,8 @@ def reads_lazily(plan: PairPlan, pair: BundlePair, options: Options, rules: Rule
         return False
     shape = pair.target.entries[0].kept_shape
     rows, row = (shape[0] if shape else 1), needed // max(1, shape[0] if shape else 1)
-    least = _PER_ROW * rows + max(PIECE, row)
+    samples = _PER_SAMPLE * min(rows, _SAMPLES) * prod(shape[1:])
+    least = _PER_ROW * rows + max(PIECE, row) + samples
     if least > left:
         raise _too_small(pair, least, taken, options)
     return True
@@ -77,8 +81,10 @@ def _too_small(pair: BundlePair, least: int, taken: int, options: Options) -> Me
     )
 
 
+@functools.cache
 def memory_taken() -> int:
-    """Bytes of this process that are in memory, its libraries included; 0 where it is not Linux."""
+    """Bytes of this process that were in memory when it was first asked, before tensors were, its libraries included; 0
+    where it is not Linux."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):

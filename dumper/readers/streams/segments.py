@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     Data = mmap.mmap | bytes | StoredBytes
 
+_AROUND = 1 << 16
+"""Bytes that Linux maps together (``fault_around_bytes``)."""
 _DYNAMIC = frozenset({"step", "occurrence", "order", "compression", "bytes"})
 """Keys of a record that no other record need share."""
 
@@ -103,8 +105,10 @@ class Segment(Struct):
         """Have the operating system take back the memory that part of the mapped file takes; it is read anew when it is
         asked for again."""
         if isinstance(self.data, mmap.mmap):
-            first = start // mmap.PAGESIZE * mmap.PAGESIZE
-            self.data.madvise(mmap.MADV_DONTNEED, first, min(start + length, len(self.data)) - first)
+            # What is touched brings the pages around it along.
+            first = start // _AROUND * _AROUND
+            end = min(-(-(start + length) // _AROUND) * _AROUND, len(self.data))
+            self.data.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def meta(self, offset: int) -> dict[str, Any]:
         """The metadata of the frame at ``offset``. Raises FormatError."""
