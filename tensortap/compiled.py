@@ -14,6 +14,7 @@ from typing import Any
 MODULES = (
     "comparator.diagnosis.kernel._compiled",
     "comparator.measure.kernel._compiled",
+    "comparator.measure.quoting._compiled",
     "comparator.measure.torch_sums._compiled",
     "dumper.readers.sglang.pt_format._compiled",
     "dumper.recording.shortcut._compiled",

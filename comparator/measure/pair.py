@@ -27,6 +27,7 @@ from comparator.measure.measurement import (
     TensorMeasurement,
 )
 from comparator.measure.memory import reads_lazily
+from comparator.measure.quoting import quoted
 from comparator.measure.reduced import measure_hashes, measure_statistics
 from comparator.measure.replicas import measure_replicas
 from comparator.measure.rows import row_differences
@@ -288,7 +289,7 @@ def _samples(baseline: Array, target: Array, rules: Rules) -> tuple[str, str] | 
     if rules.grouping != "file_names":
         return None
     few = tuple(slice(0, 5) if length > 50 and baseline.size >= 200 else slice(None) for length in baseline.shape)
-    left, right = (str(to_working(side[few], np.dtype(np.float32))) for side in (baseline, target))
+    left, right = (quoted(to_working(side[few], np.dtype(np.float32))) for side in (baseline, target))
     return left, right
 
 

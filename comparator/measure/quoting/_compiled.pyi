@@ -1,0 +1,3 @@
+from typing import Any
+
+def text(data: Any, shape: tuple[int, ...], exponents_from: float, /) -> str: ...

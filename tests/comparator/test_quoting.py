@@ -1,0 +1,48 @@
+"""Arrays as text: what numpy writes, to the letter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from comparator.measure import quoting
+from comparator.measure.quoting import quoted
+
+FLOATS = st.one_of(
+    st.floats(width=32),
+    st.floats(-10, 10, width=32),
+    st.sampled_from([0.0, -0.0, 1e-4, 1e6, 999999.94, 1e8, 0.5, 1 / 3, 1000.0, 16777216.0, 1.1754944e-38, 1e-45]),
+    st.integers(-2000, 2000).map(float),
+)
+
+
+@pytest.mark.skipif(quoting._compiled is None, reason="the module is not compiled here")
+def test_the_version_of_numpy_is_one_that_is_known() -> None:
+    assert quoting._exponents_from() is not None
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.lists(FLOATS, min_size=1, max_size=40))
+def test_small_arrays(shape: list[int], values: list[float]) -> None:
+    array = np.resize(np.array(values, np.float32), shape)
+    assert quoted(array) == str(array)
+
+
+def test_powers_of_two_and_random_bits() -> None:
+    rng = np.random.default_rng(0)
+    powers = np.ldexp(np.float32(1), np.arange(-149, 128)).astype(np.float32)
+    for array in (powers, -powers[100:120], *rng.integers(0, 2**32, (60, 40), np.uint32).view(np.float32)):
+        for one in (array, array.reshape(-1, 1), array[: array.size // 2 * 2].reshape(2, -1)):
+            assert quoted(one) == str(one)
+    for scale in (1e-3, 1.0, 30.0, 1e5):
+        array = (scale * rng.standard_normal((7, 5, 5))).astype(np.float32)
+        assert quoted(array) == str(array)
+
+
+def test_what_numpy_summarizes_and_other_options() -> None:
+    for array in (np.zeros((40, 40), np.float32), np.float32(2.5) * np.ones(()), np.zeros((2, 0), np.float32)):
+        assert quoted(np.asarray(array, np.float32)) == str(np.asarray(array, np.float32))
+    with np.printoptions(precision=2):
+        assert quoted(np.array([1 / 3], np.float32)) == "[0.33]"
