@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import requests
 
@@ -31,7 +31,7 @@ IMPORTED = (
     "sglang.srt.managers.scheduler",
     "sglang.srt.models.registry",
 )
-"""What a server imports in the end; the last of these imports every model that SGLang has."""
+"""What a server imports in the end; the last of these imports the models."""
 Process = subprocess.Popen[bytes] | WarmServer
 """Of a server; ``poll()`` and ``returncode`` say whether it still runs."""
 
@@ -175,7 +175,7 @@ def sglang_server(
 @contextlib.contextmanager
 def warm_servers(log: Path) -> Iterator[WarmLauncher]:
     """What ``sglang_server(warm=...)`` takes."""
-    environment = {**_cpu_environment(1), "TESTBED_FORK_RANKS": "1"}
+    environment = {**_cpu_environment(1), **models_alone(*get_args(ModelName)), "TESTBED_FORK_RANKS": "1"}
     with warm_launcher(LAUNCHER, IMPORTED, environment, log) as launcher:
         yield launcher
 
