@@ -43,3 +43,10 @@ def is_last_program(arrived, programs):
     if is_last:
         tl.store(arrived, 0)
     return is_last
+
+
+@triton.jit
+def join_five(total, magnitude, square, low, high, total_2, magnitude_2, square_2, low_2, high_2):
+    """Two sets of three sums, the least and the largest as one."""
+    total, magnitude, square = total + total_2, magnitude + magnitude_2, square + square_2
+    return total, magnitude, square, tl.minimum(low, low_2), tl.maximum(high, high_2)

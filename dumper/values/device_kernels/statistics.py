@@ -10,15 +10,22 @@ from dumper.values.device_kernels.decoding import (
     FLOAT8_E4M3FN,
     FLOAT64,
     SIGNED,
-    UNSIGNED,
     decode,
     is_finite,
     is_nan,
     tile_offsets,
-    widen,
 )
-from dumper.values.device_kernels.exchange import PARTIALS, SEGMENT, as_word, is_last_program, left_numbers, left_words
+from dumper.values.device_kernels.exchange import (
+    PARTIALS,
+    SEGMENT,
+    as_word,
+    is_last_program,
+    join_five,
+    left_numbers,
+    left_words,
+)
 from dumper.values.device_kernels.packed import measure_bytes
+from dumper.values.device_kernels.wide_integers import measure_wide_integers
 
 RESULTS = tl.constexpr(7)
 
@@ -39,31 +46,6 @@ def _add_some(found, counts, total, magnitude, square, low, high):
     """Add the elements of a tile that count."""
     lowest, highest = tl.where(counts, found, float("inf")), tl.where(counts, found, float("-inf"))
     return _add_floats(tl.where(counts, found, 0.0), lowest, highest, total, magnitude, square, low, high)
-
-
-@triton.jit
-def _add_integers(found, lowest, highest, upper, lower, magnitude, square, low, high):
-    """The same of integers, with two sums."""
-    if found.dtype == tl.int32:
-        # Of a byte or two: no sum over a row leaves 32 bits, but for squares.
-        lower += tl.sum(found, axis=1)
-        magnitude += tl.sum(tl.abs(found), axis=1).to(tl.float64)
-        square += tl.sum(found.to(tl.int64) * found, axis=1).to(tl.float64)
-    else:
-        wide = found.to(tl.float64)
-        magnitude += tl.sum(tl.abs(wide), axis=1)
-        square += tl.sum(wide * wide, axis=1)
-        upper += tl.sum((found >> 32).to(tl.int64), axis=1)
-        lower += tl.sum((found & 0xFFFFFFFF).to(tl.int64), axis=1)
-    low = tl.minimum(low, tl.min(lowest, axis=1))
-    high = tl.maximum(high, tl.max(highest, axis=1))
-    return upper, lower, magnitude, square, low, high
-
-
-@triton.jit
-def _join_five(total, magnitude, square, low, high, total_2, magnitude_2, square_2, low_2, high_2):
-    total, magnitude, square = total + total_2, magnitude + magnitude_2, square + square_2
-    return total, magnitude, square, tl.minimum(low, low_2), tl.maximum(high, high_2)
 
 
 @triton.jit
@@ -96,7 +78,7 @@ def _measure_all(value, n, table, program, programs, KIND: tl.constexpr, ROWS: t
         inside = whole * BLOCK + offsets < n
         found = decode(tl.load(value + (whole * BLOCK + offsets), mask=inside, other=0), table, KIND)
         total, magnitude, square, low, high = _add_some(found, inside, total, magnitude, square, low, high)
-    return tl.reduce((total, magnitude, square, low, high), 0, _join_five)
+    return tl.reduce((total, magnitude, square, low, high), 0, join_five)
 
 
 @triton.jit
@@ -174,52 +156,6 @@ def _measure_floats(
 
 
 @triton.jit
-def _measure_wide_integers(value, n, program, programs, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """What one program finds in integers of more than a byte. Upper and lower halves are added apart, so that neither
-    sum leaves 64 bits."""
-    BLOCK: tl.constexpr = ROWS * COLUMNS
-    SIZE: tl.constexpr = value.dtype.element_ty.primitive_bitwidth // 8
-    IS_UINT64: tl.constexpr = KIND == UNSIGNED and SIZE == 8
-    NUMBER: tl.constexpr = tl.uint64 if IS_UINT64 else (tl.int32 if SIZE <= 2 else tl.int64)
-    LEAST: tl.constexpr = 0 if IS_UINT64 else (-(2**31) if SIZE <= 2 else -(2**63))
-    GREATEST: tl.constexpr = 2**64 - 1 if IS_UINT64 else (2**31 - 1 if SIZE <= 2 else 2**63 - 1)
-    offsets = tile_offsets(ROWS, COLUMNS)
-    whole = n // BLOCK
-    upper = tl.zeros([ROWS], tl.int64)
-    lower = tl.zeros([ROWS], tl.int64)
-    magnitude = tl.zeros([ROWS], tl.float64)
-    square = tl.zeros([ROWS], tl.float64)
-    low = tl.full([ROWS], GREATEST, NUMBER)
-    high = tl.full([ROWS], LEAST, NUMBER)
-    tile = program
-    while tile < whole:
-        found = widen(tl.load(value + (tile * BLOCK + offsets)), KIND)
-        upper, lower, magnitude, square, low, high = _add_integers(
-            found, found, found, upper, lower, magnitude, square, low, high
-        )
-        tile += programs
-    if tile == whole:
-        inside = whole * BLOCK + offsets < n
-        found = widen(tl.load(value + (whole * BLOCK + offsets), mask=inside, other=0), KIND)
-        upper, lower, magnitude, square, low, high = _add_integers(
-            found,
-            tl.where(inside, found, tl.full([1, 1], GREATEST, NUMBER)),
-            tl.where(inside, found, tl.full([1, 1], LEAST, NUMBER)),
-            upper,
-            lower,
-            magnitude,
-            square,
-            low,
-            high,
-        )
-    lower_1, magnitude_1, square_1, low_1, high_1 = tl.reduce((lower, magnitude, square, low, high), 0, _join_five)
-    upper_1 = program * 0
-    if SIZE > 2:
-        upper_1 = tl.sum(upper, axis=0)
-    return upper_1, lower_1, magnitude_1, square_1, low_1, high_1
-
-
-@triton.jit
 def _measure_integers(
     value,
     n,
@@ -238,7 +174,7 @@ def _measure_integers(
             value, n, program, programs, KIND, ROWS, TILES, DOT_INSTRUCTION
         )
     else:
-        upper, lower, magnitude, square, low, high = _measure_wide_integers(
+        upper, lower, magnitude, square, low, high = measure_wide_integers(
             value, n, program, programs, KIND, ROWS, COLUMNS
         )
     return upper, magnitude, square, low.to(tl.float64), high.to(tl.float64), lower, program * 0
