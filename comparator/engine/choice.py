@@ -71,5 +71,4 @@ def _that_fit(largest: int, memory: int | None) -> int:
 
 
 def _nbytes(pair: BundlePair) -> int:
-    sides = (side for side in (pair.baseline, pair.target) if side is not None)
-    return sum(entry.record.nbytes for side in sides for entry in side.entries)
+    return sum(side.nbytes for side in (pair.baseline, pair.target) if side is not None)

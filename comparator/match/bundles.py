@@ -106,6 +106,12 @@ class Bundle(Struct, frozen=True):
             return found
         return [(entry, entry.rank, entry.step, entry.record.occurrence) for entry in self.entries]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the entries take in their files. No record is made."""
+        found: int | None = getattr(self.entries, "nbytes", None)
+        return sum(entry.record.nbytes for entry in self.entries) if found is None else found
+
     def forget(self) -> None:
         """Let go of what was made of the entries; it is made again when it is asked for."""
         forget: Callable[[], None] | None = getattr(self.entries, "forget", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -75,6 +76,11 @@ class Entries(Sequence[Entry]):
         named = np.array([kind.name == name for kind in self.kinds], np.bool_)
         return self.of_rows(np.flatnonzero(named[self.kind]))
 
+    @functools.cached_property
+    def bytes_of_kinds(self) -> Integers:
+        """Bytes that a record of each kind takes in its file; of compressed ones the first."""
+        return np.array([kind.record.nbytes for kind in self.kinds], np.int64)
+
     def by_rank(self) -> Entries:
         """The same, with kinds of one rank each."""
         if self._records is None:
@@ -131,6 +137,11 @@ class Members(Sequence[Entry]):
     def forget(self) -> None:
         """Let go of what was made."""
         self._made = self._alike = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take in their files, as far as their kinds say."""
+        return int(self._entries.bytes_of_kinds[self.kinds].sum())
 
     @property
     def first_kind(self) -> Entry:
