@@ -170,8 +170,8 @@ measure = units.measure_unit
 def slow(*arguments, **named):
     open({str(tmp_path)!r} + "/" + str(os.getpid()), "w").close()
     time.sleep(60)
-import comparator.pipeline
-comparator.pipeline.measure_unit = slow
+import comparator.prepared
+comparator.prepared.measure_unit = slow
 from comparator.cli import main
 sys.exit(main({[*map(str, runs), "--jobs", "2"]!r}))
 """
