@@ -7,6 +7,7 @@ Ray places the workers and says when one has ended, by itself or with its machin
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import socket
 import time
@@ -49,6 +50,11 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     _try_to_reach(address)
+    if (address or "").startswith("ray://") and importlib.util.find_spec("grpc") is None:
+        raise ComparatorError(
+            f"--address {address}: ray:// needs Ray's client, which is not here; pip install 'ray[client]' here and on "
+            "the head of the cluster, or run this on a machine of the cluster with --address HOST:PORT"
+        )
     try:
         ray.init(address or "auto", log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import shutil
@@ -95,6 +96,16 @@ def test_nobody_answers(runs: tuple[Path, Path], address: str, capsys: Any) -> N
         address = address.format(unused.getsockname()[1])
         assert main([*map(str, runs), "--engine", "ray", "--address", address]) == 2
     assert f"no Ray cluster at {address}" in capsys.readouterr().err
+
+
+def test_an_address_of_rays_client_without_it(
+    runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"ray://127.0.0.1:{server.getsockname()[1]}"
+        assert main([*map(str, runs), "--engine", "ray", "--address", address]) == 2
+    assert "pip install 'ray[client]'" in capsys.readouterr().err
 
 
 def test_a_worker_that_finds_other_runs_says_so(runs: tuple[Path, Path]) -> None:
