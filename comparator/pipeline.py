@@ -62,8 +62,7 @@ def begin(
 def _engine(prepared: Prepared, jobs: int | None) -> Engine:
     # What reads from object storage has threads, which a copy of the process does not.
     if not (is_stored(prepared.baseline) or is_stored(prepared.target)):
-        profiles = prepared.rules.whole_table
-        return engine_for(jobs, prepared.pairs, prepared.units, prepared.options.memory, profiles=profiles)
+        return engine_for(jobs, prepared.pairs, prepared.units, prepared.options.memory)
     prepared.expect(prepared.units)
     return InThisProcess()
 

@@ -15,8 +15,6 @@ from comparator.measure.units import Unit
 PAIRS_WORTH_IT = 256
 BYTES_WORTH_IT = 64 << 20
 """From so many pairs or bytes on it takes longer to compare them than to begin processes."""
-SMALL_PAIR = 1 << 20
-"""Bytes of a pair whose numbers take as long to be sent as to be measured."""
 MOST_PROCESSES = 256
 COPIES = 6
 """Times the recorded bytes of a unit that measuring it takes, roughly: rows in double precision, and what is computed
@@ -25,17 +23,10 @@ _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 def engine_for(
-    jobs: int | None,
-    pairs: Sequence[BundlePair],
-    units: Sequence[Unit],
-    memory: int | None = None,
-    *,
-    profiles: bool = True,
+    jobs: int | None, pairs: Sequence[BundlePair], units: Sequence[Unit], memory: int | None = None
 ) -> Engine:
     """``jobs`` processes; None: as many as there are cores and memory for (``memory`` bytes, or what is free), where
-    that saves time. Without ``profiles`` nothing but the numbers of pairs is measured."""
-    if jobs is None and not profiles and sum(map(_nbytes, pairs)) < SMALL_PAIR * len(pairs):
-        return InThisProcess()
+    that saves time."""
     wanted = processes_worth_it(jobs, pairs, units, memory) if hasattr(os, "fork") else 1
     if wanted < 2:
         return InThisProcess()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ from comparator.measure.units import Unit, UnitResult
 P = TypeVar("P")
 
 _TRIES = 2
+_TOGETHER = 0.02
+"""Seconds of measuring after which a worker sends what it has found: a message for each small pair would take as long
+as the pair."""
 
 
 @dataclass(eq=False)
@@ -100,8 +104,14 @@ def _work(pipe: Connection, foreign: Sequence[Connection], ready: Callable[[list
         while True:
             given = pipe.recv()
             measured = ready([one for _, one in given])
+            found, sent = [], time.monotonic()
             for number, one in given:
-                pipe.send((number, measured(one)))
+                found.append((number, measured(one)))
+                if time.monotonic() - sent >= _TOGETHER:
+                    pipe.send(found)
+                    found, sent = [], time.monotonic()
+            if found:
+                pipe.send(found)
 
 
 def _work_anew(pipe: Connection, begin: Begin[Any], version: str, count: int) -> None:
@@ -172,15 +182,17 @@ class _Pool(Generic[P]):
         for pipe in wait(list(by_pipe)):
             worker = by_pipe[pipe]  # type: ignore[index]
             try:
-                number, found = worker.pipe.recv()
+                several = worker.pipe.recv()
             except (EOFError, OSError):
                 self._ended(worker)
             else:
-                worker.given.remove(number)
-                self._schedule.found[number] = found
+                for number, found in several:
+                    worker.given.remove(number)
+                    self._schedule.found[number] = found
 
     def _ended(self, worker: _Worker) -> None:
-        """A worker has ended, while it measured the first of its units."""
+        """A worker has ended, while it measured the first of its units, or one whose turn comes soon: what it had
+        measured and not sent is measured again, the first one alone."""
         self._workers.remove(worker)
         worker.pipe.close()
         worker.process.join()
