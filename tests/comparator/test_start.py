@@ -19,7 +19,7 @@ LEFT_ALONE = {
     *("dumper.readers.sglang.dump", "dumper.readers.msprobe.dump"),
     *("comparator.report.explain", "comparator.report.html", "comparator.match.map", "comparator.commands"),
 }
-MOST_MODULES = 445
+MOST_MODULES = 465
 """Of Python's, numpy's and ours; there were 454 when this began to be counted."""
 
 

@@ -131,7 +131,7 @@ def test_an_address_space_that_is_too_small(tmp_path: Path) -> None:
 
 
 def test_a_fault_of_ours_is_no_verdict(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    with mock.patch("comparator.pipeline.match_bundles", side_effect=ZeroDivisionError("oops")):
+    with mock.patch("comparator.prepared.match_bundles", side_effect=ZeroDivisionError("oops")):
         assert main([runs["a"], runs["b"]]) == 2
     error = capsys.readouterr().err
     assert "internal error: ZeroDivisionError: oops" in error

@@ -80,8 +80,9 @@ def pytest_configure(config: pytest.Config) -> None:
     runs_tests = "PYTEST_XDIST_WORKER" in os.environ or not getattr(config.option, "numprocesses", None)
     if folder is not None and runs_tests:
         folder.mkdir(parents=True, exist_ok=True)
-        name = os.environ.get("PYTEST_XDIST_WORKER", "main")
-        config.pluginmanager.register(_Account((folder / f"{name}.jsonl").open("w", buffering=1)))
+        # Tests that run pytest themselves write files of their own.
+        name = f"{os.environ.get('PYTEST_XDIST_WORKER', 'main')}-{os.getpid()}"
+        config.pluginmanager.register(_Account((folder / f"{name}.jsonl").open("a", buffering=1)))
 
 
 def main() -> None:
