@@ -71,7 +71,7 @@ def _list(runs: Sequence[str]) -> Callable[[], object]:
 
 def _plan(runs: Sequence[str]) -> Callable[[], object]:
     from comparator.options import Options
-    from comparator.pipeline import prepare
+    from comparator.prepared import prepare
     from dumper.reading.open import open_run
 
     return lambda: prepare(*map(open_run, runs), Options()).units
