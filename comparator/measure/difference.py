@@ -1,7 +1,7 @@
 """How far two arrays of the same shape are apart, in one pass over both.
 
-Values are compared in float32 when both dtypes hold no more than float32 does, else in float64; sums are float64
-(``comparator.measure.kernel``). No copy is made of arrays that are contiguous.
+Values are compared in float32 when both dtypes hold no more than float32 does, else in float64. Sums are float64, of
+values of few bits from blocks in float32 (``comparator.measure.kernel``). Arrays that are contiguous are not copied.
 """
 
 from __future__ import annotations
