@@ -117,9 +117,13 @@ class Reads:
     def range(self, file: StoredBytes, start: int, end: int) -> Range:
         """A range of a file, on its way or there."""
         with self._lock:
-            if (found := self.covering(file, start, end)) is None:
-                found = Range(file, start, end)
-                self.keep(found)
+            return self.covering(file, start, end) or self.alone(file, start, end)
+
+    def alone(self, file: StoredBytes, start: int, end: int) -> Range:
+        """A range of a file in a request of its own, whatever else is on its way."""
+        with self._lock:
+            found = Range(file, start, end)
+            self.keep(found)
             return found
 
     def expect(self, ranges: Iterable[tuple[StoredBytes, int, int]]) -> None:
@@ -329,7 +333,8 @@ class StoredBytes(ReadInPieces):
         except StorageError:
             if (found.start, found.end) == (start, end):
                 raise
-            self.reads.range(self, start, end).data()
+            # Another request that holds it may be under way, and fail for what lies beside it too.
+            self.reads.alone(self, start, end).data()
 
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Begin to read ranges that will be asked for; those that lie close together in one request."""

@@ -18,6 +18,7 @@ from comparator.cli import main as comparator
 from dumper.cli import main as dumper
 from dumper.reading.open import open_run
 from dumper.storage import ranges
+from dumper.storage.places import StorageError
 from testbed.object_store import KEY, SECRET, Fault, ObjectStore, Request
 from tests.dumper.storage.conftest import LAYERS, RANKS, STEPS, record
 
@@ -188,6 +189,27 @@ def test_a_record_that_goes_on_failing_is_an_error_and_no_number(
     assert dumper(["show", "s3://runs/b", "--limit", "100"]) == 2
     assert word in capsys.readouterr().err
     assert dumper(["verify", "s3://runs/b"]) == 2
+
+
+def test_what_lies_beside_what_cannot_be_read_is_read_by_itself(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where other requests that hold it are under way, and are going to fail."""
+    run = open_run("s3://runs/b")
+    segment, offset = run.records[0].frame_place  # type: ignore[attr-defined]
+    stored = segment.stored
+
+    class Doomed:
+        start, end = 0, len(stored)
+
+        def data(self) -> memoryview:
+            raise StorageError("s3://runs/b", "access is refused", False)
+
+    monkeypatch.setattr(stored.reads, "range", lambda *_: Doomed())
+    stored.load(offset, offset + 100)
+    found = stored.reads.covering(stored, offset, offset + 100)
+    assert found is not None
+    assert len(found.data()) >= 100
 
 
 def test_a_storage_that_is_gone_ends_a_comparison_without_a_verdict(
