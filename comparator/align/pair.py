@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from comparator.align.experts import order_rows
 from comparator.align.load import load_array, load_lazily
-from comparator.align.rows import Array, align_axes, merge_rows, take_rows, without_leading_ones
+from comparator.align.rows import Array, align_axes, consecutive, merge_rows, take_rows, without_leading_ones
 from comparator.align.unshard import Replicas, unshard
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair, Entry
@@ -112,9 +112,8 @@ def _as_it_lies(pair_plan: PairPlan, plan: SidePlan, bundle: Bundle, rules: Rule
         return found.rows(0, min(pair_plan.rows, len(found)))
     if index is None:
         return cast(Array, found)
-    if index.size and index[-1] - index[0] == index.size - 1 and bool((np.diff(index) == 1).all()):
-        return found.rows(int(index[0]), int(index[-1]) + 1)
-    return found.take(index)
+    rows = consecutive(index)
+    return found.take(index) if rows is None else found.rows(rows.start, rows.stop)
 
 
 def _execute_side(

@@ -22,13 +22,21 @@ def merge_rows(array: Array, positions: tuple[int, int]) -> Array:
     return array.reshape(*array.shape[:at], array.shape[at] * array.shape[at + 1], *array.shape[at + 2 :])
 
 
+def consecutive(index: Rows) -> slice | None:
+    """The rows of an index as a slice; None where they do not follow on one another, or there are none."""
+    if index.size and index[-1] - index[0] == index.size - 1 and bool((np.diff(index) == 1).all()):
+        return slice(int(index[0]), int(index[-1]) + 1)
+    return None
+
+
 def take_rows(array: Array, index: Rows, axis: int) -> Array:
     """Rows ``index`` along ``axis``; a view when they are consecutive."""
-    if index.size and index[-1] - index[0] == index.size - 1 and bool((np.diff(index) == 1).all()):
-        where: list[slice] = [slice(None)] * array.ndim
-        where[axis] = slice(int(index[0]), int(index[-1]) + 1)
-        return array[tuple(where)]
-    return np.take(array, index, axis=axis)
+    rows = consecutive(index)
+    if rows is None:
+        return np.take(array, index, axis=axis)
+    where: list[slice] = [slice(None)] * array.ndim
+    where[axis] = rows
+    return array[tuple(where)]
 
 
 def align_axes(array: Array, side: SideAxes) -> Array:

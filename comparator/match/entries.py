@@ -165,7 +165,7 @@ class Members(Sequence[Entry]):
 
     @property
     def kinds(self) -> Integers:
-        """Of each, the number of its kind: bundles with equal ones differ in step and content alone."""
+        """Of each, the number of its kind: bundles with equal ones differ in rank, step and content alone."""
         return self._entries.kind[self._rows]
 
     @property
