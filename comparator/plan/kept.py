@@ -14,12 +14,13 @@ SMALLEST = 128
 
 
 class KeptPlans(Generic[Plan]):
-    """Plans by key. Those that were made first are let go once all have more than ``MOST_ROWS`` rows."""
+    """Plans by key. Those that were made first are let go once the sizes of all add up to more than ``most``."""
 
-    def __init__(self, rows_of: Callable[[Plan], int]) -> None:
-        self._rows_of = rows_of
+    def __init__(self, size_of: Callable[[Plan], int], most: int = MOST_ROWS) -> None:
+        self._size_of = size_of
+        self._most = most
         self._plans: dict[object, Plan] = {}
-        self._rows = 0
+        self._size = 0
 
     def get(self, key: object) -> Plan | None:
         """The plan, if it is kept."""
@@ -28,7 +29,7 @@ class KeptPlans(Generic[Plan]):
     def keep(self, key: object, plan: Plan) -> Plan:
         """Remember a plan; gives it back."""
         self._plans[key] = plan
-        self._rows += SMALLEST + self._rows_of(plan)
-        while self._rows > MOST_ROWS and len(self._plans) > 1:
-            self._rows -= SMALLEST + self._rows_of(self._plans.pop(next(iter(self._plans))))
+        self._size += self._size_of(plan)
+        while self._size > self._most and len(self._plans) > 1:
+            self._size -= self._size_of(self._plans.pop(next(iter(self._plans))))
         return plan

@@ -7,7 +7,7 @@ whose inputs are equal (the same tensor in every layer) share one plan.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +22,7 @@ from comparator.plan.axes import AxesPlan, plan_axes
 from comparator.plan.context import SideContext
 from comparator.plan.facts import Remark, TokenNumbers
 from comparator.plan.inputs import SideInputs
-from comparator.plan.kept import KeptPlans
+from comparator.plan.kept import SMALLEST, KeptPlans
 from comparator.plan.rows import KEPT_BY_ROWS, plan_rows, rows_key
 from comparator.plan.samples import RowByRow, check_same_rows
 from comparator.plan.shared_pieces import Sharing, find_sharing
@@ -131,7 +131,7 @@ _Planned = tuple[SideInputs, SideInputs, PairPlan]
 
 def _rows_of(planned: _Planned) -> int:
     tokens = planned[2].tokens
-    return 0 if tokens is None else tokens.matched
+    return SMALLEST + (0 if tokens is None else tokens.matched)
 
 
 class Planner:
@@ -144,7 +144,7 @@ class Planner:
         self._aligner = aligner
         self._options = options
         self._joined = joins_steps(options, rules)
-        self._by_rows: dict[Hashable, PairPlan] = {}
+        self._by_rows: KeptPlans[PairPlan] = KeptPlans(lambda _: 1, KEPT_BY_ROWS)
         self._plans: KeptPlans[_Planned] = KeptPlans(_rows_of)
         """By the identities of the inputs, which are the same for pairs that are alike."""
 
@@ -183,11 +183,9 @@ class Planner:
         key = rows_key(pair)
         found = self._by_rows.get(key)
         if found is None:
-            if len(self._by_rows) >= KEPT_BY_ROWS:
-                self._by_rows.pop(next(iter(self._by_rows)))
             rows = plan_rows(pair, self.contexts, self._options)
-            found = PairPlan(rows.baseline, rows.target, None, rows.axes, rows.rows, rows.errors)
-            self._by_rows[key] = found
+            plan = PairPlan(rows.baseline, rows.target, None, rows.axes, rows.rows, rows.errors)
+            found = self._by_rows.keep(key, plan)
         return found
 
     def _plan(self, left: SideInputs, right: SideInputs, aligner: TokenAligner) -> PairPlan:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from comparator.options import Side, TokenMode
-from comparator.plan.kept import KeptPlans
+from comparator.plan.kept import SMALLEST, KeptPlans
 from comparator.plan.tokens.classify import RowClassifier
 from comparator.plan.tokens.interface import (
     PartedSequence,
@@ -73,7 +73,7 @@ class RunTokenAligner:
         self._mode = mode
         self._sides: dict[Side, _SideTokens] = {"baseline": _SideTokens(baseline), "target": _SideTokens(target)}
         self._classes: dict[object, dict[int | None, RowsClass]] = {}
-        self._plans: KeptPlans[TokenPlan] = KeptPlans(lambda plan: plan.matched)
+        self._plans: KeptPlans[TokenPlan] = KeptPlans(lambda plan: SMALLEST + plan.matched)
 
     def classify(self, query: RowsQuery) -> RowsClass:
         """Raises PairError when the rows can be read in several ways that name different tokens."""
