@@ -11,10 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from comparator.api import Report
 from dumper.layout import SequenceSpan, TokenLayout
 from dumper.reading.columns import columns_of_records
 from dumper.reading.headers import silent_taps
 from dumper.reading.protocol import GraphCoverage, RecordColumns
+
+TP1 = {0: {"tp": (0, 1)}}
+TP2 = {0: {"tp": (0, 2)}, 1: {"tp": (1, 2)}}
 
 
 @dataclass
@@ -156,3 +160,14 @@ def one_request(steps: Sequence[int], rows: Sequence[int] | None = None) -> dict
         found[step, 0] = TokenLayout("extend" if step == 0 else "decode", (span,), total, token_ids=ids)
         start += count
     return found
+
+
+def run_of(*arrays: Any, dims: str | None = "t h", name: str = "x", **arguments: Any) -> FakeRun:
+    """One record per array, on ranks 0, 1, ..."""
+    return FakeRun([FakeRecord(name, array, rank=rank, dims=dims) for rank, array in enumerate(arrays)], **arguments)
+
+
+def only(report: Report) -> Any:
+    """The one finding of a report."""
+    (finding,) = report.findings
+    return finding

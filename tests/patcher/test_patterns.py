@@ -1,8 +1,9 @@
-"""What a pattern matches, and what it does not."""
+"""What a pattern matches, what it does not, and which of several places an edit takes."""
 
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 
 import libcst as cst
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from patcher.errors import EditError
 from patcher.match.matcher import flatten, match_expression, match_statements
 from patcher.match.pattern import parse_pattern, substitute
+from tests.patcher.support import edit
 
 
 def matches(pattern: str, code: str) -> dict[str, str] | None:
@@ -221,3 +223,37 @@ def test_any_text_is_a_pattern_or_refused(text: str) -> None:
     except EditError:
         return
     assert parsed.expression is not None or parsed.statements
+
+
+def test_nth_and_inside(tmp_path: Path) -> None:
+    source = """
+        def f(x):
+            a = g(x)
+            if x:
+                b = g(x)
+            elif a:
+                c = g(x)
+            with x:
+                d = g(x)
+    """
+    third = edit(tmp_path, source, "- {match: g(x), nth: 3, before: note()}")
+    assert "    if x:\n        b = g(x)\n    elif a:\n        note()\n        c = g(x)\n" in third
+    last = edit(tmp_path, source, "- {match: g(x), nth: -1, before: note()}")
+    assert "        note()\n        d = g(x)" in last
+    every = edit(tmp_path, source, "- {match: g(x), nth: all, before: note()}")
+    assert every.count("note()") == 4
+    within = edit(tmp_path, source, '- {match: g(x), inside: "with x: ...", before: note()}')
+    assert within == last
+    branch = edit(tmp_path, source, '- {match: g(x), inside: "if a:", before: note()}')
+    assert branch == third
+
+
+def test_alternatives_for_several_releases(tmp_path: Path) -> None:
+    edits = '- {match: ["$OUT = old(x)", "$OUT = new(x, ...)"], dump: {name: o, value: $OUT}}'
+    for call in ("old(x)", "new(x, 1)"):
+        assert ".record(h)" in edit(tmp_path, f"def f(x):\n    h = {call}\n", edits)
+
+
+def test_a_whole_statement_is_preferred_to_the_same_expression_elsewhere(tmp_path: Path) -> None:
+    text = edit(tmp_path, "def f(x):\n    y = g(x)\n    g(x)\n", "- {match: g(x), append: note()}")
+    assert text == "def f(x):\n    y = g(x)\n    g(x)\n    note()\n"

@@ -286,3 +286,12 @@ def test_a_definition_that_is_decorated_over_several_lines(tmp_path: Path) -> No
     """
     text = edit(tmp_path, source, "- {at: entry, before: y = x}")
     assert text.endswith("):\n    y = x\n    return x\n")
+
+
+def test_definitions_in_both_branches_count_as_one_text(tmp_path: Path) -> None:
+    source = "if X:\n    def f(x):\n        return a(x)\nelse:\n    def f(x):\n        return b(x)\n"
+    text = edit(tmp_path, source, "- {match: a(x), before: note()}\n- {at: entry, before: start()}")
+    assert text == (
+        "if X:\n    def f(x):\n        start()\n        note()\n        return a(x)\n"
+        "else:\n    def f(x):\n        start()\n        return b(x)\n"
+    )

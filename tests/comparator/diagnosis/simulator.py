@@ -198,3 +198,15 @@ def profiles_of(baseline: Recording, target: Recording, **changes: object) -> tu
 
 def compare(baseline: Recording, target: Recording, options: Options | None = None, **changes: object) -> Diagnosis:
     return diagnose(*profiles_of(baseline, target, **changes), options)
+
+
+DENSE = Model(0)
+
+
+def at(tap, number, change):
+    """A fault at one tap of one layer."""
+
+    def fault(name, layer, value):
+        return change(value) if (name, layer) == (tap, number) else value
+
+    return fault

@@ -1,4 +1,4 @@
-"""Steps, tags, taps, filters and levels, as the contracts in docs/architecture.md have them."""
+"""Steps, tags and taps, as the contracts in docs/contracts.md have them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ import torch
 from dumper import open_run
 from dumper.cli import main
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
-from dumper.reading.protocol import Record
-from dumper.recording.recorder import Recorder
-from dumper.settings import Settings, SettingsError
 from tests.dumper.recording.conftest import Recording
-from tests.dumper.rules.test_expressions import needs_re2
 
 
 def _steps(recording: Recording) -> list[tuple[str, int | None]]:
@@ -278,188 +274,6 @@ def test_nothing_is_written_when_switched_off(recording: Recording) -> None:
     assert not recording.path.exists()
 
 
-# Filters and levels
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ('name == "attn"', ["attn0", "attn1", "attn2"]),
-        ("layer_id in [0, 2]", ["attn0", "mlp0", "attn2", "mlp2"]),
-        ('layer_id < 2 and name.startswith("m")', ["mlp0", "mlp1"]),
-        pytest.param('search("^a", name) and not layer_id % 2', ["attn0", "attn2"], marks=needs_re2),
-        ("rank == 1", []),
-        ("step > 0", []),
-        ("missing > 3", []),
-        ("missing is None and layer_id == 1", ["attn1", "mlp1"]),
-    ],
-)
-def test_filters(recording: Recording, text: str, wanted: list[str]) -> None:
-    recorder = recording.start(filter=text)
-    for layer in range(3):
-        for name in ("attn", "mlp"):
-            recorder.dump(name, 1, layer_id=layer)
-    recorder.close()
-    recorder.configure(filter=None, run="run")
-    found = [f"{r.name}{r.tags['layer_id']}" for r in recording.read().records] if wanted else []
-    assert found == wanted
-
-
-def test_a_filter_over_steps(recording: Recording) -> None:
-    recorder = recording.start(filter="step % 2")
-    for number in range(4):
-        recorder.step()
-        recorder.dump("x", number)
-    assert [record.value for record in recording.read().records] == [1, 3]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"filter": "layer_id = 3"}, "invalid syntax"),
-        ({"filter": "__import__('os').system('x')"}, "__import__"),
-        ({"filter": "search('(', name)"}, "regular expression"),
-        ({"filter": "().__class__"}, "__class__"),
-        ({"level": "sample(rows=0)"}, "sample"),
-        ({"level": "full if layer_id ="}, "invalid syntax"),
-        ({"steps": "9-3"}, "9-3"),
-        ({"enabled": True}, "did you mean enable"),
-        ({"memory_budget": "much"}, "'much'"),
-        ({"when_full": "explode"}, "wait, drop"),
-    ],
-)
-def test_bad_settings_are_refused_with_the_part_that_is_wrong(settings: dict[str, Any], message: str) -> None:
-    recorder = Recorder(Settings())
-    with pytest.raises(SettingsError, match=r"setting|did you mean") as caught:
-        recorder.configure(**settings)
-    assert message in str(caught.value)
-
-
-def test_a_bad_variable_is_said_and_ignored() -> None:
-    settings, (error,) = Settings.from_environment(
-        {"TENSORTAP_ENABLE": "1", "TENSORTAP_COMPRESSION": "zip", "TENSORTAP_RUN": "mine"}
-    )
-    assert (settings.enable, settings.compression, settings.run) == (True, None, "mine")
-    assert str(error).startswith("TENSORTAP_COMPRESSION")
-
-
-@pytest.mark.parametrize(
-    ("variable", "text"), [("FILTER", "layer_id in ["), ("LEVEL", "stat"), ("STEPS", "ten"), ("ON_NAN", "x")]
-)
-def test_a_variable_that_would_have_recorded_less_does_not_record_everything(variable: str, text: str) -> None:
-    settings, (error,) = Settings.from_environment({"TENSORTAP_ENABLE": "1", f"TENSORTAP_{variable}": text})
-    assert not settings.enable
-    assert settings.controlled
-    assert str(error).startswith(f"TENSORTAP_{variable}")
-    assert "nothing is recorded" in str(error)
-
-
-def _levels(recording: Recording, values: dict[str, Any], level: str) -> dict[str, Record]:
-    recorder = recording.start(level=level)
-    for name, value in values.items():
-        recorder.dump(name, value)
-    run = recording.read()
-    assert not run.problems
-    return {record.name: record for record in run.records}
-
-
-VALUES = {
-    "bf16": torch.tensor([[1.0, -2.0], [0.5, float("nan")], [float("inf"), 4.0]], dtype=torch.bfloat16),
-    "int": torch.arange(12).reshape(6, 2),
-    "numpy": np.array([[1.0, 2.0], [3.0, np.nan]]),
-    "scalar": torch.tensor(3.0),
-    "empty": torch.zeros(0, 3),
-    "text": "hello",
-}
-
-
-def test_level_stats(recording: Recording) -> None:
-    records = _levels(recording, VALUES, "stats")
-    assert {name: record.level for name, record in records.items()} == dict.fromkeys(VALUES, "stats") | {"text": "full"}
-    assert records["bf16"].statistics == {
-        "min": -2.0,
-        "max": 4.0,
-        "mean": 0.875,
-        "abs_mean": 1.875,
-        "l2": pytest.approx(21.25**0.5),
-        "nan": 1,
-        "inf": 1,
-    }
-    assert (records["bf16"].dtype, records["bf16"].shape) == ("bfloat16", (3, 2))
-    assert records["int"].statistics == pytest.approx(
-        {"min": 0, "max": 11, "mean": 5.5, "abs_mean": 5.5, "l2": 506**0.5, "nan": 0, "inf": 0}
-    )
-    assert records["numpy"].statistics == pytest.approx(
-        {"min": 1, "max": 3, "mean": 2, "abs_mean": 2, "l2": 14**0.5, "nan": 1, "inf": 0}
-    )
-    assert records["empty"].statistics == dict.fromkeys(records["empty"].statistics or {}, 0)
-    with pytest.raises(ValueError, match="recorded at level stats"):
-        records["bf16"].array()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int16, torch.bool])
-def test_statistics_on_the_device_and_on_the_host_agree(dtype: torch.dtype) -> None:
-    from dumper.values.dtypes import as_array
-    from dumper.values.measures import device_statistics, host_statistics, named_statistics
-
-    value = torch.randn(50, 3).mul(5).to(dtype)
-    data = value.view(torch.uint8).numpy().tobytes()
-    array = as_array(data, str(dtype).removeprefix("torch."), (50, 3))
-    assert named_statistics(device_statistics(value).tolist()) == pytest.approx(host_statistics(array), rel=1e-5)
-
-
-def test_level_sample(recording: Recording) -> None:
-    records = _levels(recording, VALUES, 'sample(stride=2) if name == "int"; sample(rows=2)')
-    assert records["int"].array().tolist() == [[0, 1], [4, 5], [8, 9]]
-    assert records["int"].shape == (6, 2)
-    assert records["int"].sampled_rows == range(0, 6, 2)
-    assert records["bf16"].array().shape == (2, 2)
-    assert records["numpy"].array().tolist()[0] == [1.0, 2.0]
-    assert (records["scalar"].level, float(records["scalar"].array())) == ("full", 3.0)
-    assert records["empty"].array().shape == (0, 3)
-
-
-def test_level_hash_is_equal_exactly_when_dtype_shape_and_bytes_are(recording: Recording) -> None:
-    base = torch.arange(12, dtype=torch.int32)
-    nan = torch.tensor([float("nan")])
-    values = {
-        "same": base.clone(),
-        "same again": torch.arange(24, dtype=torch.int32)[:12],
-        "strided": torch.stack([base, base], 1)[:, 0],
-        "shape": base.reshape(3, 4),
-        "dtype": base.view(torch.float32),
-        "bit": base.clone().index_fill_(0, torch.tensor([11]), 10),
-        "zero": torch.tensor([0.0]),
-        "minus zero": torch.tensor([-0.0]),
-        "nan": nan,
-        "nan again": nan.clone(),
-        "numpy": base.numpy(),
-        "large": torch.zeros(500_000),
-        "larger": torch.zeros(500_001),
-    }
-    prints = {name: record.fingerprint for name, record in _levels(recording, values, "hash").items()}
-    assert prints["same"] == prints["same again"] == prints["strided"] == prints["numpy"]
-    assert prints["nan"] == prints["nan again"]
-    assert len(set(prints.values())) == len(prints) - 4
-
-
-def test_rules_choose_levels_and_calls_overrule_them(recording: Recording) -> None:
-    recorder = recording.start(level='hash if layer_id == 0; stats if name.startswith("m")')
-    for layer in range(2):
-        recorder.dump("attn", torch.ones(2), layer_id=layer)
-        recorder.dump("mlp", torch.ones(2), layer_id=layer)
-    recorder.dump("mlp", torch.ones(2), layer_id=0, level="full")
-    assert [record.level for record in recording.read().records] == ["hash", "hash", "full", "stats", "full"]
-
-
-def test_on_nan_writes_from_the_steps_before(recording: Recording) -> None:
-    recorder = recording.start(on_nan=1)
-    for step in range(6):
-        recorder.step()
-        recorder.dump("x", torch.full((3,), float("nan") if step == 4 else float(step)))
-    assert [record.step for record in recording.read().records] == [3, 4, 5]
-
-
 def test_capture_records_in_memory_and_writes_nothing(recording: Recording) -> None:
     recorder = recording.start(enable=False)
     value = torch.ones(3)
@@ -497,18 +311,6 @@ def test_a_run_opens_from_its_index_alone(recording: Recording, monkeypatch: pyt
     # Header, taps, step, coverage and index: not one record.
     assert decoded < 10
     assert run.records[12_345].value == 12_345
-
-
-def test_on_nan_without_any_says_why_the_run_is_empty(recording: Recording) -> None:
-    recorder = recording.start(on_nan=1)
-    for step in range(4):
-        recorder.step()
-        recorder.dump("x", float(step))
-        recorder.dump("x", torch.ones(2))
-    run = recording.read()
-    assert (len(run.records), run.losses) == (0, 0)
-    assert [problem.kind for problem in run.problems] == ["empty"]
-    assert "8 values were held back, since on_nan waited" in run.problems[0].message
 
 
 def test_what_comes_outside_steps_alone_is_said(recording: Recording) -> None:
