@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [
             _row(f"`open_run`, {million}", "open", listed),
             _row(f"`dumper ls`, {million}", "list", listed),
+            _row(f"`dumper ls --json`, {million}", "lines", listed),
             _row(f"open, match and group {two}, {PLANNED.ranks} ranks each", "plan", planned),
         ]
     busy = f"{os.getloadavg()[0]:.0f} processes shared the processors"
@@ -69,6 +70,12 @@ def _list(runs: Sequence[str]) -> Callable[[], object]:
     return lambda: dumper(["ls", *runs])
 
 
+def _lines(runs: Sequence[str]) -> Callable[[], object]:
+    from dumper.cli import main as dumper
+
+    return lambda: dumper(["ls", "--json", *runs])
+
+
 def _plan(runs: Sequence[str]) -> Callable[[], object]:
     from comparator.options import Options
     from comparator.prepared import prepare
@@ -77,7 +84,7 @@ def _plan(runs: Sequence[str]) -> Callable[[], object]:
     return lambda: prepare(*map(open_run, runs), Options()).units
 
 
-_WORK = {"open": _open, "list": _list, "plan": _plan}
+_WORK = {"open": _open, "list": _list, "lines": _lines, "plan": _plan}
 
 
 def _measured(work: Callable[[Sequence[str]], Callable[[], object]], runs: Sequence[str]) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dumper.format.frames import FormatError
 from dumper.printable import printable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dumper.reading.protocol import Record, Run
 
 _Command = Callable[[argparse.Namespace], int]
+_LINES_AT_ONCE = 1024
 
 
 class UsageError(Exception):
@@ -170,6 +172,7 @@ def _wanted(runs: Sequence[Run], names: Sequence[str]) -> list[_Wanted]:
 
 
 def _selected(run: Run, arguments: argparse.Namespace, names: Sequence[_Wanted] = ()) -> list[Record]:
+    from dumper.reading.record_lines import filtered_values
     from dumper.rules.expressions import Expression
 
     expression = Expression(arguments.filter) if arguments.filter else None
@@ -177,7 +180,7 @@ def _selected(run: Run, arguments: argparse.Namespace, names: Sequence[_Wanted] 
         record
         for record in run.select(step=arguments.step, rank=arguments.rank)
         if (not names or any(wanted.fits(record.name) for wanted in names))
-        and (expression is None or expression.holds(_values(record)))
+        and (expression is None or expression.holds(filtered_values(record)))
     ]
 
 
@@ -186,11 +189,6 @@ def _index_for(record: Record, names: Sequence[_Wanted]) -> Index | None:
     fitting = [wanted for wanted in names if wanted.fits(record.name)]
     exact = [wanted for wanted in fitting if wanted.name == record.name]
     return (exact or fitting)[0].index if fitting else None
-
-
-def _values(record: Record) -> dict[str, Any]:
-    """What a filter looks at."""
-    return {**record.tags, "name": record.name, "step": record.step, "rank": record.rank}
 
 
 def _unknown_name(name: str, known: set[str]) -> str:
@@ -203,13 +201,17 @@ def _unknown_name(name: str, known: set[str]) -> str:
 
 def _list(arguments: argparse.Namespace) -> int:
     from dumper.reading import listing
+    from dumper.reading.record_lines import record_lines
+    from dumper.rules.expressions import Expression
     from tensortap.progress import in_terminal
 
     run = _open(arguments.run)
     as_json = arguments.json or arguments.output == "json"
     if arguments.records or arguments.json:
-        for record in _selected(run, arguments):
-            print(json.dumps(listing.as_json(record)) if as_json else listing.headline(record))
+        expression = Expression(arguments.filter) if arguments.filter else None
+        lines = record_lines(run, json_lines=as_json, step=arguments.step, rank=arguments.rank, expression=expression)
+        while piece := list(itertools.islice(lines, _LINES_AT_ONCE)):
+            print("\n".join(piece))
     elif as_json:
         print(json.dumps(listing.summary_as_json(run)))
     else:
@@ -235,13 +237,14 @@ def _show(arguments: argparse.Namespace) -> int:
     if names and names[0] not in {record.name for record in run.records} and _is_run(names[0]):
         return _show_both(run, _open(names[0]), names[1:], arguments)
     from dumper.reading import contents, listing
+    from dumper.reading.record_lines import as_json
 
     wanted = _wanted([run], names)
     records = _selected(run, arguments, wanted)
     for record in records[: arguments.limit]:
         index = _index_for(record, wanted)
         if arguments.output == "json":
-            print(json.dumps({**listing.as_json(record), **contents.as_plain(record, arguments.elements, index)}))
+            print(json.dumps({**as_json(record), **contents.as_plain(record, arguments.elements, index)}))
         else:
             print(listing.described(record, arguments.elements, index))
     _complain_of_rest(len(records), arguments.limit)

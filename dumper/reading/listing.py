@@ -15,6 +15,7 @@ from dumper.reading.contents import as_text, indented
 from dumper.reading.headers import ranges
 from dumper.reading.indexing import Index
 from dumper.reading.protocol import RecordColumns
+from dumper.reading.record_lines import headline
 from dumper.reading.text_table import TextTable, output_console
 from dumper.reading.timeline import step_table
 from dumper.values.fingerprint import SCHEME
@@ -151,49 +152,10 @@ def _shape(record: Record) -> str:
     return "-" if record.shape is None else "x".join(map(str, record.shape)) or "scalar"
 
 
-def headline(record: Record) -> str:
-    """What a record is, in one line."""
-    tags = " ".join(f"{key}={value}" for key, value in record.tags.items())
-    parts = [
-        record.name,
-        f"step={'-' if record.step is None else record.step}",
-        f"rank={record.rank}",
-        tags,
-        f"occurrence={record.occurrence}" if record.occurrence else "",
-        f"{record.dtype} {list(record.shape or ())}" if record.dtype else "value",
-        f"dims={record.dims!r}" if record.dims else "",
-        "" if record.level == "full" else f"level={record.level}",
-        "" if record.stream == "value" else record.stream,
-        "recomputed" if record.recompute else "",
-        "" if record.graph is None else " ".join(["CUDA graph", *(f"{k}={v}" for k, v in record.graph.items())]),
-    ]
-    return printable(" ".join(part for part in parts if part))
-
-
 def described(record: Record, elements: int, index: Index | None = None) -> str:
     """What a record is, and its content; tensors of more elements than ``elements`` are shortened."""
     part = f" {index.text}" if index is not None else ""
     return f"{headline(record)}{printable(part)}\n{indented(as_text(record, elements, index))}"
-
-
-def as_json(record: Record) -> dict[str, Any]:
-    """The fields of a record without its payload."""
-    return {
-        "name": record.name,
-        "step": record.step,
-        "rank": record.rank,
-        "tags": dict(record.tags),
-        "occurrence": record.occurrence,
-        "tap": record.tap,
-        "kind": record.kind,
-        "level": record.level,
-        "dtype": record.dtype,
-        "shape": None if record.shape is None else list(record.shape),
-        "dims": record.dims,
-        "stream": record.stream,
-        "recompute": record.recompute,
-        "graph": None if record.graph is None else dict(record.graph),
-    }
 
 
 def summary_as_json(run: Run) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from dumper.printable import printable
 from dumper.reading.contents import as_text
-from dumper.reading.listing import counts, headline, tables
+from dumper.reading.listing import counts, tables
+from dumper.reading.record_lines import headline
 from dumper.reading.text_table import TextTable
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 from dumper.printable import printable
 from dumper.reading.contents import as_plain, as_text, part_of
 from dumper.reading.indexing import Index
-from dumper.reading.listing import as_json, headline
 from dumper.reading.protocol import READING_ERRORS
+from dumper.reading.record_lines import as_json, headline
 
 if TYPE_CHECKING:
     import numpy.typing as npt

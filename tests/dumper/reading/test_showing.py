@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dumper.reading.distribution import drawn_distribution
 from dumper.reading.indexing import IndexingError, parse_index, split_name
 from dumper.reading.listing import tables
 from dumper.reading.open import open_run
+from dumper.reading.record_lines import as_json, headline
 from dumper.recording.recorder import Recorder
 from tests.dumper.recording.conftest import Recording
 
@@ -308,3 +310,46 @@ def test_records_that_are_alike_are_summed_up_as_one_by_one(tmp_path: Path) -> N
         like = columns.kinds[kind]
         assert (record.name, record.tags, record.shape) == (like.name, like.tags, like.shape)
         assert (record.rank, -1 if record.step is None else record.step, record.occurrence) == (rank, step, occurrence)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fits"),
+    [
+        ([], lambda record: True),
+        (["--step", "1"], lambda record: record.step == 1),
+        (["--rank", "1"], lambda record: False),
+        (["--filter", "layer_id == 1"], lambda record: record.tags.get("layer_id") == 1),
+        (
+            ["--filter", "step == 0 and layer_id == 0"],
+            lambda record: record.step == 0 and record.tags == {"layer_id": 0},
+        ),
+        (["--filter", "not step"], lambda record: not record.step),
+        (["--step", "0", "--filter", "name == 'x'"], lambda record: record.step == 0 and record.name == "x"),
+    ],
+)
+def test_a_line_for_each_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], fits: Callable[[Any], bool]
+) -> None:
+    """What records share is written once; the lines are those of single records."""
+    recording = Recording(tmp_path)
+    recorder = recording.start(outside_steps="record")
+    recorder.install_taps("m", ({"id": "m.step", "name": "", "file": "m.py", "line": 1, "kind": "step"},), {})
+    recorder.dump("x", MATRIX, layer_id=0)
+    for _ in range(2):
+        with recorder.step():
+            for layer in (0, 1, 0):
+                recorder.dump("x", MATRIX, dims="t h", layer_id=layer)
+            recorder.dump(EVIL, [1], **{"note": EVIL, "share": 0.5, "last": None})
+    recording.close()
+    expected = [record for record in open_run(recording.path).records if fits(record)]
+    assert main(["ls", str(recording.path), "--json", *flags]) == 0
+    assert capsys.readouterr().out.splitlines() == [json.dumps(as_json(record)) for record in expected]
+    assert main(["ls", str(recording.path), "--records", *flags]) == 0
+    assert capsys.readouterr().out.splitlines() == [headline(record) for record in expected]
+    if not flags:
+        assert [headline(record) for record in expected[:4]] == [
+            "x step=- rank=0 layer_id=0 float32 [3, 4]",
+            "x step=0 rank=0 layer_id=0 float32 [3, 4] dims='t h'",
+            "x step=0 rank=0 layer_id=1 float32 [3, 4] dims='t h'",
+            "x step=0 rank=0 layer_id=0 occurrence=1 float32 [3, 4] dims='t h'",
+        ]
