@@ -17,7 +17,7 @@ from comparator.align.unshard import Replicas
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import BundlePair
 from comparator.measure.difference import Difference, Measured, compare_arrays, same_bytes
-from comparator.measure.kernel.sums import Array, RowTable, to_working
+from comparator.measure.kernel.sums import Array, RowTable
 from comparator.measure.measurement import (
     ArrayNumbers,
     Failure,
@@ -27,7 +27,7 @@ from comparator.measure.measurement import (
     TensorMeasurement,
 )
 from comparator.measure.memory import reads_lazily
-from comparator.measure.quoting import quoted
+from comparator.measure.quoting import quoted_first
 from comparator.measure.reduced import measure_hashes, measure_statistics
 from comparator.measure.replicas import measure_replicas
 from comparator.measure.rows import row_differences
@@ -288,9 +288,8 @@ def _samples(baseline: Array, target: Array, rules: Rules) -> tuple[str, str] | 
     dimensions."""
     if rules.grouping != "file_names":
         return None
-    few = tuple(slice(0, 5) if length > 50 and baseline.size >= 200 else slice(None) for length in baseline.shape)
-    left, right = (quoted(to_working(side[few], np.dtype(np.float32))) for side in (baseline, target))
-    return left, right
+    few = tuple(min(length, 5) if length > 50 and baseline.size >= 200 else length for length in baseline.shape)
+    return quoted_first(baseline, few), quoted_first(target, few)
 
 
 def _downcast(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comparator.measure import quoting
-from comparator.measure.quoting import quoted
+from comparator.measure.quoting import quoted, quoted_first
 
 FLOATS = st.one_of(
     st.floats(width=32),
@@ -39,6 +40,26 @@ def test_powers_of_two_and_random_bits() -> None:
     for scale in (1e-3, 1.0, 30.0, 1e5):
         array = (scale * rng.standard_normal((7, 5, 5))).astype(np.float32)
         assert quoted(array) == str(array)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+def test_the_first_elements_of_halves_and_others(lengths: list[tuple[int, int]], seed: int) -> None:
+    shape = [length for length, _ in lengths]
+    taken = tuple(min(length, most) for length, most in lengths)
+    values = np.random.default_rng(seed).standard_normal(shape)
+    for dtype in (ml_dtypes.bfloat16, np.float16, np.float32, np.float64):
+        for array in (values.astype(dtype), values.astype(dtype).T.copy().T):
+            first = array[tuple(slice(0, length) for length in taken)].astype(np.float32)
+            assert quoted_first(array, taken) == str(first)
+
+
+def test_numbers_of_all_sizes() -> None:
+    rng = np.random.default_rng(1)
+    for power in range(-24, 9):
+        array = (10.0**power * rng.standard_normal((20, 3))).astype(np.float32)
+        for one in (*array, np.round(array), array.astype(ml_dtypes.bfloat16).astype(np.float32)):
+            assert quoted(one) == str(one)
 
 
 def test_what_numpy_summarizes_and_other_options() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from comparator.measure.kernel.sums import Array
+from comparator.measure.kernel.sums import Array, to_working
 from tensortap.compiled import load
 
 if TYPE_CHECKING:
@@ -21,11 +22,23 @@ _SUMMARIZED_FROM = 1000
 
 def quoted(values: Array) -> str:
     """``str(values)`` of a float32 array."""
+    return quoted_first(values, values.shape)
+
+
+def quoted_first(values: Array, lengths: tuple[int, ...]) -> str:
+    """``str`` of the first elements of an array, so many along each dimension, in float32."""
     limit = _exponents_from()
-    small = values.ndim and 0 < values.size <= _SUMMARIZED_FROM
+    small = values.ndim and 0 < math.prod(lengths) <= _SUMMARIZED_FROM
     if _compiled is None or limit is None or not small or np.get_printoptions() != _DEFAULT_OPTIONS:
-        return str(values)
-    return _compiled.text(np.ascontiguousarray(values, np.float32), values.shape, limit)
+        return str(_first(values, lengths))
+    halves = values.dtype.name == "bfloat16" and values.dtype.isnative
+    if not (halves or values.dtype == np.float32) or not values.flags.c_contiguous:
+        values, halves = np.ascontiguousarray(_first(values, lengths)), False
+    return _compiled.text(values.view(np.uint8), halves, values.shape, lengths, limit)
+
+
+def _first(values: Array, lengths: tuple[int, ...]) -> Array:
+    return to_working(values[tuple(slice(0, length) for length in lengths)], np.dtype(np.float32))
 
 
 _DEFAULT_OPTIONS: dict[str, Any] = {

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "_decimal.h"
+
 #define PRECISION 8
 #define LINE 75
 #define MOST 1000 /* elements; of more numpy leaves some out */
@@ -29,6 +31,19 @@ static void take_digits(const char *text, Shortest *found) {
 static Shortest shortest(float value) {
     Shortest found = {.negative = signbit(value) != 0};
     float magnitude = fabsf(value);
+    if (magnitude == 0) {
+        found.digits[0] = '0', found.count = 1;
+        return found;
+    }
+#ifdef EXACT
+    Binary number;
+    uint64_t fewest_digits;
+    if (binary_of(magnitude, &number)) {
+        found.exponent = fewest(&number, &fewest_digits);
+        found.count = write_digits(fewest_digits, found.digits);
+        return found;
+    }
+#endif
     char text[32], shorter[32];
     int digits = 9, binary;
     snprintf(text, sizeof text, "%.8e", (double)magnitude); /* tells every number from all others */
@@ -51,11 +66,46 @@ static Shortest shortest(float value) {
     return found;
 }
 
+/* The digits of a number with so many of them behind the point of its exponential form. */
+static void exponential(float value, int behind, Shortest *found) {
+#ifdef EXACT
+    Binary number;
+    uint64_t digits;
+    if (behind < MOST_DIGITS && binary_of(fabsf(value), &number)) {
+        found->exponent = leading(&number, behind + 1, &digits);
+        int count = write_digits(digits, found->digits);
+        while (count < behind + 1) found->digits[count++] = '0';
+        found->count = count;
+        return;
+    }
+#endif
+    char text[64];
+    snprintf(text, sizeof text, "%.*e", behind, fabs((double)value));
+    take_digits(text, found);
+}
+
 /* Digits before and after the point of a number that is written without an exponent. */
 static void positional(float value, const Shortest *known, char *whole, char *fraction) {
-    Shortest number = *known;
-    int wanted = number.count - 1 - number.exponent;
+    int wanted = known->count - 1 - known->exponent;
     wanted = wanted < 0 ? 0 : wanted > PRECISION ? PRECISION : wanted;
+#ifdef EXACT
+    Binary number;
+    if (fabsf(value) < 1e8f && binary_of(fabsf(value), &number)) {
+        uint64_t digits = scaled(&number, wanted);
+        char reversed[24];
+        int count = 0, size = 0;
+        for (; digits || count <= wanted; digits /= 10) reversed[count++] = (char)('0' + digits % 10);
+        if (value < 0) whole[size++] = '-';
+        for (int i = count - 1; i >= wanted; i--) whole[size++] = reversed[i];
+        whole[size] = 0;
+        int first = 0; /* zeros at the end are left out */
+        while (first < wanted && reversed[first] == '0') first++;
+        size = 0;
+        for (int i = wanted - 1; i >= first; i--) fraction[size++] = reversed[i];
+        fraction[size] = 0;
+        return;
+    }
+#endif
     char text[64];
     snprintf(text, sizeof text, "%.*f", wanted, (double)value);
     char *point = strpbrk(text, ".,");
@@ -146,11 +196,8 @@ static int word(float value, const Shortest *known, const Layout *layout, char *
         Shortest own = *known;
         char *at = to;
         for (int i = 1 + own.negative; i < layout->left; i++) *at++ = ' ';
-        if (own.count <= layout->right) { /* further digits are those of the exact value */
-            char number[64];
-            snprintf(number, sizeof number, "%.*e", layout->right, fabs((double)value));
-            take_digits(number, &own);
-        }
+        /* Further digits are those of the exact value. */
+        if (own.count <= layout->right) exponential(value, layout->right, &own);
         if (own.negative) *at++ = '-';
         *at++ = own.digits[0];
         *at++ = '.';
@@ -159,7 +206,15 @@ static int word(float value, const Shortest *known, const Layout *layout, char *
     }
     char whole[64], fraction[64];
     positional(value, known, whole, fraction);
-    return snprintf(to, 128, "%*s.%-*s", layout->left, whole, layout->right, fraction);
+    int before = (int)strlen(whole), behind = (int)strlen(fraction), size = 0;
+    for (int i = before; i < layout->left; i++) to[size++] = ' ';
+    memcpy(to + size, whole, (size_t)before);
+    size += before;
+    to[size++] = '.';
+    memcpy(to + size, fraction, (size_t)behind);
+    size += behind;
+    for (int i = behind; i < layout->right; i++) to[size++] = ' ';
+    return size;
 }
 
 static void row(Out *out, const float *values, const Shortest *numbers, Py_ssize_t count, Py_ssize_t indent, Py_ssize_t width,
@@ -204,25 +259,58 @@ static Py_ssize_t array(Out *out, const float *values, const Shortest *numbers, 
     return done;
 }
 
+/* Lengths of dimensions; -1 where there are others than are written here, else their product. */
+static Py_ssize_t take_lengths(PyObject *lengths, Py_ssize_t *shape, Py_ssize_t most) {
+    Py_ssize_t count = 1;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(lengths); i++) {
+        shape[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(lengths, i));
+        if (shape[i] < 1 || shape[i] > most / count) return -1;
+        count *= shape[i];
+    }
+    return count;
+}
+
+/* The first `taken` elements along every dimension, from the last dimensions on. */
+static float *gather(const char *data, int halves, const Py_ssize_t *shape, const Py_ssize_t *taken, int axes, float *to) {
+    if (axes == 0) {
+        uint32_t bits;
+        if (halves) {
+            uint16_t upper;
+            memcpy(&upper, data, sizeof upper);
+            bits = (uint32_t)upper << 16;
+        } else {
+            memcpy(&bits, data, sizeof bits);
+        }
+        memcpy(to, &bits, sizeof bits);
+        return to + 1;
+    }
+    size_t stride = halves ? 2 : 4;
+    for (int i = 1; i < axes; i++) stride *= (size_t)shape[i];
+    for (Py_ssize_t i = 0; i < *taken; i++)
+        to = gather(data + (size_t)i * stride, halves, shape + 1, taken + 1, axes - 1, to);
+    return to;
+}
+
 static PyObject *text(PyObject *module, PyObject *arguments) {
     (void)module;
     Py_buffer data;
-    PyObject *lengths, *found = NULL;
+    PyObject *lengths, *wanted, *found = NULL;
     double from;
-    if (!PyArg_ParseTuple(arguments, "y*O!d", &data, &PyTuple_Type, &lengths, &from)) return NULL;
-    Py_ssize_t shape[MOST_DIMENSIONS], count = 1, axes = PyTuple_GET_SIZE(lengths);
+    int halves;
+    if (!PyArg_ParseTuple(arguments, "y*pO!O!d", &data, &halves, &PyTuple_Type, &lengths, &PyTuple_Type, &wanted, &from))
+        return NULL;
+    Py_ssize_t shape[MOST_DIMENSIONS], taken[MOST_DIMENSIONS], axes = PyTuple_GET_SIZE(lengths);
     Out out = {0};
-    if (axes < 1 || axes > MOST_DIMENSIONS) goto refused;
-    for (Py_ssize_t i = 0; i < axes; i++) {
-        shape[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(lengths, i));
-        if (shape[i] < 1 || shape[i] > MOST || (count *= shape[i]) > MOST) goto refused;
-    }
-    if (data.len != count * (Py_ssize_t)sizeof(float)) goto refused;
+    if (axes < 1 || axes > MOST_DIMENSIONS || PyTuple_GET_SIZE(wanted) != axes) goto refused;
+    Py_ssize_t all = take_lengths(lengths, shape, PY_SSIZE_T_MAX / 4), count = take_lengths(wanted, taken, MOST);
+    if (all < 0 || count < 0 || data.len != all * (halves ? 2 : 4)) goto refused;
+    for (Py_ssize_t i = 0; i < axes; i++)
+        if (taken[i] > shape[i]) goto refused;
     float values[MOST];
     Shortest numbers[MOST];
-    memcpy(values, data.buf, (size_t)data.len);
+    gather(data.buf, halves, shape, taken, (int)axes, values);
     Layout layout = layout_of(values, (size_t)count, from, numbers);
-    array(&out, values, numbers, shape, 0, (int)axes, &layout);
+    array(&out, values, numbers, taken, 0, (int)axes, &layout);
     found = out.failed ? PyErr_NoMemory() : PyUnicode_FromStringAndSize(out.text, (Py_ssize_t)out.size);
     goto done;
 refused:
@@ -234,10 +322,15 @@ done:
 }
 
 static PyMethodDef methods[] = {
-    {"text", text, METH_VARARGS, "text(data, shape, from): what numpy writes; numbers from `from` on have an exponent"},
+    {"text", text, METH_VARARGS,
+     "text(data, halves, shape, taken, from): what numpy writes of the first elements along every dimension of float32, "
+     "or bfloat16; numbers from `from` on have an exponent"},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_compiled", SOURCES, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__compiled(void) { return PyModuleDef_Init(&definition); }
+PyMODINIT_FUNC PyInit__compiled(void) {
+    fill_powers();
+    return PyModuleDef_Init(&definition);
+}
