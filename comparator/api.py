@@ -29,6 +29,7 @@ from comparator.report.runs import Tally, accounts_record, earlier_of, run_notes
 from comparator.verdict.criteria import parse_rules
 from dumper.printable import printable
 from dumper.reading.protocol import Run, RunError
+from tensortap.lost_pages import watching
 from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -205,8 +206,17 @@ def compare(
         chosen = replace(chosen, **settings)
     except TypeError as error:
         raise ComparatorError(f"unknown setting: {error}") from None
-    left, right = open_side(baseline, "baseline"), open_side(target, "target")
-    prepared = prepare(left, right, chosen, others=open_others(reference, noise, calibration))
+    with watching():  # a file that is cut meanwhile must not end the program that asks
+        return _compared(
+            open_side(baseline, "baseline"),
+            open_side(target, "target"),
+            chosen,
+            open_others(reference, noise, calibration),
+        )
+
+
+def _compared(baseline: Run, target: Run, options: Options, others: OtherRuns) -> Report:
+    prepared = prepare(baseline, target, options, others=others)
     said = prepared.notes()
     environment = environment_lines(prepared.baseline, prepared.target)
     runs = (prepared.baseline, prepared.target)

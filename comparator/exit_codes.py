@@ -24,7 +24,7 @@ def run_command(command: Callable[[], int]) -> int:
     """
     _let_any_name_be_printed()
     try:
-        with watching():
+        with watching(everywhere=True):
             code = command()
         sys.stdout.flush()
     except BrokenPipeError:

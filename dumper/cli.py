@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone
     lost = lost_pages()
     try:
-        with watching():
+        with watching(everywhere=True):
             code = _main(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         return 130

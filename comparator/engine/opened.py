@@ -14,6 +14,7 @@ from comparator.engine.protocol import Measure
 from comparator.errors import ComparatorError
 from comparator.match.bundles import Bundle, BundlePair
 from comparator.measure.units import Unit, UnitResult
+from tensortap.lost_pages import watching
 
 P = TypeVar("P")
 Marked = tuple[Unit, str]
@@ -49,7 +50,8 @@ class Worker(Generic[P]):
         if here != version:
             return f"it has tensortap {here}, and this is {version}; install the same on the cluster"
         try:
-            self._opened = begin()
+            with watching(everywhere=True):
+                self._opened = begin()
         except (ComparatorError, OSError) as error:
             return str(error)
         found = len(self._opened.pairs)
@@ -74,7 +76,8 @@ class Worker(Generic[P]):
         if mark_of(unit, self._opened.pairs) != mark:
             return ComparatorError(f"{socket.gethostname()} sees other records in the runs: the files differ")
         try:
-            return self._opened.measure(unit)
+            with watching(everywhere=True):
+                return self._opened.measure(unit)
         except Exception as error:
             return error
 

@@ -1,9 +1,9 @@
 """Mapped files that others cut while they are read.
 
-To touch what is gone of a mapped file ends the process (SIGBUS). The commands that read recordings take zeros in its
-place, note that they did, and say that what they read is not what was recorded. This is a signal handler of the whole
-process: it is for programs of our own, never for the one that is recorded. Without the compiled module the process
-ends.
+To touch what is gone of a mapped file ends the process (SIGBUS). Who reads recordings takes zeros in its place, notes
+that it did, and says that what it read is not what was recorded. It is a signal handler of the whole process: the
+commands keep it while they work, a function that somebody else's program calls only until it returns, and only for the
+thread that called it; never the process that is recorded. Without the compiled module the process ends.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ else:
 
 
 @contextlib.contextmanager
-def watching() -> Iterator[None]:
-    """Pages that are lost in the block are counted, in this process and its forks."""
-    taken = _compiled is not None and _compiled.watch()
+def watching(*, everywhere: bool = False) -> Iterator[None]:
+    """Pages that this thread loses in the block are counted, and those of its forks. ``everywhere``: those of all
+    threads, for processes that are our own."""
+    taken = _compiled is not None and _compiled.watch(everywhere)
     try:
         yield
     finally:
         if taken:
-            _compiled.leave()
+            _compiled.leave(everywhere)
 
 
 def lost_pages() -> int:

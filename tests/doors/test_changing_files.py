@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import json
+import mmap
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +18,19 @@ import numpy as np
 import pytest
 import torch
 
+from comparator import compare
 from comparator.cli import main
+from comparator.elsewhere import OpenedAgain
+from comparator.engine.opened import Worker, installed_version, mark_of
 from comparator.measure import pair as measuring
 from comparator.measure import units as measuring_units
+from comparator.measure.measurement import Failure
+from comparator.measure.units import UnitResult
+from comparator.options import Options
+from comparator.prepared import prepare
 from dumper.cli import main as dumper
 from dumper.reading import contents
+from dumper.reading.open import open_run
 from dumper.recording.recorder import Recorder
 from tensortap import lost_pages
 from tests.dumper.convert.dumps import DumpWriter
@@ -154,10 +167,84 @@ def test_a_run_that_is_cut_while_it_is_shown(
 
 
 @needs_compiler
-def test_the_signal_is_given_back(runs: tuple[str, str]) -> None:
-    main([*runs, "-q"])
-    assert lost_pages._compiled.watch(), "somebody still has it"
-    lost_pages._compiled.leave()
+def test_a_program_that_compares_lives_on(runs: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    before(monkeypatch, measuring, "measure_aligned", lambda: os.truncate(f"{runs[1]}/{FILE}", 4096))
+    report = compare(*runs)
+    assert len(report.of("errored")) == len(report) == 6
+    assert "was cut while it was read" in report.describe()
+
+
+@needs_compiler
+def test_a_worker_on_another_machine_lives_on(runs: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare(open_run(runs[0]), open_run(runs[1]), Options())
+    worker = Worker[Any]()
+    assert worker.begin(OpenedAgain.of(prepared), installed_version(), len(prepared.pairs)) is None
+    before(monkeypatch, measuring, "measure_aligned", lambda: os.truncate(f"{runs[1]}/{FILE}", 4096))
+    (found,) = worker.measure([(prepared.units[0], mark_of(prepared.units[0], prepared.pairs))])
+    assert isinstance(found, UnitResult)
+    assert {type(row.measurement) for row in found.rows} == {Failure}
+
+
+def ending_of(work: Callable[[], object]) -> int:
+    """What a fork in which nothing takes the signal ends with: its exit code, less than 0 for a signal."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            faulthandler.disable()
+            work()
+            os._exit(0)
+        os._exit(9)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def signal_is_taken() -> bool:
+    with open("/proc/self/status", encoding="ascii") as status:
+        caught = next(line for line in status if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGBUS - 1) & 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("work", [lambda runs: main([*runs, "-q"]), lambda runs: compare(*runs)])
+def test_the_signal_is_given_back(runs: tuple[str, str], work: Callable[[tuple[str, str]], object]) -> None:
+    seen: list[bool] = []
+    true = measuring.measure_aligned
+
+    def look(*arguments: Any, **named: Any) -> Any:
+        seen.append(signal_is_taken())
+        return true(*arguments, **named)
+
+    def compared_in_between() -> None:
+        assert not signal_is_taken()
+        measuring.measure_aligned = look
+        work(runs)
+        assert any(seen)
+        assert not signal_is_taken()
+
+    assert ending_of(compared_in_between) == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize(("everywhere", "ending"), [(False, -signal.SIGBUS), (True, 0)])
+def test_other_threads_of_a_program_keep_their_signals(tmp_path: Path, everywhere: bool, ending: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 16))
+
+    def touch(data: mmap.mmap, where: int) -> None:
+        assert data[where] == 0
+
+    def work() -> None:
+        with path.open("r+b") as file:
+            data = mmap.mmap(file.fileno(), 0)
+            os.truncate(path, 4096)
+            earlier = lost_pages.lost_pages()
+            with lost_pages.watching(everywhere=everywhere):
+                touch(data, 8192)
+                assert lost_pages.lost_pages() == earlier + 1
+                other = threading.Thread(target=touch, args=(data, 16384))
+                other.start()
+                other.join()
+
+    assert ending_of(work) == ending
 
 
 def test_a_file_that_is_gone_when_it_is_to_be_opened(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
