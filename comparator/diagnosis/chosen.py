@@ -6,7 +6,7 @@ import numpy as np
 
 from comparator.diagnosis.floors import rounding_error
 from comparator.diagnosis.kernel import to_single
-from comparator.diagnosis.measures import RELEVANT, Difference, Irrelevance, scale
+from comparator.diagnosis.measures import RELEVANT, Difference, Irrelevance, change_of_scale
 from comparator.diagnosis.routing import COMMON_TOP_K, Choices, choices, chosen
 from comparator.diagnosis.rows import Mask, SideRows, TapRows, join_rows
 from comparator.diagnosis.selection import PLAIN
@@ -42,7 +42,7 @@ def experts_of(
         mine, rest = users[:, expert], others[:, expert]
         if min(mine.sum(), rest.sum()) < FEWEST_USERS:
             continue
-        change = scale(difference, mine, irrelevant).minus(scale(difference, rest, irrelevant))
+        change = change_of_scale(difference, mine, rest, irrelevant)
         found.append(ExpertNumbers(expert, int(mine.sum()), change))
     return tuple(found)
 

@@ -141,35 +141,67 @@ class Irrelevance(Struct, frozen=True):
     strength: float = 0.0
     """What another test of the tap reaches for certain."""
     size: float = math.inf
-    """The least threshold of the factor's size."""
+    """Half the least threshold of the size: of two factors that are told from one another, each may be half."""
 
     def covers(self, value: float) -> bool:
+        """Of one factor, from which another may be taken."""
         return abs(value) < self.strength * self.size and abs(value) < self.size
+
+    def covers_change(self, value: float) -> bool:
+        """Of a factor less another."""
+        return self.covers(value / 2)
 
 
 RELEVANT = Irrelevance()
 NEVER_RELEVANT = Irrelevance(math.inf)
 
 
-def scale(difference: Difference, of: Mask | None = None, irrelevant: Irrelevance = RELEVANT) -> Estimate:
-    """The factor common to all elements (of some rows), less one: least squares against the midpoint.
+def scale(difference: Difference, irrelevant: Irrelevance = RELEVANT) -> Estimate:
+    """The factor common to all elements, less one: least squares against the midpoint.
 
     The standard error allows for rows and channels that are correlated (errors behind an attention share the early
     tokens): SE = ‖MᵀR‖ · ‖MRᵀ‖ / (‖M‖ · ‖R‖ · ‖M‖²) with the residual R and Frobenius norms. It takes the rows' Gram
     matrix. Where the significance is ``irrelevant``, that work is saved: it is that of elements that are not
     correlated.
     """
-    if of is not None:
-        chosen = np.flatnonzero(of)
-        difference = difference.take(chosen[_sampled(len(chosen))])
-    difference = _sample(difference)
-    middle, product, added = (float(one.sum()) for one in difference.row_energies())
-    found = _factor(middle, product, added)
-    if found is None:
-        return NOTHING
-    if found.error or not irrelevant.covers(found.value):
-        return found if found.error else _with_error(found.value, *difference.arrays())
-    return _uncorrelated(found.value, middle, product, added, difference.rows * difference.channels)
+    return _Scale.of(difference).estimate(irrelevant)
+
+
+def change_of_scale(difference: Difference, of: Mask, others: Mask, irrelevant: Irrelevance = RELEVANT) -> Estimate:
+    """The factor of some rows less that of others. Both are often large where all rows have one, and their difference
+    decides: where its significance is ``irrelevant``, that of both is."""
+    first, second = _Scale.of(difference, of), _Scale.of(difference, others)
+    if irrelevant.covers_change(first.plain.value - second.plain.value):
+        irrelevant = NEVER_RELEVANT
+    return first.estimate(irrelevant).minus(second.estimate(irrelevant))
+
+
+class _Scale(Struct, frozen=True, eq=False):
+    """A factor from the sums of rows, and the rows, from which its standard error would be taken."""
+
+    rows: Difference
+    plain: Estimate
+    """With the error of elements that are not correlated."""
+    is_exact: bool
+    """There is no factor, or it explains all."""
+
+    @staticmethod
+    def of(difference: Difference, rows: Mask | None = None) -> _Scale:
+        if rows is not None:
+            chosen = np.flatnonzero(rows)
+            difference = difference.take(chosen[_sampled(len(chosen))])
+        difference = _sample(difference)
+        middle, product, added = (float(one.sum()) for one in difference.row_energies())
+        found = _factor(middle, product, added)
+        if found is None or found.error:
+            return _Scale(difference, found or NOTHING, True)
+        elements = difference.rows * difference.channels
+        return _Scale(difference, _uncorrelated(found.value, middle, product, added, elements), False)
+
+    def estimate(self, irrelevant: Irrelevance) -> Estimate:
+        if self.is_exact or irrelevant.covers(self.plain.value):
+            return self.plain
+        return _with_error(self.plain.value, *self.rows.arrays())
 
 
 def _factor(middle: float, product: float, added: float) -> Estimate | None:

@@ -20,6 +20,7 @@ from comparator.diagnosis.measures import (
     Irrelevance,
     alignment,
     blocks,
+    change_of_scale,
     channel_weights,
     channels,
     normalise,
@@ -183,7 +184,6 @@ class _Measuring:
             "shard": SHARD_SCALE,
             "expert": EXPERT_SCALE,
         }
-        # Of a difference of two factors each may be half.
         return {kind: Irrelevance(strength, max(share * floor / 2, least) / 2) for kind, share in shares.items()}
 
     def _raw(self) -> Difference:
@@ -199,8 +199,7 @@ class _Measuring:
         for name, mask in groups_of(self.labels).items():
             inside = mask[kept]
             if min(inside.sum(), (~inside).sum()) >= FEWEST_ROWS:
-                change = scale(difference, inside, irrelevant).minus(scale(difference, ~inside, irrelevant))
-                found.append(GroupScale(name, change))
+                found.append(GroupScale(name, change_of_scale(difference, inside, ~inside, irrelevant)))
         return tuple(found)
 
     def _blocks(self, difference: Difference, floor: float, irrelevant: Irrelevance) -> tuple[BlockNumbers, ...]:

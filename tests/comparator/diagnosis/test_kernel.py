@@ -11,9 +11,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import fields
 
-from comparator.diagnosis import kernel
+from comparator.diagnosis import kernel, measures
 from comparator.diagnosis.kernel import Matrices, channel_sums, first_look, midpoint_and_added, row_sums
-from comparator.diagnosis.measures import NEVER_RELEVANT, normalise, scale, sizes_of
+from comparator.diagnosis.measures import (
+    NEVER_RELEVANT,
+    Irrelevance,
+    change_of_scale,
+    normalise,
+    scale,
+    sizes_of,
+)
 
 DTYPES = [
     np.dtype(one)
@@ -161,6 +168,24 @@ def test_a_factor_from_sums_is_the_one_of_arrays():
     middle, added = (one.astype(np.float64) for one in chosen.arrays())
     assert exact.value == screened.value == pytest.approx((middle * added).sum() / (middle * middle).sum(), rel=1e-6)
     assert screened.error == pytest.approx(exact.error, rel=0.5)  # rows and channels are not correlated here
+
+
+def test_groups_with_one_factor_need_no_significance(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(4)
+    baseline = rng.standard_normal((600, 64)).astype(np.float32)
+    factors = np.where(np.arange(600) < 300, 1.02, 1.0202).astype(np.float32)
+    target = baseline * factors[:, None] + 0.001 * rng.standard_normal(baseline.shape).astype(np.float32)
+    of = Matrices(baseline, target)
+    sums = row_sums(of)
+    difference, first = normalise(of, sums, sizes_of(sums)), np.arange(600) < 300
+    exact = change_of_scale(difference, first, ~first)
+    assert exact.value == pytest.approx(-0.0002, rel=0.5)
+    # Each of both factors is far beyond the limit, their difference is a hundredth of it.
+    limit = Irrelevance(strength=0.1, size=0.01)
+    monkeypatch.setattr(measures, "_with_error", lambda *_: pytest.fail("the significance was taken"))
+    assert change_of_scale(difference, first, ~first, limit).value == exact.value
+    with pytest.raises(pytest.fail.Exception):
+        change_of_scale(difference, first, ~first, Irrelevance(strength=0.1, size=0.0005))
 
 
 @needs_compiler
