@@ -29,6 +29,7 @@ from comparator.report.runs import Tally, accounts_record, earlier_of, run_notes
 from comparator.verdict.criteria import parse_rules
 from dumper.printable import printable
 from dumper.reading.protocol import Run, RunError
+from dumper.storage.places import Workers
 from tensortap.lost_pages import watching
 from tensortap.progress import Progress, silent
 
@@ -207,12 +208,7 @@ def compare(
     except TypeError as error:
         raise ComparatorError(f"unknown setting: {error}") from None
     with watching():  # a file that is cut meanwhile must not end the program that asks
-        return _compared(
-            open_side(baseline, "baseline"),
-            open_side(target, "target"),
-            chosen,
-            open_others(reference, noise, calibration),
-        )
+        return _compared(*open_sides(baseline, target), chosen, open_others(reference, noise, calibration))
 
 
 def _compared(baseline: Run, target: Run, options: Options, others: OtherRuns) -> Report:
@@ -264,7 +260,10 @@ def _rules(threshold: float | str | Sequence[str]) -> tuple[ThresholdRule, ...]:
 
 
 def open_others(
-    reference: PathOrRun | None, noise: Sequence[PathOrRun], calibration: str | os.PathLike[str] | None
+    reference: PathOrRun | None,
+    noise: Sequence[PathOrRun],
+    calibration: str | os.PathLike[str] | None,
+    workers: Workers | None = None,
 ) -> OtherRuns:
     """Open the runs beside a pair; raises ComparatorError that names what cannot be read."""
     try:
@@ -272,20 +271,27 @@ def open_others(
     except CalibrationError as error:
         raise ComparatorError(str(error)) from None
     return OtherRuns(
-        None if reference is None else open_side(reference, "reference"),
-        tuple(open_side(run, "noise run") for run in noise),
+        None if reference is None else open_side(reference, "reference", workers=workers),
+        tuple(open_side(run, "noise run", workers=workers) for run in noise),
         floors,
     )
 
 
-def open_side(source: PathOrRun, label: str, progress: Progress = silent) -> Run:
-    """Open a run; raises ComparatorError that names the path when that is not possible."""
+def open_sides(
+    baseline: PathOrRun, target: PathOrRun, progress: Progress = silent, workers: Workers | None = None
+) -> tuple[Run, Run]:
+    """Open the runs that are compared, as ``open_side`` does."""
+    return open_side(baseline, "baseline", progress, workers), open_side(target, "target", progress, workers)
+
+
+def open_side(source: PathOrRun, label: str, progress: Progress = silent, workers: Workers | None = None) -> Run:
+    """Open a run; raises ComparatorError that names the path when that is not possible. ``workers`` read its index."""
     if not isinstance(source, str | os.PathLike):
         return source
     from dumper.reading.open import open_run
 
     try:
-        run: Run = open_run(source, progress)
+        run: Run = open_run(source, progress, workers)
     except (OSError, ValueError, RunError) as error:
         raise ComparatorError(f"{label}: {error}") from None
     if not len(run.records):

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comparator.api import open_others, open_side
+from comparator.api import open_others, open_sides
 from comparator.errors import ComparatorError
 from comparator.exit_codes import INTERRUPTED, drop_output, run_command
 from comparator.flags import build_parser, options_from
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from comparator.report.strips import TokenStrips
     from comparator.verdict.judge import Said
     from dumper.reading.protocol import Run
-    from dumper.storage.places import Place
+    from dumper.storage.places import Place, Workers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,9 +71,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.engine == "ray":
         from comparator.elsewhere import on_cluster
         from comparator.engine.cluster import connected
+        from comparator.engine.cluster_files import FilesOnCluster
 
         with connected(arguments.address):
-            return _compare(arguments, on_cluster)
+            return _compare(arguments, on_cluster, FilesOnCluster(arguments.jobs))
     if arguments.address is not None:
         raise ComparatorError("--address is of a Ray cluster; it goes with --engine ray")
     return _compare(arguments, _on_this_machine)
@@ -87,7 +88,11 @@ def _on_this_machine(prepared: Prepared, jobs: int | None) -> Engine | None:
     return on_this_machine(prepared, jobs)
 
 
-def _compare(arguments: argparse.Namespace, engine_of: Callable[[Prepared, int | None], Engine | None]) -> int:
+def _compare(
+    arguments: argparse.Namespace,
+    engine_of: Callable[[Prepared, int | None], Engine | None],
+    workers: Workers | None = None,
+) -> int:
     from comparator.pipeline import begin
     from comparator.prepared import prepare
     from comparator.report.environment import environment_lines
@@ -104,8 +109,8 @@ def _compare(arguments: argparse.Namespace, engine_of: Callable[[Prepared, int |
     stopped, shown = False, None
     if arguments.follow:
         options, stopped, shown = _followed(arguments, options, (baseline_path, target_path), console)
-    baseline, target = open_side(baseline_path, "baseline", progress), open_side(target_path, "target", progress)
-    others = open_others(arguments.reference, arguments.noise, arguments.calibration)
+    baseline, target = open_sides(baseline_path, target_path, progress, workers)
+    others = open_others(arguments.reference, arguments.noise, arguments.calibration, workers)
     both_sglang = is_sglang_dump(baseline) and is_sglang_dump(target)
     report_path = _report_path(arguments.report_path, target.path if both_sglang else None)
     outputs = Outputs(vars(arguments))

@@ -58,13 +58,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """With ``-n``: one process takes all tests with servers, which they share; the others go by file."""
+    """With ``-n``: one process takes all tests with servers, which they share, one all on a cluster; the others go by
+    file."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            return "tests/e2e" if path.startswith("tests/e2e/") else path
+            shared = (folder for folder in ("tests/e2e", "tests/comparator/cluster") if path.startswith(f"{folder}/"))
+            return next(shared, path)
 
     return ByFile(config, log)
 

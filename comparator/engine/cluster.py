@@ -127,8 +127,7 @@ class _Pool(Generic[P]):
         self._ray: Any = ray
         self._units = units
         self._engine = engine
-        cores = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
-        self._jobs = min(cores if engine.jobs is None else engine.jobs, len(units), MOST_WORKERS)
+        self._jobs = min(cores_of_cluster() if engine.jobs is None else engine.jobs, len(units), MOST_WORKERS)
         self._schedule: Schedule[P] = Schedule(units, self._jobs)
         self._actor: Any = ray.remote(num_cpus=1, max_restarts=0)(Worker)
         self._workers: list[Any] = []
@@ -165,10 +164,7 @@ class _Pool(Generic[P]):
     def _receive(self) -> None:
         """Take what workers have found."""
         since = time.monotonic()
-        while True:
-            done, _ = self._ray.wait(list(self._tasks), timeout=1.0)
-            if done:
-                break
+        while not (done := self._done()):
             if not self._begun and time.monotonic() - since > PATIENCE:
                 raise ComparatorError(
                     f"no worker of the Ray cluster began within {PATIENCE:.0f} s; 'ray status' shows what its cores do"
@@ -178,11 +174,19 @@ class _Pool(Generic[P]):
             try:
                 found = self._ray.get(reference)
             except self._ray.exceptions.RayTaskError as error:
-                raise ComparatorError(f"a worker of the Ray cluster failed: {_last_line(error)}") from None
+                raise ComparatorError(f"a worker of the Ray cluster failed: {last_line(error)}") from None
             except self._ray.exceptions.RayError as error:
                 self._ended(task, error)
             else:
                 self._take(task, found)
+
+    def _done(self) -> list[Any]:
+        """What was done within a second."""
+        try:
+            done: list[Any] = self._ray.wait(list(self._tasks), timeout=1.0)[0]
+        except ConnectionError as error:
+            raise ComparatorError(f"the connection to the Ray cluster broke off: {last_line(error)}") from None
+        return done
 
     def _take(self, task: _Task, found: Any) -> None:
         self._idle.append(task.worker)
@@ -204,18 +208,27 @@ class _Pool(Generic[P]):
             if self._ended_early >= _BEGINNINGS:
                 raise ComparatorError(
                     "the workers of the Ray cluster end before they have begun; the same tensortap must be installed "
-                    f"there: {_last_line(error)}"
+                    f"there: {last_line(error)}"
                 )
             return
         for number in task.units:
             # Of several units, it is not known which one the worker ended at.
             self._schedule.tries[number] = self._schedule.tries.get(number, 0) + (len(task.units) == 1)
         if self._schedule.tries[task.units[0]] >= _TRIES:
-            self._schedule.found[task.units[0]] = lost(self._units[task.units[0]], _last_line(error))
+            self._schedule.found[task.units[0]] = lost(self._units[task.units[0]], last_line(error))
         else:
             self._schedule.waiting.extendleft(reversed(task.units))
 
 
-def _last_line(error: Exception) -> str:
+def cores_of_cluster() -> int:
+    """Cores of the cluster that this process is connected to."""
+    import ray
+
+    resources: Any = ray.cluster_resources  # untyped
+    return max(1, int(resources().get("CPU", 1)))
+
+
+def last_line(error: Exception) -> str:
+    """What of a message of Ray's, which holds tracebacks, says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

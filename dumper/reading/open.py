@@ -9,7 +9,7 @@ import pkgutil
 
 from dumper.reading.protocol import Reader, Run, RunError
 from dumper.storage.addresses import AddressError, place_of
-from dumper.storage.places import Place, StorageError, StoredPath
+from dumper.storage.places import Place, StorageError, StoredPath, Workers
 from tensortap.progress import Progress, silent
 
 
@@ -25,21 +25,24 @@ def known_readers() -> tuple[Reader, ...]:
     return tuple(sorted(readers, key=lambda reader: reader.order))
 
 
-def open_run(path: str | os.PathLike[str] | StoredPath, progress: Progress = silent) -> Run:
+def open_run(
+    path: str | os.PathLike[str] | StoredPath, progress: Progress = silent, workers: Workers | None = None
+) -> Run:
     """Open a recording: a run directory, or a directory of SGLang ``.pt`` files. No payload is read.
 
     ``path`` may be an address on object storage, ``s3://bucket/runs/tp2`` (docs/scale.md).
-    ``progress`` shows how far it is (``tensortap.progress.in_terminal()``). Raises RunError when the path is no
+    ``progress`` shows how far it is (``tensortap.progress.in_terminal()``). ``workers`` look at the files in the place
+    of this process (``dumper.storage.places.Workers``). Raises RunError when the path is no
     directory or holds no recording. Damage to files is no error: see ``Run.problems``.
     """
     try:
         place = place_of(path)
-        return _opened(place, progress)
+        return _opened(place, progress, workers)
     except (AddressError, StorageError) as error:
         raise RunError(str(error)) from None
 
 
-def _opened(path: Place, progress: Progress) -> Run:
+def _opened(path: Place, progress: Progress, workers: Workers | None) -> Run:
     if not path.is_dir():
         raise RunError(
             f"{path}: {'not a directory' if path.exists() else 'no such directory'}; give the directory of a run"
@@ -47,6 +50,8 @@ def _opened(path: Place, progress: Progress) -> Run:
     readers = [reader for reader in known_readers() if reader.from_storage or not isinstance(path, StoredPath)]
     for reader in readers:
         if reader.holds(path):
+            if workers is not None and reader.open_with is not None:
+                return reader.open_with(path, progress, workers)
             return reader.open(path, progress)
     for reader in readers:
         if (hint := reader.hint(path)) is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from dumper.layout import TokenLayout
-    from dumper.storage.places import Place
+    from dumper.storage.places import Place, Workers
     from tensortap.progress import Progress
 
 
@@ -319,3 +319,5 @@ class Reader(Struct, frozen=True):
     """Readers with a lower number are asked first: those that look at names in the directory itself."""
     from_storage: bool = False
     """Whether it takes a ``StoredPath`` as well: a folder on object storage."""
+    open_with: Callable[[Any, Progress, Workers], Run] | None = None
+    """The same as ``open``, where other processes look at the files; None for a kind whose files are looked at here."""

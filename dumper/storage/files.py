@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from dumper.format import regular_files
-from dumper.storage.places import Place, StoredPath
+from dumper.storage.places import Place, StoredPath, Workers
 
 T = TypeVar("T")
 
@@ -22,20 +23,31 @@ def read_bytes(place: Place, limit: int) -> bytes:
     return bytes(place.store.read(place.key, 0, size, None).data) if size else b""
 
 
-def each(function: Callable[[Place], T], places: Iterable[Place]) -> Iterator[tuple[Place, T | OSError]]:
+def each(
+    function: Callable[[Place], T], places: Iterable[Place], workers: Workers | None = None
+) -> Iterator[tuple[Place, T | OSError]]:
     """What the function says of each file, or why the file cannot be read, in order. On object storage several are
-    looked at at a time."""
+    looked at at a time; ``workers`` look in the place of this process, with a function that can be sent to them."""
+    places = list(places)
+    if workers is not None:
+        return zip(places, workers(functools.partial(_all_of, function), places), strict=True)
+    return zip(places, _each(function, places), strict=True)
 
+
+def _all_of(function: Callable[[Place], T], places: Sequence[Place]) -> list[T | OSError]:
+    return list(_each(function, places))
+
+
+def _each(function: Callable[[Place], T], places: Sequence[Place]) -> Iterator[T | OSError]:
     def attempt(place: Place) -> T | OSError:
         try:
             return function(place)
         except OSError as error:
             return error
 
-    places = list(places)
     if len(places) > 1 and isinstance(places[0], StoredPath):
         from dumper.storage.ranges import Reads
 
         assert isinstance(places[0].store, Reads)
-        return zip(places, places[0].store.each(attempt, places), strict=True)
-    return ((place, attempt(place)) for place in places)
+        return places[0].store.each(attempt, places)
+    return map(attempt, places)

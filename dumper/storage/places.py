@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from msgspec import Struct
+
+T = TypeVar("T")
 
 
 class StorageError(OSError):
@@ -146,3 +148,13 @@ class StoredPath:
 
 Place = Path | StoredPath
 """A folder or file of this machine, or one on object storage."""
+
+
+class Workers(Protocol):
+    """Other processes, here or on other machines, that look at files in the place of this one."""
+
+    def __call__(
+        self, function: Callable[[Sequence[Place]], Sequence[T | OSError]], places: Sequence[Place]
+    ) -> Iterator[T | OSError]:
+        """What the function says of each place, or why it cannot be read, in order. It takes some places at a time, and
+        is a function of a module, with arguments at most (``functools.partial``)."""

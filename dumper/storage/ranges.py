@@ -267,8 +267,9 @@ class StoredBytes(ReadInPieces):
     StorageError.
     """
 
-    def __init__(self, place: StoredPath) -> None:
-        """Reads the end of the object. Raises StorageError."""
+    def __init__(self, place: StoredPath, seen: tuple[int, str | None] | None = None) -> None:
+        """Reads the end of the object, unless it was ``seen`` before, with this size and content. Raises
+        StorageError."""
         assert isinstance(place.store, Reads)
         self.place = place
         self.reads = place.store
@@ -278,6 +279,9 @@ class StoredBytes(ReadInPieces):
         self._size = place.stat().st_size
         self._window = (0, WINDOW)
         """Where the last window ended, and how long the next one will be."""
+        if seen is not None:
+            self._size, self._tag = seen
+            return
         if not self._size:
             return
         start = _aligned(max(0, self._size - TAIL))
@@ -293,6 +297,11 @@ class StoredBytes(ReadInPieces):
 
     def __len__(self) -> int:
         return self._size
+
+    @property
+    def seen(self) -> tuple[int, str | None]:
+        """The size of the object, and what tells its content from others."""
+        return self._size, self._tag
 
     def __getitem__(self, at: int | slice) -> Any:
         if isinstance(at, int):

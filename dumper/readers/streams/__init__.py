@@ -3,4 +3,4 @@
 from dumper.readers.streams.opening import holds_streams, open_streams, runs_inside
 from dumper.reading.protocol import Reader
 
-READER = Reader("rank-*.msgpack", holds_streams, open_streams, runs_inside, from_storage=True)
+READER = Reader("rank-*.msgpack", holds_streams, open_streams, runs_inside, from_storage=True, open_with=open_streams)

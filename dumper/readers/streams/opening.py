@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dumper.format.index import Known
@@ -12,7 +13,7 @@ from dumper.readers.streams.run import RunDirectory
 from dumper.readers.streams.segments import Segment, open_segment
 from dumper.reading.protocol import Problem
 from dumper.storage.files import each
-from dumper.storage.places import Place, StoredPath
+from dumper.storage.places import Place, StoredPath, Workers
 from tensortap.progress import Advance, Progress, silent
 
 
@@ -21,8 +22,8 @@ def holds_streams(path: Place) -> bool:
     return any(RANK_FILE.fullmatch(file.name) for file in path.glob("rank-*.msgpack")) or bool(read_accounts(path)[0])
 
 
-def open_streams(path: Place, progress: Progress = silent) -> RunDirectory:
-    """Open a run directory. Damage to files is no error: see ``problems``."""
+def open_streams(path: Place, progress: Progress = silent, workers: Workers | None = None) -> RunDirectory:
+    """Open a run directory. Damage to files is no error: see ``problems``. ``workers`` read the indexes."""
     # First: what a process that still runs counts meanwhile may not be in a file that was looked at before.
     accounts, problems = read_accounts(path)
     ranks: dict[int, RankRecords] = {}
@@ -36,17 +37,32 @@ def open_streams(path: Place, progress: Progress = silent) -> RunDirectory:
         believed = [file for file in files if _segment_key(file)[0] < MOST_RANKS]
         known: Known = {}
         known_steps: dict[bytes, dict[str, Any]] = {}
-        for file, segment in each(lambda file: _opened(file, advance, known), believed):
+        for file, segment in _segments(believed, advance, known, workers):
             rank = _segment_key(file)[0]
             part = ranks.setdefault(rank, RankRecords(rank, [], known_steps=known_steps))
             if isinstance(segment, OSError):
                 part.problems.append(Problem("unreadable", f"{file.name} cannot be read: {segment.strerror}"))
                 continue
             part.segments.append(segment)
-            if segment.complete or isinstance(file, StoredPath):
+            if segment.complete or workers is not None or isinstance(file, StoredPath):
                 advance(_size(file))
     problems += _beside(path)
     return RunDirectory(path, ranks, accounts, problems)
+
+
+def _segments(
+    files: Sequence[Place], advance: Advance, known: Known, workers: Workers | None
+) -> Iterator[tuple[Place, Segment | OSError]]:
+    if workers is None:
+        yield from each(lambda file: _opened(file, advance, known), files)
+        return
+    from dumper.readers.streams.elsewhere import as_seen, look
+
+    for file, seen in each(look, files, workers):
+        try:
+            yield file, seen if isinstance(seen, OSError) else as_seen(file, seen, known)
+        except OSError as error:
+            yield file, error
 
 
 def _opened(file: Place, advance: Advance, known: Known) -> Segment:

@@ -40,8 +40,8 @@ class RankRecords:
         for segment in self.segments:
             for offset in segment.index.others.tolist():
                 try:
-                    frame = segment.frame(offset)
-                    found.append((frame.kind, frames.decode_meta(frame.meta)))
+                    kind, meta = segment.kind_and_meta(offset)
+                    found.append((kind, frames.decode_meta(meta)))
                 except FormatError as error:
                     self.problems.append(Problem("corrupted", f"{segment.path.name}: {error}"))
         return found
@@ -53,7 +53,7 @@ class RankRecords:
         for segment in self.segments:
             for offset in segment.index.steps.tolist():
                 try:
-                    meta = self._step(segment.frame(offset).meta)
+                    meta = self._step(segment.kind_and_meta(offset)[1])
                     found[int(meta["step"])] = meta
                 except (FormatError, KeyError, TypeError, ValueError) as error:
                     self.problems.append(Problem("corrupted", f"{segment.path.name}: a step cannot be read: {error}"))

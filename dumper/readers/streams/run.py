@@ -77,7 +77,9 @@ class RunDirectory:
     def _expect(self, frames_of: Callable[[Index], npt.NDArray[np.uint64]]) -> None:
         if isinstance(self.path, StoredPath):
             segments = (segment for _, part in sorted(self._ranks.items()) for segment in part.segments)
-            self._read_ahead((one, offset) for one in segments for offset in frames_of(one.index).tolist())
+            self._read_ahead(
+                (one, offset) for one in segments for offset in frames_of(one.index).tolist() if offset not in one.told
+            )
 
     def _read_ahead(self, places: Iterable[tuple[Segment, int]]) -> None:
         from dumper.storage.ranges import Reads

@@ -15,7 +15,7 @@ from msgspec import Struct, field
 
 from dumper.format import frames
 from dumper.format.frames import FormatError, Frame
-from dumper.format.index import NO_STEP, Index, IndexColumns, Known, check_descriptor, decode_index, from_columns
+from dumper.format.index import NO_STEP, Index, IndexColumns, Known, check_descriptor, decode_index
 from dumper.format.regular_files import open_to_read
 from dumper.format.walk import Damage, frames_and_damage
 from dumper.readers.streams.described import Described, described
@@ -47,6 +47,8 @@ class Segment(Struct):
     """The frame that was asked for last: a record is checked, then read."""
     written: tuple[int, int] | None = None
     """Of a file of this machine: its inode, and when it was last written, in nanoseconds, as it was opened."""
+    told: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+    """Kind and metadata of frames, by their offset, that were read where the file was looked at."""
     _described: dict[int, Described] = field(default_factory=dict)
     """By number, of the descriptors that were asked for."""
 
@@ -95,6 +97,14 @@ class Segment(Struct):
         if last is None or last.offset != offset:
             self._last = last = frames.decode_frame(self.data, offset)
         return last
+
+    def kind_and_meta(self, offset: int) -> tuple[str, bytes]:
+        """Of the frame at ``offset``, the metadata as it is written. Raises as ``frame`` does."""
+        told = self.told.pop(offset, None)
+        if told is not None:
+            return told
+        frame = self.frame(offset)
+        return frame.kind, frame.meta
 
     @property
     def is_mapped(self) -> bool:
@@ -191,6 +201,17 @@ def map_file(path: Place) -> Data:
         os.close(descriptor)
 
 
+class Found(Struct, frozen=True):
+    """What a file holds: its index, or what would be its index if it had one."""
+
+    encoded: bytes
+    """The index as it is written."""
+    index: Index
+    at: int | None
+    """Where in the file it is; None where it was made by a scan."""
+    problems: list[Problem]
+
+
 def open_segment(path: Place, advance: Advance = lambda done: None, known: Known | None = None) -> Segment:
     """Map a file and find its frames; damage is a problem of the segment, not an error.
 
@@ -198,26 +219,51 @@ def open_segment(path: Place, advance: Advance = lambda done: None, known: Known
     files. Raises OSError when the file cannot be read.
     """
     data = map_file(path)
+    written = written_at(path)
+    return segment_of(path, data, find_frames(path, data, advance, known), written)
+
+
+def segment_of(path: Place, data: Data, found: Found, written: tuple[int, int] | None) -> Segment:
+    """What was found in a file, and its bytes."""
     kind = StoredSegment if isinstance(path, StoredPath) else Segment
-    written = None
-    if isinstance(path, Path):
-        status = os.stat(path)
-        written = status.st_ino, status.st_mtime_ns
+    complete = found.at is not None
+    segment = kind(path, data, found.index, complete=complete, problems=found.problems, written=written)
+    if found.at is not None:
+        segment.let_go(found.at, len(data) - found.at)
+    return segment
+
+
+def written_at(path: Place) -> tuple[int, int] | None:
+    """Of a file of this machine its inode, and when it was last written, in nanoseconds. Raises OSError."""
+    if not isinstance(path, Path):
+        return None
+    status = os.stat(path)
+    return status.st_ino, status.st_mtime_ns
+
+
+def find_frames(path: Place, data: Data, advance: Advance = lambda done: None, known: Known | None = None) -> Found:
+    """What is in the index of a file, or where there is none what a walk through its frames finds. See
+    ``open_segment``."""
     problems: list[Problem] = []
-    index_offset = frames.decode_footer(data, len(data) - frames.FOOTER_BYTES)
-    if index_offset is not None:
+    at = frames.decode_footer(data, len(data) - frames.FOOTER_BYTES)
+    if at is not None:
         try:
-            segment = kind(path, data, read_index(data, index_offset, known), complete=True, written=written)
-            segment.let_go(index_offset, len(data) - index_offset)
-            return segment
+            encoded = index_bytes(data, at)
+            return Found(encoded, decode_index(encoded, known), at, problems)
         except FormatError as error:
             problems.append(Problem("corrupted", f"{path.name}: {error}; the records were found by a scan"))
-    columns, found = scan(path, data, advance)
-    return kind(path, data, from_columns(columns), complete=False, problems=problems + found, written=written)
+    columns, damage = scan(path, data, advance)
+    encoded = columns.encode()
+    return Found(encoded, decode_index(encoded), None, problems + damage)
 
 
-def read_index(data: Any, offset: int, known: Known | None = None) -> Index:
+def read_index(data: Any, offset: int) -> Index:
     """The index frame at ``offset``. Raises FormatError."""
+    return decode_index(index_bytes(data, offset))
+
+
+def index_bytes(data: Any, offset: int) -> bytes:
+    """The payload of the index frame at ``offset``. Raises FormatError."""
     if offset >= len(data):
         raise FormatError("the footer points past the end of the file")
     if hasattr(data, "ahead"):
@@ -228,7 +274,7 @@ def read_index(data: Any, offset: int, known: Known | None = None) -> Index:
     payload = frame.payloads[0]
     if not frames.payload_is_intact(data, payload):
         raise FormatError("the index does not match its checksum")
-    return decode_index(bytes(data[payload.offset : payload.offset + payload.length]), known)
+    return bytes(data[payload.offset : payload.offset + payload.length])
 
 
 def scan(path: Place, data: Any, advance: Advance = lambda done: None) -> tuple[IndexColumns, list[Problem]]:

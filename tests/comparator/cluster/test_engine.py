@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import secrets
-import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from comparator.api import open_side
 from comparator.cli import main
 from comparator.elsewhere import OpenedAgain, on_cluster
 from comparator.engine.cluster import RayCluster, connected
@@ -28,54 +23,11 @@ from comparator.errors import ComparatorError
 from comparator.match.bundles import BundlePair
 from comparator.measure.measurement import Failure, Skipped
 from comparator.measure.units import Row, Unit, UnitResult
-from comparator.options import Options
 from comparator.pipeline import begin
-from comparator.prepared import Prepared, prepare
-from dumper.recording.recorder import Recorder
-from tensortap.progress import Progress
+from tests.comparator.cluster.conftest import Cluster, in_the_middle, node_of, prepared_of, record
 
 UNITS = [Unit(number, (2 * number, 2 * number + 1)) for number in range(41)]
 PAIRS = [BundlePair(f"pair{number}", (), 0, None, None) for number in range(2 * len(UNITS))]
-
-
-def record(folder: Path, steps: int, layers: int) -> tuple[Path, Path]:
-    """Two runs, one of them with a fault from the third tap on."""
-    import torch
-
-    for name in ("a", "b"):
-        recorder = Recorder()
-        recorder.configure(enable=True, control=False, dir=str(folder), run=name)
-        for step in range(steps):
-            recorder.step()
-            x = torch.randn(8, 16, generator=torch.Generator().manual_seed(step))
-            for layer in range(layers):
-                x = x * 1.01 + (0.01 if name == "b" and layer > 2 else 0)
-                recorder.dump("x", x.bfloat16(), "t h", layer_id=layer)
-            recorder.dump("ids", [step, name])
-        recorder.close()
-    return folder / "a", folder / "b"
-
-
-def prepared_of(baseline: Path, target: Path) -> Prepared:
-    return prepare(open_side(baseline, "baseline"), open_side(target, "target"), Options())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _environment() -> Iterator[None]:
-    """What Ray reads when it is imported, here and in the cluster."""
-    assert "ray" not in sys.modules
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else it listens on the machine's other addresses
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.delenv("RAY_ADDRESS", raising=False)
-        yield
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return record(tmp_path_factory.mktemp("runs"), steps=3, layers=20)
 
 
 def test_without_ray(runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -125,68 +77,9 @@ def test_a_worker_that_finds_other_runs_says_so(runs: tuple[Path, Path]) -> None
     assert isinstance(wrong, ComparatorError)
 
 
-@contextmanager
-def _started(folder: str) -> Iterator[tuple[str, psutil.Process]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    more = [f"--port={port}", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}"]
-    with _node("--head", *more) as head:
-        yield f"127.0.0.1:{port}", head
-
-
-@contextmanager
-def _node(*more: str) -> Iterator[psutil.Process]:
-    """What ``ray start`` begins on this machine; it is ended with all its descendants."""
-    # A second node is refused where all listen on the loopback interface alone, though it works on one machine.
-    program = "import ray.scripts.scripts as scripts; scripts.ray_constants.ENABLE_RAY_CLUSTER = True; scripts.main()"
-    command = [sys.executable, "-u", "-c", program, "start", "--block", "--node-ip-address=127.0.0.1"]
-    command += ["--object-store-memory=80000000", "--disable-usage-stats", *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    head = psutil.Process(process.pid)
-    try:
-        assert process.stdout is not None
-        printed = []
-        for line in process.stdout:
-            printed.append(line)
-            if "Ray runtime started" in line:
-                break
-        else:
-            pytest.fail("".join(printed))
-        yield head
-    finally:
-        everything = [*head.children(recursive=True), head]
-        for one in everything:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        process.wait()
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[tuple[str, psutil.Process]]:
-    """A cluster of two workers, on the loopback interface alone, that asks for a token."""
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the path of a socket is short
-    try:
-        with _started(folder) as found:
-            yield found
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def workers_of(head: psutil.Process) -> list[psutil.Process]:
-    found = []
-    for process in head.children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if process.cmdline() and process.cmdline()[0].startswith("ray::Worker"):
-                found.append(process)
-    return found
-
-
 @pytest.mark.slow
-def test_reports_are_the_same(
-    runs: tuple[Path, Path], cluster: tuple[str, psutil.Process], tmp_path: Path, capsys: Any
-) -> None:
-    address, _ = cluster
+def test_reports_are_the_same(runs: tuple[Path, Path], cluster: Cluster, tmp_path: Path, capsys: Any) -> None:
+    address = cluster.address
     for more in ([], ["--preset", "raw"], ["--diff-threshold", "1e-3"]):
         printed = []
         for engine in (["--jobs", "1"], ["--engine", "ray", "--address", address]):
@@ -214,12 +107,12 @@ def ends(folder: str, times: int) -> Callable[[], Opened[int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [0, 1, 99, -1])
-def test_workers_that_end(cluster: tuple[str, psutil.Process], tmp_path: Path, times: int) -> None:
+def test_workers_that_end(cluster: Cluster, tmp_path: Path, times: int) -> None:
     import ray.cloudpickle
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     measure = ends(str(tmp_path), 0)().measure
-    with connected(cluster[0]):
+    with connected(cluster.address):
         results = RayCluster(ends(str(tmp_path), times), PAIRS).results(UNITS, measure)
         if times == -1:
             assert [next(results).unit.number for _ in range(30)] == list(range(30))
@@ -234,29 +127,12 @@ def test_workers_that_end(cluster: tuple[str, psutil.Process], tmp_path: Path, t
                 assert one == measure(unit)
 
 
-def in_the_middle(do: Callable[[], object]) -> Progress:
-    """Done once, when a third of the comparison has been measured."""
-    done = 0
-
-    @contextmanager
-    def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-        def advance(count: int) -> None:
-            nonlocal done
-            before, done = done, done + (count if what == "comparing" else 0)
-            if before <= total // 3 < done:
-                do()
-
-        yield advance
-
-    return progress
-
-
 @pytest.mark.slow
-def test_a_node_that_ends(cluster: tuple[str, psutil.Process], tmp_path: Path) -> None:
+def test_a_node_that_ends(cluster: Cluster, tmp_path: Path) -> None:
     """A machine with two of four workers goes away in the middle: what they had is measured by the others."""
     import ray
 
-    address, _ = cluster
+    address = cluster.address
     runs = record(tmp_path, steps=4, layers=99)
     prepared = prepared_of(*runs)
 
@@ -266,7 +142,7 @@ def test_a_node_that_ends(cluster: tuple[str, psutil.Process], tmp_path: Path) -
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
-    with _node(f"--address={address}", "--num-cpus=2") as node, connected(address):
+    with node_of(f"--address={address}", "--num-cpus=2") as node, connected(address):
         assert ray.cluster_resources()["CPU"] == 4
         found = list(begin(prepared, in_the_middle(kill), engine=on_cluster(prepared)))
         assert not node.is_running() or node.status() == psutil.STATUS_ZOMBIE
@@ -274,18 +150,17 @@ def test_a_node_that_ends(cluster: tuple[str, psutil.Process], tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_twenty_thousand_records_and_a_worker_killed(cluster: tuple[str, psutil.Process], tmp_path: Path) -> None:
-    address, head = cluster
+def test_twenty_thousand_records_and_a_worker_killed(cluster: Cluster, tmp_path: Path) -> None:
     baseline, target = record(tmp_path, steps=100, layers=99)
     prepared = prepared_of(baseline, target)
     assert len(prepared.baseline.records) + len(prepared.target.records) == 20_000
     killed: list[psutil.Process] = []
 
     def kill() -> None:
-        killed.append(workers_of(head)[0])
+        killed.append(cluster.workers()[0])
         killed[0].kill()
 
-    with connected(address):
+    with connected(cluster.address):
         there = begin(prepared, in_the_middle(kill), engine=on_cluster(prepared))
         found = list(there)
     assert killed
