@@ -122,19 +122,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _measure_parts(parts: Parts, decoder: Decoder, memory: Path, disk: Path, peer: Path | None) -> None:
     from benchmarks.gpu import kernels, limits, turns
-    from benchmarks.gpu.sides import eager_sides, graph_sides
+    from benchmarks.gpu.sides import copying_sides, eager_sides, graph_sides
 
     results, part, size = parts.results, parts.part, decoder.size
     on_device = decoder.device == "cuda"
     eager = eager_sides(decoder, memory, disk, peer)
     small = decoder.input(size.tokens[0])
+    called = [*eager[1:], *(copying_sides(decoder, memory) if on_device else ())]
     with part("calls"):
         calls = 500 if on_device else 100
-        results["calls"] = {s.name: turns.microseconds_a_call(s, small, calls) for s in eager[1:]}
-    with part("calls between kernels"):
-        steps = 20 if on_device else 5
-        found = {s.name: turns.microseconds_between_kernels(s, decoder, small, steps) for s in eager[1:]}
-        results["between kernels"] = found
+        results["calls"] = {s.name: turns.microseconds_a_call(s, small, calls) for s in called}
+    for rows in size.tokens[:2]:
+        with part(f"calls between kernels, {rows}"):
+            found = turns.microseconds_between_kernels(called, decoder, decoder.input(rows), 24 if on_device else 6)
+            results.setdefault("between kernels", {})[rows] = found
     if on_device:
         with part("kernels"):
             results["kernels"] = kernels.microseconds(5)

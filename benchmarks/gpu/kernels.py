@@ -43,7 +43,7 @@ def microseconds(rounds: int) -> dict[str, float]:
         return measure
 
     def of_kernel(launch: single.Launch) -> Callable[[], float]:
-        return by(lambda value: launch(value.data_ptr(), out.data_ptr(), scratch.data_ptr(), stream))
+        return by(lambda value: launch.run(value.data_ptr(), out.data_ptr(), scratch.data_ptr(), stream))
 
     measures = {"torch.amax": by(lambda value: value.view(torch.int32).amax())}
     measures["fingerprint"] = of_kernel(single.prepare_fingerprint(device, NBYTES))

@@ -33,8 +33,10 @@ def as_markdown(results: Mapping[str, Any]) -> str:
             table(("side", "host"), rows),
         ]
     if "between kernels" in results:
-        rows = [(name, f"{value} µs") for name, value in results["between kernels"].items()]
-        parts += ["The same between the kernels of the model:", table(("side", "host"), rows)]
+        parts += [
+            "The same between the kernels of the model:",
+            _between(results["between kernels"], size["hidden"] * 2),
+        ]
     if "kernels" in results:
         parts += ["One kernel for 32 MiB, on the device (goal: 1.3 × reading):", _kernels(results["kernels"])]
     if "launched" in results:
@@ -59,6 +61,12 @@ def _shortcut(results: Mapping[str, Any]) -> str:
     if "shortcut" not in results:
         return "Before there was the compiled shortcut."
     return f"{'With' if results['shortcut'] else 'Without'} the compiled shortcut."
+
+
+def _between(found: Mapping[Any, Mapping[str, float]], row_bytes: int) -> str:
+    sides = list(next(iter(found.values())))
+    columns = [f"{_size(int(rows) * row_bytes)}" for rows in found]
+    return table(("side", *columns), [(side, *(f"{of[side]} µs" for of in found.values())) for side in sides])
 
 
 def _kernels(found: Mapping[str, float]) -> str:

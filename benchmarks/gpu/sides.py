@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.gpu.decoder import Decoder, Put, infos
 from dumper import open_run
+from dumper.memory import copy_kernel
 from dumper.recording.recorder import Recorder
 from dumper.recording.taps import Tap
 from dumper.settings import Settings
@@ -46,7 +47,8 @@ class Side:
 
 
 class Recording(Side):
-    """With taps. ``enable=False``: they are there and off."""
+    """With taps. ``enable=False``: they are there and off; ``copies_by_kernel=False``: values are copied within the
+    device by cudaMemcpyAsync."""
 
     def __init__(
         self, name: str, folder: Path, step: Callable[[torch.Tensor, tuple[Tap, ...]], object], **settings: Any
@@ -54,6 +56,7 @@ class Recording(Side):
         super().__init__(name, lambda x: step(x, self.taps))
         self._folder = folder / name.replace(" ", "-").replace(",", "")
         self._on = settings.pop("enable", True)
+        self._copies_by_kernel = settings.pop("copies_by_kernel", copy_kernel.COPIES_BY_KERNEL)
         self._blocks = 0
         self.recorder = Recorder(Settings(control=False))
         self.recorder.configure(dir=str(self._folder), run="run-0", **settings)
@@ -61,6 +64,7 @@ class Recording(Side):
 
     def begin(self) -> None:
         if self._on:
+            copy_kernel.COPIES_BY_KERNEL = self._copies_by_kernel
             self._blocks += 1
             self.recorder.configure(enable=True, filter=None, run=f"run-{self._blocks}")
 
@@ -128,6 +132,14 @@ def eager_sides(decoder: Decoder, memory: Path, disk: Path, peer: Path | None) -
     if peer is not None:
         sides.append(Other("SGLang's dumper", decoder, *_sglang_dumper(peer, memory / "sglang")))
     return sides
+
+
+def copying_sides(decoder: Decoder, memory: Path) -> list[Side]:
+    """The ways to copy within a device."""
+    return [
+        Recording(name, memory / "copying", decoder.tapped, copies_by_kernel=by_kernel)
+        for name, by_kernel in (("full, a kernel", True), ("full, cudaMemcpyAsync", False))
+    ]
 
 
 def graph_sides(decoder: Decoder, rows: int, memory: Path) -> list[Side]:

@@ -107,8 +107,19 @@ def microseconds_a_call(side: Side, x: torch.Tensor, calls: int) -> float:
     return round(min(best[1:]) * 1e6, 2)
 
 
-def microseconds_between_kernels(side: Side, decoder: Decoder, x: torch.Tensor, steps: int) -> float:
-    """Of the thread that calls, between the kernels of a model: the median of steps."""
+def microseconds_between_kernels(
+    sides: Sequence[Side], decoder: Decoder, x: torch.Tensor, steps: int, rounds: int = 3
+) -> dict[str, float]:
+    """Of the thread that calls, between the kernels of a model: the median of ``steps`` steps of each side. The sides
+    take turns, ``rounds`` times, since the machine may be slower for a while."""
+    found: dict[str, list[float]] = {side.name: [] for side in sides}
+    for _ in range(rounds):
+        for side in sides:
+            found[side.name] += _steps_between_kernels(side, decoder, x, steps // rounds)
+    return {name: round(statistics.median(times), 2) for name, times in found.items()}
+
+
+def _steps_between_kernels(side: Side, decoder: Decoder, x: torch.Tensor, steps: int) -> list[float]:
     spent = 0
 
     def put(name: str, value: torch.Tensor, layer: int) -> None:
@@ -127,7 +138,7 @@ def microseconds_between_kernels(side: Side, decoder: Decoder, x: torch.Tensor, 
     side.flush()
     synchronize()
     side.end()
-    return round(statistics.median(found[2:]), 2)
+    return found[2:]
 
 
 def launched(side: Side, x: torch.Tensor) -> dict[str, int]:

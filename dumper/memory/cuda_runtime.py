@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dumper.memory.cuda_driver import CudaDriver, loaded_driver
+
 if TYPE_CHECKING:
     import torch
 
@@ -70,8 +72,9 @@ class DeviceError(RuntimeError):
 class CudaRuntime:
     """Streams, events and addresses are the numbers that the runtime gives."""
 
-    def __init__(self, library: ctypes.CDLL, prefix: str = "cuda") -> None:
+    def __init__(self, library: ctypes.CDLL, prefix: str = "cuda", driver: CudaDriver | None = None) -> None:
         """Raises AttributeError for a library without these functions."""
+        self._driver = driver
         self._selected = threading.local()
         self._wrapped: dict[int, torch.cuda.Stream] = {}
         """Our own streams by handle, as torch wants them."""
@@ -88,6 +91,19 @@ class CudaRuntime:
     def address_of_copy(self) -> int:
         """Of ``MemcpyAsync``, for compiled code."""
         return ctypes.cast(self._copy, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+
+    @property
+    def address_of_launch(self) -> int:
+        """Of the driver's function that launches a kernel, for compiled code; 0 where there is none."""
+        return 0 if self._driver is None else self._driver.address_of_launch
+
+    def load_kernel(self, device: int, ptx: str, kernel: str) -> int:
+        """The handle of a kernel, loaded on a device. Raises RuntimeError."""
+        if self._driver is None:
+            raise RuntimeError("the CUDA driver was not found")
+        with self.device(device):
+            self.free(0)  # has a thread that has not used the device take it up
+            return self._driver.load(ptx, kernel)
 
     def copy(self, to: int, source: int, nbytes: int, kind: int, stream: int) -> None:
         """Copy in the order of ``stream``; returns before it is done. Raises DeviceError."""
@@ -237,7 +253,7 @@ def loaded_runtime() -> CudaRuntime | None:
     ):
         for path in sorted(set(re.findall(pattern, maps))):
             try:
-                return CudaRuntime(ctypes.CDLL(path), prefix)
+                return CudaRuntime(ctypes.CDLL(path), prefix, loaded_driver() if prefix == "cuda" else None)
             except (OSError, AttributeError):
                 continue
     return None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dumper.log_once import log
 from dumper.memory.cuda_runtime import CudaRuntime, DeviceError
 from dumper.values import device_kernels
+from dumper.values.direct_launch import DirectLaunch
 from dumper.values.fingerprint import SUMS_BYTES
 from dumper.values.measures import STATISTICS
 
@@ -21,6 +22,19 @@ RESULT_BYTES = {"stats": 8 * len(STATISTICS), "hash": SUMS_BYTES}
 _MOST_LAUNCHES = 10_000
 TENSOR_ALIGNMENT = 16
 """Bytes that addresses of tensors which kernels read are multiples of."""
+
+
+class Prepared(NamedTuple):
+    """How compiled code puts tensors of one kind into slabs; dumper/recording/shortcut reads it."""
+
+    run: Callable[[int, int, int, int], None] | None
+    """Called with the addresses of the tensor, of the result and of ``scratch``, and the stream; None for a copy."""
+    scratch: int
+    """An address, of this device and stream."""
+    kept: int
+    """Bytes of the result."""
+    direct: DirectLaunch | None
+    """The same without a call of Python; None where there is none."""
 
 
 class DeviceReductions:
@@ -53,19 +67,19 @@ class DeviceReductions:
 
         def write(out: int) -> None:
             try:
-                launch(address, out, scratch, stream)
+                launch.run(address, out, scratch, stream)
             except Exception as error:
                 raise self._failure(error) from error
 
         return write
 
-    def prepared(self, kind: str, value: torch.Tensor, device: int, stream: int) -> tuple[Launch, int, int] | None:
-        """The launch for tensors like this one, the address of what it needs, and the bytes of its result; None where
-        there is none."""
+    def prepared(self, kind: str, value: torch.Tensor, device: int, stream: int) -> Prepared | None:
+        """What ``writer`` does, for tensors like this one; None where there is none."""
         try:
-            return (*self._launch_of(kind, value, device, stream), RESULT_BYTES[kind])
+            launch, scratch = self._launch_of(kind, value, device, stream)
         except ReductionError:
             return None
+        return Prepared(launch.run, scratch, RESULT_BYTES[kind], launch.direct(scratch))
 
     def _launch_of(self, kind: str, value: torch.Tensor, device: int, stream: int) -> tuple[Launch, int]:
         if self._failed:

@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from dumper.memory.buffers import BufferPool
+from dumper.memory.copy_kernel import CopyKernels
 from dumper.memory.cuda_runtime import CudaRuntime, loaded_runtime
 from dumper.memory.device_copies import DeviceCopier
-from dumper.memory.device_reductions import DeviceReductions
+from dumper.memory.device_reductions import DeviceReductions, Prepared
 from dumper.memory.device_slabs import LARGEST_VALUE, DeviceLanes, SlabPiece
 from dumper.memory.pinned import PinnedArena
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from dumper.memory.device_copies import DeviceCopy
+    from dumper.values.memory_rows import MemoryRows
 
 
 class DeviceStager:
@@ -27,12 +29,34 @@ class DeviceStager:
         self.lanes = DeviceLanes(runtime, self._arena)
         pool.add_arena(self.lanes)
         self.reductions = DeviceReductions(runtime)
+        self._copy_kernels = CopyKernels(runtime)
         self._copiers: dict[int, DeviceCopier] = {}
 
     @property
     def address_of_copy(self) -> int:
         """Of the runtime's function that copies, for compiled code; 0 where there is none."""
         return self._runtime.address_of_copy
+
+    @property
+    def address_of_launch(self) -> int:
+        """Of the driver's function that launches a kernel, for compiled code; 0 where there is none."""
+        return self._runtime.address_of_launch
+
+    def prepared(
+        self,
+        reduced_to: str | None,
+        value: torch.Tensor,
+        device: int,
+        stream: int,
+        nbytes: int,
+        rows: MemoryRows | None,
+    ) -> Prepared | None:
+        """How compiled code puts tensors like this one into slabs; ``nbytes`` is their extent in memory. None where it
+        cannot. Outside of captures."""
+        if reduced_to is not None:
+            return self.reductions.prepared(reduced_to, value, device, stream)
+        kept = nbytes if rows is None else rows.nbytes
+        return Prepared(None, 0, kept, self._copy_kernels.direct(device, nbytes, rows))
 
     @classmethod
     def of_this_process(cls, pool: BufferPool) -> DeviceStager | None:

@@ -13,12 +13,15 @@
 #include <string.h>
 #include <structmember.h>
 
+#include "_launch.h"
+
 typedef int (*Copy)(void *to, const void *from, size_t bytes, int kind, void *stream);
 
 #define ON_DEVICE 3 /* cudaMemcpyDeviceToDevice */
 #define MOST_TYPES 4
 #define MOST_DIMENSIONS 8
 #define MOST_KNOWN 50000
+#define MOST_REFUSED 8 /* launches, one after another; the driver is not asked again */
 
 /* Slots of our own classes are read where they lie. */
 
@@ -43,8 +46,10 @@ typedef struct {
     PyObject *steps, *plans, *status, *next_number, *writer;
     PyObject *lanes; /* dict of Lane by (device, stream), or None */
     PyObject *graph_task, *is_tracing, *current_stream, *current_device, *is_capturing;
-    PyObject *prepare; /* of DeviceReductions */
+    PyObject *prepare; /* DeviceStager.prepared */
     Copy copy;
+    LaunchKernel launch; /* NULL: kernels are launched by the function that comes with them, values copied by copy */
+    int refused;
     Py_ssize_t overhead, alignment, host_slab_bytes, device_slab_bytes;
     Py_ssize_t counted_at; /* where the status block has the count of values */
     int closed;
@@ -56,9 +61,12 @@ typedef struct {
     PyObject_HEAD
     PyObject *dtype, *description; /* description NULL: the filter rejects them */
     PyObject *reduced_to;          /* None, or what a kernel computes of them, which goes to the writer in their stead */
-    PyObject *launch;              /* that kernel, for a device and a stream; NULL before */
-    long long bytes, item, sizes[MOST_DIMENSIONS];
-    long long device, stream, scratch, result_bytes;
+    PyObject *rows;                /* None, or the rows of them that are kept, where these do not follow on one another */
+    PyObject *strides;             /* None for contiguous ones */
+    PyObject *launch;              /* of reduced_to, for a device and a stream; NULL or None where the driver does */
+    Kernel kernel;                 /* the same, or what copies */
+    long long bytes, item, sizes[MOST_DIMENSIONS]; /* bytes: from the first to the last in memory */
+    long long device, stream, scratch, kept; /* device -1: not prepared yet; kept: bytes that go to the writer */
     int dimensions, on_device, may_be_negated, may_be_conjugated;
 } Entry;
 
@@ -66,6 +74,8 @@ static void Entry_dealloc(Entry *entry) {
     Py_XDECREF(entry->dtype);
     Py_XDECREF(entry->description);
     Py_XDECREF(entry->reduced_to);
+    Py_XDECREF(entry->rows);
+    Py_XDECREF(entry->strides);
     Py_XDECREF(entry->launch);
     PyObject_Free(entry);
 }
@@ -79,7 +89,7 @@ static PyTypeObject EntryType = {
 
 #define NAMES(X)                                                                                                      \
     X(submitted) X(is_cuda) X(dtype) X(shape) X(is_contiguous) X(storage_offset) X(data_ptr) X(untyped_storage)         \
-    X(nbytes) X(is_neg) X(is_conj) X(get_device) X(description) X(itemsize) X(may_be_negated) X(may_be_conjugated)      \
+    X(stride) X(nbytes) X(is_neg) X(is_conj) X(get_device) X(description) X(itemsize) X(may_be_negated) X(may_be_conjugated)      \
     X(rows) X(reduced_to) X(acquire) X(release) X(locked) X(append) X(set) X(is_cpu)
 #define DECLARE(NAME) static PyObject *s_##NAME;
 NAMES(DECLARE)
@@ -188,12 +198,20 @@ static int has_shape(PyObject *value, const Entry *entry) {
     return same && !PyErr_Occurred();
 }
 
+static int has_strides(PyObject *value, const Entry *entry) {
+    if (entry->strides == Py_None) return as_truth(method(value, s_is_contiguous)) == 1;
+    PyObject *strides = method(value, s_stride);
+    int same = strides != NULL && PyObject_RichCompareBool(strides, entry->strides, Py_EQ) == 1;
+    Py_XDECREF(strides);
+    return same;
+}
+
 static int fits(const Shortcut *self, PyObject *value, const Entry *entry, long long *address) {
     /* While torch traces, sizes are tensors; and what a backward pass computes is for the long way. */
     if (CALLED(self->is_tracing) != 0 || CALLED(self->graph_task) != -1) return 0;
     PyObject *dtype = PyObject_GetAttr(value, s_dtype);
     Py_XDECREF(dtype);
-    if (dtype != entry->dtype || !has_shape(value, entry) || as_truth(method(value, s_is_contiguous)) != 1) return 0;
+    if (dtype != entry->dtype || !has_shape(value, entry) || !has_strides(value, entry)) return 0;
     long long offset = as_number(method(value, s_storage_offset));
     *address = as_number(method(value, s_data_ptr));
     PyObject *storage = method(value, s_untyped_storage);
@@ -208,17 +226,19 @@ static int fits(const Shortcut *self, PyObject *value, const Entry *entry, long 
 /* An entry from what a plan says of the last tensor; NULL, perhaps with an exception, where the plan says too little. */
 
 static Entry *entry_of(const Shortcut *self, PyObject *plan, int on_device) {
-    PyObject *last = on_device ? SLOT(plan, last_on_device, plan) : SLOT(plan, last, plan), *rows;
+    PyObject *last = on_device ? SLOT(plan, last_on_device, plan) : SLOT(plan, last, plan);
     PyObject *chosen = SLOT(plan, chosen, plan), *whole = SLOT(plan, whole, plan);
     if (chosen == NULL || whole == NULL) return NULL;
     Entry *entry = PyObject_New(Entry, &EntryType);
     if (entry == NULL) return NULL;
-    entry->dtype = entry->description = entry->reduced_to = entry->launch = NULL;
+    entry->dtype = entry->description = entry->reduced_to = entry->rows = entry->strides = entry->launch = NULL;
+    entry->kernel.function = NULL;
+    entry->device = -1;
     entry->on_device = on_device;
     if (chosen == Py_None) return entry;
     int usable = last != NULL && PyTuple_Check(last) && PyTuple_GET_SIZE(last) == 4 + on_device &&
                  PyTuple_GET_ITEM(last, 2) == Py_False && (on_device || whole == Py_True) &&
-                 (!on_device || PyTuple_GET_ITEM(last, 3) == Py_None) && PyTuple_Check(PyTuple_GET_ITEM(last, 1)) &&
+                 PyTuple_Check(PyTuple_GET_ITEM(last, 1)) &&
                  PyTuple_GET_SIZE(PyTuple_GET_ITEM(last, 1)) <= MOST_DIMENSIONS;
     if (usable) {
         PyObject *shape = PyTuple_GET_ITEM(last, 1), *small = PyTuple_GET_ITEM(last, 3 + on_device);
@@ -231,10 +251,11 @@ static Entry *entry_of(const Shortcut *self, PyObject *plan, int on_device) {
         entry->item = as_number(PyObject_GetAttr(small, s_itemsize));
         entry->may_be_negated = as_truth(PyObject_GetAttr(small, s_may_be_negated));
         entry->may_be_conjugated = as_truth(PyObject_GetAttr(small, s_may_be_conjugated));
-        rows = PyObject_GetAttr(small, s_rows);
+        entry->rows = PyObject_GetAttr(small, s_rows);
+        entry->strides = Py_NewRef(on_device ? PyTuple_GET_ITEM(last, 3) : Py_None);
         entry->reduced_to = PyObject_GetAttr(small, s_reduced_to);
-        usable = !PyErr_Occurred() && entry->description != Py_None && rows == Py_None;
-        Py_XDECREF(rows);
+        entry->kept = entry->bytes;
+        usable = !PyErr_Occurred() && entry->description != Py_None && (on_device || entry->rows == Py_None);
     }
     if (!usable) Py_CLEAR(entry);
     return entry;
@@ -250,12 +271,6 @@ static Entry *find_entry(Shortcut *self, PyObject *key, int on_device, const Ent
     if (before == NULL && PyDict_GET_SIZE(self->known) >= MOST_KNOWN) PyDict_Clear(self->known);
     if (PyDict_SetItem(self->known, key, (PyObject *)entry) < 0) Py_CLEAR(entry);
     return entry;
-}
-
-/* Of what goes to the writer. */
-
-static long long kept_bytes(const Entry *entry) {
-    return entry->launch != NULL ? entry->result_bytes : entry->bytes;
 }
 
 /* StatusBlock.submitted. */
@@ -300,15 +315,17 @@ static int put_on_host(Shortcut *self, const Entry *entry, long long from, PyObj
 
 /* The lane of the stream that the value was computed on. */
 
-static PyObject *lane_of(Shortcut *self, PyObject *value, const Entry *entry, long long *number, long long *stream) {
+static PyObject *lane_of(Shortcut *self, PyObject *value, const Entry *entry, long long *number, long long *stream,
+                         int *is_current) {
     PyObject *device = method(value, s_get_device), *handle = NULL, *key = NULL, *lane = NULL;
     if (device == NULL || self->lanes == Py_None) goto done;
     *number = PyLong_AsLongLong(device);
     if ((handle = PyObject_CallOneArg(self->current_stream, device)) == NULL) goto done;
     *stream = (long long)PyLong_AsUnsignedLongLong(handle);
     if (PyErr_Occurred()) goto done;
+    *is_current = CALLED(self->current_device) == *number;
     /* The handle 0 means the default stream of the current device, on which kernels are launched as well. */
-    if ((*stream == 0 || entry->reduced_to != Py_None) && CALLED(self->current_device) != *number) goto done;
+    if ((*stream == 0 || entry->reduced_to != Py_None) && !*is_current) goto done;
     if ((key = PyTuple_Pack(2, device, handle)) == NULL) goto done;
     lane = PyDict_GetItemWithError(self->lanes, key);
     Py_XINCREF(lane);
@@ -319,37 +336,52 @@ done:
     return lane;
 }
 
-/* The kernel of an entry, for this device and stream. */
+/* What is worked out once for the device and the stream of an entry: its kernel, or that there is none. */
 
-static int has_kernel(Shortcut *self, Entry *entry, PyObject *value, long long from, long long device, long long stream) {
-    if (from % 16) return 0; /* TENSOR_ALIGNMENT */
-    if (entry->launch != NULL && entry->device == device && entry->stream == stream) return 1;
-    PyObject *prepared = PyObject_CallFunction(self->prepare, "OOLL", entry->reduced_to, value, device, stream), *launch;
-    if (prepared == NULL || prepared == Py_None) {
-        Py_XDECREF(prepared);
-        return 0;
-    }
-    int done = PyArg_ParseTuple(prepared, "OLL", &launch, &entry->scratch, &entry->result_bytes);
+static int prepare(Shortcut *self, Entry *entry, PyObject *value, long long device, long long stream) {
+    if (entry->device == device && (entry->stream == stream || entry->reduced_to == Py_None)) return 1;
+    PyObject *launch, *direct, *prepared =
+        PyObject_CallFunction(self->prepare, "OOLLLO", entry->reduced_to, value, device, stream, entry->bytes, entry->rows);
+    int done = prepared != NULL && prepared != Py_None &&
+               PyArg_ParseTuple(prepared, "OLLO", &launch, &entry->scratch, &entry->kept, &direct);
     if (done) {
         Py_XSETREF(entry->launch, Py_NewRef(launch));
-        entry->device = device;
-        entry->stream = stream;
+        entry->kernel.function = NULL;
+        done = direct == Py_None || read_kernel(&entry->kernel, direct) == 0;
     }
-    Py_DECREF(prepared);
+    Py_XDECREF(prepared);
+    entry->device = done ? device : -1;
+    entry->stream = stream;
     return done;
 }
 
-/* Have the stream put the value, or what a kernel makes of it, where the slab has room. */
+/* How an entry is put into a slab. */
 
-static int put(Shortcut *self, Entry *entry, long long to, long long from, long long stream) {
-    if (entry->reduced_to != Py_None) {
+enum { NOT_AT_ALL, BY_DRIVER, BY_FUNCTION, BY_COPY };
+
+static int way_of(const Shortcut *self, const Entry *entry, long long from, int is_current) {
+    int aligned = from % 16 == 0; /* TENSOR_ALIGNMENT */
+    if (self->launch != NULL && entry->kernel.function != NULL && aligned && is_current) return BY_DRIVER;
+    if (entry->reduced_to != Py_None) return aligned && entry->launch != Py_None ? BY_FUNCTION : NOT_AT_ALL;
+    return entry->rows == Py_None ? BY_COPY : NOT_AT_ALL;
+}
+
+/* Have the stream put the value, or what a kernel makes of it, where the slab has room; 0 when it will. */
+
+static int put(Shortcut *self, Entry *entry, int way, long long to, long long from, long long stream) {
+    int code = 0;
+    if (way == BY_FUNCTION) {
         PyObject *done = PyObject_CallFunction(entry->launch, "LLLL", from, to, entry->scratch, stream);
         if (done == NULL) entry->device = -1; /* is to be asked for again */
         Py_XDECREF(done);
         return done == NULL ? -1 : 0;
     }
-    int code = 0;
-    if (entry->bytes) {
+    if (way == BY_DRIVER) {
+        code = launch_kernel(self->launch, &entry->kernel, from, to, stream);
+        /* Perhaps this thread has not taken up the device yet, which the long way does. */
+        self->refused = code == 0 ? 0 : self->refused + 1;
+        if (self->refused >= MOST_REFUSED) self->launch = NULL;
+    } else if (entry->bytes) {
         Py_BEGIN_ALLOW_THREADS /* it waits when the stream has been given more than it can hold */
         code = self->copy((void *)(uintptr_t)to, (const void *)(uintptr_t)from, (size_t)entry->bytes, ON_DEVICE,
                           (void *)(uintptr_t)stream);
@@ -360,16 +392,16 @@ static int put(Shortcut *self, Entry *entry, long long to, long long from, long 
 
 /* With the lock of the lane. 1: done; 0: not; -1: not, and what was reserved is to be given back. */
 
-static int fill_slab(Shortcut *self, PyObject *lane, Entry *entry, long long from, long long stream,
+static int fill_slab(Shortcut *self, PyObject *lane, Entry *entry, int way, long long from, long long stream,
                      PyObject *slab, long long *offset) {
     long long taken = NUMBER(device_slab, taken, slab), to = NUMBER(buffer, address, SLOT(lane, _filling, lane));
     *offset = NUMBER(device_slab, used, slab);
-    long long bytes = kept_bytes(entry), end = *offset + bytes;
+    long long end = *offset + entry->kept;
     /* The lane's own functions begin a slab, send it, and see to streams that may vanish. */
     if (*offset < 0 || taken < 0 || to <= 0 || end > self->device_slab_bytes) return 0;
     if (SLOT(lane, _stays, lane) != Py_True || SLOT(lane, _wanted_since, lane) != Py_None) return 0;
-    if (!reserve(self, bytes + self->overhead)) return 0;
-    if (put(self, entry, to + *offset, from, stream) != 0) return -1;
+    if (!reserve(self, entry->kept + self->overhead)) return 0;
+    if (put(self, entry, way, to + *offset, from, stream) != 0) return -1;
     if (SET(device_slab, used, slab, (end + self->alignment - 1) & -self->alignment) < 0) return -1;
     return SET(device_slab, taken, slab, taken + 1) < 0 ? -1 : 1;
 }
@@ -378,19 +410,19 @@ static int put_on_device(Shortcut *self, PyObject *value, Entry *entry, long lon
                          long long *offset) {
     long long device = 0, stream = 0;
     if (self->copy == NULL || CALLED(self->is_capturing) != 0) return 0;
-    PyObject *lane = lane_of(self, value, entry, &device, &stream), *lock = SLOT(lane, _lock, lane);
-    int done = 0;
-    if (lock != NULL && entry->reduced_to != Py_None && !has_kernel(self, entry, value, from, device, stream)) lock = NULL;
-    if (try_lock(lock)) {
+    int done = 0, way = NOT_AT_ALL, is_current = 0;
+    PyObject *lane = lane_of(self, value, entry, &device, &stream, &is_current), *lock = SLOT(lane, _lock, lane);
+    if (lock != NULL && prepare(self, entry, value, device, stream)) way = way_of(self, entry, from, is_current);
+    if (way != NOT_AT_ALL && try_lock(lock)) {
         *slab = SLOT(lane, _slab, lane);
         Py_XINCREF(*slab);
-        done = fill_slab(self, lane, entry, from, stream, *slab, offset);
+        done = fill_slab(self, lane, entry, way, from, stream, *slab, offset);
         unlock(lock);
         if (done != 1) Py_CLEAR(*slab);
     }
     if (done == -1) { /* the long way learns of the error */
         PyErr_Clear();
-        Py_XDECREF(PyObject_CallMethod(self->writer, "give_back", "L", kept_bytes(entry) + self->overhead));
+        Py_XDECREF(PyObject_CallMethod(self->writer, "give_back", "L", entry->kept + self->overhead));
         done = 0;
     }
     Py_XDECREF(lane);
@@ -401,7 +433,7 @@ static int put_on_device(Shortcut *self, PyObject *value, Entry *entry, long lon
 
 static int hand_over(Shortcut *self, const Entry *entry, PyObject *slab, long long offset, PyObject *step) {
     PyObject *queue = SLOT(writer, _queue, self->writer), *done = NULL;
-    PyObject *item = Py_BuildValue("(OOLLO)", entry->description, slab, offset, kept_bytes(entry), step);
+    PyObject *item = Py_BuildValue("(OOLLO)", entry->description, slab, offset, entry->kept, step);
     if (queue != NULL && item != NULL) {
         PyObject *const arguments[2] = {queue, item};
         done = PyObject_VectorcallMethod(s_append, arguments, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
@@ -519,13 +551,13 @@ static int find_slots(Shortcut *self) {
 #define OBJECT_CLEAR(NAME) Py_CLEAR(self->NAME);
 
 static int Shortcut_init(Shortcut *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"types", "classes", OBJECTS(OBJECT_NAME) "copy", "overhead", "alignment",
+    static char *names[] = {"types", "classes", OBJECTS(OBJECT_NAME) "copy", "launch", "overhead", "alignment",
                             "host_slab_bytes", "device_slab_bytes", "counted_at", NULL};
     PyObject *types, *classes;
     OBJECTS(OBJECT_DECLARED)
-    unsigned long long copy;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!OOOOOOOOOOOOKnnnnn", names, &PyTuple_Type, &types,
-                                     &PyTuple_Type, &classes OBJECTS(OBJECT_GIVEN), &copy, &self->overhead,
+    unsigned long long copy, launch;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!OOOOOOOOOOOOKKnnnnn", names, &PyTuple_Type, &types,
+                                     &PyTuple_Type, &classes OBJECTS(OBJECT_GIVEN), &copy, &launch, &self->overhead,
                                      &self->alignment, &self->host_slab_bytes, &self->device_slab_bytes,
                                      &self->counted_at))
         return -1;
@@ -540,6 +572,7 @@ static int Shortcut_init(Shortcut *self, PyObject *arguments, PyObject *keywords
         Py_XSETREF(self->classes[at], Py_NewRef(PyTuple_GET_ITEM(classes, at)));
     OBJECTS(OBJECT_SET)
     self->copy = (Copy)(uintptr_t)copy;
+    self->launch = (LaunchKernel)(uintptr_t)launch;
     Py_XSETREF(self->known, PyDict_New());
     return self->known == NULL ? -1 : find_slots(self);
 }

@@ -6,12 +6,15 @@ Triton's own way to launch binds and specialises all arguments anew, which takes
 from __future__ import annotations
 
 import functools
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from dumper.values.direct_launch import MOST_ARGUMENTS, DirectLaunch
 
 MOST_PROGRAMS = 512
 """Of one tensor; a power of two."""
@@ -128,6 +131,7 @@ class Launcher:
         self.constants = constants
         self._place_holders = (0,) * len(constants)
         self._start: Callable[..., None] | None = None
+        self._compiled: Any = None
         self._lock = threading.Lock()
 
     def launch(self, programs: int, stream: int, *arguments: int) -> None:
@@ -151,8 +155,18 @@ class Launcher:
                 compiled = self.kernel.warmup(
                     *arguments, grid=(1,), num_warps=_WARPS, maxnreg=_REGISTERS, **self.constants
                 )
-                self._start = _starter(compiled.result() if hasattr(compiled, "result") else compiled)
+                self._compiled = compiled.result() if hasattr(compiled, "result") else compiled
+                self._start = _starter(self._compiled)
             return self._start
+
+    def direct(self, programs: int, *arguments: int) -> DirectLaunch | None:
+        """``launch`` of so many programs, for compiled code: the first argument is the value, the last one the result.
+        None where this release of Triton has more to do at a launch than to hand on the arguments."""
+        self.compile()
+        try:
+            return _direct(self._compiled, programs, arguments)
+        except (AttributeError, KeyError, TypeError):
+            return None
 
 
 def _starter(compiled: Any) -> Callable[..., None]:
@@ -180,6 +194,33 @@ def _starter(compiled: Any) -> Callable[..., None]:
             compiled[programs, 1, 1](*arguments, stream=stream)
 
     return start
+
+
+def _direct(compiled: Any, programs: int, arguments: tuple[int, ...]) -> DirectLaunch | None:
+    run, metadata = compiled.run, compiled.metadata
+    plain = (
+        metadata.num_ctas == 1
+        and not getattr(metadata, "launch_cooperative_grid", False)
+        and not getattr(metadata, "launch_pdl", False)
+        and not any(getattr(of, f"{kind}_scratch_size", 0) for of in (run, metadata) for kind in ("global", "profile"))
+    )
+    # Behind the kernel's own parameters Triton adds the addresses of memory that these kernels do not need.
+    added = (parameters_of_eight_bytes(compiled.asm["ptx"], metadata.name) or 0) - len(arguments)
+    if not plain or added < 0 or len(arguments) + added > MOST_ARGUMENTS:
+        return None
+    threads = 32 * metadata.num_warps
+    words = (*arguments, *(0,) * added)
+    return DirectLaunch(compiled.function, programs, threads, metadata.shared, words, 0, len(arguments) - 1)
+
+
+def parameters_of_eight_bytes(ptx: str, kernel: str) -> int | None:
+    """How many parameters a kernel has that is given as PTX ("PTX ISA", Kernel Function Parameters); None where one of
+    them has another size, or there is no such kernel."""
+    found = re.search(rf"\.entry\s+{re.escape(kernel)}\s*\((.*?)\)", ptx, re.DOTALL)
+    parameters = found.group(1).split(",") if found and found.group(1).strip() else []
+    if not all(re.match(r"\s*\.param\s+\.[usb]64\s[^\[]*$", parameter) for parameter in parameters):
+        return None
+    return len(parameters) if found else None
 
 
 @functools.cache

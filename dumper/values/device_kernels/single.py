@@ -7,6 +7,7 @@ and nothing is allocated but when a launch is prepared for a first device and ty
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -19,11 +20,20 @@ from dumper.values.device_kernels.launching import (
     programs_for,
     statistics_launcher,
 )
+from dumper.values.direct_launch import DirectLaunch
 
-Launch = Callable[[int, int, int, int], None]
-"""Called with an address of a tensor, one for the result, one of ``launching.SCRATCH_BYTES`` bytes, zero at first, that
-launches of this stream alone use, and the handle of the stream. Raises what Triton raises."""
 _COUNTER = 64 * MOST_PROGRAMS
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel for tensors of one type and length on one device."""
+
+    run: Callable[[int, int, int, int], None]
+    """Called with an address of a tensor, one for the result, one of ``launching.SCRATCH_BYTES`` bytes, zero at first,
+    that launches of this stream alone use, and the handle of the stream. Raises what Triton raises."""
+    direct: Callable[[int], DirectLaunch | None]
+    """The same for compiled code, with the address of those bytes; None where Triton alone can launch it."""
 
 
 def prepare_statistics(device: int, dtype: torch.dtype, length: int) -> Launch:
@@ -33,10 +43,13 @@ def prepare_statistics(device: int, dtype: torch.dtype, length: int) -> Launch:
     programs = programs_for(length, elements.block, elements.per_processor * processors(device))
     start = launcher.starter(programs)
 
-    def launch(address: int, out: int, scratch: int, stream: int) -> None:
+    def run(address: int, out: int, scratch: int, stream: int) -> None:
         start(stream, address, length, table, scratch, scratch + _COUNTER, out)
 
-    return launch
+    def direct(scratch: int) -> DirectLaunch | None:
+        return launcher.direct(programs, 0, length, table, scratch, scratch + _COUNTER, 0)
+
+    return Launch(run, direct)
 
 
 def prepare_fingerprint(device: int, nbytes: int) -> Launch:
@@ -45,7 +58,10 @@ def prepare_fingerprint(device: int, nbytes: int) -> Launch:
     programs = programs_for(nbytes, FINGERPRINT_BLOCK, PROGRAMS_PER_PROCESSOR * processors(device))
     start = launcher.starter(programs)
 
-    def launch(address: int, out: int, scratch: int, stream: int) -> None:
+    def run(address: int, out: int, scratch: int, stream: int) -> None:
         start(stream, address, nbytes, scratch, scratch + _COUNTER, out)
 
-    return launch
+    def direct(scratch: int) -> DirectLaunch | None:
+        return launcher.direct(programs, 0, nbytes, scratch, scratch + _COUNTER, 0)
+
+    return Launch(run, direct)

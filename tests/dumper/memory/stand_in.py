@@ -11,13 +11,21 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
 from dumper.memory.cuda_runtime import CudaRuntime, DeviceError
+from tests.dumper.memory import ptx as ptx_on_the_host
 
 POISON = 0xA5
 _COPY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_size_t)
+_UNSIGNED, _ADDRESS = ctypes.c_uint, ctypes.c_size_t
+_LAUNCH = ctypes.CFUNCTYPE(
+    ctypes.c_int, _ADDRESS, *(_UNSIGNED,) * 7, _ADDRESS, ctypes.POINTER(ctypes.POINTER(ctypes.c_uint64)), _ADDRESS
+)
+Kernel = Callable[[int, int, tuple[int, ...]], None]
+"""Called with the programs, the threads of each and the arguments of a launch."""
 
 
 class StandInRuntime(CudaRuntime):
@@ -54,6 +62,12 @@ class StandInRuntime(CudaRuntime):
         self.allowed_allocations = 1 << 30
         self.copies_of_compiled_code = 0
         self._compiled_copy = _COPY(self._copy_for_compiled_code)
+        self.launches_of_compiled_code = 0
+        self.has_driver = True
+        self.refuses_launches = False
+        self._compiled_launch = _LAUNCH(self._launch_for_compiled_code)
+        self._kernels: dict[int, tuple[int, Kernel]] = {}
+        """Number of arguments, and what they do, by handle."""
         self.held = False
         self.dead = False
         self._ended = False
@@ -77,6 +91,47 @@ class StandInRuntime(CudaRuntime):
         except DeviceError:
             return 700
         return 0
+
+    @property
+    def address_of_launch(self) -> int:
+        return (ctypes.cast(self._compiled_launch, ctypes.c_void_p).value or 0) if self.has_driver else 0
+
+    def _launch_for_compiled_code(
+        self,
+        function: int,
+        x: int,
+        y: int,
+        z: int,
+        threads: int,
+        ty: int,
+        tz: int,
+        shared: int,
+        stream: int,
+        given: Any,
+        _: int,
+    ) -> int:
+        assert (y, z, ty, tz) == (1, 1, 1, 1)
+        if self.refuses_launches:
+            return 201
+        count, kernel = self._kernels[function]
+        words = tuple(given[at][0] for at in range(count))
+        try:
+            self._give(stream, "do", lambda: kernel(x, threads, words))
+        except DeviceError:
+            return 700
+        self.launches_of_compiled_code += 1
+        return 0
+
+    def load_kernel(self, device: int, ptx: str, kernel: str) -> int:
+        with self._lock:
+            self._check()
+        return self.register(6, lambda *launch: ptx_on_the_host.run(ptx, *launch))
+
+    def register(self, arguments: int, kernel: Kernel) -> int:
+        """The handle of a kernel for ``address_of_launch``."""
+        handle = next(self._numbers)
+        self._kernels[handle] = arguments, kernel
+        return handle
 
     def copy(self, to: int, source: int, nbytes: int, kind: int, stream: int) -> None:
         self._give(stream, "do", lambda: ctypes.memmove(to, source, nbytes) and None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from dumper import open_run
 from dumper.memory import device_reductions
 from dumper.memory.buffers import BufferPool
 from dumper.memory.device_reductions import RESULT_BYTES
@@ -24,6 +28,7 @@ from dumper.recording.shortcut import COMPILED
 from dumper.values import device_kernels
 from dumper.values.device_kernels import launching, many, single
 from dumper.values.device_kernels.single import Launch
+from dumper.values.direct_launch import DirectLaunch
 from dumper.values.fingerprint import block_sums
 from dumper.values.measures import device_statistics
 from tests.dumper.memory.stand_in import StandInRuntime
@@ -56,12 +61,30 @@ class Kernels:
         self.launched: list[str] = []
         self.scratch: set[int] = set()
         self.error: Exception | None = None
+        self.current_device = 0
 
     def prepare_statistics(self, device: int, dtype: torch.dtype, length: int) -> Launch:
-        return lambda address, *rest: self.launch("stats", address, dtype, length * dtype.itemsize, *rest)
+        return self.prepare("stats", dtype, length * dtype.itemsize)
 
     def prepare_fingerprint(self, device: int, nbytes: int) -> Launch:
-        return lambda address, *rest: self.launch("hash", address, torch.uint8, nbytes, *rest)
+        return self.prepare("hash", torch.uint8, nbytes)
+
+    def prepare(self, kind: str, dtype: torch.dtype, nbytes: int) -> Launch:
+        def run(address: int, *rest: int) -> None:
+            self.launch(kind, address, dtype, nbytes, *rest)
+
+        def compute(programs: int, threads: int, words: tuple[int, ...]) -> None:
+            address, length, scratch, out, nothing = words
+            assert (programs, threads, length, nothing) == (3, 256, nbytes, 0)
+            self.launched.append(kind)
+            self.scratch.add(scratch)
+            self.compute(kind, address, dtype, nbytes, out)
+
+        def direct(scratch: int) -> DirectLaunch:
+            handle = self.runtime.register(5, compute)
+            return DirectLaunch(handle, 3, 256, 64, (0, nbytes, scratch, 0, 0), 0, 3)
+
+        return Launch(run, direct)
 
     def launch(
         self, kind: str, address: int, dtype: torch.dtype, nbytes: int, out: int, scratch: int, stream: int
@@ -70,16 +93,15 @@ class Kernels:
             raise self.error
         self.launched.append(kind)
         self.scratch.add(scratch)
+        self.runtime._give(stream, "do", lambda: self.compute(kind, address, dtype, nbytes, out))
 
-        def compute() -> None:
-            data = np.frombuffer((ctypes.c_char * nbytes).from_address(address), np.uint8)
-            if kind == "hash":
-                result = block_sums(data)
-            else:
-                result = device_statistics(torch.from_numpy(data.copy()).view(dtype)).numpy().tobytes()
-            ctypes.memmove(out, result, len(result))
-
-        self.runtime._give(stream, "do", compute)
+    def compute(self, kind: str, address: int, dtype: torch.dtype, nbytes: int, out: int) -> None:
+        data = np.frombuffer((ctypes.c_char * nbytes).from_address(address), np.uint8)
+        if kind == "hash":
+            result = block_sums(data)
+        else:
+            result = device_statistics(torch.from_numpy(data.copy()).view(dtype)).numpy().tobytes()
+        ctypes.memmove(out, result, len(result))
 
 
 class OfMany:
@@ -99,6 +121,13 @@ class OfMany:
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
+    kernels = stand_in(monkeypatch)
+    yield kernels
+    kernels.runtime.end()
+
+
+def stand_in(patches: pytest.MonkeyPatch) -> Kernels:
+    """A device that recorders of this process meet; its runtime is to be ended."""
     runtime = StandInRuntime(3)
     kernels = Kernels(runtime)
     look_up = ShortWay.look_up_torch
@@ -107,29 +136,29 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
         look_up(self)
         self._plain_tensors |= {OnDevice}  # type: ignore[arg-type]
         self._current_stream = lambda index: STREAM
-        self._current_device = lambda: 0
+        self._current_device = lambda: kernels.current_device
         self._is_capturing = lambda: False
 
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: STREAM, raising=False)
-    monkeypatch.setattr(device_kernels, "available", lambda: True)
+    patches.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    patches.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: STREAM, raising=False)
+    patches.setattr(device_kernels, "available", lambda: True)
     stager = DeviceStager(runtime, BufferPool(1 << 26))
-    monkeypatch.setattr(Stager, "device", property(lambda self: stager))
-    monkeypatch.setattr(Stager, "device_is_known", True)
-    monkeypatch.setattr(ShortWay, "look_up_torch", look_up_with_device)
-    monkeypatch.setattr(single, "prepare_statistics", kernels.prepare_statistics)
-    monkeypatch.setattr(single, "prepare_fingerprint", kernels.prepare_fingerprint)
-    monkeypatch.setattr(many, "StatisticsOfMany", lambda values: OfMany(kernels, "stats", values))
-    monkeypatch.setattr(many, "FingerprintsOfMany", lambda values: OfMany(kernels, "hash", values))
-    yield kernels
-    runtime.end()
+    patches.setattr(Stager, "device", property(lambda self: stager))
+    patches.setattr(Stager, "device_is_known", True)
+    patches.setattr(ShortWay, "look_up_torch", look_up_with_device)
+    patches.setattr(single, "prepare_statistics", kernels.prepare_statistics)
+    patches.setattr(single, "prepare_fingerprint", kernels.prepare_fingerprint)
+    patches.setattr(many, "StatisticsOfMany", lambda values: OfMany(kernels, "stats", values))
+    patches.setattr(many, "FingerprintsOfMany", lambda values: OfMany(kernels, "hash", values))
+    return kernels
 
 
-@pytest.fixture(params=["shortcut", "long way"])
+@pytest.fixture(params=["shortcut", "shortcut without the driver", "long way"])
 def recording(
     tmp_path: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Recording]:
     """Closed before the stand-in ends, which the writer waits for."""
+    kernels.runtime.has_driver = request.param == "shortcut"
     if request.param == "long way":
         monkeypatch.setattr(short_way, "Shortcut", None)
     made = Recording(tmp_path)
@@ -245,29 +274,44 @@ def test_scratch_is_cleared_once(kernels: Kernels) -> None:
 
 
 @pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
-@pytest.mark.parametrize("level", ["full", "sample(rows=20)", "stats", "hash"])
-def test_values_as_before_take_the_shortcut(recording: Recording, kernels: Kernels, level: str) -> None:
+@pytest.mark.parametrize(
+    ("level", "view"),
+    [
+        ("full", slice(None)),
+        ("full", slice(8, 48)),
+        ("sample(rows=20)", slice(None)),
+        ("sample(stride=2)", slice(None)),
+        ("stats", slice(None)),
+        ("hash", slice(None)),
+    ],
+)
+def test_values_as_before_take_the_shortcut(recording: Recording, kernels: Kernels, level: str, view: slice) -> None:
     recorder = recording.start(level=level)
-    recorder.dump("host", VALUE)
+    recorder.dump("host", VALUE[:, view])
     session: Any = recorder._open.session
     long_way = []
     submit = session.submit
     session.submit = lambda *arguments: (long_way.append(arguments), submit(*arguments))
     value = VALUE.clone()
+    assert value.data_ptr() % 16 == 0
     for number in range(6):
-        recorder.dump("device", OnDevice(value))
-        kernels.runtime.overwrite(value.data_ptr(), np.float32(number).tobytes(), STREAM)
+        recorder.dump("device", OnDevice(value[:, view]))
+        kernels.runtime.overwrite(value[:, view].data_ptr(), np.float32(number).tobytes(), STREAM)
     host, *device = recording.read().records
     taken = 6 - len(long_way)
     # What the writer is waiting for is sent by the long way.
-    assert taken == 0 if short_way.Shortcut is None else taken >= 3
-    assert kernels.runtime.copies_of_compiled_code == (0 if level in ("stats", "hash") else taken)
+    runtime = kernels.runtime
+    rows = view != slice(None) or level == "sample(stride=2)"
+    assert taken == 0 if short_way.Shortcut is None or (rows and not runtime.has_driver) else taken >= 3
+    copied = 0 if runtime.has_driver or level in ("stats", "hash") else taken
+    assert runtime.copies_of_compiled_code == copied
+    assert runtime.launches_of_compiled_code == (taken if runtime.has_driver else 0)
     kept = {"stats": "statistics", "hash": "fingerprint"}.get(level)
     if kept:
         assert len({str(getattr(record, kept)) for record in device}) == 6
         assert getattr(device[0], kept) == getattr(host, kept)
     else:
-        assert [record.array()[0, 0] for record in device] == [VALUE[0, 0], 0, 1, 2, 3, 4]
+        assert [record.array()[0, 0] for record in device] == [VALUE[:, view][0, 0], 0, 1, 2, 3, 4]
         assert device[0].array().tolist() == host.array().tolist()
     assert [record.shape for record in device] == [host.shape] * 6
 
@@ -296,3 +340,120 @@ def test_an_error_of_the_device_on_the_shortcut_is_that_of_the_long_way(
     counts = session.counts()
     assert counts["submitted"] == 4
     assert counts["written"] + counts["lost_encoding"] == 4
+
+
+@pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
+@pytest.mark.parametrize("level", ["full", "sample(stride=2)", "stats", "hash"])
+def test_a_driver_that_refuses_is_asked_no_more_and_nothing_is_lost(
+    recording: Recording, kernels: Kernels, level: str
+) -> None:
+    recorder = recording.start(level=level)
+    recorder.dump("host", VALUE)
+    value = VALUE.clone()
+    kernels.runtime.refuses_launches = True
+    for _ in range(12):
+        recorder.dump("x", OnDevice(value))
+    kernels.runtime.refuses_launches = False
+    for _ in range(12):
+        recorder.dump("x", OnDevice(value))
+    session: Any = recorder._open.session
+    host, *device = recording.read().records
+    assert session._writer._reserved == 0
+    assert len(device) == 24
+    assert kernels.runtime.launches_of_compiled_code == 0
+    assert {bytes(record.payload()) for record in device} == {bytes(host.payload())}
+
+
+@pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
+def test_a_driver_that_refuses_a_thread_is_asked_by_others(recording: Recording, kernels: Kernels) -> None:
+    recorder = recording.start(level="stats")
+    recorder.dump("host", VALUE)
+    value = VALUE.clone()
+    for number in range(40):
+        kernels.runtime.refuses_launches = number % 4 == 0
+        recorder.dump("x", OnDevice(value))
+    recording.read()
+    if kernels.runtime.has_driver and short_way.Shortcut is not None:
+        assert kernels.runtime.launches_of_compiled_code > 8
+
+
+@pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
+def test_kernels_are_launched_on_the_current_device_alone(recording: Recording, kernels: Kernels) -> None:
+    recorder = recording.start()
+    recorder.dump("host", VALUE)
+    kernels.current_device = 1
+    for _ in range(4):
+        recorder.dump("x", OnDevice(VALUE))
+    assert len(recording.read().records) == 5
+    assert kernels.runtime.launches_of_compiled_code == 0
+    if short_way.Shortcut is not None:
+        assert kernels.runtime.copies_of_compiled_code >= 2
+
+
+ON_DEVICE_CALLS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b"]),
+        st.sampled_from([torch.float32, torch.bfloat16, torch.int8, torch.complex64]),
+        st.sampled_from([(4, 16), (3, 5), (2, 4, 64), (7,), (0, 4), ()]),
+        st.sampled_from(["plain", "plain", "transposed", "columns", "unaligned", "negated"]),
+        st.integers(1, 3),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def value_on_device(dtype: torch.dtype, shape: tuple[int, ...], kind: str, number: int) -> OnDevice:
+    """Of a tensor that nobody frees before it is read: the stand-in has memory of the host."""
+    count = int(np.prod(shape))
+    memory = ((torch.arange(2 * count + 64) * 7 + number) % 5).to(dtype)
+    begin = -memory.data_ptr() % 16 // dtype.itemsize + (1 if kind == "unaligned" else 0)
+    value = memory[begin : begin + count].view(shape)
+    if kind == "transposed" and value.dim() > 1:
+        value = value.transpose(0, 1)
+    elif kind == "columns" and value.dim() > 1:
+        value = memory[begin : begin + 2 * count].view(*shape[:-1], 2 * shape[-1])[..., : shape[-1]]
+    elif kind == "negated" and dtype == torch.float32:
+        value = torch._neg_view(value)
+    return OnDevice(value)
+
+
+def recorded_on_device(calls: list[Any], level: str, way: str) -> tuple[list[Any], dict[str, int]]:
+    from dumper.recording.recorder import Recorder
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patches:
+        kernels = stand_in(patches)
+        kernels.runtime.has_driver = way == "driver"
+        if way == "long way":
+            patches.setattr(short_way, "Shortcut", None)
+        try:
+            recorder = Recorder()
+            recorder.configure(enable=True, control=False, dir=folder, run="r", outside_steps="record", level=level)
+            recorder.dump("host", VALUE)
+            kept = []
+            for number, (name, dtype, shape, kind, times) in enumerate(calls):
+                for _ in range(times):
+                    kept.append(value_on_device(dtype, shape, kind, number))
+                    recorder.dump(name, kept[-1])
+            recorder.flush()
+            counts = recorder._open.session.counts()  # type: ignore[union-attr]
+            assert recorder._open.session._writer._reserved == 0  # type: ignore[union-attr]
+            path = recorder.settings.run_path
+            recorder.close()
+            run = open_run(path)
+            found = [
+                (record.name, record.level, record.dtype, record.shape, record.sampled_rows, bytes(record.payload()))
+                for record in run.records
+            ]
+        finally:
+            kernels.runtime.end()
+    return found, {name: number for name, number in counts.items() if name.startswith(("lost", "submitted"))}
+
+
+@pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
+@settings(max_examples=10)
+@given(ON_DEVICE_CALLS, st.sampled_from(["full", "sample(rows=2)", "sample(stride=2)", "stats", "hash"]))
+def test_what_is_on_a_device_is_recorded_alike_in_each_way(calls: list[Any], level: str) -> None:
+    found = [recorded_on_device(calls, level, way) for way in ("driver", "no driver", "long way")]
+    assert found[0] == found[2]
+    assert found[1] == found[2]

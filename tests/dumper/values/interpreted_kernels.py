@@ -85,7 +85,7 @@ def statistics(value: torch.Tensor) -> list[float]:
     scratch, out = Scratch(), torch.full((len(STATISTICS) + 1,), -7.0, dtype=torch.float64)
     value = aligned(value)
     launch = single.prepare_statistics(value.get_device(), value.dtype, value.numel())
-    launch(value.data_ptr(), out.data_ptr(), scratch.memory.data_ptr(), 0)
+    launch.run(value.data_ptr(), out.data_ptr(), scratch.memory.data_ptr(), 0)
     scratch.check()
     assert out[-1] == -7
     return out[:-1].tolist()
@@ -198,7 +198,7 @@ def test_small_numbers_beside_large_ones_count() -> None:
 
 def fingerprint_of(value: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> None:
     launch = single.prepare_fingerprint(value.get_device(), value.numel() * value.itemsize)
-    launch(value.data_ptr(), out.data_ptr(), scratch.memory.data_ptr(), 0)
+    launch.run(value.data_ptr(), out.data_ptr(), scratch.memory.data_ptr(), 0)
 
 
 def sums(data: bytes) -> bytes:

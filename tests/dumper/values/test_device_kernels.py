@@ -82,15 +82,23 @@ def test_kernels_compile_and_are_launched_by_their_handles(driver: StandInDriver
     value = torch.zeros(1 << 20, dtype=torch.bfloat16)
     launch = single.prepare_statistics(-1, value.dtype, value.numel())
     for _ in range(2):
-        launch(value.data_ptr(), 4096, 8192, 77)
+        launch.run(value.data_ptr(), 4096, 8192, 77)
     (types, first), second = driver.launches
     assert first == second[1]
     # Lengths have 64 bits whatever the first one is, and what is between grid and arguments is Triton's.
     assert (types["value"], types["n"], first[:4]) == ("*u16", "i64", (256, 1, 1, 77))
     arguments = first[-12:]
     assert (arguments[0], arguments[1], arguments[5]) == (value.data_ptr(), 1 << 20, 4096)
+    # Compiled code gives the driver the same, and the two addresses that Triton adds.
+    direct = launch.direct(8192)
+    assert direct is not None
+    given = list(direct.arguments)
+    given[direct.value_at], given[direct.out_at] = value.data_ptr(), 4096
+    assert tuple(given) == (*arguments[:6], 0, 0)
+    assert (direct.function, direct.programs, direct.threads) == (2, 256, 256)
+    assert direct.shared > 0
     # Of a byte: four groups of 16 KiB, the last of which is not full.
-    single.prepare_statistics(-1, torch.int8, 50_001)(64, 4096, 8192, 77)
+    single.prepare_statistics(-1, torch.int8, 50_001).run(64, 4096, 8192, 77)
     types, arguments = driver.launches.pop()
     assert (types["value"], arguments[0]) == ("*u8", 4)
     numbers = [torch.zeros(3, dtype=torch.int64), torch.zeros(1 << 16, dtype=torch.int64)]
@@ -101,3 +109,43 @@ def test_kernels_compile_and_are_launched_by_their_handles(driver: StandInDriver
     # As many as the device has room for, each with several tiles.
     many.FingerprintsOfMany([value] * 20).launch(64, 77)
     assert driver.launches[-1][1][0] == 20 * 13
+
+
+def test_what_a_release_of_triton_adds_to_a_launch_is_left_to_it(
+    driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dumper.values.device_kernels import launching, single
+
+    launch = single.prepare_fingerprint(-1, 1 << 20)
+    direct = launch.direct(8192)
+    assert direct is not None
+    assert (direct.programs, direct.arguments[:4], direct.out_at) == (32, (0, 1 << 20, 8192, 8192 + 64 * 512), 4)
+    compiled = launching.fingerprint_launcher(-1, False)._compiled
+    for field, value in (("global_scratch_size", 128), ("num_ctas", 2), ("launch_pdl", True)):
+        with monkeypatch.context() as patched:
+            patched.setattr(compiled, "metadata", compiled.metadata._replace(**{field: value}))
+            assert launch.direct(8192) is None, field
+    with monkeypatch.context() as patched:
+        narrow = compiled.asm["ptx"].replace(".u64 fingerprint_param_1", ".u32 fingerprint_param_1")
+        assert narrow != compiled.asm["ptx"]
+        patched.setitem(compiled.asm, "ptx", narrow)
+        assert launch.direct(8192) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(compiled, "asm", {})
+        assert launch.direct(8192) is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "count"),
+    [
+        ("", 0),
+        (".param .b64 a", 1),
+        (".param .u64 a, .param .u64 .ptr .align 1 b", 2),
+        (".param .align 8 .b8 a[16]", None),
+    ],
+)
+def test_parameters_of_kernels_are_counted(parameters: str, count: int | None) -> None:
+    from dumper.values.device_kernels.launching import parameters_of_eight_bytes
+
+    assert parameters_of_eight_bytes(f".visible .entry x(\n{parameters}\n)\n{{ ret; }}", "x") == count
+    assert parameters_of_eight_bytes(f".visible .entry x(\n{parameters}\n)\n{{ ret; }}", "y") is None
