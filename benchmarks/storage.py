@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 
 from benchmarks.report import machine, table, write_section
-from dumper.reading.ahead import expect
 from dumper.reading.open import open_run
 from dumper.recording.recorder import Recorder
 from testbed.object_store import ObjectStore
@@ -104,7 +103,7 @@ def _read(place: str) -> tuple[float, float]:
         start = time.perf_counter()
         run = open_run(place)
         opened = time.perf_counter()
-        expect(run, run.records)
+        run.expect(run.records)
         for one in run.records:
             if not one.is_intact():
                 raise SystemExit(f"{one.source} is damaged")

@@ -19,10 +19,8 @@ from comparator.api import open_others, open_sides
 from comparator.errors import ComparatorError
 from comparator.exit_codes import INTERRUPTED, drop_output, run_command
 from comparator.flags import build_parser, options_from
-from comparator.match.runs import is_sglang_dump
 from comparator.options import Options, Side
 from dumper.printable import printable
-from dumper.reading.ahead import is_stored
 from dumper.storage.addresses import place_of, shown_address
 from tensortap.progress import in_terminal
 
@@ -81,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _on_this_machine(prepared: Prepared, jobs: int | None) -> Engine | None:
-    if not (is_stored(prepared.baseline) or is_stored(prepared.target)):
+    if not (prepared.baseline.is_stored or prepared.target.is_stored):
         return None
     from comparator.elsewhere import on_this_machine
 
@@ -111,7 +109,7 @@ def _compare(
         options, stopped, shown = _followed(arguments, options, (baseline_path, target_path), console)
     baseline, target = open_sides(baseline_path, target_path, progress, workers)
     others = open_others(arguments.reference, arguments.noise, arguments.calibration, workers)
-    both_sglang = is_sglang_dump(baseline) and is_sglang_dump(target)
+    both_sglang = baseline.has_named_files and target.has_named_files
     report_path = _report_path(arguments.report_path, target.path if both_sglang else None)
     outputs = Outputs(vars(arguments))
     prepared = prepare(
@@ -236,7 +234,7 @@ def _strips(comparing: Comparing, prepared: Prepared, tokenizer: str | None) -> 
 def _of_dumps(baseline: str, target: str, prepared: Prepared, options: Options) -> Sequence[Said]:
     """What is to be known of two dumps of SGLang's; nothing where a side is a run of ours."""
     runs: dict[Side, Run] = {"baseline": prepared.baseline, "target": prepared.target}
-    if not all(is_sglang_dump(run) for run in runs.values()):
+    if not all(run.has_named_files for run in runs.values()):
         return ()
     from comparator.report.dumps import notes_of_dumps
 

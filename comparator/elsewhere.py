@@ -15,7 +15,6 @@ from comparator.errors import ComparatorError
 from comparator.options import Options
 from comparator.prepared import Prepared, prepare
 from comparator.verdict.profiles import FamilyProfile
-from dumper.reading.ahead import is_stored
 from dumper.reading.open import open_run
 from dumper.reading.protocol import Run
 
@@ -59,7 +58,7 @@ def on_cluster(prepared: Prepared, jobs: int | None = None) -> RayCluster:
 def on_this_machine(prepared: Prepared, jobs: int | None = None) -> Engine | None:
     """New processes, where a run lies on object storage and they are worth it; else None: forks of this process, or
     none, as ``Prepared.comparing`` has it. What reads from object storage has threads, which a fork has not."""
-    if not (is_stored(prepared.baseline) or is_stored(prepared.target)):
+    if not (prepared.baseline.is_stored or prepared.target.is_stored):
         return None
     processes = processes_worth_it(jobs, prepared.pairs, prepared.units, prepared.options.memory)
     if processes < 2:

@@ -29,7 +29,6 @@ from comparator.verdict.accounts import Accounts
 from comparator.verdict.analysis import Analysis, analyse, with_analysis, with_reference
 from comparator.verdict.profiles import FamilyProfile
 from comparator.verdict.taps import Taps, collect_taps, tap_key
-from dumper.reading.ahead import is_stored
 from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def begin(
 
 def _engine(prepared: Prepared, jobs: int | None) -> Engine:
     # What reads from object storage has threads, which a copy of the process does not.
-    if not (is_stored(prepared.baseline) or is_stored(prepared.target)):
+    if not (prepared.baseline.is_stored or prepared.target.is_stored):
         return engine_for(jobs, prepared.pairs, prepared.units, prepared.options.memory)
     prepared.expect(prepared.units)
     return InThisProcess()

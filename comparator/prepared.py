@@ -14,7 +14,7 @@ from comparator.diagnosis import Calibration
 from comparator.engine.protocol import Measure
 from comparator.errors import ComparatorError
 from comparator.match.bundles import BundlePair, Key, RunIndex
-from comparator.match.keys import sglang_record
+from comparator.match.keys import named_file
 from comparator.match.pairs import match_bundles
 from comparator.match.runs import choose_rules, index, parallel_layout
 from comparator.match.unused import unused_patterns
@@ -32,7 +32,6 @@ from comparator.rules import Rules, joins_steps
 from comparator.verdict.judge import Said, Verdict, judge_pair, say
 from comparator.verdict.profiles import FamilyProfile, Profiler
 from comparator.verdict.taps import Taps, collect_taps
-from dumper.reading.ahead import expect
 from dumper.reading.protocol import Record, Run
 from tensortap.progress import Progress, silent
 
@@ -150,9 +149,9 @@ class Prepared:
 
     def expect(self, units: Sequence[Unit]) -> None:
         """Let what of these units lies on object storage be read ahead, in the order in which it will be measured."""
-        expect(self.baseline, self._records(units, "baseline"))
+        self.baseline.expect(self._records(units, "baseline"))
         if self.target is not self.baseline:
-            expect(self.target, self._records(units, "target"))
+            self.target.expect(self._records(units, "target"))
 
     def _records(self, units: Sequence[Unit], side: Side) -> Iterator[Record]:
         for unit in units:
@@ -235,14 +234,14 @@ def _sequence_lengths(found: RunIndex, side: Side, options: Options, rules: Rule
         return {}
     lengths: dict[int, list[int]] = {}
     for entry in found.entries:
-        record = sglang_record(entry)
-        if record.dumped_name not in ("seq_lens", "cu_seqlens_q") or record.step in lengths or record.error is not None:
+        record, file = entry.record, named_file(entry)
+        if file.dumped_name not in ("seq_lens", "cu_seqlens_q") or file.step in lengths or record.error is not None:
             continue
-        if side == "target" and not options.start_step <= record.step <= options.end_step:
+        if side == "target" and not options.start_step <= file.step <= options.end_step:
             continue
         if record.kind == "tensor" and record.shape is not None and len(record.shape) == 1:
             values = record.array()
-            each = np.diff(values) if record.dumped_name == "cu_seqlens_q" else values
+            each = np.diff(values) if file.dumped_name == "cu_seqlens_q" else values
             if len(each):
-                lengths[record.step] = [int(length) for length in each]
+                lengths[file.step] = [int(length) for length in each]
     return lengths

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from comparator.align.load import load_array
 from comparator.align.rows import Array
 from comparator.errors import PairError
-from comparator.match.bundles import Entry
+from comparator.match.entries import Entry
 from comparator.plan.experts import TokenOrder, ordered_shape
 
 

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from comparator.errors import PairError
-from comparator.match.bundles import BundlePair, Entry
+from comparator.match.bundles import BundlePair
+from comparator.match.entries import Entry
 from dumper.reading.protocol import READING_ERRORS
 
 T = TypeVar("T")
@@ -25,17 +26,15 @@ def load_array(entry: Entry) -> npt.NDArray[Any]:
 
 def load_lazily(entry: Entry) -> npt.NDArray[Any] | None:
     """The same as an array that is read some rows at a time (``tensortap.lazy_rows``); None where it cannot be."""
-    lazily = getattr(entry.record, "lazy_array", None)
-    return None if lazily is None or entry.piece is not None else _read(entry, lazily)
+    return None if entry.piece is not None else _read(entry, entry.record.lazy_array)
 
 
 def _read(entry: Entry, read: Callable[[], T]) -> T:
     record = entry.record
     if not record.is_intact():
-        shortened = getattr(record, "shortened", None)
-        if shortened is not None:
+        if record.shortened is not None:
             raise PairError(
-                f"{entry.name} of rank {entry.rank} cannot be read: {shortened}",
+                f"{entry.name} of rank {entry.rank} cannot be read: {record.shortened}",
                 hint=ONCE_NOTHING_WRITES,
                 name="damaged-record",
             )
@@ -56,7 +55,7 @@ def _read(entry: Entry, read: Callable[[], T]) -> T:
 def cut(pair: BundlePair) -> PairError:
     """What is to be said of a pair of which bytes were gone while it was measured."""
     entries = (entry for side in (pair.baseline, pair.target) for entry in (side.entries if side is not None else ()))
-    shortened = (getattr(entry.record, "shortened", None) for entry in entries)
+    shortened = (entry.record.shortened for entry in entries)
     why = next(filter(None, shortened), "a file that it is compared with was cut while it was read")
     return PairError(f"{pair.name}: {why}", hint=ONCE_NOTHING_WRITES, name="damaged-record")
 
@@ -74,7 +73,6 @@ def let_go(pair: BundlePair) -> None:
         if bundle is None or not any(like.record.nbytes >= MAY_BE_LARGE for like, *_ in bundle.alike):
             continue
         for entry in bundle.entries:
-            give_back = getattr(entry.record, "let_go", None)
-            if give_back is not None and entry.record.nbytes >= LARGE:
-                give_back()
+            if entry.record.nbytes >= LARGE:
+                entry.record.let_go()
     pair.forget()

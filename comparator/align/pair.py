@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -14,7 +14,8 @@ from comparator.align.load import load_array, load_lazily
 from comparator.align.rows import Array, align_axes, consecutive, merge_rows, take_rows, without_leading_ones
 from comparator.align.unshard import Replicas, unshard
 from comparator.errors import PairError
-from comparator.match.bundles import Bundle, BundlePair, Entry
+from comparator.match.bundles import Bundle, BundlePair
+from comparator.match.entries import Entry
 from comparator.options import Side
 from comparator.plan.context import SideContext
 from comparator.plan.pair import PairPlan
@@ -130,7 +131,7 @@ def _execute_side(
         array = load_array(bundle.entries[0])
         return array if index is None else take_rows(array, index, (plan.token_dimensions or (0,))[-1])
     entries: dict[tuple[int | None, int], list[Entry]] = {}
-    in_order = bundle.entries
+    in_order: Sequence[Entry] = bundle.entries
     if rules.grouping == "tags":
         in_order = tuple(sorted(in_order, key=lambda entry: entry.record.occurrence))
     for entry in in_order:

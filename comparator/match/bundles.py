@@ -1,67 +1,18 @@
-"""What is compared with what: entries, bundles of them, and pairs of bundles."""
+"""What is compared with what: bundles of entries, and pairs of bundles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
 
-import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
+from comparator.match.entries import Alike, Entries, Entry, Members, in_order
 from comparator.options import Options, Side
-from dumper.reading.protocol import Record, Run
-
-if TYPE_CHECKING:
-    from comparator.match.entries import Entries
+from dumper.reading.protocol import Run
 
 KeyPart = tuple[str, str | int | None]
 Key = tuple[KeyPart, ...]
-
-
-class Piece(Protocol):
-    """A part of a dimension that holds several things (``comparator.match.map``)."""
-
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]: ...
-    def cut(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]: ...
-
-
-class Entry(Struct, frozen=True):
-    """A record as the comparison knows it: under the name, tags and dims that hold for it, cut to a piece."""
-
-    record: Record
-    name: str
-    tags: Mapping[str, Any]
-    dims: str | None
-    piece: Piece | None = None
-
-    @property
-    def rank(self) -> int:
-        return self.record.rank
-
-    @property
-    def step(self) -> int | None:
-        return self.record.step
-
-    @property
-    def is_tensor(self) -> bool:
-        return self.record.kind == "tensor"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the tensor that was dumped, whatever its level; empty for a value that is no tensor."""
-        shape = tuple(self.record.shape or ())
-        return shape if self.piece is None else self.piece.shape(shape)
-
-    @property
-    def kept_shape(self) -> tuple[int, ...]:
-        """Of the array that is read: at level ``sample`` that of the rows that were kept."""
-        rows = self.record.sampled_rows
-        return self.shape if rows is None else (len(rows), *self.shape[1:])
-
-
-Alike = tuple[Entry, int, int | None, int]
-"""An entry of some kind; rank, step and occurrence of another one, which may differ from it in these and content."""
 
 
 class RunIndex(Struct, frozen=True):
@@ -74,15 +25,15 @@ class RunIndex(Struct, frozen=True):
 class Bundle(Struct, frozen=True):
     """The entries on one side that make one logical tensor (or value)."""
 
-    entries: Sequence[Entry]
-    history: Sequence[Entry] = ()
+    entries: Members
+    history: Members
     """The entries of all steps with the same name and tags, these among them."""
-    family: Key = ()
+    family: Key
     """What names that history: the key without the step."""
 
     @property
     def steps(self) -> tuple[int | None, ...]:
-        return sorted_steps(self.entries)
+        return self.entries.steps
 
     @property
     def recorded_dims(self) -> str | None:
@@ -95,28 +46,25 @@ class Bundle(Struct, frozen=True):
     @property
     def like(self) -> Entry:
         """An entry of the kind of the first one: the same but for rank, step and content. No record is made."""
-        found: Entry | None = getattr(self.entries, "first_kind", None)
-        return self.entries[0] if found is None else found
+        return self.entries.first_kind
 
     @property
     def alike(self) -> Sequence[Alike]:
         """Of each entry one of its kind, its rank, its step and its occurrence. No record is made."""
-        found: Sequence[Alike] | None = getattr(self.entries, "alike", None)
-        if found is not None:
-            return found
-        return [(entry, entry.rank, entry.step, entry.record.occurrence) for entry in self.entries]
+        return self.entries.alike
 
     @property
     def nbytes(self) -> int:
         """Bytes that the entries take in their files. No record is made."""
-        found: int | None = getattr(self.entries, "nbytes", None)
-        return sum(entry.record.nbytes for entry in self.entries) if found is None else found
+        return self.entries.nbytes
+
+    def of(self, entries: Members, history: Members | None = None) -> Bundle:
+        """The same with other entries, or another history."""
+        return Bundle(entries, self.history if history is None else history, self.family)
 
     def forget(self) -> None:
         """Let go of what was made of the entries; it is made again when it is asked for."""
-        forget: Callable[[], None] | None = getattr(self.entries, "forget", None)
-        if forget is not None:
-            forget()
+        self.entries.forget()
 
     @property
     def all_tensors(self) -> bool:
@@ -168,14 +116,9 @@ class BundlePair(Struct, frozen=True):
         return None
 
 
-def sorted_steps(entries: Sequence[Entry]) -> tuple[int | None, ...]:
-    """The steps of entries; what has no step comes first."""
-    return tuple(sorted({entry.step for entry in entries}, key=lambda step: (step is not None, step or 0)))
-
-
 def split_steps(pair: BundlePair) -> list[BundlePair]:
     """One pair per step of a pair that joins steps; for what has no token dimension to join along."""
-    steps = sorted_steps([entry for side in (pair.baseline, pair.target) if side for entry in side.entries])
+    steps = in_order(step for side in (pair.baseline, pair.target) if side is not None for step in side.steps)
     if len(steps) < 2:
         return [pair]
     return [
@@ -187,5 +130,5 @@ def split_steps(pair: BundlePair) -> list[BundlePair]:
 def _of_step(bundle: Bundle | None, step: int | None) -> Bundle | None:
     if bundle is None:
         return None
-    entries = tuple(entry for entry in bundle.entries if entry.step == step)
-    return replace(bundle, entries=entries) if entries else None
+    entries = bundle.entries.of_step(step)
+    return bundle.of(entries) if len(entries) else None

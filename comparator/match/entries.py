@@ -3,15 +3,61 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, overload
 
 import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
 
-from comparator.match.bundles import Alike, Entry
 from comparator.match.numbering import Integers, combined
 from dumper.reading.columns import OUTSIDE_STEPS
 from dumper.reading.protocol import Record, RecordColumns
+
+
+class Piece(Protocol):
+    """A part of a dimension that holds several things (``comparator.match.map``)."""
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]: ...
+    def cut(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]: ...
+
+
+class Entry(Struct, frozen=True):
+    """A record as the comparison knows it: under the name, tags and dims that hold for it, cut to a piece."""
+
+    record: Record
+    name: str
+    tags: Mapping[str, Any]
+    dims: str | None
+    piece: Piece | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.record.rank
+
+    @property
+    def step(self) -> int | None:
+        return self.record.step
+
+    @property
+    def is_tensor(self) -> bool:
+        return self.record.kind == "tensor"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor that was dumped, whatever its level; empty for a value that is no tensor."""
+        shape = tuple(self.record.shape or ())
+        return shape if self.piece is None else self.piece.shape(shape)
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        """Of the array that is read: at level ``sample`` that of the rows that were kept."""
+        rows = self.record.sampled_rows
+        return self.shape if rows is None else (len(rows), *self.shape[1:])
+
+
+Alike = tuple[Entry, int, int | None, int]
+"""An entry of some kind; rank, step and occurrence of another one, which may differ from it in these and content."""
 
 
 class Entries(Sequence[Entry]):
@@ -43,10 +89,14 @@ class Entries(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self.kind)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        return next(self.of_rows(np.array([index])))
+            return list(self.of_rows(np.arange(*index.indices(len(self)))))
+        return self.of_row(index)
 
     def of_rows(self, rows: Integers) -> Iterator[Entry]:
         """The entries of these numbers."""
@@ -118,7 +168,11 @@ class Members(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
         return self._all()[index]
 
     def __iter__(self) -> Iterator[Entry]:
@@ -141,7 +195,7 @@ class Members(Sequence[Entry]):
     @property
     def nbytes(self) -> int:
         """Bytes that they take in their files, as far as their kinds say."""
-        return int(self._entries.bytes_of_kinds[self.kinds].sum())
+        return int(self._entries.bytes_of_kinds[self._entries.kind[self._rows]].sum())
 
     @property
     def first_kind(self) -> Entry:
@@ -164,17 +218,20 @@ class Members(Sequence[Entry]):
         return alike
 
     @property
-    def kinds(self) -> Integers:
-        """Of each, the number of its kind: bundles with equal ones differ in rank, step and content alone."""
-        return self._entries.kind[self._rows]
-
-    @property
     def steps(self) -> tuple[int | None, ...]:
         """Their steps; what has no step comes first."""
-        found = sorted(set(self._entries.step[self._rows].tolist()))
-        return tuple(None if step == OUTSIDE_STEPS else step for step in found)
+        found = set(self._entries.step[self._rows].tolist())
+        return in_order(None if step == OUTSIDE_STEPS else step for step in found)
 
     def of_step(self, step: int | None) -> Members:
         """Those of one step."""
-        wanted = OUTSIDE_STEPS if step is None else step
-        return Members(self._entries, self._rows[self._entries.step[self._rows] == wanted])
+        return self.where(self._entries.step[self._rows] == (OUTSIDE_STEPS if step is None else step))
+
+    def where(self, chosen: Sequence[bool] | npt.NDArray[np.bool_]) -> Members:
+        """Some of them: those at whose place there is True."""
+        return Members(self._entries, self._rows[np.asarray(chosen, np.bool_)], stays=self._stays)
+
+
+def in_order(steps: Iterable[int | None]) -> tuple[int | None, ...]:
+    """Each of these steps once; what has no step comes first."""
+    return tuple(sorted(set(steps), key=lambda step: (step is not None, step or 0)))

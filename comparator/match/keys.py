@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.errors import ComparatorError
-from comparator.match.bundles import Entry, Key, KeyPart, RunIndex
-from comparator.match.entries import Entries
+from comparator.match.bundles import Key, KeyPart, RunIndex
+from comparator.match.entries import Entries, Entry
 from comparator.match.numbering import Integers, combined, numbered
 from comparator.match.order import execution_order
 from comparator.options import Options
@@ -19,10 +18,8 @@ from comparator.patterns import compiled
 from comparator.rules import Rules, joins_steps
 from dumper.readers.sglang.names import AUXILIARY_NAMES
 from dumper.reading.columns import OUTSIDE_STEPS
+from dumper.reading.protocol import NamedFile
 from dumper.rules.expressions import Expression, ExpressionError
-
-if TYPE_CHECKING:
-    from dumper.readers.sglang.dump import SGLangRecord
 
 _NEVER_KEYS = frozenset({"dump_index", "filename"})
 _DUPLICATE_INDEX = "duplicate_index"
@@ -187,31 +184,36 @@ def _parse_filter(text: str, baseline: RunIndex, target: RunIndex) -> Expression
     return wanted
 
 
-def sglang_record(entry: Entry) -> SGLangRecord:
-    """The file behind an entry of one of SGLang's dumps."""
-    # Not checked: the class is in the reader, which is loaded for such dumps alone.
-    return cast("SGLangRecord", entry.record)
+def named_file(entry: Entry) -> NamedFile:
+    """The file of an entry, whose name tells the record: of every one where pairs are grouped by file names.
+
+    Raises ComparatorError where a recording breaks the promise that all of its records have such files.
+    """
+    found = entry.record.named_file
+    if found is None:
+        raise ComparatorError(f"{entry.record.source} is not named as SGLang's dumper names files")
+    return found
 
 
 def _parts(entry: Entry) -> Sequence[str]:
-    return tuple(sglang_record(entry).parts)
+    return tuple(named_file(entry).parts)
 
 
 def _compared_files(index: RunIndex, options: Options) -> Iterator[tuple[int, Entry]]:
     """Files but for those that ``smart`` aligns by."""
     ignored = AUXILIARY_NAMES if options.token_aligner == "smart" else ()
     for number, entry in enumerate(index.entries):
-        if sglang_record(entry).dumped_name not in ignored:
+        if named_file(entry).dumped_name not in ignored:
             yield number, entry
 
 
 def _chosen_files(index: RunIndex, options: Options) -> Iterator[tuple[int, Entry]]:
     pattern = compiled(options.filter, "--filter") if options.filter else None
     for number, entry in _compared_files(index, options):
-        record = sglang_record(entry)
-        if not options.start_step <= record.step <= options.end_step:
+        file = named_file(entry)
+        if not options.start_step <= file.step <= options.end_step:
             continue
-        if pattern is None or pattern.search(record.filename) is not None:
+        if pattern is None or pattern.search(file.filename) is not None:
             yield number, entry
 
 
@@ -226,18 +228,18 @@ def _by_files(
 
 
 def _key_of_file(entry: Entry, names: Sequence[str], shared: Sequence[str]) -> BundleKey:
-    key, common = (tuple((name, _part(sglang_record(entry), name)) for name in chosen) for chosen in (names, shared))
+    key, common = (tuple((name, _part(entry, name)) for name in chosen) for chosen in (names, shared))
     return BundleKey(key, tuple(part for part in key if part[0] != "step"), common)
 
 
-def _part(record: SGLangRecord, name: str) -> str | None:
+def _part(entry: Entry, name: str) -> str | None:
     if name == _DUPLICATE_INDEX:
-        return str(record.occurrence)
+        return str(entry.record.occurrence)
     if name == "step":
-        return str(record.step)
+        return str(entry.step)
     if name == "rank":
-        return str(record.rank)
-    return record.parts.get(name)
+        return str(entry.rank)
+    return named_file(entry).parts.get(name)
 
 
 def shown_tags(key: Key) -> Key:

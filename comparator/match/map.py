@@ -28,7 +28,8 @@ from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from comparator.errors import ComparatorError, PairError
-from comparator.match.bundles import Entry, RunIndex
+from comparator.match.bundles import RunIndex
+from comparator.match.entries import Entry
 from comparator.options import Side
 from comparator.patterns import compiled
 from dumper.rules.expressions import Expression, ExpressionError
@@ -155,7 +156,7 @@ class CompiledRule(Struct, frozen=True):
 
 
 class CutPiece(Struct, frozen=True):
-    """The piece of a dimension that a slice names; implements ``comparator.match.bundles.Piece``."""
+    """The piece of a dimension that a slice names; implements ``comparator.match.entries.Piece``."""
 
     slice: Slice
     dims: str | None

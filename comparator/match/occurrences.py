@@ -12,7 +12,8 @@ import numpy as np
 from msgspec.structs import replace
 
 from comparator.errors import PairError
-from comparator.match.bundles import Entry, Key
+from comparator.match.bundles import Key
+from comparator.match.entries import Entry
 from comparator.match.keys import BundleKey, Keyed
 from comparator.match.numbering import Integers, numbered
 from comparator.options import SIDES, Options, Side

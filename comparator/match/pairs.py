@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from comparator.match.bundles import Bundle, BundlePair, Entry, Key, RunIndex
-from comparator.match.entries import Entries, Members
-from comparator.match.keys import BundleKey, Keyed, keyed_entries, sglang_record, shown_tags
+from comparator.match.bundles import Bundle, BundlePair, Key, RunIndex
+from comparator.match.entries import Entries, Entry, Members
+from comparator.match.keys import BundleKey, Keyed, keyed_entries, named_file, shown_tags
 from comparator.match.numbering import Integers, ranges, stable_order
 from comparator.match.occurrences import join_occurrences
 from comparator.options import Options
@@ -84,7 +84,7 @@ def _bundles(side: Keyed, chosen: npt.NDArray[np.bool_], rules: Rules) -> Iterat
 
 
 def _name(first: Entry, rules: Rules) -> str:
-    return first.name if rules.grouping == "tags" else sglang_record(first).dumped_name
+    return first.name if rules.grouping == "tags" else named_file(first).dumped_name
 
 
 def _families(

@@ -9,7 +9,7 @@ from comparator.match.bundles import RunIndex
 from comparator.match.entries import Entries
 from comparator.options import Options
 from comparator.rules import OUR_RULES, SGLANG_RULES, Rules
-from dumper.readers.sglang.names import AUXILIARY_NAMES, CONVERTED, SGLangFiles
+from dumper.readers.sglang.names import AUXILIARY_NAMES, CONVERTED
 from dumper.reading.protocol import Run
 from tensortap.progress import Progress, silent, watched
 
@@ -38,18 +38,13 @@ def _axes_of_layouts(run: Run, rank: int) -> Mapping[str, tuple[int, int]]:
     return {}
 
 
-def is_sglang_dump(run: Run) -> bool:
-    """Whether a run is a directory of SGLang's ``.pt`` files."""
-    return isinstance(run, SGLangFiles)
-
-
 def choose_rules(baseline: Run, target: Run, options: Options) -> tuple[Rules, Options]:
     """The rules that hold for two runs, and the options as these understand them.
 
     Between two of SGLang's dumps ``smart`` needs to know the tokens of both sides; without ``input_ids`` and what goes
     with them, steps are compared one by one.
     """
-    if not (is_sglang_dump(baseline) and is_sglang_dump(target)):
+    if not (baseline.has_named_files and target.has_named_files):
         return OUR_RULES, options
     if options.token_aligner == "smart" and not (_knows_tokens(baseline) and _knows_tokens(target)):
         options = replace(options, token_aligner="per_step")
@@ -62,7 +57,7 @@ def index(run: Run, rules: Rules, progress: Progress = silent) -> RunIndex:
     Between two dumps of SGLang's all of them do. Else what its dumper records of every batch does not: such records
     have no dims, and token layouts, by which rows are aligned, are made from them.
     """
-    leave_out = rules.grouping == "tags" and (is_sglang_dump(run) or _is_converted(run))
+    leave_out = rules.grouping == "tags" and (run.has_named_files or _is_converted(run))
     columns = run.columns()
     # Of a dump of SGLang's each record is a file, which is read here once.
     for record in watched(columns.kinds, f"reading {run.path.name}", progress):

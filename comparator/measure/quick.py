@@ -19,7 +19,8 @@ import numpy as np
 from comparator.align.load import load_array
 from comparator.align.pair import Aligned
 from comparator.errors import ComparatorError, PairError
-from comparator.match.bundles import Bundle, Entry
+from comparator.match.bundles import Bundle
+from comparator.match.entries import Entry
 from comparator.measure.difference import Difference
 from comparator.measure.measurement import ArrayNumbers, TensorMeasurement
 from comparator.measure.pair import Measurer
@@ -130,7 +131,7 @@ def _symbols(plan: SidePlan, bundle: Bundle) -> list[Symbol] | None:
 
 def _symbol(entry: Entry) -> Symbol | None:
     record = entry.record
-    checksums = getattr(record, "checksums", None)  # other recordings than ours have none
+    checksums = record.checksums
     return None if checksums is None else (record.dtype, entry.shape, checksums)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from comparator.align.load import load_array
 from comparator.errors import PairError
-from comparator.match.bundles import Bundle, BundlePair, Entry
+from comparator.match.bundles import Bundle, BundlePair
+from comparator.match.entries import Entry
 from comparator.measure.difference import Difference
 from comparator.measure.measurement import HashMeasurement, StatisticsMeasurement
 from comparator.measure.statistics import Statistics, summarize

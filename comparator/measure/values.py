@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import cmath
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from comparator.align.load import load_array
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair
-from comparator.match.keys import sglang_record
+from comparator.match.keys import named_file
 from comparator.measure.measurement import ValueMeasurement
 from comparator.options import Side
 from comparator.rules import Rules
-
-if TYPE_CHECKING:
-    from dumper.readers.sglang.dump import SGLangRecord
+from dumper.reading.protocol import NamedFile
 
 
 def measure_values(pair: BundlePair, rules: Rules, *, equal_nan: bool = False) -> ValueMeasurement:
@@ -28,7 +26,7 @@ def measure_values(pair: BundlePair, rules: Rules, *, equal_nan: bool = False) -
     assert pair.baseline is not None
     assert pair.target is not None
     if rules.values == "first_raw":
-        return _measure_raw(sglang_record(pair.baseline.entries[0]), sglang_record(pair.target.entries[0]))
+        return _measure_raw(named_file(pair.baseline.entries[0]), named_file(pair.target.entries[0]))
     left = _values(pair.baseline, "baseline", rules)
     right = _values(pair.target, "target", rules)
     left_value, right_value = left[0], right[0]
@@ -46,7 +44,7 @@ def measure_values(pair: BundlePair, rules: Rules, *, equal_nan: bool = False) -
     return _measurement(left_value, right_value, found is None, found)
 
 
-def _measure_raw(baseline: SGLangRecord, target: SGLangRecord) -> ValueMeasurement:
+def _measure_raw(baseline: NamedFile, target: NamedFile) -> ValueMeasurement:
     left, right = baseline.raw_value(), target.raw_value()
     try:
         equal = bool(left == right)

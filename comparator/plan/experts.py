@@ -21,8 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.errors import PairError
-from comparator.match.bundles import Entry
-from comparator.match.entries import Entries
+from comparator.match.entries import Entries, Entry
 from tensortap.dims import TOKEN, Dimension, Dims, DimsError, Modifier, RowOrder
 
 CHOICE = "choice"

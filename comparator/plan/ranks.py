@@ -6,14 +6,12 @@ These are the rules of SGLang's comparator, for tensors that are joined as their
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from comparator.errors import PairError
 from dumper.readers.sglang.names import PARALLEL_KEYS
+from dumper.reading.protocol import NamedFile
 from tensortap.dims import Dims
-
-if TYPE_CHECKING:
-    from dumper.readers.sglang.dump import SGLangRecord
 
 RECOMPUTED = "recompute_pseudo"
 """Axis that tells a forward pass from its repetition for activation checkpointing."""
@@ -26,16 +24,16 @@ Place = Mapping[str, tuple[int, int]]
 """Axis to ``(rank, size)``, axes of size 1 left out."""
 
 
-def active_place(record: SGLangRecord, also: Collection[str] = ()) -> Place:
+def active_place(file: NamedFile, also: Collection[str] = ()) -> Place:
     """The axes of size over 1 that a file's metadata places it on; ``also`` names axes beyond the known ones."""
-    meta = record.meta
+    meta = file.meta
     filled = [
         meta[key]
         for key in PARALLEL_KEYS
         if isinstance(meta.get(key), dict) and meta[key] and not any(name.endswith("_error") for name in meta[key])
     ]
     if len(filled) > 1:
-        raise PairError(f"{record.filename} holds both {' and '.join(PARALLEL_KEYS)}; one of them must go")
+        raise PairError(f"{file.filename} holds both {' and '.join(PARALLEL_KEYS)}; one of them must go")
     info = filled[0] if filled else {}
     place: dict[str, tuple[int, int]] = {}
     for axis in sorted({*KNOWN_AXES, *also}):
@@ -43,15 +41,15 @@ def active_place(record: SGLangRecord, also: Collection[str] = ()) -> Place:
         at, size = source.get(f"{axis}_rank"), source.get(f"{axis}_size")
         if isinstance(at, int) and isinstance(size, int) and size > 1:
             if not 0 <= at < size:
-                raise PairError(f"{record.filename} says that it is {axis} rank {at} of {size}")
+                raise PairError(f"{file.filename} says that it is {axis} rank {at} of {size}")
             place[axis] = (at, size)
     return place
 
 
-def place_key(record: SGLangRecord) -> Hashable:
+def place_key(file: NamedFile) -> Hashable:
     """What ``active_place`` looks at: equal for files of one place."""
     found: list[Hashable] = []
-    for key, value in record.facts.meta.items():
+    for key, value in file.own_meta.items():
         if key in PARALLEL_KEYS and isinstance(value, dict):
             found.append((key, *((name, _plain(one)) for name, one in value.items())))
         elif isinstance(key, str) and key.endswith(("_rank", "_size")):

@@ -8,8 +8,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.errors import PairError
-from comparator.match.bundles import Bundle, BundlePair, Entry
-from comparator.match.keys import sglang_record
+from comparator.match.bundles import Bundle, BundlePair
+from comparator.match.entries import Entry
+from comparator.match.keys import named_file
 from comparator.options import Options, Side
 from comparator.plan.axes import AxesPlan, plan_axes
 from comparator.plan.context import SideContext
@@ -79,9 +80,7 @@ def _bundle_key(bundle: Bundle) -> Hashable:
     if len(entries) == 1:
         entry = entries[0]
         return entry.rank, entry.step, entry.shape, entry.dims
-    return tuple(
-        (entry.rank, entry.step, entry.shape, entry.dims, place_key(sglang_record(entry))) for entry in entries
-    )
+    return tuple((entry.rank, entry.step, entry.shape, entry.dims, place_key(named_file(entry))) for entry in entries)
 
 
 def plan_rows(pair: BundlePair, contexts: Mapping[Side, SideContext], options: Options) -> RowsPlan:
@@ -153,7 +152,7 @@ def _plan_step(name: str, entries: Sequence[Entry], context: SideContext, option
     if text is None:
         return None
     dims = parse_dims(text)
-    places = [active_place(sglang_record(entry), dims.axes - KNOWN_AXES) for entry in entries]
+    places = [active_place(named_file(entry), dims.axes - KNOWN_AXES) for entry in entries]
     replicated, split = check_declared(dims, places, dims.data_parallel_axis or "dp")
     if not replicated and not split:
         return None

@@ -9,8 +9,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.errors import PairError
-from comparator.match.bundles import Bundle, BundlePair, Entry, split_steps
-from comparator.match.keys import sglang_record
+from comparator.match.bundles import Bundle, BundlePair, split_steps
+from comparator.match.entries import Entry
+from comparator.match.keys import named_file
 from comparator.options import Options, Side
 from comparator.plan.context import SideContext
 from comparator.plan.rows import SEVERAL_STEPS_HINT, file_dims
@@ -149,9 +150,11 @@ def _without_unreadable(pair: BundlePair) -> tuple[BundlePair, tuple[LeftOut, ..
         for entry in bundle.entries:
             if entry.record.error is not None:
                 left_out.append(LeftOut(side, entry.rank, entry.step, "unreadable-file", entry.record.error))
-        entries = tuple(entry for entry in bundle.entries if entry.record.error is None)
-        history = tuple(entry for entry in bundle.history if entry.record.error is None) if left_out else bundle.history
-        return replace(bundle, entries=entries, history=history) if entries else None
+        entries = bundle.entries.where([entry.record.error is None for entry in bundle.entries])
+        history = bundle.history
+        if left_out:
+            history = history.where([entry.record.error is None for entry in history])
+        return bundle.of(entries, history) if len(entries) else None
 
     found = replace(pair, baseline=readable("baseline", pair.baseline), target=readable("target", pair.target))
     return found, tuple(left_out)
@@ -168,7 +171,7 @@ def _without_empty_ranks(found: Selected, contexts: Mapping[Side, SideContext], 
     def filled(side: Side, bundle: Bundle) -> Bundle:
         dims = file_dims(bundle, pair.name, contexts[side], options)
         axis = (dims.data_parallel_axis if dims else None) or "dp"
-        places = [sglang_record(entry).facts.parallel.get(axis) for entry in bundle.entries]
+        places = [named_file(entry).parallel.get(axis) for entry in bundle.entries]
         tensors = any(entry.is_tensor for entry in bundle.entries)
         if places[0] is None or places[0][1] <= 1 or not tensors:
             return bundle
@@ -179,13 +182,13 @@ def _without_empty_ranks(found: Selected, contexts: Mapping[Side, SideContext], 
             raise _SeveralParts(side, axis, holding, tokens_known=all(layout is not None for layout in layouts))
         if not holding:
             raise PairError(f"every {axis} rank of the {side} holds an empty tensor", name="empty-rank")
-        kept = tuple(entry for rank, entry in zip(ranks, bundle.entries, strict=True) if rank in holding)
+        kept = bundle.entries.where([rank in holding for rank in ranks])
         left_out.extend(
             LeftOut(side, entry.rank, entry.step, "empty-rank", f"{axis} rank {rank} holds an empty tensor")
             for rank, entry in zip(ranks, bundle.entries, strict=True)
             if rank not in holding
         )
-        return replace(bundle, entries=kept)
+        return bundle.of(kept)
 
     assert pair.baseline is not None
     assert pair.target is not None

@@ -85,7 +85,7 @@ def side_inputs(
     dims, order = _known_dims(text, context)
     classes = context.classified.get((bundle.family, dims.text if dims else None))
     if classes is None:
-        history = bundle if sampled or not bundle.history else replace(bundle, entries=bundle.history)
+        history = bundle if sampled or not bundle.history else bundle.of(bundle.history)
         classes = _classify(bundle.family, _arrays(history, order, context, sampled=sampled), dims, context, aligner)
     arrays = _arrays(bundle, order, context, sampled=sampled)
     key = (text, arrays, tuple([classes.get(step, UNKNOWN_ROWS) for step in {one.step: None for one in arrays}]))

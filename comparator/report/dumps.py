@@ -7,7 +7,6 @@ from pathlib import Path
 
 from comparator.options import SIDES, Options, Side
 from comparator.verdict.judge import Said, say
-from dumper.readers.sglang.dump import SGLangRecord
 from dumper.reading.protocol import Run
 from dumper.storage.places import Place
 
@@ -40,9 +39,8 @@ def _has_layouts(run: Run) -> bool:
 
 
 def _is_assumed(run: Run) -> bool:
-    records = [record for record in run.records if isinstance(record, SGLangRecord)]
-    names = {record.dumped_name for record in records}
+    names = {record.name for record in run.records}
     if not names & _OF_MEGATRON or "qkv_format" in names:
         return False
-    ids = next((record for record in records if record.dumped_name == "input_ids"), None)
+    ids = next((record for record in run.records if record.name == "input_ids"), None)
     return ids is not None and len(ids.shape or ()) == 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from comparator.match.bundles import Bundle, BundlePair, Entry
+from comparator.match.bundles import Bundle, BundlePair
+from comparator.match.entries import Entry
 from comparator.measure.difference import Difference
 from comparator.measure.measurement import (
     ArrayNumbers,

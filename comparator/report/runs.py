@@ -266,7 +266,7 @@ class Tally(Struct):
 
 def say_of_changes(runs: Sequence[Run], options: Options) -> list[Said]:
     """What others have done to the files of the runs meanwhile."""
-    changed = [f"{run.path}: {what}" for run in runs for what in getattr(run, "changed_files", ())]
+    changed = [f"{run.path}: {what}" for run in runs for what in run.changed_files]
     message = f"{'; '.join(changed[:MOST_NAMED])}; compare again once nothing writes to the run"
     return [say("changed-while-read", message, options)] if changed else []
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct, field
 
 from comparator.errors import PairError
-from comparator.match.bundles import Bundle, BundlePair, Entry
+from comparator.match.bundles import Bundle, BundlePair
+from comparator.match.entries import Entry
 from comparator.measure.measurement import Failure, Measurement, Skipped, TensorMeasurement
 from comparator.options import SIDES, Options, Side
 from comparator.patterns import fullmatch

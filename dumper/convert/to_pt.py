@@ -14,7 +14,6 @@ from dumper.format.regular_files import mode_within
 from dumper.layout import PADDING_ROW, TokenLayout
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.names import AUXILIARY_NAMES
-from dumper.reading.ahead import expect
 from dumper.values.dtypes import PACKED
 from tensortap.progress import Advance
 
@@ -52,7 +51,7 @@ class _RankWriter:
     def write(self, advance: Advance) -> None:
         begun: set[int] = set()
         records = self._run.select(rank=self._rank)
-        expect(self._run, records)
+        self._run.expect(records)
         own = {(record.step, record.name) for record in records}
         for record in records:
             if record.step is not None and record.step not in begun:
@@ -62,7 +61,8 @@ class _RankWriter:
                     if (record.step, name) not in own:
                         self._save(record.step, name, value, {}, None, "disabled")
             self._write_record(record)
-            _let_go(record)
+            if record.nbytes >= _LARGE:
+                record.let_go()  # what is mapped of it would count until the end
             advance(1)
 
     def _write_record(self, record: Record) -> None:
@@ -135,13 +135,6 @@ def _tensor(record: Record) -> Any:
     if not holds(record.dtype, record.nbytes):
         return record.tensor()
     return PlainTensor(record.dtype or "", record.array())
-
-
-def _let_go(record: Record) -> None:
-    """Give back the memory of a large mapped payload, which would count until the end."""
-    give_back = getattr(record, "let_go", None)
-    if give_back is not None and record.nbytes >= _LARGE:
-        give_back()
 
 
 def _portable(value: Any) -> Any:

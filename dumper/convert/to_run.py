@@ -59,7 +59,8 @@ def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome, run_i
     last: int | None = None
     waiting: list[Item] = []
     waiting_bytes = 0
-    for record in sorted(dump.select(rank=rank), key=lambda one: one.dump_index):
+    records = (record for record in dump.records if record.rank == rank)
+    for record in sorted(records, key=lambda one: one.dump_index):
         # A gradient comes later than the step it belongs to.
         if last is None or record.step > last:
             last = record.step

@@ -12,7 +12,6 @@ from dumper.convert.outcome import ConversionError, Outcome
 
 if TYPE_CHECKING:
     from dumper.reading.protocol import Record, Run
-from dumper.reading.ahead import expect
 from dumper.values.dtypes import PACKED
 from tensortap.progress import Advance
 
@@ -28,7 +27,7 @@ def write_safetensors(run: Run, path: Path, advance: Advance = lambda done: None
     outcome = Outcome()
     for rank in run.ranks:
         records = run.select(rank=rank)
-        expect(run, records)
+        run.expect(records)
         folder = path / f"rank-{rank:05d}"
         for step in sorted({record.step for record in records}, key=lambda at: -1 if at is None else at):
             name = "outside" if step is None else f"step-{step:06d}"

@@ -1,9 +1,10 @@
 """What a recording is to everything that reads one: the protocols ``Run``, ``Record`` and ``Header``, and the plain
-values that they hold. ``dumper.open_run`` returns a ``Run``, whatever kind of recording there is on disk."""
+values that they hold. ``dumper.open_run`` returns a ``Run``, whatever kind of recording there is on disk. What most
+kinds have in common is in ``dumper.reading.base``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
@@ -113,6 +114,39 @@ class Header(Protocol):
         """``paths``, ``sha256`` and ``texts`` of the patch configs that were active, None without any."""
 
 
+class NamedFile(Protocol):
+    """A file whose name and metadata tell the one record in it, as SGLang's dumper writes them. The rules of SGLang's
+    comparator, which hold between two runs of such files, look at what stands here."""
+
+    @property
+    def filename(self) -> str: ...
+    @property
+    def dumped_name(self) -> str:
+        """The name in the file's name; of a gradient it differs from the record's."""
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """The parts of the file name, as they are written."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """The parts of the name and the file's own metadata, which win."""
+
+    @property
+    def own_meta(self) -> Mapping[str, Any]:
+        """The file's own metadata alone."""
+
+    @property
+    def parallel(self) -> Mapping[str, tuple[int, int]]:
+        """Axis name to ``(rank, size)``, as the metadata has them."""
+
+    def raw_value(self) -> Any:
+        """What the file holds, a ``torch.Tensor`` or plain values with such tensors in them. Raises ValueError where it
+        cannot be read."""
+
+
 class Record(Protocol):
     """What was recorded at one place at one moment on one rank.
 
@@ -189,6 +223,10 @@ class Record(Protocol):
         """The name of the file that holds this record alone; None where files hold many records."""
 
     @property
+    def named_file(self) -> NamedFile | None:
+        """That file, where its name tells the record; else None."""
+
+    @property
     def error(self) -> str | None:
         """Why nothing of the record can be read, its dtype included; None when that much is readable."""
 
@@ -209,6 +247,15 @@ class Record(Protocol):
     def fingerprint_scheme(self) -> str | None:
         """Of level ``hash``: how the fingerprint was computed; only those of one scheme compare. Else None."""
 
+    @property
+    def checksums(self) -> tuple[str, tuple[tuple[int, int], ...]] | None:
+        """What is known of the bytes without reading them: their compression (``""`` for none), and of each piece its
+        length and its XXH3-64. None where nothing is."""
+
+    @property
+    def shortened(self) -> str | None:
+        """In words that the file is shorter than when it was opened; None where it is not, or it is not known."""
+
     def is_intact(self) -> bool:
         """Whether the recorded bytes match their checksums; where there are none, whether they can be read."""
 
@@ -219,8 +266,15 @@ class Record(Protocol):
         FormatError when it cannot be read.
         """
 
+    def lazy_array(self) -> npt.NDArray[Any] | None:
+        """The same as ``tensortap.lazy_rows`` has it, read some rows at a time; None where it cannot be read so. Raises
+        as ``array`` does."""
+
     def tensor(self) -> torch.Tensor:
         """The tensor on the CPU; imports torch. To be cloned before it is modified. Raises as ``array`` does."""
+
+    def let_go(self) -> None:
+        """Give back the memory of what is mapped of the file; arrays over it stay valid and are read anew."""
 
 
 class RecordColumns(Struct, frozen=True, eq=False):
@@ -288,6 +342,23 @@ class Run(Protocol):
     @property
     def problems(self) -> Sequence[Problem]:
         """Everything about the run that its reader should know before trusting it."""
+
+    @property
+    def has_named_files(self) -> bool:
+        """Whether each record has a ``named_file``."""
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the run lies on object storage."""
+
+    @property
+    def changed_files(self) -> Sequence[str]:
+        """In words, which files others have changed since the run was opened, as far as is known: what was read of them
+        may be neither what they held nor what they hold."""
+
+    def expect(self, records: Iterable[Record]) -> None:
+        """These records will be read, in about this order: what lies on object storage is read ahead. They are not
+        looked at where the run is on a disk."""
 
     def layout(self, step: int, rank: int) -> TokenLayout | None:
         """The token layout of a step on a rank, None when it is not known. Raises FormatError when it is malformed."""

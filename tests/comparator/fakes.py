@@ -13,16 +13,14 @@ import torch
 
 from comparator.api import Report
 from dumper.layout import SequenceSpan, TokenLayout
-from dumper.reading.columns import columns_of_records
-from dumper.reading.headers import silent_taps
-from dumper.reading.protocol import GraphCoverage, RecordColumns
+from dumper.reading.base import RecordBase, RunBase
 
 TP1 = {0: {"tp": (0, 1)}}
 TP2 = {0: {"tp": (0, 2)}, 1: {"tp": (1, 2)}}
 
 
 @dataclass
-class FakeRecord:
+class FakeRecord(RecordBase):
     name: str
     data: npt.NDArray[Any] | None
     rank: int = 0
@@ -42,13 +40,7 @@ class FakeRecord:
     order: int = 0
     sampled_rows: range | None = None
     source: str = "memory"
-    filename: str | None = None
-    error: str | None = None
     loads: int = 0
-
-    @property
-    def kind(self) -> str:
-        return "value" if self.data is None else "tensor"
 
     @property
     def dtype(self) -> str | None:
@@ -102,7 +94,7 @@ class FakeProblem:
 
 
 @dataclass
-class FakeRun:
+class FakeRun(RunBase):
     records: Sequence[FakeRecord]
     parallel: Mapping[int, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
     layouts: Mapping[tuple[int, int], TokenLayout] = field(default_factory=dict)
@@ -129,19 +121,8 @@ class FakeRun:
     def steps(self) -> tuple[int, ...]:
         return tuple(sorted({record.step for record in self.records if record.step is not None}))
 
-    @property
-    def cuda_graphs(self) -> Sequence[GraphCoverage]:
-        return ()
-
-    @property
-    def silent_taps(self) -> tuple[str, ...]:
-        return silent_taps(self.taps)  # type: ignore[arg-type]
-
     def layout(self, step: int, rank: int) -> TokenLayout | None:
         return self.layouts.get((step, rank))
-
-    def columns(self) -> RecordColumns:
-        return columns_of_records(self.records)
 
 
 def values(*shape: int, seed: int = 0, dtype: Any = np.float32) -> npt.NDArray[Any]:

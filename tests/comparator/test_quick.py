@@ -13,7 +13,7 @@ import comparator
 from comparator.align.load import load_array
 from comparator.api import Report
 from comparator.cli import main
-from comparator.match.bundles import Entry
+from comparator.match.entries import Entry
 from comparator.report.records import TensorComparison
 from tests.comparator.fakes import FakeRecord, FakeRun, one_request, values
 from tests.comparator.recording import write_run

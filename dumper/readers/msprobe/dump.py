@@ -23,16 +23,13 @@ from dumper.printable import printable
 from dumper.readers.msprobe.entries import Entry, entries
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.pt_files import PtFileError
-from dumper.reading.columns import columns_of_records
-from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file
+from dumper.reading.base import RecordBase, RunBase
+from dumper.reading.headers import RankHeader, ranks_missing
 from dumper.reading.listing import counts
-from dumper.reading.notebook import record_html, run_html
-from dumper.reading.protocol import GraphCoverage, Problem, RecordColumns, RunError, TapCoverage
-from dumper.reading.table import table_of
+from dumper.reading.protocol import Problem, RunError
 from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:
-    import polars
     import torch
 
 INDEX = "dump.json"
@@ -45,7 +42,7 @@ _RANK = re.compile(r"rank(\d{0,9})|proc\d+")
 
 
 @dataclass(eq=False)
-class MsprobeRecord:
+class MsprobeRecord(RecordBase):
     """One value of one call."""
 
     entry: Entry
@@ -55,14 +52,6 @@ class MsprobeRecord:
     folder: Path
     occurrence: int
     tags: Mapping[str, Any] = field(default_factory=dict, init=False)
-    tap: None = field(default=None, init=False)
-    dims: None = field(default=None, init=False)
-    graph: None = field(default=None, init=False)
-    recompute: bool = field(default=False, init=False)
-    sampled_rows: None = field(default=None, init=False)
-    fingerprint: None = field(default=None, init=False)
-    fingerprint_scheme: None = field(default=None, init=False)
-    error: None = field(default=None, init=False)
 
     @property
     def name(self) -> str:
@@ -158,17 +147,9 @@ class MsprobeRecord:
     def __repr__(self) -> str:
         return f"<MsprobeRecord {printable(self.source)}>"
 
-    def _repr_html_(self) -> str:
-        return record_html(self)
 
-
-class MsprobeDump:
-    """A ``dumper.reading.protocol.Run`` on the steps and ranks of a dump."""
-
-    losses = 0
-    taps: Sequence[TapCoverage] = ()
-    silent_taps: tuple[str, ...] = ()
-    cuda_graphs: Sequence[GraphCoverage] = ()
+class MsprobeDump(RunBase):
+    """A ``dumper.reading.protocol.Run`` on the steps and ranks of a dump. Which row is which token is not in one."""
 
     def __init__(
         self, path: Path, records: Sequence[MsprobeRecord], problems: Sequence[Problem], frameworks: Mapping[int, str]
@@ -182,44 +163,8 @@ class MsprobeDump:
         self.headers = {rank: RankHeader(rank, size, {}, {}, frameworks[rank] or None, {}, None) for rank in self.ranks}
         self.problems = (*problems, *ranks_missing(self.missing_ranks, self.world_size, self.ranks))
 
-    @property
-    def world_size(self) -> int:
-        return largest_world(self.headers)
-
-    @property
-    def missing_ranks(self) -> tuple[int, ...]:
-        return ranks_without_file(self.headers)
-
-    def layout(self, step: int, rank: int) -> None:
-        """Which row is which token is not in a dump."""
-        return None
-
-    def select(
-        self, *, name: str | None = None, step: int | None = None, rank: int | None = None, **tags: Any
-    ) -> list[MsprobeRecord]:
-        """The records with this name, step and rank, in order; none has tags."""
-        return [
-            record
-            for record in self.records
-            if (name is None or record.name == name)
-            and (step is None or record.step == step)
-            and (rank is None or record.rank == rank)
-            and not tags
-        ]
-
-    def columns(self) -> RecordColumns:
-        """All records as columns; each is a kind of its own."""
-        return columns_of_records(self.records)
-
-    def to_polars(self) -> polars.DataFrame:
-        """The index as a table: one row per record."""
-        return table_of(self.records)
-
     def __repr__(self) -> str:
         return f"<MsprobeDump {printable(self.path)}: {counts(self)}>"
-
-    def _repr_html_(self) -> str:
-        return run_html(self)
 
 
 def holds_dump(path: Path) -> bool:

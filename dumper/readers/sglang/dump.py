@@ -18,20 +18,17 @@ from dumper.format.run_files import MOST_RANKS
 from dumper.layout import TokenLayout
 from dumper.printable import printable
 from dumper.readers.sglang import pt_files
-from dumper.readers.sglang.names import AUXILIARY_NAMES, PARALLEL_KEYS, SGLangFiles
+from dumper.readers.sglang.names import AUXILIARY_NAMES, PARALLEL_KEYS
 from dumper.readers.sglang.plain_pt import Place, StoredTensor, read_again
 from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
 from dumper.readers.sglang.token_layouts import rank_layouts, with_data_parallel
-from dumper.reading.columns import columns_of_records
-from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file
+from dumper.reading.base import RecordBase, RunBase
+from dumper.reading.headers import RankHeader, ranks_missing
 from dumper.reading.listing import counts
-from dumper.reading.notebook import record_html, run_html
-from dumper.reading.protocol import GraphCoverage, Problem, RecordColumns, RunError, TapCoverage
-from dumper.reading.table import table_of
+from dumper.reading.protocol import Problem, RunError
 from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:
-    import polars
     import torch
 
 _GRADIENT = "grad__"
@@ -51,7 +48,7 @@ class _Facts(Struct, frozen=True):
 
 
 @dataclass(eq=False)
-class SGLangRecord:
+class SGLangRecord(RecordBase):
     """One file of a dump, with the names that records of a run have."""
 
     path: Path
@@ -61,17 +58,16 @@ class SGLangRecord:
     rank: int
     dump_index: int
     occurrence: int = 0
-    tap: str | None = field(default=None, init=False)
-    level: str = field(default="full", init=False)
-    statistics: None = field(default=None, init=False)
-    fingerprint: None = field(default=None, init=False)
-    fingerprint_scheme: None = field(default=None, init=False)
     _checked: Content | None = field(default=None, init=False, repr=False)
     """What was checked last: a record is checked, then read, once."""
 
     @property
     def filename(self) -> str:
         return self.path.name
+
+    @property
+    def named_file(self) -> SGLangRecord:
+        return self
 
     @property
     def source(self) -> str:
@@ -93,11 +89,6 @@ class SGLangRecord:
     @property
     def stream(self) -> str:
         return "grad" if self.dumped_name.startswith(_GRADIENT) else "value"
-
-    @property
-    def graph(self) -> None:
-        """The dumper tells nothing of CUDA graphs."""
-        return None
 
     @property
     def recompute(self) -> bool:
@@ -125,8 +116,14 @@ class SGLangRecord:
         return {**self.parts, "rank": self.rank, **self.facts.meta}
 
     @property
-    def kind(self) -> str:
-        return "tensor" if self.dtype is not None else "value"
+    def own_meta(self) -> Mapping[str, Any]:
+        """What the file holds beside the value."""
+        return self.facts.meta
+
+    @property
+    def parallel(self) -> Mapping[str, tuple[int, int]]:
+        """Axis name to ``(rank, size)``."""
+        return self.facts.parallel
 
     @property
     def dtype(self) -> str | None:
@@ -144,10 +141,6 @@ class SGLangRecord:
     def nbytes(self) -> int:
         facts: _Facts | None = self.__dict__.get("facts")
         return self.path.stat().st_size if facts is None or facts.place is None else facts.place.stamp[0]
-
-    @property
-    def sampled_rows(self) -> range | None:
-        return None
 
     def _content(self, *, with_torch: bool = False) -> Content:
         try:
@@ -218,9 +211,6 @@ class SGLangRecord:
     def __repr__(self) -> str:
         return f"<SGLangRecord {printable(self.filename)}>"
 
-    def _repr_html_(self) -> str:
-        return record_html(self)
-
 
 def _facts_of(content: Content) -> _Facts:
     value, meta = content.value, content.meta
@@ -246,13 +236,8 @@ def _without_tensors(value: Any) -> Any:
     return value
 
 
-class SGLangDump(SGLangFiles):
+class SGLangDump(RunBase):
     """A ``dumper.reading.protocol.Run`` on a directory of ``.pt`` files."""
-
-    losses = 0
-    taps: Sequence[TapCoverage] = ()
-    silent_taps: tuple[str, ...] = ()
-    cuda_graphs: Sequence[GraphCoverage] = ()
 
     def __init__(self, path: Path, records: Sequence[SGLangRecord], problems: Sequence[Problem]) -> None:
         self.path = path
@@ -268,12 +253,8 @@ class SGLangDump(SGLangFiles):
         return {rank: _header(rank, [record for record in self.records if record.rank == rank]) for rank in self.ranks}
 
     @property
-    def world_size(self) -> int:
-        return largest_world(self.headers)
-
-    @property
-    def missing_ranks(self) -> tuple[int, ...]:
-        return ranks_without_file(self.headers)
+    def has_named_files(self) -> bool:
+        return True
 
     @functools.cached_property
     def _layouts(self) -> Mapping[int, Mapping[int, TokenLayout]]:
@@ -294,19 +275,6 @@ class SGLangDump(SGLangFiles):
         ``position_ids``) of the step; None where they are not there or contradict each other."""
         return self._layouts.get(rank, {}).get(step)
 
-    def select(
-        self, *, name: str | None = None, step: int | None = None, rank: int | None = None, **tags: Any
-    ) -> list[SGLangRecord]:
-        """The records with this name, step, rank and these tags, in order."""
-        return [
-            record
-            for record in self.records
-            if (name is None or record.name == name)
-            and (step is None or record.step == step)
-            and (rank is None or record.rank == rank)
-            and all(key in record.tags and record.tags[key] == value for key, value in tags.items())
-        ]
-
     @functools.cached_property
     def problems(self) -> Sequence[Problem]:
         """Missing ranks and files whose name or content cannot be read. Reads every file's metadata."""
@@ -320,17 +288,6 @@ class SGLangDump(SGLangFiles):
     def __repr__(self) -> str:
         # Not the problems: to know them every file is read.
         return f"<SGLangDump {printable(self.path)}: {counts(self)}>"
-
-    def _repr_html_(self) -> str:
-        return run_html(self)
-
-    def columns(self) -> RecordColumns:
-        """All records as columns; each is a kind of its own."""
-        return columns_of_records(self.records)
-
-    def to_polars(self) -> polars.DataFrame:
-        """The index as a table: one row per record."""
-        return table_of(self.records)
 
 
 def holds_dump(path: Path) -> bool:

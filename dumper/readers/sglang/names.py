@@ -10,7 +10,3 @@ CONVERTED = "converted-from-sglang-pt"
 """Among the versions in the header of a run that was made from a dump."""
 PARALLEL_KEYS = ("sglang_parallel_info", "megatron_parallel_info")
 """Keys of the metadata that hold a rank's place, ``{"tp_rank": 0, "tp_size": 2, ...}``."""
-
-
-class SGLangFiles:
-    """What every run of SGLang's ``.pt`` files is an instance of; knowing it does not load their reader."""

@@ -15,6 +15,7 @@ from dumper.format.frames import FormatError
 from dumper.format.index import NO_STEP
 from dumper.memory.available import available_bytes
 from dumper.readers.streams.segments import Segment
+from dumper.reading.base import RecordBase
 from dumper.values.dtypes import PACKED, as_array, numpy_dtype
 from dumper.values.fingerprint import FIRST_SCHEME
 from dumper.values.measures import decode_statistics
@@ -36,7 +37,7 @@ LARGE_VALUE = 256 << 20
 """Bytes; before more is decompressed it is asked whether there is room."""
 
 
-class StoredRecord:
+class StoredRecord(RecordBase):
     """What was recorded at one tap at one moment on one rank.
 
     ``name``, ``tags``, ``dims``, ``dtype``, ``shape``, ``level``, ``stream``, ``tap`` and ``recompute`` come from the
@@ -136,16 +137,6 @@ class StoredRecord:
     def source(self) -> str:
         """Where the record stands: file name and offset."""
         return f"{self._segment.path.name}@{self._column('offset')}"
-
-    @property
-    def filename(self) -> None:
-        """Files of a run hold many records."""
-        return None
-
-    @property
-    def error(self) -> None:
-        """What is in the index can be read."""
-        return None
 
     @property
     def frame_place(self) -> tuple[Segment, int]:
@@ -324,11 +315,6 @@ class StoredRecord:
         from dumper.reading.listing import record_repr
 
         return record_repr(self)
-
-    def _repr_html_(self) -> str:
-        from dumper.reading.notebook import record_html
-
-        return record_html(self)
 
 
 def _decompressed(data: memoryview, size: int) -> memoryview:

@@ -26,8 +26,9 @@ from dumper.readers.streams.columns import stream_columns
 from dumper.readers.streams.rank_records import RankRecords, Records
 from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment, StoredSegment
-from dumper.reading.headers import RankHeader, largest_world, ranks_missing, ranks_without_file, silent_taps
-from dumper.reading.protocol import GraphCoverage, Problem, RecordColumns, RunError, TapCoverage
+from dumper.reading.base import RunBase
+from dumper.reading.headers import RankHeader, ranks_missing
+from dumper.reading.protocol import GraphCoverage, Problem, Record, RecordColumns, RunError, TapCoverage
 from dumper.storage.places import Place, StoredPath
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class MalformedLayoutError(FormatError, RunError):
     """A token layout that makes no sense: damage to the bytes, and an error of the run."""
 
 
-class RunDirectory:
+class RunDirectory(RunBase):
     """A recording: a directory with one stream per rank."""
 
     def __init__(
@@ -69,13 +70,13 @@ class RunDirectory:
         self._expect(lambda index: index.others)
         return {rank: part.header for rank, part in self._ranks.items()}
 
-    def expect(self, records: Iterable[StoredRecord]) -> None:
+    def expect(self, records: Iterable[Record]) -> None:
         """These records will be read, in about this order: where the run is on object storage, they are read ahead."""
-        if isinstance(self.path, StoredPath):
-            self._read_ahead(record.frame_place for record in records)
+        if self.is_stored:
+            self._read_ahead(record.frame_place for record in records if isinstance(record, StoredRecord))
 
     def _expect(self, frames_of: Callable[[Index], npt.NDArray[np.uint64]]) -> None:
-        if isinstance(self.path, StoredPath):
+        if self.is_stored:
             segments = (segment for _, part in sorted(self._ranks.items()) for segment in part.segments)
             self._read_ahead(
                 (one, offset) for one in segments for offset in frames_of(one.index).tolist() if offset not in one.told
@@ -91,16 +92,6 @@ class RunDirectory:
             for segment, offset in places
             if isinstance(segment, StoredSegment)
         )
-
-    @property
-    def world_size(self) -> int:
-        """The largest world size that a rank knows of, and at least the number of ranks there are."""
-        return largest_world(self.headers)
-
-    @property
-    def missing_ranks(self) -> tuple[int, ...]:
-        """Ranks without a file."""
-        return ranks_without_file(self.headers)
 
     @functools.cached_property
     def steps(self) -> tuple[int, ...]:
@@ -141,11 +132,6 @@ class RunDirectory:
     def taps(self) -> Sequence[TapCoverage]:
         """Every tap that was installed on a rank, and how often it fired there."""
         return [tap for _, part in sorted(self._ranks.items()) for tap in part.taps()]
-
-    @property
-    def silent_taps(self) -> tuple[str, ...]:
-        """Taps that were installed and fired on no rank, with their place in the source."""
-        return silent_taps(self.taps)
 
     @functools.cached_property
     def cuda_graphs(self) -> Sequence[GraphCoverage]:
@@ -241,11 +227,6 @@ class RunDirectory:
         from dumper.reading.listing import run_repr
 
         return run_repr(self)
-
-    def _repr_html_(self) -> str:
-        from dumper.reading.notebook import run_html
-
-        return run_html(self)
 
     def columns(self) -> RecordColumns:
         """All records as columns; those that share a descriptor in the index of a file are of one kind."""
