@@ -10,6 +10,7 @@ TORCH_SUMS = "comparator/measure/torch_sums"
 QUOTING = "comparator/measure/quoting"
 PASSES = "comparator/diagnosis/kernel"
 FINGERPRINT = "dumper/values/fingerprint"
+CRC32 = "dumper/values/crc32"
 SHORTCUT = "dumper/recording/shortcut"
 PT_FORMAT = "dumper/readers/sglang/pt_format"
 PAGES = "tensortap/lost_pages"
@@ -45,6 +46,7 @@ setup(
         extension(QUOTING, "-O2"),
         extension(PASSES, "-O3", "-fno-math-errno"),
         extension(FINGERPRINT, "-O3"),
+        extension(CRC32, "-O3"),
         extension(SHORTCUT, "-O2"),
         extension(PT_FORMAT, "-O2"),
         extension(PAGES, "-O2"),

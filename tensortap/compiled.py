@@ -18,6 +18,7 @@ MODULES = (
     "comparator.measure.torch_sums._compiled",
     "dumper.readers.sglang.pt_format._compiled",
     "dumper.recording.shortcut._compiled",
+    "dumper.values.crc32._compiled",
     "dumper.values.fingerprint._compiled",
     "tensortap.lost_pages._compiled",
 )

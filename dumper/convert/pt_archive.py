@@ -10,7 +10,6 @@ import functools
 import os
 import pickle
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from dumper.format.regular_files import create
 from dumper.readers.sglang.plain_pt import BYTES_DTYPES, STORAGES
+from dumper.values.crc32 import crc32
 from dumper.values.dtypes import numpy_dtype
 
 _ALIGNMENT = 64
@@ -33,7 +33,9 @@ _END = struct.Struct("<4s4H2LH")
 _VERSION, _UTF8, _STORED, _NO_TIME, _NO_DATE = 20, 0x800, 0, 0, 0x21
 _COMMON = (_VERSION, _UTF8, _STORED, _NO_TIME, _NO_DATE)
 _STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
-_SMALL = ((b"archive/byteorder", b"little"), (b"archive/version", b"3\n"))
+_PICKLE, _STORAGE = b"archive/data.pkl", b"archive/data/0"
+_BLOCK = 256 << 10
+"""Bytes of a large tensor of which the checksum is taken and which are then written, out of the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,12 @@ def save(path: Path, value: Any, meta: Mapping[str, Any], mode: int = 0o666) -> 
         inside = pickle.dumps(dict(meta), 2)[2:-1]
         code = b"\x80\x02}(" + _text("value") + _tensor(value.dtype, value.array.shape) + _text("meta") + inside + b"u."
         payload = np.ascontiguousarray(value.array).reshape(-1).view(np.uint8).data if value.array.size else b""
-        pieces = _archive(code, payload)
     else:
-        pieces = _archive(pickle.dumps({"value": value, "meta": dict(meta)}, 2), None)
+        code, payload = pickle.dumps({"value": value, "meta": dict(meta)}, 2), None
     descriptor = create(path, mode)
     try:
-        _write(descriptor, pieces)
-    except OSError:
+        _write(descriptor, code, payload)
+    except BaseException:
         path.unlink(missing_ok=True)
         raise
     finally:
@@ -110,35 +111,73 @@ def _integer(number: int) -> bytes:
     return pickle.dumps(number, 2)[2:-1]
 
 
-def _archive(code: bytes, payload: memoryview | bytes | None) -> list[memoryview | bytes]:
-    """The pieces of a file: what comes before the bytes of the tensor, these, and what comes after."""
-    head = bytearray()
-    directory = bytearray()
-
-    def add(name: bytes, data: memoryview | bytes, padding: int = 0) -> None:
-        extra = b"" if not padding else b"FB" + struct.pack("<H", padding - 4) + b"Z" * (padding - 4)
-        check, size, at = zlib.crc32(data), len(data), len(head)
-        head.extend(_LOCAL.pack(b"PK\x03\x04", *_COMMON, check, size, size, len(name), len(extra)) + name + extra)
-        entry = (_VERSION, *_COMMON, check, size, size, len(name), 0, 0, 0, 0, 0, at)
-        directory.extend(_MEMBER.pack(b"PK\x01\x02", *entry) + name)
-
-    for name, data in ((b"archive/data.pkl", code), *_SMALL):
-        add(name, data)
-        head.extend(data)
-    members = 1 + len(_SMALL)
-    if payload is not None:
-        name = b"archive/data/0"
-        add(name, payload, 4 + -(len(head) + _LOCAL.size + len(name) + 4) % _ALIGNMENT)
-        members += 1
-    start = len(head) + (0 if payload is None else len(payload))
-    end = _END.pack(b"PK\x05\x06", 0, 0, members, members, len(directory), start, 0)
-    return [bytes(head), payload or b"", bytes(directory) + end]
+def _member(name: bytes, check: int, size: int, at: int, extra: bytes = b"") -> tuple[bytes, bytes]:
+    """The header of a member that begins at ``at``, and its entry in the directory."""
+    local = _LOCAL.pack(b"PK\x03\x04", *_COMMON, check, size, size, len(name), len(extra)) + name + extra
+    entry = (_VERSION, *_COMMON, check, size, size, len(name), 0, 0, 0, 0, 0, at)
+    return local, _MEMBER.pack(b"PK\x01\x02", *entry) + name
 
 
-def _write(descriptor: int, pieces: list[memoryview | bytes]) -> None:
+_ORDER, _FORMAT = b"little", b"3\n"
+_ORDER_MEMBER = _member(b"archive/byteorder", crc32(_ORDER), len(_ORDER), 0)
+_FORMAT_MEMBER = _member(b"archive/version", crc32(_FORMAT), len(_FORMAT), 0)
+
+
+def _moved(entry: bytes, at: int) -> bytes:
+    """An entry of the directory, of a member that begins at ``at``."""
+    return entry[: _MEMBER.size - 4] + at.to_bytes(4, "little") + entry[_MEMBER.size :]
+
+
+def _before(code: bytes) -> tuple[bytes, bytes]:
+    """What comes before the tensor, and its part of the directory."""
+    local, entry = _member(_PICKLE, crc32(code), len(code), 0)
+    first = local + code
+    second = _ORDER_MEMBER[0] + _ORDER
+    third = len(first) + len(second)
+    directory = entry + _moved(_ORDER_MEMBER[1], len(first)) + _moved(_FORMAT_MEMBER[1], third)
+    return b"".join((first, second, _FORMAT_MEMBER[0], _FORMAT)), directory
+
+
+def _after(members: int, directory: bytes, start: int) -> bytes:
+    return directory + _END.pack(b"PK\x05\x06", 0, 0, members, members, len(directory), start, 0)
+
+
+def _write(descriptor: int, code: bytes, payload: memoryview | bytes | None) -> None:
+    """Write an archive of a pickle, and of the bytes of a tensor where there are some."""
+    head, directory = _before(code)
+    if payload is None:
+        _write_all(descriptor, [head, _after(3, directory, len(head))], 0)
+        return
+    at, size = len(head), len(payload)
+    padding = 4 + -(at + _LOCAL.size + len(_STORAGE) + 4) % _ALIGNMENT
+    extra = b"FB" + struct.pack("<H", padding - 4) + b"Z" * (padding - 4)
+    start = at + _LOCAL.size + len(_STORAGE) + padding
+    # Of a large tensor the checksum, which stands before it, is known once it is written.
+    check = crc32(payload) if size <= _BLOCK else _write_blocks(descriptor, memoryview(payload), start)
+    local, entry = _member(_STORAGE, check, size, at, extra)
+    tail = _after(4, directory + entry, start + size)
+    if size <= _BLOCK:
+        _write_all(descriptor, [head, local, payload, tail], 0)
+        return
+    _write_all(descriptor, [tail], start + size)
+    _write_all(descriptor, [head, local], 0)
+
+
+def _write_blocks(descriptor: int, payload: memoryview, start: int) -> int:
+    """Write the bytes of a tensor at ``start``; returns their checksum."""
+    check = 0
+    for first in range(0, len(payload), _BLOCK):
+        block = payload[first : first + _BLOCK]
+        check = crc32(block, check)
+        _write_all(descriptor, [block], start + first)
+    return check
+
+
+def _write_all(descriptor: int, pieces: Sequence[memoryview | bytes], at: int) -> None:
     rest = [memoryview(piece) for piece in pieces if len(piece)]
     while rest:
-        written = os.writev(descriptor, rest)
+        written = os.pwritev(descriptor, rest, at)
+        at += written
         while rest and written >= len(rest[0]):
             written -= len(rest.pop(0))
         if rest:

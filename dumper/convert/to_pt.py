@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +24,14 @@ if TYPE_CHECKING:
     from dumper.reading.protocol import Header, Record, Run
 
 _LARGE = 1 << 20
+"""Bytes of a value from which it is written by a thread of its own, and its mapped memory is given back."""
+_AT_ONCE = 2
+"""Large values that are written at the same time, where there are as many processors: to copy bytes into files takes
+most of the time, and more threads would wait for the memory."""
 _OUTSIDE = -1
 """The step that stands for none: SGLang's comparator leaves it out unless ``--start-step`` is below zero."""
+_ERRORS = (OSError, ValueError, TypeError, AttributeError)
+"""Of a record that cannot be written; it is left out."""
 _RESERVED = frozenset({"value", "meta", *pt_files.OWN_KEYS})
 
 
@@ -33,13 +42,14 @@ def write_pt_files(run: Run, path: Path, advance: Advance = lambda done: None) -
     less than the whole value are left out. ``advance`` takes the number of records that are done.
     """
     outcome = Outcome()
-    for rank in run.ranks:
-        _RankWriter(run, rank, path, outcome).write(advance)
+    with ThreadPoolExecutor(min(_AT_ONCE, len(os.sched_getaffinity(0)))) as threads:
+        for rank in run.ranks:
+            _RankWriter(run, rank, path, outcome, threads).write(advance)
     return outcome
 
 
 class _RankWriter:
-    def __init__(self, run: Run, rank: int, path: Path, outcome: Outcome) -> None:
+    def __init__(self, run: Run, rank: int, path: Path, outcome: Outcome, threads: ThreadPoolExecutor) -> None:
         self._run = run
         self._rank = rank
         self._path = path
@@ -47,6 +57,8 @@ class _RankWriter:
         self._place = _place(run.headers[rank])
         self._mode = mode_within(path)
         self._index = 0
+        self._threads = threads
+        self._under_way: deque[tuple[Record, Future[None]]] = deque()
 
     def write(self, advance: Advance) -> None:
         begun: set[int] = set()
@@ -59,11 +71,11 @@ class _RankWriter:
                 layout = self._run.layout(record.step, self._rank)
                 for name, value in _auxiliary(layout).items() if layout is not None else ():
                     if (record.step, name) not in own:
-                        self._save(record.step, name, value, {}, None, "disabled")
+                        path, meta = self._named(record.step, name, {}, None, "disabled")
+                        self._save(path, value, meta)
             self._write_record(record)
-            if record.nbytes >= _LARGE:
-                record.let_go()  # what is mapped of it would count until the end
             advance(1)
+        self._wait_for(0)
 
     def _write_record(self, record: Record) -> None:
         if record.level != "full":
@@ -75,13 +87,39 @@ class _RankWriter:
         name = f"grad__{record.name}" if record.stream == "grad" else record.name
         status = "recompute" if record.recompute else "disabled"
         tags = {key: value for key, value in record.tags.items() if key not in _RESERVED}
+        step = _OUTSIDE if record.step is None else record.step
+        if not record.is_intact():
+            self._leave_out(record, "its bytes do not match their checksum")
+            return
+        is_large = record.kind == "tensor" and record.nbytes >= _LARGE
+        if is_large:
+            self._wait_for(_AT_ONCE - 1)
         try:
             value = _tensor(record) if record.kind == "tensor" else _portable(record.value)
-            self._save(_OUTSIDE if record.step is None else record.step, name, value, tags, record.dims, status)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            path, meta = self._named(step, name, tags, record.dims, status)
+            if is_large:
+                saving = self._threads.submit(_save_large, record, path, value, meta, self._mode)
+                self._under_way.append((record, saving))
+                self._index += 1
+            else:
+                self._save(path, value, meta)
+        except _ERRORS as error:
             self._leave_out(record, str(error))
 
-    def _save(self, step: int, name: str, value: Any, tags: dict[str, Any], dims: str | None, status: str) -> None:
+    def _wait_for(self, left: int) -> None:
+        """Wait until so many large values are under way."""
+        while len(self._under_way) > left:
+            record, saving = self._under_way.popleft()
+            try:
+                saving.result()
+                self._outcome.written += 1
+            except _ERRORS as error:
+                self._leave_out(record, str(error))
+
+    def _named(
+        self, step: int, name: str, tags: dict[str, Any], dims: str | None, status: str
+    ) -> tuple[Path, dict[str, Any]]:
+        """The file of a value, and what it holds beside it. Raises ValueError for what no file name can hold."""
         parts = {
             "step": step,
             "rank": self._rank,
@@ -91,18 +129,31 @@ class _RankWriter:
             **tags,
         }
         meta = {**parts, **self._place, **({} if dims is None else {"dims": dims})}
-        path = self._path / pt_files.build_file_name(parts)
-        if pt_files.is_tensor(value):
-            import torch
+        return self._path / pt_files.build_file_name(parts), meta
 
-            torch.save({"value": value, "meta": meta}, path)
-        else:
-            save(path, value, meta, self._mode)
+    def _save(self, path: Path, value: Any, meta: dict[str, Any]) -> None:
+        _save(path, value, meta, self._mode)
         self._index += 1
         self._outcome.written += 1
 
     def _leave_out(self, record: Record, why: str) -> None:
         self._outcome.left_out.append(f"{record.name} of step {record.step}, rank {self._rank}: {why}")
+
+
+def _save(path: Path, value: Any, meta: dict[str, Any], mode: int) -> None:
+    if pt_files.is_tensor(value):
+        import torch
+
+        torch.save({"value": value, "meta": meta}, path)
+    else:
+        save(path, value, meta, mode)
+
+
+def _save_large(record: Record, path: Path, value: Any, meta: dict[str, Any], mode: int) -> None:
+    try:
+        _save(path, value, meta, mode)
+    finally:
+        record.let_go()  # what is mapped of it would count until the end
 
 
 def _place(header: Header) -> dict[str, Any]:

@@ -161,6 +161,31 @@ def test_what_cannot_be_read_is_named_and_the_rest_converted(
     assert [record.name for record in open_run(tmp_path / "run").records] == ["x"]
 
 
+def test_large_values_are_written_side_by_side_and_damaged_ones_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = Recorder()
+    recorder.configure(enable=True, dir=str(tmp_path), run="run", control=False)
+    recorder.step(layout=TokenLayout("extend", (SequenceSpan("r", 0, 3),), 3))
+    values = [torch.full((1 << 18,), float(number)) for number in range(5)]
+    for number, value in enumerate(values):
+        recorder.dump("x", value, layer_id=number)
+        recorder.dump("small", value[:8], layer_id=number)
+    recorder.close()
+    (file,) = (tmp_path / "run").glob("rank-*.msgpack")
+    data = bytearray(file.read_bytes())
+    data[data.index(values[2].numpy().tobytes()) + 5] ^= 1
+    data[data.rindex(values[3][:8].numpy().tobytes()) + 5] ^= 1
+    file.write_bytes(data)
+    assert main([str(tmp_path / "run"), str(tmp_path / "dump")]) == 1
+    assert capsys.readouterr().err.count("its bytes do not match their checksum") == 2
+    dump = open_run(tmp_path / "dump")
+    for name, size, kept in (("x", 1 << 18, (0, 1, 3, 4)), ("small", 8, (0, 1, 2, 4))):
+        found = {record.tags["layer_id"]: record.array() for record in dump.select(name=name)}
+        assert sorted(found) == list(kept)
+        assert all(found[number].tobytes() == values[number][:size].numpy().tobytes() for number in kept)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -57,12 +57,15 @@ def test_plain_values_are_loaded(tmp_path: Path, value: Any) -> None:
 
 
 def test_the_archive_is_one_of_which_others_know_and_its_tensor_is_aligned(tmp_path: Path) -> None:
-    for number, name in enumerate(["a", "b" * 70]):
+    # The last is written in blocks, the last of which is not whole.
+    for number, (name, size) in enumerate([("a", 5), ("b" * 70, 5), ("c", 70_001)]):
         path = tmp_path / f"{number}.pt"
-        save(path, PlainTensor("float32", np.arange(5, dtype=np.float32)), {"name": name})
+        save(path, PlainTensor("float32", np.arange(size, dtype=np.float32)), {"name": name})
         with zipfile.ZipFile(path) as archive:
             assert archive.testzip() is None
-            assert archive.read("archive/data/0") == np.arange(5, dtype=np.float32).tobytes()
+            assert archive.read("archive/data/0") == np.arange(size, dtype=np.float32).tobytes()
+            assert archive.namelist()[0] == "archive/data.pkl"
+            assert len(archive.namelist()) == 4
         place = load_plain(path)["value"].place
         assert place is not None
         assert place.start % 64 == 0
