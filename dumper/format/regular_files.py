@@ -19,7 +19,7 @@ def open_to_read(path: Path) -> int:
     return open_with_status(path)[0]
 
 
-def open_with_status(path: Path) -> tuple[int, os.stat_result]:
+def open_with_status(path: str | Path) -> tuple[int, os.stat_result]:
     """As ``open_to_read``, with what the operating system says of the file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     return descriptor, _check(descriptor, path)
@@ -79,7 +79,7 @@ def mode_within(folder: Path) -> int:
         return 0o600
 
 
-def _check(descriptor: int, path: Path) -> os.stat_result:
+def _check(descriptor: int, path: str | Path) -> os.stat_result:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)

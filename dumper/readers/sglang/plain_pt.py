@@ -2,19 +2,15 @@
 
 Nothing is unpickled by Python's ``pickle``. The few instructions that build plain containers and tensors are carried
 out by ``pt_format``, and no other; whatever else a file holds is ``Unknown``, and torch's own restricted reader
-decides. What torch's part of a pickle means: ``torch/serialization.py``, ``torch/_utils.py``.
+decides.
 """
 
 from __future__ import annotations
 
-import collections
 import mmap
 import os
-import struct
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -22,7 +18,8 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from dumper.format.regular_files import open_with_status
-from dumper.readers.sglang.pt_format import is_plain, members, unpickle
+from dumper.readers.sglang import pt_format
+from dumper.readers.sglang.pt_format import reference
 from dumper.values.dtypes import numpy_dtype
 
 STORAGES = {
@@ -44,9 +41,7 @@ BYTES_DTYPES = frozenset({"uint16", "uint32", "uint64"}) | {
     f"float8_{kind}" for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
 }
 """Dtypes without a storage of their own: the storage holds bytes, and the tensor names its dtype."""
-_MOST_PICKLE = 64 << 20
-"""Bytes of a pickle; what is larger is left to torch."""
-_READ = 64 << 10
+_MOST_READ = 64 << 10
 """Bytes up to which reading takes less time than mapping."""
 
 
@@ -54,213 +49,122 @@ class Unknown(Exception):
     """The file holds something that is not read here; not to be shown to anyone."""
 
 
-class Place(Struct, frozen=True):
-    """Where the elements of a tensor lie, so that they are found again without reading the rest of the file."""
+Stamp = tuple[int, int, int]
+"""Of a file as it was read: size, time of change in nanoseconds, inode."""
 
+
+class StoredTensor(Struct, eq=False):
+    """A tensor in a file."""
+
+    dtype: str
+    """torch's name without ``torch.``."""
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     """In bytes."""
     start: int
+    """Of its elements; 0 where it has none."""
     stop: int
-    stamp: tuple[int, int, int]
-    """Of the file as it was read: size, time of change, inode."""
+    array: npt.NDArray[Any] | None = None
+    """With its strides, read-only, mapped where the file is not small; None where only the head of it was read."""
+
+    def view(self, data: bytes | mmap.mmap, at: int = 0) -> npt.NDArray[Any]:
+        """The tensor, read-only, from bytes of the file, the first of which is the one at ``at``."""
+        kind = numpy_dtype(self.dtype)
+        if not self.stop:
+            return np.empty(self.shape, kind)
+        return np.ndarray(self.shape, kind, data, self.start - at, self.strides)
 
 
-class StoredTensor(Struct, frozen=True, eq=False):
-    """A tensor of a file, mapped where it is not small."""
+class Told(Struct, frozen=True):
+    """What a file holds, with the bytes of its tensors still in it."""
 
-    dtype: str
-    """torch's name without ``torch.``."""
-    array: npt.NDArray[Any]
-    """With its strides, read-only."""
-    place: Place | None
-    """None without elements."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
+    content: Any
+    """Plain containers and values, and ``StoredTensor``."""
+    tensors: Sequence[StoredTensor]
+    stamp: Stamp
 
 
-def load_plain(path: Path) -> Any:
-    """The content of a file: plain containers and values, and ``StoredTensor``.
+def read_many(paths: Sequence[str]) -> list[Told | None]:
+    """What files hold; None for one that holds what is not read here, or cannot be read, for whatever reason."""
+    return list(map(_told, pt_format.heads([os.fsencode(path) for path in paths])))
 
-    Raises Unknown for all that is not read here, damage included, and OSError for a file that cannot be read.
-    """
-    descriptor, status = open_with_status(path)
+
+def _told(head: reference.Head | None) -> Told | None:
+    if head is None:
+        return None
+    code, storages, stamp = head
     try:
-        stamp = _stamp(status)
-        data = _bytes_of(descriptor, 0, stamp[0])
-    finally:
-        os.close(descriptor)
-    try:
-        found = members(data)
-        pickled = [name for name in found if name.endswith("/data.pkl") and name.count("/") == 1]
-        if data[:4] != b"PK\x03\x04" or len(pickled) != 1:
-            raise Unknown
-        folder = pickled[0].removesuffix("data.pkl")
-        order = found.get(f"{folder}byteorder")
-        if order is not None and data[order[0] : order[1]] != b"little":
-            raise Unknown
-        storages = Storages(data, found, folder, stamp)
-        content = unpickle(_checked(data, found[pickled[0]]), NAMES, storages.find, storages.call)
-    except (struct.error, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise Unknown from error
-    if not is_plain(content, StoredTensor):
+        content, tensors = pt_format.unpickle(code, NAMES, storages, StoredTensor)
+    except reference.REFUSED:
+        return None
+    return Told(content, tensors, stamp)
+
+
+def load_plain(path: Path) -> Told:
+    """What a file holds, with the arrays of its tensors. Raises Unknown for all that is not read here, damage included,
+    and OSError for a file that cannot be read."""
+    (told,) = read_many([str(path)])
+    if told is None:
         raise Unknown
-    return content
+    if told.tensors:
+        data = _read(path, 0, max(tensor.stop for tensor in told.tensors), told.stamp)
+        if data is None:
+            raise Unknown
+        for tensor in told.tensors:
+            tensor.array = tensor.view(data)
+    return told
 
 
-def read_again(path: Path, dtype: str, place: Place) -> StoredTensor | None:
-    """A tensor that was read before; None when the file has changed since. Raises OSError."""
+def read_again(path: str | Path, tensor: StoredTensor, stamp: Stamp) -> StoredTensor | None:
+    """A tensor that was found before, with its array; None when the file has changed since. Raises OSError."""
+    # Mappings begin at whole pages.
+    start = tensor.start
+    if tensor.stop - start > _MOST_READ:
+        start = start // mmap.PAGESIZE * mmap.PAGESIZE
+    data = _read(path, start, tensor.stop, stamp)
+    if data is None:
+        return None
+    array = tensor.view(data, start)
+    return StoredTensor(tensor.dtype, tensor.shape, tensor.strides, tensor.start, tensor.stop, array)
+
+
+def _read(path: str | Path, start: int, stop: int, stamp: Stamp) -> bytes | mmap.mmap | None:
     descriptor, status = open_with_status(path)
     try:
-        if _stamp(status) != place.stamp:
-            return None
-        # Mappings begin at whole pages.
-        start = place.start if place.stop - place.start <= _READ else place.start // mmap.PAGESIZE * mmap.PAGESIZE
-        try:
-            data = _bytes_of(descriptor, start, place.stop)
-        except Unknown:
-            return None
+        return _bytes_of(descriptor, start, stop) if _stamp(status) == stamp else None
     finally:
         os.close(descriptor)
-    array = np.ndarray(place.shape, numpy_dtype(dtype), data, place.start - start, place.strides)
-    return StoredTensor(dtype, array, place)
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+def _stamp(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _bytes_of(descriptor: int, start: int, stop: int) -> bytes | mmap.mmap:
-    """A part of a file; ``start`` is at a page where it is large. Raises Unknown when the file ends before."""
-    if stop - start > _READ:
+def _bytes_of(descriptor: int, start: int, stop: int) -> bytes | mmap.mmap | None:
+    """A part of a file; ``start`` is at a page where it is large. None when the file ends before."""
+    if stop - start > _MOST_READ:
         try:
             return mmap.mmap(descriptor, stop - start, access=mmap.ACCESS_READ, offset=start)
         except ValueError:  # it was longer a moment ago
-            raise Unknown from None
+            return None
     data = os.pread(descriptor, stop - start, start)
-    if len(data) != stop - start:
-        raise Unknown
-    return data
+    return data if len(data) == stop - start else None
 
 
-def _checked(data: bytes | mmap.mmap, place: tuple[int, int, int]) -> bytes:
-    """The bytes of a pickle, which are copied: they are few."""
-    start, stop, checksum = place
-    if stop - start > _MOST_PICKLE:
-        raise Unknown
-    code = data[start:stop]
-    if zlib.crc32(code) != checksum:
-        raise Unknown
-    return code
+def names(named: Callable[[int, str | None, int], Any]) -> dict[bytes, Any]:
+    """What a pickle may refer to, by module and name. ``named`` is that of the module which unpickles."""
+    found = {
+        b"collections\nOrderedDict": named(reference.ORDERED_DICT, None, 1),
+        b"torch._utils\n_rebuild_tensor_v2": named(reference.TYPED_TENSOR, None, 1),
+        b"torch._utils\n_rebuild_tensor_v3": named(reference.BYTES_TENSOR, None, 1),
+        b"torch._utils\n_rebuild_parameter": named(reference.PARAMETER, None, 1),
+        b"torch.storage\nUntypedStorage": named(reference.BYTES_STORAGE, None, 1),
+    }
+    for name, dtype in STORAGES.items():
+        found[f"torch\n{name}".encode()] = named(reference.TYPED_STORAGE, dtype, numpy_dtype(dtype).itemsize)
+    for dtype in BYTES_DTYPES:
+        found[f"torch\n{dtype}".encode()] = named(reference.DTYPE, dtype, numpy_dtype(dtype).itemsize)
+    return found
 
 
-class _StorageType(Struct, frozen=True):
-    dtype: str | None
-    """None: bytes, whose dtype the tensor knows."""
-
-
-class _DtypeName(Struct, frozen=True):
-    name: str
-
-
-class _Storage(Struct, frozen=True):
-    dtype: str | None
-    start: int
-    bytes: int
-
-
-class Storages:
-    """The raw bytes of an archive, and the tensors that a pickle makes of them."""
-
-    def __init__(
-        self,
-        data: bytes | mmap.mmap,
-        found: Mapping[str, tuple[int, int, int]],
-        folder: str,
-        stamp: tuple[int, int, int],
-    ) -> None:
-        self._data, self._members, self._folder, self._stamp = data, found, folder, stamp
-
-    def find(self, reference: Any) -> Any:
-        """The storage that a persistent id names: ``("storage", type, key, device, elements)``."""
-        kind, storage_type, key, device, count = reference
-        if kind != "storage" or type(storage_type) is not _StorageType:
-            raise Unknown
-        if type(key) is not str or type(device) is not str or type(count) is not int or count < 0:
-            raise Unknown
-        dtype = storage_type.dtype
-        size = count * (1 if dtype is None else numpy_dtype(dtype).itemsize)
-        start, stop, _ = self._members[f"{self._folder}data/{key}"]
-        if stop - start != size:
-            raise Unknown
-        return _Storage(dtype, start, size)
-
-    def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
-        """The result of one of the functions of ``NAMES``."""
-        if type(function) is not FunctionType:
-            raise Unknown
-        return function(self, *arguments)
-
-    def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, dtype: str | None) -> StoredTensor:
-        """A view of a storage. Raises Unknown for one that reaches beyond it."""
-        if type(storage) is not _Storage or (storage.dtype is None) == (dtype is None):
-            raise Unknown
-        name = storage.dtype or dtype
-        numbers = (offset, *shape, *strides)
-        if name is None or len(shape) != len(strides) or any(type(one) is not int or one < 0 for one in numbers):
-            raise Unknown
-        kind = numpy_dtype(name)
-        size = kind.itemsize
-        if storage.bytes % size or len(shape) > 32:
-            raise Unknown
-        if 0 in shape:
-            return StoredTensor(name, np.empty(shape, kind), None)
-        last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-        if last >= storage.bytes // size:
-            raise Unknown
-        place = Place(
-            tuple(shape),
-            tuple(stride * size for stride in strides),
-            storage.start + offset * size,
-            storage.start + (last + 1) * size,
-            self._stamp,
-        )
-        return StoredTensor(name, np.ndarray(place.shape, kind, self._data, place.start, place.strides), place)
-
-
-def _ordered_dict(_: Storages) -> Any:
-    return collections.OrderedDict()
-
-
-def _tensor_of_typed_storage(
-    storages: Storages, storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any
-) -> StoredTensor:
-    return storages.tensor(storage, offset, shape, strides, None)
-
-
-def _tensor_of_bytes(
-    storages: Storages, storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any, dtype: Any
-) -> StoredTensor:
-    if type(dtype) is not _DtypeName:
-        raise Unknown
-    return storages.tensor(storage, offset, shape, strides, dtype.name)
-
-
-def _parameter(_: Storages, tensor: Any, requires_grad: Any, hooks: Any) -> StoredTensor:
-    if type(tensor) is not StoredTensor:
-        raise Unknown
-    return tensor
-
-
-NAMES: dict[bytes, Any] = {
-    b"collections\nOrderedDict": _ordered_dict,
-    b"torch._utils\n_rebuild_tensor_v2": _tensor_of_typed_storage,
-    b"torch._utils\n_rebuild_tensor_v3": _tensor_of_bytes,
-    b"torch._utils\n_rebuild_parameter": _parameter,
-    b"torch.storage\nUntypedStorage": _StorageType(None),
-    **{f"torch\n{name}".encode(): _StorageType(dtype) for name, dtype in STORAGES.items()},
-    **{f"torch\n{name}".encode(): _DtypeName(name) for name in BYTES_DTYPES},
-}
-"""What a pickle may refer to, by module and name."""
+NAMES = names(pt_format.named)

@@ -78,18 +78,22 @@ def load(path: Path, *, with_torch: bool = False) -> Content:
     Tensors are mapped, so that only what is looked at is read. ``with_torch`` makes all of them torch's. Raises
     PtFileError.
     """
-    raw = _load_raw(path) if with_torch else _load_plain(path)
+    return content_of(_load_raw(path) if with_torch else _load_plain(path), path.name)
+
+
+def content_of(raw: Any, name: str) -> Content:
+    """The value and the metadata in what a file of this name holds. Raises PtFileError."""
     if isinstance(raw, dict) and "value" in raw:
         meta = raw.get("meta", {})
         if not isinstance(meta, dict):
-            raise PtFileError(f"{path.name}: its 'meta' is a {type(meta).__name__}, not a dict")
+            raise PtFileError(f"{name}: its 'meta' is a {type(meta).__name__}, not a dict")
         return Content(raw["value"], meta)
     return Content(raw, {})
 
 
 def _load_plain(path: Path) -> Any:
     try:
-        return load_plain(path)
+        return load_plain(path).content
     except (Unknown, OSError):
         return _load_raw(path)
 
@@ -160,6 +164,7 @@ def to_array(tensor: Any) -> npt.NDArray[Any]:
     Raises ValueError for tensors that are not plain (quantized, sparse).
     """
     if isinstance(tensor, StoredTensor):
+        assert tensor.array is not None  # of a file that was loaded
         return tensor.array
     from dumper.values.dtypes import PACKED, numpy_dtype
 

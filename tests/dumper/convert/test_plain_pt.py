@@ -16,8 +16,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dumper.readers.sglang import plain_pt, pt_files
-from dumper.readers.sglang.plain_pt import NAMES, Storages, StoredTensor, Unknown, load_plain, read_again
+from dumper.readers.sglang import plain_pt, pt_files, pt_format
+from dumper.readers.sglang.plain_pt import StoredTensor, Told, Unknown, load_plain, read_again
 from dumper.readers.sglang.pt_files import PtFileError
 from dumper.readers.sglang.pt_format import COMPILED, _compiled, reference
 
@@ -34,16 +34,27 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "compiled" and not COMPILED:
         pytest.skip("the module is not compiled here")
     used = _compiled if request.param == "compiled" else reference
-    for name in ("members", "unpickle", "is_plain"):
-        monkeypatch.setattr(plain_pt, name, getattr(used, name))
+    for name in ("heads", "unpickle"):
+        monkeypatch.setattr(pt_format, name, getattr(used, name))
+    monkeypatch.setattr(plain_pt, "NAMES", names_of(used))
 
 
-def plain(content: Any, path: Path) -> Any:
+def names_of(module: Any) -> dict[bytes, Any]:
+    """What a pickle may refer to, for one of both."""
+    return plain_pt.names(module.named)
+
+
+def load(content: Any, path: Path) -> Told:
     torch.save(content, path)
     return load_plain(path)
 
 
+def plain(content: Any, path: Path) -> Any:
+    return load(content, path).content
+
+
 def same(found: StoredTensor, tensor: torch.Tensor) -> bool:
+    assert found.array is not None
     assert found.dtype == str(tensor.dtype).removeprefix("torch.")
     assert found.shape == tuple(tensor.shape)
     if not tensor.numel():
@@ -71,10 +82,11 @@ def test_tensors_are_those_of_torch(tmp_path: Path, data: st.DataObject) -> None
         tensor = tensor[1:]
     if shape and data.draw(st.booleans()):
         tensor = tensor.unsqueeze(0).expand(3, *tensor.shape)
-    found = plain({"value": tensor, "meta": {"dims": "t h", "of": base}}, tmp_path / "x.pt")
+    told = load({"value": tensor, "meta": {"dims": "t h", "of": base}}, tmp_path / "x.pt")
+    found = told.content
     assert same(found["value"], tensor)
-    if found["value"].place is not None:
-        again = read_again(tmp_path / "x.pt", found["value"].dtype, found["value"].place)
+    if tensor.numel():
+        again = read_again(tmp_path / "x.pt", found["value"], told.stamp)
         assert again is not None
         assert same(again, tensor)
     assert same(found["meta"]["of"], base)
@@ -146,22 +158,71 @@ def test_a_pickle_that_does_anything_else_is_unknown(tmp_path: Path, code: bytes
         load_plain(path)
 
 
-@pytest.mark.parametrize(("offset", "shape", "stride"), [(0, 7, 1), (6, 1, 1), (0, 2, 6), (-1, 1, 1), (0, 3, -1)])
-def test_a_tensor_beyond_its_storage_is_unknown(offset: int, shape: int, stride: int) -> None:
-    storages = Storages(b"\0" * 24, {"x/data/0": (0, 24, 0)}, "x/", (24, 0, 0))
-    storage = storages.find(("storage", NAMES[b"torch\nFloatStorage"], "0", "cpu", 6))
-    with pytest.raises(Unknown):
-        storages.tensor(storage, offset, (shape,), (stride,), None)
+@pytest.mark.parametrize("module", [reference, _compiled] if COMPILED else [reference])
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"),
+    [
+        (0, (7,), (1,)), (6, (1,), (1,)), (0, (2,), (6,)), (-1, (1,), (1,)), (0, (3,), (-1,)), (0, (2, 2), (1,)),
+        (0, (2**40, 2**40), (0, 0)), (0, (1,), (2**62,)), (0, (3, 2), (2**61, 2**62)), (2**64, (1,), (1,)),
+        (0, [2], (1,)), (0.0, (1,), (1,)), (0, (True,), (1,)), (0, (1,) * 33, (1,) * 33),
+    ],
+)  # fmt: skip
+def test_a_tensor_beyond_its_storage_is_unknown(module: Any, offset: Any, shape: Any, strides: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        module.unpickle(pickled_tensor(offset, shape, strides), names_of(module), {"0": (0, 24)}, StoredTensor)
+
+
+@pytest.mark.parametrize("module", [reference, _compiled] if COMPILED else [reference])
+@pytest.mark.parametrize("storages", [{}, {"0": (0, 20)}, {"0": (0, 28)}, {"1": (0, 24)}])
+def test_a_storage_of_another_size_is_unknown(module: Any, storages: Any) -> None:
+    code = pickled_tensor(0, (2, 3), (3, 1))
+    found, tensors = module.unpickle(code, names_of(module), {"0": (100, 124)}, StoredTensor)
+    assert tensors == [found]
+    assert (found.dtype, found.shape, found.strides, found.start, found.stop) == ("float32", (2, 3), (12, 4), 100, 124)
+    with pytest.raises((ValueError, KeyError)):
+        module.unpickle(code, names_of(module), storages, StoredTensor)
+
+
+def pickled_tensor(offset: Any, shape: Any, strides: Any) -> bytes:
+    """A tensor of a storage of six numbers, without torch, which makes none of these."""
+    number = [pickle.dumps(one, protocol=2)[2:-1] for one in (offset, shape, strides)]
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0" + b"0X\x03\0\0\0cpuK\x06tQ"
+    return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"".join(number) + b"\x89}tR."
 
 
 def test_a_large_tensor_is_found_again_until_the_file_changes(tmp_path: Path) -> None:
     tensor = torch.arange(100_000.0)
-    found = plain([torch.zeros(7), tensor[50_000:]], tmp_path / "x.pt")[1]
-    again = read_again(tmp_path / "x.pt", "float32", found.place)
+    told = load([torch.zeros(7), tensor[50_000:]], tmp_path / "x.pt")
+    again = read_again(tmp_path / "x.pt", told.content[1], told.stamp)
     assert again is not None
     assert same(again, tensor[50_000:])
     torch.save([tensor], tmp_path / "x.pt")
-    assert read_again(tmp_path / "x.pt", "float32", found.place) is None
+    assert read_again(tmp_path / "x.pt", told.content[1], told.stamp) is None
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.randoms(use_true_random=False), st.integers(0, 4), st.sampled_from([3, 2000]))
+def test_both_find_the_same_in_damaged_files(tmp_path: Path, random_: random.Random, changes: int, many: int) -> None:
+    """Of a file that is read at once, and of one that is read in pieces."""
+    path = tmp_path / "x.pt"
+    torch.save({"value": torch.arange(float(many)), "meta": {"a": 1}, "more": [torch.ones(2)] * (many // 100)}, path)
+    data = bytearray(path.read_bytes())
+    # Most bytes are those of the tensor.
+    places = [random_.choice([random_.randrange(len(data)), -1 - random_.randrange(600)]) for _ in range(changes)]
+    for place in places:
+        data[place] = random_.randrange(256)
+    path.write_bytes(data[: random_.choice([len(data), random_.randrange(len(data))])])
+    missing = str(tmp_path / "missing.pt").encode()
+    paths = [str(path).encode(), missing, str(tmp_path).encode()]
+    found = [one.heads(paths) for one in ((reference, _compiled) if COMPILED else (reference,))]
+    assert found[0] == found[-1]
+    assert found[0][1:] == [None, None]
+
+
+def test_an_archive_of_many_members_is_read(tmp_path: Path) -> None:
+    tensors = [torch.full((2,), float(number)) for number in range(500)]
+    found = plain({"value": tensors}, tmp_path / "x.pt")["value"]
+    assert all(same(one, tensor) for one, tensor in zip(found, tensors, strict=True))
 
 
 @settings(max_examples=500, deadline=None)
@@ -170,11 +231,9 @@ def test_both_machines_take_the_same_pickles(code: bytes) -> None:
     found = []
     for one in (reference, _compiled) if COMPILED else ():
         try:
-            content = one.unpickle(code, {b"a\nb": str}, lambda reference: [reference], lambda *parts: [*parts])
+            found.append(repr(one.unpickle(code, {b"a\nb": one.named(6, None, 1)}, {}, StoredTensor)))
         except (IndexError, KeyError, TypeError, ValueError, struct.error):
             found.append("refused")
-        else:
-            found.append(repr(content) if one.is_plain(content, StoredTensor) else "refused")
     assert len(set(found)) <= 1
 
 

@@ -1,4 +1,4 @@
-"""The two formats that a ``.pt`` file is made of: a zip archive, and in it a pickle of plain containers.
+"""The two formats that a ``.pt`` file is made of: a zip archive, and in it a pickle of plain containers and tensors.
 
 Compiled where the package was installed with a C compiler (``_compiled.c``), else ``reference``, which defines both.
 """
@@ -17,6 +17,6 @@ else:
 
 COMPILED = _compiled is not None
 
-members = reference.members if _compiled is None else _compiled.members
+heads = reference.heads if _compiled is None else _compiled.heads
+named = reference.named if _compiled is None else _compiled.named
 unpickle = reference.unpickle if _compiled is None else _compiled.unpickle
-is_plain = reference.is_plain if _compiled is None else _compiled.is_plain

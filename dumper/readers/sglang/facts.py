@@ -1,0 +1,105 @@
+"""What files say of their values, without the values themselves: read for many files at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from dumper.readers.sglang import pt_files
+from dumper.readers.sglang.plain_pt import Stamp, StoredTensor, Told, read_many
+from dumper.readers.sglang.pt_files import Content, PtFileError
+
+MOST_AT_ONCE = 1024
+"""Files."""
+_WORTH_A_THREAD = 128
+"""Files from which it pays to read them in two threads: opening and reading them needs no interpreter."""
+
+
+class Facts(Struct, frozen=True):
+    """What a file says of its value, kept after the value itself is let go."""
+
+    dtype: str | None
+    shape: tuple[int, ...] | None
+    dims: str | None
+    meta: Mapping[str, Any]
+    error: str | None = None
+    tensor: StoredTensor | None = None
+    """Where the tensor is found again, with ``stamp``."""
+    stamp: Stamp | None = None
+
+
+class RecordOfFile(Protocol):
+    """What the facts are filled in of."""
+
+    def keep(self, facts: Facts) -> None: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def location(self) -> str: ...
+
+
+class FactsAhead:
+    """Fills in the facts of records: where they are asked for one after the other, those of more and more at once."""
+
+    def __init__(self, records: Sequence[RecordOfFile]) -> None:
+        self._records = records
+        self._next, self._at_once = 0, 1
+
+    def fill(self, number: int) -> None:
+        """Fill in those of the record of this number, at least."""
+        self._at_once = min(2 * self._at_once, MOST_AT_ONCE) if number == self._next else 1
+        self._next = min(number + self._at_once, len(self._records))
+        several = self._records[number : self._next]
+        for record, told in zip(several, _read([record.location for record in several]), strict=True):
+            record.keep(facts_of_file(record.path) if told is None else _facts_of_told(told, record))
+
+
+def _read(paths: list[str]) -> list[Told | None]:
+    if len(paths) < _WORTH_A_THREAD:
+        return read_many(paths)
+    half = len(paths) // 2
+    second: list[Told | None] = []
+    thread = threading.Thread(target=lambda: second.extend(read_many(paths[half:])))
+    thread.start()
+    first = read_many(paths[:half])
+    thread.join()
+    # A thread that could not (no memory) has left nothing behind.
+    return [*first, *(second or read_many(paths[half:]))]
+
+
+def _facts_of_told(told: Told, record: RecordOfFile) -> Facts:
+    try:
+        content = pt_files.content_of(told.content, record.path.name)
+    except PtFileError as error:
+        return _unreadable(error)
+    return facts_of(content, told.stamp)
+
+
+def facts_of_file(path: Path) -> Facts:
+    """The facts of one file, however it is read."""
+    try:
+        return facts_of(pt_files.load(path))
+    except PtFileError as error:
+        return _unreadable(error)
+
+
+def _unreadable(error: PtFileError) -> Facts:
+    return Facts(None, None, None, {}, str(error))
+
+
+def facts_of(content: Content, stamp: Stamp | None = None) -> Facts:
+    """The facts of what was read; ``stamp`` of a file that was read without torch."""
+    value, meta = content.value, content.meta
+    dims = meta.get("dims")
+    if type(dims) is not str:
+        dims = None
+    if stamp is not None and type(value) is StoredTensor:
+        return Facts(value.dtype, value.shape, dims, meta, None, value if value.stop else None, stamp)
+    is_tensor = pt_files.is_tensor(value)
+    return Facts(
+        pt_files.dtype_name(value) if is_tensor else None, tuple(value.shape) if is_tensor else None, dims, meta
+    )
