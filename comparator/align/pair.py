@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from comparator.align.experts import order_rows
 from comparator.align.load import load_array, load_lazily
-from comparator.align.rows import Array, align_axes, consecutive, merge_rows, take_rows, without_leading_ones
+from comparator.align.rows import Array, align_axes, merge_rows, take_rows, without_leading_ones
 from comparator.align.unshard import Replicas, unshard
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair
@@ -20,7 +20,7 @@ from comparator.options import Side
 from comparator.plan.context import SideContext
 from comparator.plan.pair import PairPlan
 from comparator.plan.side import SidePlan, describe_part
-from comparator.plan.tokens.interface import TokenPlan
+from comparator.plan.tokens.interface import TokenPlan, consecutive
 from comparator.rules import Rules
 from tensortap.distinct import distinct
 from tensortap.lazy_rows import is_lazy

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comparator.plan.axes import SideAxes
+from comparator.plan.tokens.interface import consecutive
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
@@ -20,13 +21,6 @@ def merge_rows(array: Array, positions: tuple[int, int]) -> Array:
     at = min(positions)
     array = np.moveaxis(array, (batch, sequence), (at, at + 1))
     return array.reshape(*array.shape[:at], array.shape[at] * array.shape[at + 1], *array.shape[at + 2 :])
-
-
-def consecutive(index: Rows) -> slice | None:
-    """The rows of an index as a slice; None where they do not follow on one another, or there are none."""
-    if index.size and index[-1] - index[0] == index.size - 1 and bool((np.diff(index) == 1).all()):
-        return slice(int(index[0]), int(index[-1]) + 1)
-    return None
 
 
 def take_rows(array: Array, index: Rows, axis: int) -> Array:

@@ -118,6 +118,10 @@ class Entries(Sequence[Entry]):
         record = self._records[row if self._row is None else int(self._row[row])]
         return Entry(record, like.name, like.tags, like.dims, like.piece)
 
+    def record_numbers(self, rows: Integers) -> Integers:
+        """Which records of the run the entries of these numbers are."""
+        return rows if self._row is None else self._row[rows]
+
     def __iter__(self) -> Iterator[Entry]:
         return self.of_rows(np.arange(len(self)))
 
@@ -187,6 +191,11 @@ class Members(Sequence[Entry]):
         if self._stays:
             self._made = made
         return made
+
+    @property
+    def places(self) -> tuple[Entries, Integers]:
+        """The entries of the run, and the numbers of these among them."""
+        return self._entries, self._rows
 
     def forget(self) -> None:
         """Let go of what was made."""

@@ -40,8 +40,7 @@ def reads_lazily(plan: PairPlan, pair: BundlePair, options: Options, rules: Rule
     """
     entries = [like for side in (pair.baseline, pair.target) if side is not None for like, *_ in side.alike]
     elements = [prod(like.kept_shape) for like in entries]
-    most = sum(elements) * _LARGEST_ELEMENT
-    if most < _SMALL and (options.memory is None or most < options.memory // _OFTEN):
+    if is_small(sum(elements), options):
         return False
     needed = sum(
         count * _item_size(like.record.dtype) for count, like in zip(elements, entries, strict=True) if like.is_tensor
@@ -69,6 +68,12 @@ def reads_lazily(plan: PairPlan, pair: BundlePair, options: Options, rules: Rule
     if least > left:
         raise _too_small(pair, least, taken, options)
     return True
+
+
+def is_small(elements: int, options: Options) -> bool:
+    """Whether so many elements of both sides fit in memory whatever they are."""
+    most = elements * _LARGEST_ELEMENT
+    return most < _SMALL and (options.memory is None or most < options.memory // _OFTEN)
 
 
 def _too_small(pair: BundlePair, least: int, taken: int, options: Options) -> MemoryError:

@@ -37,7 +37,7 @@ from comparator.measure.values import measure_values
 from comparator.options import Options, Side
 from comparator.plan.facts import Remark
 from comparator.plan.levels import reduced_level
-from comparator.plan.pair import Planner
+from comparator.plan.pair import PairPlan, Planner
 from comparator.plan.rows import UnrelatedRanksError
 from comparator.plan.selection import Selected
 from comparator.plan.tokens.interface import TokenPlan
@@ -195,10 +195,6 @@ def measure_aligned(
     downcast, downcast_dtype = None, None
     if baseline.dtype != target.dtype:
         downcast, downcast_dtype = _downcast(baseline, target, rules, options, percentiles=detailed)
-    worst, tokens = None, plan.tokens
-    if tokens is not None and axis is not None and difference.coordinate:
-        worst = tokens.describe_row(difference.coordinate[axis])
-    largest = None if rows is None else float(np.maximum.reduce(rows))
     left, right = measured.baseline, measured.target
     finite = not (left.nan or left.infinite or right.nan or right.infinite)
     found = TensorMeasurement(
@@ -213,9 +209,9 @@ def measure_aligned(
         downcast=downcast,
         downcast_dtype=downcast_dtype,
         tokens=plan.token_numbers,
-        max_token_rel=largest,
-        worst_token=worst,
-        first_bad_token=None if largest is None or largest <= TOKEN_THRESHOLD else _first_bad_token(rows, tokens),
+        max_token_rel=None if rows is None else float(np.maximum.reduce(rows)),
+        worst_token=worst_token(plan, difference),
+        first_bad_token=None if rows is None else first_bad_token(rows, plan.tokens),
         token_rels=_token_rels(aligned, options) if options.per_token else None,
         samples=_samples(baseline, target, rules) if options.samples and difference.max_abs > SAMPLED_FROM else None,
         remarks=plan.remarks,
@@ -309,8 +305,16 @@ def _downcast(
     return measured.difference, name
 
 
-def _first_bad_token(rows: npt.NDArray[np.float64] | None, tokens: TokenPlan | None) -> str | None:
-    if rows is None or tokens is None:
+def worst_token(plan: PairPlan, difference: Difference) -> str | None:
+    """The token with the largest difference; None where tokens cannot be told apart."""
+    if plan.tokens is None or plan.token_axis is None or not difference.coordinate:
+        return None
+    return plan.tokens.describe_row(difference.coordinate[plan.token_axis])
+
+
+def first_bad_token(rows: npt.NDArray[np.float64], tokens: TokenPlan | None) -> str | None:
+    """The first token whose own ``rel``, one of ``rows``, is beyond the threshold, or NaN."""
+    if tokens is None:
         return None
     bad = np.flatnonzero(~(rows <= TOKEN_THRESHOLD))
     if not bad.size:

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from comparator.align.load import cut, let_go
 from comparator.align.pair import Aligned
 from comparator.match.bundles import BundlePair, Key
+from comparator.measure.alike import measure_alike
 from comparator.measure.family import FamilyRows, pool_rows
 from comparator.measure.kernel.sums import RowTable
 from comparator.measure.measurement import Measurement
@@ -160,22 +161,28 @@ def measure_unit(
         tables.append(table)
 
     rows: list[Row] = []
-    pairs: list[BundlePair] = []
-    for number in unit.pairs:
-        for part, selected in enumerate(select(number)):
+    places = [(number, part, one) for number in unit.pairs for part, one in enumerate(select(number))]
+    together = measure_alike([one for _, _, one in places], measurer, by_channel=profiler is not None)
+    for at, (number, part, selected) in enumerate(places):
+        one = together.get(at)
+        if one is None:
             rows.append(Row(number, part, measurer.measure(selected, see=see if profiler is not None else None)))
-            pairs.append(selected.pair)
+            continue
+        rows.append(Row(number, part, one.measurement))
+        if profiler is not None:
+            see(selected, one.aligned, one.rows)
     profile: P | None = None
     if profiler is not None and families is not None and seen:
         pooled = pool_rows(family[0], seen, tables)
         if profiler.asks_for(family[0]):
             families.keep(family[0], None if pooled is None else replace(pooled, look=None))
         profile = None if pooled is None else profiler(pooled, families)
-    for pair in pairs:
-        let_go(pair)
+    for at, (_, _, selected) in enumerate(places):
+        if at not in together:
+            let_go(selected.pair)
     if lost_pages() != lost:
         return UnitResult(
-            unit, tuple(Row(row.pair, row.part, failure(cut(pair))) for row, pair in zip(rows, pairs, strict=True))
+            unit, tuple(Row(number, part, failure(cut(selected.pair))) for number, part, selected in places)
         )
     return UnitResult(unit, tuple(rows), profile)
 

@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.errors import PairError
-from comparator.match.bundles import BundlePair
+from comparator.match.bundles import Bundle, BundlePair
 from comparator.options import Options, Side
 from comparator.plan.axes import AxesPlan, plan_axes
 from comparator.plan.context import SideContext
@@ -26,10 +26,13 @@ from comparator.plan.kept import SMALLEST, KeptPlans
 from comparator.plan.rows import KEPT_BY_ROWS, plan_rows, rows_key
 from comparator.plan.samples import RowByRow, check_same_rows
 from comparator.plan.shared_pieces import Sharing, find_sharing
-from comparator.plan.side import SidePlan, describe_part, plan_side, side_inputs, with_rows
-from comparator.plan.tokens.interface import PartedSequence, TokenAligner, TokenPlan
+from comparator.plan.side import SidePlan, describe_part, known_inputs, plan_side, side_inputs, with_rows
+from comparator.plan.tokens.interface import PartedSequence, TokenAligner, TokenPlan, consecutive
 from comparator.rules import Rules, joins_steps
 from tensortap.dims import count_rows
+
+Place = tuple[int, int | None, int]
+"""Rank, step and occurrence of a record."""
 
 
 class PairPlan(Struct, frozen=True, dict=True):
@@ -76,6 +79,24 @@ class PairPlan(Struct, frozen=True, dict=True):
             return self.target.token_dimensions
         names = ("b", "s")
         return tuple(map(self.axes.result.index, names)) if set(names) <= set(self.axes.result) else ()
+
+    @cached_property
+    def as_it_lies(self) -> tuple[slice, slice] | None:
+        """The rows of baseline and target, where each side is the array of one record of which rows that follow on one
+        another are compared as they lie; None where there is more to do."""
+        axes, tokens, sides = self.axes, self.tokens, (self.baseline, self.target)
+        if self.rows is not None or not all(side.takes_one_array for side in sides):
+            return None
+        if axes is not None and not (axes.baseline.identity and axes.target.identity):
+            return None
+        left, right = (None, None) if tokens is None else (tokens.baseline, tokens.target)
+        found = []
+        for side, index in zip(sides, (left, right), strict=True):
+            rows = slice(None) if index is None else consecutive(index)
+            if rows is None or (index is not None and (side.token_dimensions or (0,))[-1] != 0):
+                return None
+            found.append(rows)
+        return found[0], found[1]
 
     @cached_property
     def dims(self) -> tuple[str | None, str | None]:
@@ -178,6 +199,32 @@ class Planner:
         if found is None:
             found = self._plans.keep(key, (left, right, self._plan(left, right, aligner)))
         return found[2]
+
+    def plan_each(
+        self, pairs: Sequence[BundlePair], places: Sequence[tuple[Place, Place]], rules: Rules
+    ) -> list[PairPlan | None]:
+        """The plans of pairs of one record on each side that are alike but for the places of these; None where one
+        cannot be made, for a reason that ``plan`` gives."""
+        first = pairs[0]
+        if self._or_none(first, rules) is None:
+            return [self._or_none(pair, rules) for pair in pairs]
+        assert first.baseline is not None
+        assert first.target is not None
+        sides: tuple[tuple[Side, Bundle], ...] = (("baseline", first.baseline), ("target", first.target))
+        inputs = [
+            known_inputs(bundle, [place[at] for place in places], first.name, self.contexts[side], self._options)
+            for at, (side, bundle) in enumerate(sides)
+        ]
+        known = [self._plans.get((False, id(left), id(right))) for left, right in zip(*inputs, strict=True)]
+        return [
+            self._or_none(pair, rules) if found is None else found[2] for pair, found in zip(pairs, known, strict=True)
+        ]
+
+    def _or_none(self, pair: BundlePair, rules: Rules) -> PairPlan | None:
+        try:
+            return self.plan(pair, rules)
+        except Exception:  # that one pair; to plan it by itself says why
+            return None
 
     def _plan_rows(self, pair: BundlePair) -> PairPlan:
         key = rows_key(pair)

@@ -95,6 +95,25 @@ def side_inputs(
     return found
 
 
+def known_inputs(
+    like: Bundle, places: Sequence[tuple[int, int | None, int]], name: str, context: SideContext, options: Options
+) -> list[SideInputs | None]:
+    """What ``side_inputs`` has found before for bundles of one entry each that are like ``like`` but for rank, step and
+    occurrence, which ``places`` are; None for those that it was not asked for."""
+    text = like.dims(name, context.side, options)
+    dims, order = _known_dims(text, context)
+    classes = context.classified.get((like.family, dims.text if dims else None))
+    if order is not None or classes is None:
+        return [None] * len(places)
+    shape, is_tensor = like.like.shape, like.like.is_tensor
+    return [
+        context.inputs.get(
+            (text, (_Array(step, occurrence, rank, shape, is_tensor),), (classes.get(step, UNKNOWN_ROWS),))
+        )
+        for rank, step, occurrence in places
+    ]
+
+
 class _Array(NamedTuple):
     step: int | None
     occurrence: int

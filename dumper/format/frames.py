@@ -148,7 +148,7 @@ def decode_frame(data: Any, offset: int, *, verify_meta: bool = True) -> Frame:
     Raises TruncatedError when the data ends first, and FormatError when the bytes are no frame or its metadata does
     not match its checksum.
     """
-    record = _decode_record(data, offset) if verify_meta else None
+    record = decode_record(data, offset) if verify_meta else None
     if record is not None:
         return record
     fields, position = _array_header(data, offset)
@@ -189,7 +189,7 @@ class ReadInPieces:
         raise NotImplementedError
 
 
-def _decode_record(data: Any, offset: int) -> Frame | None:
+def decode_record(data: Any, offset: int) -> Frame | None:
     """The frame at ``offset``, if it is an intact record with one payload, as nearly all are; in few calls."""
     try:
         *begins, length = _RECORD.unpack_from(data, offset)

@@ -9,10 +9,11 @@ import numpy.typing as npt
 
 from dumper.reading.columns import columns_of_records
 from dumper.reading.headers import largest_world, ranks_without_file, silent_taps
-from dumper.reading.protocol import GraphCoverage, NamedFile, Record, RecordColumns, Run, TapCoverage
+from dumper.reading.protocol import ArraysInFile, GraphCoverage, NamedFile, Record, RecordColumns, Run, TapCoverage
 from dumper.storage.places import StoredPath
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars
 
     from dumper.layout import TokenLayout
@@ -143,6 +144,9 @@ class RunBase:
 
     def expect(self, records: Iterable[Record]) -> None:
         pass
+
+    def arrays_in_files(self, numbers: npt.NDArray[np.int64], most: int) -> Iterable[ArraysInFile]:
+        return ()
 
     def layout(self, step: int, rank: int) -> TokenLayout | None:
         return None

@@ -296,6 +296,19 @@ class RecordColumns(Struct, frozen=True, eq=False):
         return len(self.kinds) == len(self.kind)
 
 
+class ArraysInFile(Struct, frozen=True, eq=False):
+    """Arrays of one dtype and shape that lie in one mapped file, in one piece each, as they were recorded."""
+
+    at: npt.NDArray[np.int64]
+    """Which of the records that were asked for they are."""
+    data: Any
+    """The bytes of the file."""
+    starts: npt.NDArray[np.int64]
+    """Of each array the place of its first byte."""
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
 class Run(Protocol):
     """A recording of one process group. No payload is read before it is asked for."""
 
@@ -359,6 +372,10 @@ class Run(Protocol):
     def expect(self, records: Iterable[Record]) -> None:
         """These records will be read, in about this order: what lies on object storage is read ahead. They are not
         looked at where the run is on a disk."""
+
+    def arrays_in_files(self, numbers: npt.NDArray[np.int64], most: int) -> Iterable[ArraysInFile]:
+        """Of the records of these numbers those whose arrays lie in mapped files as they were recorded, are intact and
+        take at most ``most`` bytes. The others are to be read one by one, which says what is wrong with them."""
 
     def layout(self, step: int, rank: int) -> TokenLayout | None:
         """The token layout of a step on a rank, None when it is not known. Raises FormatError when it is malformed."""

@@ -61,7 +61,7 @@ def measure_sums(
         dtype = np.promote_types(working_dtype(baseline.dtype), working_dtype(target.dtype))
     rows = max(1, baseline.shape[0]) if by_row else 1
     length = max(1, baseline.size // rows) if by_row else SEGMENT
-    kinds = _kind(baseline.dtype), _kind(target.dtype)
+    kinds = kind_of(baseline.dtype), kind_of(target.dtype)
     compiled = _compiled is not None and dtype.kind == "f" and None not in kinds
     sums = (_Compiled if compiled else _Reference)(dtype, (baseline.dtype, target.dtype), length, equal_nonfinite)
     table = None
@@ -85,7 +85,7 @@ class _Compiled:
         self, dtype: np.dtype[Any], dtypes: tuple[np.dtype[Any], np.dtype[Any]], length: int, equal_nonfinite: bool
     ) -> None:
         self._wide = dtype.itemsize == 8
-        self._kinds = [_kind(one) for one in dtypes]
+        self._kinds = [kind_of(one) for one in dtypes]
         self._length = length
         self._equal_nonfinite = equal_nonfinite
         self._state = _compiled.state()
@@ -140,7 +140,7 @@ _NOTHING = np.empty(0, np.float64)
 
 
 @functools.cache
-def _kind(dtype: np.dtype[Any]) -> tuple[int, Array | None] | None:
+def kind_of(dtype: np.dtype[Any]) -> tuple[int, Array | None] | None:
     """What the compiled kernel calls a dtype, and for its kind ``TABLE`` the values of all bytes; None: unknown."""
     if not dtype.isnative:
         return None

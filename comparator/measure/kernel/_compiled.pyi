@@ -20,4 +20,23 @@ def measure(
     state: bytearray,
     /,
 ) -> None: ...
+def measure_many(
+    x: Any,
+    starts_x: Any,
+    kind_x: int,
+    table_x: Any,
+    y: Any,
+    starts_y: Any,
+    kind_y: int,
+    table_y: Any,
+    sizes: Any,
+    row_length: int,
+    wide: bool,
+    accept: bool,
+    rows: Any,
+    energies: Any,
+    numbers: Any,
+    counts: Any,
+    /,
+) -> None: ...
 def sums(state: bytearray, /) -> tuple[Side, Side, float, float, float, float, float, int, int, float, int]: ...

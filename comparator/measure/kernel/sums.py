@@ -64,12 +64,14 @@ class RowTable(Struct, frozen=True, eq=False):
     """Of each channel Σ(x² + y²), shape ``(channels,)``."""
 
     def rel(self) -> Float:
-        """Of each row Σ(y - x)² / Σ(x² + y²), shape ``(rows,)``; 0 where both sides are zero."""
+        """Of each row Σ(y - x)² / Σ(x² + y²), shape ``(rows,)``; 0 where nothing differs."""
         if len(self.columns) <= _FEW_ROWS:
             return np.array([_rel(left, right, squared) for left, right, squared, *_ in self.columns.tolist()])
         left, right, squared = self.columns[:, 0], self.columns[:, 1], self.columns[:, 2]
         with np.errstate(all="ignore"):
-            found: Float = np.divide(squared, left + right, out=np.zeros(len(squared)), where=squared != 0)
+            total = left + right
+            found: Float = np.divide(squared, total, out=np.zeros(len(squared)), where=squared != 0)
+        found[(total == 0) & (squared != 0)] = np.nan
         return found
 
 

@@ -117,6 +117,13 @@ class TokenPlan(Struct, frozen=True, eq=False):
         return f"sequence {int(self.sequence[row])}, position {int(self.position[row])}"
 
 
+def consecutive(index: npt.NDArray[np.int64]) -> slice | None:
+    """The rows of an index as a slice; None where they do not follow on one another, or there are none."""
+    if index.size and index[-1] - index[0] == index.size - 1 and bool((np.diff(index) == 1).all()):
+        return slice(int(index[0]), int(index[-1]) + 1)
+    return None
+
+
 class PartedSequence(Struct, frozen=True):
     """A sequence whose sampled tokens differ from some position on: what follows is another text."""
 

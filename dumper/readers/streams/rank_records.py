@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from dumper.format import frames
@@ -124,6 +125,15 @@ class Records(Sequence[StoredRecord]):
         part = bisect.bisect_right(self._starts, index) - 1
         rank, segment = self._parts[part]
         return StoredRecord(segment, int(index) - self._starts[part], rank)
+
+    def by_segment(
+        self, numbers: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[Segment, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Of each file that has some of these records: which of ``numbers`` they are, and their rows in its index."""
+        part = np.searchsorted(self._starts, numbers, side="right") - 1
+        for one in np.unique(part).tolist():
+            at = np.flatnonzero(part == one)
+            yield self._parts[one][1], at, numbers[at] - self._starts[one]
 
     def __iter__(self) -> Iterator[StoredRecord]:
         for rank, segment in self._parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,12 +23,13 @@ from dumper.readers.streams.accounts import (
     repairs,
 )
 from dumper.readers.streams.columns import stream_columns
+from dumper.readers.streams.in_files import arrays_in_files
 from dumper.readers.streams.rank_records import RankRecords, Records
 from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment, StoredSegment
 from dumper.reading.base import RunBase
 from dumper.reading.headers import RankHeader, ranks_missing
-from dumper.reading.protocol import GraphCoverage, Problem, Record, RecordColumns, RunError, TapCoverage
+from dumper.reading.protocol import ArraysInFile, GraphCoverage, Problem, Record, RecordColumns, RunError, TapCoverage
 from dumper.storage.places import Place, StoredPath
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class RunDirectory(RunBase):
         self._layouts: dict[tuple[int, int], TokenLayout | None] = {}
         self._decoded: dict[int, TokenLayout] = {}
         """By the identity of what they are made from: ranks that say the same share it."""
-        self.records: Sequence[StoredRecord] = Records(ranks)
+        self._records = Records(ranks)
+        self.records: Sequence[StoredRecord] = self._records
 
     @functools.cached_property
     def headers(self) -> Mapping[int, RankHeader]:
@@ -74,6 +76,9 @@ class RunDirectory(RunBase):
         """These records will be read, in about this order: where the run is on object storage, they are read ahead."""
         if self.is_stored:
             self._read_ahead(record.frame_place for record in records if isinstance(record, StoredRecord))
+
+    def arrays_in_files(self, numbers: npt.NDArray[np.int64], most: int) -> Iterator[ArraysInFile]:
+        return arrays_in_files(self._records, numbers, most)
 
     def _expect(self, frames_of: Callable[[Index], npt.NDArray[np.uint64]]) -> None:
         if self.is_stored:
