@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from comparator.engine.choice import processes_worth_it
-from comparator.engine.cluster import RayCluster
+from comparator.engine.cluster import RayCluster, cores_of_largest_machine
 from comparator.engine.opened import Opened
 from comparator.engine.processes import NewProcesses
 from comparator.engine.protocol import Engine
@@ -52,7 +52,10 @@ def _path_elsewhere(run: Run) -> str:
 
 def on_cluster(prepared: Prepared, jobs: int | None = None) -> RayCluster:
     """The engine that compares on the Ray cluster that this process is connected to (``engine.cluster.connected``)."""
-    return RayCluster(OpenedAgain.of(prepared), prepared.pairs, jobs)
+    together = cores_of_largest_machine()
+    if jobs is not None:
+        together = min(together, jobs)
+    return RayCluster(OpenedAgain.of(prepared, together), prepared.pairs, jobs)
 
 
 def on_this_machine(prepared: Prepared, jobs: int | None = None) -> Engine | None:

@@ -36,11 +36,14 @@ class LazyRows:
         dtype: np.dtype[Any],
         read: Callable[[int, int], Array],
         release: Callable[[int, int], None] = _nothing,
+        touched: int | None = None,
     ) -> None:
+        """``touched``: bytes of memory that reading all of it takes, where these are not its own."""
         self.shape = shape
         self.dtype = dtype
         self.read = read
         self.release = release
+        self.touched = self.nbytes if touched is None else touched
 
     @property
     def ndim(self) -> int:
@@ -85,16 +88,14 @@ class LazyRows:
 
     def astype(self, dtype: np.dtype[Any], copy: bool = True) -> Array:
         """The same, cast as it is read."""
-        return _as_array(LazyRows(self.shape, dtype, lambda *rows: self.read(*rows).astype(dtype), self.release))
+        return computed([_as_array(self)], lambda rows: rows.astype(dtype), self.shape, dtype)
 
     def reshape(self, *shape: Any) -> Array:
         """The same with other dimensions behind the first."""
         wanted = tuple(shape[0]) if isinstance(shape[0], Sequence) else tuple(shape)
         if len(wanted) < 2 or wanted[0] != len(self) or math.prod(wanted) != self.size:
             raise MemoryError(f"an array of {self.nbytes} bytes is to be put into another order")
-        return _as_array(
-            LazyRows(wanted, self.dtype, lambda *rows: self.read(*rows).reshape(-1, *wanted[1:]), self.release)
-        )
+        return computed([_as_array(self)], lambda rows: rows.reshape(-1, *wanted[1:]), wanted, self.dtype)
 
     def rows(self, start: int, stop: int) -> Array:
         """Some of the rows, read when they are asked for."""
@@ -104,13 +105,22 @@ class LazyRows:
                 self.dtype,
                 lambda first, end: self.read(start + first, start + end),
                 lambda first, end: self.release(start + first, start + end),
+                self._touched_by(stop - start),
             )
         )
+
+    def _touched_by(self, rows: int) -> int:
+        return self.touched * rows // max(1, len(self))
 
     def take(self, chosen: npt.NDArray[np.int64]) -> Array:
         """Rows by their numbers, read when they are asked for."""
         return _as_array(
-            LazyRows((len(chosen), *self.shape[1:]), self.dtype, lambda first, end: self[chosen[first:end]])
+            LazyRows(
+                (len(chosen), *self.shape[1:]),
+                self.dtype,
+                lambda first, end: self[chosen[first:end]],
+                touched=self._touched_by(len(chosen)),
+            )
         )
 
 
@@ -175,7 +185,33 @@ def stacked(arrays: Sequence[Array]) -> Array:
             if is_lazy(array):
                 array.release(first, end)
 
-    return _as_array(LazyRows((starts[-1], *arrays[0].shape[1:]), arrays[0].dtype, read, release))
+    touched = sum(map(_touched, arrays))
+    return _as_array(LazyRows((starts[-1], *arrays[0].shape[1:]), arrays[0].dtype, read, release, touched))
+
+
+def computed(
+    arrays: Sequence[Array],
+    function: Callable[..., Array],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> Array:
+    """An array of this shape and dtype, whose rows ``function`` makes of the same rows of other arrays, each of which
+    has as many."""
+
+    def read(start: int, stop: int) -> Array:
+        return function(*(array[start:stop] for array in arrays))
+
+    def release(start: int, stop: int) -> None:
+        for array in arrays:
+            if is_lazy(array):
+                array.release(start, stop)
+
+    own = math.prod(shape) * dtype.itemsize
+    return _as_array(LazyRows(shape, dtype, read, release, own + sum(map(_touched, arrays))))
+
+
+def _touched(array: Array) -> int:
+    return array.touched if is_lazy(array) else array.nbytes
 
 
 def pieces(*arrays: Array, multiple: int = 1) -> Iterator[slice]:
@@ -186,7 +222,7 @@ def pieces(*arrays: Array, multiple: int = 1) -> Iterator[slice]:
     if not lazy:
         yield slice(0, count)
         return
-    row_bytes = sum(array.nbytes // max(1, count) for array in arrays)
+    row_bytes = sum(_touched(array) // max(1, count) for array in arrays)
     together = max(1, PIECE // max(1, row_bytes) // multiple) * multiple
     for start in range(0, count, together):
         rows = slice(start, min(start + together, count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -19,45 +20,66 @@ CHUNK = 16 << 20
 """Bytes of which the first part holds numbers, and the rest is a hole (zeros)."""
 
 
-def write_large_run(path: Path, rows: int, channels: int, *, noise: float = 0.0, filled: float = 1 / 16) -> Path:
-    """A run of one record ``hidden`` of shape ``(rows, channels)`` in bfloat16, dims ``t h``: of every chunk the share
-    ``filled`` is normally distributed, plus ``noise`` of other numbers. A payload is a whole number of chunks."""
+def write_large_run(
+    path: Path,
+    rows: int,
+    channels: int,
+    *,
+    noise: float = 0.0,
+    filled: float = 1 / 16,
+    ranks: int = 1,
+    steps: int = 1,
+    dims: str = "t h",
+) -> Path:
+    """A run of a record ``hidden`` in each step on each rank (axis ``tp``), of shape ``(rows, channels)`` in bfloat16:
+    of every chunk the share ``filled`` is normally distributed, plus ``noise`` of other numbers."""
     path.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    numbers = rng.standard_normal(int(CHUNK * filled) // 2) + noise * rng.standard_normal(int(CHUNK * filled) // 2)
-    part = numbers.astype(ml_dtypes.bfloat16).tobytes()
+    for rank in range(ranks):
+        rng = np.random.default_rng(rank)
+        count = min(int(CHUNK * filled) // 2, rows * channels)
+        numbers = rng.standard_normal(count) + noise * rng.standard_normal(count)
+        _write_rank(path, rank, ranks, steps, (rows, channels), dims, numbers.astype(ml_dtypes.bfloat16).tobytes())
+        status = StatusBlock(status_path(path, rank))
+        for name, count in (("submitted", steps), ("written", steps), ("steps", steps), ("closed", 1)):
+            status.set(name, count)
+        status.release()
+    return path
+
+
+def _write_rank(path: Path, rank: int, ranks: int, steps: int, shape: tuple[int, int], dims: str, part: bytes) -> None:
     chunk = part + bytes(CHUNK - len(part))
     columns = IndexColumns()
-    size = 2 * rows * channels
-    lengths = [min(frames.LARGEST_PAYLOAD, size - start) for start in range(0, size, frames.LARGEST_PAYLOAD)]
-    with segment_path(path, 0, 0).open("wb") as file:
-        header = {"version": frames.VERSION, "rank": 0, "world_size": 1, "parallel": {}}
+    size = 2 * shape[0] * shape[1]
+    shared = {"name": "hidden", "tags": {}, "dtype": "bfloat16", "shape": list(shape), "dims": dims}
+    columns.descriptors.append(shared)
+    with segment_path(path, rank, 0).open("wb") as file:
+        header = {"version": frames.VERSION, "rank": rank, "world_size": ranks, "parallel": {"tp": [rank, ranks]}}
         columns.others.append(file.tell())
         file.write(frames.encode_frame("header", header, file.tell()))
-        layout = TokenLayout("extend", (SequenceSpan("request", 0, rows),), rows)
-        columns.steps.append(file.tell())
-        file.write(frames.encode_frame("step", {"step": 0, "layout": encode_layout(layout)}, file.tell()))
-        shared = {"name": "hidden", "tags": {}, "dtype": "bfloat16", "shape": [rows, channels], "dims": "t h"}
-        offset = file.tell()
-        meta = frames.encode_meta({**shared, "step": 0, "occurrence": 0, "order": 0})
-        file.write(frames.encode_head(b"record", meta, len(lengths)))
-        first = 0
-        for length in lengths:
-            file.write(frames.encode_padding(file.tell(), length))
-            first = first or file.tell()
-            digest, end = xxhash.xxh3_64(), file.tell() + length
-            for start in range(0, length, CHUNK):
-                file.write(part[: length - start])
-                digest.update(chunk[: length - start])
-                file.seek(end - length + min(start + CHUNK, length))
-            file.write(frames.encode_checksum(digest.intdigest()))
-        columns.descriptors.append(shared)
-        columns.add((offset, 0, 0, 0, 0, first, size))
+        for step in range(steps):
+            layout = TokenLayout("extend", (SequenceSpan(f"request{step}", 0, shape[0]),), shape[0])
+            columns.steps.append(file.tell())
+            file.write(frames.encode_frame("step", {"step": step, "layout": encode_layout(layout)}, file.tell()))
+            offset = file.tell()
+            lengths = [min(frames.LARGEST_PAYLOAD, size - start) for start in range(0, size, frames.LARGEST_PAYLOAD)]
+            meta = frames.encode_meta({**shared, "step": step, "occurrence": 0, "order": step})
+            file.write(frames.encode_head(b"record", meta, len(lengths)))
+            first = 0
+            for length in lengths:
+                file.write(frames.encode_padding(file.tell(), length))
+                first = first or file.tell()
+                _write_payload(file, part, chunk, length)
+            columns.add((offset, 0, step, 0, step, first, size))
         index = file.tell()
         file.write(frames.encode_frame("index", columns.meta(), index, (columns.encode(),)))
         file.write(frames.encode_footer(index))
-    status = StatusBlock(status_path(path, 0))
-    for name, count in (("submitted", 1), ("written", 1), ("steps", 1), ("closed", 1)):
-        status.set(name, count)
-    status.release()
-    return path
+
+
+def _write_payload(file: BinaryIO, part: bytes, chunk: bytes, length: int) -> None:
+    """Chunks with a hole in each, and their checksum."""
+    digest, end = xxhash.xxh3_64(), file.tell() + length
+    for start in range(0, length, CHUNK):
+        file.write(part[: length - start])
+        digest.update(chunk[: length - start])
+        file.seek(end - length + min(start + CHUNK, length))
+    file.write(frames.encode_checksum(digest.intdigest()))

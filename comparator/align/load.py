@@ -24,9 +24,22 @@ def load_array(entry: Entry) -> npt.NDArray[Any]:
     return array if entry.piece is None else entry.piece.cut(array)
 
 
-def load_lazily(entry: Entry) -> npt.NDArray[Any] | None:
-    """The same as an array that is read some rows at a time (``tensortap.lazy_rows``); None where it cannot be."""
-    return None if entry.piece is not None else _read(entry, entry.record.lazy_array)
+def load_lazily(entry: Entry) -> npt.NDArray[Any]:
+    """The same as an array that is read some rows at a time (``tensortap.lazy_rows``), of an entry that ``is_mapped``;
+    what checking its bytes has mapped is let go of."""
+    found = _read(entry, entry.record.lazy_array)
+    if found is None:
+        return load_array(entry)
+    entry.record.let_go()
+    return found
+
+
+def is_mapped(entry: Entry) -> bool:
+    """Whether an entry can be read some rows at a time, as it lies in a mapped file. True of one that is damaged."""
+    try:
+        return entry.piece is None and entry.record.lazy_array() is not None
+    except READING_ERRORS:
+        return True
 
 
 def _read(entry: Entry, read: Callable[[], T]) -> T:

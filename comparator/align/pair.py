@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.align.experts import order_rows
-from comparator.align.load import load_array, load_lazily
-from comparator.align.rows import Array, align_axes, merge_rows, take_rows, without_leading_ones
+from comparator.align.load import is_mapped, load_array, load_lazily
+from comparator.align.rows import Array, align_axes, joined, merge_rows, slice_of, take_rows, without_leading_ones
 from comparator.align.unshard import Replicas, unshard
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair
@@ -20,12 +19,12 @@ from comparator.options import Side
 from comparator.plan.context import SideContext
 from comparator.plan.pair import PairPlan
 from comparator.plan.side import SidePlan, describe_part
-from comparator.plan.tokens.interface import TokenPlan, consecutive
+from comparator.plan.tokens.interface import TokenPlan
 from comparator.rules import Rules
 from tensortap.distinct import distinct
-from tensortap.lazy_rows import is_lazy
 
 VisitReplicas = Callable[[Side, Replicas], None]
+Load = Callable[[Entry], Array]
 
 
 class Aligned(Struct, frozen=True, eq=False):
@@ -66,21 +65,18 @@ def align(
     *,
     lazily: bool = False,
 ) -> Aligned:
-    """Read the entries of a pair and carry its plan out. Memory: the tensors of this pair; ``lazily`` those of sides
-    that can be read as they lie are arrays that are read some rows at a time.
+    """Read the entries of a pair and carry its plan out. Memory: the tensors of this pair; ``lazily`` both sides are
+    arrays that are read and put together some rows at a time.
 
     ``visit`` gets the replicas of both sides, which are let go once it returns. Raises PairError for damaged records
     and for parts that do not fit.
     """
     assert pair.baseline is not None
     assert pair.target is not None
-    sides = []
-    for side, bundle in ((plan.baseline, pair.baseline), (plan.target, pair.target)):
-        as_it_lies = _as_it_lies(plan, side, bundle, rules) if lazily else None
-        if as_it_lies is None:
-            as_it_lies = _execute_side(plan, side, bundle, contexts[side.side], rules, visit)
-        sides.append(as_it_lies)
-    left, right = sides
+    left, right = (
+        _execute_side(plan, side, bundle, contexts[side.side], rules, visit, load_lazily if lazily else load_array)
+        for side, bundle in ((plan.baseline, pair.baseline), (plan.target, pair.target))
+    )
     if plan.axes is not None:
         left = align_axes(left, plan.axes.baseline)
         right = align_axes(right, plan.axes.target)
@@ -88,33 +84,17 @@ def align(
     return Aligned(fitted, right, left.shape, plan)
 
 
-def is_as_it_lies(pair_plan: PairPlan, plan: SidePlan, bundle: Bundle, rules: Rules) -> bool:
-    """Whether a side is one record whose rows are compared as they lie, all or some of them."""
+def can_be_read_in_rows(pair_plan: PairPlan, plan: SidePlan, bundle: Bundle, rules: Rules) -> bool:
+    """Whether a side can be put together some rows at a time: rows come first, on every rank and in what is compared,
+    and all that is read is mapped as it was recorded."""
+    if rules.rounding == "torch" or plan.token_order is not None or plan.merge_rows:
+        return False
     axes = pair_plan.axes
-    if len(plan.steps) != 1 or len(plan.steps[0].unshard.ranks) != 1 or len(bundle.entries) != 1:
+    own = None if axes is None else axes.baseline if plan.side == "baseline" else axes.target
+    if (plan.token_dimensions or (0,))[-1] != 0 or (own is not None and not own.identity):
         return False
-    if plan.token_order is not None or plan.merge_rows or (plan.token_dimensions or (0,))[-1] != 0:
-        return False
-    if axes is not None and not (axes.baseline.identity and axes.target.identity):
-        return False
-    return rules.rounding != "torch" and all(
-        operation.kind != "undo_zigzag" and all(len(group) == 1 for group in operation.groups)
-        for operation in plan.steps[0].unshard.operations
-    )
-
-
-def _as_it_lies(pair_plan: PairPlan, plan: SidePlan, bundle: Bundle, rules: Rules) -> Array | None:
-    found = load_lazily(bundle.entries[0]) if is_as_it_lies(pair_plan, plan, bundle, rules) else None
-    if found is None or not is_lazy(found):
-        return None
-    tokens = pair_plan.tokens
-    index = None if tokens is None else tokens.baseline if plan.side == "baseline" else tokens.target
-    if pair_plan.rows is not None:
-        return found.rows(0, min(pair_plan.rows, len(found)))
-    if index is None:
-        return cast(Array, found)
-    rows = consecutive(index)
-    return found.take(index) if rows is None else found.rows(rows.start, rows.stop)
+    alike = {(like.record.dtype, len(like.kept_shape)) for like, *_ in bundle.alike}
+    return len(alike) == 1 and all(map(is_mapped, bundle.entries))
 
 
 def _execute_side(
@@ -124,11 +104,12 @@ def _execute_side(
     context: SideContext,
     rules: Rules,
     visit: VisitReplicas | None,
+    load: Load,
 ) -> Array:
     tokens = pair_plan.tokens
     index = None if tokens is None else tokens.baseline if plan.side == "baseline" else tokens.target
     if plan.takes_one_array and pair_plan.rows is None and len(bundle.entries) == 1:
-        array = load_array(bundle.entries[0])
+        array = load(bundle.entries[0])
         return array if index is None else take_rows(array, index, (plan.token_dimensions or (0,))[-1])
     entries: dict[tuple[int | None, int], list[Entry]] = {}
     in_order: Sequence[Entry] = bundle.entries
@@ -139,7 +120,10 @@ def _execute_side(
     arrays: list[Array] = []
     used = _rows_used(plan, index)
     for step in plan.steps:
-        loaded = [_load(entries[step.step, rank].pop(0), plan, context) for rank in step.unshard.ranks]
+        loaded = [
+            _in_order(load(entry := entries[step.step, rank].pop(0)), entry, plan, context)
+            for rank in step.unshard.ranks
+        ]
         parts = unshard(
             step.unshard,
             loaded,
@@ -153,14 +137,13 @@ def _execute_side(
             for array in parts
         )
     axis = min(plan.token_dimensions, default=0) if plan.merge_rows else (plan.token_dimensions or (0,))[-1]
-    joined = arrays[0] if len(arrays) == 1 else _concatenate(arrays, axis, plan)
+    whole = arrays[0] if len(arrays) == 1 else _concatenate(arrays, axis, plan)
     if pair_plan.rows is not None:
-        return joined[(slice(None),) * axis + (slice(0, pair_plan.rows),)]
-    return joined if index is None else take_rows(joined, index, axis)
+        return slice_of(whole, axis, 0, pair_plan.rows)
+    return whole if index is None else take_rows(whole, index, axis)
 
 
-def _load(entry: Entry, plan: SidePlan, context: SideContext) -> Array:
-    array = load_array(entry)
+def _in_order(array: Array, entry: Entry, plan: SidePlan, context: SideContext) -> Array:
     order = plan.token_order
     if order is None:
         return array
@@ -187,4 +170,4 @@ def _concatenate(arrays: list[Array], axis: int, plan: SidePlan) -> Array:
         names = [describe_part(part) for part in plan.parts] or [f"step {step.step}" for step in plan.steps]
         listed = ", ".join(f"{name} {list(array.shape)}" for name, array in zip(names, arrays, strict=True))
         raise PairError(f"the {plan.side}'s parts have shapes that cannot be joined: {listed}", name="shapes-differ")
-    return np.concatenate(arrays, axis=axis)
+    return joined(arrays, axis)

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from msgspec import Struct
 
-from comparator.align.rows import Array, Rows, merge_rows, take_rows
+from comparator.align.rows import Array, Rows, joined, merge_rows, slice_of, take_rows
 from comparator.plan.operations import Operation, UnshardPlan, zigzag_order
 from tensortap.dims import count_rows
+from tensortap.lazy_rows import computed, is_lazy
 
 _FEW, _REGISTER = 16, 64
 """Summands that torch adds one after the other, in float32, where there are so many elements of half precision; what
@@ -79,13 +80,16 @@ def _combine(operation: Operation, members: Sequence[Array], rounding: Literal["
         return sum_partials(members)
     if operation.kind == "concatenate_sequences":
         return _concatenate_sequences(members, operation.dimension, operation.sequence_lengths, operation.axis_size)
-    return np.concatenate(members, axis=operation.dimension)
+    return joined(members, operation.dimension)
 
 
 def sum_partials(members: Sequence[Array]) -> Array:
     """Add summands as an all-reduce does: half precisions in float32, rounded once at the end."""
     dtype = members[0].dtype
     wide = accumulation_dtype(dtype)
+    if any(map(is_lazy, members)):
+        found = wide if np.issubdtype(wide, np.integer) else dtype
+        return computed(members, lambda *rows: sum_partials(rows), members[0].shape, found)
     total = members[0].astype(wide)
     for member in members[1:]:
         total += member.astype(wide, copy=False)
@@ -132,11 +136,11 @@ def undo_zigzag(array: Array, dimension: int, size: int, lengths: Sequence[int] 
     at = 0
     for length in lengths or (total,):
         for start, stop in zigzag_order(length, size):
-            pieces.append(_slice(array, dimension, at + start, at + stop))
+            pieces.append(slice_of(array, dimension, at + start, at + stop))
         at += length
     if at < total:
-        pieces.append(_slice(array, dimension, at, total))
-    return np.concatenate(pieces, axis=dimension)
+        pieces.append(slice_of(array, dimension, at, total))
+    return joined(pieces, dimension)
 
 
 def _concatenate_sequences(members: Sequence[Array], dimension: int, lengths: Sequence[int], size: int) -> Array:
@@ -145,16 +149,10 @@ def _concatenate_sequences(members: Sequence[Array], dimension: int, lengths: Se
     at = 0
     for length in lengths:
         rows = length // size
-        pieces.extend(_slice(member, dimension, at, at + rows) for member in members)
+        pieces.extend(slice_of(member, dimension, at, at + rows) for member in members)
         at += rows
-    pieces.extend(_slice(member, dimension, at, member.shape[dimension]) for member in members)
-    return np.concatenate(pieces, axis=dimension)
-
-
-def _slice(array: Array, dimension: int, start: int, stop: int) -> Array:
-    index: list[slice] = [slice(None)] * array.ndim
-    index[dimension] = slice(start, stop)
-    return array[tuple(index)]
+    pieces.extend(slice_of(member, dimension, at, member.shape[dimension]) for member in members)
+    return joined(pieces, dimension)
 
 
 def _replicas(

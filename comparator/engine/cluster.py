@@ -228,6 +228,14 @@ def cores_of_cluster() -> int:
     return max(1, int(resources().get("CPU", 1)))
 
 
+def cores_of_largest_machine() -> int:
+    """How many workers may share the memory of a machine of the cluster: each has a core."""
+    import ray
+
+    nodes: Any = ray.nodes  # untyped
+    return max((int(node["Resources"].get("CPU", 1)) for node in nodes() if node["Alive"]), default=1)
+
+
 def last_line(error: Exception) -> str:
     """What of a message of Ray's, which holds tracebacks, says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

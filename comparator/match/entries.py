@@ -135,6 +135,11 @@ class Entries(Sequence[Entry]):
         """Bytes that a record of each kind takes in its file; of compressed ones the first."""
         return np.array([kind.record.nbytes for kind in self.kinds], np.int64)
 
+    @functools.cached_property
+    def nbytes(self) -> int:
+        """Bytes that all of them take in their files, as far as their kinds say."""
+        return int(self.bytes_of_kinds[self.kind].sum())
+
     def by_rank(self) -> Entries:
         """The same, with kinds of one rank each."""
         if self._records is None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import resource
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from comparator.align.pair import is_as_it_lies
+from comparator.align.pair import can_be_read_in_rows
 from comparator.match.bundles import BundlePair
 from comparator.options import Options
 from comparator.plan.pair import PairPlan
@@ -24,7 +25,7 @@ _SMALL = 1 << 28
 """Bytes that are not worth asking about."""
 _OFTEN = 4
 """Times a pair fits in what is left where it is read at once: with what is mapped goes what is computed of it."""
-_PER_ROW = 150
+_PER_ROW = 330
 """Bytes that are kept of each row, roughly: its sums and its error."""
 _SAMPLES, _PER_SAMPLE = 768, 20
 """Rows of which the analysis looks at all elements together, and bytes that it takes for each element."""
@@ -32,39 +33,41 @@ _LARGEST_ELEMENT = 16
 _GROUP = Path("/sys/fs/cgroup")
 
 
-def reads_lazily(plan: PairPlan, pair: BundlePair, options: Options, rules: Rules) -> bool:
+def reads_lazily(plan: PairPlan, pair: BundlePair, options: Options, rules: Rules, together: int = 0) -> bool:
     """Whether the rows of a pair are read some at a time, because all of it takes too much of the memory that may be
-    taken (``Options.memory``; without it, what is free).
+    taken (``Options.memory``; without it, what is free). ``together``: bytes of the pairs that are kept with it, its
+    own among them.
 
     Raises MemoryError for a pair that does not fit either way.
     """
     entries = [like for side in (pair.baseline, pair.target) if side is not None for like, *_ in side.alike]
     elements = [prod(like.kept_shape) for like in entries]
-    if is_small(sum(elements), options):
+    if not together and is_small(sum(elements), options):
         return False
     needed = sum(
         count * _item_size(like.record.dtype) for count, like in zip(elements, entries, strict=True) if like.is_tensor
     )
-    if needed < _SMALL and (options.memory is None or needed < options.memory // _OFTEN):
+    kept = max(needed, together)
+    if _fits(kept, options):
         return False
     allowed = options.memory if options.memory is not None else free_memory()
     if allowed is None:
         return False
     taken = 0 if options.memory is None else memory_taken()
     left = allowed - taken
+    if kept * _OFTEN <= left:
+        return False
     assert pair.baseline is not None
     assert pair.target is not None
     sides = ((plan.baseline, pair.baseline), (plan.target, pair.target))
-    if not all(is_as_it_lies(plan, side, bundle, rules) for side, bundle in sides):
-        if needed > left:
-            raise _too_small(pair, needed, taken, options)
+    if not all(can_be_read_in_rows(plan, side, bundle, rules) for side, bundle in sides):
+        if (needed if options.memory is None else kept) > left:
+            raise _too_small(pair, kept, taken, options)
         return False
-    if needed * _OFTEN <= left:
-        return False
-    shape = pair.target.entries[0].kept_shape
-    rows, row = (shape[0] if shape else 1), needed // max(1, shape[0] if shape else 1)
-    samples = _PER_SAMPLE * min(rows, _SAMPLES) * prod(shape[1:])
-    least = _PER_ROW * rows + max(PIECE, row) + samples
+    parts = [part.shape for step in plan.target.steps for part in step.unshard.parts]
+    rows = max(1, sum(shape[0] for shape in parts))
+    samples = _PER_SAMPLE * min(rows, _SAMPLES) * prod(parts[0][1:])
+    least = _PER_ROW * rows * max(1, kept // needed) + max(PIECE, needed // rows) + samples
     if least > left:
         raise _too_small(pair, least, taken, options)
     return True
@@ -72,8 +75,23 @@ def reads_lazily(plan: PairPlan, pair: BundlePair, options: Options, rules: Rule
 
 def is_small(elements: int, options: Options) -> bool:
     """Whether so many elements of both sides fit in memory whatever they are."""
-    most = elements * _LARGEST_ELEMENT
-    return most < _SMALL and (options.memory is None or most < options.memory // _OFTEN)
+    return _fits(elements * _LARGEST_ELEMENT, options)
+
+
+def bytes_together(pairs: Sequence[BundlePair], options: Options) -> int:
+    """Bytes that pairs which are kept together take in their files; 0 of a single one, and where they fit whatever is
+    kept."""
+    if len(pairs) < 2:
+        return 0
+    sides = [side for side in (pairs[0].baseline, pairs[0].target) if side is not None]
+    if _fits(sum(side.entries.places[0].nbytes for side in sides), options):  # the whole runs
+        return 0
+    found = sum(side.nbytes for pair in pairs for side in (pair.baseline, pair.target) if side is not None)
+    return 0 if _fits(found, options) else found
+
+
+def _fits(size: int, options: Options) -> bool:
+    return size < _SMALL and (options.memory is None or size < options.memory // _OFTEN)
 
 
 def _too_small(pair: BundlePair, least: int, taken: int, options: Options) -> MemoryError:

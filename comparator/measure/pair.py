@@ -63,10 +63,15 @@ class Measurer(Struct, frozen=True):
     planner: Planner
     options: Options
 
-    def measure(self, selected: Selected, *, detailed: bool = False, see: SeeAligned | None = None) -> Measurement:
-        """Measure a pair; ``detailed`` adds percentiles. ComparatorError is for what concerns more than the pair."""
+    def measure(
+        self, selected: Selected, *, detailed: bool = False, see: SeeAligned | None = None, together: int = 0
+    ) -> Measurement:
+        """Measure a pair; ``detailed`` adds percentiles. ``together``: bytes of all pairs whose arrays ``see`` keeps.
+
+        ComparatorError is for what concerns more than the pair.
+        """
         try:
-            return self._measure(selected, detailed, see)
+            return self._measure(selected, detailed, see, together)
         except UnrelatedRanksError as error:
             return self._unrelated(selected, error)
         except (ComparatorError, MemoryError, StorageGoneError):
@@ -74,8 +79,9 @@ class Measurer(Struct, frozen=True):
         except Exception as error:
             return failure(error)
 
-    def align(self, selected: Selected, see: SeeAligned) -> None:
-        """Call ``see`` with the aligned arrays of a pair of full tensors of one shape; with no others."""
+    def align(self, selected: Selected, see: SeeAligned, together: int = 0) -> None:
+        """Call ``see`` with the aligned arrays of a pair of full tensors of one shape; with no others. ``together`` as
+        in ``measure``."""
         pair = selected.pair
         if selected.error is not None or not selected.kept or pair.baseline is None or pair.target is None:
             return
@@ -84,14 +90,14 @@ class Measurer(Struct, frozen=True):
         try:
             if reduced_level(pair) is None:
                 plan = self.planner.plan(pair, selected.rules)
-                lazily = reads_lazily(plan, pair, self.options, selected.rules)
+                lazily = reads_lazily(plan, pair, self.options, selected.rules, together)
                 aligned = align(plan, pair, self.planner.contexts, selected.rules, lazily=lazily)
                 if aligned.same_shape:
                     see(selected, aligned, None)
         except (PairError, DimsError, ValueError):
             return  # its own measurement says why
 
-    def _measure(self, selected: Selected, detailed: bool, see: SeeAligned | None) -> Measurement:
+    def _measure(self, selected: Selected, detailed: bool, see: SeeAligned | None, together: int) -> Measurement:
         pair, rules = selected.pair, selected.rules
         if selected.error is not None:
             raise selected.error
@@ -113,7 +119,7 @@ class Measurer(Struct, frozen=True):
         def visit(side: Side, found: Replicas) -> None:
             replicas.extend(measure_replicas(side, found, rules))
 
-        lazily = reads_lazily(plan, pair, self.options, rules)
+        lazily = reads_lazily(plan, pair, self.options, rules, together)
         aligned = align(plan, pair, self.planner.contexts, rules, visit, lazily=lazily)
         seen = see is not None and aligned.same_shape and level is None
         found, rows = measure_aligned(

@@ -20,6 +20,7 @@ from comparator.measure.alike import measure_alike
 from comparator.measure.family import FamilyRows, pool_rows
 from comparator.measure.kernel.sums import RowTable
 from comparator.measure.measurement import Measurement
+from comparator.measure.memory import bytes_together
 from comparator.measure.packed import packed, unpacked
 from comparator.measure.pair import Measurer, failure
 from comparator.measure.quick import settle
@@ -32,6 +33,8 @@ Made_co = TypeVar("Made_co", covariant=True)
 
 KEPT_BYTES = 256 << 20
 """Aligned rows that are kept for the taps that are computed from them."""
+_SHARE = 8
+"""Of the memory that may be taken, they take one of so many parts at most."""
 
 
 class Unit(Struct, frozen=True):
@@ -76,8 +79,11 @@ class Families:
     def __init__(
         self, pairs: Sequence[BundlePair], select: Callable[[int], list[Selected]], measurer: Measurer
     ) -> None:
+        self._pairs = pairs
         self._select = select
         self._measurer = measurer
+        memory = measurer.options.memory
+        self._most_kept = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory // _SHARE)
         self._members: dict[Key, list[int]] = {}
         self._kept: OrderedDict[Key, FamilyRows | None] = OrderedDict()
         self._kept_bytes = 0
@@ -92,22 +98,29 @@ class Families:
     def rows(self, family: Key) -> FamilyRows | None:
         """The aligned rows of a family; None where it has none, or where it cannot be aligned.
 
-        The families that were asked for last are kept while they take at most ``KEPT_BYTES``.
+        The families that were asked for last are kept while they take at most ``KEPT_BYTES``, and no more than a share
+        of ``Options.memory``.
         """
         if family in self._kept:
             self._kept.move_to_end(family)
             return self._kept[family]
         seen: list[Aligned] = []
-        for number in self._members.get(family, ()):
+        members = self._members.get(family, ())
+        together = self.bytes_of(members)
+        for number in members:
             for selected in self._select(number):
-                self._measurer.align(selected, lambda _, aligned, rows: seen.append(aligned))
+                self._measurer.align(selected, lambda _, aligned, rows: seen.append(aligned), together)
         return self.keep(family, pool_rows(family, seen))
+
+    def bytes_of(self, members: Sequence[int]) -> int:
+        """Bytes of pairs, by their numbers, whose arrays are kept together; 0 where they fit whatever is kept."""
+        return bytes_together([self._pairs[number] for number in members], self._measurer.options)
 
     def keep(self, family: Key, rows: FamilyRows | None) -> FamilyRows | None:
         """Remember rows that were aligned: the taps behind this one are measured against it next."""
         self._kept_bytes += _bytes(rows) - _bytes(self._kept.pop(family, None))
         self._kept[family] = rows
-        while self._kept_bytes > KEPT_BYTES:
+        while self._kept_bytes > self._most_kept:
             self._kept_bytes -= _bytes(self._kept.popitem(last=False)[1])
         return rows
 
@@ -162,14 +175,16 @@ def measure_unit(
 
     rows: list[Row] = []
     places = [(number, part, one) for number in unit.pairs for part, one in enumerate(select(number))]
-    together = measure_alike([one for _, _, one in places], measurer, by_channel=profiler is not None)
+    kept = see if profiler is not None else None
+    size = 0 if kept is None or families is None else families.bytes_of(unit.pairs)
+    alike = {} if size else measure_alike([one for _, _, one in places], measurer, by_channel=profiler is not None)
     for at, (number, part, selected) in enumerate(places):
-        one = together.get(at)
+        one = alike.get(at)
         if one is None:
-            rows.append(Row(number, part, measurer.measure(selected, see=see if profiler is not None else None)))
+            rows.append(Row(number, part, measurer.measure(selected, see=kept, together=size)))
             continue
         rows.append(Row(number, part, one.measurement))
-        if profiler is not None:
+        if kept is not None:
             see(selected, one.aligned, one.rows)
     profile: P | None = None
     if profiler is not None and families is not None and seen:
@@ -178,7 +193,7 @@ def measure_unit(
             families.keep(family[0], None if pooled is None else replace(pooled, look=None))
         profile = None if pooled is None else profiler(pooled, families)
     for at, (_, _, selected) in enumerate(places):
-        if at not in together:
+        if at not in alike:
             let_go(selected.pair)
     if lost_pages() != lost:
         return UnitResult(

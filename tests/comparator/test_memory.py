@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comparator import Options, compare
+from comparator.align import pair as aligning
+from comparator.align.rows import joined, slice_of
+from comparator.align.unshard import sum_partials, undo_zigzag
 from comparator.cli import main
 from comparator.measure import memory
+from comparator.options import TokenMode
 from dumper import open_run
 from dumper.format import frames
 from dumper.recording.recorder import Recorder
@@ -28,6 +33,9 @@ from testbed.large_runs import write_large_run
 
 PEAK = """
 import sys
+from comparator.align import pair as aligning
+from comparator.align.rows import joined, slice_of
+from comparator.align.unshard import sum_partials, undo_zigzag
 from comparator.cli import main
 code = main(sys.argv[1:])
 lines = open("/proc/self/status").read().splitlines()
@@ -60,6 +68,28 @@ def test_a_pair_of_512_mebibytes_is_compared_within_128(large: Path, target: str
     assert int(peak.split()[1]) < 128 << 10
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("summed", {"rows": 32768, "channels": 1024, "ranks": 4, "dims": "t h[tp:partial]"}),
+        ("side-by-side", {"rows": 65536, "channels": 512, "ranks": 4, "dims": "t h[tp]"}),
+        ("many", {"rows": 8192, "channels": 2048, "steps": 8}),
+    ],
+)
+def test_tensors_that_are_put_together_and_families_of_many_within_128(
+    tmp_path: Path, name: str, shape: dict[str, Any]
+) -> None:
+    """512 MiB of four ranks, and 512 MiB of eight steps, each of which would fit."""
+    for side, noise in (("a", 0.0), ("b", 0.5)):
+        write_large_run(tmp_path / name / side, **shape, noise=noise, filled=1 / 128)
+    program = [sys.executable, "-c", PEAK, *(str(tmp_path / name / side) for side in "ab")]
+    done = subprocess.run(
+        [*program, "--jobs", "1", "--memory", "128M"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 1, done.stderr
+    assert int(done.stdout.splitlines()[-1].split()[1]) < 128 << 10
+
+
 def test_memory_for_less_than_a_row_names_what_is_enough(
     large: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +110,7 @@ def test_what_is_no_size_is_refused(text: str, capsys: pytest.CaptureFixture[str
     assert "write 512M or 2G" in capsys.readouterr().err
 
 
-def _reports(baseline: Path, target: Path, options: Options, monkeypatch: pytest.MonkeyPatch) -> list[list[object]]:
+def _reports(baseline: Path, target: Path, options: Options, monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
     """What is found with all in memory, and with little of it."""
     monkeypatch.setattr(memory, "memory_taken", lambda: 0)
     monkeypatch.setattr(lazy_rows, "PIECE", 10_000)
@@ -124,6 +154,55 @@ def test_it_is_found_alike_with_little_memory(
     at_once, lazily = _reports(paths[0], paths[1], Options(equal_nan=equal_nan, bitwise=False), monkeypatch)
     assert at_once
     assert _close(at_once, lazily)
+
+
+@pytest.mark.parametrize(
+    ("dims", "aligner"),
+    [
+        ("t h[tp]", "per_step"),
+        ("t h[tp:partial]", "smart"),
+        ("t[tp] h", "per_step"),
+        ("t h # tp:replicated", "smart"),
+        ("t h[tp:partial]", "concat_steps"),
+    ],
+)
+def test_shards_are_put_together_alike_with_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dims: str, aligner: TokenMode
+) -> None:
+    rows = 1200 if dims == "t[tp] h" else 300
+    for side, noise in (("a", 0.0), ("b", 1e-3)):
+        write_large_run(tmp_path / side, 300, 100, noise=noise, ranks=4, steps=2, dims=dims)
+    lazily: list[object] = []
+    true = aligning.load_lazily
+    monkeypatch.setattr(aligning, "load_lazily", lambda entry: lazily.append(entry) or true(entry))
+    options = Options(token_aligner=aligner, bitwise=False)
+    at_once, in_rows = _reports(tmp_path / "a", tmp_path / "b", options, monkeypatch)
+    assert len(lazily) >= 16
+    assert at_once
+    assert at_once[0]["target"]["shape"][0] in (rows, 2 * rows)
+    assert _close(at_once, in_rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_operations_on_rows_are_those_on_whole_arrays(data: st.DataObject) -> None:
+    whole = [np.arange(one, one + 16 * 3 * 2, dtype=np.int16).reshape(16, 3, 2) for one in (0, 100)]
+    lazy = [stacked([one[:5], one[5:]]) for one in whole]
+    dimension = data.draw(st.integers(0, 1))
+    lengths = (4, 8)
+    for same, found in (
+        (joined(whole, dimension), joined(lazy, dimension)),
+        (joined(whole, dimension), joined([whole[0], lazy[1]], dimension)),
+        (slice_of(whole[0], dimension, 1, 3), slice_of(lazy[0], dimension, 1, 3)),
+        (sum_partials(whole), sum_partials(lazy)),
+        (undo_zigzag(whole[0], 0, 2, lengths), undo_zigzag(lazy[0], 0, 2, lengths)),
+    ):
+        assert is_lazy(found)
+        assert (found.shape, found.dtype) == (same.shape, same.dtype)
+        start, stop = sorted(data.draw(st.tuples(st.integers(0, len(same)), st.integers(0, len(same)))))
+        np.testing.assert_array_equal(found[start:stop], same[start:stop])
+        assert found.touched >= found.nbytes
+        assert [one.stop for one in pieces(found, same)][-1] == len(same)
 
 
 @settings(max_examples=60, deadline=None)

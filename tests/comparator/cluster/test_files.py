@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from comparator.cli import main
-from comparator.elsewhere import on_cluster
+from comparator.elsewhere import OpenedAgain, on_cluster
 from comparator.engine.cluster import connected
 from comparator.engine.cluster_files import FilesOnCluster
 from comparator.errors import ComparatorError
@@ -142,6 +142,9 @@ def test_runs_in_a_bucket(
         killed[0].kill()
 
     with connected(cluster.address):
+        shared = on_cluster(prepared).begin
+        assert isinstance(shared, OpenedAgain)
+        assert shared.processes == 2, "that share the memory of the machine"
         found = list(begin(prepared, in_the_middle(kill), engine=on_cluster(prepared)))
     assert killed
     assert found == list(begin(prepared_of(*places)))
