@@ -17,10 +17,8 @@ from comparator.prepared import prepare
 from comparator.report.records import Comparison
 from comparator.report.reporters import Reporter
 from dumper.printable import printable
-from dumper.readers.streams.following import Written, written
-from dumper.readers.streams.run import RunDirectory
 from dumper.reading.open import open_run
-from dumper.reading.protocol import Run, RunError
+from dumper.reading.protocol import Run, RunError, Written
 from dumper.storage.addresses import shown_address
 
 SHORTEST_WAIT = 0.1
@@ -122,11 +120,12 @@ def _look(path: str, side: Side) -> tuple[Run, Written] | None:
         return None  # nothing is in the directory so far
     except (OSError, ValueError) as error:
         raise ComparatorError(f"{side}: {error}") from None
-    if not isinstance(run, RunDirectory):
+    state = run.written()
+    if state is None:
         raise ComparatorError(
             f"--follow: {run.path} is no run of tensortap's own, and does not say when it is complete"
         )
-    return run, written(run)
+    return run, state
 
 
 def _last(states: tuple[Written, Written], options: Options) -> int | None:

@@ -61,7 +61,7 @@ def available_cores() -> int:
 
 def processes_of(engine: Engine, units: Sequence[Unit]) -> int:
     """How many processes share the memory of this machine."""
-    return max(1, min(getattr(engine, "jobs", None) or 1, len(units)))
+    return max(1, min(engine.jobs or 1, len(units)))
 
 
 def _that_fit(largest: int, memory: int | None) -> int:

@@ -16,6 +16,10 @@ Measure = Callable[[Unit], UnitResult[P]]
 class Engine(Protocol):
     """Measures units, each as if it were the only one."""
 
+    @property
+    def jobs(self) -> int | None:
+        """Processes that measure at the same time; None where that is found out later."""
+
     def results(self, units: Sequence[Unit], measure: Measure[P]) -> Iterator[UnitResult[P]]:
         """The result of every unit, in the order of the units. Raises what measuring raises.
 
@@ -25,6 +29,8 @@ class Engine(Protocol):
 
 class InThisProcess:
     """One unit after the other."""
+
+    jobs = 1
 
     def results(self, units: Sequence[Unit], measure: Measure[P]) -> Iterator[UnitResult[P]]:
         yield from map(measure, units)

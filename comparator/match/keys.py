@@ -18,7 +18,7 @@ from comparator.patterns import compiled
 from comparator.rules import Rules, joins_steps
 from dumper.readers.sglang.names import AUXILIARY_NAMES
 from dumper.reading.columns import OUTSIDE_STEPS
-from dumper.reading.protocol import NamedFile
+from dumper.reading.named_files import NamedFile
 from dumper.rules.expressions import Expression, ExpressionError
 
 _NEVER_KEYS = frozenset({"dump_index", "filename"})

@@ -15,7 +15,7 @@ from comparator.match.keys import named_file
 from comparator.measure.measurement import ValueMeasurement
 from comparator.options import Side
 from comparator.rules import Rules
-from dumper.reading.protocol import NamedFile
+from dumper.reading.named_files import NamedFile
 
 
 def measure_values(pair: BundlePair, rules: Rules, *, equal_nan: bool = False) -> ValueMeasurement:

@@ -10,7 +10,7 @@ from typing import Any
 
 from comparator.errors import PairError
 from dumper.readers.sglang.names import PARALLEL_KEYS
-from dumper.reading.protocol import NamedFile
+from dumper.reading.named_files import NamedFile
 from tensortap.dims import Dims
 
 RECOMPUTED = "recompute_pseudo"

@@ -9,7 +9,16 @@ import numpy.typing as npt
 
 from dumper.reading.columns import columns_of_records
 from dumper.reading.headers import largest_world, ranks_without_file, silent_taps
-from dumper.reading.protocol import ArraysInFile, GraphCoverage, NamedFile, Record, RecordColumns, Run, TapCoverage
+from dumper.reading.named_files import NamedFile
+from dumper.reading.protocol import (
+    ArraysInFile,
+    GraphCoverage,
+    Record,
+    RecordColumns,
+    Run,
+    TapCoverage,
+    Written,
+)
 from dumper.storage.places import StoredPath
 
 if TYPE_CHECKING:
@@ -141,6 +150,9 @@ class RunBase:
     @property
     def changed_files(self) -> Sequence[str]:
         return ()
+
+    def written(self) -> Written | None:
+        return None
 
     def expect(self, records: Iterable[Record]) -> None:
         pass

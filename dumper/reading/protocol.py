@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from dumper.layout import TokenLayout
+    from dumper.reading.named_files import NamedFile
     from dumper.storage.places import Place, Workers
     from tensortap.progress import Progress
 
@@ -88,6 +89,17 @@ class GraphCoverage(Struct, frozen=True):
     """Tap or name, reason, and in how many captures it was left out of the graph."""
 
 
+class Written(Struct, frozen=True):
+    """How far a run has come that may still be written."""
+
+    complete_up_to: int | None
+    """The last step of which no record is to come; None where there is none yet."""
+    closed: bool
+    """Whether every rank came to an orderly end."""
+    gone: bool = False
+    """Whether no process is left that could go on with it. False also where that cannot be told: on another machine."""
+
+
 class Header(Protocol):
     """What a rank says of itself."""
 
@@ -112,39 +124,6 @@ class Header(Protocol):
     @property
     def patch_config(self) -> Mapping[str, Any] | None:
         """``paths``, ``sha256`` and ``texts`` of the patch configs that were active, None without any."""
-
-
-class NamedFile(Protocol):
-    """A file whose name and metadata tell the one record in it, as SGLang's dumper writes them. The rules of SGLang's
-    comparator, which hold between two runs of such files, look at what stands here."""
-
-    @property
-    def filename(self) -> str: ...
-    @property
-    def dumped_name(self) -> str:
-        """The name in the file's name; of a gradient it differs from the record's."""
-
-    @property
-    def parts(self) -> Mapping[str, str]:
-        """The parts of the file name, as they are written."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def meta(self) -> Mapping[str, Any]:
-        """The parts of the name and the file's own metadata, which win."""
-
-    @property
-    def own_meta(self) -> Mapping[str, Any]:
-        """The file's own metadata alone."""
-
-    @property
-    def parallel(self) -> Mapping[str, tuple[int, int]]:
-        """Axis name to ``(rank, size)``, as the metadata has them."""
-
-    def raw_value(self) -> Any:
-        """What the file holds, a ``torch.Tensor`` or plain values with such tensors in them. Raises ValueError where it
-        cannot be read."""
 
 
 class Record(Protocol):
@@ -368,6 +347,9 @@ class Run(Protocol):
     def changed_files(self) -> Sequence[str]:
         """In words, which files others have changed since the run was opened, as far as is known: what was read of them
         may be neither what they held nor what they hold."""
+
+    def written(self) -> Written | None:
+        """How far the run had come when it was opened; None where a recording does not tell."""
 
     def expect(self, records: Iterable[Record]) -> None:
         """These records will be read, in about this order: what lies on object storage is read ahead. They are not

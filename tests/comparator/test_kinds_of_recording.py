@@ -16,8 +16,9 @@ from comparator.cli import main
 from dumper import open_run
 from dumper.cli import main as dumper_main
 from dumper.convert.to_pt import write_pt_files
+from dumper.reading.named_files import NamedFile
 from dumper.reading.open import known_readers
-from dumper.reading.protocol import Header, NamedFile, Record, RecordColumns, Run
+from dumper.reading.protocol import Header, Record, RecordColumns, Run
 from tests.comparator.fakes import FakeRecord, FakeRun, values
 from tests.comparator.recording import write_run
 

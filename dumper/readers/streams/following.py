@@ -4,47 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from msgspec import Struct
 
 from dumper.format.index import NO_STEP
 from dumper.format.regular_files import read_bytes
 from dumper.format.run_files import run_id_path, this_host
+from dumper.readers.streams.accounts import Account
 from dumper.readers.streams.rank_records import RankRecords
-from dumper.readers.streams.run import RunDirectory
+from dumper.reading.protocol import Written
 from dumper.storage.places import Place
 
 _LARGEST_RUN_ID = 1 << 16
 
 
-class Written(Struct, frozen=True):
-    """What of a run is on the disk."""
-
-    complete_up_to: int | None
-    """The last step of which no record is to come; None where there is none yet."""
-    closed: bool
-    """Whether every rank came to an orderly end."""
-    gone: bool = False
-    """Whether no process is left that could go on with it. False also where that cannot be told: on another machine."""
-
-
-def written(run: RunDirectory) -> Written:
-    """How far a run has come. ``run`` has been opened just now."""
-    parts = run.parts
-    ended = {account.rank for account in run.accounts if account.counts["closed"]}
-    counted = {account.rank for account in run.accounts}
+def written(path: Place, parts: Mapping[int, RankRecords], accounts: Sequence[Account], world_size: int) -> Written:
+    """How far a run has come; of what its files held when they were opened."""
+    ended = {account.rank for account in accounts if account.counts["closed"]}
+    counted = {account.rank for account in accounts}
     closed = {
         rank
         for rank, part in parts.items()
         if part.segments and part.segments[-1].complete and (rank in ended or rank not in counted)
     }
-    missing = set(range(run.world_size)) - set(parts)
+    missing = set(range(world_size)) - set(parts)
     steps = {rank: _last_step(part) for rank, part in parts.items()}
     if closed >= set(parts) and not missing:
         return Written(max(steps.values(), default=None), closed=True)
-    gone = bool(parts) and not any(_lives(run.path, part) for rank, part in parts.items() if rank not in closed)
+    gone = bool(parts) and not any(_lives(path, part) for rank, part in parts.items() if rank not in closed)
     gone = gone and bool(set(parts) - closed)
     if missing and not gone:
         return Written(None, closed=False)

@@ -29,7 +29,16 @@ from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment, StoredSegment
 from dumper.reading.base import RunBase
 from dumper.reading.headers import RankHeader, ranks_missing
-from dumper.reading.protocol import ArraysInFile, GraphCoverage, Problem, Record, RecordColumns, RunError, TapCoverage
+from dumper.reading.protocol import (
+    ArraysInFile,
+    GraphCoverage,
+    Problem,
+    Record,
+    RecordColumns,
+    RunError,
+    TapCoverage,
+    Written,
+)
 from dumper.storage.places import Place, StoredPath
 
 if TYPE_CHECKING:
@@ -53,11 +62,8 @@ class RunDirectory(RunBase):
         """``problems``: those of files that are not read."""
         self.path = path
         self._ranks = ranks
-        self.parts = ranks
-        """What the files of each rank hold."""
-        self.accounts = accounts
-        """What the processes counted, as it stands in their files."""
         self._accounts_as_counted = accounts
+        """What the processes counted, as it stands in their files."""
         self._problems_of_files = problems
         self.ranks = tuple(sorted(ranks))
         self._layouts: dict[tuple[int, int], TokenLayout | None] = {}
@@ -227,6 +233,12 @@ class RunDirectory(RunBase):
         they held nor what they hold."""
         segments = (segment for _, part in sorted(self._ranks.items()) for segment in part.segments)
         return [changed for segment in segments if (changed := segment.changed) is not None]
+
+    def written(self) -> Written:
+        """How far the run had come when it was opened."""
+        from dumper.readers.streams.following import written
+
+        return written(self.path, self._ranks, self._accounts_as_counted, self.world_size)
 
     def __repr__(self) -> str:
         from dumper.reading.listing import run_repr
