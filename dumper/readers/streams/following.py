@@ -23,6 +23,9 @@ def written(path: Place, parts: Mapping[int, RankRecords], accounts: Sequence[Ac
     """How far a run has come; of what its files held when they were opened."""
     ended = {account.rank for account in accounts if account.counts["closed"]}
     counted = {account.rank for account in accounts}
+    if not parts:
+        # Counts come before the first file, and where every value was lost no file does.
+        return Written(None, closed=bool(counted) and counted <= ended)
     closed = {
         rank
         for rank, part in parts.items()
@@ -32,7 +35,7 @@ def written(path: Place, parts: Mapping[int, RankRecords], accounts: Sequence[Ac
     steps = {rank: _last_step(part) for rank, part in parts.items()}
     if closed >= set(parts) and not missing:
         return Written(max(steps.values(), default=None), closed=True)
-    gone = bool(parts) and not any(_lives(path, part) for rank, part in parts.items() if rank not in closed)
+    gone = not any(_lives(path, part) for rank, part in parts.items() if rank not in closed)
     gone = gone and bool(set(parts) - closed)
     if missing and not gone:
         return Written(None, closed=False)
