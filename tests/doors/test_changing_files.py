@@ -22,6 +22,7 @@ from comparator import compare
 from comparator.cli import main
 from comparator.elsewhere import OpenedAgain
 from comparator.engine.opened import Worker, installed_version, mark_of
+from comparator.measure import alike
 from comparator.measure import pair as measuring
 from comparator.measure import units as measuring_units
 from comparator.measure.measurement import Failure
@@ -74,6 +75,11 @@ def before(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, do: Callable[
     monkeypatch.setattr(where, name, first)
 
 
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs are measured as large ones are."""
+    monkeypatch.setattr(measuring_units, "measure_alike", lambda *_, **__: {})
+
+
 def compared(
     runs: tuple[str, str], capsys: pytest.CaptureFixture[str], *flags: str
 ) -> tuple[int, list[Any], list[str]]:
@@ -88,7 +94,7 @@ def compared(
 @pytest.mark.parametrize(
     ("place", "flags"),
     [
-        ((measuring, "measure_aligned"), []),
+        ((alike, "measure_many"), []),
         ((measuring_units, "pool_rows"), []),
         ((measuring, "measure_aligned"), ["--diff-threshold", "1e-3"]),
     ],
@@ -100,6 +106,8 @@ def test_cut_after_its_bytes_were_checked(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if place == (measuring, "measure_aligned"):
+        one_by_one(monkeypatch)
     before(monkeypatch, *place, lambda: os.truncate(f"{runs[1]}/{FILE}", 4096))
     code, findings, errors = compared(runs, capsys, *flags)
     assert code == 1
@@ -115,6 +123,7 @@ def test_cut_and_written_anew(
     """What was measured of the pages that were gone is an error, although they are there again."""
     path = Path(runs[1], FILE)
     content = path.read_bytes()
+    one_by_one(monkeypatch)
     before(monkeypatch, measuring, "measure_aligned", lambda: os.truncate(path, 4096))
     before(monkeypatch, measuring_units, "let_go", lambda: path.write_bytes(content))
     code, findings, errors = compared(runs, capsys, "--diff-threshold", "1e-3")
@@ -130,7 +139,7 @@ def test_written_to_in_its_place(
 ) -> None:
     path = Path(runs[0], FILE)
     content = path.read_bytes()
-    before(monkeypatch, measuring, "measure_aligned", lambda: path.open("r+b").write(content))
+    before(monkeypatch, alike, "measure_many", lambda: path.open("r+b").write(content))
     code, findings, errors = compared(runs, capsys)
     assert (code, errors) == (1, ["changed-while-read"])
     assert main([*runs, "-q", "--allow", "changed-while-read"]) == 0
@@ -151,7 +160,7 @@ def test_deleted_or_replaced_by_another_file(
                 Path(run, "new").write_bytes(b"something else")
                 os.replace(Path(run, "new"), Path(run, FILE))
 
-    before(monkeypatch, measuring, "measure_aligned", change)
+    before(monkeypatch, alike, "measure_many", change)
     code, findings, errors = compared(runs, capsys)
     assert (code, errors) == (0, [])
     assert {finding["category"] for finding in findings} == {"passed"}
@@ -168,7 +177,7 @@ def test_a_run_that_is_cut_while_it_is_shown(
 
 @needs_compiler
 def test_a_program_that_compares_lives_on(runs: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    before(monkeypatch, measuring, "measure_aligned", lambda: os.truncate(f"{runs[1]}/{FILE}", 4096))
+    before(monkeypatch, alike, "measure_many", lambda: os.truncate(f"{runs[1]}/{FILE}", 4096))
     report = compare(*runs)
     assert len(report.of("errored")) == len(report) == 6
     assert "was cut while it was read" in report.describe()
@@ -179,7 +188,7 @@ def test_a_worker_on_another_machine_lives_on(runs: tuple[str, str], monkeypatch
     prepared = prepare(open_run(runs[0]), open_run(runs[1]), Options())
     worker = Worker[Any]()
     assert worker.begin(OpenedAgain.of(prepared), installed_version(), len(prepared.pairs)) is None
-    before(monkeypatch, measuring, "measure_aligned", lambda: os.truncate(f"{runs[1]}/{FILE}", 4096))
+    before(monkeypatch, alike, "measure_many", lambda: os.truncate(f"{runs[1]}/{FILE}", 4096))
     (found,) = worker.measure([(prepared.units[0], mark_of(prepared.units[0], prepared.pairs))])
     assert isinstance(found, UnitResult)
     assert {type(row.measurement) for row in found.rows} == {Failure}
@@ -207,7 +216,7 @@ def signal_is_taken() -> bool:
 @pytest.mark.parametrize("work", [lambda runs: main([*runs, "-q"]), lambda runs: compare(*runs)])
 def test_the_signal_is_given_back(runs: tuple[str, str], work: Callable[[tuple[str, str]], object]) -> None:
     seen: list[bool] = []
-    true = measuring.measure_aligned
+    true = alike.measure_many
 
     def look(*arguments: Any, **named: Any) -> Any:
         seen.append(signal_is_taken())
@@ -215,7 +224,7 @@ def test_the_signal_is_given_back(runs: tuple[str, str], work: Callable[[tuple[s
 
     def compared_in_between() -> None:
         assert not signal_is_taken()
-        measuring.measure_aligned = look
+        alike.measure_many = look
         work(runs)
         assert any(seen)
         assert not signal_is_taken()
@@ -277,3 +286,31 @@ def test_a_file_of_a_dump_that_is_gone_when_it_is_measured(
     assert "2 passed, 0 failed; 0 skipped, 1 errored" in printed
     assert paths[1].name in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("how", ["written to", "replaced", "cut"])
+def test_a_file_of_a_dump_that_changes_while_it_is_compared(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tensor, and a value that is none."""
+    for side in "ab":
+        writer = DumpWriter(tmp_path / side)
+        paths = [writer.write(0, 0, "x", torch.arange(1 << 14)), writer.write(0, 0, "ids", [1, 2])]
+    content = [path.read_bytes() for path in paths]
+
+    def change() -> None:
+        for path, was in zip(paths, content, strict=True):
+            if how == "replaced":
+                path.unlink()
+            if how == "cut":
+                os.truncate(path, 1000)
+            else:
+                path.write_bytes(was)
+
+    before(monkeypatch, measuring_units, "let_go", change)
+    arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "--jobs", "1", "--report-path", ""]
+    assert main([*arguments, "--report-schema", "tensortap", "--output-format", "json"]) == 1
+    (note,) = json.loads(capsys.readouterr().out.splitlines()[-1])["errors"]
+    assert note["category"] == "changed-while-read"
+    assert all(path.name in note["message"] for path in paths)
+    assert main([*arguments, "-q"]) == (0 if how != "cut" else 1)

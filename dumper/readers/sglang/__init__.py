@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dumper.reading.protocol import Reader, Run
+from dumper.storage.places import Workers
 from tensortap.progress import Progress
 
 
@@ -20,4 +21,10 @@ def _open(path: Path, progress: Progress) -> Run:
     return open_sglang_dump(path, progress)
 
 
-READER = Reader(".pt", _holds, _open, order=2)
+def _open_with(path: Path, progress: Progress, workers: Workers) -> Run:
+    from dumper.readers.sglang.dump import open_sglang_dump
+
+    return open_sglang_dump(path, progress, workers)
+
+
+READER = Reader(".pt", _holds, _open, order=2, open_with=_open_with)

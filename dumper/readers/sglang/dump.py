@@ -18,15 +18,16 @@ from dumper.format.run_files import MOST_RANKS
 from dumper.layout import TokenLayout
 from dumper.printable import printable
 from dumper.readers.sglang import pt_files
-from dumper.readers.sglang.facts import Facts, FactsAhead, facts_of, facts_of_file
+from dumper.readers.sglang.facts import Facts, FactsAhead, as_found_here, facts_of, facts_of_file, facts_of_files
 from dumper.readers.sglang.names import AUXILIARY_NAMES, PARALLEL_KEYS
-from dumper.readers.sglang.plain_pt import read_again
+from dumper.readers.sglang.plain_pt import read_again, stamp_of
 from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
 from dumper.readers.sglang.token_layouts import rank_layouts, with_data_parallel
 from dumper.reading.base import RecordBase, RunBase
 from dumper.reading.headers import RankHeader, ranks_missing
 from dumper.reading.listing import counts
 from dumper.reading.protocol import Problem, RunError
+from dumper.storage.places import Workers
 from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -149,6 +150,19 @@ class SGLangRecord(RecordBase):
         facts: Facts | None = self.__dict__.get("facts")
         return self.path.stat().st_size if facts is None or facts.stamp is None else facts.stamp[0]
 
+    @property
+    def changed(self) -> str | None:
+        """In words that the file is not what it was when it was read first; None where it is, or there is none."""
+        facts: Facts | None = self.__dict__.get("facts")
+        if facts is None or facts.stamp is None:
+            return None
+        now = stamp_of(self.location)
+        if now is None or now == facts.stamp:
+            return None
+        if now[0] < facts.stamp[0]:
+            return f"{self.file} was cut while it was read: it had {facts.stamp[0]} bytes, and has {now[0]}"
+        return f"{self.file} was written to while it was read"
+
     def _content(self, *, with_torch: bool = False) -> Content:
         try:
             return pt_files.load(self.path, with_torch=with_torch)
@@ -268,6 +282,11 @@ class SGLangDump(RunBase):
         ``position_ids``) of the step; None where they are not there or contradict each other."""
         return self._layouts.get(rank, {}).get(step)
 
+    @property
+    def changed_files(self) -> Sequence[str]:
+        """In words, which files others have changed since they were first read."""
+        return [changed for record in self.records if (changed := record.changed) is not None]
+
     @functools.cached_property
     def problems(self) -> Sequence[Problem]:
         """Missing ranks and files whose name or content cannot be read. Reads every file's metadata."""
@@ -288,8 +307,9 @@ def holds_dump(path: Path) -> bool:
     return _holds_files(path) or next(path.rglob("*.pt"), None) is not None
 
 
-def open_sglang_dump(path: Path, progress: Progress = silent) -> SGLangDump:
-    """Open a directory of ``.pt`` files, or one with exactly one subdirectory of them. No file is read.
+def open_sglang_dump(path: Path, progress: Progress = silent, workers: Workers | None = None) -> SGLangDump:
+    """Open a directory of ``.pt`` files, or one with exactly one subdirectory of them. No file is read here;
+    ``workers`` read what all of them say of their values.
 
     Raises RunError when it is not clear which directory is meant, or none holds a dump.
     """
@@ -320,7 +340,19 @@ def open_sglang_dump(path: Path, progress: Progress = silent) -> SGLangDump:
         record.occurrence = seen.get(key, 0)
         seen[key] = record.occurrence + 1
         record.ahead, record.number = ahead, number
+    if workers is not None:
+        _read_by(workers, records, progress)
     return SGLangDump(directory, records, problems)
+
+
+def _read_by(workers: Workers, records: Sequence[SGLangRecord], progress: Progress) -> None:
+    found = workers(facts_of_files, [record.path for record in records])
+    with progress("reading", len(records)) as advance:
+        for record, facts in zip(records, found, strict=True):
+            here = None if isinstance(facts, OSError) else as_found_here(facts, record.location)
+            if here is not None:  # else it is read here when it is asked for
+                record.keep(here)
+            advance(1)
 
 
 def _holds_files(directory: Path) -> bool:

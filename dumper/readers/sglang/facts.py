@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from dumper.readers.sglang import pt_files
-from dumper.readers.sglang.plain_pt import Stamp, StoredTensor, Told, read_many
+from dumper.readers.sglang.plain_pt import Stamp, StoredTensor, Told, read_many, stamp_of
 from dumper.readers.sglang.pt_files import Content, PtFileError
+from dumper.storage.places import Place
 
 MOST_AT_ONCE = 1024
 """Files."""
@@ -30,6 +32,7 @@ class Facts(Struct, frozen=True):
     tensor: StoredTensor | None = None
     """Where the tensor is found again, with ``stamp``."""
     stamp: Stamp | None = None
+    """Of the file as it was when this was read."""
 
 
 class RecordOfFile(Protocol):
@@ -55,7 +58,23 @@ class FactsAhead:
         self._next = min(number + self._at_once, len(self._records))
         several = self._records[number : self._next]
         for record, told in zip(several, _read([record.location for record in several]), strict=True):
-            record.keep(facts_of_file(record.path) if told is None else _facts_of_told(told, record))
+            record.keep(facts_of_file(record.path) if told is None else _facts_of_told(told, record.path.name))
+
+
+def facts_of_files(places: Sequence[Place]) -> list[Facts | OSError]:
+    """The facts of files, for another process (``dumper.storage.places.Workers``)."""
+    paths = [Path(str(place)) for place in places]
+    several = zip(paths, _read([str(path) for path in paths]), strict=True)
+    return [facts_of_file(path) if told is None else _facts_of_told(told, path.name) for path, told in several]
+
+
+def as_found_here(facts: Facts, path: str) -> Facts | None:
+    """Facts that another process has found, possibly on another machine, where inodes have other numbers; None where
+    the file is not the same here."""
+    found = stamp_of(path)
+    if facts.error is not None or facts.stamp is None or found is None or found[:2] != facts.stamp[:2]:
+        return None
+    return replace(facts, stamp=found)
 
 
 def _read(paths: list[str]) -> list[Told | None]:
@@ -71,9 +90,9 @@ def _read(paths: list[str]) -> list[Told | None]:
     return [*first, *(second or read_many(paths[half:]))]
 
 
-def _facts_of_told(told: Told, record: RecordOfFile) -> Facts:
+def _facts_of_told(told: Told, name: str) -> Facts:
     try:
-        content = pt_files.content_of(told.content, record.path.name)
+        content = pt_files.content_of(told.content, name)
     except PtFileError as error:
         return _unreadable(error)
     return facts_of(content, told.stamp)
@@ -81,8 +100,9 @@ def _facts_of_told(told: Told, record: RecordOfFile) -> Facts:
 
 def facts_of_file(path: Path) -> Facts:
     """The facts of one file, however it is read."""
+    stamp = stamp_of(path)  # before it is read: what is written meanwhile has changed it
     try:
-        return facts_of(pt_files.load(path))
+        return facts_of(pt_files.load(path), stamp)
     except PtFileError as error:
         return _unreadable(error)
 
@@ -92,7 +112,7 @@ def _unreadable(error: PtFileError) -> Facts:
 
 
 def facts_of(content: Content, stamp: Stamp | None = None) -> Facts:
-    """The facts of what was read; ``stamp`` of a file that was read without torch."""
+    """The facts of what was read; ``stamp`` of the file."""
     value, meta = content.value, content.meta
     dims = meta.get("dims")
     if type(dims) is not str:
@@ -100,6 +120,5 @@ def facts_of(content: Content, stamp: Stamp | None = None) -> Facts:
     if stamp is not None and type(value) is StoredTensor:
         return Facts(value.dtype, value.shape, dims, meta, None, value if value.stop else None, stamp)
     is_tensor = pt_files.is_tensor(value)
-    return Facts(
-        pt_files.dtype_name(value) if is_tensor else None, tuple(value.shape) if is_tensor else None, dims, meta
-    )
+    dtype, shape = (pt_files.dtype_name(value), tuple(value.shape)) if is_tensor else (None, None)
+    return Facts(dtype, shape, dims, meta, stamp=stamp)

@@ -140,6 +140,14 @@ def _stamp(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
+def stamp_of(path: str | Path) -> Stamp | None:
+    """The stamp of a file as it is now; None where it is not there."""
+    try:
+        return _stamp(os.stat(path))
+    except OSError:
+        return None
+
+
 def _bytes_of(descriptor: int, start: int, stop: int) -> bytes | mmap.mmap | None:
     """A part of a file; ``start`` is at a page where it is large. None when the file ends before."""
     if stop - start > _MOST_READ:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
+import torch
 
 from comparator.cli import main
 from comparator.elsewhere import OpenedAgain, on_cluster
@@ -24,12 +25,14 @@ from comparator.errors import ComparatorError
 from comparator.pipeline import begin
 from dumper.format.frames import FOOTER_BYTES
 from dumper.format.layouts import encode_layout
+from dumper.readers.sglang import facts
 from dumper.readers.streams import elsewhere, segments
 from dumper.reading.open import open_run
 from dumper.reading.protocol import Run
 from dumper.storage.places import Place
 from testbed.sparse_runs import Sparse, write_sparse_run
 from tests.comparator.cluster.conftest import Cluster, in_the_middle, prepared_of, record
+from tests.dumper.convert.dumps import DumpWriter
 from tests.moto_server import upload
 
 
@@ -148,6 +151,48 @@ def test_runs_in_a_bucket(
         found = list(begin(prepared, in_the_middle(kill), engine=on_cluster(prepared)))
     assert killed
     assert found == list(begin(prepared_of(*places)))
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SGLang's files: tensors, values, one that torch reads, one that nobody reads."""
+    folder = tmp_path_factory.mktemp("dump")
+    writer = DumpWriter(folder)
+    for step in range(40):
+        for rank in range(2):
+            writer.write(step, rank, "x", torch.arange(100.0) + step, layer_id=3)
+    writer.write(0, 0, "ids", [1, 2])
+    writer.write(0, 1, "sparse", torch.eye(3).to_sparse())
+    writer.write(0, 1, "damaged", torch.zeros(3)).write_bytes(b"PK")
+    return folder
+
+
+def told_of_dump(run: Run) -> list[Any]:
+    records = [(one.source, one.dtype, one.shape, one.dims, one.error, one.nbytes) for one in run.records]
+    return [records, run.headers, run.problems, run.changed_files]
+
+
+def test_a_dump_that_others_look_at_is_the_dump(dump: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = told_of_dump(open_run(dump))
+    run = open_run(dump, workers=looking_here)
+    monkeypatch.setattr(facts, "_read", lambda paths: pytest.fail("a file was looked at here"))
+    assert [record.dtype for record in run.select(name="x")] == ["float32"] * 80
+    monkeypatch.undo()
+    assert told_of_dump(run) == expected
+    for one in run.select(name="x", step=7):
+        assert one.is_intact()
+        assert one.array()[3] == 10
+
+
+@pytest.mark.slow
+def test_a_dump_is_read_by_the_workers(cluster: Cluster, dump: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = told_of_dump(open_run(dump))
+    with connected(cluster.address):
+        run = open_run(dump, workers=FilesOnCluster())
+    monkeypatch.setattr(facts, "_read", lambda paths: pytest.fail("a file was looked at here"))
+    assert [record.dtype for record in run.select(name="x")] == ["float32"] * 80
+    monkeypatch.undo()
+    assert told_of_dump(run) == expected
 
 
 @pytest.mark.slow
