@@ -51,6 +51,8 @@ class ShortWay:
         self._current_device: Callable[[], int] = _no_device
         self._is_capturing: Callable[[], bool] | None = None
         """None in a torch without CUDA."""
+        self._exchange: object = None
+        """Torch's functions for other libraries that ask for tensors; None before torch 2.10."""
 
     def submit(self, plan: Plan, value: Any, step: int | None) -> bool:
         """Copy a value and hand it to the writer; False for one that cannot go this way."""
@@ -186,6 +188,7 @@ class ShortWay:
             current_device=self._current_device,
             is_capturing=self._is_capturing,
             prepare=None if device is None else device.prepared,
+            exchange=self._exchange,
             copy=0 if device is None else device.address_of_copy,
             launch=0 if device is None else device.address_of_launch,
             overhead=OVERHEAD_BYTES,
@@ -251,6 +254,7 @@ class ShortWay:
         self._current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _no_device)
         self._current_device = getattr(torch._C, "_cuda_getDevice", _no_device)
         self._is_capturing = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)
+        self._exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
         self._plain_tensors = frozenset({torch.Tensor, torch.nn.Parameter})
 
 

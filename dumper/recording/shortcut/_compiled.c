@@ -13,6 +13,7 @@
 #include <string.h>
 #include <structmember.h>
 
+#include "_exchange.h"
 #include "_launch.h"
 
 typedef int (*Copy)(void *to, const void *from, size_t bytes, int kind, void *stream);
@@ -47,6 +48,9 @@ typedef struct {
     PyObject *lanes; /* dict of Lane by (device, stream), or None */
     PyObject *graph_task, *is_tracing, *current_stream, *current_device, *is_capturing;
     PyObject *prepare; /* DeviceStager.prepared */
+    Describe describe; /* NULL: attributes are asked for, one by one */
+    PyObject *lane;    /* the last one */
+    long long lane_device, lane_stream;
     Copy copy;
     LaunchKernel launch; /* NULL: kernels are launched by the function that comes with them, values copied by copy */
     int refused;
@@ -63,6 +67,7 @@ typedef struct {
     PyObject *reduced_to;          /* None, or what a kernel computes of them, which goes to the writer in their stead */
     PyObject *rows;                /* None, or the rows of them that are kept, where these do not follow on one another */
     PyObject *strides;             /* None for contiguous ones */
+    ElementType type;              /* of dtype; no bits: not known yet */
     PyObject *launch;              /* of reduced_to, for a device and a stream; NULL or None where the driver does */
     Kernel kernel;                 /* the same, or what copies */
     long long bytes, item, sizes[MOST_DIMENSIONS]; /* bytes: from the first to the last in memory */
@@ -187,7 +192,33 @@ static PyObject *key_of(PyObject *source, PyObject *dims, PyObject *tags) {
     return key;
 }
 
-/* Whether a tensor is as an entry says; its address goes to ``address``. */
+/* A tensor that comes, and what torch says of it in one call. */
+
+typedef struct {
+    PyObject *value;
+    Described found; /* no device type: nothing */
+    int on_device;
+    long long address;
+} Incoming;
+
+/* Where it is; 0 for a tensor that is somewhere else. */
+
+static int look_at(const Shortcut *self, Incoming *incoming) {
+    incoming->found.device_type = 0;
+    if (self->describe != NULL && self->describe(incoming->value, &incoming->found) != 0) {
+        PyErr_Clear();
+        incoming->found.device_type = 0;
+    }
+    if (incoming->found.device_type) {
+        incoming->on_device = incoming->found.device_type == CUDA_DEVICE;
+        return incoming->on_device || incoming->found.device_type == HOST;
+    }
+    incoming->on_device = as_truth(PyObject_GetAttr(incoming->value, s_is_cuda));
+    return incoming->on_device == 1 ||
+           (incoming->on_device == 0 && as_truth(PyObject_GetAttr(incoming->value, s_is_cpu)) == 1);
+}
+
+/* Whether a tensor is as an entry says. */
 
 static int has_shape(PyObject *value, const Entry *entry) {
     PyObject *shape = PyObject_GetAttr(value, s_shape);
@@ -206,21 +237,42 @@ static int has_strides(PyObject *value, const Entry *entry) {
     return same;
 }
 
-static int fits(const Shortcut *self, PyObject *value, const Entry *entry, long long *address) {
-    /* While torch traces, sizes are tensors; and what a backward pass computes is for the long way. */
-    if (CALLED(self->is_tracing) != 0 || CALLED(self->graph_task) != -1) return 0;
-    PyObject *dtype = PyObject_GetAttr(value, s_dtype);
+static int has_form(const Incoming *incoming, Entry *entry) {
+    const Described *found = &incoming->found;
+    if (found->device_type && entry->type.bits && entry->strides == Py_None) {
+        if (!same_type(found->type, entry->type) || found->dimensions != entry->dimensions) return 0;
+        for (int at = 0; at < entry->dimensions; at++)
+            if (found->sizes[at] != entry->sizes[at]) return 0;
+        return follow_on(found);
+    }
+    PyObject *dtype = PyObject_GetAttr(incoming->value, s_dtype);
     Py_XDECREF(dtype);
-    if (dtype != entry->dtype || !has_shape(value, entry) || !has_strides(value, entry)) return 0;
-    long long offset = as_number(method(value, s_storage_offset));
-    *address = as_number(method(value, s_data_ptr));
-    PyObject *storage = method(value, s_untyped_storage);
+    if (dtype != entry->dtype || !has_shape(incoming->value, entry) || !has_strides(incoming->value, entry)) return 0;
+    if (found->device_type) entry->type = found->type;
+    return 1;
+}
+
+/* Whether its memory holds it; its address is worked out. */
+
+static int has_memory(Incoming *incoming, const Entry *entry) {
+    PyObject *value = incoming->value, *storage = method(value, s_untyped_storage);
     long long held = storage == NULL ? -2 : as_number(method(storage, s_nbytes));
     Py_XDECREF(storage);
-    if (offset < 0 || *address < 0 || offset * entry->item + entry->bytes > held) return 0;
-    if (*address == 0 && entry->bytes != 0) return 0;
-    if (entry->may_be_negated && as_truth(method(value, s_is_neg)) != 0) return 0;
-    return !entry->may_be_conjugated || as_truth(method(value, s_is_conj)) == 0;
+    long long offset = held < 0 ? -2 : as_number(method(value, s_storage_offset));
+    if (offset < 0 || offset * entry->item + entry->bytes > held) return 0;
+    if (incoming->found.device_type)
+        incoming->address = (long long)((uintptr_t)incoming->found.data + incoming->found.byte_offset);
+    else
+        incoming->address = as_number(method(value, s_data_ptr));
+    return incoming->address > 0 || (incoming->address == 0 && entry->bytes == 0);
+}
+
+static int fits(const Shortcut *self, Incoming *incoming, Entry *entry) {
+    /* While torch traces, sizes are tensors; and what a backward pass computes is for the long way. */
+    if (CALLED(self->is_tracing) != 0 || CALLED(self->graph_task) != -1) return 0;
+    if (!has_form(incoming, entry) || !has_memory(incoming, entry)) return 0;
+    if (entry->may_be_negated && as_truth(method(incoming->value, s_is_neg)) != 0) return 0;
+    return !entry->may_be_conjugated || as_truth(method(incoming->value, s_is_conj)) == 0;
 }
 
 /* An entry from what a plan says of the last tensor; NULL, perhaps with an exception, where the plan says too little. */
@@ -233,6 +285,7 @@ static Entry *entry_of(const Shortcut *self, PyObject *plan, int on_device) {
     if (entry == NULL) return NULL;
     entry->dtype = entry->description = entry->reduced_to = entry->rows = entry->strides = entry->launch = NULL;
     entry->kernel.function = NULL;
+    entry->type.bits = 0;
     entry->device = -1;
     entry->on_device = on_device;
     if (chosen == Py_None) return entry;
@@ -313,22 +366,35 @@ static int put_on_host(Shortcut *self, const Entry *entry, long long from, PyObj
     return 1;
 }
 
+/* The device that a value is on, and its number; NULL where there is none. */
+
+static PyObject *device_of(const Incoming *incoming, long long *number) {
+    PyObject *device = incoming->found.device_type ? PyLong_FromLong(incoming->found.device)
+                                                   : method(incoming->value, s_get_device);
+    if (device != NULL) *number = PyLong_AsLongLong(device);
+    return device;
+}
+
 /* The lane of the stream that the value was computed on. */
 
-static PyObject *lane_of(Shortcut *self, PyObject *value, const Entry *entry, long long *number, long long *stream,
-                         int *is_current) {
-    PyObject *device = method(value, s_get_device), *handle = NULL, *key = NULL, *lane = NULL;
-    if (device == NULL || self->lanes == Py_None) goto done;
-    *number = PyLong_AsLongLong(device);
-    if ((handle = PyObject_CallOneArg(self->current_stream, device)) == NULL) goto done;
+static PyObject *lane_of(Shortcut *self, const Incoming *incoming, const Entry *entry, long long *number,
+                         long long *stream, int *is_current) {
+    if (self->lanes == Py_None) return NULL;
+    PyObject *device = device_of(incoming, number), *handle = NULL, *key = NULL, *lane = NULL;
+    if (device == NULL || (handle = PyObject_CallOneArg(self->current_stream, device)) == NULL) goto done;
     *stream = (long long)PyLong_AsUnsignedLongLong(handle);
     if (PyErr_Occurred()) goto done;
     *is_current = CALLED(self->current_device) == *number;
     /* The handle 0 means the default stream of the current device, on which kernels are launched as well. */
     if ((*stream == 0 || entry->reduced_to != Py_None) && !*is_current) goto done;
-    if ((key = PyTuple_Pack(2, device, handle)) == NULL) goto done;
-    lane = PyDict_GetItemWithError(self->lanes, key);
-    Py_XINCREF(lane);
+    if (self->lane == NULL || self->lane_device != *number || self->lane_stream != *stream) {
+        if ((key = PyTuple_Pack(2, device, handle)) == NULL) goto done;
+        if ((lane = PyDict_GetItemWithError(self->lanes, key)) == NULL) goto done;
+        Py_XSETREF(self->lane, Py_NewRef(lane));
+        self->lane_device = *number;
+        self->lane_stream = *stream;
+    }
+    lane = Py_NewRef(self->lane);
 done:
     Py_XDECREF(device);
     Py_XDECREF(handle);
@@ -406,13 +472,12 @@ static int fill_slab(Shortcut *self, PyObject *lane, Entry *entry, int way, long
     return SET(device_slab, taken, slab, taken + 1) < 0 ? -1 : 1;
 }
 
-static int put_on_device(Shortcut *self, PyObject *value, Entry *entry, long long from, PyObject **slab,
-                         long long *offset) {
-    long long device = 0, stream = 0;
+static int put_on_device(Shortcut *self, const Incoming *incoming, Entry *entry, PyObject **slab, long long *offset) {
+    long long device = 0, stream = 0, from = incoming->address;
     if (self->copy == NULL || CALLED(self->is_capturing) != 0) return 0;
     int done = 0, way = NOT_AT_ALL, is_current = 0;
-    PyObject *lane = lane_of(self, value, entry, &device, &stream, &is_current), *lock = SLOT(lane, _lock, lane);
-    if (lock != NULL && prepare(self, entry, value, device, stream)) way = way_of(self, entry, from, is_current);
+    PyObject *lane = lane_of(self, incoming, entry, &device, &stream, &is_current), *lock = SLOT(lane, _lock, lane);
+    if (lock != NULL && prepare(self, entry, incoming->value, device, stream)) way = way_of(self, entry, from, is_current);
     if (way != NOT_AT_ALL && try_lock(lock)) {
         *slab = SLOT(lane, _slab, lane);
         Py_XINCREF(*slab);
@@ -433,7 +498,10 @@ static int put_on_device(Shortcut *self, PyObject *value, Entry *entry, long lon
 
 static int hand_over(Shortcut *self, const Entry *entry, PyObject *slab, long long offset, PyObject *step) {
     PyObject *queue = SLOT(writer, _queue, self->writer), *done = NULL;
-    PyObject *item = Py_BuildValue("(OOLLO)", entry->description, slab, offset, entry->kept, step);
+    PyObject *at = PyLong_FromLongLong(offset), *kept = PyLong_FromLongLong(entry->kept);
+    PyObject *item = at == NULL || kept == NULL ? NULL : PyTuple_Pack(5, entry->description, slab, at, kept, step);
+    Py_XDECREF(at);
+    Py_XDECREF(kept);
     if (queue != NULL && item != NULL) {
         PyObject *const arguments[2] = {queue, item};
         done = PyObject_VectorcallMethod(s_append, arguments, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
@@ -458,27 +526,28 @@ static int is_tensor(Shortcut *self, PyObject *value) {
 /* 1: done; 0: not, and nothing has happened; -1: lost, with an exception. */
 
 static int record(Shortcut *self, PyObject *key, PyObject *value, PyObject *step) {
-    long long address = 0, offset = 0;
+    Incoming incoming = {.value = value};
+    long long offset = 0;
     PyObject *slab = NULL;
-    int on_device = as_truth(PyObject_GetAttr(value, s_is_cuda)), done = 0;
-    if (on_device < 0 || (!on_device && as_truth(PyObject_GetAttr(value, s_is_cpu)) != 1)) return 0;
+    if (!look_at(self, &incoming)) return 0;
+    int on_device = incoming.on_device, done = 0;
     Entry *entry = (Entry *)PyDict_GetItemWithError(self->known, key);
     Py_XINCREF(entry);
     if (entry == NULL || entry->on_device != on_device ||
-        (entry->description != NULL && !fits(self, value, entry, &address))) {
+        (entry->description != NULL && !fits(self, &incoming, entry))) {
         Entry *before = entry;
         PyErr_Clear();
         entry = find_entry(self, key, on_device, before);
         Py_XDECREF(before);
-        if (entry == NULL || (entry->description != NULL && !fits(self, value, entry, &address))) goto done;
+        if (entry == NULL || (entry->description != NULL && !fits(self, &incoming, entry))) goto done;
     }
     if (entry->description == NULL) { /* the filter rejects it, which graphs that are captured want to know */
         done = !on_device || CALLED(self->is_capturing) == 0;
         goto done;
     }
     if (on_device) {
-        done = put_on_device(self, value, entry, address, &slab, &offset);
-    } else if ((done = put_on_host(self, entry, address, &slab, &offset)) == 1) {
+        done = put_on_device(self, &incoming, entry, &slab, &offset);
+    } else if ((done = put_on_host(self, entry, incoming.address, &slab, &offset)) == 1) {
         Py_INCREF(slab);
     }
     if (done == 1 && (count(self) < 0 || hand_over(self, entry, slab, offset, step) < 0)) done = -1;
@@ -551,13 +620,13 @@ static int find_slots(Shortcut *self) {
 #define OBJECT_CLEAR(NAME) Py_CLEAR(self->NAME);
 
 static int Shortcut_init(Shortcut *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"types", "classes", OBJECTS(OBJECT_NAME) "copy", "launch", "overhead", "alignment",
+    static char *names[] = {"types", "classes", OBJECTS(OBJECT_NAME) "exchange", "copy", "launch", "overhead", "alignment",
                             "host_slab_bytes", "device_slab_bytes", "counted_at", NULL};
-    PyObject *types, *classes;
+    PyObject *types, *classes, *exchange;
     OBJECTS(OBJECT_DECLARED)
     unsigned long long copy, launch;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!OOOOOOOOOOOOKKnnnnn", names, &PyTuple_Type, &types,
-                                     &PyTuple_Type, &classes OBJECTS(OBJECT_GIVEN), &copy, &launch, &self->overhead,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!OOOOOOOOOOOOOKKnnnnn", names, &PyTuple_Type, &types,
+                                     &PyTuple_Type, &classes OBJECTS(OBJECT_GIVEN), &exchange, &copy, &launch, &self->overhead,
                                      &self->alignment, &self->host_slab_bytes, &self->device_slab_bytes,
                                      &self->counted_at))
         return -1;
@@ -571,6 +640,7 @@ static int Shortcut_init(Shortcut *self, PyObject *arguments, PyObject *keywords
     for (Py_ssize_t at = 0; at < CLASS_COUNT; at++)
         Py_XSETREF(self->classes[at], Py_NewRef(PyTuple_GET_ITEM(classes, at)));
     OBJECTS(OBJECT_SET)
+    self->describe = describe_of(exchange);
     self->copy = (Copy)(uintptr_t)copy;
     self->launch = (LaunchKernel)(uintptr_t)launch;
     Py_XSETREF(self->known, PyDict_New());
@@ -581,6 +651,7 @@ static int Shortcut_traverse(Shortcut *self, visitproc visit, void *arg) {
     for (int at = 0; at < MOST_TYPES; at++) Py_VISIT(self->types[at]);
     for (int at = 0; at < CLASS_COUNT; at++) Py_VISIT(self->classes[at]);
     Py_VISIT(self->known);
+    Py_VISIT(self->lane);
     OBJECTS(OBJECT_VISIT)
     return 0;
 }
@@ -590,6 +661,7 @@ static int Shortcut_clear(Shortcut *self) {
     for (int at = 0; at < MOST_TYPES; at++) Py_CLEAR(self->types[at]);
     for (int at = 0; at < CLASS_COUNT; at++) Py_CLEAR(self->classes[at]);
     Py_CLEAR(self->known);
+    Py_CLEAR(self->lane);
     OBJECTS(OBJECT_CLEAR)
     return 0;
 }

@@ -18,6 +18,7 @@ class Shortcut:
         current_device: Callable[[], int],
         is_capturing: Callable[[], bool] | None,
         prepare: Callable[[str | None, Any, int, int, int, Any], tuple[Any, int, int, Any] | None] | None,
+        exchange: object,
         copy: int,
         launch: int,
         overhead: int,

@@ -31,6 +31,7 @@ from dumper.values.device_kernels.single import Launch
 from dumper.values.direct_launch import DirectLaunch
 from dumper.values.fingerprint import block_sums
 from dumper.values.measures import device_statistics
+from dumper.writing import writer
 from tests.dumper.memory.stand_in import StandInRuntime
 from tests.dumper.recording.conftest import Recording
 
@@ -100,7 +101,8 @@ class Kernels:
         if kind == "hash":
             result = block_sums(data)
         else:
-            result = device_statistics(torch.from_numpy(data.copy()).view(dtype)).numpy().tobytes()
+            value = torch.from_numpy(data.copy()).view(dtype) if nbytes else torch.empty(0, dtype=dtype)
+            result = device_statistics(value).numpy().tobytes()
         ctypes.memmove(out, result, len(result))
 
 
@@ -139,6 +141,8 @@ def stand_in(patches: pytest.MonkeyPatch) -> Kernels:
         self._current_device = lambda: kernels.current_device
         self._is_capturing = lambda: False
 
+    # The writer leaves slabs alone until it is asked for what is in them.
+    patches.setattr(writer, "LONG_NAP", 30.0)
     patches.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     patches.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: STREAM, raising=False)
     patches.setattr(device_kernels, "available", lambda: True)

@@ -308,9 +308,12 @@ def recorded(folder: Path, name: str, calls: list[Any], outside: str) -> list[An
 
 
 @settings(max_examples=60)
-@given(CALLS, st.sampled_from(["record", "count"]))
-def test_records_are_the_same_without_it(calls: list[Any], outside: str) -> None:
+@given(CALLS, st.sampled_from(["record", "count"]), st.booleans())
+def test_records_are_the_same_without_it(calls: list[Any], outside: str, in_one_call: bool) -> None:
+    """``in_one_call``: whether torch tells of tensors as other libraries ask it."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patches:
+        if not in_one_call:
+            patches.setattr(torch.Tensor, "__dlpack_c_exchange_api__", None, raising=False)
         taken = recorded(Path(folder), "taken", calls, outside)
         patches.setattr(short_way, "Shortcut", None)
         assert recorded(Path(folder), "not", calls, outside) == taken
