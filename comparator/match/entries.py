@@ -209,7 +209,10 @@ class Members(Sequence[Entry]):
     @property
     def nbytes(self) -> int:
         """Bytes that they take in their files, as far as their kinds say."""
-        return int(self._entries.bytes_of_kinds[self._entries.kind[self._rows]].sum())
+        entries, rows = self._entries, self._rows
+        if len(rows) == 1:
+            return int(entries.bytes_of_kinds[entries.kind[rows[0]]])
+        return int(entries.bytes_of_kinds[entries.kind[rows]].sum())
 
     @property
     def first_kind(self) -> Entry:

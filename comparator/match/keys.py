@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -57,15 +57,11 @@ def keyed_entries(baseline: RunIndex, target: RunIndex, options: Options, rules:
     if rules.grouping == "tags":
         wanted = None if options.filter is None else _parse_filter(options.filter, baseline, target)
         return _by_tags(baseline, options, rules, wanted), _by_tags(target, options, rules, wanted)
-    ours = {key for entry in baseline.entries for key in _parts(entry)} | {_DUPLICATE_INDEX}
-    names = sorted(
-        ({key for entry in target.entries for key in _parts(entry)} | {_DUPLICATE_INDEX})
-        - options.grouping_skip_keys
-        - _NEVER_KEYS
-    )
+    left, right = _compared_files(baseline, options), _chosen_files(target, options)
+    ours = _names_of_parts(baseline)
+    names = sorted(_names_of_parts(target) - options.grouping_skip_keys - _NEVER_KEYS)
     shared = [name for name in names if name in ours]
-    left = _by_files(baseline, list(_compared_files(baseline, options)), shared, shared)
-    return left, _by_files(target, list(_chosen_files(target, options)), names, shared)
+    return _by_files(baseline, left, shared, shared), _by_files(target, right, names, shared)
 
 
 def _by_tags(index: RunIndex, options: Options, rules: Rules, wanted: Expression | None) -> Keyed:
@@ -195,51 +191,62 @@ def named_file(entry: Entry) -> NamedFile:
     return found
 
 
-def _parts(entry: Entry) -> Sequence[str]:
-    return tuple(named_file(entry).parts)
+def _names_of_parts(index: RunIndex) -> set[str]:
+    return {_DUPLICATE_INDEX}.union(*{tuple(named_file(entry).parts) for entry in index.entries})
 
 
-def _compared_files(index: RunIndex, options: Options) -> Iterator[tuple[int, Entry]]:
+_Chosen = Sequence[tuple[int, Entry, NamedFile]]
+"""Of each entry that takes part its number, and its file."""
+
+
+def _compared_files(index: RunIndex, options: Options) -> _Chosen:
     """Files but for those that ``smart`` aligns by."""
     ignored = AUXILIARY_NAMES if options.token_aligner == "smart" else ()
-    for number, entry in enumerate(index.entries):
-        if named_file(entry).dumped_name not in ignored:
-            yield number, entry
+    found = [(number, entry, named_file(entry)) for number, entry in enumerate(index.entries)]
+    return [one for one in found if one[2].dumped_name not in ignored] if ignored else found
 
 
-def _chosen_files(index: RunIndex, options: Options) -> Iterator[tuple[int, Entry]]:
+def _chosen_files(index: RunIndex, options: Options) -> _Chosen:
     pattern = compiled(options.filter, "--filter") if options.filter else None
-    for number, entry in _compared_files(index, options):
-        file = named_file(entry)
-        if not options.start_step <= file.step <= options.end_step:
-            continue
-        if pattern is None or pattern.search(file.filename) is not None:
-            yield number, entry
+    first, last = options.start_step, options.end_step
+    return [
+        one
+        for one in _compared_files(index, options)
+        if first <= one[2].step <= last and (pattern is None or pattern.search(one[2].filename) is not None)
+    ]
 
 
-def _by_files(
-    index: RunIndex, chosen: Sequence[tuple[int, Entry]], names: Sequence[str], shared: Sequence[str]
-) -> Keyed:
+def _by_files(index: RunIndex, chosen: _Chosen, names: Sequence[str], shared: Sequence[str]) -> Keyed:
+    of_name = [_column(chosen, name) for name in names]
+    key, found = (
+        numbered(zip(*of_name, strict=True)) if names else (np.zeros(len(chosen), np.int64), [()][: len(chosen)])
+    )
+    in_family = [at for at, name in enumerate(names) if name != "step"]
+    in_both = [names.index(name) for name in shared]
+    families: dict[tuple[str | None, ...], tuple[int, Key]] = {}
+    family_of, keys = [], []
+    for values in found:
+        pairs = tuple(zip(names, values, strict=True))
+        told = tuple([values[at] for at in in_family])
+        if told not in families:
+            families[told] = len(families), tuple([pairs[at] for at in in_family])
+        number, family = families[told]
+        family_of.append(number)
+        common = pairs if len(shared) == len(names) else tuple([pairs[at] for at in in_both])
+        keys.append(BundleKey(pairs, family, common))
+    row = np.array([number for number, *_ in chosen], np.int64)
+    return Keyed(index.entries, row, key, keys, np.array(family_of, np.int64), np.ones(len(row), np.bool_))
 
-    key, keys = numbered([_key_of_file(entry, names, shared) for _, entry in chosen])
-    family, _ = numbered(one.family for one in keys)
-    row = np.array([number for number, _ in chosen], np.int64)
-    return Keyed(index.entries, row, key, keys, family, np.ones(len(row), np.bool_))
 
-
-def _key_of_file(entry: Entry, names: Sequence[str], shared: Sequence[str]) -> BundleKey:
-    key, common = (tuple((name, _part(entry, name)) for name in chosen) for chosen in (names, shared))
-    return BundleKey(key, tuple(part for part in key if part[0] != "step"), common)
-
-
-def _part(entry: Entry, name: str) -> str | None:
+def _column(chosen: _Chosen, name: str) -> list[str | None]:
+    """What the name of each file has for a part, as text."""
     if name == _DUPLICATE_INDEX:
-        return str(entry.record.occurrence)
+        return [str(entry.record.occurrence) for _, entry, _ in chosen]
     if name == "step":
-        return str(entry.step)
+        return [str(entry.step) for _, entry, _ in chosen]
     if name == "rank":
-        return str(entry.rank)
-    return named_file(entry).parts.get(name)
+        return [str(entry.rank) for _, entry, _ in chosen]
+    return [file.parts.get(name) for *_, file in chosen]
 
 
 def shown_tags(key: Key) -> Key:

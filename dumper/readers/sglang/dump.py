@@ -6,8 +6,9 @@ File names are the index; a file is read when what is in it is asked for.
 from __future__ import annotations
 
 import functools
+import operator
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,8 @@ from dumper.readers.sglang.facts import Facts, FactsAhead, as_found_here, facts_
 from dumper.readers.sglang.names import AUXILIARY_NAMES, PARALLEL_KEYS
 from dumper.readers.sglang.plain_pt import read_again, stamp_of
 from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
-from dumper.readers.sglang.token_layouts import rank_layouts, with_data_parallel
 from dumper.reading.base import RecordBase, RunBase
 from dumper.reading.headers import RankHeader, ranks_missing
-from dumper.reading.listing import counts
 from dumper.reading.protocol import Problem, RunError
 from dumper.storage.places import Workers
 from tensortap.progress import Progress, silent
@@ -40,7 +39,7 @@ _GRADIENT = "grad__"
 class SGLangRecord(RecordBase):
     """One file of a dump, with the names that records of a run have."""
 
-    folder: Path
+    folder: str
     file: str
     """Its name."""
     parts: Mapping[str, str]
@@ -57,12 +56,12 @@ class SGLangRecord(RecordBase):
 
     @property
     def path(self) -> Path:
-        return self.folder / self.file
+        return Path(self.folder, self.file)
 
     @property
     def location(self) -> str:
         """The path as text, which takes a tenth of the time."""
-        return os.path.join(self.folder, self.file)
+        return f"{self.folder}{os.sep}{self.file}"
 
     @property
     def named_file(self) -> SGLangRecord:
@@ -266,6 +265,8 @@ class SGLangDump(RunBase):
     @functools.cached_property
     def _layouts(self) -> Mapping[int, Mapping[int, TokenLayout]]:
         """Per rank, per step; from what SGLang's dumper records of every batch."""
+        from dumper.readers.sglang.token_layouts import rank_layouts, with_data_parallel  # not every use needs them
+
         by_rank: dict[int, list[SGLangRecord]] = {rank: [] for rank in self.ranks}
         for record in self.records:
             if record.dumped_name in AUXILIARY_NAMES:
@@ -298,6 +299,8 @@ class SGLangDump(RunBase):
         return found
 
     def __repr__(self) -> str:
+        from dumper.reading.listing import counts
+
         # Not the problems: to know them every file is read.
         return f"<SGLangDump {printable(self.path)}: {counts(self)}>"
 
@@ -316,6 +319,7 @@ def open_sglang_dump(path: Path, progress: Progress = silent, workers: Workers |
     directory = _directory_of(path)
     records: list[SGLangRecord] = []
     problems: list[Problem] = []
+    folder = str(directory)
     for name in os.listdir(directory):
         if not name.endswith(".pt"):
             continue
@@ -329,20 +333,33 @@ def open_sglang_dump(path: Path, progress: Progress = silent, workers: Workers |
                 Problem("unreadable", f"{name} is not named as SGLang's dumper names files; it is left out")
             )
         else:
-            records.append(SGLangRecord(directory, name, parts, step, rank, number))
+            records.append(SGLangRecord(folder, name, parts, step, rank, number))
     if not records:
         raise RunError(f"{directory} holds no file that is named as SGLang's dumper names them (step=…___rank=….pt)")
     records.sort(key=lambda record: (record.rank, record.dump_index))
     ahead = FactsAhead(records)
-    seen: dict[Hashable, int] = {}
-    for number, record in enumerate(records):
-        key = frozenset([part for part in record.parts.items() if part[0] != "dump_index"])
-        record.occurrence = seen.get(key, 0)
-        seen[key] = record.occurrence + 1
-        record.ahead, record.number = ahead, number
+    for number, (record, occurrence) in enumerate(zip(records, _occurrences(records), strict=True)):
+        record.occurrence, record.ahead, record.number = occurrence, ahead, number
     if workers is not None:
         _read_by(workers, records, progress)
     return SGLangDump(directory, records, problems)
+
+
+def _occurrences(records: Sequence[SGLangRecord]) -> Iterator[int]:
+    """Of each record how many before it have a name that differs in ``dump_index`` alone, in whatever order its parts
+    are."""
+    seen: dict[Hashable, int] = {}
+    values: dict[tuple[str, ...], tuple[Callable[[Mapping[str, str]], Hashable], tuple[str, ...]]] = {}
+    for record in records:
+        order = tuple(record.parts)
+        if order not in values:
+            names = tuple(sorted(name for name in order if name != "dump_index"))
+            values[order] = operator.itemgetter(*names), names
+        get, names = values[order]
+        key = names, get(record.parts)
+        occurrence = seen.get(key, 0)
+        seen[key] = occurrence + 1
+        yield occurrence
 
 
 def _read_by(workers: Workers, records: Sequence[SGLangRecord], progress: Progress) -> None:

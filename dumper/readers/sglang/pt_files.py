@@ -6,6 +6,7 @@ and holds ``torch.save({"value": ..., "meta": {...}})``; a file whose content ha
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import sys
@@ -47,7 +48,7 @@ def parse_file_name(name: str) -> dict[str, str]:
     SGLang 0.5.9 and before number passes from 1, as ``forward_pass_id``; here they are steps from 0.
     """
     stem = name.removesuffix(".pt")
-    parts = dict(part.split("=", 1) for part in stem.split(SEPARATOR) if "=" in part)
+    parts = dict([part.split("=", 1) for part in stem.split(SEPARATOR) if "=" in part])
     if "step" not in parts and parts.get("forward_pass_id", "").isdecimal():
         parts["step"] = str(int(parts.pop("forward_pass_id")) - 1)
     return parts
@@ -64,6 +65,7 @@ def build_file_name(parts: Mapping[str, Any]) -> str:
     return name
 
 
+@functools.lru_cache(4096)
 def typed(text: str) -> Any:
     """A value of a file name as Python meant it: integers, truth values and None; all else stays text."""
     if text in ("True", "False", "None"):
