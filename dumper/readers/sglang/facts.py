@@ -60,7 +60,7 @@ class FactsAhead:
         self._next = min(number + self._at_once, len(self._records))
         several = self._records[number : self._next]
         for record, told in zip(several, _read([record.location for record in several]), strict=True):
-            record.keep(facts_of_file(record.path) if told is None else _facts_of_told(told, record.path.name))
+            record.keep(facts_of_file(record.path) if told is None else _facts_of_told(told, record.filename))
 
 
 def facts_of_files(places: Sequence[Place]) -> list[Facts | OSError]:
