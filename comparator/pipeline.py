@@ -19,7 +19,7 @@ from comparator.match.bundles import Key
 from comparator.measure.kernel.sums import RowTable
 from comparator.measure.measurement import TensorMeasurement
 from comparator.measure.table import Table
-from comparator.measure.units import Row
+from comparator.measure.units import PackedRow, Row
 from comparator.options import SIDES
 from comparator.plan.selection import Selected
 from comparator.prepared import Prepared
@@ -152,12 +152,12 @@ class Comparing:
         left, right = (prepared.against(others.reference, side, "reference") for side in SIDES)
         return with_reference(analysis, left, right, prepared.options, calibration)
 
-    def _finding(self, row: Row) -> Comparison:
+    def _finding(self, row: Row | PackedRow) -> Comparison:
         """Judge a row and make its finding; the first failures are measured again, for how their differences are
         distributed."""
         selected = self._of(row)
         measurement = row.measurement
-        verdict = self._prepared.judge(row, selected)
+        verdict = self._prepared.judge(measurement, selected)
         self.accounts.add(selected, measurement)
         if self._analysis is not None:
             bitwise = self._prepared.options.bitwise
@@ -182,7 +182,7 @@ class Comparing:
 
         self.picture = picture(aligned)
 
-    def _of(self, row: Row) -> Selected:
+    def _of(self, row: Row | PackedRow) -> Selected:
         if self._selected[0] != row.pair:
             self._selected = row.pair, self._prepared.select(row.pair)
         return self._selected[1][row.part]

@@ -18,8 +18,9 @@ from comparator.match.keys import named_file
 from comparator.match.pairs import match_bundles
 from comparator.match.runs import choose_rules, index, parallel_layout
 from comparator.match.unused import unused_patterns
+from comparator.measure.measurement import Measurement
 from comparator.measure.pair import Measurer
-from comparator.measure.units import Families, MakeProfile, P, Row, Unit, UnitResult, measure_unit, units_of
+from comparator.measure.units import Families, MakeProfile, P, Unit, UnitResult, measure_unit, units_of
 from comparator.options import Options, Side
 from comparator.plan.context import SideContext
 from comparator.plan.pair import Planner
@@ -100,9 +101,9 @@ class Prepared:
         """Measure one unit: numbers in, numbers out. Raises ComparatorError for what concerns more than a pair."""
         return measure_unit(unit, self.select, self.measurer, self.families, profiler)
 
-    def judge(self, row: Row, selected: Selected) -> Verdict:
+    def judge(self, measurement: Measurement, selected: Selected) -> Verdict:
         """The verdict on one row of the table, by rules that look at no other row."""
-        return judge_pair(row.measurement, selected.pair.name, selected.left_out, self.options, selected.rules)
+        return judge_pair(measurement, selected.pair.name, selected.left_out, self.options, selected.rules)
 
     def trace(self, selected: Selected) -> dict[str, Any] | None:
         """How a pair of SGLang's dumps was put together, for its report."""

@@ -7,8 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from comparator.engine.protocol import Engine, InThisProcess
 from comparator.match.bundles import BundlePair
+from comparator.match.entries import bytes_of_each
 from comparator.measure.memory import free_memory
 from comparator.measure.units import Unit
 
@@ -44,7 +47,7 @@ def processes_worth_it(
     wanted = available_cores()
     if wanted < 2:
         return 1
-    sizes = [sum(_nbytes(pairs[number]) for number in unit.pairs) for unit in units]
+    sizes = _sizes(pairs, units)
     if len(pairs) < PAIRS_WORTH_IT and sum(sizes) < BYTES_WORTH_IT:
         return 1
     return min(wanted, len(units), _that_fit(max(sizes, default=0), memory))
@@ -70,5 +73,10 @@ def _that_fit(largest: int, memory: int | None) -> int:
     return MOST_PROCESSES if free is None or not largest else max(1, free // (COPIES * largest))
 
 
-def _nbytes(pair: BundlePair) -> int:
-    return sum(side.nbytes for side in (pair.baseline, pair.target) if side is not None)
+def _sizes(pairs: Sequence[BundlePair], units: Sequence[Unit]) -> list[int]:
+    """Bytes of each unit in the files."""
+    found = np.zeros(len(pairs), np.int64)
+    for side in ([pair.baseline for pair in pairs], [pair.target for pair in pairs]):
+        there = [(number, bundle.entries) for number, bundle in enumerate(side) if bundle is not None]
+        found[[number for number, _ in there]] += bytes_of_each([entries for _, entries in there])
+    return [int(found[list(unit.pairs)].sum()) for unit in units]

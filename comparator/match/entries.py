@@ -249,6 +249,17 @@ class Members(Sequence[Entry]):
         return Members(self._entries, self._rows[np.asarray(chosen, np.bool_)], stays=self._stays)
 
 
+def bytes_of_each(several: Sequence[Members]) -> Integers:
+    """Bytes that some entries take in their files, of each of ``several``, as far as their kinds say."""
+    places = [members.places for members in several]
+    counts = np.array([len(rows) for _, rows in places], np.int64)
+    if not places or not counts.all() or any(entries is not places[0][0] for entries, _ in places):
+        return np.array([members.nbytes for members in several], np.int64)
+    entries = places[0][0]
+    sizes = entries.bytes_of_kinds[entries.kind[np.concatenate([rows for _, rows in places])]]
+    return np.add.reduceat(sizes, np.cumsum(counts) - counts)
+
+
 def in_order(steps: Iterable[int | None]) -> tuple[int | None, ...]:
     """Each of these steps once; what has no step comes first."""
     return tuple(sorted(set(steps), key=lambda step: (step is not None, step or 0)))

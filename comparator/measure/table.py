@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from comparator.measure.packed import packed, unpacked
-from comparator.measure.units import Row
+from comparator.measure.units import PackedRow, Row
 
 
 class Table:
@@ -22,16 +21,16 @@ class Table:
     def __len__(self) -> int:
         return len(self._packed)
 
-    def extend(self, rows: Iterable[Row]) -> None:
+    def extend(self, rows: Iterable[Row | PackedRow]) -> None:
         """Add rows."""
         for row in rows:
-            kind, data = packed(row.measurement)
+            kind, data = row.packed
             self._places.extend((row.pair, row.part, kind))
             self._packed.append(data)
 
-    def __iter__(self) -> Iterator[Row]:
-        """The rows in the order of the pairs, each made anew."""
+    def __iter__(self) -> Iterator[PackedRow]:
+        """The rows in the order of the pairs."""
         places = np.frombuffer(self._places, np.int64).reshape(-1, 3) if self._packed else np.empty((0, 3), np.int64)
-        for at in np.lexsort((places[:, 1], places[:, 0])).tolist():
-            pair, part, kind = places[at].tolist()
-            yield Row(pair, part, unpacked(kind, self._packed[at]))
+        order = np.lexsort((places[:, 1], places[:, 0]))
+        for at, (pair, part, kind) in zip(order.tolist(), places[order].tolist(), strict=True):
+            yield PackedRow(pair, part, (kind, self._packed[at]))

@@ -97,7 +97,9 @@ class Accounts:
         """Account for one row of the table of measurements."""
         pair = selected.pair
         name = _account_name(pair)
-        account = self._names.setdefault(name, NameAccount(name))
+        account = self._names.get(name)
+        if account is None:
+            account = self._names[name] = NameAccount(name)
         self.compared_anything |= _compares_something(measurement)
         tokens = measurement.tokens if isinstance(measurement, TensorMeasurement) else None
         for side in SIDES:

@@ -239,4 +239,5 @@ def test_rows_of_the_table_come_back_as_they_were_in_the_order_of_the_pairs() ->
     for row in reversed(rows):
         table.extend([row])
     assert len(table) == len(rows)
-    assert repr(list(table)) == repr(rows).replace("np.float64(0.25)", "0.25")
+    found = [Row(row.pair, row.part, row.measurement) for row in table]
+    assert repr(found) == repr(rows).replace("np.float64(0.25)", "0.25")

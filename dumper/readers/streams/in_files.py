@@ -14,6 +14,7 @@ from dumper.readers.streams.rank_records import Records
 from dumper.readers.streams.segments import Segment
 from dumper.reading.protocol import ArraysInFile
 from dumper.values.dtypes import numpy_dtype
+from tensortap.distinct import distinct
 
 Integers = npt.NDArray[np.int64]
 
@@ -24,7 +25,7 @@ def arrays_in_files(records: Records, numbers: Integers, most: int) -> Iterator[
         if not segment.is_mapped or segment.shortened is not None:
             continue
         descriptor = segment.index.columns["descriptor"][rows]
-        for number in np.unique(descriptor).tolist():
+        for number in distinct(descriptor).tolist():
             chosen = descriptor == number
             yield from _of_one_kind(segment, at[chosen], rows[chosen], most)
 

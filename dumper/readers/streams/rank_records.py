@@ -131,7 +131,7 @@ class Records(Sequence[StoredRecord]):
     ) -> Iterator[tuple[Segment, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Of each file that has some of these records: which of ``numbers`` they are, and their rows in its index."""
         part = np.searchsorted(self._starts, numbers, side="right") - 1
-        for one in np.unique(part).tolist():
+        for one in distinct(part).tolist():
             at = np.flatnonzero(part == one)
             yield self._parts[one][1], at, numbers[at] - self._starts[one]
 

@@ -73,7 +73,7 @@ def test_a_worker_that_finds_other_runs_says_so(runs: tuple[Path, Path]) -> None
     unit, other = prepared.units[0], prepared.units[1]
     right, wrong = worker.measure([(unit, mark_of(unit, prepared.pairs)), (unit, mark_of(other, prepared.pairs))])
     assert isinstance(right, UnitResult)
-    assert right.rows == prepared.profiling()(unit).rows
+    assert [row.packed for row in right.rows] == [row.packed for row in prepared.profiling()(unit).rows]
     assert isinstance(wrong, ComparatorError)
 
 
@@ -124,7 +124,7 @@ def test_workers_that_end(cluster: Cluster, tmp_path: Path, times: int) -> None:
                 assert [row.pair for row in one.rows] == [10, 11]
                 assert all(isinstance(row.measurement, Failure) for row in one.rows)
             else:
-                assert one == measure(unit)
+                assert [row.packed for row in one.rows] == [row.packed for row in measure(unit).rows]
 
 
 @pytest.mark.slow
