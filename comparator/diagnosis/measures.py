@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from functools import cached_property
 from typing import Any
@@ -241,7 +242,9 @@ def _sample(difference: Difference) -> Difference:
     return difference if difference.rows <= MOST_ROWS else difference.take(_sampled(difference.rows))
 
 
+@functools.lru_cache(256)
 def _sampled(rows: int) -> Integer:
+    """Not to be written to."""
     if rows <= MOST_ROWS:
         return np.arange(rows)
     return distinct(np.linspace(0, rows - 1, MOST_ROWS).astype(np.int64))

@@ -98,10 +98,14 @@ def pool_rows(family: Key, pairs: Sequence[Aligned], tables: Sequence[RowTable |
 
 
 def _look(tables: Sequence[RowTable]) -> FirstLook | None:
-    energies = [table.energy for table in tables if table.energy is not None and len(table.energy)]
-    if not tables or len(energies) < len(tables):
+    if not tables:
         return None
     columns = _joined([table.columns for table in tables])
+    energies = [table.energy for table in tables if table.energy is not None and len(table.energy)]
+    if not columns[:, 5].any():
+        energies = [np.zeros(0)]  # of what is equal nothing is asked
+    elif len(energies) < len(tables):
+        return None
     return look_of_finite(columns[:, :5], columns[:, 5], np.sum(energies, axis=0))
 
 

@@ -168,19 +168,23 @@ def test_rows_are_cut_where_the_reference_takes_pieces() -> None:
     st.integers(1, 40),
     st.sampled_from([1, 7, 8, 9, 1023, 1024, 1030]),
     st.integers(-30, 30),
+    st.integers(0, 40),
     st.integers(0, 2**32),
 )
 def test_one_pass_finds_what_the_analysis_looks_for_first(
-    dtype: np.dtype[Any], rows: int, channels: int, power: int, seed: int
+    dtype: np.dtype[Any], rows: int, channels: int, power: int, alike: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     with np.errstate(all="ignore"):
         left = np.clip(np.ldexp(rng.standard_normal((rows, channels)), power), -200, 200).astype(dtype)
         right = np.clip(left.astype(np.float64) * (1 + 0.01 * rng.standard_normal(left.shape)), -200, 200).astype(dtype)
     right[rng.integers(rows)] = left[0]
+    right[:alike] = left[:alike]
     _, table = measure_sums(left, right, by_row=True, by_channel=True)
     assert table is not None
-    assert table.energy is not None
+    if table.energy is None:
+        assert left.tobytes() == right.tobytes()
+        return
     found = look_of_finite(table.columns[:, :5], table.columns[:, 5], table.energy)
     expected = first_look(Matrices(left, right))
     assert np.array_equal(found.counts.differing, expected.counts.differing)

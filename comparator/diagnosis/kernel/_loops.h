@@ -217,12 +217,85 @@ INLINE void NAMED(add_channels)(const float *x, const float *y, const float *fac
     }
 }
 
+#ifdef REGISTERS
+/* Some channels of rows of bfloat16 side by side, `BLOCK` of each; they are far from one another where they lie. */
+INLINE void NAMED(gather)(const Side *side, const int64_t *rows, size_t channel, size_t count, uint16_t *to) {
+    for (size_t row = 0; row < TOGETHER; row++, to += BLOCK) {
+        const char *from = side->data + (ptrdiff_t)rows[row] * side->stride + channel * sizeof *to;
+        for (size_t byte = 0; byte < count * sizeof *to; byte += 64) __builtin_prefetch(from + AHEAD * sizeof *to + byte);
+        for (size_t i = 0; i < count; i += 2 * LANES) {
+            __m256i some = _mm256_loadu_si256((const __m256i *)(from + i * sizeof *to));
+            _mm256_storeu_si256((__m256i *)(to + i), some);
+        }
+    }
+}
+
+/* Two sums of 16 channels, of those with even and with odd numbers, added to those of 2 × LANES channels. */
+INLINE void NAMED(add_woven)(double *to, __m256 even, __m256 odd) {
+    __m256 lower = _mm256_unpacklo_ps(even, odd), upper = _mm256_unpackhi_ps(even, odd);
+    v8f first = (v8f)_mm256_permute2f128_ps(lower, upper, 0x20), second = (v8f)_mm256_permute2f128_ps(lower, upper, 0x31);
+    NAMED(add_to)(to, &first);
+    NAMED(add_to)(to + 4 * LANES, &second);
+}
+
+typedef struct {
+    __m256 squares, sizes, products, totals;
+} NAMED(Four);
+
+INLINE void NAMED(add_four)(NAMED(Four) *to, __m256 a, __m256 b, __m256 half, __m256 factor) {
+    __m256 middle = _mm256_mul_ps(_mm256_add_ps(a, b), half), added = _mm256_mul_ps(_mm256_sub_ps(b, a), factor);
+    to->squares = _mm256_fmadd_ps(added, added, to->squares);
+    to->sizes = _mm256_fmadd_ps(middle, middle, to->sizes);
+    to->products = _mm256_fmadd_ps(middle, added, to->products);
+    to->totals = _mm256_add_ps(to->totals, added);
+}
+
+/* As add_channels, of TOGETHER rows of bfloat16 in which all is finite; `count` is a multiple of 2 × LANES. Two
+   neighbours lie in 32 bits: the even one is shifted to its place, of the odd one the other's bits are taken away. */
+static void NAMED(add_bfloat_channels)(const uint16_t *x, const uint16_t *y, const float *factors, size_t count,
+                                       double *sums) {
+    const __m256i odd = _mm256_set1_epi32((int32_t)0xffff0000);
+    for (size_t i = 0; i < count; i += 2 * LANES) {
+        NAMED(Four) evens, odds;
+        memset(&evens, 0, sizeof evens);
+        memset(&odds, 0, sizeof odds);
+#pragma GCC unroll 1 /* else sums leave the registers */
+        for (size_t row = 0; row < TOGETHER; row++) {
+            __m256i a = _mm256_loadu_si256((const __m256i *)(x + row * BLOCK + i));
+            __m256i b = _mm256_loadu_si256((const __m256i *)(y + row * BLOCK + i));
+            __m256 factor = _mm256_broadcast_ss(factors + row), half = _mm256_mul_ps(factor, _mm256_set1_ps(0.5f));
+            NAMED(add_four)(&evens, (__m256)_mm256_slli_epi32(a, 16), (__m256)_mm256_slli_epi32(b, 16), half, factor);
+            NAMED(add_four)(&odds, (__m256)_mm256_and_si256(a, odd), (__m256)_mm256_and_si256(b, odd), half, factor);
+        }
+        double *to = sums + 4 * i;
+        NAMED(add_woven)(to, evens.squares, odds.squares);
+        NAMED(add_woven)(to + LANES, evens.sizes, odds.sizes);
+        NAMED(add_woven)(to + 2 * LANES, evens.products, odds.products);
+        NAMED(add_woven)(to + 3 * LANES, evens.totals, odds.totals);
+    }
+}
+
+/* Whether rows are of bfloat16 and taken as they lie. */
+INLINE int NAMED(is_plain_bfloat)(const Task *task) {
+    return task->first.kind == BF16 && task->second.kind == BF16 && task->finite && !task->parts && !task->weights &&
+           task->channels % (2 * LANES) == 0;
+}
+#endif
+
 static void NAMED(channels)(const Task *task, const int64_t *chosen, const float *factors, double *sums) {
     float x[TOGETHER * BLOCK] ALIGNED, y[TOGETHER * BLOCK] ALIGNED;
     for (size_t at = 0; at < task->rows; at += TOGETHER) {
         size_t some = task->rows - at < TOGETHER ? task->rows - at : TOGETHER;
         for (size_t channel = 0; channel < task->channels; channel += BLOCK) {
             size_t count = task->channels - channel < BLOCK ? task->channels - channel : BLOCK;
+#ifdef REGISTERS
+            if (some == TOGETHER && NAMED(is_plain_bfloat)(task)) {
+                NAMED(gather)(&task->first, chosen + at, channel, count, (uint16_t *)x);
+                NAMED(gather)(&task->second, chosen + at, channel, count, (uint16_t *)y);
+                NAMED(add_bfloat_channels)((uint16_t *)x, (uint16_t *)y, factors + at, count, sums + 4 * channel);
+                continue;
+            }
+#endif
             for (size_t row = 0; row < some; row++)
                 NAMED(block)(task, (size_t)chosen[at + row], channel, count, x + row * BLOCK, y + row * BLOCK, NULL);
             /* Of its own for what is usual, so that nothing is asked in the loops. */

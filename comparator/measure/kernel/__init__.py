@@ -55,7 +55,7 @@ def measure_sums(
     both sides are of at most 8 significant bits, blocks of a row are added in float32 first. ``equal_nonfinite`` takes
     NaN on both sides, and the same infinity on both, for zeros where the difference is concerned. ``by_row`` also gives
     the sums of each slice along the first dimension, ``by_channel`` then those of each element of a slice too (in
-    float32 alone), which mean nothing where values are not finite.
+    float32 alone), which mean nothing where values are not finite, and may be left out where all are equal.
     """
     if dtype is None:
         dtype = np.promote_types(working_dtype(baseline.dtype), working_dtype(target.dtype))
@@ -75,6 +75,8 @@ def measure_sums(
         for some in pieces(baseline, target, multiple=1 if by_row else SEGMENT // math.gcd(SEGMENT, row)):
             columns = None if table is None else table.columns[some]
             sums.add(baseline[some], target[some], columns, None if table is None else table.energy)
+    if table is not None and table.energy is not None and math.isnan(table.energy[0]):
+        table = RowTable(table.columns)
     return sums.found(), table
 
 

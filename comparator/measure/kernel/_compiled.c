@@ -17,6 +17,8 @@ be compiled without contraction (-ffp-contract=off). */
 #define BLOCK 1024 /* elements that are converted at a time; a multiple of LANES */
 #define COLUMNS 6  /* of the table of rows */
 #define TOGETHER 16 /* rows whose energies are added in float32 */
+#define LOOKED_AT (64 << 10) /* bytes of a row of which it is asked whether they are the same on both sides */
+#define ADDED_ENERGY -2 /* of a block nothing else was added */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define VERSIONS 1 /* one version of the loops for each instruction set, chosen when they are called */
@@ -103,6 +105,7 @@ typedef struct {
     double *energy; /* of each channel the sum of x*x + y*y */
     float *single; /* the same of the last rows, of blocks that are summed in float32 */
     size_t waiting; /* so many rows */
+    size_t alike; /* so many first rows are the same on both sides, byte by byte; their energies were not added */
 } Table;
 
 /* Adds to the energies what waits in float32. */
@@ -210,7 +213,7 @@ static PyObject *measure(PyObject *module, PyObject *arguments) {
     if (!fill(&left, &x, kind_x, &table_x, size) || !fill(&right, &y, kind_y, &table_y, size) ||
         !fits(&rows, &energy, &state, size, length))
         goto done;
-    Table table = {rows.len ? rows.buf : NULL, energy.len ? energy.buf : NULL, NULL, 0};
+    Table table = {rows.len ? rows.buf : NULL, energy.len ? energy.buf : NULL, NULL, 0, 0};
     if (table.energy && !(table.single = PyMem_RawCalloc((size_t)length, sizeof(float)))) {
         PyErr_NoMemory();
         goto done;

@@ -80,6 +80,14 @@ static void NAMED(look_partial)(const float *x, const float *y, size_t count, NA
 
 INLINE int NAMED(is_moderate)(float size) { return size == 0 || (size >= 0x1p-40f && size <= 0x1p40f); }
 
+static void NAMED(add_to_lanes)(const NAMED(Partial) *sums, Lanes *lanes) {
+    v4d lower, upper;
+#define ADD(SUM) NAMED(widen)(&sums->SUM, &lower, &upper), lanes->SUM.first += lower, lanes->SUM.second += upper;
+    ADD(total_x) ADD(absolute_x) ADD(square_x) ADD(total_y) ADD(absolute_y) ADD(square_y)
+    ADD(along) ADD(squared) ADD(gap)
+#undef ADD
+}
+
 /* Adds a block to the lanes; returns its largest |y - x|, or -1 where nothing was added. */
 static float NAMED(add_narrow)(const float *x, const float *y, size_t count, Lanes *lanes, float *energy) {
     size_t whole = count / LANES * LANES;
@@ -125,16 +133,7 @@ static float NAMED(add_narrow)(const float *x, const float *y, size_t count, Lan
     memset(&sums, 0, sizeof sums);
     NAMED(add_partial)(x, y, whole, &sums);
     if (whole < count) NAMED(add_partial)(last_x, last_y, LANES, &sums);
-    v4d lower, upper;
-#define ADD(SUM) NAMED(widen)(&sums.SUM, &lower, &upper), lanes->SUM.first += lower, lanes->SUM.second += upper;
-    ADD(total_x) ADD(absolute_x) ADD(square_x) ADD(total_y) ADD(absolute_y) ADD(square_y)
-    ADD(along) ADD(squared) ADD(gap)
-#undef ADD
+    NAMED(add_to_lanes)(&sums, lanes);
     if (energy) NAMED(add_single_energy)(x, y, count, energy);
     return most;
 }
-
-#undef ADD_EXACT
-#undef LOWER_OF
-#undef HIGHER_OF
-#undef LARGER_OF

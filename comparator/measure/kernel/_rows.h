@@ -130,12 +130,23 @@ static void TYPED(add_energy)(const WORK *x, const WORK *y, size_t count, double
     for (size_t i = 0; i < count; i++) energy[i] += (double)x[i] * (double)x[i] + (double)y[i] * (double)y[i];
 }
 
-/* The lanes of one row. `accept` takes equal NaN and infinities for zeros; the largest gap is looked for then too. */
-static void TYPED(add_row)(const Source *x, const Source *y, size_t at, size_t count, int accept, Lanes *lanes,
+/* The lanes of one row. `accept` takes equal NaN and infinities for zeros; the largest gap is looked for then too.
+   `same`: both sides are the same, byte by byte. */
+static void TYPED(add_row)(const Source *x, const Source *y, size_t at, size_t count, int accept, int same, Lanes *lanes,
                            const Table *table, Result *result) {
+    (void)same;
     WORK buffer_x[BLOCK] ALIGNED, buffer_y[BLOCK] ALIGNED;
     for (size_t done = 0; done < count; done += BLOCK) {
         size_t some = count - done < BLOCK ? count - done : BLOCK;
+        WORK most = -1;
+#ifdef NARROW
+        float *single = table->energy && !accept ? table->single + done : NULL;
+        if (!accept && x->kind == BF16 && y->kind == BF16) {
+            const uint16_t *left = (const uint16_t *)x->data + at + done, *right = (const uint16_t *)y->data + at + done;
+            most = NAMED(add_bfloats)(left, right, some, same, lanes, single, result);
+            if (most >= 0 && most <= result->largest) continue;
+        }
+#endif
         const WORK *a = TYPED(block)(x, at + done, some, buffer_x), *b = TYPED(block)(y, at + done, some, buffer_y);
         if (accept) {
             for (size_t i = 0; i < some; i++) {
@@ -145,14 +156,14 @@ static void TYPED(add_row)(const Source *x, const Source *y, size_t at, size_t c
             }
             a = buffer_x, b = buffer_y;
         }
-        WORK most = -1;
 #ifdef NARROW
-        if (is_narrow[x->kind] && is_narrow[y->kind])
-            most = NAMED(add_narrow)(a, b, some, lanes, table->energy && !accept ? table->single + done : NULL);
+        if (most == -1 && is_narrow[x->kind] && is_narrow[y->kind])
+            most = NAMED(add_narrow)(a, b, some, lanes, single);
 #endif
-        if (most == -1) {
+        if (most < 0) {
+            if (table->energy && !accept && most != ADDED_ENERGY)
+                TYPED(add_energy)(a, b, some, table->energy + done);
             most = TYPED(add_block)(a, b, some, lanes);
-            if (table->energy && !accept) TYPED(add_energy)(a, b, some, table->energy + done);
         }
         if (isnan(result->largest)) continue;
         if (!(isnan(most) || most > result->largest)) continue;
@@ -181,6 +192,27 @@ static void TYPED(count_nonfinite)(const Source *x, const Source *y, size_t at, 
     }
 }
 
+/* Whether a row is known to be the same on both sides, byte by byte. Of a long one that is not asked: it would be read
+   from memory once more. */
+static int TYPED(is_same)(const Source *x, const Source *y, size_t at, size_t count) {
+    size_t size = (size_t)item_size[x->kind];
+    return x->kind == y->kind && x->kind != TABLE && count * size <= LOOKED_AT &&
+           !memcmp((const char *)x->data + at * size, (const char *)y->data + at * size, count * size);
+}
+
+/* The energies of the first rows, which were taken to be the same. */
+static void TYPED(add_energy_of_rows)(const Source *x, const Source *y, size_t rows, size_t length, double *energy) {
+    WORK buffer_x[BLOCK] ALIGNED, buffer_y[BLOCK] ALIGNED;
+    if (!energy) return;
+    for (size_t row = 0; row < rows; row++)
+        for (size_t done = 0; done < length; done += BLOCK) {
+            size_t some = length - done < BLOCK ? length - done : BLOCK, at = row * length + done;
+            TYPED(add_energy)(TYPED(block)(x, at, some, buffer_x), TYPED(block)(y, at, some, buffer_y), some, energy + done);
+        }
+}
+
+/* Energies of channels are not looked for while rows are the same on both sides, byte by byte: nothing is asked of them
+   then. Where all of them are, the first energy is NaN. */
 static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t length, int accept, Table *table,
                            Result *result) {
     for (size_t at = 0, row = 0; at < size; at += length, row++) {
@@ -189,7 +221,11 @@ static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t
         int64_t largest_at = result->largest_at;
         Lanes lanes;
         clear(&lanes);
-        TYPED(add_row)(x, y, at, count, 0, &lanes, table, result);
+        int same = TYPED(is_same)(x, y, at, count), alike = same && table->alike == row;
+        if (!same && table->alike && table->alike == row) TYPED(add_energy_of_rows)(x, y, row, length, table->energy);
+        table->alike += (size_t)alike;
+        Table without = {.energy = NULL};
+        TYPED(add_row)(x, y, at, count, 0, same, &lanes, alike ? &without : table, result);
         add_side(&result->x, &lanes.total_x, &lanes.absolute_x, &lanes.square_x, lanes.low_x, lanes.high_x);
         add_side(&result->y, &lanes.total_y, &lanes.absolute_y, &lanes.square_y, lanes.low_y, lanes.high_y);
         double total = tree(&lanes.total_y) - tree(&lanes.total_x);
@@ -198,7 +234,7 @@ static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t
             if (accept) {
                 result->largest = largest, result->largest_at = largest_at;
                 clear(&lanes);
-                TYPED(add_row)(x, y, at, count, 1, &lanes, table, result);
+                TYPED(add_row)(x, y, at, count, 1, same, &lanes, &without, result);
             }
         }
         double along = tree(&lanes.along), squared = tree(&lanes.squared);
@@ -213,8 +249,9 @@ static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t
             double found[COLUMNS] = {square_x, square_y, squared, 2 * along + squared, total, (double)lanes.differing};
             memcpy(table->rows + COLUMNS * row, found, sizeof found);
         }
-        if (table->energy && ++table->waiting == TOGETHER) add_waiting(table, length);
+        if (table->energy && !alike && ++table->waiting == TOGETHER) add_waiting(table, length);
     }
+    if (table->energy && size && table->alike == (size + length - 1) / length) table->energy[0] = NAN;
     if (table->waiting) add_waiting(table, length);
     result->seen += (int64_t)size;
 }

@@ -2,6 +2,8 @@
 
 #include "_narrow.h"
 
+#include "_bfloat.h"
+
 #define NARROW 1
 #define WORK float
 #define WORK_KIND F32

@@ -131,6 +131,19 @@ def assert_they_agree(of: Matrices, parts: bool) -> None:
         assert_close(channel_sums(of, chosen, factors), expected, most)
 
 
+@needs_compiler
+@settings(max_examples=30, deadline=None)
+@given(st.integers(8, 40), st.sampled_from([16, 32, 240, 256, 272, 1040]), st.integers(0, 2**32))
+def test_channels_of_bfloat16_are_summed_as_those_of_others(rows: int, channels: int, seed: int):
+    rng = np.random.default_rng(seed)
+    sides = [rng.standard_normal((rows, channels)).astype(ml_dtypes.bfloat16) for _ in range(2)]
+    chosen = np.flatnonzero(rng.random(rows) < 0.9)
+    factors = rng.random(len(chosen)).astype(np.float32)
+    of = Matrices(*sides, finite=True)
+    expected = by_reference(channel_sums, of, chosen, factors)
+    assert_close(channel_sums(of, chosen, factors), expected, expected.middle + expected.added + 1)
+
+
 @settings(max_examples=60, deadline=None)
 @given(matrices())
 def test_sums_are_those_of_whole_arrays(of: Matrices):
