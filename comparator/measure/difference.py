@@ -14,7 +14,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from comparator.measure.kernel import measure_sums
-from comparator.measure.kernel.sums import Array, PairSums, RowTable, to_working
+from comparator.measure.kernel.sums import Array, Float, PairSums, RowTable, to_working
 from comparator.measure.statistics import (
     PERCENTILE_LIMIT,
     Statistics,
@@ -206,3 +206,11 @@ def same_bytes(left: Array, right: Array) -> bool:
         if not np.array_equal(first, second):
             return False
     return True
+
+
+def row_differences(baseline: Array, target: Array, dimension: int, *, equal_nonfinite: bool = False) -> Float:
+    """``rel`` of each slice along ``dimension``: shape ``(baseline.shape[dimension],)``, 0 where both are zero."""
+    left, right = (np.moveaxis(side, dimension, 0) for side in (baseline, target))
+    _, rows = measure_sums(left, right, equal_nonfinite=equal_nonfinite, by_row=True)
+    assert rows is not None
+    return rows.rel()

@@ -16,7 +16,7 @@ from comparator.align.pair import Aligned, align
 from comparator.align.unshard import Replicas
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import BundlePair
-from comparator.measure.difference import Difference, Measured, compare_arrays, same_bytes
+from comparator.measure.difference import Difference, Measured, compare_arrays, row_differences, same_bytes
 from comparator.measure.kernel.sums import Array, RowTable
 from comparator.measure.measurement import (
     ArrayNumbers,
@@ -30,7 +30,6 @@ from comparator.measure.memory import reads_lazily
 from comparator.measure.quoting import quoted_first
 from comparator.measure.reduced import measure_hashes, measure_statistics
 from comparator.measure.replicas import measure_replicas
-from comparator.measure.rows import row_differences
 from comparator.measure.statistics import PERCENTILE_LIMIT, Statistics, summarize
 from comparator.measure.torch_rounding import compare_as_torch, difference_as_torch_in_bfloat16
 from comparator.measure.values import measure_values

@@ -23,8 +23,8 @@ from comparator.plan.context import SideContext
 from comparator.plan.facts import Remark, TokenNumbers
 from comparator.plan.inputs import SideInputs
 from comparator.plan.kept import SMALLEST, KeptPlans
+from comparator.plan.levels import RowByRow, check_same_rows
 from comparator.plan.rows import KEPT_BY_ROWS, plan_rows, rows_key
-from comparator.plan.samples import RowByRow, check_same_rows
 from comparator.plan.shared_pieces import Sharing, find_sharing
 from comparator.plan.side import SidePlan, describe_part, known_inputs, plan_side, side_inputs, with_rows
 from comparator.plan.tokens.interface import PartedSequence, TokenAligner, TokenPlan, consecutive

@@ -205,3 +205,17 @@ def _left_out(summary: Mapping[str, Any], accounts: Sequence[Mapping[str, Any]])
             more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
             lines.append(f"only the {side} has: {', '.join(names[:MOST_NAMES])}{more}")
     return lines
+
+
+def issue_text(said: Answer, records: RunRecords) -> str:
+    """The diagnosis to paste into an issue, in a few lines of plain text (and Markdown): the verdict, where error
+    comes in, what was compared and what not."""
+    lines = [said.headline, "", said.words, ""]
+    if said.place:
+        lines.append(f"- First divergence: {said.place}")
+    lines += [f"- {label}: {sentence}" for label, sentence in said.facts]
+    lines += [f"- Compared: {line}" for line in said.compared]
+    lines += [f"- Not compared: {line}" for line in said.left_out]
+    lines += [f"- {note['kind']}: {note['message']} ({note['category']})" for note in said.notes[:20]]
+    lines += [f"- Baseline: {records.path('baseline')}", f"- Target: {records.path('target')}"]
+    return "\n".join(line for line in lines) + "\n"

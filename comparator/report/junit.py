@@ -8,8 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from comparator.measure.picture import Picture
-from comparator.report.answer import RunRecords, answer, label_of
-from comparator.report.issue_text import issue_text
+from comparator.report.answer import RunRecords, answer, issue_text, label_of
 from comparator.report.runs import earlier_failure
 from comparator.report.sources import Sources
 from comparator.report.strips import TokenStrips

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from comparator.measure.difference import compare_arrays, measure, same_bytes
+from comparator.measure.difference import compare_arrays, measure, row_differences, same_bytes
 from comparator.measure.family import FamilyRows
 from comparator.measure.kernel.sums import to_working
 from comparator.measure.measurement import (
@@ -26,7 +26,6 @@ from comparator.measure.measurement import (
     TensorMeasurement,
     ValueMeasurement,
 )
-from comparator.measure.rows import row_differences
 from comparator.measure.statistics import Statistics, summarize
 from comparator.measure.table import Table
 from comparator.measure.units import Families, Row

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from comparator.measure.picture import Picture
-from comparator.report.answer import RunRecords, answer, label_of
+from comparator.report.answer import RunRecords, answer, issue_text, label_of
 from comparator.report.html.columns import pack, shortened
 from comparator.report.html.table import CATEGORIES, CHUNK, JUDGED, Table
-from comparator.report.issue_text import issue_text
 from comparator.report.runs import earlier_failure
 from comparator.report.sources import Sources
 from comparator.report.strips import TokenStrips
