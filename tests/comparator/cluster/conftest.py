@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import secrets
-import shutil
-import socket
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from comparator.api import open_side
@@ -22,24 +14,8 @@ from comparator.options import Options
 from comparator.prepared import Prepared, prepare
 from dumper.recording.recorder import Recorder
 from tensortap.progress import Progress
+from testbed.ray_cluster import Cluster, ray_cluster, ray_environment
 from tests.moto_server import environment, make_bucket, moto_server
-
-
-@dataclass(frozen=True)
-class Cluster:
-    address: str
-    client_address: str | None
-    """Of the server for Ray's client; None where its library is not installed."""
-    head: psutil.Process
-
-    def workers(self) -> list[psutil.Process]:
-        """Processes that have begun to compare."""
-        found = []
-        for process in self.head.children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                if process.cmdline() and process.cmdline()[0].startswith("ray::Worker"):
-                    found.append(process)
-        return found
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -47,10 +23,8 @@ def _environment() -> Iterator[None]:
     """What Ray reads when it is imported, here and in the cluster."""
     assert "ray" not in sys.modules
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else it listens on the machine's other addresses
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in ray_environment().items():
+            patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
         yield
 
@@ -72,51 +46,9 @@ def storage(_environment: None) -> Iterator[None]:
 
 @pytest.fixture(scope="package")
 def cluster(storage: None) -> Iterator[Cluster]:
-    """A cluster of two workers, on the loopback interface alone, that asks for a token."""
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the path of a socket is short
-    port, client_port = _free_port(), _free_port()
-    more = [f"--port={port}", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}"]
-    client = importlib.util.find_spec("grpc") is not None
-    more += [f"--ray-client-server-port={client_port}"] if client else []
-    try:
-        with node_of("--head", *more) as head:
-            yield Cluster(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client_port}" if client else None, head)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
-@contextmanager
-def node_of(*more: str) -> Iterator[psutil.Process]:
-    """What ``ray start`` begins on this machine; it is ended with all its descendants."""
-    # A second node is refused where all listen on the loopback interface alone, though it works on one machine.
-    program = "import ray.scripts.scripts as scripts; scripts.ray_constants.ENABLE_RAY_CLUSTER = True; scripts.main()"
-    command = [sys.executable, "-u", "-c", program, "start", "--block", "--node-ip-address=127.0.0.1"]
-    command += ["--object-store-memory=80000000", "--disable-usage-stats", *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    head = psutil.Process(process.pid)
-    try:
-        assert process.stdout is not None
-        printed = []
-        for line in process.stdout:
-            printed.append(line)
-            if "Ray runtime started" in line:
-                break
-        else:
-            pytest.fail("".join(printed))
-        yield head
-    finally:
-        everything = [*head.children(recursive=True), head]
-        for one in everything:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        process.wait()
+    """A cluster of two workers."""
+    with ray_cluster() as found:
+        yield found
 
 
 def record(folder: Path, steps: int, layers: int) -> tuple[Path, Path]:

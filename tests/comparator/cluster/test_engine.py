@@ -24,7 +24,8 @@ from comparator.match.bundles import BundlePair
 from comparator.measure.measurement import Failure, Skipped
 from comparator.measure.units import Row, Unit, UnitResult
 from comparator.pipeline import begin
-from tests.comparator.cluster.conftest import Cluster, in_the_middle, node_of, prepared_of, record
+from testbed.ray_cluster import Cluster, ray_node
+from tests.comparator.cluster.conftest import in_the_middle, prepared_of, record
 
 UNITS = [Unit(number, (2 * number, 2 * number + 1)) for number in range(41)]
 PAIRS = [BundlePair(f"pair{number}", (), 0, None, None) for number in range(2 * len(UNITS))]
@@ -142,7 +143,7 @@ def test_a_node_that_ends(cluster: Cluster, tmp_path: Path) -> None:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
-    with node_of(f"--address={address}", "--num-cpus=2") as node, connected(address):
+    with ray_node(f"--address={address}", "--num-cpus=2") as node, connected(address):
         assert ray.cluster_resources()["CPU"] == 4
         found = list(begin(prepared, in_the_middle(kill), engine=on_cluster(prepared)))
         assert not node.is_running() or node.status() == psutil.STATUS_ZOMBIE

@@ -30,8 +30,9 @@ from dumper.readers.streams import elsewhere, segments
 from dumper.reading.open import open_run
 from dumper.reading.protocol import Run
 from dumper.storage.places import Place
+from testbed.ray_cluster import Cluster
 from testbed.sparse_runs import Sparse, write_sparse_run
-from tests.comparator.cluster.conftest import Cluster, in_the_middle, prepared_of, record
+from tests.comparator.cluster.conftest import in_the_middle, prepared_of, record
 from tests.dumper.convert.dumps import DumpWriter
 from tests.moto_server import upload
 
