@@ -19,6 +19,7 @@ from patcher.match.statements import Statement, end_of, index_function, start_of
 from patcher.plan.edits import Code, Edit, FunctionPatch, ModulePatch
 from patcher.rewrite.apply import apply_edit
 from patcher.rewrite.entry import insert_at_entry, set_apart
+from patcher.rewrite.generators import made_generator
 from patcher.rewrite.inserted_code import config_code
 from patcher.rewrite.line_edits import syntax_error
 from patcher.rewrite.taps import Tap, TapTable, TargetEdit
@@ -136,6 +137,8 @@ def rewrite_module(source: str, patch: ModulePatch, file: str, taps: TapTable | 
         if not message:
             _finish(buffer)
             owner, message = _compile_error(buffer, unit.name)
+        if not message:
+            owner, message = made_generator(buffer, unit)
         if message:
             landings = _with_failure(landings, patch, owner, message)
         first, last = function_lines(unit)

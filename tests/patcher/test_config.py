@@ -265,6 +265,7 @@ SOURCE = "def f(x):\n    y = g(x)\n    return y\n"
         ),
         ("- match: y = g(x)\n  after: await z\n", "taps.yaml:4: the code of the edit does not compile there: 'await'"),
         ("- match: y = g(x)\n  after: yield z; return (yield)\n  nth: 2", "found only once"),
+        ("- match: y = g(x)\n  after: yield x", "'yield' would make a generator of the function: 'yield x'"),
         ("- {match: y = g(x), after: $Z}", "taps.yaml:4: $Z is captured nowhere (captured here: $MATCH, $arguments)"),
         ("- {at: entry, dump: {name: y}}", "taps.yaml:4: dump 'y' has no 'value'"),
         ("- {at: entry, dump: {name: y, value: 'x +'}}", "taps.yaml:4: 'x +' is not a Python expression"),
@@ -287,13 +288,29 @@ def test_an_edit_that_does_not_land_says_why(tmp_path: Path, edits: str, message
     assert message in errors(tmp_path, SOURCE, edits)
 
 
-@pytest.mark.parametrize("preamble", ["break", "await x", "nonlocal q", "a = 1; return = 2"])
+@pytest.mark.parametrize(
+    "preamble", ["break", "await x", "nonlocal q", "a = 1; return = 2", "z = yield", "yield from x"]
+)
 def test_a_preamble_that_does_not_compile_is_an_error(tmp_path: Path, preamble: str) -> None:
     config = f"patches:\n- target: mod.f\n  preamble: {preamble}\n  edits:\n  - {{match: return y, before: z = 1}}\n"
     checked = check(tmp_path, SOURCE, config)
     (message,) = checked.errors
     assert message.startswith("taps.yaml:3: the code of the ")
     assert "does not compile" in message
+
+
+def test_what_yields_already_or_elsewhere_may_yield(tmp_path: Path) -> None:
+    source = "def f(x):\n    def g():\n        yield x\n    return list(g())\n\n\ndef h(x):\n    y = 1\n    yield y\n"
+    inner = "def k():\n      yield 2\n    z = lambda: (yield 1)"
+    config = (
+        f"patches:\n- target: mod.f\n  preamble: |\n    {inner}\n  edits: [{{match: 'return list(g())', before: z}}]\n"
+        "- target: mod.h\n  preamble: yield 0\n  edits: [{match: yield y, after: yield 2}]\n"
+        "- {target: mod.f.g, edits: [{match: yield x, after: yield 3}]}\n"
+    )
+    assert not check(tmp_path, source, config).errors
+    config = "patches:\n- {target: mod.f, edits: [{match: 'return list(g())', before: yield 3}]}\n"
+    (message,) = check(tmp_path, source, config).errors
+    assert "would make a generator" in message
 
 
 def test_a_pattern_found_twice_lists_both_places(tmp_path: Path) -> None:
