@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -29,6 +30,7 @@ from comparator.measure.measurement import (
 from comparator.measure.statistics import Statistics, summarize
 from comparator.measure.table import Table
 from comparator.measure.units import Families, Row
+from comparator.options import Options
 from comparator.plan.facts import Remark, TokenNumbers
 
 FINITE = st.floats(-1e6, 1e6, width=32)
@@ -198,7 +200,8 @@ def test_families_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) 
         return FamilyRows((("name", name),), array, array, None, None, np.zeros(count, np.int64))
 
     monkeypatch.setattr("comparator.measure.units.KEPT_BYTES", 8 * 10)
-    families = Families([], lambda number: [], None)  # type: ignore[arg-type]
+    measurer = SimpleNamespace(options=Options())
+    families = Families([], lambda number: [], measurer)  # type: ignore[arg-type]
     for name, count in (("a", 4), ("b", 4), ("a", 6), ("c", 0)):
         families.keep((("name", name),), rows(name, count))
     assert [len(families.rows((("name", name),)) or ()) for name in "abc"] == [6, 4, 0]
