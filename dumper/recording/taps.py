@@ -56,7 +56,7 @@ class Tap:
     __slots__ = ("_recorder", "_source", "failures", "fired", "id", "kind", "name", "on")
 
     def __init__(self, recorder: Recorder, info: Mapping[str, Any]) -> None:
-        """``info``: the entry of ``install_taps``, plain values (docs/architecture.md, contract 1)."""
+        """``info``: the entry of ``install_taps``, plain values (docs/contracts.md, contract 1)."""
         self._recorder = recorder
         self.id: str = info["id"]
         self.name: str = info["name"]
