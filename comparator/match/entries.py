@@ -118,6 +118,19 @@ class Entries(Sequence[Entry]):
         record = self._records[row if self._row is None else int(self._row[row])]
         return Entry(record, like.name, like.tags, like.dims, like.piece)
 
+    def alike(self, rows: Integers) -> list[Alike]:
+        """Of the entries of these numbers each an entry of its kind, its rank, its step and its occurrence."""
+        columns = (self.kind, self.rank, self.step, self.occurrence)
+        if len(rows) == 1:  # as in most bundles
+            row = rows[0]
+            lists = [[column[row].item()] for column in columns]
+        else:
+            lists = [column[rows].tolist() for column in columns]
+        return [
+            (self.kinds[kind], rank, None if step == OUTSIDE_STEPS else step, occurrence)
+            for kind, rank, step, occurrence in zip(*lists, strict=True)
+        ]
+
     def record_numbers(self, rows: Integers) -> Integers:
         """Which records of the run the entries of these numbers are."""
         return rows if self._row is None else self._row[rows]
@@ -224,12 +237,7 @@ class Members(Sequence[Entry]):
         """Of each an entry of its kind, its rank, its step and its occurrence."""
         if self._alike is not None:
             return self._alike
-        entries, rows = self._entries, self._rows
-        columns = [column[rows].tolist() for column in (entries.kind, entries.rank, entries.step, entries.occurrence)]
-        alike = [
-            (entries.kinds[kind], rank, None if step == OUTSIDE_STEPS else step, occurrence)
-            for kind, rank, step, occurrence in zip(*columns, strict=True)
-        ]
+        alike = self._entries.alike(self._rows)
         if self._stays:
             self._alike = alike
         return alike

@@ -135,12 +135,7 @@ class _SeveralParts(Exception):  # a way out, not an error
 
 
 def _without_unreadable(pair: BundlePair) -> tuple[BundlePair, tuple[LeftOut, ...]]:
-    if all(
-        entry.record.error is None
-        for bundle in (pair.baseline, pair.target)
-        if bundle is not None
-        for entry in bundle.entries
-    ):
+    if _is_readable(pair.baseline) and _is_readable(pair.target):
         return pair, ()
     left_out: list[LeftOut] = []
 
@@ -160,6 +155,13 @@ def _without_unreadable(pair: BundlePair) -> tuple[BundlePair, tuple[LeftOut, ..
     return found, tuple(left_out)
 
 
+def _is_readable(bundle: Bundle | None) -> bool:
+    for entry in () if bundle is None else bundle.entries:  # noqa: SIM110  (a generator takes as long as all else)
+        if entry.record.error is not None:
+            return False
+    return True
+
+
 def _without_empty_ranks(found: Selected, contexts: Mapping[Side, SideContext], options: Options) -> Selected:
     """Keep the files of the one data-parallel rank that holds something.
 
@@ -169,6 +171,8 @@ def _without_empty_ranks(found: Selected, contexts: Mapping[Side, SideContext], 
     pair = found.pair
 
     def filled(side: Side, bundle: Bundle) -> Bundle:
+        if len(bundle.entries) == 1 and _holds_rows(bundle.entries[0]):
+            return bundle  # whichever rank it is of; to plan it says what is wrong with its dims
         dims = file_dims(bundle, pair.name, contexts[side], options)
         axis = (dims.data_parallel_axis if dims else None) or "dp"
         places = [named_file(entry).parallel.get(axis) for entry in bundle.entries]

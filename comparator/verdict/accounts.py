@@ -112,8 +112,8 @@ class Accounts:
                 _add_tokens(mine, tokens, side, compared=isinstance(measurement, TensorMeasurement) and
                             measurement.difference is not None)  # fmt: skip
                 continue
-            rows = _rows(bundle, pair.name, side, self._options)
             if isinstance(measurement, Skipped) or (pair.baseline is None) != (pair.target is None):
+                rows = _rows(bundle, pair.name, side, self._options)
                 other: Side = "target" if side == "baseline" else "baseline"
                 one_sided = pair.baseline is None or pair.target is None
                 mine.recorded += rows
@@ -121,6 +121,7 @@ class Accounts:
                 if one_sided:
                     mine.unpaired.append(_label(pair))
             elif isinstance(measurement, Failure):
+                rows = _rows(bundle, pair.name, side, self._options)
                 mine.recorded += rows
                 mine.leave_out(f"{NOT_COMPARABLE} ({measurement.name})", rows)
             elif isinstance(measurement, TensorMeasurement) and measurement.difference is None:
