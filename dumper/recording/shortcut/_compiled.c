@@ -205,14 +205,11 @@ typedef struct {
 
 static int look_at(const Shortcut *self, Incoming *incoming) {
     incoming->found.device_type = 0;
-    if (self->describe != NULL && self->describe(incoming->value, &incoming->found) != 0) {
-        PyErr_Clear();
-        incoming->found.device_type = 0;
-    }
-    if (incoming->found.device_type) {
-        incoming->on_device = incoming->found.device_type == CUDA_DEVICE;
-        return incoming->on_device || incoming->found.device_type == HOST;
-    }
+    int described = self->describe != NULL && self->describe(incoming->value, &incoming->found) == 0;
+    if (self->describe != NULL && !described) PyErr_Clear();
+    incoming->on_device = incoming->found.device_type == CUDA_DEVICE;
+    if (described && (incoming->on_device || incoming->found.device_type == HOST)) return 1;
+    incoming->found.device_type = 0;
     incoming->on_device = as_truth(PyObject_GetAttr(incoming->value, s_is_cuda));
     return incoming->on_device == 1 ||
            (incoming->on_device == 0 && as_truth(PyObject_GetAttr(incoming->value, s_is_cpu)) == 1);
