@@ -7,6 +7,7 @@ from setuptools import Extension, setup
 
 KERNEL = "comparator/measure/kernel"
 TORCH_SUMS = "comparator/measure/torch_sums"
+ADDING = "comparator/align/adding"
 QUOTING = "comparator/measure/quoting"
 PASSES = "comparator/diagnosis/kernel"
 FINGERPRINT = "dumper/values/fingerprint"
@@ -43,6 +44,7 @@ setup(
         # Without contraction, so that both kernels round alike.
         extension(KERNEL, "-O3", "-ffp-contract=off", "-fno-math-errno", others=SHARED),
         extension(TORCH_SUMS, "-O3", "-ffp-contract=off", others=(f"{PASSES}/_half.h",)),
+        extension(ADDING, "-O3", "-ffp-contract=off", others=(f"{PASSES}/_half.h",)),
         extension(QUOTING, "-O2"),
         extension(PASSES, "-O3", "-fno-math-errno"),
         extension(FINGERPRINT, "-O3"),

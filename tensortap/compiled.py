@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MODULES = (
+    "comparator.align.adding._compiled",
     "comparator.diagnosis.kernel._compiled",
     "comparator.measure.kernel._compiled",
     "comparator.measure.quoting._compiled",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from msgspec import Struct
 
+from comparator.align.adding import add_halves
 from comparator.align.rows import Array, Rows, joined, merge_rows, slice_of, take_rows
 from comparator.plan.operations import Operation, UnshardPlan, zigzag_order
 from tensortap.dims import count_rows
@@ -90,6 +91,9 @@ def sum_partials(members: Sequence[Array]) -> Array:
     if any(map(is_lazy, members)):
         found = wide if np.issubdtype(wide, np.integer) else dtype
         return computed(members, lambda *rows: sum_partials(rows), members[0].shape, found)
+    halves = add_halves(members, from_zero=False)
+    if halves is not None:
+        return halves
     total = members[0].astype(wide)
     for member in members[1:]:
         total += member.astype(wide, copy=False)
@@ -98,16 +102,13 @@ def sum_partials(members: Sequence[Array]) -> Array:
 
 def _sum_as_torch(members: Sequence[Array]) -> Array:
     """Add summands in their own dtype, as ``torch.stack(...).sum(0)`` rounds."""
-    dtype = members[0].dtype
-    if dtype.name in ("bfloat16", "float16") and len(members) < _FEW and members[0].size >= _REGISTER:
-        total = np.zeros(members[0].shape, np.float32)
-        with np.errstate(all="ignore"):
-            for member in members:
-                total += member
-            found: Array = total.astype(dtype)
-        return found
+    if len(members) < _FEW and members[0].size >= _REGISTER:
+        found = add_halves(members, from_zero=True)
+        if found is not None:
+            return found
     import torch
 
+    dtype = members[0].dtype
     if dtype.name == "bfloat16":
         bits = np.stack([np.ascontiguousarray(member).view(np.int16) for member in members])
         halves = torch.from_numpy(bits).view(torch.bfloat16).sum(dim=0)

@@ -1,0 +1,3 @@
+from typing import Any
+
+def add(members: tuple[Any, ...], kind: int, from_zero: bool, out: Any, /) -> None: ...
