@@ -19,19 +19,19 @@ SHARED = (f"{PASSES}/_half.h", f"{PASSES}/_widen.h")
 
 
 def extension(folder: str, *flags: str, others: tuple[str, ...] = ()) -> Extension:
-    """The module ``_compiled`` of a folder. ``others``: headers beside those of the folder.
+    """The module ``_compiled`` of a folder. ``others``: headers of other folders (``HEADERS_ELSEWHERE`` there).
 
     It says which sources it was built from, since one that is older than the Python code around it must not be used
     (``tensortap/compiled.py`` computes the same).
     """
     digest = 0
     headers = sorted(map(str, Path(folder).glob("*.h")))
-    for source in sorted([*headers, *map(str, Path(folder).glob("*.c"))]):
+    for source in (*sorted([*headers, *map(str, Path(folder).glob("*.c"))]), *others):
         digest = zlib.crc32(Path(source).read_bytes(), digest)
     return Extension(
         f"{folder.replace('/', '.')}._compiled",
         [f"{folder}/_compiled.c"],
-        depends=[*headers, *others],
+        depends=[*headers, *others, "setup.py"],  # which has the flags
         include_dirs=sorted({str(Path(other).parent) for other in others}),
         define_macros=[("SOURCES", f'"{digest:08x}"')],
         extra_compile_args=list(flags),

@@ -24,6 +24,11 @@ MODULES = (
     "tensortap.lost_pages._compiled",
 )
 """Those of all packages."""
+HEADERS_ELSEWHERE = {
+    "comparator.measure.kernel._compiled": ("../../diagnosis/kernel/_half.h", "../../diagnosis/kernel/_widen.h"),
+    "comparator.measure.torch_sums._compiled": ("../../diagnosis/kernel/_half.h",),
+}
+"""What modules are built from beside the C sources in their folder, from which the paths begin."""
 _ELF = struct.Struct("<32xQ14xHH4x")
 """Of the header: offset of the table of segments, size of an entry, number of entries."""
 _SEGMENT = struct.Struct("<8xQ16xQ")
@@ -51,7 +56,7 @@ def load(name: str) -> Any:
         _say(name, str(error))
     else:
         file = module.__file__ or ""
-        digest = _digest_beside(file)
+        digest = _digest_beside(file, name)
         if digest is None or module.__doc__ == digest:
             return module
         _say(file, "it was built from other sources than those beside it")
@@ -63,19 +68,21 @@ def missing() -> Sequence[str]:
     return [name for name in MODULES if load(name) is None]
 
 
-def sources_digest(folder: str) -> str | None:
-    """What tells the C sources in a folder from others; None where there are none. ``setup.py`` computes the same."""
+def sources_digest(folder: str, name: str = "") -> str | None:
+    """What tells the C sources of the module ``name``, in its folder, from others; None where there are none.
+    ``setup.py`` computes the same."""
     digest = 0
-    for name in sorted(os.listdir(folder)):  # a tenth of the time that pathlib takes, at each start
-        if name.endswith((".c", ".h")):
-            with open(os.path.join(folder, name), "rb") as source:
-                digest = zlib.crc32(source.read(), digest)
+    # A tenth of the time that pathlib takes, at each start.
+    sources = sorted(source for source in os.listdir(folder) if source.endswith((".c", ".h")))
+    for path in (*sources, *(HEADERS_ELSEWHERE.get(name, ()) if sources else ())):
+        with open(os.path.join(folder, path), "rb") as source:
+            digest = zlib.crc32(source.read(), digest)
     return f"{digest:08x}" if digest else None
 
 
-def _digest_beside(file: str) -> str | None:
+def _digest_beside(file: str, name: str) -> str | None:
     try:
-        return sources_digest(os.path.dirname(file))
+        return sources_digest(os.path.dirname(file), name)
     except OSError:
         return None
 

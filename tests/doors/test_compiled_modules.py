@@ -6,6 +6,7 @@ import _struct
 import importlib.machinery
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import dumper.values.fingerprint
 from comparator.cli import main
 from comparator.measure.kernel import measure_sums
 from dumper.recording.recorder import Recorder
-from tensortap.compiled import MODULES, load, missing, sources_digest
+from tensortap.compiled import HEADERS_ELSEWHERE, MODULES, load, missing, sources_digest
 
 CHECKOUT = Path(__file__).parents[2]
 KERNELS = (comparator.diagnosis.kernel, comparator.measure.kernel, dumper.values.fingerprint)
@@ -54,7 +55,25 @@ def test_setup_and_loader_mean_the_same_sources(tmp_path: Path) -> None:
         cwd=CHECKOUT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     folders = {name: CHECKOUT.joinpath(*name.split(".")[:-1]) for name in MODULES}
-    assert json.loads(said.replace("'", '"')) == {name: sources_digest(str(folder)) for name, folder in folders.items()}
+    expected = {name: sources_digest(str(folder), name) for name, folder in folders.items()}
+    assert json.loads(said.replace("'", '"')) == expected
+
+
+def test_headers_of_other_folders_are_sources_as_well(tmp_path: Path) -> None:
+    for name, headers in HEADERS_ELSEWHERE.items():
+        parts = name.split(".")[:-1]
+        folder = tmp_path.joinpath(*parts)
+        shutil.copytree(CHECKOUT.joinpath(*parts), folder)
+        for header in headers:
+            (folder / header).resolve().parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(CHECKOUT.joinpath(*parts, header), folder / header)
+        before = sources_digest(str(folder), name)
+        (folder / headers[-1]).write_text("/* another */")
+        assert before != sources_digest(str(folder), name) is not None
+        # Each include that is not in the folder is one of these.
+        text = "".join(path.read_text() for path in CHECKOUT.joinpath(*parts).glob("*.[ch]"))
+        included = set(re.findall(r'#include "(\w+\.h)"', text)) - {path.name for path in folder.iterdir()}
+        assert included <= {Path(header).name for header in headers}
 
 
 @pytest.fixture
