@@ -232,7 +232,8 @@ def _tables(sums: ManySums, rows: Integers) -> tuple[list[RowTable], list[Float]
     assert columns is not None
     ends = np.cumsum(rows).tolist()
     stretches = list(zip([0, *ends], ends, strict=False))
-    energies = [None] * len(ends) if energy is None else list(energy)
+    left_out = np.ones(len(ends), np.bool_) if energy is None else np.isnan(energy[:, 0])
+    energies = [None if energy is None or out else energy[at] for at, out in enumerate(left_out.tolist())]
     tables = [RowTable(columns[start:end], of_one) for (start, end), of_one in zip(stretches, energies, strict=True)]
     rels = RowTable(columns).rel()
     return tables, [rels[start:end] for start, end in stretches]

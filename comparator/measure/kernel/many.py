@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class ManySums(Struct, frozen=True, eq=False):
     rows: Float | None
     """``RowTable.columns`` of all pairs, one after the other."""
     energy: Float | None
-    """``RowTable.energy`` of each pair, shape ``(pairs, channels)``."""
+    """``RowTable.energy`` of each pair, shape ``(pairs, channels)``; the first one is NaN where they are left out."""
 
     @property
     def finite(self) -> npt.NDArray[np.bool_]:
@@ -120,7 +121,7 @@ def _one_by_one(
             found.rows[start : start + len(left)] = table.columns
             start += len(left)
             if found.energy is not None:
-                found.energy[number] = table.energy
+                found.energy[number] = math.nan if table.energy is None else table.energy
 
 
 def _flat(sums: PairSums) -> tuple[list[float], list[int]]:
