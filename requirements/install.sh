@@ -12,7 +12,7 @@ main() {
   shift
   local python stamp
   python=$(find_python)
-  local sources=("$0" pyproject.toml setup.py comparator/{diagnosis,measure}/kernel/*.[ch] comparator/align/adding/*.c comparator/measure/{quoting,torch_sums}/*.[ch] dumper/values/fingerprint/*.[ch] dumper/recording/shortcut/*.c dumper/readers/sglang/pt_format/*.[ch] tensortap/lost_pages/*.c "$torchvision_operators")
+  local sources=("$0" pyproject.toml setup.py comparator/{diagnosis,measure}/kernel/*.[ch] comparator/align/adding/*.c comparator/measure/{quoting,torch_sums}/*.[ch] dumper/values/fingerprint/*.[ch] dumper/recording/shortcut/*.[ch] dumper/readers/sglang/pt_format/*.[ch] tensortap/lost_pages/*.c "$torchvision_operators")
   stamp="$environment/.made-from-$(cat "${sources[@]}" "$@" | sha256sum | cut -c1-16)"
   if [ -e "$stamp" ] && "$environment/bin/python" -c '' 2>/dev/null; then
     return

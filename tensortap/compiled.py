@@ -25,6 +25,7 @@ MODULES = (
 )
 """Those of all packages."""
 HEADERS_ELSEWHERE = {
+    "comparator.align.adding._compiled": ("../../diagnosis/kernel/_half.h",),
     "comparator.measure.kernel._compiled": ("../../diagnosis/kernel/_half.h", "../../diagnosis/kernel/_widen.h"),
     "comparator.measure.torch_sums._compiled": ("../../diagnosis/kernel/_half.h",),
 }
