@@ -30,6 +30,8 @@ _PER_ROW = 330
 _SAMPLES, _PER_SAMPLE = 768, 20
 """Rows of which the analysis looks at all elements together, and bytes that it takes for each element."""
 _LARGEST_ELEMENT = 16
+_PER_RANKED = 48
+"""Bytes that percentiles take for each element."""
 _GROUP = Path("/sys/fs/cgroup")
 
 
@@ -88,6 +90,13 @@ def bytes_together(pairs: Sequence[BundlePair], options: Options) -> int:
         return 0
     found = sum(side.nbytes for pair in pairs for side in (pair.baseline, pair.target) if side is not None)
     return 0 if _fits(found, options) else found
+
+
+def percentiles_fit(elements: int, options: Options) -> bool:
+    """Whether there is memory for the percentiles of a pair, which are made of all its elements in double precision."""
+    if options.memory is None:
+        return True
+    return elements * _PER_RANKED <= max(options.memory - memory_taken(), _SMALL // _OFTEN)
 
 
 def _fits(size: int, options: Options) -> bool:

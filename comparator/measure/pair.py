@@ -26,7 +26,7 @@ from comparator.measure.measurement import (
     Skipped,
     TensorMeasurement,
 )
-from comparator.measure.memory import reads_lazily
+from comparator.measure.memory import percentiles_fit, reads_lazily
 from comparator.measure.quoting import quoted_first
 from comparator.measure.reduced import measure_hashes, measure_statistics
 from comparator.measure.replicas import measure_replicas
@@ -120,6 +120,7 @@ class Measurer(Struct, frozen=True):
 
         lazily = reads_lazily(plan, pair, self.options, rules, together)
         aligned = align(plan, pair, self.planner.contexts, rules, visit, lazily=lazily)
+        detailed = detailed and percentiles_fit(aligned.baseline.size, self.options)
         seen = see is not None and aligned.same_shape and level is None
         found, rows = measure_aligned(
             aligned, tuple(replicas), rules, self.options, detailed=detailed, by_channel=seen and not detailed

@@ -71,15 +71,15 @@ def test_a_pair_of_512_mebibytes_is_compared_within_128(large: Path, target: str
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("summed", {"rows": 32768, "channels": 1024, "ranks": 4, "dims": "t h[tp:partial]"}),
-        ("side-by-side", {"rows": 65536, "channels": 512, "ranks": 4, "dims": "t h[tp]"}),
-        ("many", {"rows": 8192, "channels": 2048, "steps": 8}),
+        ("summed", {"rows": 16384, "channels": 1024, "ranks": 4, "dims": "t h[tp:partial]"}),
+        ("side-by-side", {"rows": 32768, "channels": 512, "ranks": 4, "dims": "t h[tp]"}),
+        ("many", {"rows": 4096, "channels": 2048, "steps": 8}),
     ],
 )
 def test_tensors_that_are_put_together_and_families_of_many_within_128(
     tmp_path: Path, name: str, shape: dict[str, Any]
 ) -> None:
-    """512 MiB of four ranks, and 512 MiB of eight steps, each of which would fit."""
+    """256 MiB of four ranks, and 256 MiB of eight steps, each of which would fit."""
     for side, noise in (("a", 0.0), ("b", 0.5)):
         write_large_run(tmp_path / name / side, **shape, noise=noise, filled=1 / 128)
     program = [sys.executable, "-c", PEAK, *(str(tmp_path / name / side) for side in "ab")]
