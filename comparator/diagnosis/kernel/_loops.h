@@ -218,13 +218,18 @@ INLINE void NAMED(add_channels)(const float *x, const float *y, const float *fac
 }
 
 #ifdef REGISTERS
+#define ROWS (2 * TOGETHER) /* of bfloat16 that are looked at together: as many bytes as others take */
+
 /* Some channels of rows of bfloat16 side by side, `BLOCK` of each; they are far from one another where they lie. */
-INLINE void NAMED(gather)(const Side *side, const int64_t *rows, size_t channel, size_t count, uint16_t *to) {
-    for (size_t row = 0; row < TOGETHER; row++, to += BLOCK) {
-        const char *from = side->data + (ptrdiff_t)rows[row] * side->stride + channel * sizeof *to;
-        for (size_t byte = 0; byte < count * sizeof *to; byte += 64) __builtin_prefetch(from + AHEAD * sizeof *to + byte);
+INLINE void NAMED(gather)(const Side *side, const int64_t *rows, const int64_t *ahead, size_t channel, size_t channel_ahead,
+                          size_t count, uint16_t *to) {
+    for (size_t row = 0; row < ROWS; row++, to += BLOCK) {
+        const uint16_t *from = (const uint16_t *)(side->data + (ptrdiff_t)rows[row] * side->stride) + channel;
+        const uint16_t *later = (const uint16_t *)(side->data + (ptrdiff_t)ahead[row] * side->stride) + channel_ahead;
+        for (size_t i = 0; i < BLOCK; i += 32) __builtin_prefetch(later + i);
         for (size_t i = 0; i < count; i += 2 * LANES) {
-            __m256i some = _mm256_loadu_si256((const __m256i *)(from + i * sizeof *to));
+            __m256i some = _mm256_loadu_si256((const __m256i *)(from + i));
+            __asm__("" : "+x"(some)); /* else the loop becomes a string instruction, which takes longer to begin */
             _mm256_storeu_si256((__m256i *)(to + i), some);
         }
     }
@@ -250,7 +255,7 @@ INLINE void NAMED(add_four)(NAMED(Four) *to, __m256 a, __m256 b, __m256 half, __
     to->totals = _mm256_add_ps(to->totals, added);
 }
 
-/* As add_channels, of TOGETHER rows of bfloat16 in which all is finite; `count` is a multiple of 2 × LANES. Two
+/* As add_channels, of ROWS rows of bfloat16 in which all is finite; `count` is a multiple of 2 × LANES. Two
    neighbours lie in 32 bits: the even one is shifted to its place, of the odd one the other's bits are taken away. */
 static void NAMED(add_bfloat_channels)(const uint16_t *x, const uint16_t *y, const float *factors, size_t count,
                                        double *sums) {
@@ -260,7 +265,7 @@ static void NAMED(add_bfloat_channels)(const uint16_t *x, const uint16_t *y, con
         memset(&evens, 0, sizeof evens);
         memset(&odds, 0, sizeof odds);
 #pragma GCC unroll 1 /* else sums leave the registers */
-        for (size_t row = 0; row < TOGETHER; row++) {
+        for (size_t row = 0; row < ROWS; row++) {
             __m256i a = _mm256_loadu_si256((const __m256i *)(x + row * BLOCK + i));
             __m256i b = _mm256_loadu_si256((const __m256i *)(y + row * BLOCK + i));
             __m256 factor = _mm256_broadcast_ss(factors + row), half = _mm256_mul_ps(factor, _mm256_set1_ps(0.5f));
@@ -282,20 +287,38 @@ INLINE int NAMED(is_plain_bfloat)(const Task *task) {
 }
 #endif
 
+#ifdef REGISTERS
+/* `last`: no rows come after these. Asked for ahead of time are the channels further on, at the end those of the next
+   rows that come first. */
+static void NAMED(bfloat_channels)(const Task *task, const int64_t *chosen, const float *factors, int last, double *sums) {
+    uint16_t x[ROWS * BLOCK] ALIGNED, y[ROWS * BLOCK] ALIGNED;
+    size_t channels = task->channels;
+    for (size_t channel = 0; channel < channels; channel += BLOCK) {
+        size_t count = channels - channel < BLOCK ? channels - channel : BLOCK, further = channel + AHEAD;
+        const int64_t *ahead = chosen;
+        if (further >= channels) {
+            further = further - channels < channels ? further - channels : 0;
+            ahead += last ? 0 : ROWS;
+        }
+        NAMED(gather)(&task->first, chosen, ahead, channel, further, count, x);
+        NAMED(gather)(&task->second, chosen, ahead, channel, further, count, y);
+        NAMED(add_bfloat_channels)(x, y, factors, count, sums + 4 * channel);
+    }
+}
+#endif
+
 static void NAMED(channels)(const Task *task, const int64_t *chosen, const float *factors, double *sums) {
     float x[TOGETHER * BLOCK] ALIGNED, y[TOGETHER * BLOCK] ALIGNED;
-    for (size_t at = 0; at < task->rows; at += TOGETHER) {
+    size_t first = 0;
+#ifdef REGISTERS
+    if (NAMED(is_plain_bfloat)(task))
+        for (; first + ROWS <= task->rows; first += ROWS)
+            NAMED(bfloat_channels)(task, chosen + first, factors + first, first + 2 * ROWS > task->rows, sums);
+#endif
+    for (size_t at = first; at < task->rows; at += TOGETHER) {
         size_t some = task->rows - at < TOGETHER ? task->rows - at : TOGETHER;
         for (size_t channel = 0; channel < task->channels; channel += BLOCK) {
             size_t count = task->channels - channel < BLOCK ? task->channels - channel : BLOCK;
-#ifdef REGISTERS
-            if (some == TOGETHER && NAMED(is_plain_bfloat)(task)) {
-                NAMED(gather)(&task->first, chosen + at, channel, count, (uint16_t *)x);
-                NAMED(gather)(&task->second, chosen + at, channel, count, (uint16_t *)y);
-                NAMED(add_bfloat_channels)((uint16_t *)x, (uint16_t *)y, factors + at, count, sums + 4 * channel);
-                continue;
-            }
-#endif
             for (size_t row = 0; row < some; row++)
                 NAMED(block)(task, (size_t)chosen[at + row], channel, count, x + row * BLOCK, y + row * BLOCK, NULL);
             /* Of its own for what is usual, so that nothing is asked in the loops. */
@@ -306,3 +329,5 @@ static void NAMED(channels)(const Task *task, const int64_t *chosen, const float
         }
     }
 }
+
+#undef ROWS
