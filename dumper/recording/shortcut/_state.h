@@ -1,0 +1,152 @@
+/* What the shortcut knows: itself, its entries, and how slots, attributes and locks of objects of Python are reached. */
+
+#include "_exchange.h"
+#include "_launch.h"
+
+typedef int (*Copy)(void *to, const void *from, size_t bytes, int kind, void *stream);
+
+#define ON_DEVICE 3 /* cudaMemcpyDeviceToDevice */
+#define MOST_TYPES 4
+#define MOST_DIMENSIONS 8
+#define MOST_KNOWN 50000
+#define MOST_REFUSED 8 /* launches, one after another; the driver is not asked again */
+
+/* Slots of our own classes are read where they lie. */
+
+#define SLOTS(X)                                                                                                      \
+    X(source, grad) X(steps, announced) X(steps, inside) X(steps, number) X(plan, chosen) X(plan, whole) X(plan, last)  \
+    X(plan, last_on_device) X(status, _values) X(status, _map) X(writer, _lock) X(writer, _reserved)                    \
+    X(writer, _budget) X(writer, _slab) X(writer, _queue) X(writer, _asleep) X(writer, _wake) X(slab, used)             \
+    X(slab, taken) X(slab, address) X(lane, _lock) X(lane, _slab) X(lane, _filling) X(lane, _wanted_since)              \
+    X(lane, _stays) X(device_slab, used) X(device_slab, taken) X(buffer, address)
+#define CLASSES(X) X(source) X(steps) X(plan) X(status) X(writer) X(slab) X(lane) X(device_slab) X(buffer)
+#define SLOT_NUMBER(CLASS, NAME) CLASS##_##NAME,
+#define CLASS_NUMBER(CLASS) CLASS##_class,
+enum { SLOTS(SLOT_NUMBER) SLOT_COUNT };
+enum { CLASSES(CLASS_NUMBER) CLASS_COUNT };
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *types[MOST_TYPES]; /* of tensors; compared by identity */
+    PyObject *classes[CLASS_COUNT];
+    Py_ssize_t slots[SLOT_COUNT];
+    PyObject *known; /* Entry by key of the plan */
+    PyObject *steps, *plans, *status, *next_number, *writer;
+    PyObject *lanes; /* dict of Lane by (device, stream), or None */
+    PyObject *graph_task, *is_tracing, *current_stream, *current_device, *is_capturing;
+    PyObject *prepare; /* DeviceStager.prepared */
+    Describe describe; /* NULL: attributes are asked for, one by one */
+    PyObject *lane;    /* the last one */
+    long long lane_device, lane_stream;
+    Copy copy;
+    LaunchKernel launch; /* NULL: kernels are launched by the function that comes with them, values copied by copy */
+    int refused;
+    Py_ssize_t overhead, alignment, host_slab_bytes, device_slab_bytes;
+    Py_ssize_t counted_at; /* where the status block has the count of values */
+    int closed;
+} Shortcut;
+
+/* What a plan says of tensors like the last one. */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *dtype, *description; /* description NULL: the filter rejects them */
+    PyObject *reduced_to;          /* None, or what a kernel computes of them, which goes to the writer in their stead */
+    PyObject *rows;                /* None, or the rows of them that are kept, where these do not follow on one another */
+    PyObject *strides;             /* None for contiguous ones */
+    ElementType type;              /* of dtype; no bits: not known yet */
+    PyObject *launch;              /* of reduced_to, for a device and a stream; NULL or None where the driver does */
+    Kernel kernel;                 /* the same, or what copies */
+    long long bytes, item, sizes[MOST_DIMENSIONS]; /* bytes: from the first to the last in memory */
+    long long device, stream, scratch, kept; /* device -1: not prepared yet; kept: bytes that go to the writer */
+    int dimensions, on_device, may_be_negated, may_be_conjugated;
+} Entry;
+
+static void Entry_dealloc(Entry *entry) {
+    Py_XDECREF(entry->dtype);
+    Py_XDECREF(entry->description);
+    Py_XDECREF(entry->reduced_to);
+    Py_XDECREF(entry->rows);
+    Py_XDECREF(entry->strides);
+    Py_XDECREF(entry->launch);
+    PyObject_Free(entry);
+}
+
+static PyTypeObject EntryType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "dumper.recording.shortcut._compiled.Entry",
+    .tp_basicsize = sizeof(Entry),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_dealloc = (destructor)Entry_dealloc,
+};
+
+#define NAMES(X)                                                                                                      \
+    X(submitted) X(is_cuda) X(dtype) X(shape) X(is_contiguous) X(storage_offset) X(data_ptr) X(untyped_storage)         \
+    X(stride) X(nbytes) X(is_neg) X(is_conj) X(get_device) X(description) X(itemsize) X(may_be_negated) X(may_be_conjugated)      \
+    X(rows) X(reduced_to) X(acquire) X(release) X(locked) X(append) X(set) X(is_cpu)
+#define DECLARE(NAME) static PyObject *s_##NAME;
+NAMES(DECLARE)
+
+/* A slot of an object of one of the classes; borrowed, NULL without an exception where there is none. */
+
+static PyObject *slot_of(const Shortcut *self, int class, int slot_number, PyObject *object) {
+    if (object == NULL || (PyObject *)Py_TYPE(object) != self->classes[class]) return NULL;
+    return *(PyObject **)((char *)object + self->slots[slot_number]);
+}
+
+static long long slot_number(const Shortcut *self, int class, int slot_number, PyObject *object) {
+    PyObject *found = slot_of(self, class, slot_number, object);
+    return found == NULL || !PyLong_Check(found) ? -2 : PyLong_AsLongLong(found);
+}
+
+static int set_slot(const Shortcut *self, int slot_number, PyObject *object, long long number) {
+    PyObject *boxed = PyLong_FromLongLong(number);
+    if (boxed == NULL) return -1;
+    PyObject **place = (PyObject **)((char *)object + self->slots[slot_number]), *before = *place;
+    *place = boxed;
+    Py_XDECREF(before);
+    return 0;
+}
+
+#define SLOT(CLASS, NAME, OBJECT) slot_of(self, CLASS##_class, CLASS##_##NAME, OBJECT)
+#define NUMBER(CLASS, NAME, OBJECT) slot_number(self, CLASS##_class, CLASS##_##NAME, OBJECT)
+#define SET(CLASS, NAME, OBJECT, VALUE) set_slot(self, CLASS##_##NAME, OBJECT, VALUE)
+
+/* Numbers and truths of attributes, methods and functions; -2 with an exception where there is none. */
+
+static long long as_number(PyObject *found) {
+    if (found == NULL) return -2;
+    long long number = PyLong_AsLongLong(found);
+    Py_DECREF(found);
+    return number == -1 && PyErr_Occurred() ? -2 : number;
+}
+
+static int as_truth(PyObject *found) {
+    if (found == NULL) return -2;
+    int truth = found == Py_True ? 1 : found == Py_False ? 0 : PyObject_IsTrue(found);
+    Py_DECREF(found);
+    return truth < 0 ? -2 : truth;
+}
+
+static PyObject *method(PyObject *object, PyObject *name) {
+    PyObject *const arguments[1] = {object};
+    return PyObject_VectorcallMethod(name, arguments, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+}
+
+#define CALLED(FUNCTION) as_number(PyObject_CallNoArgs(FUNCTION))
+
+/* Locks of the module threading: taken where they are free. */
+
+static int try_lock(PyObject *lock) {
+    if (lock == NULL) return 0;
+    PyObject *const arguments[2] = {lock, Py_False};
+    return as_truth(PyObject_VectorcallMethod(s_acquire, arguments, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)) == 1;
+}
+
+static void unlock(PyObject *lock) {
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyObject *done = method(lock, s_release);
+    if (done == NULL) PyErr_WriteUnraisable(lock);
+    Py_XDECREF(done);
+    PyErr_Restore(type, value, trace);
+}

@@ -1,0 +1,81 @@
+/* Whether a tensor is as an entry says. */
+
+/* A tensor that comes, and what torch says of it in one call. */
+
+typedef struct {
+    PyObject *value;
+    Described found; /* no device type: nothing */
+    int on_device;
+    long long address;
+} Incoming;
+
+/* Where it is; 0 for a tensor that is somewhere else. */
+
+static int look_at(const Shortcut *self, Incoming *incoming) {
+    incoming->found.device_type = 0;
+    int described = self->describe != NULL && self->describe(incoming->value, &incoming->found) == 0;
+    if (self->describe != NULL && !described) PyErr_Clear();
+    incoming->on_device = incoming->found.device_type == CUDA_DEVICE;
+    if (described && (incoming->on_device || incoming->found.device_type == HOST)) return 1;
+    incoming->found.device_type = 0;
+    incoming->on_device = as_truth(PyObject_GetAttr(incoming->value, s_is_cuda));
+    return incoming->on_device == 1 ||
+           (incoming->on_device == 0 && as_truth(PyObject_GetAttr(incoming->value, s_is_cpu)) == 1);
+}
+
+/* Whether a tensor is as an entry says. */
+
+static int has_shape(PyObject *value, const Entry *entry) {
+    PyObject *shape = PyObject_GetAttr(value, s_shape);
+    int same = shape != NULL && PyTuple_Check(shape) && PyTuple_GET_SIZE(shape) == entry->dimensions;
+    for (int at = 0; same && at < entry->dimensions; at++)
+        same = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, at)) == entry->sizes[at];
+    Py_XDECREF(shape);
+    return same && !PyErr_Occurred();
+}
+
+static int has_strides(PyObject *value, const Entry *entry) {
+    if (entry->strides == Py_None) return as_truth(method(value, s_is_contiguous)) == 1;
+    PyObject *strides = method(value, s_stride);
+    int same = strides != NULL && PyObject_RichCompareBool(strides, entry->strides, Py_EQ) == 1;
+    Py_XDECREF(strides);
+    return same;
+}
+
+static int has_form(const Incoming *incoming, Entry *entry) {
+    const Described *found = &incoming->found;
+    if (found->device_type && entry->type.bits && entry->strides == Py_None) {
+        if (!same_type(found->type, entry->type) || found->dimensions != entry->dimensions) return 0;
+        for (int at = 0; at < entry->dimensions; at++)
+            if (found->sizes[at] != entry->sizes[at]) return 0;
+        return follow_on(found);
+    }
+    PyObject *dtype = PyObject_GetAttr(incoming->value, s_dtype);
+    Py_XDECREF(dtype);
+    if (dtype != entry->dtype || !has_shape(incoming->value, entry) || !has_strides(incoming->value, entry)) return 0;
+    if (found->device_type) entry->type = found->type;
+    return 1;
+}
+
+/* Whether its memory holds it; its address is worked out. */
+
+static int has_memory(Incoming *incoming, const Entry *entry) {
+    PyObject *value = incoming->value, *storage = method(value, s_untyped_storage);
+    long long held = storage == NULL ? -2 : as_number(method(storage, s_nbytes));
+    Py_XDECREF(storage);
+    long long offset = held < 0 ? -2 : as_number(method(value, s_storage_offset));
+    if (offset < 0 || offset * entry->item + entry->bytes > held) return 0;
+    if (incoming->found.device_type)
+        incoming->address = (long long)((uintptr_t)incoming->found.data + incoming->found.byte_offset);
+    else
+        incoming->address = as_number(method(value, s_data_ptr));
+    return incoming->address > 0 || (incoming->address == 0 && entry->bytes == 0);
+}
+
+static int fits(const Shortcut *self, Incoming *incoming, Entry *entry) {
+    /* While torch traces, sizes are tensors; and what a backward pass computes is for the long way. */
+    if (CALLED(self->is_tracing) != 0 || CALLED(self->graph_task) != -1) return 0;
+    if (!has_form(incoming, entry) || !has_memory(incoming, entry)) return 0;
+    if (entry->may_be_negated && as_truth(method(incoming->value, s_is_neg)) != 0) return 0;
+    return !entry->may_be_conjugated || as_truth(method(incoming->value, s_is_conj)) == 0;
+}
