@@ -175,10 +175,10 @@ def _without_empty_ranks(found: Selected, contexts: Mapping[Side, SideContext], 
             return bundle  # whichever rank it is of; to plan it says what is wrong with its dims
         dims = file_dims(bundle, pair.name, contexts[side], options)
         axis = (dims.data_parallel_axis if dims else None) or "dp"
-        places = [named_file(entry).parallel.get(axis) for entry in bundle.entries]
-        tensors = any(entry.is_tensor for entry in bundle.entries)
-        if places[0] is None or places[0][1] <= 1 or not tensors:
+        first = named_file(bundle.entries[0]).parallel.get(axis)
+        if first is None or first[1] <= 1 or not any(entry.is_tensor for entry in bundle.entries):
             return bundle
+        places = [named_file(entry).parallel.get(axis) for entry in bundle.entries]
         ranks = [0 if place is None else place[0] for place in places]
         holding = {rank for rank, entry in zip(ranks, bundle.entries, strict=True) if _holds_rows(entry)}
         if len(holding) > 1:

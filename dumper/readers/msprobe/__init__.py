@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dumper.reading.protocol import Reader, Run
@@ -9,9 +10,16 @@ from tensortap.progress import Progress
 
 
 def _holds(path: Path) -> bool:
+    if not (path.name.startswith(("step", "rank")) or _has_steps(path)):
+        return False
     from dumper.readers.msprobe.dump import holds_dump  # as below: only where no run of ours was found
 
     return holds_dump(path)
+
+
+def _has_steps(path: Path) -> bool:
+    with os.scandir(path) as found:
+        return any(one.name.startswith("step") and one.is_dir() for one in found)
 
 
 def _open(path: Path, progress: Progress) -> Run:

@@ -25,7 +25,6 @@ from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.pt_files import PtFileError
 from dumper.reading.base import RecordBase, RunBase
 from dumper.reading.headers import RankHeader, ranks_missing
-from dumper.reading.listing import counts
 from dumper.reading.protocol import Problem, RunError
 from tensortap.progress import Progress, silent
 
@@ -164,6 +163,8 @@ class MsprobeDump(RunBase):
         self.problems = (*problems, *ranks_missing(self.missing_ranks, self.world_size, self.ranks))
 
     def __repr__(self) -> str:
+        from dumper.reading.listing import counts
+
         return f"<MsprobeDump {printable(self.path)}: {counts(self)}>"
 
 

@@ -10,19 +10,19 @@ from tensortap.progress import Progress
 
 
 def _holds(path: Path) -> bool:
-    from dumper.readers.sglang.dump import holds_dump  # as below: only where no run of ours was found
+    from dumper.readers.sglang.opening import holds_dump  # as below: only where no run of ours was found
 
     return holds_dump(path)
 
 
 def _open(path: Path, progress: Progress) -> Run:
-    from dumper.readers.sglang.dump import open_sglang_dump
+    from dumper.readers.sglang.opening import open_sglang_dump
 
     return open_sglang_dump(path, progress)
 
 
 def _open_with(path: Path, progress: Progress, workers: Workers) -> Run:
-    from dumper.readers.sglang.dump import open_sglang_dump
+    from dumper.readers.sglang.opening import open_sglang_dump
 
     return open_sglang_dump(path, progress, workers)
 

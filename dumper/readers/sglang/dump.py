@@ -6,9 +6,8 @@ File names are the index; a file is read when what is in it is asked for.
 from __future__ import annotations
 
 import functools
-import operator
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +18,14 @@ from dumper.format.run_files import MOST_RANKS
 from dumper.layout import TokenLayout
 from dumper.printable import printable
 from dumper.readers.sglang import pt_files
-from dumper.readers.sglang.facts import Facts, FactsAhead, as_found_here, facts_of, facts_of_file, facts_of_files
+from dumper.readers.sglang.facts import Facts, FactsAhead, facts_of, facts_of_file
 from dumper.readers.sglang.names import AUXILIARY_NAMES, PARALLEL_KEYS
-from dumper.readers.sglang.plain_pt import read_again, stamp_of
+from dumper.readers.sglang.plain_pt import read_again, stamps_of
 from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
+from dumper.readers.sglang.pt_format.reference import Stamp
 from dumper.reading.base import RecordBase, RunBase
 from dumper.reading.headers import RankHeader, ranks_missing
-from dumper.reading.protocol import Problem, RunError
-from dumper.storage.places import Workers
-from tensortap.progress import Progress, silent
+from dumper.reading.protocol import Problem
 
 if TYPE_CHECKING:
     import torch
@@ -149,14 +147,11 @@ class SGLangRecord(RecordBase):
         facts: Facts | None = self.__dict__.get("facts")
         return self.path.stat().st_size if facts is None or facts.stamp is None else facts.stamp[0]
 
-    @property
-    def changed(self) -> str | None:
-        """In words that the file is not what it was when it was read first; None where it is, or there is none."""
+    def changed(self, now: Stamp | None) -> str | None:
+        """In words that the file, which has the stamp ``now``, is not what it was when it was read first; None where it
+        is, or there is none."""
         facts: Facts | None = self.__dict__.get("facts")
-        if facts is None or facts.stamp is None:
-            return None
-        now = stamp_of(self.location)
-        if now is None or now == facts.stamp:
+        if facts is None or facts.stamp is None or now is None or now == facts.stamp:
             return None
         if now[0] < facts.stamp[0]:
             return f"{self.file} was cut while it was read: it had {facts.stamp[0]} bytes, and has {now[0]}"
@@ -286,7 +281,9 @@ class SGLangDump(RunBase):
     @property
     def changed_files(self) -> Sequence[str]:
         """In words, which files others have changed since they were first read."""
-        return [changed for record in self.records if (changed := record.changed) is not None]
+        now = stamps_of([record.location for record in self.records])
+        found = (record.changed(stamp) for record, stamp in zip(self.records, now, strict=True))
+        return [changed for changed in found if changed is not None]
 
     @functools.cached_property
     def problems(self) -> Sequence[Problem]:
@@ -303,93 +300,6 @@ class SGLangDump(RunBase):
 
         # Not the problems: to know them every file is read.
         return f"<SGLangDump {printable(self.path)}: {counts(self)}>"
-
-
-def holds_dump(path: Path) -> bool:
-    """Whether there are ``.pt`` files in a directory or below it."""
-    return _holds_files(path) or next(path.rglob("*.pt"), None) is not None
-
-
-def open_sglang_dump(path: Path, progress: Progress = silent, workers: Workers | None = None) -> SGLangDump:
-    """Open a directory of ``.pt`` files, or one with exactly one subdirectory of them. No file is read here;
-    ``workers`` read what all of them say of their values.
-
-    Raises RunError when it is not clear which directory is meant, or none holds a dump.
-    """
-    directory = _directory_of(path)
-    records: list[SGLangRecord] = []
-    problems: list[Problem] = []
-    folder = str(directory)
-    for name in os.listdir(directory):
-        if not name.endswith(".pt"):
-            continue
-        parts = pt_files.parse_file_name(name)
-        try:
-            step, rank, number = int(parts["step"]), int(parts["rank"]), int(parts["dump_index"])
-            if "name" not in parts or not 0 <= rank < MOST_RANKS:
-                raise ValueError
-        except (KeyError, ValueError):
-            problems.append(
-                Problem("unreadable", f"{name} is not named as SGLang's dumper names files; it is left out")
-            )
-        else:
-            records.append(SGLangRecord(folder, name, parts, step, rank, number))
-    if not records:
-        raise RunError(f"{directory} holds no file that is named as SGLang's dumper names them (step=…___rank=….pt)")
-    records.sort(key=lambda record: (record.rank, record.dump_index))
-    ahead = FactsAhead(records)
-    for number, (record, occurrence) in enumerate(zip(records, _occurrences(records), strict=True)):
-        record.occurrence, record.ahead, record.number = occurrence, ahead, number
-    if workers is not None:
-        _read_by(workers, records, progress)
-    return SGLangDump(directory, records, problems)
-
-
-def _occurrences(records: Sequence[SGLangRecord]) -> Iterator[int]:
-    """Of each record how many before it have a name that differs in ``dump_index`` alone, in whatever order its parts
-    are."""
-    seen: dict[Hashable, int] = {}
-    values: dict[tuple[str, ...], tuple[Callable[[Mapping[str, str]], Hashable], tuple[str, ...]]] = {}
-    for record in records:
-        order = tuple(record.parts)
-        if order not in values:
-            names = tuple(sorted(name for name in order if name != "dump_index"))
-            values[order] = operator.itemgetter(*names), names
-        get, names = values[order]
-        key = names, get(record.parts)
-        occurrence = seen.get(key, 0)
-        seen[key] = occurrence + 1
-        yield occurrence
-
-
-def _read_by(workers: Workers, records: Sequence[SGLangRecord], progress: Progress) -> None:
-    found = workers(facts_of_files, [record.path for record in records])
-    with progress("reading", len(records)) as advance:
-        for record, facts in zip(records, found, strict=True):
-            here = None if isinstance(facts, OSError) else as_found_here(facts, record.location)
-            if here is not None:  # else it is read here when it is asked for
-                record.keep(here)
-            advance(1)
-
-
-def _holds_files(directory: Path) -> bool:
-    try:
-        with os.scandir(directory) as found:
-            return any(file.name.endswith(".pt") for file in found)
-    except OSError:
-        return False
-
-
-def _directory_of(path: Path) -> Path:
-    if _holds_files(path):
-        return path
-    inner = sorted({file.parent for file in path.glob("*/*.pt")})
-    if len(inner) > 1:
-        names = ", ".join(folder.name for folder in inner[:5])
-        raise RunError(f"{path}: multiple subdirectories contain data ({names}); give one of them")
-    if not inner:
-        raise RunError(f"no .pt files found in {path}, nor in a folder directly in it")
-    return inner[0]
 
 
 def _header(rank: int, records: Sequence[SGLangRecord]) -> RankHeader:

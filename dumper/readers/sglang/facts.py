@@ -11,8 +11,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from dumper.readers.sglang import pt_files
-from dumper.readers.sglang.plain_pt import Stamp, StoredTensor, Told, read_many, stamp_of
+from dumper.readers.sglang.plain_pt import StoredTensor, Told, read_many, stamp_of
 from dumper.readers.sglang.pt_files import Content, PtFileError
+from dumper.readers.sglang.pt_format.reference import Stamp
 from dumper.storage.places import Place
 
 MOST_AT_ONCE = 1024

@@ -20,6 +20,7 @@ from msgspec import Struct
 from dumper.format.regular_files import open_with_status
 from dumper.readers.sglang import pt_format
 from dumper.readers.sglang.pt_format import reference
+from dumper.readers.sglang.pt_format.reference import Stamp
 from dumper.values.dtypes import numpy_dtype
 
 STORAGES = {
@@ -47,10 +48,6 @@ _MOST_READ = 64 << 10
 
 class Unknown(Exception):
     """The file holds something that is not read here; not to be shown to anyone."""
-
-
-Stamp = tuple[int, int, int]
-"""Of a file as it was read: size, time of change in nanoseconds, inode."""
 
 
 class StoredTensor(Struct, eq=False):
@@ -131,21 +128,19 @@ def read_again(path: str | Path, tensor: StoredTensor, stamp: Stamp) -> StoredTe
 def _read(path: str | Path, start: int, stop: int, stamp: Stamp) -> bytes | mmap.mmap | None:
     descriptor, status = open_with_status(path)
     try:
-        return _bytes_of(descriptor, start, stop) if _stamp(status) == stamp else None
+        return _bytes_of(descriptor, start, stop) if reference.stamp(status) == stamp else None
     finally:
         os.close(descriptor)
 
 
-def _stamp(status: os.stat_result) -> Stamp:
-    return status.st_size, status.st_mtime_ns, status.st_ino
-
-
 def stamp_of(path: str | Path) -> Stamp | None:
     """The stamp of a file as it is now; None where it is not there."""
-    try:
-        return _stamp(os.stat(path))
-    except OSError:
-        return None
+    return stamps_of([path])[0]
+
+
+def stamps_of(paths: Sequence[str | Path]) -> list[Stamp | None]:
+    """The same of many files."""
+    return pt_format.stamps([os.fsencode(path) for path in paths])
 
 
 def _bytes_of(descriptor: int, start: int, stop: int) -> bytes | mmap.mmap | None:

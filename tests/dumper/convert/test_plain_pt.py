@@ -217,6 +217,9 @@ def test_both_find_the_same_in_damaged_files(tmp_path: Path, random_: random.Ran
     found = [one.heads(paths) for one in ((reference, _compiled) if COMPILED else (reference,))]
     assert found[0] == found[-1]
     assert found[0][1:] == [None, None]
+    stamps = [one.stamps(paths) for one in ((reference, _compiled) if COMPILED else (reference,))]
+    assert stamps[0] == stamps[-1]
+    assert [stamp is None for stamp in stamps[0]] == [False, True, False]
 
 
 def test_an_archive_of_many_members_is_read(tmp_path: Path) -> None:

@@ -18,5 +18,6 @@ else:
 COMPILED = _compiled is not None
 
 heads = reference.heads if _compiled is None else _compiled.heads
+stamps = reference.stamps if _compiled is None else _compiled.stamps
 named = reference.named if _compiled is None else _compiled.named
 unpickle = reference.unpickle if _compiled is None else _compiled.unpickle

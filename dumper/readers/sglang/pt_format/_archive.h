@@ -220,6 +220,22 @@ static void free_head(Head *head) {
     *head = (Head){0};
 }
 
+static void take_stamp(const struct stat *status, Head *head) {
+    head->size = (int64_t)status->st_size, head->inode = (int64_t)status->st_ino;
+#ifdef __APPLE__
+    head->changed = (int64_t)status->st_mtimespec.tv_sec * 1000000000 + status->st_mtimespec.tv_nsec;
+#else
+    head->changed = (int64_t)status->st_mtim.tv_sec * 1000000000 + status->st_mtim.tv_nsec;
+#endif
+}
+
+/* The stamp of a file alone; its size is -1 where it is not there. */
+static void read_stamp(const char *path, Head *head) {
+    struct stat status;
+    *head = (Head){.size = -1};
+    if (stat(path, &status) == 0) take_stamp(&status, head);
+}
+
 /* What a file holds, as far as it can be told without the interpreter. */
 static void read_head(const char *path, Head *head) {
     *head = (Head){0};
@@ -228,12 +244,7 @@ static void read_head(const char *path, Head *head) {
     struct stat status;
     if (fstat(file.descriptor, &status) == 0 && S_ISREG(status.st_mode)) {
         file.size = (size_t)status.st_size;
-        head->size = (int64_t)status.st_size, head->inode = (int64_t)status.st_ino;
-#ifdef __APPLE__
-        head->changed = (int64_t)status.st_mtimespec.tv_sec * 1000000000 + status.st_mtimespec.tv_nsec;
-#else
-        head->changed = (int64_t)status.st_mtim.tv_sec * 1000000000 + status.st_mtim.tv_nsec;
-#endif
+        take_stamp(&status, head);
         size_t count, directory;
         Member *members = read_directory(&file, &count, &directory);
         if (members != NULL && !read_members(&file, members, count, directory, head)) free_head(head);

@@ -42,6 +42,12 @@ static PyObject *unpickle(PyObject *module, PyObject *arguments) {
     return both == NULL ? refuse() : both;
 }
 
+/* (size, time of change, inode); None where there is no file. */
+static PyObject *stamp_told(const Head *head) {
+    if (head->size < 0) Py_RETURN_NONE;
+    return Py_BuildValue("LLL", (long long)head->size, (long long)head->changed, (long long)head->inode);
+}
+
 /* (pickle, storages, stamp); None where the file is not one that is read here. */
 static PyObject *told(const Head *head) {
     if (head->code == NULL) Py_RETURN_NONE;
@@ -59,19 +65,20 @@ static PyObject *told(const Head *head) {
         Py_RETURN_NONE;
     }
     if (storages == NULL) return NULL;
-    return Py_BuildValue("y#N(LLL)", head->code, (Py_ssize_t)head->code_size, storages, (long long)head->size,
-                         (long long)head->changed, (long long)head->inode);
+    return Py_BuildValue("y#NN", head->code, (Py_ssize_t)head->code_size, storages, stamp_told(head));
 }
 
-static PyObject *heads(PyObject *module, PyObject *paths) {
-    (void)module;
+/* What is told of each file, which is read without the interpreter lock. */
+static PyObject *of_each(PyObject *paths, void read(const char *, Head *), PyObject *tell(const Head *)) {
     if (!PyList_CheckExact(paths)) return PyErr_Format(PyExc_TypeError, "a list of paths, as bytes, is wanted");
-    Py_ssize_t count = PyList_GET_SIZE(paths);
     /* A copy: the list may be changed while the lock is not held. */
-    PyObject *kept = PyList_AsTuple(paths), *found = PyList_New(count);
+    PyObject *kept = PyList_AsTuple(paths);
+    if (kept == NULL) return NULL;
+    Py_ssize_t count = PyTuple_GET_SIZE(kept);
+    PyObject *found = PyList_New(count);
     const char **names = PyMem_Malloc((size_t)count * sizeof *names + 1);
-    Head *read = PyMem_Malloc((size_t)count * sizeof *read + 1);
-    int good = kept != NULL && found != NULL && names != NULL && read != NULL;
+    Head *heads = PyMem_Malloc((size_t)count * sizeof *heads + 1);
+    int good = found != NULL && names != NULL && heads != NULL;
     if (!good) PyErr_NoMemory();
     for (Py_ssize_t i = 0; good && i < count; i++) {
         char *name;
@@ -80,20 +87,30 @@ static PyObject *heads(PyObject *module, PyObject *paths) {
     }
     if (good) {
         Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t i = 0; i < count; i++) read_head(names[i], &read[i]);
+        for (Py_ssize_t i = 0; i < count; i++) read(names[i], &heads[i]);
         Py_END_ALLOW_THREADS
         for (Py_ssize_t i = 0; i < count; i++) {
-            PyObject *one = good ? told(&read[i]) : NULL;
+            PyObject *one = good ? tell(&heads[i]) : NULL;
             good = one != NULL;
             if (good) PyList_SET_ITEM(found, i, one);
-            free_head(&read[i]);
+            free_head(&heads[i]);
         }
     }
-    Py_XDECREF(kept);
+    Py_DECREF(kept);
     PyMem_Free(names);
-    PyMem_Free(read);
+    PyMem_Free(heads);
     if (!good) Py_CLEAR(found);
     return found;
+}
+
+static PyObject *heads(PyObject *module, PyObject *paths) {
+    (void)module;
+    return of_each(paths, read_head, told);
+}
+
+static PyObject *stamps(PyObject *module, PyObject *paths) {
+    (void)module;
+    return of_each(paths, read_stamp, stamp_told);
 }
 
 static PyObject *named(PyObject *module, PyObject *arguments) {
@@ -109,6 +126,7 @@ static PyObject *named(PyObject *module, PyObject *arguments) {
 
 static PyMethodDef methods[] = {
     {"heads", heads, METH_O, "heads(paths): of each file its pickle, where its storages lie, and its stamp, or None"},
+    {"stamps", stamps, METH_O, "stamps(paths): of each file its size, time of change and inode, or None"},
     {"named", named, METH_VARARGS, "named(kind, dtype, item_size): what a name of a pickle stands for"},
     {"unpickle", unpickle, METH_VARARGS, "unpickle(code, names, storages, tensor): the content and its tensors"},
     {NULL, NULL, 0, NULL},

@@ -32,9 +32,11 @@ _END = struct.Struct("<4s4H2LH")
 _MEMBER = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 
+Stamp = tuple[int, int, int]
+"""Of a file as it was read: size, time of change in nanoseconds, inode."""
 Storages = dict[str, tuple[int, int]]
-Head = tuple[bytes, Storages, tuple[int, int, int]]
-"""The pickle of a file; where the bytes of each storage start and stop; size, time of change in nanoseconds, inode."""
+Head = tuple[bytes, Storages, Stamp]
+"""The pickle of a file; where the bytes of each storage start and stop; the stamp of the file."""
 _Member = tuple[int, int, int]
 """Where the header of a member is, and the size and checksum of its bytes."""
 
@@ -45,20 +47,36 @@ def heads(paths: Sequence[bytes]) -> list[Head | None]:
     return [_head(path) for path in paths]
 
 
+def stamps(paths: Sequence[bytes]) -> list[Stamp | None]:
+    """The stamps of files as they are now; None for one that is not there."""
+    return [_stamp(path) for path in paths]
+
+
+def _stamp(path: bytes) -> Stamp | None:
+    try:
+        return stamp(os.stat(path))
+    except OSError:
+        return None
+
+
+def stamp(status: os.stat_result) -> Stamp:
+    """The stamp of a file, by what the operating system says of it."""
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
 def _head(path: bytes) -> Head | None:
     try:
         descriptor, status = open_with_status(Path(os.fsdecode(path)))
     except OSError:
         return None
     try:
-        stamp = status.st_size, status.st_mtime_ns, status.st_ino
-        with mmap.mmap(descriptor, stamp[0], access=mmap.ACCESS_READ) as data:
+        with mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ) as data:
             code, storages = _told(data)
     except (*REFUSED, OSError):
         return None
     finally:
         os.close(descriptor)
-    return code, storages, stamp
+    return code, storages, stamp(status)
 
 
 def _told(data: mmap.mmap) -> tuple[bytes, Storages]:
