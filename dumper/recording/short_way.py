@@ -52,7 +52,7 @@ class ShortWay:
         self._is_capturing: Callable[[], bool] | None = None
         """None in a torch without CUDA."""
         self._exchange: object = None
-        """Torch's functions for other libraries that ask for tensors; None in releases before 2.11 or so."""
+        """Torch's functions for other libraries that ask for tensors; None in releases that have none (2.11 has)."""
 
     def submit(self, plan: Plan, value: Any, step: int | None) -> bool:
         """Copy a value and hand it to the writer; False for one that cannot go this way."""
