@@ -213,6 +213,7 @@ def _direct(compiled: Any, programs: int, arguments: tuple[int, ...]) -> DirectL
     return DirectLaunch(compiled.function, programs, threads, metadata.shared, words, 0, len(arguments) - 1)
 
 
+@functools.lru_cache(maxsize=64)
 def parameters_of_eight_bytes(ptx: str, kernel: str) -> int | None:
     """How many parameters a kernel has that is given as PTX ("PTX ISA", Kernel Function Parameters); None where one of
     them has another size, or there is no such kernel."""
