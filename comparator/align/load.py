@@ -83,7 +83,7 @@ def let_go(pair: BundlePair) -> None:
     """Give back the memory of what a pair has mapped of its files: it would count until the files are closed; and that
     of its entries, which are made again when they are asked for."""
     for bundle in (pair.baseline, pair.target):
-        if bundle is None or not any(like.record.nbytes >= MAY_BE_LARGE for like, *_ in bundle.alike):
+        if bundle is None or not any(like.record.nbytes >= MAY_BE_LARGE for like in bundle.likes):
             continue
         for entry in bundle.entries:
             if entry.record.nbytes >= LARGE:

@@ -93,7 +93,7 @@ def can_be_read_in_rows(pair_plan: PairPlan, plan: SidePlan, bundle: Bundle, rul
     own = None if axes is None else axes.baseline if plan.side == "baseline" else axes.target
     if (plan.token_dimensions or (0,))[-1] != 0 or (own is not None and not own.identity):
         return False
-    alike = {(like.record.dtype, len(like.kept_shape)) for like, *_ in bundle.alike}
+    alike = {(like.record.dtype, len(like.kept_shape)) for like in bundle.likes}
     return len(alike) == 1 and all(map(is_mapped, bundle.entries))
 
 

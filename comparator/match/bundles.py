@@ -37,7 +37,7 @@ class Bundle(Struct, frozen=True):
 
     @property
     def recorded_dims(self) -> str | None:
-        return self.like.dims or next((like.dims for like, *_ in self.alike if like.dims), None)
+        return self.like.dims or next((like.dims for like in self.likes if like.dims), None)
 
     def dims(self, name: str, side: Side, options: Options) -> str | None:
         """The dims that hold for the bundle: an override's, else the recorded ones."""
@@ -47,6 +47,11 @@ class Bundle(Struct, frozen=True):
     def like(self) -> Entry:
         """An entry of the kind of the first one: the same but for rank, step and content. No record is made."""
         return self.entries.first_kind
+
+    @property
+    def likes(self) -> Sequence[Entry]:
+        """Of each entry one of its kind. No record is made."""
+        return self.entries.likes
 
     @property
     def alike(self) -> Sequence[Alike]:
@@ -68,12 +73,12 @@ class Bundle(Struct, frozen=True):
 
     @property
     def all_tensors(self) -> bool:
-        return all(like.record.kind == "tensor" for like, *_ in self.alike)
+        return all(like.record.kind == "tensor" for like in self.likes)
 
     @property
     def all_whole(self) -> bool:
         """Whether all entries are tensors, and every element of them was recorded."""
-        for like, *_ in self.alike:  # a generator would cost as much as all else, and this is asked for each pair
+        for like in self.likes:  # a generator would cost as much as all else, and this is asked for each pair
             record = like.record
             if record.kind != "tensor" or record.level != "full":
                 return False

@@ -233,6 +233,14 @@ class Members(Sequence[Entry]):
         return self._entries.kinds[int(self._entries.kind[self._rows[0]])]
 
     @property
+    def likes(self) -> list[Entry]:
+        """Of each an entry of its kind."""
+        kinds, rows = self._entries.kinds, self._rows
+        if len(rows) == 1:
+            return [kinds[self._entries.kind[rows[0]]]]
+        return [kinds[kind] for kind in self._entries.kind[rows].tolist()]
+
+    @property
     def alike(self) -> Sequence[Alike]:
         """Of each an entry of its kind, its rank, its step and its occurrence."""
         if self._alike is not None:

@@ -11,14 +11,14 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.align.pair import Aligned
-from comparator.match.bundles import Bundle
+from comparator.match.bundles import Bundle, BundlePair
 from comparator.measure.differences import differences_of_each, statistics_of_each
 from comparator.measure.kernel import SEGMENT
 from comparator.measure.kernel.many import ManySums, Places, measure_many
-from comparator.measure.kernel.sums import Array, Float, RowTable
+from comparator.measure.kernel.sums import Array, RowTable
 from comparator.measure.measurement import ArrayNumbers, TensorMeasurement
 from comparator.measure.memory import is_small
-from comparator.measure.pair import Measurer, first_bad_token, worst_token
+from comparator.measure.pair import TOKEN_THRESHOLD, Measurer, first_bad_token, worst_token
 from comparator.measure.statistics import Statistics, common_dtype
 from comparator.options import Options
 from comparator.plan.pair import PairPlan, Place
@@ -61,20 +61,28 @@ def _nothing_by_pair(options: Options, rules: Rules) -> bool:
 
 
 def _by_kind(selected: Sequence[Selected]) -> Iterator[list[int]]:
-    """Numbers of pairs of one whole tensor on each side, those together whose records are of one kind."""
-    kinds: dict[tuple[int, int], list[int]] = {}
-    for number, one in enumerate(selected):
-        left, right = _kind_of(one.pair.baseline), _kind_of(one.pair.target)
-        if left is not None and right is not None and one.kept and one.error is None:
-            kinds.setdefault((left, right), []).append(number)
-    yield from kinds.values()
+    """Numbers of pairs of one tensor on each side, those together whose records are of one kind."""
+    single = [number for number, one in enumerate(selected) if one.kept and one.error is None and _is_single(one.pair)]
+    left = _kinds([bundle for number in single if (bundle := selected[number].pair.baseline) is not None])
+    right = _kinds([bundle for number in single if (bundle := selected[number].pair.target) is not None])
+    together: dict[tuple[int, int], list[int]] = {}
+    for number, kinds in zip(single, zip(left, right, strict=True), strict=True):
+        together.setdefault(kinds, []).append(number)
+    yield from together.values()
 
 
-def _kind_of(bundle: Bundle | None) -> int | None:
-    if bundle is None or len(bundle.entries) != 1:
-        return None
-    entries, rows = bundle.entries.places
-    return int(entries.kind[rows[0]])
+def _is_single(pair: BundlePair) -> bool:
+    left, right = pair.baseline, pair.target
+    return left is not None and right is not None and len(left.entries) == len(right.entries) == 1
+
+
+def _kinds(bundles: Sequence[Bundle]) -> list[int]:
+    """Of bundles of one entry each the numbers of their kinds."""
+    if not bundles:
+        return []
+    entries, _ = bundles[0].entries.places
+    found: list[int] = entries.kind[np.concatenate([bundle.entries.places[1] for bundle in bundles])].tolist()
+    return found
 
 
 class _Side(Struct, frozen=True, eq=False):
@@ -195,11 +203,11 @@ def _measure(group: _Group, options: Options, rules: Rules, *, by_channel: bool)
         _arrays(places, statistics_of_each(sums, side, sizes), group, sizes)
         for side, places in enumerate((group.baseline, group.target))
     )
-    tables, rels = _tables(sums, group.rows) if by_channel or by_token else (None, None)
+    tables, largest = _tables(sums, group.rows) if by_channel or by_token else ([], None)
     finite, integers = sums.finite.tolist(), dtype.kind in "iub"
     for at, (number, plan) in enumerate(zip(group.numbers, group.plans, strict=True)):
         difference, shape = differences[at], left[at].shape
-        rel = None if rels is None or not by_token or difference.max_abs == 0 else rels[at]
+        rel = None if largest is None or not by_token or difference.max_abs == 0 else largest[at]
         measurement = TensorMeasurement(
             left_numbers[at],
             right_numbers[at],
@@ -208,12 +216,14 @@ def _measure(group: _Group, options: Options, rules: Rules, *, by_channel: bool)
             difference,
             integers,
             tokens=plan.token_numbers,
-            max_token_rel=None if rel is None else float(np.maximum.reduce(rel)),
+            max_token_rel=rel,
             worst_token=worst_token(plan, difference),
-            first_bad_token=None if rel is None else first_bad_token(rel, plan.tokens),
+            first_bad_token=None
+            if rel is None or rel <= TOKEN_THRESHOLD
+            else first_bad_token(tables[at].rel(), plan.tokens),
             remarks=plan.remarks,
         )
-        table = tables[at] if tables is not None and by_channel and finite[at] else None
+        table = tables[at] if by_channel and finite[at] else None
         yield number, Found(measurement, Aligned(left[at], right[at], shape, plan), table)
 
 
@@ -226,14 +236,13 @@ def _arrays(
     return arrays, [ArrayNumbers(shape, name, found) for shape, found in zip(shapes, statistics, strict=True)]
 
 
-def _tables(sums: ManySums, rows: Integers) -> tuple[list[RowTable], list[Float]]:
-    """Of each pair what was found of its rows and channels, and the ``rel`` of each of its rows."""
+def _tables(sums: ManySums, rows: Integers) -> tuple[list[RowTable], list[float]]:
+    """Of each pair what was found of its rows and channels, and the largest ``rel`` of its rows."""
     columns, energy = sums.rows, sums.energy
     assert columns is not None
     ends = np.cumsum(rows).tolist()
-    stretches = list(zip([0, *ends], ends, strict=False))
+    starts = [0, *ends[:-1]]
     left_out = np.ones(len(ends), np.bool_) if energy is None else np.isnan(energy[:, 0])
     energies = [None if energy is None or out else energy[at] for at, out in enumerate(left_out.tolist())]
-    tables = [RowTable(columns[start:end], of_one) for (start, end), of_one in zip(stretches, energies, strict=True)]
-    rels = RowTable(columns).rel()
-    return tables, [rels[start:end] for start, end in stretches]
+    tables = [RowTable(columns[start:end], of_one) for start, end, of_one in zip(starts, ends, energies, strict=True)]
+    return tables, np.maximum.reduceat(RowTable(columns).rel(), starts).tolist()

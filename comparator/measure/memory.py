@@ -42,7 +42,7 @@ def reads_lazily(plan: PairPlan, pair: BundlePair, options: Options, rules: Rule
 
     Raises MemoryError for a pair that does not fit either way.
     """
-    entries = [like for side in (pair.baseline, pair.target) if side is not None for like, *_ in side.alike]
+    entries = [like for side in (pair.baseline, pair.target) if side is not None for like in side.likes]
     elements = [prod(like.kept_shape) for like in entries]
     if not together and is_small(sum(elements), options):
         return False
