@@ -34,6 +34,20 @@ def load_lazily(entry: Entry) -> npt.NDArray[Any]:
     return found
 
 
+def load_unchecked(entry: Entry) -> npt.NDArray[Any]:
+    """The array of a whole entry whose bytes are still to be checked."""
+    return _reading(entry, entry.record.array)
+
+
+def shares_a_check(entry: Entry, other: Entry) -> bool:
+    """Whether an entry is intact if another is and both have the same bytes, by the checksums that were recorded; asked
+    of large ones, since of others it takes no less than checking both."""
+    if entry.record.nbytes < LARGE or entry.piece is not None or other.piece is not None:
+        return False
+    found = entry.record.checksums
+    return found is not None and found == other.record.checksums and found[0] == "" and len(found[1]) == 1
+
+
 def is_mapped(entry: Entry) -> bool:
     """Whether an entry can be read some rows at a time, as it lies in a mapped file. True of one that is damaged."""
     try:
@@ -43,6 +57,12 @@ def is_mapped(entry: Entry) -> bool:
 
 
 def _read(entry: Entry, read: Callable[[], T]) -> T:
+    check(entry)
+    return _reading(entry, read)
+
+
+def check(entry: Entry) -> None:
+    """Raises PairError, naming rank and place, when the bytes of an entry are damaged."""
     record = entry.record
     if not record.is_intact():
         if record.shortened is not None:
@@ -57,6 +77,9 @@ def _read(entry: Entry, read: Callable[[], T]) -> T:
             hint=WHAT_ELSE,
             name="damaged-record",
         )
+
+
+def _reading(entry: Entry, read: Callable[[], T]) -> T:
     try:
         return read()
     except READING_ERRORS as error:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.align.experts import order_rows
-from comparator.align.load import is_mapped, load_array, load_lazily
+from comparator.align.load import check, is_mapped, load_array, load_lazily, load_unchecked, shares_a_check
 from comparator.align.rows import Array, align_axes, joined, merge_rows, slice_of, take_rows, without_leading_ones
 from comparator.align.unshard import Replicas, unshard
 from comparator.errors import PairError
@@ -35,6 +35,8 @@ class Aligned(Struct, frozen=True, eq=False):
     baseline_shape: tuple[int, ...]
     """The baseline's shape before leading dimensions of length 1 were dropped to fit the target's."""
     plan: PairPlan
+    unchecked: Entry | None = None
+    """The target's only entry, where its bytes are intact if both arrays hold the same ones, and else to be checked."""
 
     @property
     def token_axis(self) -> int | None:
@@ -64,24 +66,44 @@ def align(
     visit: VisitReplicas | None = None,
     *,
     lazily: bool = False,
+    may_wait: bool = False,
 ) -> Aligned:
     """Read the entries of a pair and carry its plan out. Memory: the tensors of this pair; ``lazily`` both sides are
-    arrays that are read and put together some rows at a time.
+    arrays that are read and put together some rows at a time. ``may_wait``: what ``Aligned.unchecked`` then names is
+    left to the caller.
 
     ``visit`` gets the replicas of both sides, which are let go once it returns. Raises PairError for damaged records
     and for parts that do not fit.
     """
     assert pair.baseline is not None
     assert pair.target is not None
+    load: Load = load_lazily if lazily else load_array
+    unchecked = _may_be_checked_later(plan, pair) if may_wait and not lazily else None
     left, right = (
-        _execute_side(plan, side, bundle, contexts[side.side], rules, visit, load_lazily if lazily else load_array)
-        for side, bundle in ((plan.baseline, pair.baseline), (plan.target, pair.target))
+        _execute_side(plan, side, bundle, contexts[side.side], rules, visit, how)
+        for side, bundle, how in (
+            (plan.baseline, pair.baseline, load),
+            (plan.target, pair.target, load if unchecked is None else load_unchecked),
+        )
     )
     if plan.axes is not None:
         left = align_axes(left, plan.axes.baseline)
         right = align_axes(right, plan.axes.target)
     fitted = without_leading_ones(left, right.shape)
-    return Aligned(fitted, right, left.shape, plan)
+    if unchecked is not None and not left.nbytes == right.nbytes == unchecked.record.nbytes:
+        check(unchecked)
+        unchecked = None
+    return Aligned(fitted, right, left.shape, plan, unchecked)
+
+
+def _may_be_checked_later(plan: PairPlan, pair: BundlePair) -> Entry | None:
+    """The target's entry, where both sides are whole arrays of one record, with one checksum."""
+    assert pair.baseline is not None
+    assert pair.target is not None
+    if plan.as_it_lies is None or not len(pair.baseline.entries) == len(pair.target.entries) == 1:
+        return None
+    entry = pair.target.entries[0]
+    return entry if shares_a_check(entry, pair.baseline.entries[0]) else None
 
 
 def can_be_read_in_rows(pair_plan: PairPlan, plan: SidePlan, bundle: Bundle, rules: Rules) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from comparator.align.load import load_array
+from comparator.align.load import check, load_array
 from comparator.align.pair import Aligned, align
 from comparator.align.unshard import Replicas
 from comparator.errors import ComparatorError, PairError
@@ -119,12 +119,14 @@ class Measurer(Struct, frozen=True):
             replicas.extend(measure_replicas(side, found, rules))
 
         lazily = reads_lazily(plan, pair, self.options, rules, together)
-        aligned = align(plan, pair, self.planner.contexts, rules, visit, lazily=lazily)
+        aligned = align(plan, pair, self.planner.contexts, rules, visit, lazily=lazily, may_wait=True)
         detailed = detailed and percentiles_fit(aligned.baseline.size, self.options)
         seen = see is not None and aligned.same_shape and level is None
         found, rows = measure_aligned(
             aligned, tuple(replicas), rules, self.options, detailed=detailed, by_channel=seen and not detailed
         )
+        if aligned.unchecked is not None and not (rows is not None and rows.alike):
+            check(aligned.unchecked)
         if see is not None and seen:
             see(selected, aligned, rows)
         return found

@@ -6,10 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from comparator import compare
 from dumper import open_run
+from dumper.readers.streams.record import StoredRecord
 from dumper.recording.recorder import Recorder
 
 
@@ -29,6 +31,33 @@ def test_a_file_that_is_cut_after_it_was_opened_is_an_error_that_names_it(tmp_pa
     found = [str(one) for one in compare(baseline, target)]
     assert len(found) == 2
     assert all("errored" in one.lower() and "was cut while it was read" in one for one in found), found
+
+
+def test_a_large_record_that_is_damaged_is_one_also_where_both_sides_were_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    value = torch.randn(512, 1024, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    for name in ("a", "b"):
+        recorder = Recorder()
+        recorder.configure(enable=True, dir=str(tmp_path), run=name, control=False)
+        recorder.step()
+        recorder.dump("hidden", value, dims="t h")
+        recorder.close()
+    checked: list[str] = []
+    whole = StoredRecord.is_intact
+    monkeypatch.setattr(StoredRecord, "is_intact", lambda record: checked.append(record.source) or whole(record))
+    assert compare(tmp_path / "a", tmp_path / "b").passed
+    assert len(checked) == 1  # and with the same bytes the other
+    monkeypatch.undo()
+    good = {name: next((tmp_path / name).glob("*.msgpack")).read_bytes() for name in ("a", "b")}
+    raw = value.view(torch.uint8).numpy().tobytes()
+    for sides in (("a",), ("b",), ("a", "b")):
+        for name, data in good.items():
+            damaged = bytearray(data)
+            damaged[data.index(raw) + 999_999] ^= 1 if name in sides else 0
+            next((tmp_path / name).glob("*.msgpack")).write_bytes(damaged)
+        (found,) = compare(tmp_path / "a", tmp_path / "b")
+        assert "do not match their checksum" in str(found), sides
 
 
 def test_memory_of_a_mapped_payload_is_given_back_and_its_values_stay(tmp_path: Path):

@@ -68,7 +68,8 @@ def measure_sums(
     if by_row:
         by_channel = by_channel and dtype == np.float32 and bool(baseline.size)
         table = RowTable(np.zeros((baseline.shape[0], COLUMNS)), np.zeros(length) if by_channel else None)
-    if not baseline.ndim or not (is_lazy(baseline) or is_lazy(target)):
+    at_once = not baseline.ndim or not (is_lazy(baseline) or is_lazy(target))
+    if at_once:
         sums.add(baseline, target, None if table is None else table.columns, None if table is None else table.energy)
     else:
         row = max(1, baseline.size // max(1, len(baseline)))
@@ -76,7 +77,9 @@ def measure_sums(
             columns = None if table is None else table.columns[some]
             sums.add(baseline[some], target[some], columns, None if table is None else table.energy)
     if table is not None and table.energy is not None and math.isnan(table.energy[0]):
-        table = RowTable(table.columns)
+        found = sums.found()
+        finite = not any(side.nan or side.infinite for side in (found.baseline, found.target))
+        return found, RowTable(table.columns, alike=at_once and finite)
     return sums.found(), table
 
 

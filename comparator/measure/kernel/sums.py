@@ -62,6 +62,8 @@ class RowTable(Struct, frozen=True, eq=False):
     """Shape ``(rows, 6)``: Σx², Σy², Σ(y - x)², Σ(x + y)(y - x), Σ(y - x), and the number of elements that differ."""
     energy: Float | None = None
     """Of each channel Σ(x² + y²), shape ``(channels,)``."""
+    alike: bool = False
+    """Both arrays are known to be the same, byte by byte; energies were then left out."""
 
     def rel(self) -> Float:
         """Of each row Σ(y - x)² / Σ(x² + y²), shape ``(rows,)``; 0 where nothing differs."""
