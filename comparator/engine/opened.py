@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -83,6 +82,8 @@ class Worker(Generic[P]):
 
 
 def installed_version() -> str:
+    import importlib.metadata  # which takes half as long as all else that processes need
+
     return importlib.metadata.version("tensortap")
 
 

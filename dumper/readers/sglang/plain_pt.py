@@ -104,7 +104,8 @@ def load_plain(path: Path) -> Told:
     if told is None:
         raise Unknown
     if told.tensors:
-        data = _read(path, 0, max(tensor.stop for tensor in told.tensors), told.stamp)
+        stop = max(tensor.stop for tensor in told.tensors)
+        data = _read(path, 0, stop, told.stamp) if stop else b""
         if data is None:
             raise Unknown
         for tensor in told.tensors:
@@ -114,21 +115,23 @@ def load_plain(path: Path) -> Told:
 
 def read_again(path: str | Path, tensor: StoredTensor, stamp: Stamp) -> StoredTensor | None:
     """A tensor that was found before, with its array; None when the file has changed since. Raises OSError."""
-    # Mappings begin at whole pages.
-    start = tensor.start
-    if tensor.stop - start > _MOST_READ:
-        start = start // mmap.PAGESIZE * mmap.PAGESIZE
-    data = _read(path, start, tensor.stop, stamp)
+    start, data = tensor.start, _read(path, tensor.start, tensor.stop, stamp)
     if data is None:
         return None
+    if isinstance(data, mmap.mmap):
+        start = start // mmap.PAGESIZE * mmap.PAGESIZE
     array = tensor.view(data, start)
     return StoredTensor(tensor.dtype, tensor.shape, tensor.strides, tensor.start, tensor.stop, array)
 
 
 def _read(path: str | Path, start: int, stop: int, stamp: Stamp) -> bytes | mmap.mmap | None:
+    """A part of a file; of a large one a mapping, which begins at the page of its start."""
+    if stop - start <= _MOST_READ:
+        return pt_format.part(os.fsencode(path), start, stop, stamp)
     descriptor, status = open_with_status(path)
     try:
-        return _bytes_of(descriptor, start, stop) if reference.stamp(status) == stamp else None
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        return _mapped(descriptor, first, stop) if reference.stamp(status) == stamp else None
     finally:
         os.close(descriptor)
 
@@ -143,15 +146,12 @@ def stamps_of(paths: Sequence[str | Path]) -> list[Stamp | None]:
     return pt_format.stamps([os.fsencode(path) for path in paths])
 
 
-def _bytes_of(descriptor: int, start: int, stop: int) -> bytes | mmap.mmap | None:
-    """A part of a file; ``start`` is at a page where it is large. None when the file ends before."""
-    if stop - start > _MOST_READ:
-        try:
-            return mmap.mmap(descriptor, stop - start, access=mmap.ACCESS_READ, offset=start)
-        except ValueError:  # it was longer a moment ago
-            return None
-    data = os.pread(descriptor, stop - start, start)
-    return data if len(data) == stop - start else None
+def _mapped(descriptor: int, start: int, stop: int) -> mmap.mmap | None:
+    """None when the file ends before."""
+    try:
+        return mmap.mmap(descriptor, stop - start, access=mmap.ACCESS_READ, offset=start)
+    except ValueError:  # it was longer a moment ago
+        return None
 
 
 def names(named: Callable[[int, str | None, int], Any]) -> dict[bytes, Any]:

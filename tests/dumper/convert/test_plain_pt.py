@@ -34,7 +34,7 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "compiled" and not COMPILED:
         pytest.skip("the module is not compiled here")
     used = _compiled if request.param == "compiled" else reference
-    for name in ("heads", "unpickle"):
+    for name in ("heads", "unpickle", "stamps", "part"):
         monkeypatch.setattr(pt_format, name, getattr(used, name))
     monkeypatch.setattr(plain_pt, "NAMES", names_of(used))
 
@@ -220,6 +220,22 @@ def test_both_find_the_same_in_damaged_files(tmp_path: Path, random_: random.Ran
     stamps = [one.stamps(paths) for one in ((reference, _compiled) if COMPILED else (reference,))]
     assert stamps[0] == stamps[-1]
     assert [stamp is None for stamp in stamps[0]] == [False, True, False]
+
+
+def test_a_part_of_a_file_is_read_while_it_is_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(bytes(range(100)))
+    name, missing = str(path).encode(), str(tmp_path / "missing").encode()
+    for one in (reference, _compiled) if COMPILED else (reference,):
+        (stamp,) = one.stamps([name])
+        assert one.part(name, 10, 20, stamp) == bytes(range(10, 20))
+        assert one.part(name, 90, 101, stamp) is None
+        assert one.part(name, 10, 20, (99, *stamp[1:])) is None
+        assert one.part(name, 10, 20, (*stamp[:2], stamp[2] + 1)) is None
+        assert one.part(missing, 0, 1, stamp) is None
+        assert one.part(str(tmp_path).encode(), 0, 1, stamp) is None
+        with pytest.raises(ValueError):  # noqa: PT011 - no message is shown to anyone
+            one.part(name, 20, 10, stamp)
 
 
 def test_an_archive_of_many_members_is_read(tmp_path: Path) -> None:

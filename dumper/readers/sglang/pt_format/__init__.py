@@ -19,5 +19,6 @@ COMPILED = _compiled is not None
 
 heads = reference.heads if _compiled is None else _compiled.heads
 stamps = reference.stamps if _compiled is None else _compiled.stamps
+part = reference.part if _compiled is None else _compiled.part
 named = reference.named if _compiled is None else _compiled.named
 unpickle = reference.unpickle if _compiled is None else _compiled.unpickle

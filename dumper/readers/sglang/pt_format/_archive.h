@@ -253,3 +253,22 @@ static void read_head(const char *path, Head *head) {
     for (int i = 0; i < 2; i++) free(file.parts[i].bytes);
     close(file.descriptor);
 }
+
+/* A part of a file that has still the stamp of the head; 0 where it has not, or cannot be read. */
+static int read_bytes(const char *path, const Head *stamp, size_t start, size_t size, void *to) {
+    int descriptor = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    if (descriptor < 0) return 0;
+    struct stat status;
+    Head now = {0};
+    size_t done = 0;
+    if (fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode)) take_stamp(&status, &now);
+    if (now.size == stamp->size && now.changed == stamp->changed && now.inode == stamp->inode)
+        while (done < size) {
+            ssize_t got = pread(descriptor, (char *)to + done, size - done, (off_t)(start + done));
+            if (got < 0 && errno == EINTR) continue;
+            if (got <= 0) break;
+            done += (size_t)got;
+        }
+    close(descriptor);
+    return size && done == size;
+}

@@ -113,6 +113,30 @@ static PyObject *stamps(PyObject *module, PyObject *paths) {
     return of_each(paths, read_stamp, stamp_told);
 }
 
+static PyObject *part(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *path;
+    char *name;
+    Py_ssize_t start, stop;
+    long long size, changed, inode;
+    if (!PyArg_ParseTuple(arguments, "Snn(LLL)", &path, &start, &stop, &size, &changed, &inode)) return NULL;
+    if (start < 0 || stop < start) return PyErr_Format(PyExc_ValueError, "a part that ends before it starts");
+    if (PyBytes_AsStringAndSize(path, &name, NULL) < 0) return NULL;
+    PyObject *found = PyBytes_FromStringAndSize(NULL, stop - start);
+    if (found == NULL) return NULL;
+    char *to = PyBytes_AS_STRING(found);
+    Head stamp = {.size = size, .changed = changed, .inode = inode};
+    int good;
+    Py_INCREF(path);
+    Py_BEGIN_ALLOW_THREADS
+    good = read_bytes(name, &stamp, (size_t)start, (size_t)(stop - start), to);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(path);
+    if (good) return found;
+    Py_DECREF(found);
+    Py_RETURN_NONE;
+}
+
 static PyObject *named(PyObject *module, PyObject *arguments) {
     (void)module;
     int kind;
@@ -127,6 +151,7 @@ static PyObject *named(PyObject *module, PyObject *arguments) {
 static PyMethodDef methods[] = {
     {"heads", heads, METH_O, "heads(paths): of each file its pickle, where its storages lie, and its stamp, or None"},
     {"stamps", stamps, METH_O, "stamps(paths): of each file its size, time of change and inode, or None"},
+    {"part", part, METH_VARARGS, "part(path, start, stop, stamp): bytes of a file, or None where it has changed"},
     {"named", named, METH_VARARGS, "named(kind, dtype, item_size): what a name of a pickle stands for"},
     {"unpickle", unpickle, METH_VARARGS, "unpickle(code, names, storages, tensor): the content and its tensors"},
     {NULL, NULL, 0, NULL},

@@ -64,6 +64,23 @@ def stamp(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
+def part(path: bytes, start: int, stop: int, known: Stamp) -> bytes | None:
+    """Bytes of a file; None where it cannot be read, or has another stamp than is known of it."""
+    if start < 0 or stop < start:
+        raise ValueError
+    try:
+        descriptor, status = open_with_status(Path(os.fsdecode(path)))
+    except OSError:
+        return None
+    try:
+        data = os.pread(descriptor, stop - start, start) if stamp(status) == known else b""
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return data if data and len(data) == stop - start else None
+
+
 def _head(path: bytes) -> Head | None:
     try:
         descriptor, status = open_with_status(Path(os.fsdecode(path)))
