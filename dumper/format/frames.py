@@ -10,7 +10,7 @@ Every field has exactly one valid encoding, so a flipped bit anywhere in a frame
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgpack
@@ -148,7 +148,7 @@ def decode_frame(data: Any, offset: int, *, verify_meta: bool = True) -> Frame:
     Raises TruncatedError when the data ends first, and FormatError when the bytes are no frame or its metadata does
     not match its checksum.
     """
-    record = decode_record(data, offset) if verify_meta else None
+    record = _decode_record(data, offset) if verify_meta else None
     if record is not None:
         return record
     fields, position = _array_header(data, offset)
@@ -189,8 +189,33 @@ class ReadInPieces:
         raise NotImplementedError
 
 
-def decode_record(data: Any, offset: int) -> Frame | None:
+def _decode_record(data: Any, offset: int) -> Frame | None:
     """The frame at ``offset``, if it is an intact record with one payload, as nearly all are; in few calls."""
+    found = _record(data, offset)
+    if found is None:
+        return None
+    meta, start, length, digest = found
+    return Frame("record", meta, (Payload(start, length, digest),), offset, start + length + _UINT64.size)
+
+
+def hold_intact(data: Any, offsets: Iterable[int], starts: Iterable[int], length: int) -> list[bool]:
+    """Of each offset whether an intact record stands there with one payload, which is of this length, is at the place
+    that ``starts`` says, and is what was written: not compressed, and not damaged."""
+    view, found = memoryview(data), []
+    for offset, start in zip(offsets, starts, strict=True):
+        one = _record(data, offset)
+        found.append(
+            one is not None
+            and one[1] == start
+            and one[2] == length
+            and b"compression" not in one[0]
+            and checksum(view[start : start + length]) == one[3]
+        )
+    return found
+
+
+def _record(data: Any, offset: int) -> tuple[bytes, int, int, int] | None:
+    """Metadata, and start, length and checksum of the payload."""
     try:
         *begins, length = _RECORD.unpack_from(data, offset)
         # Before a length is believed: of another frame it may span the whole file.
@@ -213,13 +238,7 @@ def decode_record(data: Any, offset: int) -> Frame | None:
         or checksum(b"record" + meta) != digest
     ):
         return None
-    return Frame(
-        "record",
-        meta,
-        (Payload(payload, payload_length, payload_digest),),
-        offset,
-        payload + payload_length + _UINT64.size,
-    )
+    return meta, payload, payload_length, payload_digest
 
 
 def payload_view(data: Any, payload: Payload) -> memoryview:

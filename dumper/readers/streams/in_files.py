@@ -4,7 +4,6 @@ checksum of a small one."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,20 +42,8 @@ def _of_one_kind(segment: Segment, at: Integers, rows: Integers, most: int) -> I
         return
     columns = segment.index.columns
     starts = columns["payload_offset"][rows].astype(np.int64)
-    offsets = columns["offset"][rows].tolist()
-    intact = [
-        _is_intact(segment.data, offset, start, size) for offset, start in zip(offsets, starts.tolist(), strict=True)
-    ]
+    intact = frames.hold_intact(segment.data, columns["offset"][rows].tolist(), starts.tolist(), size)
     if all(intact):
         yield ArraysInFile(at, segment.data, starts, dtype, known.shape)
     elif any(intact):
         yield ArraysInFile(at[intact], segment.data, starts[intact], dtype, known.shape)
-
-
-def _is_intact(data: Any, offset: int, start: int, size: int) -> bool:
-    """Whether a record's frame stands at ``offset``, with one payload at ``start`` that is not compressed."""
-    frame = frames.decode_record(data, offset)
-    if frame is None or b"compression" in frame.meta:
-        return False
-    (payload,) = frame.payloads
-    return payload.offset == start and payload.length == size and frames.payload_is_intact(data, payload)
