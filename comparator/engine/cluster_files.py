@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from comparator.engine.cluster import PATIENCE, cores_of_cluster, last_line
+from comparator.engine.cluster import PATIENCE, Head, cores_of_cluster, last_line, lost_connection
 from comparator.engine.opened import installed_version
 from comparator.errors import ComparatorError
 from dumper.storage.places import Place
@@ -62,13 +62,13 @@ def _in_order(function: _Function[T], parts: Sequence[Sequence[Place]], jobs: in
     import ray
 
     task: Any = ray.remote(num_cpus=1, max_retries=2)(_look)
-    waiting, under_way = deque(parts), deque[Any]()
+    waiting, under_way, head = deque(parts), deque[Any](), Head.of_cluster()
     try:
         while waiting or under_way:
             while waiting and len(under_way) < jobs:
                 part = [place.absolute() if isinstance(place, Path) else place for place in waiting.popleft()]
                 under_way.append(task.remote(installed_version(), function, part))
-            yield _result(ray, under_way[0])
+            yield _result(ray, under_way[0], head)
             under_way.popleft()
     finally:
         for one in under_way:
@@ -76,17 +76,20 @@ def _in_order(function: _Function[T], parts: Sequence[Sequence[Place]], jobs: in
                 ray.cancel(one, force=True)
 
 
-def _result(ray: Any, task: Any) -> Any:
+def _result(ray: Any, task: Any, head: Head) -> Any:
     since = time.monotonic()
     try:
         while not ray.wait([task], timeout=1.0)[0]:
+            head.check()
             if time.monotonic() - since > PATIENCE:
                 raise ComparatorError(
                     f"no worker of the Ray cluster read a file within {PATIENCE:.0f} s; 'ray status' shows what its "
                     "cores do"
                 )
         found = ray.get(task)
-    except (ray.exceptions.RayError, ConnectionError) as error:
+    except ConnectionError as error:
+        raise lost_connection(last_line(error)) from None
+    except ray.exceptions.RayError as error:
         raise ComparatorError(
             "the workers of the Ray cluster cannot read the runs; the same tensortap must be installed there: "
             f"{last_line(error)}"

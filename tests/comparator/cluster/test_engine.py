@@ -17,6 +17,7 @@ import pytest
 
 from comparator.cli import main
 from comparator.elsewhere import OpenedAgain, on_cluster
+from comparator.engine import cluster as engine_module
 from comparator.engine.cluster import RayCluster, connected
 from comparator.engine.opened import Opened, Worker, installed_version, mark_of
 from comparator.errors import ComparatorError
@@ -49,6 +50,19 @@ def test_nobody_answers(runs: tuple[Path, Path], address: str, capsys: Any) -> N
         address = address.format(unused.getsockname()[1])
         assert main([*map(str, runs), "--engine", "ray", "--address", address]) == 2
     assert f"no Ray cluster at {address}" in capsys.readouterr().err
+
+
+def test_a_head_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come back within a while; after that it is said, before Ray ends the process."""
+    monkeypatch.setattr(engine_module, "_ASKED_EVERY", 0.0)
+    monkeypatch.setattr(engine_module, "_GIVEN_UP", 1000.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = engine_module.Head(server.getsockname())
+        head.check()
+    head.check()
+    monkeypatch.setattr(engine_module, "_GIVEN_UP", 0.0)
+    with pytest.raises(ComparatorError, match="broke off: its head does not answer"):
+        head.check()
 
 
 def test_an_address_of_rays_client_without_it(
