@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 _LARGE = 1 << 20
 """Bytes of a value from which it is written by a thread of its own, and its mapped memory is given back."""
 _AT_ONCE = 2
-"""Large values that are written at the same time, where there are as many processors: to copy bytes into files takes
-most of the time, and more threads would wait for the memory."""
+"""Large values that are written at the same time: to copy bytes into files takes most of the time, and more threads
+would wait for the memory."""
 _OUTSIDE = -1
 """The step that stands for none: SGLang's comparator leaves it out unless ``--start-step`` is below zero."""
 _ERRORS = (OSError, ValueError, TypeError, AttributeError)
@@ -42,7 +41,7 @@ def write_pt_files(run: Run, path: Path, advance: Advance = lambda done: None) -
     less than the whole value are left out. ``advance`` takes the number of records that are done.
     """
     outcome = Outcome()
-    with ThreadPoolExecutor(min(_AT_ONCE, len(os.sched_getaffinity(0)))) as threads:
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
         for rank in run.ranks:
             _RankWriter(run, rank, path, outcome, threads).write(advance)
     return outcome
