@@ -150,7 +150,7 @@ def _compare(
         for record in opening:
             for reporter in reporters if record is not None else []:
                 reporter.report(record)  # type: ignore[arg-type]
-        _report_findings(comparing, tally, reporters, printed, arguments.max_fail)
+        _report_findings(comparing, tally, reporters, printed, console, arguments.max_fail)
         if report_path is not None:
             file.complete()
     if report_path is not None:
@@ -257,17 +257,25 @@ def _printed(arguments: argparse.Namespace, console: Console | PlainConsole, sch
 
 
 def _report_findings(
-    comparing: Comparing, tally: Tally, reporters: list[Reporter], printed: Reporter, most_failures: int | None
+    comparing: Comparing,
+    tally: Tally,
+    reporters: list[Reporter],
+    printed: Reporter,
+    console: Console | PlainConsole,
+    most_failures: int | None,
 ) -> None:
     """Report every finding, then the diagnosis, then the summary.
 
     When the reader of the output goes away once everything is measured, the rest is not printed and the verdict stays.
     """
     from comparator.report.diagnosis import diagnosis_record
+    from comparator.report.reporters import PlainConsole
     from comparator.report.runs import accounts_record
 
     def records() -> Iterator[ReportRecord]:
         for finding in comparing:
+            if comparing.measured and isinstance(console, PlainConsole):
+                console.at_once = False  # what is left comes without waiting
             tally.add(finding)
             yield finding
             if most_failures is not None and tally.failures >= most_failures:
@@ -297,9 +305,18 @@ def _report_findings(
                 drop_output()
                 reporters.remove(printed)
 
+    def send_on() -> None:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            if not comparing.measured:
+                raise
+            drop_output()
+
     try:
         for record in records():
             show(record)
+        send_on()
     except KeyboardInterrupt:
         comparing.interrupted = True
         tally.interrupt()

@@ -210,10 +210,13 @@ class PlainConsole:
     """Lines on standard output, without colours: for all that is no terminal."""
 
     is_terminal = False
+    at_once = True
+    """Whether each line is sent on before the next one is made."""
 
     def print(self, line: str, *, style: str | None = None, markup: bool = False, emoji: bool = False) -> None:
         sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+        if self.at_once:
+            sys.stdout.flush()
 
 
 def terminal() -> Console | PlainConsole:
