@@ -16,7 +16,10 @@ from tensortap.lazy_rows import computed, is_lazy
 
 _FEW, _REGISTER = 16, 64
 """Summands that torch adds one after the other, in float32, where there are so many elements of half precision; what
-more there are it adds in cascades (``ATen/native/cpu/SumKernel.cpp``)."""
+more there are it adds in cascades: each so many by themselves, then their sums (``ATen/native/cpu/SumKernel.cpp``)."""
+_COLUMNS, _MOST = 32, 256
+"""Elements that torch adds at a time in this order: of what is no multiple of them it adds the rest in another one.
+From so many summands on there are more cascades than two."""
 
 
 class Replicas(Struct, frozen=True):
@@ -106,15 +109,40 @@ def _sum_as_torch(members: Sequence[Array]) -> Array:
         found = add_halves(members, from_zero=True)
         if found is not None:
             return found
+    dtype = members[0].dtype
+    if _is_added_in_cascades(members):
+        return _in_cascades(members)
     import torch
 
-    dtype = members[0].dtype
     if dtype.name == "bfloat16":
         bits = np.stack([np.ascontiguousarray(member).view(np.int16) for member in members])
         halves = torch.from_numpy(bits).view(torch.bfloat16).sum(dim=0)
         return halves.view(torch.int16).numpy().view(dtype)
     # Stacked by numpy: torch warns of arrays that are mapped, which cannot be written to.
     return torch.from_numpy(np.stack(members)).sum(dim=0).numpy()
+
+
+def _is_added_in_cascades(members: Sequence[Array]) -> bool:
+    first = members[0]
+    return (
+        first.dtype.name in ("bfloat16", "float16", "float32")
+        and first.size % _COLUMNS == 0
+        and len(members) < _MOST
+        and all(member.shape == first.shape and member.dtype == first.dtype for member in members)
+    )
+
+
+def _in_cascades(members: Sequence[Array]) -> Array:
+    """Added in float32."""
+    total, run = (np.zeros(members[0].shape, np.float32) for _ in range(2))
+    with np.errstate(all="ignore"):
+        for number, member in enumerate(members, 1):
+            run += member
+            if number % _FEW == 0:
+                total += run
+                run[...] = 0
+        run += total
+        return run.astype(members[0].dtype, copy=False)
 
 
 def accumulation_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -232,9 +232,9 @@ def test_undoing_zigzag_is_a_permutation(length: int, size: int) -> None:
     assert sorted(undo_zigzag(array, 0, size)) == sorted(array)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("summands", [1, 2, 8, 15, 16])
-@pytest.mark.parametrize("shape", [(3,), (64,), (8, 129), (40, 64)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("summands", [1, 2, 8, 15, 16, 17, 40, 255, 256])
+@pytest.mark.parametrize("shape", [(3,), (32,), (64,), (8, 129), (40, 64)])
 def test_summands_are_added_in_the_order_of_torch(dtype: str, summands: int, shape: tuple[int, ...]) -> None:
     import torch
 
@@ -246,7 +246,7 @@ def test_summands_are_added_in_the_order_of_torch(dtype: str, summands: int, sha
     arrays = [value.view(torch.int16).numpy().view(np_dtype(dtype)) for value in values]
     expected = values.sum(dim=0).view(torch.int16).numpy()
     found = np.ascontiguousarray(_sum_as_torch(arrays)).view(np.int16)
-    nan = values.sum(dim=0).isnan().numpy()
+    nan = values.sum(dim=0).isnan().repeat_interleave(values.itemsize // 2, dim=-1).numpy()
     assert np.array_equal(np.where(nan, 0, found), np.where(nan, 0, expected))
 
 
