@@ -1,7 +1,7 @@
 """The metrics as SGLang's comparator rounds them: in float32, sums in torch's order.
 
 ``rel`` is there 1 - 2 Σxy / Σ(x² + y²), which cancels; near zero two correct programs agree on it only when they
-round alike. torch is imported only for arrays with gaps in their memory.
+round alike. torch is imported only for two arrays whose elements lie in different orders in memory.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def _rounded(x: Array, y: Array) -> tuple[float, float, float]:
     lying = _as_they_lie(x, y)
     if lying is None:
         x, y = (np.asarray(to_working(side, _SINGLE)) for side in (x, y))
-        if not (x.flags.c_contiguous and y.flags.c_contiguous):
+        lying = _without_gaps(x, y)
+        if lying is None:
             return _rounded_by_torch(x, y)
-        lying = x, y
     sums = sums_as_torch(*lying)
     mean = float(np.float32(sums.gap) / np.float32(x.size))
     if sums.largest == 0.0:
@@ -50,6 +50,25 @@ def _as_they_lie(x: Array, y: Array) -> tuple[Array, Array] | None:
     order = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
     x, y = x.transpose(order), y.transpose(order)
     return (x, y) if x.flags.c_contiguous and y.flags.c_contiguous else None
+
+
+def _without_gaps(x: Array, y: Array) -> tuple[Array, Array] | None:
+    """Both with their dimensions in the order of memory and without gaps, as what torch computes of them lies; None
+    where elements of one lie in another order, or share memory."""
+    order = sorted(range(x.ndim), key=lambda axis: (-x.strides[axis], -y.strides[axis], axis))
+    x, y = x.transpose(order), y.transpose(order)
+    return (np.ascontiguousarray(x), np.ascontiguousarray(y)) if _descends(x) and _descends(y) else None
+
+
+def _descends(array: Array) -> bool:
+    """Whether elements lie in memory in the order of their indices, with gaps or without."""
+    behind = array.itemsize
+    for length, stride in zip(reversed(array.shape), reversed(array.strides), strict=True):
+        if length > 1:
+            if stride < behind:
+                return False
+            behind = stride * length
+    return True
 
 
 def _rounded_by_torch(x: Array, y: Array) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random as random_module
 from collections.abc import Iterator
 
 import ml_dtypes
@@ -96,6 +97,32 @@ def test_metrics_are_those_of_torch_wherever_elements_lie(places: tuple[int, int
         left, right = x.transpose(places), y.transpose(places)
         assert _rounded(left, right) == _rounded_by_torch(left, right)
         assert _rounded(left[:, ::2], right[:, ::2]) == _rounded_by_torch(left[:, ::2], right[:, ::2])
+
+
+SLICES = st.sampled_from([slice(None), slice(None, None, 2), slice(1, None), slice(None, -1), slice(None, None, 3)])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(2, 17), SLICES), min_size=1, max_size=4), st.randoms(use_true_random=False),
+    st.sampled_from(["both", "one", "elsewhere"]),
+)  # fmt: skip
+def test_metrics_are_those_of_torch_with_gaps(
+    given_: list[tuple[int, slice]], random: random_module.Random, gaps: str
+) -> None:
+    """Of parts of arrays, whose dimensions lie in any order."""
+    shape, slices = [length for length, _ in given_], tuple(part for _, part in given_)
+    rng = np.random.default_rng(random.randrange(1 << 32))
+    places = random.sample(range(len(shape)), len(shape))
+    x = rng.standard_normal(shape).astype(np.float32)
+    y = (x + 1e-3 * rng.standard_normal(shape)).astype(np.float32)
+    if gaps == "elsewhere":
+        y = np.pad(y, [(0, 2)] * len(shape))[tuple(slice(0, length) for length in shape)]
+    left, right = (side[slices].transpose(places) for side in (x, y))
+    right = np.ascontiguousarray(right) if gaps == "one" else right
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+        np.testing.assert_array_equal(_rounded(left, right), _rounded_by_torch(left, right))
 
 
 @settings(max_examples=100, deadline=None)
