@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 from comparator.errors import ComparatorError
-from dumper.rules.expressions import ExpressionError, compile_pattern
+from dumper.rules.expressions import ExpressionError, Pattern, compile_pattern
 
 LONGEST_PATTERN = 10_000
 """Characters."""
 
 
 @lru_cache(maxsize=1024)
-def compiled(pattern: str, where: str = "a pattern") -> Any:
+def compiled(pattern: str, where: str = "a pattern") -> Pattern:
     """A regular expression in RE2's syntax; ComparatorError says which argument holds a bad one."""
     if len(pattern) > LONGEST_PATTERN:
         raise ComparatorError(f"{where}: a pattern of {len(pattern)} characters; {LONGEST_PATTERN} is the most")

@@ -86,8 +86,38 @@ class Expression:
         return f"Expression({self.text!r})"
 
 
-def compile_pattern(pattern: str) -> Any:
-    """A regular expression in RE2's syntax; its ``search``, ``match`` and ``fullmatch`` take time linear in the text.
+class Pattern:
+    """A regular expression that takes time linear in the text. What UTF-8 does not have, as in the name of a file that
+    is not UTF-8, is read as a question mark."""
+
+    __slots__ = ("_compiled",)
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+
+    def search(self, text: str) -> Any:
+        """The first match anywhere in the text, with the methods of ``re.Match``, or None."""
+        return self._compiled.search(_as_utf8(text))
+
+    def match(self, text: str) -> Any:
+        """The match at the beginning of the text, or None."""
+        return self._compiled.match(_as_utf8(text))
+
+    def fullmatch(self, text: str) -> Any:
+        """The match of the whole text, or None."""
+        return self._compiled.fullmatch(_as_utf8(text))
+
+
+def _as_utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
+
+
+def compile_pattern(pattern: str) -> Pattern:
+    """A regular expression in RE2's syntax.
 
     Patterns come from people and run in the recorded process: one that backtracks without end would hang it. Raises
     ExpressionError; references back and look-around are not in RE2 (https://github.com/google/re2/wiki/Syntax).
@@ -102,7 +132,11 @@ def compile_pattern(pattern: str) -> Any:
     options = re2.Options()
     options.log_errors = False
     try:
-        return re2.compile(pattern, options)
+        return Pattern(re2.compile(pattern, options))
+    except UnicodeEncodeError:
+        raise ExpressionError(
+            "the regular expression has characters that UTF-8 does not have; write . for them"
+        ) from None
     except re2.error as error:
         reason = error.args[0] if error.args else error
         reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import operator
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dumper.rules.expressions import LONGEST_EXPRESSION, Expression, ExpressionError
+from dumper.rules.expressions import LONGEST_EXPRESSION, Expression, ExpressionError, compile_pattern
 
 VALUES = {"name": "model.layers.3.attn_output", "layer_id": 3, "rank": 0, "scale": 0.5, "phase": "decode"}
 needs_re2 = pytest.mark.skipif(
@@ -174,3 +175,13 @@ def _expressions() -> st.SearchStrategy[Pair]:
 def test_numbers_and_logic_are_those_of_python(pair: Pair, a: int, b: float) -> None:
     text, expected = pair
     assert Expression(text).holds({"a": a, "b": b}) == expected({"a": a, "b": b})
+
+
+@needs_re2
+def test_a_pattern_meets_text_that_is_not_utf_8() -> None:
+    """As the name of a file may be."""
+    name = os.fsdecode(b"x\x80y")
+    assert all(getattr(compile_pattern("x.y"), how)(name) for how in ("search", "match", "fullmatch"))
+    assert compile_pattern("é").search("é")
+    with pytest.raises(ExpressionError, match=r"write \. for them"):
+        compile_pattern(name)
