@@ -251,7 +251,14 @@ class SGLangDump(RunBase):
     @functools.cached_property
     def headers(self) -> Mapping[int, RankHeader]:
         """By rank, from the first of its files that can be read."""
-        return {rank: _header(rank, [record for record in self.records if record.rank == rank]) for rank in self.ranks}
+        return {rank: _header(rank, records) for rank, records in self._by_rank.items()}
+
+    @functools.cached_property
+    def _by_rank(self) -> Mapping[int, Sequence[SGLangRecord]]:
+        found: dict[int, list[SGLangRecord]] = {rank: [] for rank in self.ranks}
+        for record in self.records:
+            found[record.rank].append(record)
+        return found
 
     @property
     def has_named_files(self) -> bool:
@@ -262,15 +269,12 @@ class SGLangDump(RunBase):
         """Per rank, per step; from what SGLang's dumper records of every batch."""
         from dumper.readers.sglang.token_layouts import rank_layouts, with_data_parallel  # not every use needs them
 
-        by_rank: dict[int, list[SGLangRecord]] = {rank: [] for rank in self.ranks}
-        for record in self.records:
-            if record.dumped_name in AUXILIARY_NAMES:
-                by_rank[record.rank].append(record)
         parallel = {rank: header.parallel for rank, header in self.headers.items()}
-        found = {rank: rank_layouts(records, parallel[rank]) for rank, records in by_rank.items()}
-        present: dict[int, set[int]] = {rank: set() for rank in self.ranks}
-        for record in self.records:
-            present[record.rank].add(record.step)
+        found = {
+            rank: rank_layouts([one for one in records if one.dumped_name in AUXILIARY_NAMES], parallel[rank])
+            for rank, records in self._by_rank.items()
+        }
+        present = {rank: {record.step for record in records} for rank, records in self._by_rank.items()}
         return with_data_parallel(found, present, parallel)
 
     def layout(self, step: int, rank: int) -> TokenLayout | None:
