@@ -191,21 +191,21 @@ class _Scale(Struct, frozen=True, eq=False):
         if rows is not None:
             chosen = np.flatnonzero(rows)
             difference = difference.take(chosen[_sampled(len(chosen))])
-        difference = _sample(difference)
+        difference = sampled_rows(difference)
         middle, product, added = (float(one.sum()) for one in difference.row_energies())
-        found = _factor(middle, product, added)
+        found = factor_of(middle, product, added)
         if found is None or found.error:
             return _Scale(difference, found or NOTHING, True)
         elements = difference.rows * difference.channels
-        return _Scale(difference, _uncorrelated(found.value, middle, product, added, elements), False)
+        return _Scale(difference, uncorrelated(found.value, middle, product, added, elements), False)
 
     def estimate(self, irrelevant: Irrelevance) -> Estimate:
         if self.is_exact or irrelevant.covers(self.plain.value):
             return self.plain
-        return _with_error(self.plain.value, *self.rows.arrays())
+        return with_error(self.plain.value, *self.rows.arrays())
 
 
-def _factor(middle: float, product: float, added: float) -> Estimate | None:
+def factor_of(middle: float, product: float, added: float) -> Estimate | None:
     """The factor less one from Σm², Σma and Σa², with an error where it explains all; None where there is none."""
     if middle <= 0 or added <= 0:
         return None
@@ -215,11 +215,12 @@ def _factor(middle: float, product: float, added: float) -> Estimate | None:
     return Estimate(value)
 
 
-def _uncorrelated(value: float, middle: float, product: float, added: float, elements: int) -> Estimate:
+def uncorrelated(value: float, middle: float, product: float, added: float, elements: int) -> Estimate:
+    """A factor less one with the standard error that it has where elements differ by chance, each for itself."""
     return Estimate(value, math.sqrt(max(added - value * product, 0.0) / (middle * elements)))
 
 
-def _with_error(value: float, middle: Single, added: Single) -> Estimate:
+def with_error(value: float, middle: Single, added: Single) -> Estimate:
     """A factor less one with its standard error; an array of shape ``(rows, channels)`` each."""
     energy = float(np.vdot(middle, middle))
     rest = added - np.float32(value) * middle
@@ -237,7 +238,7 @@ def _with_error(value: float, middle: Single, added: Single) -> Estimate:
     return Estimate(value, float(error))
 
 
-def _sample(difference: Difference) -> Difference:
+def sampled_rows(difference: Difference) -> Difference:
     """The rows that a scale is estimated from."""
     return difference if difference.rows <= MOST_ROWS else difference.take(_sampled(difference.rows))
 
@@ -307,110 +308,3 @@ def channels(difference: Difference, floor: float, z: float) -> ChannelNumbers |
     at, worst = int(np.argmax(ratio)), int(np.argmax(np.minimum(clear / z, scaled)))
     estimate = Estimate(float(factor[worst]), float(error[worst]))
     return ChannelNumbers(float(ratio[at]), at, float(scaled[worst]), estimate, worst)
-
-
-class BlockNumbers(Struct, frozen=True):
-    """Heads, or blocks of the size of common heads: the one that stands out."""
-
-    size: int
-    ratio: float
-    """Relative error of the block over that of the median block."""
-    block: int
-    scale: Estimate
-    """Factor of a block less that of all channels."""
-    scaled_block: int
-    errors: tuple[float, ...] = ()
-    """Of pieces that ranks hold: the relative error of each."""
-
-
-def blocks(difference: Difference, size: int, floor: float, irrelevant: Irrelevance = RELEVANT) -> BlockNumbers | None:
-    """Compare blocks of ``size`` channels; None with fewer than 3 of them or fewer than 6 rows."""
-    rows, count = difference.rows, difference.channels
-    number = count // size
-    if number < 3 or count % size or rows < 6:
-        return None
-    errors = _errors(difference, number)
-    ratio = errors / max(median(errors), floor)
-    found = _scales_of_parts(_sample(difference), number, irrelevant)
-    usual = max(median(difference.error), floor)
-    clearest = max(range(number), key=lambda at: min(found[at].z / 10, abs(found[at].value) / usual))
-    at = int(np.argmax(ratio))
-    return BlockNumbers(size, float(ratio[at]), at, found[clearest], clearest)
-
-
-def shards(difference: Difference, count: int, floor: float, irrelevant: Irrelevance = RELEVANT) -> BlockNumbers | None:
-    """Compare ``count`` equal parts of the channels, as ranks hold them, each with the others together.
-
-    None with fewer than 2 parts or 6 rows, and where channels cannot be divided so.
-    """
-    rows, channels = difference.rows, difference.channels
-    if count < 2 or channels % count or channels == count or rows < 6:
-        return None
-    errors = _errors(difference, count)
-    ratios = [errors[at] / max(median(np.delete(errors, at)), floor) for at in range(count)]
-    changes = _scales_of_parts(_sample(difference), count, irrelevant, with_others=True)
-    usual = max(median(difference.error), floor)
-    clearest = max(range(count), key=lambda at: min(changes[at].z / 10, abs(changes[at].value) / usual))
-    worst = int(np.argmax(ratios))
-    if count == 2:
-        clearest = int(np.argmax(errors))  # of two, each differs from the other by the same factor
-    return BlockNumbers(
-        channels // count, float(ratios[worst]), worst, changes[clearest], clearest, tuple(errors.tolist())
-    )
-
-
-def _errors(difference: Difference, parts: int) -> Float:
-    """Relative error of each of so many equal parts of the channels."""
-    sums = difference.channel_sums.within(parts)
-    return np.asarray(np.sqrt(sums.added / np.maximum(sums.middle, TINY)), np.float64)
-
-
-def _scales_of_parts(
-    sample: Difference, parts: int, irrelevant: Irrelevance, *, with_others: bool = False
-) -> list[Estimate]:
-    """The factor of each of so many equal parts of the channels less that of the whole, or of all others together."""
-    sums = sample.channel_sums.within(parts)
-    numbers = np.stack([sums.middle, sums.product, sums.added])
-    whole = numbers.sum(1)
-    # Added up rather than taken from the whole, so that two parts are each the other's rest.
-    others = [np.delete(numbers, at, axis=1).sum(1) if with_others else whole for at in range(parts)]
-    rests = np.stack(others, axis=1)
-    width = sample.channels // parts
-    values = [_value(*numbers[:, at]) - _value(*rests[:, at]) for at in range(parts)]
-    if all(irrelevant.covers(value) for value in values):
-        own = sample.rows * width
-        beside = sample.rows * (sample.channels - width if with_others else sample.channels)
-        return [
-            _plain_estimate(numbers[:, at], own).minus(_plain_estimate(rests[:, at], beside)) for at in range(parts)
-        ]
-    middle, added = sample.arrays()
-    holder = np.repeat(np.arange(parts), width)
-    of_all = None if with_others else _estimate(whole, middle, added)
-    found = []
-    for at in range(parts):
-        inside = slice(at * width, (at + 1) * width)
-        mine = _estimate(numbers[:, at], middle[:, inside], added[:, inside])
-        found.append(mine.minus(of_all or _estimate(rests[:, at], middle[:, holder != at], added[:, holder != at])))
-    return found
-
-
-def _value(middle: float, product: float, added: float) -> float:
-    found = _factor(middle, product, added)
-    return 0.0 if found is None else found.value
-
-
-def _plain_estimate(sums: Float, elements: int) -> Estimate:
-    middle, product, added = sums.tolist()
-    found = _factor(middle, product, added)
-    if found is None:
-        return NOTHING
-    return found if found.error else _uncorrelated(found.value, middle, product, added, elements)
-
-
-def _estimate(numbers: Float, middle: Single, added: Single) -> Estimate:
-    found = _factor(*numbers.tolist())
-    if found is None:
-        return NOTHING
-    if found.error:
-        return found
-    return _with_error(found.value, np.ascontiguousarray(middle), np.ascontiguousarray(added))

@@ -14,12 +14,10 @@ from comparator.diagnosis.limits import EXPERT_SCALE, HEAD_SCALE, LIMITS, SHARD_
 from comparator.diagnosis.measures import (
     NEVER_RELEVANT,
     NOTHING,
-    BlockNumbers,
     ChannelNumbers,
     Difference,
     Irrelevance,
     alignment,
-    blocks,
     change_of_scale,
     channel_weights,
     channels,
@@ -27,9 +25,9 @@ from comparator.diagnosis.measures import (
     offset,
     relative,
     scale,
-    shards,
     sizes_of,
 )
+from comparator.diagnosis.parts import BlockNumbers, blocks, shards
 from comparator.diagnosis.routing import standing_out
 from comparator.diagnosis.rows import Mask, RowLabels, Single, TapRows, groups_of, has_whole_prefix
 from comparator.diagnosis.sums import Operands

@@ -5,7 +5,8 @@ from __future__ import annotations
 from msgspec import Struct, field
 
 from comparator.diagnosis.floors import Operation
-from comparator.diagnosis.measures import BlockNumbers, ChannelNumbers, Estimate
+from comparator.diagnosis.measures import ChannelNumbers, Estimate
+from comparator.diagnosis.parts import BlockNumbers
 from comparator.diagnosis.routing import Choices
 from comparator.diagnosis.rows import Float, RowLabels, TapKey
 from comparator.diagnosis.sums import Residuals

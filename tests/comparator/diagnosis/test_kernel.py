@@ -195,7 +195,7 @@ def test_groups_with_one_factor_need_no_significance(monkeypatch: pytest.MonkeyP
     assert exact.value == pytest.approx(-0.0002, rel=0.5)
     # Each of both factors is far beyond the limit, their difference is a hundredth of it.
     limit = Irrelevance(strength=0.1, size=0.01)
-    monkeypatch.setattr(measures, "_with_error", lambda *_: pytest.fail("the significance was taken"))
+    monkeypatch.setattr(measures, "with_error", lambda *_: pytest.fail("the significance was taken"))
     assert change_of_scale(difference, first, ~first, limit).value == exact.value
     with pytest.raises(pytest.fail.Exception):
         change_of_scale(difference, first, ~first, Irrelevance(strength=0.1, size=0.0005))
