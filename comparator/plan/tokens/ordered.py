@@ -13,7 +13,6 @@ from comparator.plan.tokens.interface import TokenPlan
 from comparator.plan.tokens.parts import PartTokens, in_order_of_steps
 from comparator.plan.tokens.rows import NO_TOKEN_ID, RowTokens, join_rows
 from dumper.layout import PADDING_ROW
-from tensortap.distinct import distinct
 
 _SMART = "--token-aligner smart joins the runs on token identity, whatever their steps are"
 
@@ -53,10 +52,13 @@ def line_of(parts: list[PartTokens]) -> Line:
         dropped += len(rows) - len(real)
         rows, places = rows.take(real), places[real]
         order = np.lexsort((rows.position, rows.sequence, rows.source))
+        rows = rows.take(order)
         indices.append(places[order])
-        tokens.append(rows.take(order))
+        tokens.append(rows)
         if len(rows):
-            most = max(most, len(distinct(rows.source.astype(np.int64) << 32 | rows.sequence)))
+            # In their order a sequence begins where another one ends.
+            begins = (rows.source[1:] != rows.source[:-1]) | (rows.sequence[1:] != rows.sequence[:-1])
+            most = max(most, 1 + int(np.count_nonzero(begins)))
     joined = join_rows(tokens)
     return Line(np.concatenate(indices), joined.sequence, joined.position, joined.token, dropped, known, most)
 
