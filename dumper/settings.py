@@ -95,6 +95,9 @@ class Settings:
     http_token: str | None = None
     parallel: Mapping[str, tuple[int, int]] | None = None
     """Where this rank stands: axis name to ``(rank, size)``, ``tp=0/2,dp=1/4`` as text; comes before what is found."""
+    direct_launch: bool = False
+    """Whether compiled code launches kernels on CUDA devices by itself, straight through the driver, also to copy. No
+    card has run that."""
     access: str = "private"
     """Who may read what is recorded: ``private``, its owner alone; ``umask``, whoever the process's umask says."""
 
@@ -345,5 +348,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "http_port": _optional(_number),
     "http_token": _optional(_text),
     "parallel": _optional(_parallel),
+    "direct_launch": _boolean,
     "access": _one_of("private", "umask"),
 }

@@ -2,7 +2,9 @@
 
 The kernel is text in NVIDIA's intermediate language ("PTX ISA"), which the driver translates for its device in some
 milliseconds when the first value of a device is recorded in compiled code, so that neither a compiler nor Triton is
-needed for it.
+needed for it. Where the setting ``direct_launch`` is on it copies in place of ``cudaMemcpyAsync``. That takes 5 to 7 µs
+of the calling thread where calls follow one another, and 10 to 15 µs between the kernels of a model; a launch takes 2.5
+to 4 µs, and between kernels it goes the way through the driver that the model has just gone. No card has run it.
 """
 
 from __future__ import annotations
@@ -14,14 +16,6 @@ from dumper.memory.cuda_runtime import CudaRuntime
 from dumper.values.direct_launch import DirectLaunch
 from dumper.values.memory_rows import MemoryRows
 
-COPIES_BY_KERNEL = True
-"""Whether compiled code copies by the kernel, and not by ``cudaMemcpyAsync``.
-
-That takes 5 to 7 µs of the calling thread where calls follow one another, and 10 to 15 µs between the kernels of a
-model; a launch takes 2.5 to 4 µs, and between kernels it goes the way through the driver that the model has just gone.
-Both are measured by benchmarks/gpu ("full" and "full, cudaMemcpyAsync"), which has not run on a card since there is
-this kernel: the faster one is to stay.
-"""
 PIECE = 16
 """Bytes that a thread copies, and that addresses, and rows of more than one, are multiples of."""
 THREADS = 256
@@ -102,7 +96,7 @@ class CopyKernels:
         ``cudaMemcpyAsync`` is to do it. Outside of captures."""
         width, height, pitch = (nbytes, 1, 0) if rows is None else (rows.width, rows.height, rows.pitch)
         total = width * height
-        if not (COPIES_BY_KERNEL and total) or (height > 1 and (width % PIECE or pitch % PIECE)):
+        if not total or (height > 1 and (width % PIECE or pitch % PIECE)):
             return None
         function = self._functions.get(device)
         if function is None:

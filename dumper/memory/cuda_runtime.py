@@ -241,8 +241,9 @@ class CudaRuntime:
         return DeviceError(f"{name} of the CUDA runtime failed with error {code}")
 
 
-def loaded_runtime() -> CudaRuntime | None:
-    """The runtime library that torch has loaded into this process; None where there is none to be found."""
+def loaded_runtime(with_driver: bool = False) -> CudaRuntime | None:
+    """The runtime library that torch has loaded into this process, with what launches kernels directly if that is
+    wanted; None where there is none to be found."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
@@ -253,7 +254,9 @@ def loaded_runtime() -> CudaRuntime | None:
     ):
         for path in sorted(set(re.findall(pattern, maps))):
             try:
-                return CudaRuntime(ctypes.CDLL(path), prefix, loaded_driver() if prefix == "cuda" else None)
+                return CudaRuntime(
+                    ctypes.CDLL(path), prefix, loaded_driver() if with_driver and prefix == "cuda" else None
+                )
             except (OSError, AttributeError):
                 continue
     return None

@@ -34,14 +34,15 @@ class Prepared(NamedTuple):
     kept: int
     """Bytes of the result."""
     direct: DirectLaunch | None
-    """The same without a call of Python; None where there is none."""
+    """The same without a call of Python; None where there is none, or where direct launches are off."""
 
 
 class DeviceReductions:
     """Launches kernels for the tensors of this process."""
 
-    def __init__(self, runtime: CudaRuntime) -> None:
+    def __init__(self, runtime: CudaRuntime, direct_launch: bool) -> None:
         self._runtime = runtime
+        self._direct_launch = direct_launch
         self._scratch: dict[tuple[int, int], int] = {}
         """Address by device and stream."""
         self._launches: dict[tuple[str, int, torch.dtype, int], Launch] = {}
@@ -79,7 +80,8 @@ class DeviceReductions:
             launch, scratch = self._launch_of(kind, value, device, stream)
         except ReductionError:
             return None
-        return Prepared(launch.run, scratch, RESULT_BYTES[kind], launch.direct(scratch))
+        direct = launch.direct(scratch) if self._direct_launch else None
+        return Prepared(launch.run, scratch, RESULT_BYTES[kind], direct)
 
     def _launch_of(self, kind: str, value: torch.Tensor, device: int, stream: int) -> tuple[Launch, int]:
         if self._failed:

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 class DeviceStager:
     """Stages tensors of the CUDA devices of this process. Waits for a device only when its memory is used up."""
 
-    def __init__(self, runtime: CudaRuntime, pool: BufferPool) -> None:
+    def __init__(self, runtime: CudaRuntime, pool: BufferPool, direct_launch: bool) -> None:
+        """``direct_launch``: whether compiled code launches kernels by itself (the setting of that name)."""
         self._runtime = runtime
         self._arena = PinnedArena(runtime, pool)
         self.lanes = DeviceLanes(runtime, self._arena)
         pool.add_arena(self.lanes)
-        self.reductions = DeviceReductions(runtime)
-        self._copy_kernels = CopyKernels(runtime)
+        self.reductions = DeviceReductions(runtime, direct_launch)
+        self._copy_kernels = CopyKernels(runtime) if direct_launch else None
         self._copiers: dict[int, DeviceCopier] = {}
 
     @property
@@ -39,8 +40,8 @@ class DeviceStager:
 
     @property
     def address_of_launch(self) -> int:
-        """Of the driver's function that launches a kernel, for compiled code; 0 where there is none."""
-        return self._runtime.address_of_launch
+        """Of the driver's function that launches a kernel, for compiled code; 0 where that launches none."""
+        return 0 if self._copy_kernels is None else self._runtime.address_of_launch
 
     def prepared(
         self,
@@ -56,13 +57,14 @@ class DeviceStager:
         if reduced_to is not None:
             return self.reductions.prepared(reduced_to, value, device, stream)
         kept = nbytes if rows is None else rows.nbytes
-        return Prepared(None, 0, kept, self._copy_kernels.direct(device, nbytes, rows))
+        direct = None if self._copy_kernels is None else self._copy_kernels.direct(device, nbytes, rows)
+        return Prepared(None, 0, kept, direct)
 
     @classmethod
-    def of_this_process(cls, pool: BufferPool) -> DeviceStager | None:
+    def of_this_process(cls, pool: BufferPool, direct_launch: bool) -> DeviceStager | None:
         """None where the runtime library that torch uses cannot be found."""
-        runtime = loaded_runtime()
-        return None if runtime is None else cls(runtime, pool)
+        runtime = loaded_runtime(with_driver=direct_launch)
+        return None if runtime is None else cls(runtime, pool, direct_launch)
 
     def stage(self, value: torch.Tensor) -> SlabPiece | DeviceCopy:
         """Begin to copy a readable tensor as it is now. To be called inside ``undisturbed``.

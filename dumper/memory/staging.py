@@ -76,9 +76,11 @@ class Described:
 class Stager:
     """Stages tensors of any device, numpy arrays, and plain values."""
 
-    def __init__(self, pool_bytes: int) -> None:
-        """``pool_bytes``: how much memory copies may hold, those that wait to be used again included."""
+    def __init__(self, pool_bytes: int, direct_launch: bool = False) -> None:
+        """``pool_bytes``: how much memory copies may hold, those that wait to be used again included;
+        ``direct_launch``: whether compiled code launches kernels of CUDA devices by itself."""
         self.pool_bytes = pool_bytes
+        self.direct_launch = direct_launch
         self._pool = BufferPool(pool_bytes)
         self.host = self._pool.shelf(host_buffer)
         self._device: DeviceStager | None = None
@@ -139,7 +141,7 @@ class Stager:
             # No thread goes another way because a second one has only begun.
             with self._lock:
                 if not self._device_was_looked_for:
-                    self._device = DeviceStager.of_this_process(self._pool)
+                    self._device = DeviceStager.of_this_process(self._pool, self.direct_launch)
                     self._device_was_looked_for = True
         return self._device
 

@@ -56,9 +56,10 @@ class Lifecycle:
         from dumper.recording.session import Session
 
         # Kept when a run is closed and another begun: its buffers are expensive to make.
-        if self._stager is None or self._stager.pool_bytes != settings.memory_budget:
-            self._stager = Stager(settings.memory_budget)
-        session = Session(settings, self._coverage, self._stager, self._forked_from)
+        stager, wanted = self._stager, (settings.memory_budget, settings.direct_launch)
+        if stager is None or (stager.pool_bytes, stager.direct_launch) != wanted:
+            self._stager = stager = Stager(*wanted)
+        session = Session(settings, self._coverage, stager, self._forked_from)
         for module in self._taps.modules:
             session.add_taps(*module)
         from dumper.recording.taps import planned_taps

@@ -77,7 +77,9 @@ static Entry *entry_of(const Shortcut *self, PyObject *plan, int on_device) {
         entry->strides = Py_NewRef(on_device ? PyTuple_GET_ITEM(last, 3) : Py_None);
         entry->reduced_to = PyObject_GetAttr(small, s_reduced_to);
         entry->kept = entry->bytes;
-        usable = !PyErr_Occurred() && entry->description != Py_None && (on_device || entry->rows == Py_None);
+        usable = !PyErr_Occurred() && entry->description != Py_None;
+        /* Only kernels of direct launches take tensors that are not contiguous. */
+        if (!on_device || self->launch == NULL) usable = usable && entry->rows == Py_None && entry->strides == Py_None;
     }
     if (!usable) Py_CLEAR(entry);
     return entry;

@@ -18,9 +18,10 @@ static PyObject *lane_of(Shortcut *self, const Incoming *incoming, const Entry *
     if (device == NULL || (handle = PyObject_CallOneArg(self->current_stream, device)) == NULL) goto done;
     *stream = (long long)PyLong_AsUnsignedLongLong(handle);
     if (PyErr_Occurred()) goto done;
-    *is_current = CALLED(self->current_device) == *number;
     /* The handle 0 means the default stream of the current device, on which kernels are launched as well. */
-    if ((*stream == 0 || entry->reduced_to != Py_None) && !*is_current) goto done;
+    int has_to_be = *stream == 0 || entry->reduced_to != Py_None;
+    *is_current = (has_to_be || self->launch != NULL) && CALLED(self->current_device) == *number;
+    if (has_to_be && !*is_current) goto done;
     if (self->lane == NULL || self->lane_device != *number || self->lane_stream != *stream) {
         if ((key = PyTuple_Pack(2, device, handle)) == NULL) goto done;
         if ((lane = PyDict_GetItemWithError(self->lanes, key)) == NULL) goto done;
@@ -39,6 +40,7 @@ done:
 /* What is worked out once for the device and the stream of an entry: its kernel, or that there is none. */
 
 static int prepare(Shortcut *self, Entry *entry, PyObject *value, long long device, long long stream) {
+    if (entry->reduced_to == Py_None && self->launch == NULL) return 1; /* copied by copy */
     if (entry->device == device && (entry->stream == stream || entry->reduced_to == Py_None)) return 1;
     PyObject *launch, *direct, *prepared =
         PyObject_CallFunction(self->prepare, "OOLLLO", entry->reduced_to, value, device, stream, entry->bytes, entry->rows);

@@ -39,7 +39,8 @@ typedef struct {
     PyObject *lane;    /* the last one */
     long long lane_device, lane_stream;
     Copy copy;
-    LaunchKernel launch; /* NULL: kernels are launched by the function that comes with them, values copied by copy */
+    LaunchKernel launch; /* NULL: no direct launches; kernels are launched by the function that comes with them, values
+                            copied by copy */
     int refused;
     Py_ssize_t overhead, alignment, host_slab_bytes, device_slab_bytes;
     Py_ssize_t counted_at; /* where the status block has the count of values */

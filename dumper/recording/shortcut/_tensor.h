@@ -9,10 +9,13 @@ typedef struct {
     long long address;
 } Incoming;
 
-/* Where it is; 0 for a tensor that is somewhere else. */
+/* Where it is; 0 for a tensor that is somewhere else. Without direct launches tensors of devices are asked about one by
+ * one, as everything of them is then. */
 
 static int look_at(const Shortcut *self, Incoming *incoming) {
     incoming->found.device_type = 0;
+    if (self->launch == NULL && (incoming->on_device = as_truth(PyObject_GetAttr(incoming->value, s_is_cuda))) != 0)
+        return incoming->on_device == 1;
     int described = self->describe != NULL && self->describe(incoming->value, &incoming->found) == 0;
     if (self->describe != NULL && !described) PyErr_Clear();
     incoming->on_device = incoming->found.device_type == CUDA_DEVICE;

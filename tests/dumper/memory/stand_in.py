@@ -63,6 +63,8 @@ class StandInRuntime(CudaRuntime):
         self.copies_of_compiled_code = 0
         self._compiled_copy = _COPY(self._copy_for_compiled_code)
         self.launches_of_compiled_code = 0
+        self.loaded = 0
+        """Kernels."""
         self.has_driver = True
         self.refuses_launches = False
         self._compiled_launch = _LAUNCH(self._launch_for_compiled_code)
@@ -125,6 +127,7 @@ class StandInRuntime(CudaRuntime):
     def load_kernel(self, device: int, ptx: str, kernel: str) -> int:
         with self._lock:
             self._check()
+            self.loaded += 1
         return self.register(6, lambda *launch: ptx_on_the_host.run(ptx, *launch))
 
     def register(self, arguments: int, kernel: Kernel) -> int:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dumper.memory import copy_kernel
 from dumper.memory.copy_kernel import KERNEL, PIECE, PTX, CopyKernels
 from dumper.memory.cuda_runtime import CudaRuntime
 from dumper.values.device_kernels.launching import parameters_of_eight_bytes
@@ -86,14 +85,10 @@ def test_what_the_runtime_is_to_copy() -> None:
     assert loader.loaded == [0]
 
 
-def test_a_kernel_that_cannot_be_loaded_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_cannot_be_loaded_is_not_tried_again() -> None:
     loader = Loader(RuntimeError("error 218"))
     kernels = CopyKernels(loader)
     assert [kernels.direct(1, 8192, None) for _ in range(3)] == [None] * 3
-    assert loader.loaded == [1]
-    monkeypatch.setattr(copy_kernel, "COPIES_BY_KERNEL", False)
-    loader.error = None
-    assert kernels.direct(0, 8192, None) is None
     assert loader.loaded == [1]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from dumper.memory import cuda_runtime
 from dumper.memory.cuda_driver import CudaDriver
 from dumper.memory.cuda_runtime import CudaRuntime
 
@@ -98,6 +99,21 @@ def test_a_kernel_that_the_driver_does_not_take(libraries: Libraries) -> None:
         runtime.load_kernel(0, ".version 7.0", "kernel")
     # Captures of other threads are what they were before.
     assert libraries.called[-1] == "mode 0"
+
+
+def test_the_driver_is_looked_for_where_direct_launches_are_wanted(
+    libraries: Libraries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, driver = [], libraries.driver()
+    monkeypatch.setattr(cuda_runtime.Path, "read_text", lambda self: "7f00 /lib/libcudart.so.12")
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: libraries)
+    monkeypatch.setattr(cuda_runtime, "loaded_driver", lambda: (found.append(1), driver)[1])
+    runtime = cuda_runtime.loaded_runtime()
+    assert runtime is not None
+    assert (runtime.address_of_launch, found) == (0, [])
+    runtime = cuda_runtime.loaded_runtime(with_driver=True)
+    assert runtime is not None
+    assert (runtime.address_of_launch, found) == (driver.address_of_launch, [1])
 
 
 def test_without_a_driver(libraries: Libraries) -> None:

@@ -33,6 +33,7 @@ from dumper.values.direct_launch import DirectLaunch
 from dumper.values.fingerprint import block_sums
 from dumper.values.measures import device_statistics
 from dumper.writing import writer
+from tests.dumper.memory.exchange import StandInExchange
 from tests.dumper.memory.stand_in import StandInRuntime
 from tests.dumper.recording.conftest import Recording
 
@@ -61,6 +62,8 @@ class Kernels:
     def __init__(self, runtime: StandInRuntime) -> None:
         self.runtime = runtime
         self.launched: list[str] = []
+        self.prepared_directly = 0
+        self.exchange = StandInExchange(lambda value: value.tensor if isinstance(value, OnDevice) else None)
         self.scratch: set[int] = set()
         self.error: Exception | None = None
         self.current_device = 0
@@ -83,6 +86,7 @@ class Kernels:
             self.compute(kind, address, dtype, nbytes, out)
 
         def direct(scratch: int) -> DirectLaunch:
+            self.prepared_directly += 1
             handle = self.runtime.register(5, compute)
             return DirectLaunch(handle, 3, 256, 64, (0, nbytes, scratch, 0, 0), 0, 3)
 
@@ -147,9 +151,10 @@ def stand_in(patches: pytest.MonkeyPatch) -> Kernels:
     patches.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     patches.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: STREAM, raising=False)
     patches.setattr(device_kernels, "available", lambda: True)
-    stager = DeviceStager(runtime, BufferPool(1 << 26))
-    patches.setattr(Stager, "device", property(lambda self: stager))
+    stagers = [DeviceStager(runtime, BufferPool(1 << 26), direct_launch) for direct_launch in (False, True)]
+    patches.setattr(Stager, "device", property(lambda self: stagers[self.direct_launch]))
     patches.setattr(Stager, "device_is_known", True)
+    patches.setattr(torch.Tensor, "__dlpack_c_exchange_api__", kernels.exchange.capsule, raising=False)
     patches.setattr(ShortWay, "look_up_torch", look_up_with_device)
     patches.setattr(single, "prepare_statistics", kernels.prepare_statistics)
     patches.setattr(single, "prepare_fingerprint", kernels.prepare_fingerprint)
@@ -158,17 +163,32 @@ def stand_in(patches: pytest.MonkeyPatch) -> Kernels:
     return kernels
 
 
-@pytest.fixture(params=["shortcut", "shortcut without the driver", "long way"])
-def recording(
-    tmp_path: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[Recording]:
+WAYS = ("shortcut", "direct", "direct without the driver", "long way")
+"""``shortcut`` is what settings say by default; ``direct``: with ``direct_launch``."""
+
+
+def set_way(way: str, kernels: Kernels, patches: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The settings of one of the WAYS."""
+    kernels.runtime.has_driver = way != "direct without the driver"
+    if way == "long way":
+        patches.setattr(short_way, "Shortcut", None)
+    return {"direct_launch": True} if way.startswith("direct") else {}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def recording(tmp_path: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch, way: str) -> Iterator[Recording]:
     """Closed before the stand-in ends, which the writer waits for."""
-    kernels.runtime.has_driver = request.param == "shortcut"
-    if request.param == "long way":
-        monkeypatch.setattr(short_way, "Shortcut", None)
-    made = Recording(tmp_path)
+    made = Recording(tmp_path, **set_way(way, kernels, monkeypatch))
     yield made
     made.close()
+    if not way.startswith("direct"):
+        assert kernels.runtime.loaded + kernels.runtime.launches_of_compiled_code == 0
+        assert kernels.prepared_directly + kernels.exchange.on_device == 0
 
 
 @pytest.mark.parametrize("level", ["stats", "hash"])
@@ -271,7 +291,7 @@ def test_a_kernel_that_cannot_be_launched_is_given_up_once(
 
 
 def test_scratch_is_cleared_once(kernels: Kernels) -> None:
-    reductions = device_reductions.DeviceReductions(kernels.runtime)
+    reductions = device_reductions.DeviceReductions(kernels.runtime, False)
     for _ in range(2):
         reductions.writer("hash", OnDevice(VALUE), 0, STREAM)  # type: ignore[arg-type]
     (address,) = reductions._scratch.values()
@@ -290,7 +310,9 @@ def test_scratch_is_cleared_once(kernels: Kernels) -> None:
         ("hash", slice(None)),
     ],
 )
-def test_values_as_before_take_the_shortcut(recording: Recording, kernels: Kernels, level: str, view: slice) -> None:
+def test_values_as_before_take_the_shortcut(
+    recording: Recording, kernels: Kernels, way: str, level: str, view: slice
+) -> None:
     recorder = recording.start(level=level)
     recorder.dump("host", VALUE[:, view])
     session: Any = recorder._open.session
@@ -307,10 +329,12 @@ def test_values_as_before_take_the_shortcut(recording: Recording, kernels: Kerne
     # What the writer is waiting for is sent by the long way.
     runtime = kernels.runtime
     rows = view != slice(None) or level == "sample(stride=2)"
-    assert taken == 0 if short_way.Shortcut is None or (rows and not runtime.has_driver) else taken >= 3
-    copied = 0 if runtime.has_driver or level in ("stats", "hash") else taken
+    assert taken == 0 if way == "long way" or (rows and way != "direct") else taken >= 3
+    copied = 0 if way == "direct" or level in ("stats", "hash") else taken
     assert runtime.copies_of_compiled_code == copied
-    assert runtime.launches_of_compiled_code == (taken if runtime.has_driver else 0)
+    assert runtime.launches_of_compiled_code == (taken if way == "direct" else 0)
+    assert (kernels.exchange.on_device > 0) == (way == "direct" and kernels.exchange.capsule is not None)
+    assert runtime.loaded <= (way.startswith("direct") and level not in ("stats", "hash"))
     kept = {"stats": "statistics", "hash": "fingerprint"}.get(level)
     if kept:
         assert len({str(getattr(record, kept)) for record in device}) == 6
@@ -370,7 +394,7 @@ def test_a_driver_that_refuses_is_asked_no_more_and_nothing_is_lost(
 
 
 @pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
-def test_a_driver_that_refuses_a_thread_is_asked_by_others(recording: Recording, kernels: Kernels) -> None:
+def test_a_driver_that_refuses_a_thread_is_asked_by_others(recording: Recording, kernels: Kernels, way: str) -> None:
     recorder = recording.start(level="stats")
     recorder.dump("host", VALUE)
     value = VALUE.clone()
@@ -378,7 +402,7 @@ def test_a_driver_that_refuses_a_thread_is_asked_by_others(recording: Recording,
         kernels.runtime.refuses_launches = number % 4 == 0
         recorder.dump("x", OnDevice(value))
     recording.read()
-    if kernels.runtime.has_driver and short_way.Shortcut is not None:
+    if way == "direct":
         assert kernels.runtime.launches_of_compiled_code > 8
 
 
@@ -387,9 +411,9 @@ def test_kernels_are_launched_on_the_current_device_alone(recording: Recording, 
     recorder = recording.start()
     recorder.dump("host", VALUE)
     kernels.current_device = 1
-    for _ in range(4):
+    for _ in range(12):
         recorder.dump("x", OnDevice(VALUE))
-    assert len(recording.read().records) == 5
+    assert len(recording.read().records) == 13
     assert kernels.runtime.launches_of_compiled_code == 0
     if short_way.Shortcut is not None:
         assert kernels.runtime.copies_of_compiled_code >= 2
@@ -428,12 +452,10 @@ def recorded_on_device(calls: list[Any], level: str, way: str) -> tuple[list[Any
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patches:
         kernels = stand_in(patches)
-        kernels.runtime.has_driver = way == "driver"
-        if way == "long way":
-            patches.setattr(short_way, "Shortcut", None)
         try:
             recorder = Recorder()
             recorder.configure(enable=True, control=False, dir=folder, run="r", outside_steps="record", level=level)
+            recorder.configure(**set_way(way, kernels, patches))
             recorder.dump("host", VALUE)
             kept = []
             for number, (name, dtype, shape, kind, times) in enumerate(calls):
@@ -459,16 +481,15 @@ def recorded_on_device(calls: list[Any], level: str, way: str) -> tuple[list[Any
 @settings(max_examples=10)
 @given(ON_DEVICE_CALLS, st.sampled_from(["full", "sample(rows=2)", "sample(stride=2)", "stats", "hash"]))
 def test_what_is_on_a_device_is_recorded_alike_in_each_way(calls: list[Any], level: str) -> None:
-    found = [recorded_on_device(calls, level, way) for way in ("driver", "no driver", "long way")]
-    assert found[0] == found[2]
-    assert found[1] == found[2]
+    *others, long_way = (recorded_on_device(calls, level, way) for way in WAYS)
+    assert others == [long_way] * len(others)
 
 
 @pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
 @pytest.mark.parametrize("level", ["full", "sample(stride=2)", "stats", "hash"])
 def test_the_shortcut_runs_no_function_of_ours(kernels: Kernels, tmp_path: Path, level: str) -> None:
     """Each would be read from memory anew between the kernels of a model."""
-    recording = Recording(tmp_path)
+    recording = Recording(tmp_path, direct_launch=True)
     recorder = recording.start(level=level)
     infos = ({"id": "m.f#1:x", "name": "x", "kind": "dump", "target": "m.f", "file": "m.py", "line": 1},)
     (tap,) = recorder.install_taps("m", infos, {})

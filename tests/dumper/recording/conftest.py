@@ -16,12 +16,14 @@ from dumper.settings import Settings
 class Recording:
     """Makes recorders into one run, and reads it back."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **always: Any) -> None:
+        """``always``: settings of all of them."""
         self.folder = folder
+        self._always = always
         self._recorders: list[Recorder] = []
 
     def start(self, **settings: Any) -> Recorder:
-        chosen = {"enable": True, "control": False, "dir": str(self.folder), "run": "run", **settings}
+        chosen = {"enable": True, "control": False, "dir": str(self.folder), "run": "run", **self._always, **settings}
         recorder = Recorder(Settings().changed(**chosen))
         self._recorders.append(recorder)
         return recorder
