@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.gpu.decoder import Decoder, Put, infos
 from dumper import open_run
-from dumper.memory import copy_kernel
 from dumper.recording.recorder import Recorder
 from dumper.recording.taps import Tap
 from dumper.settings import Settings
@@ -47,8 +46,7 @@ class Side:
 
 
 class Recording(Side):
-    """With taps. ``enable=False``: they are there and off; ``copies_by_kernel=False``: values are copied within the
-    device by cudaMemcpyAsync."""
+    """With taps. ``enable=False``: they are there and off."""
 
     def __init__(
         self, name: str, folder: Path, step: Callable[[torch.Tensor, tuple[Tap, ...]], object], **settings: Any
@@ -56,7 +54,6 @@ class Recording(Side):
         super().__init__(name, lambda x: step(x, self.taps))
         self._folder = folder / name.replace(" ", "-").replace(",", "")
         self._on = settings.pop("enable", True)
-        self._copies_by_kernel = settings.pop("copies_by_kernel", copy_kernel.COPIES_BY_KERNEL)
         self._blocks = 0
         self.recorder = Recorder(Settings(control=False))
         self.recorder.configure(dir=str(self._folder), run="run-0", **settings)
@@ -64,7 +61,6 @@ class Recording(Side):
 
     def begin(self) -> None:
         if self._on:
-            copy_kernel.COPIES_BY_KERNEL = self._copies_by_kernel
             self._blocks += 1
             self.recorder.configure(enable=True, filter=None, run=f"run-{self._blocks}")
 
@@ -134,11 +130,12 @@ def eager_sides(decoder: Decoder, memory: Path, disk: Path, peer: Path | None) -
     return sides
 
 
-def copying_sides(decoder: Decoder, memory: Path) -> list[Side]:
-    """The ways to copy within a device."""
+def direct_sides(decoder: Decoder, memory: Path) -> list[Side]:
+    """The levels again, with the setting ``direct_launch``, which the other sides leave off."""
+    levels = {"stats": "stats", "hash": "hash", "sample": "sample(rows=8)", "full": "full"}
     return [
-        Recording(name, memory / "copying", decoder.tapped, copies_by_kernel=by_kernel)
-        for name, by_kernel in (("full, a kernel", True), ("full, cudaMemcpyAsync", False))
+        Recording(f"{name}, direct launch", memory / "direct", decoder.tapped, level=level, direct_launch=True)
+        for name, level in levels.items()
     ]
 
 

@@ -40,10 +40,25 @@ def _clean_device() -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
+BOTH_WAYS = ("test_copies", "test_kernels", "test_levels", "test_shortcut")
+"""What runs by default, and with direct launches."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__.rpartition(".")[2] in BOTH_WAYS and "recordings" in metafunc.fixturenames:
+        metafunc.parametrize("direct_launch", [False, True], ids=["default", "direct"], indirect=True)
+
+
 @pytest.fixture
-def recordings(tmp_path: Path) -> Iterator[object]:
+def direct_launch(request: pytest.FixtureRequest) -> bool:
+    """The setting of that name, of all ``recordings``."""
+    return bool(getattr(request, "param", False))
+
+
+@pytest.fixture
+def recordings(tmp_path: Path, direct_launch: bool) -> Iterator[object]:
     from tests.gpu.recordings import Recordings
 
-    found = Recordings(tmp_path)
+    found = Recordings(tmp_path, direct_launch=direct_launch)
     yield found
     found.close()

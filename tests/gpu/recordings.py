@@ -31,14 +31,17 @@ CYCLES_A_MILLISECOND = 1_700_000
 class Recordings:
     """Recorders of one test, each with a run of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **always: Any) -> None:
+        """``always``: settings of all of them."""
         self.folder = folder
+        self._always = always
         self._recorders: list[Recorder] = []
 
     def start(self, **settings: Any) -> Recorder:
         recorder = Recorder()
         run = f"run-{len(self._recorders)}"
-        recorder.configure(**{"enable": True, "dir": str(self.folder), "run": run, "control": False, **settings})
+        chosen = {"enable": True, "dir": str(self.folder), "run": run, "control": False}
+        recorder.configure(**{**chosen, **self._always, **settings})
         self._recorders.append(recorder)
         return recorder
 

@@ -26,6 +26,7 @@ from dumper.recording.graphs.handover import Handover
 from dumper.recording.reductions import reduced_together
 from dumper.recording.short_way import ShortWay
 from dumper.recording.shortcut import COMPILED
+from dumper.settings import Settings
 from dumper.values import device_kernels
 from dumper.values.device_kernels import launching, many, single
 from dumper.values.device_kernels.single import Launch
@@ -417,6 +418,28 @@ def test_kernels_are_launched_on_the_current_device_alone(recording: Recording, 
     assert kernels.runtime.launches_of_compiled_code == 0
     if short_way.Shortcut is not None:
         assert kernels.runtime.copies_of_compiled_code >= 2
+
+
+@pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
+def test_direct_launches_are_for_runs_that_ask_for_them(kernels: Kernels, tmp_path: Path) -> None:
+    assert [Settings.from_environment(given)[0].direct_launch for given in ({}, {"TENSORTAP_DIRECT_LAUNCH": "1"})] == [
+        False,
+        True,
+    ]
+    recording = Recording(tmp_path)
+    recorder = recording.start(level='stats if name == "stats"; full')
+    launches = []
+    for number, direct_launch in enumerate([None, True, False]):
+        if direct_launch is not None:
+            recorder.configure(direct_launch=direct_launch, run=f"run-{number}")
+        recorder.dump("host", VALUE)
+        for _ in range(8):
+            recorder.dump("full", OnDevice(VALUE))
+            recorder.dump("stats", OnDevice(VALUE))
+        launches.append(kernels.runtime.launches_of_compiled_code)
+    recording.close()
+    assert launches[0] == 0
+    assert launches[1] == launches[2] > 4
 
 
 ON_DEVICE_CALLS = st.lists(
