@@ -18,7 +18,14 @@ if why_no_gpu() and not ON_CPU_ALONE:
     collect_ignore_glob = ["test_*.py"]
 
 
+def _launches_directly(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    return call is not None and bool(call.params.get("direct_launch"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # A launch that fails may end the context of its process, with what else would run there.
+    items.sort(key=_launches_directly)
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)

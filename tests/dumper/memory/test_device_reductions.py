@@ -429,9 +429,9 @@ def test_direct_launches_are_for_runs_that_ask_for_them(kernels: Kernels, tmp_pa
     recording = Recording(tmp_path)
     recorder = recording.start(level='stats if name == "stats"; full')
     launches = []
-    for number, direct_launch in enumerate([None, True, False]):
-        if direct_launch is not None:
-            recorder.configure(direct_launch=direct_launch, run=f"run-{number}")
+    for number, changed in enumerate([{}, {"direct_launch": True}, {"direct_launch": False}]):
+        recorder.close()
+        recorder.configure(run=f"run-{number}", **changed)
         recorder.dump("host", VALUE)
         for _ in range(8):
             recorder.dump("full", OnDevice(VALUE))
