@@ -22,6 +22,7 @@ from dumper.memory.device_reductions import RESULT_BYTES
 from dumper.memory.device_staging import DeviceStager
 from dumper.memory.staging import Stager
 from dumper.recording import short_way
+from dumper.recording.context import ThreadTags
 from dumper.recording.graphs.handover import Handover
 from dumper.recording.reductions import reduced_together
 from dumper.recording.short_way import ShortWay
@@ -510,8 +511,11 @@ def test_what_is_on_a_device_is_recorded_alike_in_each_way(calls: list[Any], lev
 
 @pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
 @pytest.mark.parametrize("level", ["full", "sample(stride=2)", "stats", "hash"])
-def test_the_shortcut_runs_no_function_of_ours(kernels: Kernels, tmp_path: Path, level: str) -> None:
+def test_the_shortcut_runs_no_function_of_ours(
+    kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
     """Each would be read from memory anew between the kernels of a model."""
+    monkeypatch.setattr(ThreadTags, "in_use", False)  # where another test has had tags of threads, they are looked for
     recording = Recording(tmp_path, direct_launch=True)
     recorder = recording.start(level=level)
     infos = ({"id": "m.f#1:x", "name": "x", "kind": "dump", "target": "m.f", "file": "m.py", "line": 1},)
