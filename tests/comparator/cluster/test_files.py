@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -90,10 +91,14 @@ def test_a_file_that_has_grown_since_it_was_looked_at_is_looked_at_here(tmp_path
 
 
 def who_looks(marks: str, places: Sequence[Place]) -> list[int]:
-    """The first worker that looks at the first file ends."""
-    if places[0].name == "rank-00000.msgpack" and not os.listdir(marks):
+    """The first worker that looks at the first file ends, and each of the others waits for one beside it."""
+    if places[0].name == "rank-00000.msgpack" and not os.path.exists(f"{marks}/ended"):
         open(f"{marks}/ended", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
+    open(f"{marks}/worker-{os.getpid()}", "w").close()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and sum(name.startswith("worker-") for name in os.listdir(marks)) < 2:
+        time.sleep(0.05)
     return [os.getpid()] * len(places)
 
 
@@ -113,7 +118,7 @@ def test_the_files_of_64_ranks_are_read_by_the_workers(
     assert len(files) == 64
     with connected(cluster.address):
         looked = list(FilesOnCluster()(partial(who_looks, str(tmp_path)), files))
-        assert os.listdir(tmp_path) == ["ended"]
+        assert (tmp_path / "ended").exists()
         assert len(looked) == 64
         assert os.getpid() not in looked
         assert len(set(looked)) > 1, "several workers"
