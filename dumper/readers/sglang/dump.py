@@ -22,7 +22,7 @@ from dumper.readers.sglang.facts import Facts, FactsAhead, facts_of, facts_of_fi
 from dumper.readers.sglang.names import AUXILIARY_NAMES, PARALLEL_KEYS
 from dumper.readers.sglang.plain_pt import read_again, stamps_of
 from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
-from dumper.readers.sglang.pt_format.reference import Stamp
+from dumper.readers.sglang.pt_format.archive import Stamp
 from dumper.reading.base import RecordBase, RunBase
 from dumper.reading.headers import RankHeader, ranks_missing
 from dumper.reading.protocol import Problem

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.plain_pt import StoredTensor, Told, read_many, stamp_of
 from dumper.readers.sglang.pt_files import Content, PtFileError
-from dumper.readers.sglang.pt_format.reference import Stamp
+from dumper.readers.sglang.pt_format.archive import Stamp
 from dumper.storage.places import Place
 
 MOST_AT_ONCE = 1024

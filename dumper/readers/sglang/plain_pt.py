@@ -19,8 +19,8 @@ from msgspec import Struct
 
 from dumper.format.regular_files import open_with_status
 from dumper.readers.sglang import pt_format
-from dumper.readers.sglang.pt_format import reference
-from dumper.readers.sglang.pt_format.reference import Stamp
+from dumper.readers.sglang.pt_format import archive, reference
+from dumper.readers.sglang.pt_format.archive import Stamp
 from dumper.values.dtypes import numpy_dtype
 
 STORAGES = {
@@ -86,13 +86,13 @@ def read_many(paths: Sequence[str]) -> list[Told | None]:
     return list(map(_told, pt_format.heads([os.fsencode(path) for path in paths])))
 
 
-def _told(head: reference.Head | None) -> Told | None:
+def _told(head: archive.Head | None) -> Told | None:
     if head is None:
         return None
     code, storages, stamp = head
     try:
         content, tensors = pt_format.unpickle(code, NAMES, storages, StoredTensor)
-    except reference.REFUSED:
+    except archive.REFUSED:
         return None
     return Told(content, tensors, stamp)
 
@@ -131,7 +131,7 @@ def _read(path: str | Path, start: int, stop: int, stamp: Stamp) -> bytes | mmap
     descriptor, status = open_with_status(path)
     try:
         first = start // mmap.PAGESIZE * mmap.PAGESIZE
-        return _mapped(descriptor, first, stop) if reference.stamp(status) == stamp else None
+        return _mapped(descriptor, first, stop) if archive.stamp(status) == stamp else None
     finally:
         os.close(descriptor)
 

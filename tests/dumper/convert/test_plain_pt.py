@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from dumper.readers.sglang import plain_pt, pt_files, pt_format
 from dumper.readers.sglang.plain_pt import StoredTensor, Told, Unknown, load_plain, read_again
 from dumper.readers.sglang.pt_files import PtFileError
-from dumper.readers.sglang.pt_format import COMPILED, _compiled, reference
+from dumper.readers.sglang.pt_format import COMPILED, _compiled, archive, reference
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -34,8 +34,10 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "compiled" and not COMPILED:
         pytest.skip("the module is not compiled here")
     used = _compiled if request.param == "compiled" else reference
-    for name in ("heads", "unpickle", "stamps", "part"):
-        monkeypatch.setattr(pt_format, name, getattr(used, name))
+    of_archives = _compiled if request.param == "compiled" else archive
+    for name in ("heads", "stamps", "part"):
+        monkeypatch.setattr(pt_format, name, getattr(of_archives, name))
+    monkeypatch.setattr(pt_format, "unpickle", used.unpickle)
     monkeypatch.setattr(plain_pt, "NAMES", names_of(used))
 
 
@@ -214,10 +216,10 @@ def test_both_find_the_same_in_damaged_files(tmp_path: Path, random_: random.Ran
     path.write_bytes(data[: random_.choice([len(data), random_.randrange(len(data))])])
     missing = str(tmp_path / "missing.pt").encode()
     paths = [str(path).encode(), missing, str(tmp_path).encode()]
-    found = [one.heads(paths) for one in ((reference, _compiled) if COMPILED else (reference,))]
+    found = [one.heads(paths) for one in ((archive, _compiled) if COMPILED else (archive,))]
     assert found[0] == found[-1]
     assert found[0][1:] == [None, None]
-    stamps = [one.stamps(paths) for one in ((reference, _compiled) if COMPILED else (reference,))]
+    stamps = [one.stamps(paths) for one in ((archive, _compiled) if COMPILED else (archive,))]
     assert stamps[0] == stamps[-1]
     assert [stamp is None for stamp in stamps[0]] == [False, True, False]
 
@@ -226,7 +228,7 @@ def test_a_part_of_a_file_is_read_while_it_is_the_same(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(bytes(range(100)))
     name, missing = str(path).encode(), str(tmp_path / "missing").encode()
-    for one in (reference, _compiled) if COMPILED else (reference,):
+    for one in (archive, _compiled) if COMPILED else (archive,):
         (stamp,) = one.stamps([name])
         assert one.part(name, 10, 20, stamp) == bytes(range(10, 20))
         assert one.part(name, 90, 101, stamp) is None

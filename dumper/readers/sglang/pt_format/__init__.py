@@ -1,13 +1,14 @@
 """The two formats that a ``.pt`` file is made of: a zip archive, and in it a pickle of plain containers and tensors.
 
-Compiled where the package was installed with a C compiler (``_compiled.c``), else ``reference``, which defines both.
+Compiled where the package was installed with a C compiler (``_compiled.c``), else ``archive`` and ``reference``, which
+define them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dumper.readers.sglang.pt_format import reference
+from dumper.readers.sglang.pt_format import archive, reference
 from tensortap.compiled import load
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ else:
 
 COMPILED = _compiled is not None
 
-heads = reference.heads if _compiled is None else _compiled.heads
-stamps = reference.stamps if _compiled is None else _compiled.stamps
-part = reference.part if _compiled is None else _compiled.part
+heads = archive.heads if _compiled is None else _compiled.heads
+stamps = archive.stamps if _compiled is None else _compiled.stamps
+part = archive.part if _compiled is None else _compiled.part
 named = reference.named if _compiled is None else _compiled.named
 unpickle = reference.unpickle if _compiled is None else _compiled.unpickle

@@ -1,6 +1,6 @@
 from typing import Any
 
-from dumper.readers.sglang.pt_format.reference import Head, Stamp, Storages
+from dumper.readers.sglang.pt_format.archive import Head, Stamp, Storages
 
 def heads(paths: list[bytes], /) -> list[Head | None]: ...
 def stamps(paths: list[bytes], /) -> list[Stamp | None]: ...
