@@ -144,6 +144,17 @@ def _plan_side(bundle: Bundle, name: str, context: SideContext, options: Options
     return SidePlan(context.side, dims, None if dims is None else dims.dimensions, (), False, tuple(steps), ())
 
 
+def _check_orders(dims: Dims) -> None:
+    """Raise PairError where ranks that nothing tells apart are to be put into an order."""
+    for dimension in dims.dimensions:
+        for modifier in dimension.modifiers:
+            if modifier.ordering == "zigzag":
+                raise PairError(
+                    f"dims {dims.text!r} have a zigzag order over {modifier.axis}, which has one rank only",
+                    hint=f"leave out the modifier {modifier.axis}:zigzag on this side",
+                )
+
+
 def _plan_step(name: str, entries: Sequence[Entry], context: SideContext, options: Options) -> UnshardPlan | None:
     """The plan of one step; None when nothing tells its ranks apart."""
     if len(entries) == 1:
@@ -155,6 +166,7 @@ def _plan_step(name: str, entries: Sequence[Entry], context: SideContext, option
     places = [active_place(named_file(entry), dims.axes - KNOWN_AXES) for entry in entries]
     replicated, split = check_declared(dims, places, dims.data_parallel_axis or "dp")
     if not replicated and not split:
+        _check_orders(dims)
         return None
     named = {*replicated, *split}
     shards = [

@@ -159,6 +159,17 @@ def test_ranks_that_no_dims_relate_are_skipped_with_a_warning(tmp_path: Path) ->
     assert not compare(left.path, right.path, allow_skipped_pattern="^$").passed
 
 
+def test_a_zigzag_order_over_an_axis_that_no_file_has_is_an_error(tmp_path: Path) -> None:
+    """As in SGLang's comparator, and not a tensor whose ranks nothing relates."""
+    left, right = pair_of(tmp_path, TWO)
+    for side in (left, right):
+        for rank in (0, 1):
+            side.write(0, rank, "x", torch.ones(4, 8), "t[cp:zigzag] h")
+    (finding,) = compare(left.path, right.path).findings
+    assert finding.category == "errored"
+    assert "zigzag order over cp, which has one rank only" in str(finding)
+
+
 def test_a_tensor_whose_ranks_are_related_in_one_step_alone_is_an_error(tmp_path: Path) -> None:
     for dump in pair_of(tmp_path, TWO):
         dump.write(0, 0, "out", torch.ones(3, 2))
