@@ -161,7 +161,7 @@ def test_ranks_that_no_dims_relate_are_skipped_with_a_warning(tmp_path: Path) ->
 
 def test_a_zigzag_order_over_an_axis_that_no_file_has_is_an_error(tmp_path: Path) -> None:
     """As in SGLang's comparator, and not a tensor whose ranks nothing relates."""
-    left, right = pair_of(tmp_path, TWO)
+    left, right = pair_of(tmp_path, World("unknown", ({}, {})))
     for side in (left, right):
         for rank in (0, 1):
             side.write(0, rank, "x", torch.ones(4, 8), "t[cp:zigzag] h")
