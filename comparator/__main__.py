@@ -18,7 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What a comparison makes has hardly any circles; to look for them every 700 objects takes a tenth of its time.
     gc.freeze()
     gc.set_threshold(100_000)
-    return cli.main(argv)
+    try:
+        return cli.main(argv)
+    finally:
+        gc.freeze()  # the process ends: what has circles is not looked for once more
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ class _Comparison(_Record, frozen=True, kw_only=True):
     @property
     def label(self) -> str:
         """The tensor for people: ``attn_output layer_id=3``."""
-        return " ".join([self.name, *(f"{key}={value}" for key, value in self.tags.items())])
+        return " ".join([self.name, *[f"{key}={value}" for key, value in self.tags.items()]])
 
 
 class TensorComparison(_Comparison, frozen=True, kw_only=True):

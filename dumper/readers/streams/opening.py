@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from dumper.format.index import Known
-from dumper.format.run_files import BESIDE, MOST_RANKS, RANK_FILE
+from dumper.format.run_files import BESIDE, MOST_RANKS, RANK_FILE, STATUS_FILE
 from dumper.readers.streams.accounts import read_accounts
 from dumper.readers.streams.rank_records import RankRecords
 from dumper.readers.streams.run import RunDirectory
@@ -19,7 +21,18 @@ from tensortap.progress import Advance, Progress, silent
 
 def holds_streams(path: Place) -> bool:
     """Whether a directory holds the files of a rank. A rank whose every value was lost has counts and no records."""
-    return any(RANK_FILE.fullmatch(file.name) for file in path.glob("rank-*.msgpack")) or bool(read_accounts(path)[0])
+    names = {file.name for file in path.glob("rank-*")} if isinstance(path, StoredPath) else _names_in(path)
+    if any(map(RANK_FILE.fullmatch, names)):
+        return True
+    return any(map(STATUS_FILE.fullmatch, names)) and bool(read_accounts(path)[0])
+
+
+def _names_in(path: Path) -> Sequence[str]:
+    """Of all files in a directory, of which there may be many thousands; none where it cannot be read."""
+    try:
+        return [name for name in os.listdir(path) if name.startswith("rank-")]
+    except OSError:
+        return ()
 
 
 def open_streams(path: Place, progress: Progress = silent, workers: Workers | None = None) -> RunDirectory:
