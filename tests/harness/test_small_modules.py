@@ -1,0 +1,136 @@
+"""Modules of fewer than 60 lines stand alone where docs/modules.md says why; the others are part of their user."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from testbed.paths import CHECKOUT
+
+SMALL = 60
+"""Lines below which a module is small."""
+
+TO_MERGE = {
+    "comparator/align/experts",
+    "comparator/check/identity",
+    "comparator/diagnosis/extent",
+    "comparator/diagnosis/kernel/matrices",
+    "comparator/match/unused",
+    "comparator/measure/packed",
+    "comparator/measure/replicas",
+    "comparator/measure/table",
+    "comparator/plan/facts",
+    "comparator/plan/inputs",
+    "comparator/plan/kept",
+    "comparator/plan/tokens/reasons",
+    "comparator/report/dumps",
+    "comparator/report/model",
+    "comparator/report/schema",
+    "comparator/report/tokenizer",
+    "comparator/report/tolerance",
+    "comparator/report/whole_files",
+    "dumper/adapters/traced",
+    "dumper/control/files",
+    "dumper/convert/outcome",
+    "dumper/format/json_files",
+    "dumper/format/run_files",
+    "dumper/launch",
+    "dumper/log_once",
+    "dumper/memory/available",
+    "dumper/memory/cuda_driver",
+    "dumper/printable",
+    "dumper/readers/sglang/names",
+    "dumper/readers/streams/columns",
+    "dumper/readers/streams/described",
+    "dumper/readers/streams/in_files",
+    "dumper/reading/columns",
+    "dumper/reading/named_files",
+    "dumper/reading/notebook",
+    "dumper/reading/table",
+    "dumper/recording/captured_output",
+    "dumper/recording/choice",
+    "dumper/recording/forks",
+    "dumper/recording/graphs/captures",
+    "dumper/recording/graphs/order",
+    "dumper/recording/graphs/rows",
+    "dumper/recording/scalars",
+    "dumper/recording/tagged_calls",
+    "dumper/storage/files",
+    "dumper/values/device_kernels/exchange",
+    "dumper/values/direct_launch",
+    "dumper/values/memory_rows",
+    "dumper/writing/preallocation",
+    "patcher/config/schema",
+    "patcher/config/shipped",
+    "patcher/errors",
+    "patcher/generated_names",
+    "patcher/load/installed",
+    "patcher/load/late",
+    "patcher/load/other_loaders",
+    "patcher/load/runtime",
+    "patcher/match/lines",
+    "patcher/model/steps",
+    "patcher/rewrite/generators",
+    "patcher/source/top_level",
+    "patcher/startup/sitecustomize",
+    "patcher/terminal",
+}
+"""Small modules that are still to be merged into their user, or to get their line in docs/modules.md."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of what ships, by its name as a path: ``comparator/engine/protocol``."""
+    files = (
+        file
+        for package in ("patcher", "dumper", "comparator", "tensortap")
+        for file in (CHECKOUT / package).rglob("*.py")
+    )
+    return {str(file.relative_to(CHECKOUT).with_suffix("")).removesuffix("/__init__"): file for file in files}
+
+
+def imported(file: Path) -> Iterator[str]:
+    """What a file imports, anywhere in it: modules, and names that may be modules."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.replace(".", "/") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            folder = node.module.replace(".", "/")
+            yield folder
+            yield from (f"{folder}/{alias.name}" for alias in node.names)
+
+
+def small_modules() -> set[str]:
+    """Those of the three packages; not ``__init__`` and ``__main__``, which Python looks for by their names."""
+    return {
+        name
+        for name, file in modules().items()
+        if not file.name.startswith("_")
+        and not name.startswith("tensortap/")
+        and len(file.read_text().splitlines()) < SMALL
+    }
+
+
+def listed(heading: str) -> dict[str, str]:
+    """The lines of a list of docs/modules.md: module and reason."""
+    page = (CHECKOUT / "docs/modules.md").read_text()
+    section = page.partition(f"\n### {heading}\n")[2].partition("\n#")[0]
+    return dict(re.findall(r"^- `([a-z0-9_/]+)`: (\S.*)$", section, flags=re.MULTILINE))
+
+
+def test_small_modules_stand_alone_for_a_reason() -> None:
+    named = listed("Used by several") | listed("Used by one")
+    unexplained = small_modules() - named.keys() - TO_MERGE
+    assert not unexplained, "merge each into the module that uses it, or give its reason in docs/modules.md"
+    assert not named.keys() - small_modules(), "docs/modules.md explains small modules that are gone or have grown"
+    assert not TO_MERGE - small_modules(), "these are merged or have grown"
+
+
+def test_what_is_said_to_have_several_users_has() -> None:
+    users: dict[str, set[str]] = {}
+    for name, file in modules().items():
+        for used in imported(file):
+            users.setdefault(used, set()).add(name)
+    of_one = {name for name in listed("Used by several") if len(users.get(name, set()) - {name}) < 2}
+    assert not of_one, "modules with one user are part of it, or a boundary of the other list"
