@@ -18,8 +18,7 @@ from comparator.errors import ComparatorError
 from comparator.match.bundles import Key
 from comparator.measure.kernel.sums import RowTable
 from comparator.measure.measurement import TensorMeasurement
-from comparator.measure.table import Table
-from comparator.measure.units import PackedRow, Row
+from comparator.measure.units import PackedRow, Row, Table
 from comparator.options import SIDES
 from comparator.plan.selection import Selected
 from comparator.prepared import Prepared

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.diagnosis.kernel import FirstLook, to_single
-from comparator.diagnosis.kernel.matrices import Array, Float, Integer, Single
+from comparator.diagnosis.kernel.reference import Array, Float, Integer, Single
 
 __all__ = [
     "Float", "Integer", "Mask", "RowLabels", "Selection", "SideRows", "Single", "TapKey", "TapRows", "groups_of",

@@ -1,7 +1,15 @@
-"""What measuring a pair gives: numbers and short texts, never tensors. One row of the table of measurements each."""
+"""What measuring a pair gives: numbers and short texts, never tensors. One row of the table of measurements each.
+
+As bytes (msgpack) a measurement takes some hundred, where as objects it takes some kilobytes.
+"""
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
+import msgspec
+import numpy as np
 from msgspec import Struct
 
 from comparator.measure.difference import Difference
@@ -126,3 +134,39 @@ class Failure(Struct, frozen=True, array_like=True):
 
 
 Measurement = TensorMeasurement | HashMeasurement | StatisticsMeasurement | ValueMeasurement | Skipped | Failure
+
+_KINDS: tuple[type[Measurement], ...] = (
+    TensorMeasurement,
+    HashMeasurement,
+    StatisticsMeasurement,
+    ValueMeasurement,
+    Skipped,
+    Failure,
+)
+_NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
+
+
+def _plain(number: Any) -> Any:
+    """A number of numpy's as Python's."""
+    if isinstance(number, np.generic):
+        return number.item()
+    raise NotImplementedError(f"{type(number).__name__} in a measurement")
+
+
+_pack = msgspec.msgpack.Encoder(enc_hook=_plain).encode
+
+
+@functools.cache
+def _decoder(kind: int) -> msgspec.msgpack.Decoder[Measurement]:
+    # Made when it is asked for: that takes some milliseconds of a start.
+    return msgspec.msgpack.Decoder(_KINDS[kind])
+
+
+def packed(measurement: Measurement) -> tuple[int, bytes]:
+    """The number of the measurement's kind, and its bytes."""
+    return _NUMBERS[type(measurement)], _pack(measurement)
+
+
+def unpacked(kind: int, data: bytes) -> Measurement:
+    """The measurement that ``packed`` made these of."""
+    return _decoder(kind).decode(data)

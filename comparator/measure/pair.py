@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from comparator.align.pair import Aligned, align
 from comparator.align.unshard import Replicas
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import BundlePair
-from comparator.measure.difference import Difference, Measured, compare_arrays, row_differences, same_bytes
+from comparator.measure.difference import Difference, Measured, compare_arrays, measure, row_differences, same_bytes
 from comparator.measure.kernel.sums import Array, RowTable
 from comparator.measure.measurement import (
     ArrayNumbers,
@@ -29,7 +29,6 @@ from comparator.measure.measurement import (
 from comparator.measure.memory import percentiles_fit, reads_lazily
 from comparator.measure.quoting import quoted_first
 from comparator.measure.reduced import measure_hashes, measure_statistics
-from comparator.measure.replicas import measure_replicas
 from comparator.measure.statistics import PERCENTILE_LIMIT, Statistics, summarize
 from comparator.measure.torch_rounding import compare_as_torch, difference_as_torch_in_bfloat16
 from comparator.measure.values import measure_values
@@ -145,6 +144,19 @@ class Measurer(Struct, frozen=True):
         available: Side = "target" if error.side == "baseline" else "baseline"
         numbers = _first_tensor(selected.pair, available)
         return Skipped(error.name, f"{error.side}_load_failed", str(error), available, numbers, None)
+
+
+def measure_replicas(side: Side, found: Replicas, rules: Rules) -> Iterator[ReplicaNumbers]:
+    """Measure every replica of a group against its first one."""
+    first, *others = found.members
+    for index, other in enumerate(others, start=1):
+        if other.shape != first.shape:
+            yield ReplicaNumbers(side, found.axis, found.group, index, None, False)
+            continue
+        as_torch = rules.rounding == "torch"
+        difference = compare_as_torch(first, other).difference if as_torch else measure(first, other)
+        identical = rules.identical_replicas and difference.max_abs != 0 and same_bytes(first, other)
+        yield ReplicaNumbers(side, found.axis, found.group, index, difference, identical)
 
 
 def failure(error: Exception) -> Failure:

@@ -6,10 +6,12 @@ are numbers, so that a unit can be sent to another process that has opened the s
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -19,9 +21,8 @@ from comparator.match.bundles import BundlePair, Key
 from comparator.measure.alike import measure_alike
 from comparator.measure.family import FamilyRows, pool_rows
 from comparator.measure.kernel.sums import RowTable
-from comparator.measure.measurement import Measurement
+from comparator.measure.measurement import Measurement, packed, unpacked
 from comparator.measure.memory import bytes_together
-from comparator.measure.packed import packed, unpacked
 from comparator.measure.pair import Measurer, failure
 from comparator.measure.quick import settle
 from comparator.plan.selection import Selected
@@ -54,7 +55,7 @@ class Row(Struct, frozen=True):
 
     @property
     def packed(self) -> tuple[int, bytes]:
-        """What ``comparator.measure.packed.packed`` makes of the measurement."""
+        """What ``comparator.measure.measurement.packed`` makes of the measurement."""
         return packed(self.measurement)
 
 
@@ -69,6 +70,35 @@ class PackedRow(Struct, frozen=True):
     def measurement(self) -> Measurement:
         """Made anew each time that it is asked for."""
         return unpacked(*self.packed)
+
+
+class Table:
+    """The table of measurements: rows in any order in, in the order of the pairs out.
+
+    Rows are packed, since a run has millions of them.
+    """
+
+    def __init__(self) -> None:
+        self._places = array("q")
+        """Of each row its pair, its part and what kind of measurement it has."""
+        self._packed: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def extend(self, rows: Iterable[Row | PackedRow]) -> None:
+        """Add rows."""
+        for row in rows:
+            kind, data = row.packed
+            self._places.extend((row.pair, row.part, kind))
+            self._packed.append(data)
+
+    def __iter__(self) -> Iterator[PackedRow]:
+        """The rows in the order of the pairs."""
+        places = np.frombuffer(self._places, np.int64).reshape(-1, 3) if self._packed else np.empty((0, 3), np.int64)
+        order = np.lexsort((places[:, 1], places[:, 0]))
+        for at, (pair, part, kind) in zip(order.tolist(), places[order].tolist(), strict=True):
+            yield PackedRow(pair, part, (kind, self._packed[at]))
 
 
 class UnitResult(Struct, Generic[P], frozen=True):

@@ -18,8 +18,7 @@ from comparator.measure.alike import measure_alike
 from comparator.measure.kernel import SEGMENT, measure_sums
 from comparator.measure.kernel.many import Places, measure_many
 from comparator.measure.kernel.sums import Array, working_dtype
-from comparator.measure.measurement import Failure, Measurement, TensorMeasurement
-from comparator.measure.packed import packed
+from comparator.measure.measurement import Failure, Measurement, TensorMeasurement, packed
 from comparator.measure.units import measure_unit
 from comparator.options import Options
 from comparator.prepared import Prepared, prepare

@@ -28,8 +28,7 @@ from comparator.measure.measurement import (
     ValueMeasurement,
 )
 from comparator.measure.statistics import Statistics, summarize
-from comparator.measure.table import Table
-from comparator.measure.units import Families, Row
+from comparator.measure.units import Families, Row, Table
 from comparator.options import Options
 from comparator.plan.facts import Remark, TokenNumbers
 

@@ -13,14 +13,9 @@ SMALL = 60
 """Lines below which a module is small."""
 
 TO_MERGE = {
-    "comparator/align/experts",
     "comparator/check/identity",
     "comparator/diagnosis/extent",
-    "comparator/diagnosis/kernel/matrices",
     "comparator/match/unused",
-    "comparator/measure/packed",
-    "comparator/measure/replicas",
-    "comparator/measure/table",
     "comparator/plan/facts",
     "comparator/plan/inputs",
     "comparator/plan/kept",

@@ -15,8 +15,16 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.diagnosis.kernel import reference
-from comparator.diagnosis.kernel.matrices import Array, Float, Integer, Matrices, Single
-from comparator.diagnosis.kernel.reference import midpoint_and_added, sides, to_single
+from comparator.diagnosis.kernel.reference import (
+    Array,
+    Float,
+    Integer,
+    Matrices,
+    Single,
+    midpoint_and_added,
+    sides,
+    to_single,
+)
 from tensortap.compiled import load
 from tensortap.lazy_rows import is_lazy, pieces
 
