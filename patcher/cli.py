@@ -228,7 +228,7 @@ def _shipped_names() -> list[str]:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from patcher.config.schema import config_schema
+    from patcher.config.format import config_schema
 
     print(json.dumps(config_schema(), indent=2))
     return 0

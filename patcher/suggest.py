@@ -14,8 +14,18 @@ from patcher.match.statements import FunctionIndex
 from patcher.model.dims import DimsGuesses
 from patcher.model.layer_numbers import LayerNumbers
 from patcher.model.loops import LayerLoop, called_by_index, loops_in
-from patcher.model.parts import ENTRIES, ModelClass, Part, class_called, classes_in, init_of, parts_of
-from patcher.model.steps import StepPlace, engine_config, whole_models
+from patcher.model.parts import (
+    ENTRIES,
+    ModelClass,
+    Part,
+    StepPlace,
+    class_called,
+    classes_in,
+    engine_config,
+    init_of,
+    parts_of,
+    whole_models,
+)
 from patcher.plan.planner import make_plan
 from patcher.source.definitions import Definition, find_class, find_definitions
 from patcher.source.locate import locate

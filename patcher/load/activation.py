@@ -14,8 +14,7 @@ from typing import Any
 from patcher.config.load import LoadedConfig, configs_to_json
 from patcher.errors import PatchError
 from patcher.load import cache
-from patcher.load.late import LateTarget
-from patcher.load.process_plan import Activation, format_plan
+from patcher.load.process_plan import Activation, LateTarget, format_plan
 from patcher.plan.edits import ModulePatch
 from patcher.plan.planner import Plan
 

@@ -1,8 +1,9 @@
-"""Working together with loaders that change what they load: type checkers, pytest's assertion rewriting.
+"""Working together with loaders that are none of Python's own for source files: those of archives, and those that
+change what they load (type checkers, pytest's assertion rewriting).
 
-They all parse the source of a module and compile what they have made of it. While one of them loads a target, parsing
-its source gives the patched syntax tree, so that what the loader adds and what the config adds both hold. Their caches
-of bytecode are left alone meanwhile: what is patched must not be found there later.
+The latter all parse the source of a module and compile what they have made of it. While one of them loads a target,
+parsing its source gives the patched syntax tree, so that what the loader adds and what the config adds both hold. Their
+caches of bytecode are left alone meanwhile: what is patched must not be found there later.
 """
 
 from __future__ import annotations
@@ -19,11 +20,48 @@ from importlib.machinery import SourceFileLoader
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from patcher.load.compile import patched_tree
-from patcher.load.other_loaders import StandInLoader
-
 if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
     from patcher.load.process_plan import Activation
+
+
+class StandInLoader:
+    """A loader that does what another one does, but for what its subclasses change."""
+
+    def __init__(self, spec: ModuleSpec, activation: Activation) -> None:
+        self._original: Any = spec.loader
+        self._module = spec.name
+        self._file = spec.origin or ""
+        self._activation = activation
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """See ``importlib.abc.Loader``."""
+        create = getattr(self._original, "create_module", None)
+        module: ModuleType | None = create(spec) if create is not None else None
+        return module
+
+
+class ArchiveLoader(StandInLoader):
+    """For loaders whose code is that of their source (zip archives)."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Code of the rewritten module. Raises PatchImportError when there is no source."""
+        if not self._file.endswith(".py") or not hasattr(self._original, "get_data"):
+            message = f"{fullname} has no Python source ({self._file or 'built in'}) and cannot be patched"
+            self._activation.report(message)
+            from patcher.errors import PatchImportError
+
+            raise PatchImportError(message, name=fullname)
+        return self._activation.code(fullname, self._file, lambda: self._original.get_data(self._file))
+
+    def exec_module(self, module: ModuleType) -> None:
+        """See ``importlib.abc.Loader``."""
+        exec(self.get_code(module.__name__), module.__dict__)
+
 
 _FUTURE = 0
 for _name in __future__.all_feature_names:
@@ -34,7 +72,7 @@ def code_through_loader(activation: Activation, loader: SourceFileLoader, fullna
     """The code that a loader with a ``source_to_code`` of its own makes of the patched module."""
     file = loader.path
     data = loader.get_data(file)
-    tree = activation.attempt(module, file, lambda: patched_tree(activation.configs_json, module, file, data))
+    tree = _patched(activation, module, file, data)
     with parsed_as(file, tree) as parsed:
         code: CodeType = loader.source_to_code(data, file, *([fullname] if sys.version_info >= (3, 15) else []))
     _note(activation, module, parsed.done)
@@ -49,12 +87,19 @@ class ComposingLoader(StandInLoader):
         activation, file = self._activation, self._file
         with open(file, "rb") as source:
             data = source.read()
-        tree = activation.attempt(
-            self._module, file, lambda: patched_tree(activation.configs_json, self._module, file, data)
-        )
+        tree = _patched(activation, self._module, file, data)
         with no_bytecode() as end, parsed_as(file, tree, end) as parsed:
             self._original.exec_module(module)
         _note(activation, self._module, parsed.done)
+
+
+def _patched(activation: Activation, module: str, file: str, data: bytes) -> ast.Module:
+    from patcher.load.compile import patched_tree  # code of archives may be cached, and then nothing is parsed
+
+    tree: ast.Module = activation.attempt(
+        module, file, lambda: patched_tree(activation.configs_json, module, file, data)
+    )
+    return tree
 
 
 def _note(activation: Activation, module: str, installed: bool) -> None:

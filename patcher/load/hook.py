@@ -16,8 +16,7 @@ import sys
 # importlib.machinery offers it too, but is not imported yet.
 from _frozen_importlib_external import SourceFileLoader
 
-from patcher.load.other_loaders import ArchiveLoader
-from patcher.load.process_plan import LAUNCH_VARIABLE, Activation, parse_plan
+from patcher.load.process_plan import LAUNCH_VARIABLE, Activation, parse_plan, report_installed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,9 +82,9 @@ class PatchingFinder:
 
 
 def _loader_for(spec: ModuleSpec, activation: Activation) -> Any:
-    if type(spec.loader).__module__ != "zipimport" and (spec.origin or "").endswith(".py"):
-        from patcher.load.foreign import ComposingLoader
+    from patcher.load.foreign import ArchiveLoader, ComposingLoader
 
+    if type(spec.loader).__module__ != "zipimport" and (spec.origin or "").endswith(".py"):
         return ComposingLoader(spec, activation)
     return ArchiveLoader(spec, activation)
 
@@ -146,6 +145,4 @@ def report_missed(activation: Activation) -> None:
             )
     process, _, file = os.environ.get(LAUNCH_VARIABLE, "").partition(":")
     if process == str(os.getpid()) and file:
-        from patcher.load.installed import report_installed
-
         report_installed(activation, file)

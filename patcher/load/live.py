@@ -20,10 +20,9 @@ from patcher.generated_names import DUMPER, TAPS, WRAP_FUNCTION
 from patcher.load.activation import make_activation
 from patcher.load.compile import CodeKey, compile_module
 from patcher.load.hook import activate, deactivate
-from patcher.load.late import LateTarget
 from patcher.load.live_functions import codes_by_key, find_live, function_keys, swap_code
 from patcher.load.live_sources import LiveFinder, defined_in, file_source
-from patcher.load.process_plan import Activation
+from patcher.load.process_plan import Activation, LateTarget
 from patcher.plan.edits import ConfigTexts, ModulePatch
 from patcher.plan.planner import Plan, make_plan, plan_module
 from patcher.rewrite.module import RewrittenModule, checked, rewrite_module

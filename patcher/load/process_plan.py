@@ -9,7 +9,6 @@ import os
 import sys
 
 from patcher.load import cache
-from patcher.load.late import LateTarget
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,3 +145,62 @@ def format_plan(activation: Activation) -> str:
     ]
     late = [f"\t{target.digest}\t\t{target.text}" for target in activation.late]
     return "\n".join([_FIRST_LINE, activation.configs_json, *modules, *late]) + "\n"
+
+
+class LateTarget:
+    """A target, perhaps with globs, in modules that may come into being while a process runs: model code that is copied
+    beside its weights, modules that a program writes. ``digest``: of the configs that are about it."""
+
+    def __init__(self, text: str, digest: str) -> None:
+        self.text = text
+        self.digest = digest
+        self._parts = text.split(".")
+
+    def may_be_in(self, module: str, read: Callable[[], bytes]) -> bool:
+        """Whether the target may name a function in a module whose source is what ``read`` gives."""
+        names = module.split(".")
+        if len(names) >= len(self._parts) or not _alike(names[0], self._parts[0]):
+            return False
+        if not all(map(_alike, names, self._parts)):
+            return False
+        source = read()
+        return all(literal(part).encode() in source for part in self._parts[len(names) :])
+
+
+def _alike(name: str, pattern: str) -> bool:
+    if not any(character in pattern for character in "*?["):
+        return name == pattern
+    from fnmatch import fnmatchcase
+
+    return fnmatchcase(name, pattern)
+
+
+def literal(part: str) -> str:
+    """The longest piece of a part of a target that has to occur as it stands."""
+    if "[" in part:
+        return ""
+    return max(part.replace("?", "*").split("*"), key=len)
+
+
+def report_installed(activation: Activation, file: str) -> None:
+    """Say how many taps the processes of a command have installed, unless it is all of them.
+
+    ``file`` holds a module a line, and is removed.
+    """
+    try:
+        with open(file, encoding="utf-8") as noted:
+            installed = set(noted.read().split("\n"))
+    except OSError:
+        installed = set()
+    import contextlib
+
+    with contextlib.suppress(OSError):
+        os.unlink(file)
+    missing = [name for name in activation.digests if name not in installed]
+    if not missing:
+        return
+    total = sum(activation.taps.values())
+    there = sum(count for name, count in activation.taps.items() if name in installed)
+    activation.report(
+        f"{there} of {total} taps were installed; no process of the command imported {', '.join(missing)}"
+    )

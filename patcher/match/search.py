@@ -1,4 +1,5 @@
-"""Finding the places in a function that an edit means."""
+"""Finding the places in a function that an edit means: code that its pattern matches or, in SGLang's form, lines of
+text, whatever they mean in Python."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 import libcst as cst
 
 from patcher.match.candidates import Candidates
-from patcher.match.function_text import FunctionView
+from patcher.match.function_text import FunctionBuffer, FunctionView, Line
 from patcher.match.matcher import Bindings, flatten, match, match_expression, match_statements
 from patcher.match.pattern import Pattern
 from patcher.match.statements import Block, FunctionIndex, Point, Statement, end_of, start_of
@@ -108,3 +109,21 @@ def _branch_end(view: FunctionView, node: cst.CSTNode) -> Point:
     body = getattr(node, "body", None)
     statements = flatten(body) if isinstance(body, cst.BaseSuite) else []
     return end_of(view, statements[-1]) if statements else end_of(view, node)
+
+
+def find_lines(buffers: Sequence[FunctionBuffer], text: str) -> list[tuple[FunctionBuffer, list[Line]]]:
+    """Every place where the lines of ``text`` stand one after the other, indentation left aside.
+
+    Code that edits put in counts as it was written; taps of short forms and preambles do not count.
+    """
+    wanted = [line.strip() for line in text.strip().splitlines()]
+    found: list[tuple[FunctionBuffer, list[Line]]] = []
+    for buffer in buffers:
+        lines = [line for line in buffer.lines if line.kind != "generated" and not line.preamble]
+        stripped = [line.as_written.strip() for line in lines]
+        found += [
+            (buffer, lines[start : start + len(wanted)])
+            for start in range(len(stripped) - len(wanted) + 1)
+            if wanted and stripped[start : start + len(wanted)] == wanted
+        ]
+    return found

@@ -10,9 +10,8 @@ from patcher.errors import EditError
 from patcher.generated_names import RETURN_VARIABLE, WRAP_FUNCTION
 from patcher.match.choose import Choice, FunctionScope, choose, is_whole_statement, sites_of
 from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, Kind, Line, ReturnHook, Wrap
-from patcher.match.lines import find_lines
 from patcher.match.pattern import ARGUMENTS_CAPTURE, MATCH_CAPTURE, RETURN_CAPTURES, captured_names
-from patcher.match.search import Site
+from patcher.match.search import Site, find_lines
 from patcher.match.statements import FunctionIndex, Statement, end_of, start_of
 from patcher.plan.edits import Code, Dump, Edit, Step, Tags
 from patcher.rewrite.entry import entry_line, indent_of, insert_at_entry, placed, set_apart

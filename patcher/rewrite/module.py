@@ -18,12 +18,11 @@ from patcher.match.function_text import CodeLine, FunctionBuffer, FunctionView, 
 from patcher.match.statements import Statement, end_of, index_function, start_of
 from patcher.plan.edits import Code, Edit, FunctionPatch, ModulePatch
 from patcher.rewrite.apply import apply_edit
+from patcher.rewrite.code_checks import PREAMBLE, NameChecker, made_generator
 from patcher.rewrite.entry import insert_at_entry, set_apart
-from patcher.rewrite.generators import made_generator
 from patcher.rewrite.inserted_code import config_code
 from patcher.rewrite.line_edits import syntax_error
 from patcher.rewrite.taps import Tap, TapTable, TargetEdit
-from patcher.rewrite.undefined_names import PREAMBLE, NameChecker
 from patcher.source.definitions import Scope, find_definitions, functions_within
 
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import patcher
+from patcher.config.format import config_schema
 from patcher.config.load import load_config, parse_config
-from patcher.config.schema import config_schema
 from patcher.config.tap_inputs import find_cycle
 from patcher.errors import ConfigError
 from tests.patcher.support import block, check, edits_config, errors, rewrite

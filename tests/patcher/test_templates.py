@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from patcher.check import check_loaded
+from patcher.config.format import config_schema
 from patcher.config.load import LoadedConfig, configs_from_json, configs_to_json, load_config, parse_config
-from patcher.config.schema import config_schema
 from patcher.config.tap_format import DumpSpec
 from patcher.errors import ConfigError
 from patcher.plan.planner import make_plan

@@ -1,4 +1,5 @@
-"""Names in inserted code that nothing where it goes defines: most likely misspelt, or gone in this release."""
+"""Checks of inserted code before it runs: names that nothing in reach defines (misspelt, or gone in this release), and
+functions that it would turn into generators, whose calls run nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from patcher.generated_names import DUMPER_NAME
+from patcher.match.function_text import FunctionBuffer
 from patcher.match.pattern import names_in, to_python
 from patcher.plan.edits import Code, Edit, FunctionPatch
 from patcher.source.definitions import Definition, all_statements, statements_in
@@ -130,3 +132,40 @@ def _message(name: str, patch: FunctionPatch, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"nothing in reach of {patch.target} is called {name!r}{hint}"
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+
+
+def made_generator(buffer: FunctionBuffer, unit: Function) -> tuple[str, str]:
+    """The edit that puts a ``yield`` into ``unit``, or into a function in it, which has none in the file, and why that
+    is wrong; two empty strings where there is none. The buffer is Python."""
+    if not any("yield" in line.text for line in buffer.lines if line.owner):
+        return "", ""
+    before = _yields(unit)
+    indented = buffer.lines[0].text[:1].isspace()
+    tree = ast.parse("if 1:\n" + buffer.text if indented else buffer.text)
+    statements = tree.body[0].body if isinstance(tree.body[0], ast.If) else tree.body
+    for statement in statements:
+        for path, number in _yields(statement).items() if isinstance(statement, Function) else ():
+            line = buffer.lines[(number or 1) - (2 if indented else 1)]
+            if number and before.get(path, number) is None and line.owner:
+                return line.owner, f"'yield' would make a generator of the function: {line.text.strip()!r}"
+    return "", ""
+
+
+def _yields(function: Function, inside: str = "") -> dict[str, int | None]:
+    """By name, a function and those in it: the first line that yields, None where none does."""
+    path = f"{inside}.{function.name}"
+    found: dict[str, int | None] = {path: None}
+    waiting: list[ast.AST] = list(function.body)
+    while waiting:
+        node = waiting.pop(0)
+        if isinstance(node, Function):
+            found |= _yields(node, path)
+        elif isinstance(node, (ast.Yield, ast.YieldFrom)):
+            found[path] = min(found[path] or node.lineno, node.lineno)
+        elif not isinstance(node, _SCOPES):
+            waiting.extend(ast.iter_child_nodes(node))
+    return found
