@@ -57,20 +57,6 @@ TO_MERGE = {
     "dumper/values/direct_launch",
     "dumper/values/memory_rows",
     "dumper/writing/preallocation",
-    "patcher/config/schema",
-    "patcher/config/shipped",
-    "patcher/errors",
-    "patcher/generated_names",
-    "patcher/load/installed",
-    "patcher/load/late",
-    "patcher/load/other_loaders",
-    "patcher/load/runtime",
-    "patcher/match/lines",
-    "patcher/model/steps",
-    "patcher/rewrite/generators",
-    "patcher/source/top_level",
-    "patcher/startup/sitecustomize",
-    "patcher/terminal",
 }
 """Small modules that are still to be merged into their user, or to get their line in docs/modules.md."""
 
