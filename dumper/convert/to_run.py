@@ -55,7 +55,7 @@ def _write_rank(dump: SGLangDump, rank: int, path: Path, outcome: Outcome, run_i
         dict(header.settings),
     )
     status = StatusBlock(status_path(path, rank), settings.file_mode, run_id)
-    encoder = RankStream(settings, process, status, lambda: {"fired": {}}, run_id)
+    encoder = RankStream(settings, process, status, lambda: {"fired": {}}, run_id, hashes_beside=False)
     last: int | None = None
     waiting: list[Item] = []
     waiting_bytes = 0

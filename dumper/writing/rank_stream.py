@@ -51,8 +51,12 @@ class RankStream:
         coverage: Coverage,
         run_id: str,
         forked_from: Sequence[int] = (),
+        *,
+        hashes_beside: bool = True,
     ) -> None:
-        """``coverage`` tells what taps did, for the end; ``forked_from``: processes that this one was forked from."""
+        """``coverage`` tells what taps did, for the end; ``forked_from``: processes that this one was forked from;
+        ``hashes_beside`` of ``RankFile``."""
+        self._hashes_beside = hashes_beside
         self._forked_from = forked_from
         self._run_id = run_id
         self._settings = settings
@@ -291,7 +295,7 @@ class RankStream:
         try:
             path = segment_path(self._settings.run_path, self._process.rank, self._segment)
             make_folders(path.parent, self._settings.folder_mode)
-            file = RankFile(path, self._settings.file_mode)
+            file = RankFile(path, self._settings.file_mode, hashes_beside=self._hashes_beside)
         except ClaimedError as error:
             self._claimed = True
             self._complain(error.strerror or str(error))
