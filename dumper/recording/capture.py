@@ -1,4 +1,4 @@
-"""Records in memory instead of on disk, for tests and notebooks."""
+"""Records in memory instead of on disk: a list for tests and notebooks, and what SGLang's ``capture_output`` gives."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from _thread import RLock
 
+    from dumper.settings import Settings
     from dumper.values.source import Source
 
 
@@ -82,3 +83,41 @@ class Capture:
             # By identity: two captures may hold the same records.
             self._open_captures[:] = [other for other in self._open_captures if other is not self._records]
             self._changed()
+
+
+GRADIENT = "grad__"
+"""Before the names of gradients, as in SGLang's dumps."""
+
+
+def _recompute_status() -> str:
+    """Whether the value that comes now is computed inside activation checkpointing, and there a second time."""
+    from dumper.recording.short_way import checkpoint_is_running
+
+    if not checkpoint_is_running():
+        return "disabled"
+    backward = getattr(sys.modules.get("torch"), "_C", None)
+    return "original" if backward is None or backward._current_graph_task_id() == -1 else "recompute"
+
+
+class CapturedOutput(dict[str, Any]):
+    """``{name: {"value": …, "meta": {…}}}``."""
+
+    def __init__(self, settings: Callable[[], Settings]) -> None:
+        """``settings``: those in force decide what is kept."""
+        super().__init__()
+        self._settings = settings
+
+    def append(self, record: CapturedRecord) -> None:
+        """Keep a record where recording is on and the filter lets it through."""
+        from dumper.rules.expressions import Expression
+
+        settings = self._settings()
+        status = _recompute_status() if record.stream == "value" else "disabled"
+        known = {**record.tags, "name": record.name, "step": record.step, "recompute_status": status}
+        if not settings.enable or (settings.filter and not Expression(settings.filter).holds(known)):
+            return
+        name = record.name if record.stream == "value" else f"{GRADIENT}{record.name}"
+        meta = {**known, "name": name}
+        if record.dims is not None:
+            meta["dims"] = record.dims
+        self[name] = {"value": record.value, "meta": meta}

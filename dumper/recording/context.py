@@ -1,4 +1,4 @@
-"""What surrounds a record: the step under way, and the tags that its thread adds."""
+"""What surrounds a record: the step under way, and the tags that its thread, or the call that it comes from, adds."""
 
 from __future__ import annotations
 
@@ -209,3 +209,38 @@ class AddedTags:
         else:
             self._of_thread.tags = self._before.pop()
             TRACED.tags = self._traced_before.pop()
+
+
+class TagsOfCalls(AddedTags):
+    """A decorator: ``tags_of`` gives the tags of a call from its first argument."""
+
+    __slots__ = ("_complain", "_tags_of")
+
+    def __init__(
+        self,
+        of_thread: ThreadTags,
+        added: Mapping[str, Any],
+        tags_of: Callable[[Any], Mapping[str, Any]],
+        complain: Callable[[Exception], None],
+    ) -> None:
+        """``complain`` is told why the tags of a call could not be found; the call is made without them."""
+        super().__init__(of_thread, added)
+        self._tags_of = tags_of
+        self._complain = complain
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        import functools
+
+        of_thread, added, tags_of, complain = self._of_thread, self._added, self._tags_of, self._complain
+
+        @functools.wraps(function)
+        def tagged(*args: Any, **kwargs: Any) -> Any:
+            try:
+                found = {**added, **tags_of(args[0])}
+            except Exception as error:
+                complain(error)
+                found = dict(added)
+            with AddedTags(of_thread, found):
+                return function(*args, **kwargs)
+
+        return tagged

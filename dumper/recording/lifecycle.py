@@ -8,13 +8,19 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
     from dumper.control import Control, Target
     from dumper.memory.staging import Stager
     from dumper.recording.session import Session
     from dumper.recording.taps import TapTable
     from dumper.settings import Settings
+
+    class Lock(Protocol):
+        """A lock that can be waited for."""
+
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+        def release(self) -> None: ...
 
 
 class Lifecycle:
@@ -105,3 +111,32 @@ class Lifecycle:
         """In the child of a fork: the parent's file, threads and buffers are not ours."""
         self._forked_from = (*self._forked_from, os.getppid())
         self.session = self.control = self._stager = None
+
+
+LONGEST_FORK_WAIT = 0.5
+"""Seconds."""
+
+
+def watch_forks(lock: Callable[[], Lock], forked: Callable[[bool], None]) -> None:
+    """Hold ``lock()`` while this process forks, and call ``forked`` in the child, with whether it was held.
+
+    Whoever opens the recording holds the lock: a module that is half imported stays locked in the child. It is not
+    waited for for long: who opens may wait for a lock that the fork holds (that of ``logging``).
+    """
+    held: list[Lock] = []
+
+    def before() -> None:
+        mine = lock()
+        if mine.acquire(timeout=LONGEST_FORK_WAIT):
+            held.append(mine)
+
+    def after_in_parent() -> None:
+        if held:
+            held.pop().release()
+
+    def after_in_child() -> None:
+        was_held = bool(held)
+        held.clear()
+        forked(was_held)
+
+    os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)

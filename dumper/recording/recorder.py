@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dumper.recording.compiled import Tracing, is_capturing
 from dumper.recording.context import AddedTags, ThreadTags
-from dumper.recording.forks import watch_forks
 from dumper.recording.in_graph import record_in_graph
+from dumper.recording.lifecycle import watch_forks
 from dumper.recording.sglang_calls import CallsOfSglang
 from dumper.values.source import Source
 

@@ -16,12 +16,10 @@ from dumper.memory.available import check_room
 from dumper.memory.buffers import SMALL
 from dumper.memory.device_reductions import RESULT_BYTES
 from dumper.memory.staging import Stager, reduce_value
-from dumper.recording.choice import Choice, Moment
 from dumper.recording.context import Steps
-from dumper.recording.plans import MOST_PLANS, Plan
+from dumper.recording.plans import MOST_PLANS, Choice, Moment, Plan
 from dumper.recording.rank_place import beside_relatives, make_and_join_run, open_status
 from dumper.recording.reductions import ReducedValueWriter
-from dumper.recording.scalars import as_scalars, check_text
 from dumper.recording.short_way import ShortWay, checkpoint_is_running
 from dumper.rules.levels import FULL, STATS
 from dumper.settings import Settings
@@ -34,6 +32,8 @@ from dumper.writing.items import (
     Submission,
     TagsKey,
     Watched,
+    as_scalars,
+    check_text,
 )
 from dumper.writing.rank_stream import Coverage, RankStream
 from dumper.writing.writer import OVERHEAD_BYTES, Writer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from dumper.recording.compiled import Tracing
+from dumper.recording.context import TagsOfCalls
 from dumper.recording.step_calls import StepCalls
 
 TYPE_CHECKING = False
@@ -54,7 +55,6 @@ class CallsOfSglang(StepCalls):
 
     def _tags_of_calls(self, tags_of: Callable[[Any], Mapping[str, Any]], tags: Mapping[str, Any]) -> AddedTags:
         """What ``ctx`` gives for a function that finds the tags of a call in its first argument."""
-        from dumper.recording.tagged_calls import TagsOfCalls
 
         def complain(error: Exception) -> None:
             self._complain(f"the tags of a call could not be found: {error}", key=f"ctx {type(error)} {error}")
@@ -66,8 +66,7 @@ class CallsOfSglang(StepCalls):
 
         What recording that is off, or the filter, leaves out is not in it; of records of one name, the last is.
         """
-        from dumper.recording.capture import Capture
-        from dumper.recording.captured_output import CapturedOutput
+        from dumper.recording.capture import Capture, CapturedOutput
 
         output = CapturedOutput(lambda: self.settings)
         return Capture(self._lock, self._captures, self._refresh, output)

@@ -1,4 +1,4 @@
-"""What the model's thread hands to the writer's thread."""
+"""What the model's thread hands to the writer's thread; names, dims and tags in it are such as a file can hold."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dumper.memory.staging import Described, Staged
 from dumper.rules.levels import Level
 from dumper.values.dtypes import as_array
 from dumper.values.fingerprint import SCHEME
+from dumper.values.plain import UnrecordableError
 from dumper.values.source import Source
 
 if TYPE_CHECKING:
@@ -204,3 +205,39 @@ def count_values(items: Sequence[Item]) -> int:
     return sum(
         len(item.values) if isinstance(item, ManyValues) else isinstance(item, tuple | Submission) for item in items
     )
+
+
+LONGEST_TEXT = 1 << 16
+"""Characters of a name, of dims and of a tag."""
+_PLAIN = frozenset({str, float, bool, type(None)})
+
+
+def as_scalars(tags: Mapping[str, Any]) -> TagsKey:
+    """Tags as scalars, in their order. Raises UnrecordableError for text that is too long."""
+    scalars = tuple((str(key), value if type(value) in _PLAIN else _as_scalar(value)) for key, value in tags.items())
+    for key, value in scalars:
+        if type(value) is str:
+            check_text(f"tag {key}", value)
+    return scalars
+
+
+def check_text(what: str, text: object) -> None:
+    """Raises UnrecordableError for what is no text, or more of it than describes a value."""
+    if not isinstance(text, str):
+        raise UnrecordableError(f"its {what} is no text but a {type(text).__name__}; give a str")
+    if len(text) > LONGEST_TEXT:
+        raise UnrecordableError(f"its {what} has {len(text)} characters; {LONGEST_TEXT} is the most")
+
+
+def _as_scalar(value: Any) -> int | float | str | bool | None:
+    """A tag as a scalar: numbers of numpy and torch as Python's, everything else as text."""
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            plain: int | float | str | bool = kind(value)
+            # The format has integers of 64 bits.
+            return plain if kind is not int or -(1 << 63) <= plain < 1 << 63 else str(plain)  # type: ignore[operator]
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "ndim", None) == 0:
+        number = item()
+        return _as_scalar(number) if isinstance(number, int | float | bool) else str(number)
+    return str(value)

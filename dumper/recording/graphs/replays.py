@@ -1,22 +1,26 @@
-"""What a replay has left, handed to the writer: in few copies, by a plan that is worked out once."""
+"""What a replay has left, handed to the writer: in few copies, by a plan that is worked out once.
+
+A graph is captured for a number of tokens or requests, and a smaller pass is padded up to it; the last rows then hold
+what an earlier replay or the padding left, and are not recorded.
+"""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
 from dumper.adapters.protocol import GraphFacts, PassSize
 from dumper.recording.graphs.captured import CapturedGraph, GraphTap
 from dumper.recording.graphs.handover import Entry, Handover
-from dumper.recording.graphs.rows import rows_of_pass
 from dumper.recording.plans import Plan
 from dumper.recording.reductions import ReducedValues, reduced_together
 from dumper.rules.levels import FULL, Level
 from dumper.writing.items import Description
+from tensortap.dims import BATCH, REQUEST, TOKEN, DimsError, parse_dims
 
 if TYPE_CHECKING:
     from dumper.values.source import Source
@@ -224,3 +228,41 @@ def _piece(values: Sequence[_Kept]) -> Piece:
     first, last = values[0].tap.place.offset, values[-1].tap.place.offset + values[-1].nbytes
     entries = tuple((value.description, value.tap.place.offset - first, value.nbytes) for value in values)
     return Piece(values[0].tap.chunk[first:last], entries)
+
+
+def rows_of_pass(shape: Sequence[int], dims: str | None, facts: GraphFacts | None, size: PassSize | None) -> int | None:
+    """How many of the first rows (of the first dimension) a pass of ``size`` has filled; None for all of them.
+
+    Only where dims say that the first dimension counts tokens (``t``) or requests (``request``, ``b``) and is whole on
+    this rank. A dimension of tokens with as many rows as the graph has requests holds the last token of each. Where the
+    engine's graph is known (``facts``), rows that fit neither of its sizes are left alone, such as those that
+    data-parallel ranks have gathered.
+    """
+    counts = _counted(dims)
+    if size is None or counts is None or not shape:
+        return None
+    rows = shape[0]
+    tokens, requests = (None, None) if facts is None else (facts.tokens, facts.requests)
+    if tokens is None and requests is None:
+        kept = None if size.shared else size.tokens if counts == "tokens" else size.requests
+    elif counts == "tokens" and rows == tokens:
+        kept = size.tokens
+    else:
+        kept = size.requests if rows == requests else None
+    return kept if kept is not None and kept < rows else None
+
+
+def _counted(dims: str | None) -> Literal["tokens", "requests"] | None:
+    """What the first dimension counts."""
+    if dims is None:
+        return None
+    try:
+        parsed = parse_dims(dims)
+    except DimsError:
+        return None
+    first = parsed.dimensions[0]
+    if parsed.row_order is not None or not all(modifier.partial for modifier in first.modifiers):
+        return None
+    if first.names == (BATCH,) or dims.split(None, 1)[0].partition("[")[0] == REQUEST:
+        return "requests"
+    return "tokens" if first.names == (TOKEN,) else None

@@ -25,9 +25,8 @@ from dumper.recording.graphs.captured import (
     LeftOut,
     OpenCapture,
 )
-from dumper.recording.graphs.captures import capture_number
 from dumper.recording.graphs.memory import GraphMemory, Place, view
-from dumper.recording.graphs.order import ReadOrder
+from dumper.recording.graphs.streams import ReadOrder, capture_number
 from dumper.recording.graphs.watch import watch
 from dumper.rules.expressions import Expression
 from dumper.settings import Settings, SettingsError

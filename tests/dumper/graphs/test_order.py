@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from dumper.memory.cuda_runtime import ON_DEVICE
-from dumper.recording.graphs.order import ReadOrder
+from dumper.recording.graphs.streams import ReadOrder
 from tests.dumper.memory.stand_in import StandInRuntime
 
 NBYTES = 64

@@ -7,7 +7,7 @@ import pytest
 
 from dumper.adapters.protocol import GraphFacts, PassSize, PendingLayout
 from dumper.layout import DataParallelRows, SequenceSpan, TokenLayout
-from dumper.recording.graphs.rows import rows_of_pass
+from dumper.recording.graphs.replays import rows_of_pass
 
 PASS = PassSize(tokens=5, requests=3)
 SHARED = PassSize(tokens=5, requests=3, shared=True)

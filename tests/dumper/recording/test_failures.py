@@ -108,7 +108,7 @@ def test_what_cannot_be_encoded_leaves_the_records_beside_it_as_they_are(
     recording: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whatever a file cannot hold is refused before; should something pass, the writer refuses it.
-    monkeypatch.setattr("dumper.recording.scalars.LONGEST_TEXT", 1 << 70)
+    monkeypatch.setattr("dumper.writing.items.LONGEST_TEXT", 1 << 70)
     monkeypatch.setattr("dumper.recording.session.as_scalars", lambda tags: tuple(tags.items()))
     recorder = recording.start()
     for number in range(6):

@@ -10,7 +10,7 @@ import pytest
 import dumper as dumper_package
 from dumper.adapters import read_batch
 from dumper.control.http import serve
-from dumper.recording.choice import Choice
+from dumper.recording.plans import Choice
 from dumper.recording.recorder import Recorder
 from dumper.settings import Settings, SettingsError
 from dumper.values.source import Source
