@@ -1,19 +1,25 @@
 """Where a run lies: a folder of this machine, or one on object storage.
 
 A ``StoredPath`` has the few methods of ``pathlib.Path`` that readers of runs need, so that they go through both alike.
-What is in a file comes from ``dumper.storage.ranges``, and ``dumper.storage.addresses`` makes both kinds of a text.
+Small files are read whole here, many of them at once; what is in large ones comes from ``dumper.storage.ranges``, and
+``dumper.storage.addresses`` makes both kinds of a text.
 """
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from msgspec import Struct
 
+from dumper.format import regular_files
+
+CONCURRENT = 16
+"""Requests to one bucket at a time."""
 T = TypeVar("T")
 
 
@@ -158,3 +164,47 @@ class Workers(Protocol):
     ) -> Iterator[T | OSError]:
         """What the function says of each place, or why it cannot be read, in order. It takes some places at a time, and
         is a function of a module, with arguments at most (``functools.partial``)."""
+
+
+def read_bytes(place: Place, limit: int) -> bytes:
+    """The content of a file. Raises OSError where it cannot be read, and for more than ``limit`` bytes."""
+    if not isinstance(place, StoredPath):
+        return regular_files.read_bytes(place, limit)
+    size = place.stat().st_size
+    if size > limit:
+        raise OSError(errno.EFBIG, f"is {size} bytes long; {limit} is the most", str(place))
+    return bytes(place.store.read(place.key, 0, size, None).data) if size else b""
+
+
+def each(
+    function: Callable[[Place], T], places: Iterable[Place], workers: Workers | None = None
+) -> Iterator[tuple[Place, T | OSError]]:
+    """What the function says of each file, or why the file cannot be read, in order. On object storage several are
+    looked at at a time; ``workers`` look in the place of this process, with a function that can be sent to them."""
+    places = list(places)
+    if workers is not None:
+        return zip(places, workers(functools.partial(_all_of, function), places), strict=True)
+    return zip(places, _each(function, places), strict=True)
+
+
+def _all_of(function: Callable[[Place], T], places: Sequence[Place]) -> list[T | OSError]:
+    return list(_each(function, places))
+
+
+def _each(function: Callable[[Place], T], places: Sequence[Place]) -> Iterator[T | OSError]:
+    def attempt(place: Place) -> T | OSError:
+        try:
+            return function(place)
+        except OSError as error:
+            return error
+
+    if len(places) < 2 or not isinstance(places[0], StoredPath):
+        return map(attempt, places)
+    return _at_once(attempt, places)
+
+
+def _at_once(function: Callable[[Place], T], places: Sequence[Place]) -> Iterator[T]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(CONCURRENT, "tensortap-storage") as pool:
+        yield from pool.map(function, places)

@@ -8,31 +8,22 @@ requests at a time.
 from __future__ import annotations
 
 import bisect
-import mmap
-import os
 import re
-import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from dumper.format.frames import ReadInPieces
-from dumper.storage.places import Listing, Part, StorageError, StorageGoneError, Store, StoredPath
+from dumper.storage import requested
+from dumper.storage.places import CONCURRENT, Listing, Part, StorageError, StorageGoneError, Store, StoredPath
+from dumper.storage.requested import Range, aligned, merged
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 GIVEN_UP = 8
 """Requests in a row that fail, each of them retried for a while, until no more are made."""
-CONCURRENT = 16
-"""Requests to one bucket at a time."""
-PART = 8 << 20
-"""Bytes; longer ranges are read in parts of this size, side by side."""
-IN_MEMORY = 16 << 20
-"""Bytes; longer ranges go to a nameless file in the folder for temporary files, and are mapped."""
 KEPT_MEMORY = 128 << 20
 """Bytes of ranges in memory that are kept."""
 KEPT_FILES = 32
@@ -45,11 +36,6 @@ TAIL = 256 << 10
 """Bytes that are read of an object when it is opened: its index, or the last of it."""
 WINDOW = 128 << 10
 """Bytes that are read where a few are asked for; more with each window that follows on the one before."""
-GAP = 64 << 10
-"""Bytes; ranges that are closer together are read in one request."""
-_ALIGNMENT = 64
-T = TypeVar("T")
-S = TypeVar("S")
 
 
 class Reads:
@@ -59,7 +45,7 @@ class Reads:
         self.store = store
         self.address = store.address
         self._lock = threading.RLock()
-        self._kept: OrderedDict[tuple[StoredBytes, int], Range] = OrderedDict()
+        self._kept: OrderedDict[tuple[StoredBytes, int], Range[StoredBytes]] = OrderedDict()
         self._kept_bytes = self._kept_files = 0
         self._pool: ThreadPoolExecutor | None = None
         self._expected: Iterator[tuple[StoredBytes, int, int]] = iter(())
@@ -96,14 +82,6 @@ class Reads:
             self._gone = StorageGoneError(self.address, reason, True)
             raise self._gone from None
 
-    def each(self, function: Callable[[S], T], things: Iterable[S]) -> Iterator[T]:
-        """What the function says of each thing, in order, several of them at a time. Not for functions that use
-        ``each`` themselves."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(CONCURRENT, "tensortap-storage") as pool:
-            yield from pool.map(function, things)
-
     @property
     def pool(self) -> ThreadPoolExecutor:
         """Threads for single requests, which wait for nothing else."""
@@ -114,12 +92,12 @@ class Reads:
                 self._pool = ThreadPoolExecutor(CONCURRENT, "tensortap-ranges")
             return self._pool
 
-    def range(self, file: StoredBytes, start: int, end: int) -> Range:
+    def range(self, file: StoredBytes, start: int, end: int) -> Range[StoredBytes]:
         """A range of a file, on its way or there."""
         with self._lock:
             return self.covering(file, start, end) or self.alone(file, start, end)
 
-    def alone(self, file: StoredBytes, start: int, end: int) -> Range:
+    def alone(self, file: StoredBytes, start: int, end: int) -> Range[StoredBytes]:
         """A range of a file in a request of its own, whatever else is on its way."""
         with self._lock:
             found = Range(file, start, end)
@@ -129,14 +107,14 @@ class Reads:
     def expect(self, ranges: Iterable[tuple[StoredBytes, int, int]]) -> None:
         """Ranges that will be asked for, in about this order. They are read ahead, a little at a time."""
         with self._lock:
-            self._expected = ((file, _aligned(start), end) for file, start, end in ranges)
+            self._expected = ((file, aligned(start), end) for file, start, end in ranges)
             self._coming.clear()
             self._coming_bytes = 0
             self._read_ahead()
 
     def asked_for(self, file: StoredBytes, start: int) -> None:
         """What was expected is wanted now; what was expected before it no longer is."""
-        key = file, _aligned(start)
+        key = file, aligned(start)
         with self._lock:
             if key not in self._coming:
                 return
@@ -162,7 +140,7 @@ class Reads:
         for file, ranges in fresh.items():
             file.ahead(ranges)
 
-    def covering(self, file: StoredBytes, start: int, end: int) -> Range | None:
+    def covering(self, file: StoredBytes, start: int, end: int) -> Range[StoredBytes] | None:
         """A range that is kept and holds these bytes."""
         with self._lock:
             at = bisect.bisect_right(file.starts, start)
@@ -174,7 +152,7 @@ class Reads:
                     return found
             return None
 
-    def keep(self, fresh: Range) -> None:
+    def keep(self, fresh: Range[StoredBytes]) -> None:
         """Keep a range for a while, and let go of those that were not asked for the longest."""
         with self._lock:
             if (fresh.file, fresh.start) in self._kept:
@@ -191,73 +169,6 @@ class Reads:
         gone.file.starts.remove(gone.start)
         self._kept_bytes -= gone.in_memory
         self._kept_files -= gone.in_file
-
-
-class Range:
-    """Bytes ``start`` to ``end`` of an object: requested when it is made, waited for when they are looked at."""
-
-    def __init__(self, file: StoredBytes, start: int, end: int, data: memoryview | None = None) -> None:
-        """``data`` where it is there already."""
-        self.file, self.start, self.end = file, start, end
-        self.in_file = end - start > IN_MEMORY
-        self.in_memory = 0 if self.in_file else end - start
-        """Bytes that it takes."""
-        self._whole = data
-        self._lock = threading.Lock()
-        self._parts: list[Future[None]] = []
-        if data is not None:
-            return
-        self._put: Callable[[int, memoryview], None]
-        self._finish: Callable[[], memoryview]
-        self._into_file() if self.in_file else self._into_memory()
-        submit = file.reads.pool.submit
-        self._parts = [submit(self._read, first, min(end, first + PART)) for first in range(start, end, PART)]
-
-    def data(self) -> memoryview:
-        """All of it, read-only. Raises StorageError, and OSError where there is no room for it."""
-        with self._lock:
-            if self._whole is None:
-                for part in self._parts:
-                    part.result()
-                self._whole = self._finish()
-            return self._whole
-
-    @property
-    def failed(self) -> bool:
-        """Whether a request failed; who asks again may ask for it anew."""
-        return any(part.done() and part.exception() is not None for part in self._parts)
-
-    def _read(self, start: int, end: int) -> None:
-        self._put(start - self.start, self.file.part(start, end))
-
-    def _into_memory(self) -> None:
-        room = np.empty(self.end - self.start + _ALIGNMENT, np.uint8)
-        skipped = -(room.ctypes.data - self.start % _ALIGNMENT) % _ALIGNMENT
-        view = memoryview(room.data)[skipped : skipped + self.end - self.start]
-
-        def put(at: int, data: memoryview) -> None:
-            view[at : at + len(data)] = data
-
-        self._put, self._finish = put, view.toreadonly
-
-    def _into_file(self) -> None:
-        # Written and not mapped before all of it is there: a full disk must be an error and not a signal.
-        spool = tempfile.TemporaryFile(prefix="tensortap-", buffering=0)  # noqa: SIM115
-
-        def put(at: int, data: memoryview) -> None:
-            try:
-                while data:
-                    written = os.pwrite(spool.fileno(), data, at)
-                    at, data = at + written, data[written:]
-            except OSError as error:
-                reason = f"{error.strerror} in {tempfile.gettempdir()}, where what is read is kept; set TMPDIR"
-                raise OSError(error.errno, reason, str(self.file.place)) from None
-
-        def finish() -> memoryview:
-            with spool:
-                return memoryview(mmap.mmap(spool.fileno(), self.end - self.start, access=mmap.ACCESS_READ))
-
-        self._put, self._finish = put, finish
 
 
 class StoredBytes(ReadInPieces):
@@ -284,11 +195,11 @@ class StoredBytes(ReadInPieces):
             return
         if not self._size:
             return
-        start = _aligned(max(0, self._size - TAIL))
+        start = aligned(max(0, self._size - TAIL))
         part = self.reads.read(place.key, start, self._size, None)
         if part.size != self._size:
             # It has grown or was replaced since the folder was listed.
-            self._size, start = part.size, _aligned(max(0, part.size - TAIL))
+            self._size, start = part.size, aligned(max(0, part.size - TAIL))
             part = self.reads.read(place.key, start, self._size, None)
             if part.size != self._size:
                 raise StorageError(str(place), "the object changes while it is read; begin again once it is complete")
@@ -297,6 +208,11 @@ class StoredBytes(ReadInPieces):
 
     def __len__(self) -> int:
         return self._size
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        """Threads for single requests."""
+        return self.reads.pool
 
     @property
     def seen(self) -> tuple[int, str | None]:
@@ -313,18 +229,18 @@ class StoredBytes(ReadInPieces):
         """A piece in memory, or in a mapped file where it is large; read-only."""
         if start >= end:
             return memoryview(b"")
-        found = self.reads.range(self, _aligned(start), end)
+        found = self.reads.range(self, aligned(start), end)
         return found.data()[start - found.start : end - found.start]
 
     def pieces(self, start: int, end: int) -> Iterator[memoryview]:
         """A piece of any length in pieces, the next ones on their way; none of them is kept for long."""
-        if end - start <= IN_MEMORY or self.reads.covering(self, start, end) is not None:
+        if end - start <= requested.IN_MEMORY or self.reads.covering(self, start, end) is not None:
             yield self.view(start, end)
             return
-        firsts = range(start, end, PART)
+        firsts = range(start, end, requested.PART)
         waiting: list[Future[memoryview]] = []
         for first in firsts:
-            waiting.append(self.reads.pool.submit(self.part, first, min(end, first + PART)))
+            waiting.append(self.reads.pool.submit(self.part, first, min(end, first + requested.PART)))
             if len(waiting) > 4:
                 yield waiting.pop(0).result()
         for one in waiting:
@@ -333,7 +249,7 @@ class StoredBytes(ReadInPieces):
     def load(self, start: int, end: int) -> None:
         """Have a piece there. Raises StorageError when the piece itself cannot be read, whatever was to be read in one
         request with it."""
-        start = _aligned(start)
+        start = aligned(start)
         found = self.reads.range(self, start, end)
         try:
             found.data()
@@ -348,7 +264,7 @@ class StoredBytes(ReadInPieces):
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Begin to read ranges that will be asked for; those that lie close together in one request."""
         for start, end in merged(ranges):
-            self.reads.range(self, _aligned(start), end)
+            self.reads.range(self, aligned(start), end)
 
     def part(self, start: int, end: int) -> memoryview:
         """One request. Raises StorageError."""
@@ -360,7 +276,7 @@ class StoredBytes(ReadInPieces):
     def search(self, pattern: re.Pattern[bytes], start: int) -> tuple[int, int] | None:
         """Where a pattern first matches from a place on; matches of at most a KiB are found."""
         while start < self._size:
-            end = min(self._size, start + PART)
+            end = min(self._size, start + requested.PART)
             if found := pattern.search(self.view(start, end)):
                 if found.end() + start < end or end == self._size:
                     return start + found.start(), start + found.end()
@@ -374,30 +290,10 @@ class StoredBytes(ReadInPieces):
         found = self.reads.covering(self, start, end)
         if found is None:
             last, length = self._window
-            length = min(PART, length * 2) if last - WINDOW <= start <= last + WINDOW else WINDOW
+            length = min(requested.PART, length * 2) if last - WINDOW <= start <= last + WINDOW else WINDOW
             stop = min(self._size, max(end, start + length))
             self._window = stop, length
-            found = self.reads.range(self, _aligned(start), stop)
-            if length == PART and stop < self._size:
-                self.reads.range(self, _aligned(stop), min(self._size, stop + PART))
+            found = self.reads.range(self, aligned(start), stop)
+            if length == requested.PART and stop < self._size:
+                self.reads.range(self, aligned(stop), min(self._size, stop + requested.PART))
         return found.data()[start - found.start : end - found.start]
-
-
-def _aligned(start: int) -> int:
-    return start // _ALIGNMENT * _ALIGNMENT
-
-
-def merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Ranges in ascending order; those with at most ``GAP`` bytes between them as one, up to the size of a part."""
-    first = last = 0
-    for start, end in sorted(ranges):
-        if start >= end:
-            continue
-        if last and start - last <= GAP and end - first <= PART:
-            last = max(last, end)
-            continue
-        if last:
-            yield first, last
-        first, last = start, end
-    if last:
-        yield first, last

@@ -44,7 +44,6 @@ TO_MERGE = {
     "dumper/reading/named_files",
     "dumper/reading/notebook",
     "dumper/reading/table",
-    "dumper/storage/files",
     "dumper/values/device_kernels/exchange",
     "dumper/values/direct_launch",
     "dumper/values/memory_rows",

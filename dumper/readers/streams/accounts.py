@@ -13,8 +13,7 @@ from dumper.format.run_files import MOST_RANKS, STATUS_FILE
 from dumper.format.status import STATUS_BYTES, read_status, run_id_of
 from dumper.reading.headers import MOST_NAMED, ranges
 from dumper.reading.protocol import GraphCoverage, Problem
-from dumper.storage.files import each, read_bytes
-from dumper.storage.places import Place
+from dumper.storage.places import Place, each, read_bytes
 
 LOSS_WORDS = {
     "lost_full_memory": "dropped because the memory budget was full",

@@ -14,8 +14,7 @@ from dumper.readers.streams.rank_records import RankRecords
 from dumper.readers.streams.run import RunDirectory
 from dumper.readers.streams.segments import Segment, open_segment
 from dumper.reading.protocol import Problem
-from dumper.storage.files import each
-from dumper.storage.places import Place, StoredPath, Workers
+from dumper.storage.places import Place, StoredPath, Workers, each
 from tensortap.progress import Advance, Progress, silent
 
 

@@ -20,8 +20,7 @@ from dumper.format.walk import Damage, frames_and_damage
 from dumper.readers.streams.segments import map_file, read_index, scan
 from dumper.reading.open import open_run
 from dumper.reading.protocol import RunError
-from dumper.storage.files import each
-from dumper.storage.places import Place
+from dumper.storage.places import Place, each
 from tensortap.progress import Advance, Progress, silent
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import pytest
 from comparator.cli import main as comparator
 from dumper.cli import main as dumper
 from dumper.reading.open import open_run
-from dumper.storage import ranges
+from dumper.storage import ranges, requested
 from dumper.storage.places import StorageError
 from testbed.object_store import KEY, SECRET, Fault, ObjectStore, Request
 from tests.dumper.storage.conftest import LAYERS, RANKS, STEPS, record
@@ -90,7 +90,7 @@ def test_a_stored_run_is_converted_to_a_disk_and_not_from_one(
 
 def test_few_requests_open_a_run_and_one_reads_a_record(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges, "TAIL", 1024)
-    monkeypatch.setattr(ranges, "GAP", 0)
+    monkeypatch.setattr(requested, "GAP", 0)
     monkeypatch.setattr(ranges, "WINDOW", 64)
     run = open_run("s3://runs/a")
     _ = run.records
@@ -110,8 +110,10 @@ def test_few_requests_open_a_run_and_one_reads_a_record(store: ObjectStore, monk
 def test_large_payloads_are_read_in_parts_into_a_mapped_file(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in (("TAIL", 4096), ("WINDOW", 256), ("PART", 8192), ("IN_MEMORY", 16384)):
+    for name, value in (("TAIL", 4096), ("WINDOW", 256)):
         monkeypatch.setattr(ranges, name, value)
+    for name, value in (("PART", 8192), ("IN_MEMORY", 16384)):
+        monkeypatch.setattr(requested, name, value)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     path = record(store.root / "runs" / "large", rows=512)
     stored, local = open_run("s3://runs/large"), open_run(path)
@@ -127,7 +129,7 @@ def test_large_payloads_are_read_in_parts_into_a_mapped_file(
 def test_a_full_disk_for_large_payloads_is_an_error_that_says_where(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ranges, "IN_MEMORY", 512)
+    monkeypatch.setattr(requested, "IN_MEMORY", 512)
     monkeypatch.setattr(ranges, "TAIL", 512)
 
     def full(*_: object) -> int:
@@ -215,8 +217,9 @@ def test_what_lies_beside_what_cannot_be_read_is_read_by_itself(
 def test_a_storage_that_is_gone_ends_a_comparison_without_a_verdict(
     store: ObjectStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("TAIL", 1024), ("WINDOW", 128), ("GAP", 0)):
+    for name, value in (("TAIL", 1024), ("WINDOW", 128)):
         monkeypatch.setattr(ranges, name, value)
+    monkeypatch.setattr(requested, "GAP", 0)
     monkeypatch.setattr(ranges, "GIVEN_UP", 3)
 
     def decide(request: Request) -> Fault | None:
@@ -265,7 +268,7 @@ def test_damage_in_the_middle_is_found_and_walked_past(
 ) -> None:
     monkeypatch.setattr(ranges, "TAIL", 256)
     monkeypatch.setattr(ranges, "WINDOW", 128)
-    monkeypatch.setattr(ranges, "PART", 2048)
+    monkeypatch.setattr(requested, "PART", 2048)
     path = record(store.root / "runs" / "damaged")
     file = path / "rank-00001.msgpack"
     content = bytearray(file.read_bytes())
