@@ -12,6 +12,7 @@ QUOTING = "comparator/measure/quoting"
 PASSES = "comparator/diagnosis/kernel"
 FINGERPRINT = "dumper/values/fingerprint"
 CRC32 = "dumper/values/crc32"
+WHOLE_WRITE = "dumper/writing/whole_write"
 SHORTCUT = "dumper/recording/shortcut"
 PT_FORMAT = "dumper/readers/sglang/pt_format"
 PAGES = "tensortap/lost_pages"
@@ -49,6 +50,7 @@ setup(
         extension(PASSES, "-O3", "-fno-math-errno"),
         extension(FINGERPRINT, "-O3"),
         extension(CRC32, "-O3"),
+        extension(WHOLE_WRITE, "-O2"),
         extension(SHORTCUT, "-O2"),
         extension(PT_FORMAT, "-O2"),
         extension(PAGES, "-O2"),

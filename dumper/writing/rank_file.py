@@ -18,6 +18,7 @@ from dumper.format.index import IndexColumns
 from dumper.format.regular_files import create, open_to_read
 from dumper.writing.checksums import ChecksumThread, PendingChecksum
 from dumper.writing.preallocation import Preallocation
+from dumper.writing.whole_write import write_whole
 
 HASHED_BESIDE = 4 << 20
 """Bytes; the checksums of payloads from here on are taken by another thread while this one writes. To hand over
@@ -25,10 +26,7 @@ smaller ones would cost more turns of the interpreter lock than it saves."""
 CLAIMED_AHEAD = 1 << 20
 """Bytes; space for writes from here on is claimed first."""
 BLOCK = 1 << 20
-"""Bytes that stay in the processor's cache between being hashed and being written. Linux 6.18 takes up to eight times
-as long to write more than 2 MiB to ext4 in one call: it looks for memory in pieces as large."""
-MOST_VECTORS = 512
-"""Buffers per ``writev``; Linux allows 1024."""
+"""Bytes that stay in the processor's cache between being hashed and being written."""
 
 
 class ClaimedError(OSError):
@@ -84,8 +82,7 @@ class RankFile:
                 # Where not all of it has room, the first frames may have.
                 with contextlib.suppress(OSError):
                     self._preallocation.claim(self.position, ends[-1] - self.position)
-            for first in range(0, len(encoded), MOST_VECTORS):
-                self._write_all(list(encoded[first : first + MOST_VECTORS]))
+            write_whole(self._descriptor, encoded)
         except OSError as error:
             reached = self._reached()
             written = bisect.bisect_right(ends, reached)
@@ -112,7 +109,8 @@ class RankFile:
                 placed.append((position, len(payload), checksum))
                 position += len(payload)
                 lead = frames.encode_checksum(checksum)
-            position += self._write_all([lead])
+            self._write(lead)
+            position += len(lead)
         except OSError:
             self._cut_back()
             raise
@@ -138,21 +136,8 @@ class RankFile:
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
 
-    def _write_all(self, buffers: list[Any]) -> int:
-        total = sum(len(buffer) for buffer in buffers)
-        written = os.writev(self._descriptor, buffers)
-        if written < total:
-            self._write_rest(buffers, written)
-        return total
-
-    def _write_rest(self, buffers: list[Any], written: int) -> None:
-        for buffer in buffers:
-            rest = memoryview(buffer)
-            skipped = min(written, len(rest))
-            written -= skipped
-            rest = rest[skipped:]
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+    def _write(self, *buffers: Any) -> None:
+        write_whole(self._descriptor, buffers)
 
     def _write_and_hash(self, lead: bytes, payload: memoryview) -> int:
         """Write a payload behind what leads to it, and return its checksum."""
@@ -163,7 +148,7 @@ class RankFile:
             # Before the write, which finds the bytes in the processor's cache.
             pending.take()
         try:
-            self._write_all([lead, payload])
+            self._write(lead, payload)
         except OSError:
             pending.give_up()
             raise
@@ -171,11 +156,11 @@ class RankFile:
 
     def _write_and_hash_blocks(self, lead: bytes, payload: memoryview) -> int:
         digest = xxhash.xxh3_64()
-        self._write_all([lead])
+        self._write(lead)
         for first in range(0, len(payload), BLOCK):
             block = payload[first : first + BLOCK]
             digest.update(block)
-            self._write_all([block])
+            self._write(block)
         return digest.intdigest()
 
     def _reached(self) -> int:

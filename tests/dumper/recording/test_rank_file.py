@@ -14,6 +14,7 @@ from dumper.format import frames
 from dumper.writing import rank_file
 from dumper.writing.checksums import ChecksumThread, PendingChecksum
 from dumper.writing.rank_file import HASHED_BESIDE, RankFile
+from dumper.writing.whole_write import in_python
 
 SIZES = (1, HASHED_BESIDE - 1, HASHED_BESIDE, HASHED_BESIDE + 12345)
 
@@ -49,6 +50,7 @@ def test_payloads_on_both_sides_of_the_size_from_which_they_are_hashed_beside(fi
 
 
 def test_a_write_that_the_system_cuts_short_goes_on(file: RankFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_file, "write_whole", in_python)
     writev, write = os.writev, os.write
     monkeypatch.setattr(os, "writev", lambda to, buffers: writev(to, [memoryview(b"".join(buffers))[:777]]))
     monkeypatch.setattr(os, "write", lambda to, data: write(to, memoryview(data)[: HASHED_BESIDE // 3]))
@@ -61,7 +63,7 @@ def test_after_a_failed_write_nobody_reads_the_payload(file: RankFile, monkeypat
     _append(file, [b"before"])
     whole = file.position
 
-    def fail(*_: object) -> int:
+    def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     begun: list[PendingChecksum] = []
@@ -73,7 +75,7 @@ def test_after_a_failed_write_nobody_reads_the_payload(file: RankFile, monkeypat
 
     monkeypatch.setattr(ChecksumThread, "begin", remember)
     with monkeypatch.context() as context:
-        context.setattr(rank_file.os, "writev", fail)
+        context.setattr(rank_file, "write_whole", fail)
         buffer = bytearray(_payload(HASHED_BESIDE))
         with pytest.raises(OSError, match="No space"):
             _append(file, [buffer])
