@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import Any
 
-from dumper import launch, sglang_settings
+from dumper import sglang_settings
 from dumper.rules.expressions import Expression
 from dumper.rules.levels import LevelRules
 from dumper.rules.step_rule import StepRule
@@ -24,6 +26,11 @@ _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLACE = re.compile(rf"(?P<axis>{_AXIS.pattern})=(?P<rank>\d+)/(?P<size>\d+)")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """What an address on object storage begins with, also once it went through ``pathlib.Path``."""
+_LAUNCH_TIME = "{time}"
+_LAUNCH_VARIABLE = "TENSORTAP_LAUNCH_TIME"
+"""Set by the first process that is asked, and inherited by those that it starts."""
+_OF_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+"""Variables of processes that a launcher has started beside others, once for every rank."""
 _NARROWING = ("filter", "level", "steps", "on_nan", "enable_value", "enable_output_file")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -243,7 +250,7 @@ def _folder(value: Any) -> str:
 
 
 def _run_name(value: Any) -> str:
-    return launch.with_time(_folder(value))
+    return with_launch_time(_folder(value))
 
 
 def _number(value: Any) -> int:
@@ -351,3 +358,32 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "direct_launch": _boolean,
     "access": _one_of("private", "umask"),
 }
+
+
+def with_launch_time(name: str) -> str:
+    """A name whose ``{time}`` is the time of the launch in UTC, such as ``20260131-093000-250``."""
+    if _LAUNCH_TIME not in name:
+        return name
+    started = os.environ.get(_LAUNCH_VARIABLE, "")
+    if not started.replace("-", "").isdigit():
+        started = os.environ[_LAUNCH_VARIABLE] = _written(_started())
+    return name.replace(_LAUNCH_TIME, started)
+
+
+def _started() -> float:
+    """Seconds since the epoch: of the command of ``patcher run``, of the launcher where this process is one of its
+    ranks, else of this process."""
+    patched = os.environ.get("TENSORTAP_PATCH_LAUNCH", "").partition(":")[0]
+    if patched.isdecimal():
+        number = int(patched)
+    else:
+        number = os.getppid() if any(name in os.environ for name in _OF_RANKS) else os.getpid()
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{number}/stat").read_bytes().rpartition(b")")[2].split()
+        up = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - up + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time()
+
+
+def _written(seconds: float) -> str:
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(seconds))}-{int(seconds % 1 * 1000):03d}"

@@ -16,9 +16,8 @@ from comparator.match.order import execution_order
 from comparator.options import Options
 from comparator.patterns import compiled
 from comparator.rules import Rules, joins_steps
-from dumper.readers.sglang.names import AUXILIARY_NAMES
 from dumper.reading.columns import OUTSIDE_STEPS
-from dumper.reading.named_files import NamedFile
+from dumper.reading.named_files import AUXILIARY_NAMES, NamedFile
 from dumper.rules.expressions import Expression, ExpressionError
 
 _NEVER_KEYS = frozenset({"dump_index", "filename"})

@@ -9,7 +9,7 @@ from comparator.match.bundles import RunIndex
 from comparator.match.entries import Entries
 from comparator.options import Options
 from comparator.rules import OUR_RULES, SGLANG_RULES, Rules
-from dumper.readers.sglang.names import AUXILIARY_NAMES, CONVERTED
+from dumper.reading.named_files import AUXILIARY_NAMES, CONVERTED
 from dumper.reading.protocol import Run
 from tensortap.progress import Progress, silent, watched
 

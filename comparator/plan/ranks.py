@@ -9,8 +9,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 from comparator.errors import PairError
-from dumper.readers.sglang.names import PARALLEL_KEYS
-from dumper.reading.named_files import NamedFile
+from dumper.reading.named_files import PARALLEL_KEYS, NamedFile
 from tensortap.dims import Dims
 
 RECOMPUTED = "recompute_pseudo"

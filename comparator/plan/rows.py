@@ -18,7 +18,7 @@ from comparator.plan.file_order import plan_in_file_order
 from comparator.plan.operations import Shard, UnshardPlan
 from comparator.plan.ranks import KNOWN_AXES, active_place, check_declared, place_key
 from comparator.plan.side import NO_DIMS_HINT, UNKNOWN_ROWS, SidePlan, StepPlan, as_it_is
-from dumper.readers.sglang.names import AUXILIARY_NAMES
+from dumper.reading.named_files import AUXILIARY_NAMES
 from tensortap.dims import SEQUENCE, TOKEN, Dimension, Dims, parse_dims
 
 SEVERAL_STEPS_HINT = "give --token-aligner, or keep the steps apart: --grouping-skip-keys rank"

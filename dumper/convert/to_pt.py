@@ -15,7 +15,7 @@ from dumper.convert.pt_archive import PlainTensor, holds, save
 from dumper.format.regular_files import mode_within
 from dumper.layout import PADDING_ROW, TokenLayout
 from dumper.readers.sglang import pt_files
-from dumper.readers.sglang.names import AUXILIARY_NAMES
+from dumper.reading.named_files import AUXILIARY_NAMES
 from dumper.values.dtypes import PACKED
 from tensortap.progress import Advance
 

@@ -13,8 +13,8 @@ from dumper.convert.outcome import Outcome
 from dumper.format.run_files import status_path
 from dumper.format.status import StatusBlock
 from dumper.readers.sglang.dump import SGLangDump, SGLangRecord
-from dumper.readers.sglang.names import CONVERTED
 from dumper.readers.sglang.pt_files import OWN_KEYS
+from dumper.reading.named_files import CONVERTED
 from dumper.rules.levels import FULL
 from dumper.settings import Settings
 from dumper.values.plain import UnrecordableError, encode_value

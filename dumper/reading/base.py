@@ -106,7 +106,7 @@ class RecordBase:
         pass
 
     def _repr_html_(self: Record) -> str:
-        from dumper.reading.notebook import record_html
+        from dumper.reading.listing import record_html
 
         return record_html(self)
 
@@ -180,11 +180,11 @@ class RunBase:
         return columns_of_records(self.records)
 
     def to_polars(self: Run) -> polars.DataFrame:
-        from dumper.reading.table import table_of
+        from dumper.reading.columns import table_of
 
         return table_of(self.records)
 
     def _repr_html_(self: Run) -> str:
-        from dumper.reading.notebook import run_html
+        from dumper.reading.listing import run_html
 
         return run_html(self)

@@ -1,8 +1,10 @@
-"""Runs and records as text for people, and as JSON."""
+"""Runs and records as text for people, as JSON, and as HTML for notebooks, in which every text of a recording is
+escaped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,12 @@ from tensortap.progress import Progress, silent, watched
 
 if TYPE_CHECKING:
     from dumper.reading.protocol import GraphCoverage, Record, RecordColumns, Run, TapCoverage
+
+MOST_ROWS = 50
+"""Of a table in a notebook."""
+MOST_PROBLEMS = 10
+ELEMENTS = 64
+"""Of a tensor in a notebook; larger ones are shortened."""
 
 
 def print_run(run: Run, records: Sequence[Record] | None = None, progress: Progress = silent) -> None:
@@ -192,3 +200,34 @@ def run_repr(run: Run) -> str:
 def record_repr(record: Record) -> str:
     """A record in one line, without its content."""
     return f"<Record {headline(record)}>"
+
+
+def run_html(run: Run) -> str:
+    """A run: its counts, its problems, and a table of its records by name."""
+    parts = [f"<p><b>{_in_html(run.path)}</b>: {_in_html(counts(run))}</p>"]
+    if problems := run.problems:
+        shown = "".join(f"<li>{_in_html(problem.message)}</li>" for problem in problems[:MOST_PROBLEMS])
+        more = f"<li>… and {len(problems) - MOST_PROBLEMS} more</li>" if len(problems) > MOST_PROBLEMS else ""
+        parts.append(f"<ul>{shown}{more}</ul>")
+    parts += [_html_table(table) for table in tables(run) if table.rows]
+    return "".join(parts)
+
+
+def record_html(record: Record) -> str:
+    """A record: what it is, and its content."""
+    lines = "\n".join(_in_html(line) for line in as_text(record, ELEMENTS).split("\n"))
+    return f"<p><b>{_in_html(headline(record))}</b></p><pre>{lines}</pre>"
+
+
+def _html_table(table: TextTable) -> str:
+    head = "".join(f"<th>{_in_html(heading)}</th>" for heading in table.headings)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{_in_html(cell)}</td>" for cell in row) + "</tr>" for row in table.rows[:MOST_ROWS]
+    )
+    left_out = len(table.rows) - MOST_ROWS
+    more = f"<tr><td colspan={len(table.headings)}>… and {left_out} more</td></tr>" if left_out > 0 else ""
+    return f"<table><caption>{_in_html(table.title)}</caption><tr>{head}</tr>{rows}{more}</table>"
+
+
+def _in_html(text: object) -> str:
+    return escape(printable(text))

@@ -1,9 +1,19 @@
-"""Files whose names are the index of a recording: what the rules of SGLang's comparator look at beside the records."""
+"""Files whose names are the index of a recording: what the rules of SGLang's comparator look at beside the records, and
+names that tell a dump of SGLang's, and what is made of one, from other recordings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Protocol
+
+SGLANG_NAMES = frozenset({"input_ids", "positions", "seq_lens", "req_pool_indices", "rids"})
+MEGATRON_NAMES = frozenset({"input_ids", "position_ids", "cu_seqlens_q", "cu_seqlens_kv", "qkv_format"})
+AUXILIARY_NAMES = SGLANG_NAMES | MEGATRON_NAMES
+"""Names that the dumper gives to what it records of a batch by itself."""
+CONVERTED = "converted-from-sglang-pt"
+"""Among the versions in the header of a run that was made from a dump."""
+PARALLEL_KEYS = ("sglang_parallel_info", "megatron_parallel_info")
+"""Keys of the metadata that hold a rank's place, ``{"tp_rank": 0, "tp_size": 2, ...}``."""
 
 
 class NamedFile(Protocol):

@@ -371,7 +371,7 @@ class Run(Protocol):
         """All records as columns, for what looks at millions of them; made anew with each call."""
 
     def to_polars(self) -> polars.DataFrame:
-        """The index as a table: one row per record (``dumper/reading/table.py``)."""
+        """The index as a table: one row per record (``dumper/reading/columns.py``)."""
 
 
 class Reader(Struct, frozen=True):

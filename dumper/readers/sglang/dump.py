@@ -19,12 +19,12 @@ from dumper.layout import TokenLayout
 from dumper.printable import printable
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.facts import Facts, FactsAhead, facts_of, facts_of_file
-from dumper.readers.sglang.names import AUXILIARY_NAMES, PARALLEL_KEYS
 from dumper.readers.sglang.plain_pt import read_again, stamps_of
 from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
 from dumper.readers.sglang.pt_format.archive import Stamp
 from dumper.reading.base import RecordBase, RunBase
 from dumper.reading.headers import RankHeader, ranks_missing
+from dumper.reading.named_files import AUXILIARY_NAMES, PARALLEL_KEYS
 from dumper.reading.protocol import Problem
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from dumper.format.regular_files import open_to_read
-from dumper.readers.sglang.names import PARALLEL_KEYS
 from dumper.readers.sglang.plain_pt import StoredTensor, Unknown, load_plain
+from dumper.reading.named_files import PARALLEL_KEYS
 
 SEPARATOR = "___"
 _PLACE_KEYS = frozenset({"pp_rank", "tp_rank", "cp_rank", "ep_rank", "etp_rank"})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumper.format.index import NO_STEP
 from dumper.readers.streams.segments import Segment
-from dumper.reading.table import COLUMNS, TAG_PREFIX, tag_series
+from dumper.reading.columns import TABLE_COLUMNS, TAG_PREFIX, tag_series
 
 if TYPE_CHECKING:
     import polars
@@ -27,7 +27,7 @@ def index_table(segments: Iterable[tuple[int, Segment]]) -> polars.DataFrame:
     if not parts:
         return polars.DataFrame()
     table = polars.concat(_with_equal_tags(parts), how="diagonal_relaxed")
-    return table.select(*COLUMNS, *(column for column in table.columns if column.startswith(TAG_PREFIX)))
+    return table.select(*TABLE_COLUMNS, *(column for column in table.columns if column.startswith(TAG_PREFIX)))
 
 
 def _segment_table(rank: int, segment: Segment) -> polars.DataFrame:

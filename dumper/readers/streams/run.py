@@ -1,4 +1,5 @@
-"""A run directory: one stream of frames per rank. Neither torch nor polars is imported before it is asked for."""
+"""A run directory: one stream of frames per rank; its records one by one, and as the columns that comparisons group by.
+Neither torch nor polars is imported before it is asked for."""
 
 from __future__ import annotations
 
@@ -22,9 +23,7 @@ from dumper.readers.streams.accounts import (
     problems_of_graphs,
     repairs,
 )
-from dumper.readers.streams.columns import stream_columns
-from dumper.readers.streams.in_files import arrays_in_files
-from dumper.readers.streams.rank_records import RankRecords, Records
+from dumper.readers.streams.rank_records import RankRecords, Records, arrays_in_files
 from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment, StoredSegment
 from dumper.reading.base import RunBase
@@ -250,7 +249,41 @@ class RunDirectory(RunBase):
         return stream_columns((rank, one) for rank, part in sorted(self._ranks.items()) for one in part.segments)
 
     def to_polars(self) -> polars.DataFrame:
-        """The index as a table: one row per record (``dumper/reading/table.py``)."""
+        """The index as a table: one row per record (``dumper/reading/columns.py``)."""
         from dumper.readers.streams.index_table import index_table
 
         return index_table((rank, segment) for rank, part in sorted(self._ranks.items()) for segment in part.segments)
+
+
+def stream_columns(segments: Iterable[tuple[int, Segment]]) -> RecordColumns:
+    """All records of (rank, segment) pairs, in order."""
+    parts = list(segments)
+    total = sum(len(segment.index) for _, segment in parts)
+    kind, ranks = np.empty(total, np.int32), np.empty(total, np.int32)
+    step, occurrence = np.empty(total, np.int64), np.empty(total, np.uint32)
+    kinds: list[StoredRecord] = []
+    known: dict[int, npt.NDArray[np.int32]] = {}
+    at = 0
+    for rank, segment in parts:
+        columns, end = segment.index.columns, at + len(segment.index)
+        # Descriptors that ranks share are one object.
+        descriptors = segment.index.descriptors
+        numbers = known.setdefault(id(descriptors), np.full(len(descriptors), -1, np.int32))
+        firsts = _first_rows(segment.index)
+        fresh = np.flatnonzero((firsts >= 0) & (numbers < 0))
+        numbers[fresh] = np.arange(len(kinds), len(kinds) + len(fresh))
+        kinds.extend(StoredRecord(segment, row, rank) for row in firsts[fresh].tolist())
+        kind[at:end] = numbers[columns["descriptor"]]
+        ranks[at:end] = rank
+        step[at:end] = columns["step"]
+        occurrence[at:end] = columns["occurrence"]
+        at = end
+    return RecordColumns(kinds, kind, ranks, step, occurrence)
+
+
+def _first_rows(index: Index) -> npt.NDArray[np.int64]:
+    """The first record of every descriptor; -1 where it has none."""
+    found = np.full(len(index.descriptors), -1, np.int64)
+    # Of several values for one place, the last one stays.
+    found[index.columns["descriptor"][::-1]] = np.arange(len(index))[::-1]
+    return found

@@ -1,11 +1,12 @@
 """One file of a run, mapped, or read in ranges from object storage: its frames through the index, or through a scan
-where there is none."""
+where there is none; what many of its records share is decoded once."""
 
 from __future__ import annotations
 
 import functools
 import mmap
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ from dumper.format.frames import FormatError, Frame
 from dumper.format.index import NO_STEP, Index, IndexColumns, Known, check_descriptor, decode_index
 from dumper.format.regular_files import open_to_read
 from dumper.format.walk import Damage, frames_and_damage
-from dumper.readers.streams.described import Described, described
 from dumper.reading.protocol import Problem
+from dumper.rules.levels import Level
 from dumper.storage.places import Place, StoredPath
 from tensortap.progress import Advance
 
@@ -27,6 +28,49 @@ if TYPE_CHECKING:
     from dumper.storage.ranges import StoredBytes
 
     Data = mmap.mmap | bytes | StoredBytes
+
+
+class Described(Struct, frozen=True):
+    """One descriptor (``dumper/format/index.py``), with the defaults of what it does not say."""
+
+    name: str
+    tags: Mapping[str, Any]
+    tap: str | None
+    kind: str
+    level: str
+    dtype: str | None
+    shape: tuple[int, ...] | None
+    dims: str | None
+    stream: str
+    recompute: bool
+    graph: Mapping[str, Any] | None
+    fingerprint: str | None
+    sampled_rows: range | None
+
+
+def described(descriptor: Mapping[str, Any]) -> Described:
+    """The descriptor, checked by ``dumper.format.index.check_descriptor``, as a value."""
+    text = str(descriptor.get("level", "full"))
+    level = text.partition("(")[0]
+    shape = descriptor.get("shape")
+    graph = descriptor.get("graph")
+    dtype = descriptor.get("dtype")
+    return Described(
+        name=str(descriptor.get("name", "")),
+        tags=descriptor.get("tags", {}),
+        tap=descriptor.get("tap"),
+        kind="value" if dtype is None else "tensor",
+        level=level,
+        dtype=dtype,
+        shape=None if shape is None else tuple(shape),
+        dims=descriptor.get("dims"),
+        stream=str(descriptor.get("stream", "value")),
+        recompute=bool(descriptor.get("recompute", False)),
+        graph=graph if isinstance(graph, dict) else None,
+        fingerprint=descriptor.get("fingerprint"),
+        sampled_rows=range(shape[0])[Level.parse(text).row_slice] if level == "sample" and shape else None,
+    )
+
 
 _AROUND = 1 << 16
 """Bytes that Linux maps together (``fault_around_bytes``)."""
