@@ -31,7 +31,6 @@ TO_MERGE = {
     "dumper/values/device_kernels/exchange",
     "dumper/values/direct_launch",
     "dumper/values/memory_rows",
-    "dumper/writing/preallocation",
 }
 """Small modules that are still to be merged into their user, or to get their line in docs/modules.md."""
 

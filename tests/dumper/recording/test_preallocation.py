@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dumper.writing.preallocation import Preallocation
+from dumper.writing.rank_file import Preallocation
 
 
 def test_a_file_with_claimed_space_ends_where_it_was_written(tmp_path: Path) -> None:
