@@ -216,8 +216,7 @@ def _that_matters(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _strips(comparing: Comparing, prepared: Prepared, tokenizer: str | None) -> TokenStrips | None:
     """What is known of single tokens; with the ids alone where the tokenizer cannot be used."""
-    from comparator.report.strips import token_strips
-    from comparator.report.tokenizer import open_tokenizer, with_texts
+    from comparator.report.strips import open_tokenizer, token_strips, with_texts
 
     analysis = comparing.analysis
     places = prepared.contexts["target"].world
@@ -236,7 +235,7 @@ def _of_dumps(baseline: str, target: str, prepared: Prepared, options: Options) 
     runs: dict[Side, Run] = {"baseline": prepared.baseline, "target": prepared.target}
     if not all(run.has_named_files for run in runs.values()):
         return ()
-    from comparator.report.dumps import notes_of_dumps
+    from comparator.report.runs import notes_of_dumps
 
     return notes_of_dumps({"baseline": place_of(baseline), "target": place_of(target)}, runs, options)
 

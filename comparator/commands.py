@@ -12,7 +12,7 @@ from comparator.check.run import Finding, check_run, worst
 from comparator.diagnosis import write_calibration
 from comparator.errors import ComparatorError
 from comparator.exit_codes import NO_VERDICT
-from comparator.match.runs import choose_rules
+from comparator.match.indexing import choose_rules
 from comparator.options import Options
 from comparator.pipeline import measure_noise
 from comparator.prepared import prepare

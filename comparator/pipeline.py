@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from comparator.align.pair import Aligned
+from comparator.align.aligned import Aligned
 from comparator.diagnosis import Calibration, Diagnosis, ReferenceDiagnosis, TapKey, calibrate
 from comparator.engine.choice import engine_for, processes_of
 from comparator.engine.protocol import Engine, InThisProcess

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,16 +14,16 @@ from comparator.diagnosis import Calibration
 from comparator.engine.protocol import Measure
 from comparator.errors import ComparatorError
 from comparator.match.bundles import BundlePair, Key, RunIndex
+from comparator.match.indexing import choose_rules, index, parallel_layout
 from comparator.match.keys import named_file
 from comparator.match.pairs import match_bundles
-from comparator.match.runs import choose_rules, index, parallel_layout
-from comparator.match.unused import unused_patterns
 from comparator.measure.measurement import Measurement
-from comparator.measure.pair import Measurer
+from comparator.measure.measurer import Measurer
 from comparator.measure.units import Families, MakeProfile, P, Unit, UnitResult, measure_unit, units_of
 from comparator.options import Options, Side
+from comparator.patterns import fullmatch, search
 from comparator.plan.context import SideContext
-from comparator.plan.pair import Planner
+from comparator.plan.planner import Planner
 from comparator.plan.selection import Selected, select
 from comparator.plan.tokens import build_token_aligner
 from comparator.plan.tokens.interface import SideLayouts, TokenAligner
@@ -246,3 +246,21 @@ def _sequence_lengths(found: RunIndex, side: Side, options: Options, rules: Rule
             if len(each):
                 lengths[file.step] = [int(length) for length in each]
     return lengths
+
+
+def unused_patterns(indexes: Iterable[RunIndex], options: Options) -> list[str]:
+    """Sentences on the patterns of ``options`` that match no name of either run: most likely a slip of the pen."""
+    names = {kind.name for index in indexes for kind in index.entries.kinds}
+    found = [
+        f"--override-dims {override.match!r} is found in no recorded name"
+        for override in options.overrides
+        if not any(search(override.match, name) for name in names)
+    ]
+    for flag, pattern in (
+        *(("--diff-threshold", rule.pattern) for rule in options.diff_threshold[:-1]),
+        ("--allow-failed-pattern", options.allow_failed_pattern),
+        ("--allow-skipped-pattern", options.allow_skipped_pattern),
+    ):
+        if pattern is not None and not any(fullmatch(pattern, name) for name in names):
+            found.append(f"{flag} {pattern!r} matches no recorded name as a whole")
+    return found

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 
 from comparator.align.adding import add_halves
-from comparator.align.rows import Array, Rows, joined, merge_rows, slice_of, take_rows
+from comparator.align.rearrange import Array, Rows, joined, merge_rows, slice_of, take_rows
 from comparator.plan.operations import Operation, UnshardPlan, zigzag_order
 from tensortap.dims import count_rows
 from tensortap.lazy_rows import computed, is_lazy

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from comparator.align.load import load_array
-from comparator.check.identity import SumFit, explain_partial, fit_sum
-from comparator.check.norm import fit_norm
+from comparator.check.recomputed import SumFit, explain_partial, fit_norm, fit_sum
 from comparator.diagnosis import TapKey, TapNode, floor_for
 from comparator.match.bundles import Bundle, BundlePair
 from comparator.measure.family import FamilyRows

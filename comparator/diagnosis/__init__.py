@@ -12,14 +12,13 @@ from comparator.diagnosis.calibration import (
     read_calibration,
     write_calibration,
 )
-from comparator.diagnosis.extent import Extent
 from comparator.diagnosis.floors import Floor, Operation, floor_for
 from comparator.diagnosis.profiling import profile
-from comparator.diagnosis.reference import ReferenceDiagnosis, ReferenceTap, diagnose_reference
-from comparator.diagnosis.rows import RowLabels, Selection, SideRows, TapKey, TapRows, label_rows
+from comparator.diagnosis.reference_run import ReferenceDiagnosis, ReferenceTap, diagnose_reference
 from comparator.diagnosis.strengths import Test
+from comparator.diagnosis.tap_graph import GraphError, TapDeclaration, TapGraph, TapNode, build_graph
 from comparator.diagnosis.tap_profile import TapProfile
-from comparator.diagnosis.taps import GraphError, TapDeclaration, TapGraph, TapNode, build_graph
+from comparator.diagnosis.tap_rows import Extent, RowLabels, Selection, SideRows, TapKey, TapRows, label_rows
 from comparator.diagnosis.tokens import ChosenTokens, PartedText, Parting
 from comparator.diagnosis.verdict import Diagnosis, Judgement, Options, diagnose
 from comparator.diagnosis.words import describe

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
-from comparator.diagnosis.rows import TapKey
+from comparator.diagnosis.tap_rows import TapKey
 
 if TYPE_CHECKING:
     from comparator.diagnosis.verdict import Diagnosis

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from comparator.diagnosis.expert_scores import PLAIN
 from comparator.diagnosis.floors import rounding_error
 from comparator.diagnosis.kernel import to_single
 from comparator.diagnosis.measures import RELEVANT, Difference, Irrelevance, change_of_scale
 from comparator.diagnosis.routing import COMMON_TOP_K, Choices, choices, chosen
-from comparator.diagnosis.rows import Mask, SideRows, TapRows, join_rows
-from comparator.diagnosis.selection import PLAIN
+from comparator.diagnosis.tap_graph import LOGITS, TapNode
 from comparator.diagnosis.tap_profile import ExpertNumbers
-from comparator.diagnosis.taps import LOGITS, TapNode
+from comparator.diagnosis.tap_rows import Mask, SideRows, TapRows, join_rows
 from comparator.diagnosis.tokens import TokenChoices, choose_tokens, joined
 from tensortap.lazy_rows import pieces
 

@@ -11,10 +11,10 @@ from comparator.diagnosis.calibration import Calibration
 from comparator.diagnosis.floors import Operation, floor_for
 from comparator.diagnosis.measures import NOTHING, TINY, Estimate, median
 from comparator.diagnosis.routing import STANDS_OUT, Choices, Flips, count_flips, find_top_k
-from comparator.diagnosis.rows import Float, Mask, RowLabels, TapKey, has_whole_prefix, join_rows
 from comparator.diagnosis.strengths import Context, Test
+from comparator.diagnosis.tap_graph import TapGraph, TapNode
 from comparator.diagnosis.tap_profile import TapProfile
-from comparator.diagnosis.taps import TapGraph, TapNode
+from comparator.diagnosis.tap_rows import Float, Mask, RowLabels, TapKey, has_whole_prefix, join_rows
 from tensortap.distinct import distinct
 
 _LINEAR: frozenset[Operation] = frozenset({"linear", "combine", "logits"})

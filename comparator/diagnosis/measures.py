@@ -12,7 +12,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.diagnosis.kernel import ChannelSums, Matrices, RowSums, channel_sums, midpoint_and_added
-from comparator.diagnosis.rows import Float, Integer, Mask, Single
+from comparator.diagnosis.tap_rows import Float, Integer, Mask, Single
 from tensortap.distinct import distinct
 
 MOST_ROWS = 768

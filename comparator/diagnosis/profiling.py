@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from msgspec.structs import replace
 
+from comparator.diagnosis.channel_blocks import BlockNumbers, blocks, shards
 from comparator.diagnosis.chosen import choices_of, experts_of, tokens_of
 from comparator.diagnosis.floors import Operation, floor_for
 from comparator.diagnosis.kernel import Counts, Matrices, RowSums, first_look, row_sums, to_single
@@ -27,12 +28,11 @@ from comparator.diagnosis.measures import (
     scale,
     sizes_of,
 )
-from comparator.diagnosis.parts import BlockNumbers, blocks, shards
+from comparator.diagnosis.operands import Operands
 from comparator.diagnosis.routing import standing_out
-from comparator.diagnosis.rows import Mask, RowLabels, Single, TapRows, groups_of, has_whole_prefix
-from comparator.diagnosis.sums import Operands
+from comparator.diagnosis.tap_graph import TapNode
 from comparator.diagnosis.tap_profile import FirstDifference, GroupScale, Nonfinite, TapProfile
-from comparator.diagnosis.taps import TapNode
+from comparator.diagnosis.tap_rows import Mask, RowLabels, Single, TapRows, groups_of, has_whole_prefix
 
 COMMON_HEAD_SIZES = (32, 64, 128, 256)
 FEWEST_ROWS = 6

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from comparator.diagnosis.expert_scores import PLAIN, rounding_of_scores, scores_of, select
 from comparator.diagnosis.floors import UNIT_ROUNDOFF
 from comparator.diagnosis.measures import median
-from comparator.diagnosis.rows import Float, Integer, Mask, Selection, Single
-from comparator.diagnosis.selection import PLAIN, rounding_of_scores, scores_of, select
+from comparator.diagnosis.tap_rows import Float, Integer, Mask, Selection, Single
 
 COMMON_TOP_K = (1, 2, 4, 6, 8, 10, 16)
 """Tried when it is not known how many experts a token gets."""

@@ -19,8 +19,8 @@ from comparator.diagnosis.limits import EXPERT_SCALE, HEAD_SCALE, LIMITS, SHARD_
 from comparator.diagnosis.measures import NOTHING, TINY, Estimate, median
 from comparator.diagnosis.profiling import CHANNEL_Z, FEWEST_ROWS
 from comparator.diagnosis.routing import Choices
-from comparator.diagnosis.rows import Float, Mask, groups_of
 from comparator.diagnosis.tap_profile import TapProfile
+from comparator.diagnosis.tap_rows import Float, Mask, groups_of
 from tensortap.distinct import distinct
 
 GROUP_Z = 6.0

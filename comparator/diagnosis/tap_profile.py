@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
+from comparator.diagnosis.channel_blocks import BlockNumbers
 from comparator.diagnosis.floors import Operation
 from comparator.diagnosis.measures import ChannelNumbers, Estimate
-from comparator.diagnosis.parts import BlockNumbers
+from comparator.diagnosis.operands import Residuals
 from comparator.diagnosis.routing import Choices
-from comparator.diagnosis.rows import Float, RowLabels, TapKey
-from comparator.diagnosis.sums import Residuals
+from comparator.diagnosis.tap_rows import Float, RowLabels, TapKey
 from comparator.diagnosis.tokens import TokenChoices
 
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from comparator.diagnosis.floors import unit_roundoff
 from comparator.diagnosis.routing import EXPLAINED_MARGIN
-from comparator.diagnosis.rows import Float, Integer, Mask, RowLabels, Single
+from comparator.diagnosis.tap_rows import Float, Integer, Mask, RowLabels, Single
 
 Cause = Literal["tie", "fault", "unknown"]
 

@@ -11,15 +11,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.diagnosis.calibration import Calibration
-from comparator.diagnosis.extent import Extent, extent_of
 from comparator.diagnosis.inheritance import CAUSAL, INHERITS_NOTHING, Inheritance
 from comparator.diagnosis.limits import LIMITS
 from comparator.diagnosis.measures import median
 from comparator.diagnosis.routing import EXPLAINED_MARGIN, Flips
-from comparator.diagnosis.rows import TapKey
 from comparator.diagnosis.strengths import Test, run_tests
+from comparator.diagnosis.tap_graph import TapGraph
 from comparator.diagnosis.tap_profile import FirstDifference, TapProfile
-from comparator.diagnosis.taps import TapGraph
+from comparator.diagnosis.tap_rows import Extent, TapKey, extent_of
 from comparator.diagnosis.tokens import ChosenTokens, PartedText, Parting, explain, summarise
 
 Judged = Literal["within-rounding", "introduced-here", "inherited-from", "after-a-routing-flip", "not-judged"]

@@ -10,18 +10,18 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from comparator.align.pair import Aligned
+from comparator.align.aligned import Aligned
 from comparator.match.bundles import Bundle, BundlePair
 from comparator.measure.differences import differences_of_each, statistics_of_each
 from comparator.measure.kernel import SEGMENT
 from comparator.measure.kernel.many import ManySums, Places, measure_many
 from comparator.measure.kernel.sums import Array, RowTable
 from comparator.measure.measurement import ArrayNumbers, TensorMeasurement
+from comparator.measure.measurer import TOKEN_THRESHOLD, Measurer, first_bad_token, worst_token
 from comparator.measure.memory import is_small
-from comparator.measure.pair import TOKEN_THRESHOLD, Measurer, first_bad_token, worst_token
 from comparator.measure.statistics import Statistics, common_dtype
 from comparator.options import Options
-from comparator.plan.pair import PairPlan, Place
+from comparator.plan.planner import PairPlan, Place
 from comparator.plan.selection import Selected
 from comparator.rules import Rules
 from dumper.reading.columns import OUTSIDE_STEPS

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
-from comparator.align.pair import Aligned
+from comparator.align.aligned import Aligned
 from comparator.diagnosis.kernel import FirstLook, look_of_finite
 from comparator.match.bundles import Key
 from comparator.measure.kernel.sums import Array, RowTable

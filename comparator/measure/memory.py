@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from comparator.align.pair import can_be_read_in_rows
+from comparator.align.aligned import can_be_read_in_rows
 from comparator.match.bundles import BundlePair
 from comparator.options import Options
-from comparator.plan.pair import PairPlan
+from comparator.plan.planner import PairPlan
 from comparator.rules import Rules
 from tensortap.lazy_rows import PIECE
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from comparator.align.pair import Aligned
+from comparator.align.aligned import Aligned
 from comparator.measure.family import rows_by_channels
 from comparator.measure.kernel.sums import Array
 

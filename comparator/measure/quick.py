@@ -16,18 +16,18 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (its types become known to numpy by name)
 import numpy as np
 
+from comparator.align.aligned import Aligned
 from comparator.align.load import load_array
-from comparator.align.pair import Aligned
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import Bundle
 from comparator.match.entries import Entry
 from comparator.measure.difference import Difference
 from comparator.measure.measurement import ArrayNumbers, TensorMeasurement
-from comparator.measure.pair import Measurer
+from comparator.measure.measurer import Measurer
 from comparator.measure.statistics import Statistics
 from comparator.plan.facts import Remark
 from comparator.plan.operations import UnshardPlan
-from comparator.plan.pair import PairPlan
+from comparator.plan.planner import PairPlan
 from comparator.plan.selection import Selected
 from comparator.plan.side import SidePlan
 

@@ -15,15 +15,15 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from comparator.align.aligned import Aligned
 from comparator.align.load import cut, let_go
-from comparator.align.pair import Aligned
 from comparator.match.bundles import BundlePair, Key
 from comparator.measure.alike import measure_alike
 from comparator.measure.family import FamilyRows, pool_rows
 from comparator.measure.kernel.sums import RowTable
 from comparator.measure.measurement import Measurement, packed, unpacked
+from comparator.measure.measurer import Measurer, failure
 from comparator.measure.memory import bytes_together
-from comparator.measure.pair import Measurer, failure
 from comparator.measure.quick import settle
 from comparator.plan.selection import Selected
 from comparator.rules import Rules

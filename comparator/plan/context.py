@@ -1,4 +1,4 @@
-"""What planning needs to know about one run."""
+"""What planning needs to know: of one run, and of one side of a pair."""
 
 from __future__ import annotations
 
@@ -8,14 +8,40 @@ from functools import cached_property
 from msgspec import Struct, field
 
 from comparator.match.bundles import RunIndex
-from comparator.match.runs import parallel_layout
+from comparator.match.indexing import parallel_layout
 from comparator.options import Side
 from comparator.plan.experts import Companions, TokenOrder
-from comparator.plan.inputs import SideInputs
-from comparator.plan.operations import Coordinates
+from comparator.plan.operations import Coordinates, Shape
 from comparator.plan.tokens.interface import RowsClass
 from dumper.reading.protocol import Run
-from tensortap.dims import Dims
+from tensortap.dims import Dims, parse_dims
+
+
+class StepInputs(Struct, frozen=True):
+    """What the plan of one step, or of one of several records of a step, is made from."""
+
+    step: int | None
+    shapes: tuple[tuple[int, Shape], ...]
+    """Rank and shape of every array, by rank; shapes in token order."""
+    rows: RowsClass
+    has_layout: bool
+    sequence_lengths: tuple[int, ...] | None
+    """Tokens per sequence of the whole pass, where they are known."""
+
+    @property
+    def ranks(self) -> list[int]:
+        return [rank for rank, _ in self.shapes]
+
+
+class SideInputs(Struct, frozen=True):
+    """What the plan of one side is made from, beside what is constant for the run: equal inputs give equal plans."""
+
+    dims_text: str | None
+    steps: tuple[StepInputs, ...]
+
+    @property
+    def dims(self) -> Dims | None:
+        return None if self.dims_text is None else parse_dims(self.dims_text)
 
 
 class SideContext(Struct, frozen=True, dict=True):

@@ -11,7 +11,7 @@ each expert sees its rows together. Two declarations after ``#`` in dims say how
   ``pairs[i] // 8``. Every pair must be there once: with rows that pad, record the top-k ids instead.
 
 Either gives a tensor with the dimensions ``t choice ...`` (without ``choice`` when a token has one). Pairs that a
-rank does not have are zero there, so an axis that splits ``t`` becomes one to sum over. ``comparator.align.pair``
+rank does not have are zero there, so an axis that splits ``t`` becomes one to sum over. ``comparator.align.aligned``
 reads the other tensor and moves the rows.
 """
 

@@ -13,8 +13,8 @@ from comparator.match.bundles import Bundle, BundlePair, split_steps
 from comparator.match.entries import Entry
 from comparator.match.keys import named_file
 from comparator.options import Options, Side
+from comparator.plan.by_rows import SEVERAL_STEPS_HINT, file_dims
 from comparator.plan.context import SideContext
-from comparator.plan.rows import SEVERAL_STEPS_HINT, file_dims
 from comparator.rules import SGLANG_RULES_BY_TOKEN, Rules, joins_steps
 from tensortap.dims import DimsError, parse_dims
 

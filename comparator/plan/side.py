@@ -12,9 +12,8 @@ from msgspec.structs import replace
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, Key
 from comparator.options import Options, Side
-from comparator.plan.context import SideContext
+from comparator.plan.context import SideContext, SideInputs, StepInputs
 from comparator.plan.experts import TokenOrder, in_token_order
-from comparator.plan.inputs import SideInputs, StepInputs
 from comparator.plan.operations import Part, Shape, Shard, UnshardPlan
 from comparator.plan.shared_pieces import Sharing, apart
 from comparator.plan.tokens.interface import RowsClass, TokenAligner, TokenPart

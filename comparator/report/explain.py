@@ -10,7 +10,7 @@ from comparator.match.bundles import Bundle, BundlePair
 from comparator.plan.axes import SideAxes
 from comparator.plan.levels import reduced_level
 from comparator.plan.operations import Operation
-from comparator.plan.pair import PairPlan, Planner
+from comparator.plan.planner import PairPlan, Planner
 from comparator.plan.selection import Selected
 from comparator.plan.side import SidePlan, StepPlan
 from comparator.plan.tokens.interface import TokenPlan

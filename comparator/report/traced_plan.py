@@ -16,7 +16,7 @@ from comparator.match.bundles import Bundle, BundlePair
 from comparator.options import TokenMode
 from comparator.plan.axes import SideAxes
 from comparator.plan.operations import Operation
-from comparator.plan.pair import PairPlan
+from comparator.plan.planner import PairPlan
 from comparator.plan.ranks import KNOWN_AXES
 from comparator.plan.side import SidePlan, StepPlan
 from comparator.plan.tokens.interface import TokenPart

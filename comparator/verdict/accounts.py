@@ -18,7 +18,7 @@ from comparator.options import SIDES, Options, Side
 from comparator.patterns import fullmatch
 from comparator.plan.facts import TokenNumbers
 from comparator.plan.selection import Selected
-from comparator.plan.tokens.reasons import NO_SEQUENCE
+from comparator.plan.tokens.one_sided import NO_SEQUENCE
 from comparator.verdict.judge import Said, say
 from tensortap.dims import DimsError, count_rows, parse_dims
 

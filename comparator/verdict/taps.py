@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from comparator.diagnosis import GraphError, Parting, TapDeclaration, TapGraph, TapKey, build_graph
 from comparator.match.bundles import BundlePair, Key
-from comparator.match.runs import parallel_layout
+from comparator.match.indexing import parallel_layout
 from comparator.plan.tokens.interface import PartedSequence
 from comparator.verdict.model_facts import ModelFacts, model_facts
 from dumper.reading.protocol import Run, TapCoverage

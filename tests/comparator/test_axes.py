@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comparator.align.rows import align_axes
+from comparator.align.rearrange import align_axes
 from comparator.errors import PairError
 from comparator.plan.axes import plan_axes
 from tensortap.dims import parse_dims

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comparator import Options, compare
-from comparator.align import pair as aligning
-from comparator.align.rows import joined, slice_of
+from comparator.align import aligned as aligning
+from comparator.align.rearrange import joined, slice_of
 from comparator.align.unshard import sum_partials, undo_zigzag
 from comparator.cli import main
 from comparator.measure import memory
@@ -33,8 +33,8 @@ from testbed.large_runs import write_large_run
 
 PEAK = """
 import sys
-from comparator.align import pair as aligning
-from comparator.align.rows import joined, slice_of
+from comparator.align import aligned as aligning
+from comparator.align.rearrange import joined, slice_of
 from comparator.align.unshard import sum_partials, undo_zigzag
 from comparator.cli import main
 code = main(sys.argv[1:])

@@ -127,7 +127,7 @@ def test_a_run_that_is_the_same_is_not_read(
         reads.append(entry.name)
         return load_array(entry)
 
-    monkeypatch.setattr("comparator.align.pair.load_array", read)
+    monkeypatch.setattr("comparator.align.aligned.load_array", read)
     monkeypatch.setattr("comparator.measure.quick.load_array", read)
     arguments = [str(baseline), str(again), "--quick", "--filter", 'name != "moe_router_logits"']
     assert main([*arguments, "--bitwise"]) == 0

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from comparator.align.unshard import Replicas, _sum_as_torch, undo_zigzag, unshard
 from comparator.errors import PairError
-from comparator.measure.pair import measure_replicas
+from comparator.measure.measurer import measure_replicas
 from comparator.plan.operations import Shard, UnshardPlan
 from comparator.plan.unshard import plan_unshard
 from comparator.rules import OUR_RULES

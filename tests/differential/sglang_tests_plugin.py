@@ -29,7 +29,7 @@ from typing import Any
 import pytest
 
 import comparator.cli
-from comparator.measure.pair import Measurer
+from comparator.measure.measurer import Measurer
 from comparator.plan.selection import Selected
 from tests.differential.peer_worker import import_entrypoint
 from tests.differential.peers import installed_package

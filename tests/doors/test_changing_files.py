@@ -23,7 +23,7 @@ from comparator.cli import main
 from comparator.elsewhere import OpenedAgain
 from comparator.engine.opened import Worker, installed_version, mark_of
 from comparator.measure import alike
-from comparator.measure import pair as measuring
+from comparator.measure import measurer as measuring
 from comparator.measure import units as measuring_units
 from comparator.measure.measurement import Failure
 from comparator.measure.units import UnitResult

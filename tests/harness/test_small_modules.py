@@ -13,19 +13,6 @@ SMALL = 60
 """Lines below which a module is small."""
 
 TO_MERGE = {
-    "comparator/check/identity",
-    "comparator/diagnosis/extent",
-    "comparator/match/unused",
-    "comparator/plan/facts",
-    "comparator/plan/inputs",
-    "comparator/plan/kept",
-    "comparator/plan/tokens/reasons",
-    "comparator/report/dumps",
-    "comparator/report/model",
-    "comparator/report/schema",
-    "comparator/report/tokenizer",
-    "comparator/report/tolerance",
-    "comparator/report/whole_files",
     "dumper/memory/available",
     "dumper/memory/cuda_driver",
     "dumper/values/device_kernels/exchange",

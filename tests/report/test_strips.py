@@ -16,8 +16,7 @@ from comparator.prepared import prepare
 from comparator.report import strips as module
 from comparator.report.html.columns import unpack
 from comparator.report.shares import piece_of
-from comparator.report.strips import TokenStrips, token_strips
-from comparator.report.tokenizer import open_tokenizer
+from comparator.report.strips import TokenStrips, open_tokenizer, token_strips
 from dumper.reading.open import open_run
 from tests.comparator.test_analysis import MODEL, as_run
 from tests.report.two_ranks import half_scaled, two_ranks

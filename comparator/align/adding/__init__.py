@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from comparator.align.adding import reference
-from comparator.align.rows import Array
+from comparator.align.rearrange import Array
 from tensortap.compiled import load
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from comparator.align.rows import Array
+from comparator.align.rearrange import Array
 
 
 def add(members: Sequence[Array], *, from_zero: bool) -> Array:

@@ -2,7 +2,7 @@
 
 from comparator.plan.tokens.aligner import build_token_aligner
 from comparator.plan.tokens.interface import RowsClass, RowsQuery, SideLayouts, TokenAligner, TokenPart, TokenPlan
-from comparator.plan.tokens.reasons import counts_against
+from comparator.plan.tokens.one_sided import counts_against
 
 __all__ = [
     "RowsClass",

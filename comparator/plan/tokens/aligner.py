@@ -23,9 +23,9 @@ from comparator.plan.tokens.interface import (
     TokenPlan,
 )
 from comparator.plan.tokens.ordered import plan_ordered
-from comparator.plan.tokens.parts import PartTokens, tokens_of_parts
+from comparator.plan.tokens.part_tokens import PartTokens, tokens_of_parts
+from comparator.plan.tokens.pass_rows import PassRows
 from comparator.plan.tokens.places import Places
-from comparator.plan.tokens.rows import PassRows
 
 if TYPE_CHECKING:
     from comparator.plan.tokens.sequences import SequenceTable

@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from comparator.errors import PairError
 from comparator.plan.tokens.interface import RowsClass, RowsHold
+from comparator.plan.tokens.pass_rows import PassRows, RowMeaning, RowTokens
 from comparator.plan.tokens.places import Places
-from comparator.plan.tokens.rows import PassRows, RowMeaning, RowTokens
 from comparator.plan.tokens.splits import block, block_batch, block_length
 
 RowCounts = Mapping[int, tuple[tuple[int, int], ...]]

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from comparator.plan.tokens import reasons
+from comparator.plan.tokens import one_sided
 from comparator.plan.tokens.interface import TokenPlan
-from comparator.plan.tokens.parts import PartTokens, in_order_of_steps
-from comparator.plan.tokens.rows import NO_TOKEN_ID, RowTokens, join_rows
+from comparator.plan.tokens.part_tokens import PartTokens, in_order_of_steps
+from comparator.plan.tokens.pass_rows import NO_TOKEN_ID, RowTokens, join_rows
 from dumper.layout import PADDING_ROW
 
 _SMART = "--token-aligner smart joins the runs on token identity, whatever their steps are"
@@ -70,7 +70,7 @@ def plan_ordered(baseline: list[PartTokens], target: list[PartTokens], *, one_st
     """
     one, other = line_of(baseline), line_of(target)
     matched = min(len(one.indices), len(other.indices))
-    reason = reasons.MISSING_ROWS if one_step else reasons.CUT
+    reason = one_sided.MISSING_ROWS if one_step else one_sided.CUT
     notes = []
     if not (one.known and other.known):
         notes.append("rows without a token layout are taken as they are, padding included")

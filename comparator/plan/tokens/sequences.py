@@ -9,8 +9,8 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.plan.tokens.episodes import Episode, Sequence, same_sequence
+from comparator.plan.tokens.pass_rows import PassRows, RowTokens, join_rows
 from comparator.plan.tokens.places import Places
-from comparator.plan.tokens.rows import PassRows, RowTokens, join_rows
 from dumper.layout import SequenceSpan, TokenLayout
 from tensortap.distinct import distinct
 

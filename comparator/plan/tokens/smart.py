@@ -10,12 +10,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.options import Side
-from comparator.plan.tokens import reasons
+from comparator.plan.tokens import one_sided
 from comparator.plan.tokens.episodes import NEVER
 from comparator.plan.tokens.interface import TokenPlan
 from comparator.plan.tokens.pairing import SequencePairs
-from comparator.plan.tokens.parts import PartTokens, in_order_of_steps
-from comparator.plan.tokens.rows import NO_TOKEN_ID, UNKNOWN_ROW
+from comparator.plan.tokens.part_tokens import PartTokens, in_order_of_steps
+from comparator.plan.tokens.pass_rows import NO_TOKEN_ID, UNKNOWN_ROW
 from comparator.plan.tokens.sequences import SequenceTable
 from dumper.layout import PADDING_ROW
 
@@ -149,24 +149,24 @@ def _reasons(
         place = np.where(inside, table.offsets[numbers] + np.minimum(position, table.end[numbers] - 1), 0)
         computed, outside = inside & table.computed[place], inside & table.computed_outside[place]
         names = (
-            (~before & (position >= drafted), reasons.DRAFTED),
-            (~before, reasons.PARTED),
-            (position < table.start[numbers], reasons.CACHED_PREFIX),
-            (~inside, reasons.ENDED_EARLIER),
-            (outside, reasons.OTHER_STEPS),
-            (computed, reasons.LAST_ROWS if lacking.last_rows else reasons.NOT_RECORDED),
+            (~before & (position >= drafted), one_sided.DRAFTED),
+            (~before, one_sided.PARTED),
+            (position < table.start[numbers], one_sided.CACHED_PREFIX),
+            (~inside, one_sided.ENDED_EARLIER),
+            (outside, one_sided.OTHER_STEPS),
+            (computed, one_sided.LAST_ROWS if lacking.last_rows else one_sided.NOT_RECORDED),
         )
         choice = np.select([mask for mask, _ in names], list(range(len(names))), default=len(names))
-        words = [*(name for _, name in names), reasons.NOT_COMPUTED]
+        words = [*(name for _, name in names), one_sided.NOT_COMPUTED]
         for number, count in enumerate(np.bincount(choice, minlength=len(words))):
             if count:
                 found[words[number].format(side=other)] = int(count)
     if rows.alone:
-        found[reasons.NO_SEQUENCE.format(side=other)] = rows.alone
+        found[one_sided.NO_SEQUENCE.format(side=other)] = rows.alone
     if rows.continuing:
-        found[reasons.NO_CONTINUATION.format(side=other)] = rows.continuing
+        found[one_sided.NO_CONTINUATION.format(side=other)] = rows.continuing
     if rows.unknown:
-        found[reasons.NO_LAYOUT.format(side=side)] = rows.unknown
+        found[one_sided.NO_LAYOUT.format(side=side)] = rows.unknown
     return found
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comparator.check.identity import fit_sum
-from comparator.check.norm import fit_norm
+from comparator.check.recomputed import fit_norm, fit_sum
 from comparator.check.run import check_run
 from comparator.cli import main
 from comparator.options import Options

@@ -11,7 +11,7 @@ import pytest
 from comparator.diagnosis import RowLabels, TapKey, profile
 from comparator.diagnosis.kernel import Matrices, row_sums
 from comparator.diagnosis.measures import normalise
-from comparator.diagnosis.rows import Single
+from comparator.diagnosis.tap_rows import Single
 from comparator.diagnosis.words import describe
 from tests.comparator.diagnosis.simulator import (
     DENSE,

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comparator.diagnosis import Selection
+from comparator.diagnosis.expert_scores import scores_of, select
 from comparator.diagnosis.routing import choices, chosen
-from comparator.diagnosis.selection import scores_of, select
 
 EXPERTS, TOP_K = 8, 2
 

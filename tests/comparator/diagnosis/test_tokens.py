@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from comparator.diagnosis.rows import label_rows
+from comparator.diagnosis.tap_rows import label_rows
 from comparator.diagnosis.tokens import Parting, choose_tokens, explain, summarise
 
 ROWS, TOKENS = 8, 512

@@ -16,10 +16,10 @@ from msgspec import Struct
 from comparator.diagnosis.inheritance import Inheritance
 from comparator.diagnosis.limits import LIMITS
 from comparator.diagnosis.measures import median
-from comparator.diagnosis.rows import Float, Mask, RowLabels, TapKey, join_rows
 from comparator.diagnosis.strengths import largest_of
+from comparator.diagnosis.tap_graph import TapGraph
 from comparator.diagnosis.tap_profile import TapProfile
-from comparator.diagnosis.taps import TapGraph
+from comparator.diagnosis.tap_rows import Float, Mask, RowLabels, TapKey, join_rows
 from comparator.diagnosis.verdict import Diagnosis, Options, diagnose
 
 Worse = Literal["baseline", "target", "both", "neither"]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.align.load import check, is_mapped, load_array, load_lazily, load_unchecked, shares_a_check
-from comparator.align.rows import Array, align_axes, joined, merge_rows, slice_of, take_rows, without_leading_ones
+from comparator.align.rearrange import Array, align_axes, joined, merge_rows, slice_of, take_rows, without_leading_ones
 from comparator.align.unshard import Replicas, unshard
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair
@@ -17,7 +17,7 @@ from comparator.match.entries import Entry
 from comparator.options import Side
 from comparator.plan.context import SideContext
 from comparator.plan.experts import TokenOrder, ordered_shape
-from comparator.plan.pair import PairPlan
+from comparator.plan.planner import PairPlan
 from comparator.plan.side import SidePlan, describe_part
 from comparator.plan.tokens.interface import TokenPlan
 from comparator.rules import Rules

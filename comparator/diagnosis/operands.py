@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from comparator.diagnosis.floors import Operation, floor_for, rounding_error
 from comparator.diagnosis.kernel import Matrices, RowSums, first_look, row_sums, sides, to_single
 from comparator.diagnosis.measures import TINY, channel_weights, median, relative, sizes_of
-from comparator.diagnosis.rows import Float, Single, TapRows, join_rows
-from comparator.diagnosis.taps import TapNode
+from comparator.diagnosis.tap_graph import TapNode
+from comparator.diagnosis.tap_rows import Float, Single, TapRows, join_rows
 from tensortap.lazy_rows import is_lazy
 
 PIECE = 1 << 18

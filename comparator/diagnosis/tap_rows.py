@@ -10,15 +10,20 @@ from msgspec import Struct
 
 from comparator.diagnosis.kernel import FirstLook, to_single
 from comparator.diagnosis.kernel.reference import Array, Float, Integer, Single
+from tensortap.distinct import distinct
 
 __all__ = [
-    "Float", "Integer", "Mask", "RowLabels", "Selection", "SideRows", "Single", "TapKey", "TapRows", "groups_of",
-    "has_whole_prefix", "join_rows", "label_rows",
+    "Extent", "Float", "Integer", "Mask", "RowLabels", "Selection", "SideRows", "Single", "TapKey", "TapRows",
+    "extent_of", "groups_of", "has_whole_prefix", "join_rows", "label_rows",
 ]  # fmt: skip
 
 Mask = npt.NDArray[np.bool_]
 POSITION_RANGES = tuple(4**power for power in range(2, 10))
 """Where ranges of positions begin: a window, a page, a range that rope or a kernel handles otherwise."""
+ALL = 0.9
+"""Share of the rows from which all are said to differ."""
+PRECISE, COMPLETE = 0.9, 0.8
+"""Shares of the rows that are in the group, and of the group that are such rows, from which they are that group."""
 
 
 class TapKey(Struct, frozen=True):
@@ -203,3 +208,45 @@ def groups_of(labels: RowLabels, requests: int = 16) -> dict[str, Mask]:
     if 1 < len(numbers) <= requests:
         groups |= {f"sequence {int(number)}": sequence == number for number in numbers}
     return {name: mask for name, mask in groups.items() if mask.any() and not mask.all()}
+
+
+class Extent(Struct, frozen=True):
+    """The rows whose error is beyond what inputs and rounding explain: the group of rows that they are, where they are
+    one, else the positions they lie at."""
+
+    rows: int
+    of: int
+    """Rows that were compared."""
+    group: str = ""
+    """``decode``, ``last token``, ...: what they have in common; ``all``; empty where they are no group."""
+    positions: tuple[int, int] | None = None
+    """Lowest and highest position, where positions are known."""
+    sequences: int = 0
+    """Sequences that have such rows."""
+
+
+def extent_of(labels: RowLabels, beyond: Mask, compared: Mask) -> Extent | None:
+    """None where no single row is beyond: a small factor of all rows, for example."""
+    found = beyond & compared
+    rows, of = int(found.sum()), int(compared.sum())
+    if not rows:
+        return None
+    if not labels.known:
+        return Extent(rows, of, "all" if rows >= ALL * of else "")
+    position = labels.position[found]
+    place = (int(position.min()), int(position.max()))
+    sequences = len(distinct(labels.sequence[found]))
+    return Extent(rows, of, _group(labels, found, compared), place, sequences)
+
+
+def _group(labels: RowLabels, found: Mask, compared: Mask) -> str:
+    if found.sum() >= ALL * compared.sum():
+        return "all"
+    groups = {**groups_of(labels), "prefill": ~labels.decode}
+    best, most = "", 0.0
+    for name, mask in groups.items():
+        inside = int((found & mask).sum())
+        precise, complete = inside / int(found.sum()), inside / max(int((mask & compared).sum()), 1)
+        if precise >= PRECISE and complete >= COMPLETE and precise + complete > most:
+            best, most = name, precise + complete
+    return best

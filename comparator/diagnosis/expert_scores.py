@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from comparator.diagnosis.rows import Float, Selection, Single
+from comparator.diagnosis.tap_rows import Float, Selection, Single
 
 PLAIN = Selection()
 

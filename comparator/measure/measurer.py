@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from comparator.align.aligned import Aligned, align
 from comparator.align.load import check, load_array
-from comparator.align.pair import Aligned, align
 from comparator.align.unshard import Replicas
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import BundlePair
@@ -33,10 +33,10 @@ from comparator.measure.statistics import PERCENTILE_LIMIT, Statistics, summariz
 from comparator.measure.torch_rounding import compare_as_torch, difference_as_torch_in_bfloat16
 from comparator.measure.values import measure_values
 from comparator.options import Options, Side
+from comparator.plan.by_rows import UnrelatedRanksError
 from comparator.plan.facts import Remark
 from comparator.plan.levels import reduced_level
-from comparator.plan.pair import PairPlan, Planner
-from comparator.plan.rows import UnrelatedRanksError
+from comparator.plan.planner import PairPlan, Planner
 from comparator.plan.selection import Selected
 from comparator.plan.tokens.interface import TokenPlan
 from comparator.rules import Rules

@@ -8,8 +8,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.plan.tokens.interface import RowsHold, TokenPart
+from comparator.plan.tokens.pass_rows import PassRows, RowMeaning, RowTokens
 from comparator.plan.tokens.places import Places
-from comparator.plan.tokens.rows import PassRows, RowMeaning, RowTokens
 
 
 class PartTokens(Struct, frozen=True, eq=False):

@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from msgspec import Struct
 
 from comparator.diagnosis.floors import Operation
-from comparator.diagnosis.rows import TapKey
+from comparator.diagnosis.tap_rows import TapKey
 
 
 class TapDeclaration(Struct, frozen=True):

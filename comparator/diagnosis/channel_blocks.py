@@ -18,7 +18,7 @@ from comparator.diagnosis.measures import (
     uncorrelated,
     with_error,
 )
-from comparator.diagnosis.rows import Float, Single
+from comparator.diagnosis.tap_rows import Float, Single
 
 
 class BlockNumbers(Struct, frozen=True):

@@ -19,12 +19,11 @@ from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair
 from comparator.options import Options, Side
 from comparator.plan.axes import AxesPlan, plan_axes
-from comparator.plan.context import SideContext
+from comparator.plan.by_rows import KEPT_BY_ROWS, plan_rows, rows_key
+from comparator.plan.context import SideContext, SideInputs
 from comparator.plan.facts import Remark, TokenNumbers
-from comparator.plan.inputs import SideInputs
 from comparator.plan.kept import SMALLEST, KeptPlans
 from comparator.plan.levels import RowByRow, check_same_rows
-from comparator.plan.rows import KEPT_BY_ROWS, plan_rows, rows_key
 from comparator.plan.shared_pieces import Sharing, find_sharing
 from comparator.plan.side import SidePlan, describe_part, known_inputs, plan_side, side_inputs, with_rows
 from comparator.plan.tokens.interface import PartedSequence, TokenAligner, TokenPlan, consecutive
