@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dumper.recording.attach import Attachment
     from dumper.recording.capture import Records
-    from dumper.recording.graphs.taps import GraphTaps
+    from dumper.recording.graphs.graph_taps import GraphTaps
     from dumper.recording.session import Session
     from dumper.recording.special_values import SpecialValues
     from dumper.recording.taps import Tap
@@ -219,7 +219,7 @@ class RecordingProcess:
             torch = sys.modules.get("torch")
             if getattr(getattr(torch, "cuda", None), "CUDAGraph", None) is not None:
                 with self._lock:
-                    from dumper.recording.graphs.taps import GraphTaps
+                    from dumper.recording.graphs.graph_taps import GraphTaps
 
                     self._graphs = GraphTaps(self._recorder)
         return self._graphs

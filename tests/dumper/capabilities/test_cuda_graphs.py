@@ -24,8 +24,8 @@ from dumper.adapters.protocol import GraphFacts
 from dumper.cli import main
 from dumper.layout import SequenceSpan, TokenLayout
 from dumper.recording import recorder as recorder_module
-from dumper.recording.graphs import taps as taps_module
-from dumper.recording.graphs.taps import SilentTapError
+from dumper.recording.graphs import graph_taps
+from dumper.recording.graphs.graph_taps import SilentTapError
 from dumper.recording.recorder import Recorder
 from dumper.settings import SettingsError
 from tests.dumper.memory.stand_in import StandInRuntime
@@ -67,7 +67,7 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Record
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(recorder_module, "is_capturing", lambda value: StandInGraph.open is not None)
-    monkeypatch.setattr(taps_module, "capture_number", lambda: StandInGraph.open)
+    monkeypatch.setattr(graph_taps, "capture_number", lambda: StandInGraph.open)
     recorder = Recorder()
     recorder.configure(enable=True, dir=str(tmp_path), run="run", control=False)
     yield recorder
@@ -277,7 +277,7 @@ def test_a_graph_that_is_captured_anew_while_recording_is_off_is_silent(recorder
 def test_captures_in_several_threads_are_kept_apart(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interleaved on one thread: what counts is which capture the current stream takes part in."""
     current = [0]
-    monkeypatch.setattr(taps_module, "capture_number", lambda: current[0])
+    monkeypatch.setattr(graph_taps, "capture_number", lambda: current[0])
     graphs = [torch.cuda.CUDAGraph() for _ in range(2)]
     for number, graph in enumerate(graphs):
         current[0] = number
@@ -295,7 +295,7 @@ def test_captures_in_several_threads_are_kept_apart(recorder: Recorder, monkeypa
 
 
 def test_what_is_captured_past_torch_is_counted(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(taps_module, "capture_number", lambda: 77)
+    monkeypatch.setattr(graph_taps, "capture_number", lambda: 77)
     StandInGraph.open = 77
     recorder.dump("x", ones(1))
     StandInGraph.open = None
@@ -475,7 +475,7 @@ def test_what_the_engine_knows_of_a_graph_is_in_its_records(
     graphs = []
     for tokens in (8, 16):
         facts = GraphFacts("DecodeCudaGraphRunner", "draft", tokens, 4)
-        monkeypatch.setattr(taps_module, "describe_graph", lambda facts=facts: facts)
+        monkeypatch.setattr(graph_taps, "describe_graph", lambda facts=facts: facts)
         graphs.append(capture(recorder, ("x", ones(tokens), "t")))
     recorder.configure(filter='graph_runner == "DecodeCudaGraphRunner" and graph_tokens > 8 and graph_role == "draft"')
     for graph in graphs:
