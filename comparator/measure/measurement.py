@@ -121,6 +121,7 @@ class Skipped(Struct, frozen=True, array_like=True):
     """Of its first tensor there."""
     dims: str | None = None
     """That hold for it there."""
+    remarks: tuple[Remark, ...] = ()
 
 
 class Failure(Struct, frozen=True, array_like=True):

@@ -142,8 +142,10 @@ class Measurer(Struct, frozen=True):
 
     def _unrelated(self, selected: Selected, error: UnrelatedRanksError) -> Skipped:
         available: Side = "target" if error.side == "baseline" else "baseline"
+        bundle = selected.pair.baseline if available == "baseline" else selected.pair.target
+        dims = None if bundle is None else bundle.dims(selected.pair.name, available, self.options)
         numbers = _first_tensor(selected.pair, available)
-        return Skipped(error.name, f"{error.side}_load_failed", str(error), available, numbers, None)
+        return Skipped(error.name, f"{error.side}_load_failed", str(error), available, numbers, dims, error.remarks)
 
 
 def measure_replicas(side: Side, found: Replicas, rules: Rules) -> Iterator[ReplicaNumbers]:

@@ -14,6 +14,7 @@ from comparator.match.keys import named_file
 from comparator.options import Options, Side
 from comparator.plan.axes import AxesPlan, plan_axes
 from comparator.plan.context import SideContext
+from comparator.plan.facts import Remark
 from comparator.plan.file_order import plan_in_file_order
 from comparator.plan.operations import Shard, UnshardPlan
 from comparator.plan.ranks import KNOWN_AXES, active_place, check_declared, place_key
@@ -31,7 +32,9 @@ KEPT_BY_ROWS = 1024
 class UnrelatedRanksError(PairError):
     """Nothing tells how the ranks of one side relate: SGLang's rules skip the pair."""
 
-    def __init__(self, side: Side, name: str, ranks: Sequence[int], dims: Dims | None) -> None:
+    def __init__(
+        self, side: Side, name: str, ranks: Sequence[int], dims: Dims | None, remarks: tuple[Remark, ...] = ()
+    ) -> None:
         listed = ", ".join(map(str, ranks))
         if dims is not None:
             message = f"the {side} recorded it on ranks {listed}, and dims {dims.text!r} do not tell them apart"
@@ -46,6 +49,8 @@ class UnrelatedRanksError(PairError):
             name="record-of-batch" if of_batch else "ranks-not-related",
         )
         self.side = side
+        self.remarks = remarks
+        """What planning found beside: what fails a pair that is compared fails one that is skipped too."""
 
 
 class RowsPlan(Struct, frozen=True):
@@ -92,7 +97,8 @@ def plan_rows(pair: BundlePair, contexts: Mapping[Side, SideContext], options: O
     for plan, bundle in ((left, pair.baseline), (right, pair.target)):
         if not plan.steps:
             ranks = list(dict.fromkeys(entry.rank for entry in bundle.entries))
-            raise UnrelatedRanksError(plan.side, pair.name, ranks, plan.dims)
+            remarks = tuple([Remark("axes-not-aligned", message) for message in _axes(left, right)[1]])
+            raise UnrelatedRanksError(plan.side, pair.name, ranks, plan.dims, remarks)
     rows: int | None = None
     if options.token_aligner == "concat_steps":
         # SGLang's comparator takes the baseline's token dimension on both sides.
@@ -106,13 +112,20 @@ def plan_rows(pair: BundlePair, contexts: Mapping[Side, SideContext], options: O
             hint=SEVERAL_STEPS_HINT,
             name="steps-not-joined",
         )
+    if left.dims is not None and right.dims is not None:
+        _check_fused_order((*left.dims.dimensions, *right.dims.dimensions))
+    axes, errors = _axes(left, right)
+    return RowsPlan(left, right, axes, rows, errors)
+
+
+def _axes(left: SidePlan, right: SidePlan) -> tuple[AxesPlan | None, tuple[str, ...]]:
+    """What brings the dimensions of both sides together, or why nothing does; neither where a side has no dims."""
     if left.dims is None or right.dims is None:
-        return RowsPlan(left, right, None, rows)
-    _check_fused_order((*left.dims.dimensions, *right.dims.dimensions))
+        return None, ()
     try:
-        return RowsPlan(left, right, plan_axes(left.dims.dimensions, right.dims.dimensions), rows)
+        return plan_axes(left.dims.dimensions, right.dims.dimensions), ()
     except PairError as error:
-        return RowsPlan(left, right, None, rows, (f"{error}; {error.hint}",))
+        return None, (f"{error}; {error.hint}",)
 
 
 def _length(plan: SidePlan, axis: int) -> int:

@@ -109,8 +109,10 @@ def _judge(measurement: Measurement, name: str, options: Options, rules: Rules) 
             return Verdict("passed" if measurement.equal else "failed", said=said)
         case Skipped():
             reason = say(measurement.name, measurement.message, options)
-            said = () if reason.severity == "info" else (reason,)
-            return Verdict("failed" if reason.severity == "error" else "skipped", said=said)
+            found = [say(one.name, one.message, options) for one in measurement.remarks]
+            said = (*(() if reason.severity == "info" else (reason,)), *found)
+            failed = any(one.severity == "error" for one in said)
+            return Verdict("failed" if failed else "skipped", said=said)
         case Failure():
             return Verdict("errored")
 

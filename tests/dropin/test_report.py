@@ -159,6 +159,21 @@ def test_ranks_that_no_dims_relate_are_skipped_with_a_warning(tmp_path: Path) ->
     assert not compare(left.path, right.path, allow_skipped_pattern="^$").passed
 
 
+def test_ranks_that_no_dims_relate_fail_where_the_names_of_dimensions_differ(tmp_path: Path) -> None:
+    """As in SGLang's comparator, whose skipped pair keeps the error of bringing both sides to one order."""
+    left, right = pair_of(tmp_path, World("unknown", ({}, {})))
+    left.write(0, 0, "out", torch.ones(3, 2), "t h")
+    for rank in range(2):
+        right.write(0, rank, "out", torch.ones(3, 2), "t d")
+    lines = report_of(tmp_path, "--allow-skipped-pattern", ".*")
+    (skipped,) = [line for line in lines if line["type"] == "comparison_skip"]
+    assert (skipped["reason"], skipped["available_side"]) == ("target_load_failed", "baseline")
+    assert skipped["available_bundle_info"]["dims"] == "t h"
+    assert [note["category"] for note in skipped["errors"]] == ["axis_aligner_dim_mismatch"]
+    assert (lines[-1]["failed"], lines[-1]["skipped"]) == (1, 0)
+    assert not compare(left.path, right.path).passed
+
+
 def test_a_zigzag_order_over_an_axis_that_no_file_has_is_an_error(tmp_path: Path) -> None:
     """As in SGLang's comparator, and not a tensor whose ranks nothing relates."""
     left, right = pair_of(tmp_path, World("unknown", ({}, {})))
