@@ -14,6 +14,7 @@ FINGERPRINT = "dumper/values/fingerprint"
 CRC32 = "dumper/values/crc32"
 WHOLE_WRITE = "dumper/writing/whole_write"
 SHORTCUT = "dumper/recording/shortcut"
+FRAMING = "dumper/writing/framing"
 PT_FORMAT = "dumper/readers/sglang/pt_format"
 PAGES = "tensortap/lost_pages"
 SHARED = (f"{PASSES}/_half.h", f"{PASSES}/_widen.h")
@@ -52,6 +53,7 @@ setup(
         extension(CRC32, "-O3"),
         extension(WHOLE_WRITE, "-O2"),
         extension(SHORTCUT, "-O2"),
+        extension(FRAMING, "-O3"),
         extension(PT_FORMAT, "-O2"),
         extension(PAGES, "-O2"),
     ]

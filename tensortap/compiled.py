@@ -21,6 +21,7 @@ MODULES = (
     "dumper.recording.shortcut._compiled",
     "dumper.values.crc32._compiled",
     "dumper.values.fingerprint._compiled",
+    "dumper.writing.framing._compiled",
     "dumper.writing.whole_write._compiled",
     "tensortap.lost_pages._compiled",
 )

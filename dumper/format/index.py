@@ -16,7 +16,7 @@ from msgspec.msgpack import Decoder
 from dumper.format.frames import FormatError
 
 NO_STEP = -1
-_COLUMNS = {
+COLUMNS = {
     "offset": "<u8",
     "descriptor": "<u4",
     "step": "<i8",
@@ -43,7 +43,7 @@ class IndexColumns:
 
     def __len__(self) -> int:
         """Number of records."""
-        return len(self.rows) // len(_COLUMNS)
+        return len(self.rows) // len(COLUMNS)
 
     def add(self, rows: Iterable[int]) -> None:
         """Add records: the values in the order of the columns, row after row."""
@@ -56,9 +56,9 @@ class IndexColumns:
 
     def encode(self) -> bytes:
         """The payload of the index frame: a msgpack map; columns are little-endian ``bin``."""
-        table = np.array(self.rows, dtype=np.int64).reshape(-1, len(_COLUMNS))
+        table = np.array(self.rows, dtype=np.int64).reshape(-1, len(COLUMNS))
         encoded: dict[str, Any] = {
-            name: table[:, number].astype(dtype).tobytes() for number, (name, dtype) in enumerate(_COLUMNS.items())
+            name: table[:, number].astype(dtype).tobytes() for number, (name, dtype) in enumerate(COLUMNS.items())
         }
         encoded["descriptors"] = self.descriptors
         encoded["steps"] = np.array(self.steps, dtype="<u8").tobytes()
@@ -108,7 +108,7 @@ def decode_index(data: bytes, known: Known | None = None) -> Index:
     known = {} if known is None else known
     try:
         encoded = _decode(data)
-        columns = {name: np.frombuffer(getattr(encoded, name), dtype=dtype) for name, dtype in _COLUMNS.items()}
+        columns = {name: np.frombuffer(getattr(encoded, name), dtype=dtype) for name, dtype in COLUMNS.items()}
         steps, others = (np.frombuffer(column, dtype="<u8") for column in (encoded.steps, encoded.others))
         text = bytes(encoded.descriptors)
         descriptors = known.get(text)

@@ -35,6 +35,7 @@ class Description:
         "dtype",
         "encoded",
         "graph",
+        "hashed",
         "level",
         "recompute",
         "shape",
@@ -67,6 +68,8 @@ class Description:
         """Of a value that a replay of a CUDA graph has left: what is known of the graph."""
         self.summed_bytes = summed_bytes
         """Of level ``hash``: the bytes of the tensor, where their sums come to the writer in their stead; else None."""
+        self.hashed = level.kind == "hash" and dtype is not None
+        """Whether the fingerprint of what comes to the writer is recorded."""
         self.encoded: Any = None
         """Belongs to the writer's thread: what it has worked out for this description."""
 
@@ -98,6 +101,9 @@ class Description:
 SmallValue: TypeAlias = tuple[Description, Slab | DeviceSlab, int, int, int | None]
 """A value in a slab: description, slab, offset, number of bytes, step. A tuple, since there is one for every small
 record and an object of a class takes the model's thread three times as long to make."""
+
+SmallRecord: TypeAlias = SmallValue | tuple[Description, bytes | memoryview, int | None]
+"""What frames are made of in batches: such a value, or description, bytes and step of another."""
 
 
 @dataclass(frozen=True)

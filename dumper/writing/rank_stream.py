@@ -26,12 +26,14 @@ from dumper.writing.items import (
     InstalledTaps,
     Item,
     ManyValues,
+    SmallRecord,
+    SmallValue,
     StagedLayout,
     Stop,
     Submission,
 )
 from dumper.writing.rank_file import ClaimedError, CutShortError, RankFile
-from dumper.writing.record_encoder import RecordEncoder
+from dumper.writing.record_encoder import RecordEncoder, content_of
 
 LARGE = 256 << 10
 """Bytes; payloads from here on are written by themselves, smaller ones in batches."""
@@ -83,20 +85,15 @@ class RankStream:
         """Write a batch of items in order."""
         if self._holding is not None:
             batch = self._holding.release(batch)
-        small: list[tuple[Description, Any, int | None]] = []
+        small: list[SmallRecord] = []
         staged: list[Staged] = []
         try:
             for item in batch:
                 if isinstance(item, tuple):
-                    description, slab, offset, nbytes, step = item
-                    try:
-                        data: Any = slab.view[offset : offset + nbytes]
-                    except DeviceError as error:
-                        self._lose(1, "lost_encoding", f"{description.source.name}: the copy failed: {error}")
-                        continue
-                    if description.level.kind == "hash" and description.dtype is not None:
-                        data = _fingerprint(description, data)
-                    small.append((description, data, step))
+                    if item[0].hashed:
+                        self._collect_hashed(item, small)
+                    else:
+                        small.append(item)
                 elif isinstance(item, Submission):
                     self._collect(item, small, staged)
                 elif isinstance(item, ManyValues):
@@ -123,15 +120,21 @@ class RankStream:
         staged.append(data)
         return arrived
 
-    def _collect(
-        self, item: Submission, small: list[tuple[Description, Any, int | None]], staged: list[Staged]
-    ) -> None:
+    def _collect_hashed(self, item: SmallValue, small: list[SmallRecord]) -> None:
+        """Put the fingerprint of a value to the small records."""
+        description = item[0]
+        try:
+            small.append((description, _fingerprint(description, content_of(item)), item[-1]))
+        except DeviceError as error:
+            self._lose(1, "lost_encoding", f"{description.source.name}: the copy failed: {error}")
+
+    def _collect(self, item: Submission, small: list[SmallRecord], staged: list[Staged]) -> None:
         """Put a small record to those that are written together; write a large one."""
         description = item.description
         data = self._arrived(item.data, staged, 1, description.source.name)
         if data is None:
             return
-        if description.level.kind == "hash" and description.dtype is not None:
+        if description.hashed:
             data = _fingerprint(description, data)
         if len(data) < LARGE:
             small.append((description, data, item.step))
@@ -142,9 +145,7 @@ class RankStream:
             if large is not None:
                 large.release()
 
-    def _collect_many(
-        self, item: ManyValues, small: list[tuple[Description, Any, int | None]], staged: list[Staged]
-    ) -> None:
+    def _collect_many(self, item: ManyValues, small: list[SmallRecord], staged: list[Staged]) -> None:
         """Put the small ones of values that were copied together to others that are small; write the large ones."""
         data = self._arrived(item.data, staged, len(item.values), f"{len(item.values)} values")
         if data is None:
@@ -161,7 +162,7 @@ class RankStream:
                 self._flush(small, [])
                 self._append_large(description, value, item.step)
 
-    def _flush(self, small: list[tuple[Description, Any, int | None]], staged: list[Staged]) -> None:
+    def _flush(self, small: list[SmallRecord], staged: list[Staged]) -> None:
         """Write the small records that were collected."""
         if small:
             self._append_small(small)
@@ -170,18 +171,19 @@ class RankStream:
             copy.release()
         staged.clear()
 
-    def _append_small(self, small: list[tuple[Description, Any, int | None]]) -> None:
+    def _append_small(self, small: list[SmallRecord]) -> None:
         file = self._ready()
         if file is None:
             self._lose(len(small), self._why_no_file())
             return
         batch = self._records.encode_small(small, file.position)
         for name, error in batch.failures:
-            self._lose(1, "lost_encoding", f"{name}: cannot be encoded: {error}")
-        if not batch.ends:
+            why = "the copy failed" if isinstance(error, DeviceError) else "cannot be encoded"
+            self._lose(1, "lost_encoding", f"{name}: {why}: {error}")
+        written = len(batch)
+        if not written:
             return
         self._fill_descriptors(file)
-        written = len(batch.ends)
         try:
             file.append_small(batch.buffers, batch.ends)
         except CutShortError as error:

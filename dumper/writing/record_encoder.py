@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from array import array
 from typing import Any
 
 import msgpack
 import xxhash
 
 from dumper.format import frames
-from dumper.format.index import NO_STEP
-from dumper.writing.items import Description
+from dumper.format.index import COLUMNS, NO_STEP
+from dumper.writing.framing import Framer
+from dumper.writing.items import Description, SmallRecord
 
 _KIND = b"record"
 _HEAD_1 = b"\x96\xa6record\xc6"
@@ -41,6 +42,7 @@ _OCCURRENCES = tuple(_pair("occurrence", number) for number in range(256))
 class _Encoded:
     """What is worked out once for a description."""
 
+    # Compiled code reads some where they lie (dumper/writing/framing).
     __slots__ = ("counts", "fields", "number", "prefix", "static", "step", "step_prefix")
 
     def __init__(self, description: Description, number: int, counts: dict[int | None, int]) -> None:
@@ -59,69 +61,84 @@ class _Encoded:
 class EncodedBatch:
     """Small records, ready to be written."""
 
-    __slots__ = ("buffers", "ends", "failures", "rows")
+    __slots__ = ("buffers", "end", "failures", "rows")
 
-    def __init__(self) -> None:
+    def __init__(self, position: int) -> None:
         self.buffers: list[Any] = []
-        self.ends: list[int] = []
-        """The position in the file after each frame."""
-        self.rows: list[int] = []
+        self.end = position
+        """Of the last frame, in the file."""
+        self.rows = array("q")
         """Of the index, one after the other."""
         self.failures: list[tuple[str, Exception]] = []
         """Records that cannot be encoded, by name."""
 
-    def rows_of(self, frames: int) -> list[int]:
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.rows) // len(COLUMNS)
+
+    @property
+    def ends(self) -> array[int]:
+        """The position in the file after each frame."""
+        ends = self.rows[len(COLUMNS) :: len(COLUMNS)]
+        ends.append(self.end)
+        return ends
+
+    def rows_of(self, frames: int) -> array[int]:
         """The rows of the first so many frames."""
-        return self.rows[: len(self.rows) // len(self.ends) * frames]
+        return self.rows if frames == len(self) else self.rows[: frames * len(COLUMNS)]
 
 
 class RecordEncoder:
     """Numbers records and makes their frames. Belongs to the writer's thread."""
 
-    def __init__(self, compression: str | None) -> None:
+    def __init__(self, compression: str | None, compiled: bool = True) -> None:
+        """``compiled``: whether compiled code is used where it is there."""
         self.descriptors: list[dict[str, Any]] = []
         """For the index: the shared fields, by number of the description."""
         self._compress = _compressor() if compression == "zstd" else None
         self._counts: dict[tuple[Any, ...], dict[int | None, int]] = {}
         self._order = 0
+        use = compiled and Framer is not None and self._compress is None
+        self._framer = Framer(Description, _Encoded, _STEPS_COUNTED) if use else None
 
-    def encode_small(self, records: Sequence[tuple[Description, Any, int | None]], position: int) -> EncodedBatch:
-        """Frames of records of one payload each, to be written at ``position``. Takes (description, bytes, step)."""
-        batch = EncodedBatch()
-        add, add_end, digest = batch.buffers.append, batch.ends.append, xxhash.xxh3_64_digest
-        rows = batch.rows
-        tail = b""
-        for description, content, step in records:
-            try:
-                meta, number, occurrence, data = self._meta(description, content, step)
-            except Exception as error:
-                batch.failures.append((description.source.name, error))
-                continue
-            length = len(data)
+    def encode_small(self, records: list[SmallRecord], position: int) -> EncodedBatch:
+        """Frames of records of one payload each, to be written at ``position``.
+
+        Buffers of the batch may be used again for the next one, once this one is let go of.
+        """
+        batch = EncodedBatch(position)
+        first, framer = 0, self._framer
+        while first < len(records):
+            if framer is not None and records[first][0].encoded is not None:
+                begin = first
+                first, batch.end, rows = framer.encode(records, begin, batch.end, self._order, batch.buffers)
+                self._order += first - begin
+                batch.rows.frombytes(rows)
+            if first < len(records):
+                self._encode_one(records[first], batch)
+                first += 1
+        return batch
+
+    def _encode_one(self, record: SmallRecord, batch: EncodedBatch) -> None:
+        description, step = record[0], record[-1]
+        position = batch.end
+        try:
+            meta, number, occurrence, data = self._meta(description, content_of(record), step)
             payload = position + _FIXED_BYTES + len(meta)
             padding = -payload % frames.ALIGNMENT
             payload += padding
-            add(
-                b"".join(
-                    (
-                        tail,
-                        _HEAD_1,
-                        _UINT32(len(meta)),
-                        meta,
-                        _CHECKSUM,
-                        digest(_KIND + meta),
-                        _PADDING[padding],
-                        _UINT32(length),
-                    )
-                )
-            )
-            add(data)
-            tail = _CHECKSUM + digest(data)
-            rows += (position, number, NO_STEP if step is None else step, occurrence, self._order - 1, payload, length)
-            position = payload + length + len(tail)
-            add_end(position)
-        add(tail)
-        return batch
+            place = (self._order - 1, payload, len(data))
+            # Made first: a number that does not fit must not leave half a row.
+            row = array("q", (position, number, NO_STEP if step is None else step, occurrence, *place))
+        except Exception as error:
+            batch.failures.append((description.source.name, error))
+            return
+        digest, length = xxhash.xxh3_64_digest, _UINT32(len(data))
+        head = (_HEAD_1, _UINT32(len(meta)), meta, _CHECKSUM, digest(_KIND + meta), _PADDING[padding], length)
+        tail = _CHECKSUM + digest(data)
+        batch.buffers += (b"".join(head), data, tail)
+        batch.end = payload + len(data) + len(tail)
+        batch.rows.extend(row)
 
     def encode_large_meta(
         self, description: Description, content: Any, step: int | None
@@ -136,10 +153,10 @@ class RecordEncoder:
         counts = encoded.counts
         occurrence = counts.get(step, 0)
         counts[step] = occurrence + 1
+        if not occurrence and len(counts) > _STEPS_COUNTED:
+            del counts[next(iter(counts))]
         if step != encoded.step:
             encoded.step, encoded.step_prefix = step, encoded.prefix + _pair("step", step)
-            if len(counts) > _STEPS_COUNTED:
-                del counts[next(iter(counts))]
         prefix = encoded.step_prefix
         if self._compress is not None and len(data) >= _SMALLEST_COMPRESSED:
             more = (_pair("compression", "zstd"), _pair("bytes", len(data)), _pair("step", step))
@@ -156,6 +173,14 @@ class RecordEncoder:
         self.descriptors.append(description.fields())
         description.encoded = encoded
         return encoded
+
+
+def content_of(record: SmallRecord) -> Any:
+    """The bytes of a record. Raises DeviceError when they will not arrive from a device."""
+    if len(record) == 3:
+        return record[1]
+    _, slab, offset, nbytes, _ = record
+    return slab.view[offset : offset + nbytes]
 
 
 def _map_header(fields: int) -> bytes:
