@@ -7,11 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from comparator.engine.protocol import Engine, InThisProcess
-from comparator.match.bundles import BundlePair
-from comparator.match.entries import bytes_of_each
+from comparator.match.bundles import BundlePair, bytes_of_pairs
 from comparator.measure.memory import free_memory
 from comparator.measure.units import Unit
 
@@ -75,8 +72,5 @@ def _that_fit(largest: int, memory: int | None) -> int:
 
 def _sizes(pairs: Sequence[BundlePair], units: Sequence[Unit]) -> list[int]:
     """Bytes of each unit in the files."""
-    found = np.zeros(len(pairs), np.int64)
-    for side in ([pair.baseline for pair in pairs], [pair.target for pair in pairs]):
-        there = [(number, bundle.entries) for number, bundle in enumerate(side) if bundle is not None]
-        found[[number for number, _ in there]] += bytes_of_each([entries for _, entries in there])
-    return [int(found[list(unit.pairs)].sum()) for unit in units]
+    found = bytes_of_pairs(pairs)
+    return [sum(map(found.__getitem__, unit.pairs)) for unit in units]

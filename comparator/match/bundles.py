@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from comparator.match.entries import Alike, Entries, Entry, Members, in_order
+from comparator.match.entries import Alike, Entries, Entry, Members, bytes_of_each, in_order
 from comparator.options import Options, Side
 from dumper.reading.protocol import Run
 
@@ -119,6 +120,16 @@ class BundlePair(Struct, frozen=True):
             if bundle is not None and (tap := bundle.like.record.tap):
                 return tap
         return None
+
+
+def bytes_of_pairs(pairs: Sequence[BundlePair]) -> list[int]:
+    """Bytes that each takes in the files, as far as the kinds of its entries say."""
+    found = np.zeros(len(pairs), np.int64)
+    for side in ([pair.baseline for pair in pairs], [pair.target for pair in pairs]):
+        there = [(number, bundle.entries) for number, bundle in enumerate(side) if bundle is not None]
+        found[[number for number, _ in there]] += bytes_of_each([entries for _, entries in there])
+    sizes: list[int] = found.tolist()
+    return sizes
 
 
 def split_steps(pair: BundlePair) -> list[BundlePair]:

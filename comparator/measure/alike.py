@@ -17,9 +17,10 @@ from comparator.measure.kernel import SEGMENT
 from comparator.measure.kernel.many import ManySums, Places, measure_many
 from comparator.measure.kernel.sums import Array, RowTable
 from comparator.measure.measurement import ArrayNumbers, TensorMeasurement
-from comparator.measure.measurer import TOKEN_THRESHOLD, Measurer, first_bad_token, worst_token
+from comparator.measure.measurer import TOKEN_THRESHOLD, Measurer, first_bad_token, samples_of, worst_token
 from comparator.measure.memory import is_small
 from comparator.measure.statistics import Statistics, common_dtype
+from comparator.measure.torch_rounding import rounded_as_torch
 from comparator.options import Options
 from comparator.plan.planner import PairPlan, Place
 from comparator.plan.selection import Selected
@@ -57,23 +58,44 @@ def measure_alike(selected: Sequence[Selected], measurer: Measurer, *, by_channe
 
 def _nothing_by_pair(options: Options, rules: Rules) -> bool:
     """Whether nothing is asked for that is done pair by pair."""
-    return not (options.per_token or options.bitwise or rules.single_precision) and rules.joining == "tokens"
+    as_torch = rules.rounding == "torch" and rules.joining == "rows"
+    return not (options.per_token or options.bitwise) and (
+        as_torch or (rules.joining == "tokens" and not rules.single_precision)
+    )
 
 
 def _by_kind(selected: Sequence[Selected]) -> Iterator[list[int]]:
-    """Numbers of pairs of one tensor on each side, those together whose records are of one kind."""
-    single = [number for number, one in enumerate(selected) if one.kept and one.error is None and _is_single(one.pair)]
+    """Numbers of pairs of one tensor on each side, those together whose records are of one kind; all of them where
+    every record is a kind of its own."""
+    rules = selected[0].rules
+    single = [
+        number
+        for number, one in enumerate(selected)
+        if one.kept and one.error is None and one.rules is rules and _is_single(one.pair)
+    ]
+    if rules.joining == "rows":
+        yield [number for number in single if not _is_cut(selected[number].pair)]
+        return
     left = _kinds([bundle for number in single if (bundle := selected[number].pair.baseline) is not None])
     right = _kinds([bundle for number in single if (bundle := selected[number].pair.target) is not None])
     together: dict[tuple[int, int], list[int]] = {}
     for number, kinds in zip(single, zip(left, right, strict=True), strict=True):
         together.setdefault(kinds, []).append(number)
-    yield from together.values()
+    for numbers in together.values():
+        pair = selected[numbers[0]].pair
+        if not _is_cut(pair) and all(side is not None and side.all_whole for side in (pair.baseline, pair.target)):
+            yield numbers
 
 
 def _is_single(pair: BundlePair) -> bool:
     left, right = pair.baseline, pair.target
     return left is not None and right is not None and len(left.entries) == len(right.entries) == 1
+
+
+def _is_cut(pair: BundlePair) -> bool:
+    """Whether a piece of what was recorded is compared."""
+    left, right = pair.baseline, pair.target
+    return (left is not None and left.like.piece is not None) or (right is not None and right.like.piece is not None)
 
 
 def _kinds(bundles: Sequence[Bundle]) -> list[int]:
@@ -96,13 +118,10 @@ class _Side(Struct, frozen=True, eq=False):
     """Its place there."""
 
 
-def _side(bundles: Sequence[Bundle], run: Run) -> _Side | None:
-    """None where arrays are to be read one by one."""
-    like, (entries, _) = bundles[0].like, bundles[0].entries.places
+def _side(bundles: Sequence[Bundle], run: Run) -> _Side:
+    entries, _ = bundles[0].entries.places
     rows = np.concatenate([bundle.entries.places[1] for bundle in bundles])
     numbers = entries.record_numbers(rows)
-    if like.piece is not None or not bundles[0].all_whole:
-        return None
     files = list(run.arrays_in_files(numbers.astype(np.int64, copy=False), LARGEST))
     file, start = np.full(len(rows), -1), np.zeros(len(rows), np.int64)
     for number, one in enumerate(files):
@@ -136,26 +155,27 @@ class _Group(Struct, frozen=True, eq=False):
 
 
 def _groups(numbers: list[int], selected: Sequence[Selected], measurer: Measurer) -> Iterator[_Group]:
-    pairs, contexts = [selected[number].pair for number in numbers], measurer.planner.contexts
+    if not numbers:
+        return
+    pairs, contexts, rules = [selected[number].pair for number in numbers], measurer.planner.contexts, selected[0].rules
     left = _side([pair.baseline for pair in pairs if pair.baseline is not None], contexts["baseline"].run)
     right = _side([pair.target for pair in pairs if pair.target is not None], contexts["target"].run)
-    if left is None or right is None:
-        return
-    plans = measurer.planner.plan_each(pairs, list(zip(left.places, right.places, strict=True)), selected[0].rules)
+    plans = measurer.planner.plan_each(pairs, list(zip(left.places, right.places, strict=True)), rules)
     together: dict[tuple[int, int, int | None, tuple[int, ...]], list[tuple[int, PairPlan]]] = {}
     for at, (plan, in_left, in_right) in enumerate(zip(plans, left.file.tolist(), right.file.tolist(), strict=True)):
         if plan is not None and plan.as_it_lies is not None and in_left >= 0 and in_right >= 0:
             together.setdefault((in_left, in_right, plan.token_axis, plan.row_dimensions), []).append((at, plan))
     for (of_left, of_right, axis, _), members in together.items():
         files = left.files[of_left], right.files[of_right]
-        if _may_be_alike(*files, measurer.options) and not (selected[0].rules.token_metrics and axis):
+        if _may_be_alike(*files, measurer.options, rules) and not (rules.token_metrics and axis):
             yield from _group(files, members, numbers, (left.start, right.start))
 
 
-def _may_be_alike(left: ArraysInFile, right: ArraysInFile, options: Options) -> bool:
+def _may_be_alike(left: ArraysInFile, right: ArraysInFile, options: Options, rules: Rules) -> bool:
     """Whether there is nothing to be done for a pair beside one pass over both sides."""
     dtype, shape = left.dtype, left.shape
-    if dtype != right.dtype or dtype.kind == "c" or (dtype.kind in "iu" and dtype.itemsize == 8):
+    exact = 2 if rules.single_precision else 4
+    if dtype != right.dtype or dtype.kind == "c" or (dtype.kind in "iu" and dtype.itemsize > exact):
         return False
     fits = bool(shape) and len(shape) == len(right.shape) and shape[1:] == right.shape[1:]
     return fits and is_small(prod(shape) + prod(right.shape), options)
@@ -186,19 +206,21 @@ def _measure(group: _Group, options: Options, rules: Rules, *, by_channel: bool)
     by_token, by_channel = rules.token_metrics and group.axis is not None, by_channel and group.has_rows_first
     length, dtype = prod(group.row_shape), group.baseline.dtype
     sizes = group.rows * length
+    as_torch = rules.rounding == "torch"
     sums = measure_many(
         group.baseline,
         group.target,
         sizes,
         length if by_channel or by_token else SEGMENT,
-        dtype=common_dtype(dtype, dtype),
-        equal_nonfinite=options.equal_nan,
+        dtype=common_dtype(dtype, dtype, rules.single_precision),
+        equal_nonfinite=options.equal_nan and not as_torch,
         by_row=by_channel or by_token,
         by_channel=by_channel,
     )
     largest_at = sums.counts[:, -1]
     at_most = group.baseline.elements(largest_at), group.target.elements(largest_at)
-    differences = differences_of_each(sums, sizes, group.row_shape, at_most)
+    rounded = rounded_as_torch(group.baseline, group.target, sizes) if as_torch else None
+    differences = differences_of_each(sums, sizes, group.row_shape, at_most, rounded)
     (left, left_numbers), (right, right_numbers) = (
         _arrays(places, statistics_of_each(sums, side, sizes), group, sizes)
         for side, places in enumerate((group.baseline, group.target))
@@ -221,6 +243,7 @@ def _measure(group: _Group, options: Options, rules: Rules, *, by_channel: bool)
             first_bad_token=None
             if rel is None or rel <= TOKEN_THRESHOLD
             else first_bad_token(tables[at].rel(), plan.tokens),
+            samples=samples_of(left[at], right[at], difference, options, rules),
             remarks=plan.remarks,
         )
         table = tables[at] if by_channel and finite[at] else None

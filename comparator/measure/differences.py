@@ -32,10 +32,15 @@ def statistics_of_each(sums: ManySums, side: int, sizes: Integers) -> list[Stati
 
 
 def differences_of_each(
-    sums: ManySums, sizes: Integers, row_shape: Sequence[int], at_most: tuple[Float, Float]
+    sums: ManySums,
+    sizes: Integers,
+    row_shape: Sequence[int],
+    at_most: tuple[Float, Float],
+    rounded: tuple[Float, Float, Float] | None = None,
 ) -> list[Difference]:
     """Of each pair its difference; ``row_shape``: the dimensions of the arrays but for the first, () also of single
-    numbers; ``at_most``: of each pair the values of baseline and target where the difference is largest."""
+    numbers; ``at_most``: of each pair the values of baseline and target where the difference is largest; ``rounded``:
+    of each ``rel``, ``max_abs`` and ``mean_abs`` as they are to be in the place of those that the sums give."""
     along, squared, absolute, x_square, y_square, largest = sums.numbers[:, 10:].T
     differs = largest != 0
     with np.errstate(all="ignore"):
@@ -48,9 +53,7 @@ def differences_of_each(
         share = np.where(share > 1, 1.0, share)
         scaled = differs & (x_square > 0) & (squared > 0)
         columns = (
-            np.where(differs, rel, 0.0),
-            largest,
-            absolute / sizes,
+            *((np.where(differs, rel, 0.0), largest, absolute / sizes) if rounded is None else rounded),
             np.where(differs, relative, 0.0),
             np.where(scaled, 1.0 + change, 1.0),
             np.where(scaled, share, 0.0),

@@ -235,7 +235,7 @@ def measure_aligned(
         worst_token=worst_token(plan, difference),
         first_bad_token=None if rows is None else first_bad_token(rows, plan.tokens),
         token_rels=_token_rels(aligned, options) if options.per_token else None,
-        samples=_samples(baseline, target, rules) if options.samples and difference.max_abs > SAMPLED_FROM else None,
+        samples=samples_of(baseline, target, difference, options, rules),
         remarks=plan.remarks,
     )
     return found, measured.rows if by_channel and finite else None
@@ -301,10 +301,12 @@ def _sequence_axis(aligned: Aligned) -> int | None:
     return dims.token_dimensions[-1] if dims is not None and dims.token_dimensions else None
 
 
-def _samples(baseline: Array, target: Array, rules: Rules) -> tuple[str, str] | None:
-    """The first values of both sides, as SGLang's report has them: all of a small tensor, else up to 5 along long
-    dimensions."""
-    if rules.grouping != "file_names":
+def samples_of(
+    baseline: Array, target: Array, difference: Difference, options: Options, rules: Rules
+) -> tuple[str, str] | None:
+    """The first values of both sides where they differ, as SGLang's report has them: all of a small tensor, else up to
+    5 along long dimensions. None where nobody asks for them."""
+    if not options.samples or not difference.max_abs > SAMPLED_FROM or rules.grouping != "file_names":
         return None
     few = tuple(min(length, 5) if length > 50 and baseline.size >= 200 else length for length in baseline.shape)
     return quoted_first(baseline, few), quoted_first(target, few)

@@ -12,8 +12,9 @@ import numpy as np
 from msgspec.structs import replace
 
 from comparator.measure.difference import Difference, Measured, compare_arrays
-from comparator.measure.kernel.sums import Array, to_working
-from comparator.measure.torch_sums import sums_as_torch
+from comparator.measure.kernel.many import Places
+from comparator.measure.kernel.sums import Array, Float, to_working
+from comparator.measure.torch_sums import Integers, sums_as_torch, sums_as_torch_of_each
 
 _SINGLE = np.dtype(np.float32)
 
@@ -41,6 +42,15 @@ def _rounded(x: Array, y: Array) -> tuple[float, float, float]:
     if sums.largest == 0.0:
         return 0.0, sums.largest, mean
     return 1 - 2 * sums.cross / sums.norm, sums.largest, mean
+
+
+def rounded_as_torch(x: Places, y: Places, sizes: Integers) -> tuple[Float, Float, Float]:
+    """``rel``, the largest and the mean absolute difference of pairs that lie as ``x`` and ``y`` say, of so many
+    elements each, more than none."""
+    with np.errstate(all="ignore"):
+        gap, norm, cross, largest = sums_as_torch_of_each(x, y, sizes).T
+        mean = (gap.astype(np.float32) / sizes.astype(np.float32)).astype(np.float64)
+        return np.where(largest == 0.0, 0.0, 1 - 2 * cross / norm), largest, mean
 
 
 def _as_they_lie(x: Array, y: Array) -> tuple[Array, Array] | None:

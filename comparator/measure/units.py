@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from comparator.align.aligned import Aligned
 from comparator.align.load import cut, let_go
-from comparator.match.bundles import BundlePair, Key
+from comparator.match.bundles import BundlePair, Key, bytes_of_pairs
 from comparator.measure.alike import measure_alike
 from comparator.measure.family import FamilyRows, pool_rows
 from comparator.measure.kernel.sums import RowTable
@@ -34,6 +34,10 @@ Made_co = TypeVar("Made_co", covariant=True)
 
 KEPT_BYTES = 256 << 20
 """Aligned rows that are kept for the taps that are computed from them."""
+MOST_TOGETHER = 32
+"""Pairs of a unit where each has a verdict of its own: they are reported together."""
+SMALL = 2 << 20
+"""Bytes that they take together at most; what takes more is a unit by itself."""
 _SHARE = 8
 """Of the memory that may be taken, they take one of so many parts at most."""
 
@@ -186,13 +190,28 @@ class MakeProfile(Protocol[Made_co]):
 
 
 def units_of(pairs: Sequence[BundlePair], rules: Rules) -> list[Unit]:
-    """The units of a comparison: families where verdicts look at the whole table, else pair by pair."""
+    """The units of a comparison: families where verdicts look at the whole table, else single pairs, small ones some
+    together."""
     if not rules.whole_table:
-        return [Unit(number, (number,)) for number in range(len(pairs))]
+        return [Unit(number, members) for number, members in enumerate(_neighbours(pairs))]
     families: dict[Key, list[int]] = {}
     for number, pair in enumerate(pairs):
         families.setdefault(pair.family, []).append(number)
     return [Unit(number, tuple(members)) for number, members in enumerate(families.values())]
+
+
+def _neighbours(pairs: Sequence[BundlePair]) -> Iterator[tuple[int, ...]]:
+    """Numbers of pairs that follow on one another, as many as are small together."""
+    together: list[int] = []
+    size = 0
+    for number, own in enumerate(bytes_of_pairs(pairs)):
+        if together and (size + own > SMALL or len(together) == MOST_TOGETHER):
+            yield tuple(together)
+            together, size = [], 0
+        together.append(number)
+        size += own
+    if together:
+        yield tuple(together)
 
 
 def measure_unit(
@@ -237,7 +256,9 @@ def measure_unit(
             families.keep(family[0], None if pooled is None else replace(pooled, look=None))
         profile = None if pooled is None else profiler(pooled, families)
     for at, (_, _, selected) in enumerate(places):
-        if at not in alike:
+        if at in alike:
+            selected.pair.forget()
+        else:
             let_go(selected.pair)
     if lost_pages() != lost:
         return UnitResult(

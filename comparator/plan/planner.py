@@ -205,7 +205,7 @@ class Planner:
         """The plans of pairs of one record on each side that are alike but for the places of these; None where one
         cannot be made, for a reason that ``plan`` gives."""
         first = pairs[0]
-        if self._or_none(first, rules) is None:
+        if rules.joining == "rows" or self._or_none(first, rules) is None:
             return [self._or_none(pair, rules) for pair in pairs]
         assert first.baseline is not None
         assert first.target is not None

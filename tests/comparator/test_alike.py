@@ -13,15 +13,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from comparator.measure import kernel
+from comparator.measure import kernel, torch_sums
 from comparator.measure.alike import measure_alike
 from comparator.measure.kernel import SEGMENT, measure_sums
 from comparator.measure.kernel.many import Places, measure_many
 from comparator.measure.kernel.sums import Array, working_dtype
 from comparator.measure.measurement import Failure, Measurement, TensorMeasurement, packed
-from comparator.measure.units import measure_unit
+from comparator.measure.units import SMALL, measure_unit, units_of
 from comparator.options import Options
 from comparator.prepared import Prepared, prepare
+from comparator.rules import SGLANG_RULES
 from dumper.reading.open import open_run
 from tests.comparator.fakes import FakeRecord, FakeRun, one_request
 from tests.comparator.recording import write_run
@@ -129,6 +130,30 @@ def written(folder: Path, draw: st.DrawFn, rng: np.random.Generator) -> tuple[Pa
     return sides[0], sides[1]
 
 
+def dumped(folder: Path, draw: st.DrawFn, rng: np.random.Generator) -> tuple[Path, Path]:
+    """The same as two dumps of SGLang's, with layers, and with files that are not read together."""
+    dtype, rows = draw(st.sampled_from(TORCH)), draw(st.sampled_from([5, 5, 40_000]))
+    names = [(step, layer) for step in range(2) for layer in range(draw(st.integers(1, 4)))]
+    for side in ("a", "b"):
+        (folder / side).mkdir()
+        for number, (step, layer) in enumerate(names):
+            shape: tuple[int, ...] = draw(st.sampled_from([(rows,)] + 4 * [(rows, 4), (2, 3, rows)]))
+            value: Any = numbers(rng, shape, draw(st.booleans()))
+            if draw(st.booleans()):
+                value = np.ones(shape)
+            value = torch.from_numpy(np.nan_to_num(value) if not dtype.is_floating_point else value).to(dtype)
+            special = draw(st.integers(0, 11))
+            if special == 0:
+                value = value.swapaxes(0, -1)
+            elif special == 1:
+                value = "text"
+            elif special == 2:
+                value = torch.nn.Parameter(value) if dtype.is_floating_point else value[:0]
+            parts = f"step={step}___rank=0___dump_index={number}___name=x___layer_id={layer}"
+            torch.save({"value": value, "meta": {"dims": None}}, folder / side / f"{parts}.pt")
+    return folder / "a", folder / "b"
+
+
 def by_itself(prepared: Prepared) -> list[tuple[Measurement, Any]]:
     found = []
     for unit in prepared.units:
@@ -161,6 +186,56 @@ def test_what_is_measured_together_is_what_is_measured_of_each(
             assert (found.rows.energy is None) == (table.energy is None)
             if table.energy is not None:
                 np.testing.assert_array_equal(found.rows.energy, table.energy)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.booleans(), st.booleans())
+def test_files_that_are_measured_together_give_what_each_gives(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, samples: bool, compiled: bool
+) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    left, right = dumped(tmp_path_factory.mktemp("alike"), data.draw, rng)
+    prepared = prepare(open_run(left), open_run(right), Options(samples=samples))
+    expected = by_itself(prepared)
+    selected = [one for number in range(len(prepared.pairs)) for one in prepared.select(number)]
+    with mock.patch.object(torch_sums, "_compiled", torch_sums._compiled if compiled else None):
+        together = measure_alike(selected, prepared.measurer, by_channel=False)
+    for number, found in together.items():
+        assert packed(found.measurement) == packed(expected[number][0])
+        assert found.rows is None
+
+
+@pytest.fixture(scope="module")
+def dumps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("dumps")
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        for number in range(70):
+            value = torch.from_numpy(rng.standard_normal((4, 16))).to(torch.bfloat16)
+            parts = f"step=0___rank=0___dump_index={number}___name=x___layer_id={number}"
+            torch.save({"value": value, "meta": {"dims": "t h"}}, folder / name / f"{parts}.pt")
+    return folder / "a", folder / "b"
+
+
+def test_small_files_are_measured_together_and_one_that_changed_by_itself(dumps: tuple[Path, Path]) -> None:
+    prepared = prepare(*map(open_run, dumps), Options())
+    assert [len(unit.pairs) for unit in prepared.units] == [32, 32, 6]
+    selected = [one for number in prepared.units[2].pairs for one in prepared.select(number)]
+    assert list(measure_alike(selected, prepared.measurer, by_channel=False)) == list(range(6))
+    torch.save({"value": torch.zeros(4, 16), "meta": {}}, next(dumps[1].glob("*layer_id=66.pt")))
+    assert list(measure_alike(selected, prepared.measurer, by_channel=False)) == [0, 1, 3, 4, 5]
+    next(dumps[0].glob("*layer_id=67.pt")).write_bytes(b"")
+    assert list(measure_alike(selected, prepared.measurer, by_channel=False)) == [0, 1, 4, 5]
+    found = [row.measurement for row in measure_unit(prepared.units[2], prepared.select, prepared.measurer).rows]
+    assert [isinstance(one, Failure) for one in found] == [False, False, False, True, False, False]
+
+
+def test_pairs_that_take_much_are_units_by_themselves() -> None:
+    runs = [FakeRun([FakeRecord(f"x{size}", np.zeros(size, np.int8)) for size in (4, 5, SMALL, 7, 8)])] * 2
+    prepared = prepare(*runs, Options())
+    units = units_of(prepared.pairs, SGLANG_RULES)
+    assert [unit.pairs for unit in units] == [(0, 1), (2,), (3, 4)]
+    assert [unit.number for unit in units] == [0, 1, 2]
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from comparator.align.unshard import _sum_as_torch
 from comparator.measure import torch_sums
+from comparator.measure.kernel.many import Places
 from comparator.measure.torch_rounding import _rounded, _rounded_by_torch, difference_as_torch_in_bfloat16
 from comparator.measure.torch_sums import reference, sums_as_torch
+from dumper.values.dtypes import numpy_dtype
 
 SIZES = [*range(70), 127, 128, 1000, 8191, 8192, 32767, 32768, 65_537, 300_001, (1 << 20) + 5]
 
@@ -69,6 +71,34 @@ def test_both_passes_agree_in_every_bit(size: int, start: int, instructions: int
         compiled.limit(2)
     with np.errstate(all="ignore"):
         np.testing.assert_array_equal(found, reference.measure(x, y, start, start + size))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    st.sampled_from(["bfloat16", "float16", "float32", "int8", "bool"]),
+    st.sampled_from([1, 100, 1000]),
+    st.integers(0, 2**32),
+)
+def test_sums_of_many_pairs_are_those_of_each(sizes: list[int], dtype: str, factor: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    wanted, counts = numpy_dtype(dtype), factor * np.array(sizes)
+    sides = [[(9 * rng.standard_normal(count)).astype(wanted) for count in counts.tolist()] for _ in range(2)]
+    starts = wanted.itemsize * (np.cumsum(counts) - counts)
+    x, y = (Places(np.concatenate([one.view(np.uint8) for one in side]).tobytes(), starts, wanted) for side in sides)
+    found = torch_sums.sums_as_torch_of_each(x, y, counts)
+    for one, left, right in zip(found.tolist(), *sides, strict=True):
+        np.testing.assert_array_equal(one, sums_as_torch(left, right))
+
+
+@pytest.mark.skipif(torch_sums._compiled is None, reason="the module is not compiled here")
+def test_pairs_outside_the_data_are_refused() -> None:
+    data, compiled, room = bytes(64), torch_sums._compiled, np.empty((1, 4))
+    for start, size in ((-4, 1), (2, 1), (0, 17), (68, 1), (2**62, 1), (0, 2**62), (0, -1)):
+        for sides in ((start, 0), (0, start)):
+            places = [np.array([one]) for one in sides]
+            with pytest.raises(ValueError, match="place or alignment"):
+                compiled.measure_many(data, places[0], 2, data, places[1], 2, np.array([size]), room)
 
 
 @settings(max_examples=100, deadline=None)

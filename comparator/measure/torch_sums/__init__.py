@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from comparator.measure.kernel.sums import Array, to_working
+from comparator.measure.kernel.many import Places
+from comparator.measure.kernel.sums import Array, Float, to_working
 from comparator.measure.torch_sums import reference
 from tensortap.compiled import load
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from comparator.measure.torch_sums import _compiled
 else:
     _compiled = load(f"{__name__}._compiled")
+
+Integers = npt.NDArray[np.int64]
 
 _GRAIN = 32768
 """Elements from which torch uses several threads (``ATen/native/TensorIteratorReduce.cpp``)."""
@@ -56,6 +60,19 @@ def sums_as_torch(x: Array, y: Array) -> TorchSums:
     return TorchSums(
         _added(gaps, np.float32), _added(norms, np.float64), _added(crosses, np.float64), float(np.max(largest))
     )
+
+
+def sums_as_torch_of_each(x: Places, y: Places, sizes: Integers) -> Float:
+    """Of pairs that lie as ``x`` and ``y`` say, with one element at least, what ``sums_as_torch`` gives of each: shape
+    ``(pairs, 4)``."""
+    found = np.empty((len(sizes), 4))
+    kinds = _kind(x.dtype), _kind(y.dtype)
+    if _compiled is not None and kinds[0] is not None and kinds[1] is not None and int(sizes.max()) < _GRAIN:
+        _compiled.measure_many(x.data, x.starts, kinds[0], y.data, y.starts, kinds[1], sizes, found)
+    else:
+        for number, (left, right) in enumerate(zip(x.each(sizes), y.each(sizes), strict=True)):
+            found[number] = sums_as_torch(left, right)
+    return found
 
 
 def _added(parts: Sequence[float], dtype: type) -> float:

@@ -256,6 +256,52 @@ static PyObject *measure(PyObject *module, PyObject *arguments) {
     return found;
 }
 
+/* Of many pairs in one call: a call for each takes longer than the sums of a small one. */
+static PyObject *measure_many(PyObject *module, PyObject *arguments) {
+    (void)module;
+    Py_buffer x, y, starts[2], sizes, sums;
+    int kinds[2];
+    if (!PyArg_ParseTuple(arguments, "y*y*iy*y*iy*w*", &x, &starts[0], &kinds[0], &y, &starts[1], &kinds[1], &sizes,
+                          &sums))
+        return NULL;
+    PyObject *found = NULL;
+    const Py_buffer *data[2] = {&x, &y};
+    const int64_t *size = sizes.buf;
+    Py_ssize_t pairs = sizes.len / (Py_ssize_t)sizeof *size;
+    int good = sums.len == pairs * 4 * (Py_ssize_t)sizeof(double);
+    for (int side = 0; good && side < 2; side++) {
+        const int64_t *start = starts[side].buf;
+        good = kinds[side] >= 0 && kinds[side] < KINDS && starts[side].len == sizes.len;
+        for (Py_ssize_t i = 0; good && i < pairs; i++) {
+            int64_t item = item_size[kinds[side]], length = data[side]->len;
+            good = start[i] >= 0 && start[i] <= length && size[i] >= 0 && size[i] <= (length - start[i]) / item &&
+                   ((uintptr_t)data[side]->buf + (uintptr_t)start[i]) % (uintptr_t)item == 0;
+        }
+    }
+    if (!good) {
+        PyErr_SetString(PyExc_ValueError, "pairs of another kind, place or alignment than was said");
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < pairs; i++) {
+            Source left = {(const char *)x.buf + ((const int64_t *)starts[0].buf)[i], (Kind)kinds[0]};
+            Source right = {(const char *)y.buf + ((const int64_t *)starts[1].buf)[i], (Kind)kinds[1]};
+            Sums one;
+            chosen(&left, &right, 0, (size_t)size[i], &one);
+            double told[4] = {one.gap, one.norm, one.cross, as_float(one.largest)};
+            memcpy((double *)sums.buf + 4 * i, told, sizeof told);
+        }
+        Py_END_ALLOW_THREADS
+        found = Py_NewRef(Py_None);
+    }
+    PyBuffer_Release(&x);
+    PyBuffer_Release(&y);
+    PyBuffer_Release(&starts[0]);
+    PyBuffer_Release(&starts[1]);
+    PyBuffer_Release(&sizes);
+    PyBuffer_Release(&sums);
+    return found;
+}
+
 static PyObject *limit(PyObject *module, PyObject *object) {
     (void)module;
     long most = PyLong_AsLong(object);
@@ -266,6 +312,8 @@ static PyObject *limit(PyObject *module, PyObject *object) {
 static PyMethodDef methods[] = {
     {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512. Returns what is used."},
     {"measure", measure, METH_VARARGS, "measure(x, kind, y, kind, start, stop): sums of |y-x|, xx+yy, xy; the largest |y-x|"},
+    {"measure_many", measure_many, METH_VARARGS,
+     "measure_many(x, starts, kind, y, starts, kind, sizes, sums): of each pair what measure gives, into sums"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
 from dumper.format.run_files import MOST_RANKS
@@ -19,13 +20,14 @@ from dumper.layout import TokenLayout
 from dumper.printable import printable
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.facts import Facts, FactsAhead, facts_of, facts_of_file
-from dumper.readers.sglang.plain_pt import read_again, stamps_of
+from dumper.readers.sglang.plain_pt import MOST_READ, read_again, read_together, stamps_of
 from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
 from dumper.readers.sglang.pt_format.archive import Stamp
 from dumper.reading.base import RecordBase, RunBase
 from dumper.reading.headers import RankHeader, ranks_missing
 from dumper.reading.named_files import AUXILIARY_NAMES, PARALLEL_KEYS
-from dumper.reading.protocol import Problem
+from dumper.reading.protocol import ArraysInFile, Problem
+from dumper.values.dtypes import numpy_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -282,6 +284,18 @@ class SGLangDump(RunBase):
         ``position_ids``) of the step; None where they are not there or contradict each other."""
         return self._layouts.get(rank, {}).get(step)
 
+    def arrays_in_files(self, numbers: npt.NDArray[np.int64], most: int) -> Iterable[ArraysInFile]:
+        """Of small files, the tensors of one dtype and shape in one piece of memory."""
+        kinds: dict[tuple[str, tuple[int, ...]], list[tuple[int, SGLangRecord, Facts]]] = {}
+        for at, number in enumerate(numbers.tolist()):
+            record = self.records[number]
+            facts = record.facts
+            tensor = facts.tensor
+            if tensor is not None and tensor.stop - tensor.start <= min(most, MOST_READ) and tensor.lies_whole:
+                kinds.setdefault((tensor.dtype, tensor.shape), []).append((at, record, facts))
+        for (dtype, shape), found in kinds.items():
+            yield from _together(found, numpy_dtype(dtype), shape)
+
     @property
     def changed_files(self) -> Sequence[str]:
         """In words, which files others have changed since they were first read."""
@@ -304,6 +318,20 @@ class SGLangDump(RunBase):
 
         # Not the problems: to know them every file is read.
         return f"<SGLangDump {printable(self.path)}: {counts(self)}>"
+
+
+def _together(
+    found: Sequence[tuple[int, SGLangRecord, Facts]], dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> Iterator[ArraysInFile]:
+    tensors = [facts.tensor for *_, facts in found if facts.tensor is not None]
+    stamps = [facts.stamp for *_, facts in found if facts.stamp is not None]
+    data, read = read_together([record.location for _, record, _ in found], tensors, stamps)
+    at = np.array([at for at, *_ in found], np.int64)
+    starts = np.arange(len(found), dtype=np.int64) * (tensors[0].stop - tensors[0].start)
+    if all(read):
+        yield ArraysInFile(at, data, starts, dtype, shape)
+    elif any(read):
+        yield ArraysInFile(at[read], data, starts[read], dtype, shape)
 
 
 def _header(rank: int, records: Sequence[SGLangRecord]) -> RankHeader:

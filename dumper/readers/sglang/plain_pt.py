@@ -42,7 +42,7 @@ BYTES_DTYPES = frozenset({"uint16", "uint32", "uint64"}) | {
     f"float8_{kind}" for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
 }
 """Dtypes without a storage of their own: the storage holds bytes, and the tensor names its dtype."""
-_MOST_READ = 64 << 10
+MOST_READ = 64 << 10
 """Bytes up to which reading takes less time than mapping."""
 
 
@@ -63,6 +63,16 @@ class StoredTensor(Struct, eq=False):
     stop: int
     array: npt.NDArray[Any] | None = None
     """With its strides, read-only, mapped where the file is not small; None where only the head of it was read."""
+
+    @property
+    def lies_whole(self) -> bool:
+        """Whether it has elements, and they are in the file in row-major order, without gaps."""
+        behind: int = numpy_dtype(self.dtype).itemsize
+        for length, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if length > 1 and stride != behind:
+                return False
+            behind *= length
+        return behind == self.stop - self.start > 0
 
     def view(self, data: bytes | mmap.mmap, at: int = 0) -> npt.NDArray[Any]:
         """The tensor, read-only, from bytes of the file, the first of which is the one at ``at``."""
@@ -124,9 +134,19 @@ def read_again(path: str | Path, tensor: StoredTensor, stamp: Stamp) -> StoredTe
     return StoredTensor(tensor.dtype, tensor.shape, tensor.strides, tensor.start, tensor.stop, array)
 
 
+def read_together(
+    paths: Sequence[str], tensors: Sequence[StoredTensor], stamps: Sequence[Stamp]
+) -> tuple[bytes, Sequence[bool]]:
+    """The bytes of tensors of one size that were found before, one after the other, and of each whether its file is the
+    same still; zeros stand for those of others."""
+    size = tensors[0].stop - tensors[0].start
+    starts = tuple([tensor.start for tensor in tensors])
+    return pt_format.parts(tuple(map(os.fsencode, paths)), starts, size, tuple(stamps))
+
+
 def _read(path: str | Path, start: int, stop: int, stamp: Stamp) -> bytes | mmap.mmap | None:
     """A part of a file; of a large one a mapping, which begins at the page of its start."""
-    if stop - start <= _MOST_READ:
+    if stop - start <= MOST_READ:
         return pt_format.part(os.fsencode(path), start, stop, stamp)
     descriptor, status = open_with_status(path)
     try:

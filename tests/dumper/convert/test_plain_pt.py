@@ -240,6 +240,28 @@ def test_a_part_of_a_file_is_read_while_it_is_the_same(tmp_path: Path) -> None:
             one.part(name, 20, 10, stamp)
 
 
+def test_parts_of_files_are_read_together_but_for_those_that_changed(tmp_path: Path) -> None:
+    names = []
+    for number in range(4):
+        (tmp_path / str(number)).write_bytes(bytes(range(number, number + 20)))
+        names.append(str(tmp_path / str(number)).encode())
+    (tmp_path / "2").unlink()
+    for one in (archive, _compiled) if COMPILED else (archive,):
+        stamps = [stamp or (20, 0, 0) for stamp in one.stamps(names)]
+        stamps[1] = (21, *stamps[1][1:])
+        found, read = one.parts(tuple(names), (3, 3, 3, 15), 4, tuple(stamps))
+        assert read == [True, False, False, True]
+        assert found == bytes([3, 4, 5, 6, *8 * [0], 18, 19, 20, 21])
+        assert one.parts((names[0],), (17,), 4, (stamps[0],)) == (bytes(4), [False])
+        for wrong in (
+            ((names[0],), (-1,), 4, (stamps[0],)),
+            ((names[0],), (0,), 0, (stamps[0],)),
+            ((names[0],), (), 4, ()),
+        ):
+            with pytest.raises(ValueError):  # noqa: PT011 - no message is shown to anyone
+                one.parts(*wrong)
+
+
 def test_an_archive_of_many_members_is_read(tmp_path: Path) -> None:
     tensors = [torch.full((2,), float(number)) for number in range(500)]
     found = plain({"value": tensors}, tmp_path / "x.pt")["value"]

@@ -21,5 +21,6 @@ COMPILED = _compiled is not None
 heads = archive.heads if _compiled is None else _compiled.heads
 stamps = archive.stamps if _compiled is None else _compiled.stamps
 part = archive.part if _compiled is None else _compiled.part
+parts = archive.parts if _compiled is None else _compiled.parts
 named = reference.named if _compiled is None else _compiled.named
 unpickle = reference.unpickle if _compiled is None else _compiled.unpickle

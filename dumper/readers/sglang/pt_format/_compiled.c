@@ -137,6 +137,57 @@ static PyObject *part(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+/* Parts of many files, all of one size, in one piece of memory, and of each whether it could be read. */
+static PyObject *parts(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *paths, *starts, *known, *both = NULL;
+    Py_ssize_t size;
+    if (!PyArg_ParseTuple(arguments, "O!O!nO!", &PyTuple_Type, &paths, &PyTuple_Type, &starts, &size, &PyTuple_Type,
+                          &known))
+        return NULL;
+    Py_ssize_t count = PyTuple_GET_SIZE(paths);
+    if (size < 1 || PyTuple_GET_SIZE(starts) != count || PyTuple_GET_SIZE(known) != count ||
+        size > PY_SSIZE_T_MAX / (count + 1))
+        return PyErr_Format(PyExc_ValueError, "parts without a size, or another number of starts or stamps than of paths");
+    PyObject *data = PyBytes_FromStringAndSize(NULL, size * count), *good = PyList_New(count);
+    struct Wanted {
+        const char *name;
+        Py_ssize_t start;
+        Head stamp;
+        int good;
+    } *wanted = PyMem_Calloc((size_t)count + 1, sizeof *wanted);
+    int right = data != NULL && good != NULL;
+    if (wanted == NULL) PyErr_NoMemory(), right = 0;
+    for (Py_ssize_t i = 0; right && i < count; i++) {
+        struct Wanted *one = &wanted[i];
+        char *name;
+        long long length, changed, inode;
+        one->start = PyLong_AsSsize_t(PyTuple_GET_ITEM(starts, i));
+        right = !(one->start == -1 && PyErr_Occurred()) && PyTuple_Check(PyTuple_GET_ITEM(known, i)) &&
+                PyBytes_AsStringAndSize(PyTuple_GET_ITEM(paths, i), &name, NULL) == 0 &&
+                PyArg_ParseTuple(PyTuple_GET_ITEM(known, i), "LLL", &length, &changed, &inode);
+        if (right && one->start < 0) right = 0;
+        if (right) one->name = name, one->stamp = (Head){.size = length, .changed = changed, .inode = inode};
+        if (!right && !PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "no start, or no stamp");
+    }
+    if (right) {
+        char *to = PyBytes_AS_STRING(data);
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < count; i++) {
+            struct Wanted *one = &wanted[i];
+            one->good = read_bytes(one->name, &one->stamp, (size_t)one->start, (size_t)size, to + i * size);
+            if (!one->good) memset(to + i * size, 0, (size_t)size);
+        }
+        Py_END_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < count; i++) PyList_SET_ITEM(good, i, PyBool_FromLong(wanted[i].good));
+        both = PyTuple_Pack(2, data, good);
+    }
+    Py_XDECREF(data);
+    Py_XDECREF(good);
+    PyMem_Free(wanted);
+    return both;
+}
+
 static PyObject *named(PyObject *module, PyObject *arguments) {
     (void)module;
     int kind;
@@ -152,6 +203,7 @@ static PyMethodDef methods[] = {
     {"heads", heads, METH_O, "heads(paths): of each file its pickle, where its storages lie, and its stamp, or None"},
     {"stamps", stamps, METH_O, "stamps(paths): of each file its size, time of change and inode, or None"},
     {"part", part, METH_VARARGS, "part(path, start, stop, stamp): bytes of a file, or None where it has changed"},
+    {"parts", parts, METH_VARARGS, "parts(paths, starts, size, stamps): the same of many files, and which were read"},
     {"named", named, METH_VARARGS, "named(kind, dtype, item_size): what a name of a pickle stands for"},
     {"unpickle", unpickle, METH_VARARGS, "unpickle(code, names, storages, tensor): the content and its tensors"},
     {NULL, NULL, 0, NULL},

@@ -72,6 +72,17 @@ def part(path: bytes, start: int, stop: int, known: Stamp) -> bytes | None:
     return data if data and len(data) == stop - start else None
 
 
+def parts(
+    paths: tuple[bytes, ...], starts: tuple[int, ...], size: int, stamps: tuple[Stamp, ...]
+) -> tuple[bytes, list[bool]]:
+    """Bytes of many files, so many of each, one after the other, and of each whether they were read: zeros stand for
+    those that ``part`` has not."""
+    if size < 1:
+        raise ValueError
+    found = [part(path, start, start + size, known) for path, start, known in zip(paths, starts, stamps, strict=True)]
+    return b"".join(bytes(size) if one is None else one for one in found), [one is not None for one in found]
+
+
 def _head(path: bytes) -> Head | None:
     try:
         descriptor, status = open_with_status(Path(os.fsdecode(path)))
