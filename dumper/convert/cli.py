@@ -10,6 +10,7 @@ from pathlib import Path
 from dumper.convert.outcome import ConversionError, Outcome, listing, prepare_destination
 from dumper.printable import printable
 from dumper.readers.sglang.dump import SGLangDump
+from dumper.readers.streams.run import RunDirectory
 from dumper.reading.open import open_run
 from dumper.reading.protocol import Run, RunError
 from dumper.storage.addresses import is_address, shown_address
@@ -27,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SRC", help="a run, or a directory of SGLang's .pt files")
     parser.add_argument("destination", metavar="DST", help="a directory that is empty or does not exist")
-    parser.add_argument("--to", choices=FORMATS, help="default: a run from .pt files, .pt files from a run")
+    parser.add_argument("--to", choices=FORMATS, help="default: a run from SGLang's .pt files, .pt files from all else")
     return parser
 
 
@@ -50,8 +51,8 @@ def convert(
 ) -> Outcome:
     """Convert a recording to the wanted format: ``run``, ``pt`` or ``safetensors``.
 
-    Raises RunError when there is no recording, ConversionError when the destination cannot be used or the source is
-    in that format already.
+    Raises RunError when there is no recording, ConversionError when the destination cannot be used, or the source is
+    in that format already or cannot be written in it.
     """
     if is_address(destination):
         raise ConversionError(
@@ -61,14 +62,25 @@ def convert(
     opened = open_run(source, progress)
     is_dump = isinstance(opened, SGLangDump)
     wanted = wanted or ("run" if is_dump else "pt")
-    if wanted == ("pt" if is_dump else "run"):
-        raise ConversionError(f"{opened.path} is in the format {wanted} already")
+    if wanted == "pt" and is_dump:
+        raise ConversionError(f"{opened.path} is in the format pt already")
+    if wanted == "run" and not is_dump:
+        raise ConversionError(_why_no_run(opened))
     prepare_destination(destination)
     with progress("converting", len(opened.records)) as advance:
         outcome = _write(opened, destination, wanted, advance)
     if isinstance(opened, SGLangDump):
         outcome.left_out[:0] = [problem.message for problem in opened.unnamed_files]
     return outcome
+
+
+def _why_no_run(opened: Run) -> str:
+    if isinstance(opened, RunDirectory):
+        return f"{opened.path} is in the format run already"
+    return (
+        f"{opened.path} cannot be written as a run: only SGLang's .pt files can, and it is of another kind. "
+        "The comparator reads it as it is; --to pt and --to safetensors write its records"
+    )
 
 
 def _write(opened: Run, destination: Path, wanted: str, advance: Advance) -> Outcome:

@@ -179,3 +179,21 @@ def test_damage_is_told(tmp_path: Path) -> None:
     for part in (dump.folder, dump.folder.parent):
         with pytest.raises(RunError, match="is a part of a dump of msprobe; give"):
             open_run(part)
+
+
+def test_a_dump_is_written_in_other_formats_but_not_as_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump = Dump(tmp_path / "dump")
+    dump_model(dump, model(), torch.ones(3, 4))
+    dump.write()
+    source, out = str(tmp_path / "dump"), tmp_path / "out"
+    assert dumper_main(["convert", source, str(out), "--to", "run"]) == 2
+    error = capsys.readouterr().err
+    assert "already" not in error
+    assert "--to pt" in error
+    assert not out.exists()
+    assert dumper_main(["convert", source, str(out)]) == 0
+    assert [record.array().tobytes() for record in open_run(out).records] == [
+        record.array().tobytes() for record in open_run(source).records
+    ]

@@ -19,14 +19,8 @@ from tests.gpu.recordings import (
 )
 
 LAYERS = 3
-
-
 COLUMNS = 16
-
-
 Forward = Callable[[torch.Tensor], torch.Tensor]
-
-
 NOTHING = 'name == ""'
 """A filter under which taps are captured, and nothing is recorded."""
 
