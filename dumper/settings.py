@@ -102,9 +102,8 @@ class Settings:
     http_token: str | None = None
     parallel: Mapping[str, tuple[int, int]] | None = None
     """Where this rank stands: axis name to ``(rank, size)``, ``tp=0/2,dp=1/4`` as text; comes before what is found."""
-    direct_launch: bool = False
-    """Whether compiled code launches kernels on CUDA devices by itself, straight through the driver, also to copy. No
-    card has run that."""
+    direct_launch: bool = True
+    """Whether compiled code launches kernels on CUDA devices by itself, straight through the driver, also to copy."""
     access: str = "private"
     """Who may read what is recorded: ``private``, its owner alone; ``umask``, whoever the process's umask says."""
 

@@ -122,14 +122,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _measure_parts(parts: Parts, decoder: Decoder, memory: Path, disk: Path, peer: Path | None) -> None:
     from benchmarks.gpu import kernels, limits, turns
-    from benchmarks.gpu.sides import direct_sides, eager_sides, graph_sides
+    from benchmarks.gpu.sides import eager_sides, graph_sides, indirect_sides
 
     results, part, size = parts.results, parts.part, decoder.size
     on_device = decoder.device == "cuda"
     eager = eager_sides(decoder, memory, disk, peer)
     small = decoder.input(size.tokens[0])
-    direct = direct_sides(decoder, memory)
-    called = [*eager[1:], *direct]
+    indirect = indirect_sides(decoder, memory)
+    called = [*eager[1:], *indirect]
     with part("calls"):
         calls = 500 if on_device else 100
         results["calls"] = {s.name: turns.microseconds_a_call(s, small, calls) for s in called}
@@ -149,7 +149,7 @@ def _measure_parts(parts: Parts, decoder: Decoder, memory: Path, disk: Path, pee
     if on_device:
         with part("launched"):
             x = decoder.input(size.tokens[1])
-            results["launched"] = {s.name: turns.launched(s, x) for s in (*eager, *direct) if not s.error}
+            results["launched"] = {s.name: turns.launched(s, x) for s in (*eager, *indirect) if not s.error}
     with part("Python beside the writer"):
         results["python"] = limits.python_beside_a_busy_writer(memory, decoder.device, 5)
     for name, folder in (("memory", memory), ("disk", disk)):

@@ -130,11 +130,11 @@ def eager_sides(decoder: Decoder, memory: Path, disk: Path, peer: Path | None) -
     return sides
 
 
-def direct_sides(decoder: Decoder, memory: Path) -> list[Side]:
-    """The levels again, with the setting ``direct_launch``, which the other sides leave off."""
+def indirect_sides(decoder: Decoder, memory: Path) -> list[Side]:
+    """The levels again, without the setting ``direct_launch``."""
     levels = {"stats": "stats", "hash": "hash", "sample": "sample(rows=8)", "full": "full"}
     return [
-        Recording(f"{name}, direct launch", memory / "direct", decoder.tapped, level=level, direct_launch=True)
+        Recording(f"{name}, by the runtime", memory / "indirect", decoder.tapped, level=level, direct_launch=False)
         for name, level in levels.items()
     ]
 

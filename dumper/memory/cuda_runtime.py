@@ -58,6 +58,7 @@ _SIGNATURES = {
     "Free": (_POINTER,),
     "HostAlloc": (_POINTER, _SIZE, ctypes.c_uint),
     "FreeHost": (_POINTER,),
+    "GetDevice": (_POINTER,),
     "SetDevice": (_INT,),
     "GetLastError": (),
     "ThreadExchangeStreamCaptureMode": (_POINTER,),
@@ -90,7 +91,17 @@ class CudaRuntime:
     @property
     def address_of_copy(self) -> int:
         """Of ``MemcpyAsync``, for compiled code."""
-        return ctypes.cast(self._copy, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+        return self._address("MemcpyAsync")
+
+    @property
+    def address_of_current_device(self) -> int:
+        """Of ``GetDevice``, for compiled code."""
+        return self._address("GetDevice")
+
+    @property
+    def address_of_is_capturing(self) -> int:
+        """Of ``StreamIsCapturing``, for compiled code."""
+        return self._address("StreamIsCapturing")
 
     @property
     def address_of_launch(self) -> int:
@@ -223,6 +234,9 @@ class CudaRuntime:
             yield
         finally:
             exchange(ctypes.byref(mode))
+
+    def _address(self, name: str) -> int:
+        return ctypes.cast(self._calls[name], ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
     def _make(self, name: str, *arguments: int) -> int:
         made = ctypes.c_void_p()

@@ -39,6 +39,17 @@ class DeviceStager:
         return self._runtime.address_of_copy
 
     @property
+    def address_of_current_device(self) -> int:
+        """Of the runtime's function that says which device is the current one, for compiled code; 0: there is none."""
+        return self._runtime.address_of_current_device
+
+    @property
+    def address_of_is_capturing(self) -> int:
+        """Of the runtime's function that says whether a stream is being captured, for compiled code; 0: there is
+        none."""
+        return self._runtime.address_of_is_capturing
+
+    @property
     def address_of_launch(self) -> int:
         """Of the driver's function that launches a kernel, for compiled code; 0 where that launches none."""
         return 0 if self._copy_kernels is None else self._runtime.address_of_launch

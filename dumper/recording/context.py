@@ -137,9 +137,9 @@ class ThreadTags(_local):
     def put(self, tags: Mapping[str, Any]) -> None:
         """Have the thread's tags be these; a backward pass that it begins takes them along."""
         self.tags = tags
+        type(self).in_use = True
         internals = _of_torch()
         if internals is not None:
-            type(self).in_use = True
             others = internals._get_obj_in_tls(_KEY) if internals._is_key_in_tls(_KEY) else {}
             _stash(internals, {**others, id(self): tags})
 

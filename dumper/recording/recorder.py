@@ -199,9 +199,8 @@ class Recorder(CallsOfSglang):
         if not self._recording:
             return
         try:
-            of_thread = self._thread_tags
             # Of the class: an attribute of the object is looked up for the thread first, which takes longer.
-            added = of_thread.tags or (ThreadTags.in_use and of_thread.of_backward_pass())
+            added = (self._thread_tags.tags or self._thread_tags.of_backward_pass()) if ThreadTags.in_use else None
             # A gradient has the tags of its value.
             if (added or self._common_tags) and (source.stream == "value" or of_model):
                 tags = {**self._common_tags, **(added or {}), **tags}

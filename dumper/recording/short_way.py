@@ -19,6 +19,7 @@ from dumper.recording.context import Steps
 from dumper.recording.plans import Plan, SmallTensors
 from dumper.recording.reductions import ReducedValueWriter, describe_reduced
 from dumper.recording.shortcut import Shortcut
+from dumper.recording.torch_functions import find_functions
 from dumper.values.dtypes import KNOWN
 from dumper.values.memory_rows import MemoryRows, memory_rows
 from dumper.values.source import Source
@@ -189,6 +190,7 @@ class ShortWay:
             is_capturing=self._is_capturing,
             prepare=None if device is None else device.prepared,
             exchange=self._exchange,
+            functions=find_functions(self._plain_tensors, device),
             copy=0 if device is None else device.address_of_copy,
             launch=0 if device is None else device.address_of_launch,
             overhead=OVERHEAD_BYTES,

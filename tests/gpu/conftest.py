@@ -48,18 +48,18 @@ def _clean_device() -> Iterator[None]:
 
 
 BOTH_WAYS = ("test_copies", "test_kernels", "test_levels", "test_shortcut")
-"""What runs by default, and with direct launches."""
+"""What runs by default, with direct launches, and without them."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.module.__name__.rpartition(".")[2] in BOTH_WAYS and "recordings" in metafunc.fixturenames:
-        metafunc.parametrize("direct_launch", [False, True], ids=["default", "direct"], indirect=True)
+        metafunc.parametrize("direct_launch", [False, True], ids=["runtime", "direct"], indirect=True)
 
 
 @pytest.fixture
 def direct_launch(request: pytest.FixtureRequest) -> bool:
     """The setting of that name, of all ``recordings``."""
-    return bool(getattr(request, "param", False))
+    return bool(getattr(request, "param", True))
 
 
 @pytest.fixture

@@ -98,6 +98,7 @@ def test_children_of_a_process_that_records(tmp_path: Path) -> None:
 
 FIRST_IN_CHILDREN = """
 import sys, torch
+from pathlib import Path
 from dumper import dumper, open_run
 from tests.gpu.test_processes import DEVICE, loader
 torch.ones(3, device=DEVICE)
@@ -105,13 +106,15 @@ dumper.configure(enable=True, dir=sys.argv[1], run="run", control=False)
 for batch in loader():
     dumper.dump("batch", batch.to(DEVICE))
 dumper.close()
-run = open_run(sys.argv[1] + "/run")
-assert len(run.records) + run.losses == 16 + 4, run.problems
+folder = Path(sys.argv[1], "run")
+runs = [open_run(path) for path in (folder, *folder.glob("process-*"))]
+assert sum(len(run.records) + run.losses for run in runs) == 16 + 4, [run.problems for run in runs]
+assert len(runs) > 1
 """
 
 
 def test_children_that_record_before_their_parent(tmp_path: Path) -> None:
-    """One process has the file; what the others record is counted, and none of them fails."""
+    """One process has the file; the others record beside it, and none of them fails."""
     child = python("-c", FIRST_IN_CHILDREN, str(tmp_path))
     assert child.returncode == 0, child.stdout[-2000:]
 

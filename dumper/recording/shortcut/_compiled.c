@@ -142,15 +142,12 @@ static int put_on_host(Shortcut *self, const Entry *entry, long long from, PyObj
 /* Raises only where the value is lost. */
 
 static int hand_over(Shortcut *self, const Entry *entry, PyObject *slab, long long offset, PyObject *step) {
-    PyObject *queue = SLOT(writer, _queue, self->writer), *done = NULL;
+    PyObject *done = NULL;
     PyObject *at = PyLong_FromLongLong(offset), *kept = PyLong_FromLongLong(entry->kept);
     PyObject *item = at == NULL || kept == NULL ? NULL : PyTuple_Pack(5, entry->description, slab, at, kept, step);
     Py_XDECREF(at);
     Py_XDECREF(kept);
-    if (queue != NULL && item != NULL) {
-        PyObject *const arguments[2] = {queue, item};
-        done = PyObject_VectorcallMethod(s_append, arguments, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-    }
+    if (item != NULL) done = PyObject_CallOneArg(self->append, item);
     Py_XDECREF(item);
     if (done == NULL) return -1;
     Py_DECREF(done);
@@ -174,7 +171,9 @@ static int record(Shortcut *self, PyObject *key, PyObject *value, PyObject *step
     Incoming incoming = {.value = value};
     long long offset = 0;
     PyObject *slab = NULL;
+    expect_owners(self);
     if (!look_at(self, &incoming)) return 0;
+    expect_their_values(self);
     int on_device = incoming.on_device, done = 0;
     Entry *entry = (Entry *)PyDict_GetItemWithError(self->known, key);
     Py_XINCREF(entry);
@@ -265,13 +264,13 @@ static int find_slots(Shortcut *self) {
 #define OBJECT_CLEAR(NAME) Py_CLEAR(self->NAME);
 
 static int Shortcut_init(Shortcut *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"types", "classes", OBJECTS(OBJECT_NAME) "exchange", "copy", "launch", "overhead", "alignment",
+    static char *names[] = {"types", "classes", OBJECTS(OBJECT_NAME) "exchange", "functions", "copy", "launch", "overhead", "alignment",
                             "host_slab_bytes", "device_slab_bytes", "counted_at", NULL};
-    PyObject *types, *classes, *exchange;
+    PyObject *types, *classes, *exchange, *functions;
     OBJECTS(OBJECT_DECLARED)
     unsigned long long copy, launch;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!OOOOOOOOOOOOOKKnnnnn", names, &PyTuple_Type, &types,
-                                     &PyTuple_Type, &classes OBJECTS(OBJECT_GIVEN), &exchange, &copy, &launch, &self->overhead,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!OOOOOOOOOOOOOOKKnnnnn", names, &PyTuple_Type, &types,
+                                     &PyTuple_Type, &classes OBJECTS(OBJECT_GIVEN), &exchange, &functions, &copy, &launch, &self->overhead,
                                      &self->alignment, &self->host_slab_bytes, &self->device_slab_bytes,
                                      &self->counted_at))
         return -1;
@@ -285,7 +284,15 @@ static int Shortcut_init(Shortcut *self, PyObject *arguments, PyObject *keywords
     for (Py_ssize_t at = 0; at < CLASS_COUNT; at++)
         Py_XSETREF(self->classes[at], Py_NewRef(PyTuple_GET_ITEM(classes, at)));
     OBJECTS(OBJECT_SET)
-    self->describe = describe_of(exchange);
+    const Exchange *found = exchange_of(exchange);
+    self->describe = found == NULL ? NULL : found->describe;
+    self->stream_of = found == NULL ? NULL : found->current_stream;
+    if (read_functions(&self->functions, functions) < 0) return -1;
+    PyObject *queue = PyObject_GetAttrString(self->writer, "_queue");
+    if (queue == NULL) return -1;
+    Py_XSETREF(self->append, PyObject_GetAttr(queue, s_append));
+    Py_DECREF(queue);
+    if (self->append == NULL) return -1;
     self->copy = (Copy)(uintptr_t)copy;
     self->launch = (LaunchKernel)(uintptr_t)launch;
     Py_XSETREF(self->known, PyDict_New());
@@ -297,6 +304,9 @@ static int Shortcut_traverse(Shortcut *self, visitproc visit, void *arg) {
     for (int at = 0; at < CLASS_COUNT; at++) Py_VISIT(self->classes[at]);
     Py_VISIT(self->known);
     Py_VISIT(self->lane);
+    Py_VISIT(self->append);
+    Py_VISIT(self->acquire);
+    Py_VISIT(self->release);
     OBJECTS(OBJECT_VISIT)
     return 0;
 }
@@ -307,6 +317,9 @@ static int Shortcut_clear(Shortcut *self) {
     for (int at = 0; at < CLASS_COUNT; at++) Py_CLEAR(self->classes[at]);
     Py_CLEAR(self->known);
     Py_CLEAR(self->lane);
+    Py_CLEAR(self->append);
+    Py_CLEAR(self->acquire);
+    Py_CLEAR(self->release);
     OBJECTS(OBJECT_CLEAR)
     return 0;
 }

@@ -19,6 +19,7 @@ class Shortcut:
         is_capturing: Callable[[], bool] | None,
         prepare: Callable[[str | None, Any, int, int, int, Any], tuple[Any, int, int, Any] | None] | None,
         exchange: object,
+        functions: tuple[int, int, int, int, int, int],
         copy: int,
         launch: int,
         overhead: int,

@@ -1,40 +1,57 @@
 /* Values of a CUDA device: into the slab of their stream, as they are or as what a kernel makes of them. */
 
-/* The device that a value is on, and its number; NULL where there is none. */
+/* The device that a value is on, and the handle of its current stream; -1 with an exception where there is none. */
 
-static PyObject *device_of(const Incoming *incoming, long long *number) {
-    PyObject *device = incoming->found.device_type ? PyLong_FromLong(incoming->found.device)
-                                                   : method(incoming->value, s_get_device);
-    if (device != NULL) *number = PyLong_AsLongLong(device);
-    return device;
+static int find_stream(const Shortcut *self, const Incoming *incoming, long long *device, long long *stream) {
+    void *handle = NULL;
+    *device = incoming->found.device_type ? incoming->found.device : as_number(method(incoming->value, s_get_device));
+    if (*device < 0) return -1;
+    if (self->stream_of != NULL && self->stream_of(CUDA_DEVICE, (int32_t)*device, &handle) == 0) {
+        *stream = (long long)(uintptr_t)handle;
+        return 0;
+    }
+    PyErr_Clear();
+    PyObject *number = PyLong_FromLongLong(*device);
+    PyObject *found = number == NULL ? NULL : PyObject_CallOneArg(self->current_stream, number);
+    Py_XDECREF(number);
+    if (found == NULL) return -1;
+    *stream = (long long)PyLong_AsUnsignedLongLong(found);
+    Py_DECREF(found);
+    return PyErr_Occurred() ? -1 : 0;
 }
 
-/* The lane of the stream that the value was computed on. */
+static long long current_device(const Shortcut *self) {
+    int number;
+    if (self->functions.current_device != NULL && self->functions.current_device(&number) == 0) return number;
+    return CALLED(self->current_device);
+}
 
-static PyObject *lane_of(Shortcut *self, const Incoming *incoming, const Entry *entry, long long *number,
-                         long long *stream, int *is_current) {
-    if (self->lanes == Py_None) return NULL;
-    PyObject *device = device_of(incoming, number), *handle = NULL, *key = NULL, *lane = NULL;
-    if (device == NULL || (handle = PyObject_CallOneArg(self->current_stream, device)) == NULL) goto done;
-    *stream = (long long)PyLong_AsUnsignedLongLong(handle);
-    if (PyErr_Occurred()) goto done;
-    /* The handle 0 means the default stream of the current device, on which kernels are launched as well. */
-    int has_to_be = *stream == 0 || entry->reduced_to != Py_None;
-    *is_current = (has_to_be || self->launch != NULL) && CALLED(self->current_device) == *number;
-    if (has_to_be && !*is_current) goto done;
-    if (self->lane == NULL || self->lane_device != *number || self->lane_stream != *stream) {
-        if ((key = PyTuple_Pack(2, device, handle)) == NULL) goto done;
-        if ((lane = PyDict_GetItemWithError(self->lanes, key)) == NULL) goto done;
-        Py_XSETREF(self->lane, Py_NewRef(lane));
-        self->lane_device = *number;
-        self->lane_stream = *stream;
-    }
-    lane = Py_NewRef(self->lane);
-done:
-    Py_XDECREF(device);
-    Py_XDECREF(handle);
+/* What a stream is given becomes part of a graph; -2 with an exception where that is not known. */
+
+static int is_captured(const Shortcut *self, long long stream) {
+    int status;
+    if (self->functions.is_capturing != NULL &&
+        self->functions.is_capturing((void *)(uintptr_t)stream, &status) == 0)
+        return status != 0;
+    return (int)CALLED(self->is_capturing); /* clears the error as well */
+}
+
+/* The lane of a stream becomes the last one; 0 where there is none. */
+
+static int find_lane(Shortcut *self, long long device, long long stream) {
+    if (self->lane != NULL && self->lane_device == device && self->lane_stream == stream) return 1;
+    PyObject *key = Py_BuildValue("LK", device, (unsigned long long)stream);
+    PyObject *lane = key == NULL ? NULL : PyDict_GetItemWithError(self->lanes, key);
+    PyObject *lock = SLOT(lane, _lock, lane);
     Py_XDECREF(key);
-    return lane;
+    if (lock == NULL) return 0;
+    Py_XSETREF(self->acquire, PyObject_GetAttr(lock, s_acquire));
+    Py_XSETREF(self->release, PyObject_GetAttr(lock, s_release));
+    if (self->acquire == NULL || self->release == NULL) return 0;
+    Py_XSETREF(self->lane, Py_NewRef(lane));
+    self->lane_device = device;
+    self->lane_stream = stream;
+    return 1;
 }
 
 /* What is worked out once for the device and the stream of an entry: its kernel, or that there is none. */
@@ -109,23 +126,27 @@ static int fill_slab(Shortcut *self, PyObject *lane, Entry *entry, int way, long
 }
 
 static int put_on_device(Shortcut *self, const Incoming *incoming, Entry *entry, PyObject **slab, long long *offset) {
-    long long device = 0, stream = 0, from = incoming->address;
-    if (self->copy == NULL || CALLED(self->is_capturing) != 0) return 0;
-    int done = 0, way = NOT_AT_ALL, is_current = 0;
-    PyObject *lane = lane_of(self, incoming, entry, &device, &stream, &is_current), *lock = SLOT(lane, _lock, lane);
-    if (lock != NULL && prepare(self, entry, incoming->value, device, stream)) way = way_of(self, entry, from, is_current);
-    if (way != NOT_AT_ALL && try_lock(lock)) {
-        *slab = SLOT(lane, _slab, lane);
-        Py_XINCREF(*slab);
-        done = fill_slab(self, lane, entry, way, from, stream, *slab, offset);
-        unlock(lock);
-        if (done != 1) Py_CLEAR(*slab);
-    }
+    long long device, stream, from = incoming->address;
+    if (self->copy == NULL || self->lanes == Py_None || find_stream(self, incoming, &device, &stream) < 0) return 0;
+    if (is_captured(self, stream) != 0 || !find_lane(self, device, stream)) return 0;
+    /* The handle 0 means the default stream of the current device, on which kernels are launched as well. */
+    int has_to_be = stream == 0 || entry->reduced_to != Py_None;
+    int is_current = (has_to_be || self->launch != NULL) && current_device(self) == device;
+    if ((has_to_be && !is_current) || !prepare(self, entry, incoming->value, device, stream)) return 0;
+    int done = 0, way = way_of(self, entry, from, is_current);
+    if (way == NOT_AT_ALL || !try_lock(self)) return 0;
+    PyObject *lane = Py_NewRef(self->lane), *release = Py_NewRef(self->release);
+    *slab = SLOT(lane, _slab, lane);
+    Py_XINCREF(*slab);
+    done = fill_slab(self, lane, entry, way, from, stream, *slab, offset);
+    unlock(release);
+    if (done != 1) Py_CLEAR(*slab);
     if (done == -1) { /* the long way learns of the error */
         PyErr_Clear();
         Py_XDECREF(PyObject_CallMethod(self->writer, "give_back", "L", entry->kept + self->overhead));
         done = 0;
     }
-    Py_XDECREF(lane);
+    Py_DECREF(lane);
+    Py_DECREF(release);
     return done;
 }

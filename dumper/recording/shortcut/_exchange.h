@@ -21,21 +21,22 @@ typedef struct {
 } Described;
 
 typedef int (*Describe)(void *value, Described *out);
+typedef int (*CurrentStream)(int device_type, int32_t device, void **stream);
 
 typedef struct {
     uint32_t major, minor;
     void *earlier;
     void *allocate, *take_over, *hand_out;
-    Describe describe; /* may be NULL */
-    void *current_stream;
+    Describe describe;            /* may be NULL */
+    CurrentStream current_stream; /* may be NULL */
 } Exchange;
 
-/* The function of a capsule; NULL where it is another version, or no capsule. */
+/* What a capsule holds; NULL where it is another version, or no capsule. */
 
-static Describe describe_of(PyObject *capsule) {
+static const Exchange *exchange_of(PyObject *capsule) {
     if (!PyCapsule_IsValid(capsule, EXCHANGE_NAME)) return NULL;
     const Exchange *exchange = PyCapsule_GetPointer(capsule, EXCHANGE_NAME);
-    return exchange->major == EXCHANGE_VERSION ? exchange->describe : NULL;
+    return exchange->major == EXCHANGE_VERSION ? exchange : NULL;
 }
 
 static int same_type(ElementType one, ElementType other) {

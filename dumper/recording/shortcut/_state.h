@@ -1,6 +1,7 @@
 /* What the shortcut knows: itself, its entries, and how slots, attributes and locks of objects of Python are reached. */
 
 #include "_exchange.h"
+#include "_functions.h"
 #include "_launch.h"
 
 typedef int (*Copy)(void *to, const void *from, size_t bytes, int kind, void *stream);
@@ -36,6 +37,9 @@ typedef struct {
     PyObject *graph_task, *is_tracing, *current_stream, *current_device, *is_capturing;
     PyObject *prepare; /* DeviceStager.prepared */
     Describe describe; /* NULL: attributes are asked for, one by one */
+    CurrentStream stream_of; /* NULL: current_stream is called */
+    Functions functions;
+    PyObject *append, *acquire, *release; /* of the writer's queue; of the lock of the last lane */
     PyObject *lane;    /* the last one */
     long long lane_device, lane_stream;
     Copy copy;
@@ -135,19 +139,51 @@ static PyObject *method(PyObject *object, PyObject *name) {
 
 #define CALLED(FUNCTION) as_number(PyObject_CallNoArgs(FUNCTION))
 
-/* Locks of the module threading: taken where they are free. */
+/* The lock of the last lane: taken where it is free. */
 
-static int try_lock(PyObject *lock) {
-    if (lock == NULL) return 0;
-    PyObject *const arguments[2] = {lock, Py_False};
-    return as_truth(PyObject_VectorcallMethod(s_acquire, arguments, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)) == 1;
+static int try_lock(Shortcut *self) {
+    PyObject *const arguments[1] = {Py_False};
+    return as_truth(PyObject_Vectorcall(self->acquire, arguments, 1, NULL)) == 1;
 }
 
-static void unlock(PyObject *lock) {
+static void unlock(PyObject *release) {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    PyObject *done = method(lock, s_release);
-    if (done == NULL) PyErr_WriteUnraisable(lock);
+    PyObject *done = PyObject_CallNoArgs(release);
+    if (done == NULL) PyErr_WriteUnraisable(release);
     Py_XDECREF(done);
     PyErr_Restore(type, value, trace);
+}
+
+/* Begin to read what is needed soon. Between the kernels of a model it is in none of the fast caches. */
+
+static void expect_object(const void *object) {
+    if (object == NULL) return;
+    __builtin_prefetch(object);
+    __builtin_prefetch((const char *)object + 64);
+}
+
+static void expect_owners(const Shortcut *self) {
+    expect_object(self->writer);
+    expect_object(self->status);
+    expect_object(self->lane);
+    expect_object(self->known);
+    expect_object(self->next_number);
+    expect_object(self->acquire);
+    expect_object(self->append);
+}
+
+static void expect_their_values(const Shortcut *self) {
+    expect_object(SLOT(writer, _lock, self->writer));
+    expect_object(SLOT(writer, _queue, self->writer));
+    expect_object(SLOT(writer, _reserved, self->writer));
+    expect_object(SLOT(status, _values, self->status));
+    expect_object(SLOT(status, _map, self->status));
+    if (self->lane != NULL) {
+        expect_object(SLOT(lane, _slab, self->lane));
+        expect_object(SLOT(lane, _filling, self->lane));
+        expect_object(SLOT(lane, _lock, self->lane));
+    } else {
+        expect_object(SLOT(writer, _slab, self->writer));
+    }
 }

@@ -45,7 +45,7 @@ static int has_strides(PyObject *value, const Entry *entry) {
     return same;
 }
 
-static int has_form(const Incoming *incoming, Entry *entry) {
+static int has_form(const Shortcut *self, const Incoming *incoming, Entry *entry) {
     const Described *found = &incoming->found;
     if (found->device_type && entry->type.bits && entry->strides == Py_None) {
         if (!same_type(found->type, entry->type) || found->dimensions != entry->dimensions) return 0;
@@ -53,6 +53,7 @@ static int has_form(const Incoming *incoming, Entry *entry) {
             if (found->sizes[at] != entry->sizes[at]) return 0;
         return follow_on(found);
     }
+    if (CALLED(self->is_tracing) != 0) return 0; /* what it says through Python is made of tensors then */
     PyObject *dtype = PyObject_GetAttr(incoming->value, s_dtype);
     Py_XDECREF(dtype);
     if (dtype != entry->dtype || !has_shape(incoming->value, entry) || !has_strides(incoming->value, entry)) return 0;
@@ -60,25 +61,39 @@ static int has_form(const Incoming *incoming, Entry *entry) {
     return 1;
 }
 
+/* Whether its storage is as large as it says. */
+
+static int is_held(const Shortcut *self, const Incoming *incoming, const Entry *entry) {
+    PyObject *value = incoming->value;
+    int64_t held = -2, offset = -2;
+    /* Of a tensor without a storage they would print an error; exchange told of none. */
+    if (incoming->found.device_type && self->functions.storage_size != NULL) {
+        const void *tensor = (const char *)value + self->functions.tensor_at;
+        if (self->functions.storage_size(tensor, &held) || self->functions.storage_offset(tensor, &offset)) return 0;
+    } else {
+        PyObject *storage = method(value, s_untyped_storage);
+        held = storage == NULL ? -2 : as_number(method(storage, s_nbytes));
+        Py_XDECREF(storage);
+        offset = held < 0 ? -2 : as_number(method(value, s_storage_offset));
+    }
+    return offset >= 0 && offset * entry->item + entry->bytes <= held;
+}
+
 /* Whether its memory holds it; its address is worked out. */
 
-static int has_memory(Incoming *incoming, const Entry *entry) {
-    PyObject *value = incoming->value, *storage = method(value, s_untyped_storage);
-    long long held = storage == NULL ? -2 : as_number(method(storage, s_nbytes));
-    Py_XDECREF(storage);
-    long long offset = held < 0 ? -2 : as_number(method(value, s_storage_offset));
-    if (offset < 0 || offset * entry->item + entry->bytes > held) return 0;
+static int has_memory(const Shortcut *self, Incoming *incoming, const Entry *entry) {
+    if (!is_held(self, incoming, entry)) return 0;
     if (incoming->found.device_type)
         incoming->address = (long long)((uintptr_t)incoming->found.data + incoming->found.byte_offset);
     else
-        incoming->address = as_number(method(value, s_data_ptr));
+        incoming->address = as_number(method(incoming->value, s_data_ptr));
     return incoming->address > 0 || (incoming->address == 0 && entry->bytes == 0);
 }
 
 static int fits(const Shortcut *self, Incoming *incoming, Entry *entry) {
-    /* While torch traces, sizes are tensors; and what a backward pass computes is for the long way. */
-    if (CALLED(self->is_tracing) != 0 || CALLED(self->graph_task) != -1) return 0;
-    if (!has_form(incoming, entry) || !has_memory(incoming, entry)) return 0;
+    /* What a backward pass computes is for the long way. */
+    if ((self->functions.graph_task != NULL ? self->functions.graph_task() : CALLED(self->graph_task)) != -1) return 0;
+    if (!has_form(self, incoming, entry) || !has_memory(self, incoming, entry)) return 0;
     if (entry->may_be_negated && as_truth(method(incoming->value, s_is_neg)) != 0) return 0;
     return !entry->may_be_conjugated || as_truth(method(incoming->value, s_is_conj)) == 0;
 }

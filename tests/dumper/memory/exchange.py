@@ -13,6 +13,7 @@ NAME = b"dlpack_exchange_api"
 CUDA = 2
 """``kDLCUDA``."""
 _DESCRIBE = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)
+_STREAM = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p))
 _new, _get = ctypes.pythonapi.PyCapsule_New, ctypes.pythonapi.PyCapsule_GetPointer
 _new.restype, _new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 _get.restype, _get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -34,9 +35,12 @@ class _Described(ctypes.Structure):
 class StandInExchange:
     """``capsule`` is to take the place of torch's; None where torch has none."""
 
-    def __init__(self, tensor_of: Callable[[Any], torch.Tensor | None]) -> None:
-        """``tensor_of``: the tensor that stands for one on device 0; None for one on the host."""
+    def __init__(self, tensor_of: Callable[[Any], torch.Tensor | None], stream: int | None = None) -> None:
+        """``tensor_of``: the tensor that stands for one on device 0; None for one on the host. ``stream``: the current
+        one of that device; None where the function for it fails."""
         self.capsule: Any = None
+        self.told_stream = 0
+        """How often the stream was told of."""
         self.on_device = 0
         """How often one on a device was told of."""
         found = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
@@ -54,6 +58,15 @@ class StandInExchange:
                 described.device_type, described.device = CUDA, 0
             return int(code)
 
-        self._told = _DESCRIBE(told)
-        self._ours = _Exchange(theirs.version, theirs.before, ctypes.cast(self._told, ctypes.c_void_p).value)
+        def tell_stream(kind: int, device: int, out: Any) -> int:
+            assert (kind, device) == (CUDA, 0)
+            if stream is None:
+                return -1
+            self.told_stream += 1
+            out[0] = stream
+            return 0
+
+        self._functions = _DESCRIBE(told), _STREAM(tell_stream)
+        describe_at, stream_at = (ctypes.cast(one, ctypes.c_void_p).value for one in self._functions)
+        self._ours = _Exchange(theirs.version, theirs.before, describe_at, stream_at)
         self.capsule = _new(ctypes.addressof(self._ours), NAME, None)

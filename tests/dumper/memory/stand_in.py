@@ -24,6 +24,8 @@ _UNSIGNED, _ADDRESS = ctypes.c_uint, ctypes.c_size_t
 _LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int, _ADDRESS, *(_UNSIGNED,) * 7, _ADDRESS, ctypes.POINTER(ctypes.POINTER(ctypes.c_uint64)), _ADDRESS
 )
+_TELL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int))
+_TELL_OF_STREAM = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t, ctypes.POINTER(ctypes.c_int))
 Kernel = Callable[[int, int, tuple[int, ...]], None]
 """Called with the programs, the threads of each and the arguments of a launch."""
 
@@ -68,6 +70,10 @@ class StandInRuntime(CudaRuntime):
         self.has_driver = True
         self.refuses_launches = False
         self._compiled_launch = _LAUNCH(self._launch_for_compiled_code)
+        self.current_device = 0
+        self.questions_of_compiled_code: Counter[str] = Counter()
+        self._compiled_device = _TELL(self._device_for_compiled_code)
+        self._compiled_capturing = _TELL_OF_STREAM(self._capturing_for_compiled_code)
         self._kernels: dict[int, tuple[int, Kernel]] = {}
         """Number of arguments, and what they do, by handle."""
         self.held = False
@@ -93,6 +99,24 @@ class StandInRuntime(CudaRuntime):
         except DeviceError:
             return 700
         return 0
+
+    @property
+    def address_of_current_device(self) -> int:
+        return ctypes.cast(self._compiled_device, ctypes.c_void_p).value or 0
+
+    def _device_for_compiled_code(self, out: Any) -> int:
+        self.questions_of_compiled_code["device"] += 1
+        out[0] = self.current_device
+        return 700 if self.dead else 0
+
+    @property
+    def address_of_is_capturing(self) -> int:
+        return ctypes.cast(self._compiled_capturing, ctypes.c_void_p).value or 0
+
+    def _capturing_for_compiled_code(self, stream: int, out: Any) -> int:
+        self.questions_of_compiled_code["capturing"] += 1
+        out[0] = int(stream in self.capturing)
+        return 700 if self.dead else 0
 
     @property
     def address_of_launch(self) -> int:

@@ -65,10 +65,9 @@ class Kernels:
         self.runtime = runtime
         self.launched: list[str] = []
         self.prepared_directly = 0
-        self.exchange = StandInExchange(lambda value: value.tensor if isinstance(value, OnDevice) else None)
+        self.exchange = StandInExchange(lambda value: value.tensor if isinstance(value, OnDevice) else None, STREAM)
         self.scratch: set[int] = set()
         self.error: Exception | None = None
-        self.current_device = 0
 
     def prepare_statistics(self, device: int, dtype: torch.dtype, length: int) -> Launch:
         return self.prepare("stats", dtype, length * dtype.itemsize)
@@ -145,7 +144,7 @@ def stand_in(patches: pytest.MonkeyPatch) -> Kernels:
         look_up(self)
         self._plain_tensors |= {OnDevice}  # type: ignore[arg-type]
         self._current_stream = lambda index: STREAM
-        self._current_device = lambda: kernels.current_device
+        self._current_device = lambda: runtime.current_device
         self._is_capturing = lambda: False
 
     # The writer leaves slabs alone until it is asked for what is in them.
@@ -166,7 +165,7 @@ def stand_in(patches: pytest.MonkeyPatch) -> Kernels:
 
 
 WAYS = ("shortcut", "direct", "direct without the driver", "long way")
-"""``shortcut`` is what settings say by default; ``direct``: with ``direct_launch``."""
+"""``direct`` is what settings say by default; ``shortcut``: without ``direct_launch``."""
 
 
 def set_way(way: str, kernels: Kernels, patches: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -174,7 +173,7 @@ def set_way(way: str, kernels: Kernels, patches: pytest.MonkeyPatch) -> dict[str
     kernels.runtime.has_driver = way != "direct without the driver"
     if way == "long way":
         patches.setattr(short_way, "Shortcut", None)
-    return {"direct_launch": True} if way.startswith("direct") else {}
+    return {} if way.startswith("direct") else {"direct_launch": False}
 
 
 @pytest.fixture(params=WAYS)
@@ -336,6 +335,15 @@ def test_values_as_before_take_the_shortcut(
     assert runtime.copies_of_compiled_code == copied
     assert runtime.launches_of_compiled_code == (taken if way == "direct" else 0)
     assert (kernels.exchange.on_device > 0) == (way == "direct" and kernels.exchange.capsule is not None)
+    # What CUDA is asked is asked by compiled code.
+    assert runtime.questions_of_compiled_code["capturing"] >= taken
+    asks_for_device = level in ("stats", "hash") or way == "direct"
+    assert (
+        (runtime.questions_of_compiled_code["device"] >= taken)
+        if asks_for_device
+        else not runtime.questions_of_compiled_code["device"]
+    )
+    assert (kernels.exchange.told_stream >= taken) == (kernels.exchange.capsule is not None or not taken)
     assert runtime.loaded <= (way.startswith("direct") and level not in ("stats", "hash"))
     kept = {"stats": "statistics", "hash": "fingerprint"}.get(level)
     if kept:
@@ -412,7 +420,7 @@ def test_a_driver_that_refuses_a_thread_is_asked_by_others(recording: Recording,
 def test_kernels_are_launched_on_the_current_device_alone(recording: Recording, kernels: Kernels) -> None:
     recorder = recording.start()
     recorder.dump("host", VALUE)
-    kernels.current_device = 1
+    kernels.runtime.current_device = 1
     for _ in range(12):
         recorder.dump("x", OnDevice(VALUE))
     assert len(recording.read().records) == 13
@@ -422,15 +430,15 @@ def test_kernels_are_launched_on_the_current_device_alone(recording: Recording, 
 
 
 @pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
-def test_direct_launches_are_for_runs_that_ask_for_them(kernels: Kernels, tmp_path: Path) -> None:
-    assert [Settings.from_environment(given)[0].direct_launch for given in ({}, {"TENSORTAP_DIRECT_LAUNCH": "1"})] == [
-        False,
+def test_direct_launches_can_be_switched_off(kernels: Kernels, tmp_path: Path) -> None:
+    assert [Settings.from_environment(given)[0].direct_launch for given in ({}, {"TENSORTAP_DIRECT_LAUNCH": "0"})] == [
         True,
+        False,
     ]
     recording = Recording(tmp_path)
     recorder = recording.start(level='stats if name == "stats"; full')
     launches = []
-    for number, changed in enumerate([{}, {"direct_launch": True}, {"direct_launch": False}]):
+    for number, changed in enumerate([{"direct_launch": False}, {"direct_launch": True}, {"direct_launch": False}]):
         recorder.close()
         recorder.configure(run=f"run-{number}", **changed)
         recorder.dump("host", VALUE)
@@ -516,7 +524,7 @@ def test_the_shortcut_runs_no_function_of_ours(
 ) -> None:
     """Each would be read from memory anew between the kernels of a model."""
     monkeypatch.setattr(ThreadTags, "in_use", False)  # where another test has had tags of threads, they are looked for
-    recording = Recording(tmp_path, direct_launch=True)
+    recording = Recording(tmp_path)
     recorder = recording.start(level=level)
     infos = ({"id": "m.f#1:x", "name": "x", "kind": "dump", "target": "m.f", "file": "m.py", "line": 1},)
     (tap,) = recorder.install_taps("m", infos, {})

@@ -18,6 +18,7 @@ from dumper.recording import short_way
 from dumper.recording.context import ThreadTags
 from dumper.recording.recorder import Recorder
 from dumper.recording.shortcut import COMPILED
+from dumper.recording.torch_functions import Functions
 from dumper.writing.writer import OVERHEAD_BYTES
 from tests.dumper.recording.conftest import Recording
 
@@ -101,6 +102,13 @@ def another(value: torch.Tensor) -> torch.Tensor:
     return found
 
 
+def smaller(value: torch.Tensor) -> torch.Tensor:
+    """One whose memory ends before it does."""
+    found = value.repeat(2, 1)[3:]
+    found.untyped_storage().resize_(found.storage_offset() * found.itemsize + found.nbytes - 1)
+    return found
+
+
 class Subclass(torch.Tensor):
     pass
 
@@ -115,13 +123,21 @@ class Subclass(torch.Tensor):
         lambda value: value[None],
         lambda value: value.numpy(),
         another,
+        smaller,
         torch._neg_view,
     ],
-    ids=["strides", "subclass", "dtype", "rows", "dimensions", "array", "no memory", "negated"],
+    ids=["strides", "subclass", "dtype", "rows", "dimensions", "array", "no memory", "less memory", "negated"],
 )
+@pytest.mark.parametrize("asks", ["functions", "python"])
 def test_what_differs_goes_the_long_way(
-    recording: Recording, long_way: list[Any], make: Callable[[torch.Tensor], Any]
+    recording: Recording,
+    long_way: list[Any],
+    make: Callable[[torch.Tensor], Any],
+    asks: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if asks == "python":
+        monkeypatch.setattr(short_way, "find_functions", lambda types, device: Functions())
     recorder = recording.start()
     value = VALUE.float()
     recorder.step()
@@ -132,7 +148,7 @@ def test_what_differs_goes_the_long_way(
     recorder.dump("x", other)
     assert len(long_way) == 3
     run = recording.read()
-    if make is another:
+    if make in (another, smaller):
         assert (len(run.records), run.losses) == (3, 1)
         return
     assert run.records[-1].array().tolist() == other.tolist()
