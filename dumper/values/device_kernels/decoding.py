@@ -66,19 +66,17 @@ def is_nan(value, KIND: tl.constexpr):
 
 @triton.jit
 def widen(bits, KIND: tl.constexpr):
-    """Integers of a byte or two as int32, others as int64, of uint64 as they are."""
+    """Integers of a byte or two as int32, larger ones as they are."""
     if KIND == BOOL:
         return (bits != 0).to(tl.int32)
-    elif bits.dtype == tl.uint64 and KIND == UNSIGNED:
-        return bits
     elif KIND == UNSIGNED:
-        return bits.to(tl.int64 if bits.dtype == tl.uint32 else tl.int32)
+        return bits if bits.dtype == tl.uint32 or bits.dtype == tl.uint64 else bits.to(tl.int32)
     elif bits.dtype == tl.uint8:
         return bits.to(tl.int8, bitcast=True).to(tl.int32)
     elif bits.dtype == tl.uint16:
         return bits.to(tl.int16, bitcast=True).to(tl.int32)
     elif bits.dtype == tl.uint32:
-        return bits.to(tl.int32, bitcast=True).to(tl.int64)
+        return bits.to(tl.int32, bitcast=True)
     else:
         return bits.to(tl.int64, bitcast=True)
 
