@@ -34,10 +34,21 @@ def _never() -> bool:
     return False
 
 
+class _NoFlags:
+    """Of no torch."""
+
+    _is_compiling_flag = False
+
+
 class Tracing:
     """Whether the code that runs is being traced; asks torch once torch is there, and costs nothing before."""
 
     is_compiling: Callable[[], bool] = staticmethod(_never)
+    by_dynamo: Callable[[], bool] = staticmethod(_never)
+    """Whether dynamo traces. ``by_dynamo() or flags._is_compiling_flag`` is ``is_compiling()`` without the calls that it
+    makes, for what runs between the kernels of a model. Dynamo does not come to the flag, on whose value the graph
+    would depend."""
+    flags: Any = _NoFlags
     recorders: ClassVar[MutableMapping[int, Recorder] | None] = None
     """By number, weakly: a graph can hold a number, but no object. None while the process has no torch."""
 
@@ -64,7 +75,9 @@ class Tracing:
         except (AttributeError, RuntimeError, TypeError):
             # A torch without effects on operators: taps in compiled code break the graph.
             return recorders
-        cls.is_compiling = staticmethod(torch.compiler.is_compiling)
+        cls.is_compiling = cls.by_dynamo = staticmethod(torch.compiler.is_compiling)
+        if hasattr(torch.compiler, "_is_compiling_flag") and hasattr(torch.compiler, "is_dynamo_compiling"):
+            cls.by_dynamo, cls.flags = staticmethod(torch.compiler.is_dynamo_compiling), torch.compiler
         return recorders
 
 

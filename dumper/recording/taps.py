@@ -68,7 +68,7 @@ class Tap:
 
     def record(self, value: Any, dims: str | None = None, /, **tags: Any) -> None:
         """Record a value under the tap's own name."""
-        if Tracing.is_compiling():
+        if Tracing.by_dynamo() or Tracing.flags._is_compiling_flag:
             record_in_graph(self._recorder.number, self._source, value, dims, tags)
             return
         self.fired += 1

@@ -70,7 +70,7 @@ def widen(bits, KIND: tl.constexpr):
     if KIND == BOOL:
         return (bits != 0).to(tl.int32)
     elif KIND == UNSIGNED:
-        return bits if bits.dtype == tl.uint32 or bits.dtype == tl.uint64 else bits.to(tl.int32)
+        return bits if bits.dtype.primitive_bitwidth >= 32 else bits.to(tl.int32)
     elif bits.dtype == tl.uint8:
         return bits.to(tl.int8, bitcast=True).to(tl.int32)
     elif bits.dtype == tl.uint16:
