@@ -45,8 +45,8 @@ class Tracing:
 
     is_compiling: Callable[[], bool] = staticmethod(_never)
     by_dynamo: Callable[[], bool] = staticmethod(_never)
-    """Whether dynamo traces. ``by_dynamo() or flags._is_compiling_flag`` is ``is_compiling()`` without the calls that it
-    makes, for what runs between the kernels of a model. Dynamo does not come to the flag, on whose value the graph
+    """Whether dynamo traces. ``by_dynamo() or flags._is_compiling_flag`` is ``is_compiling()`` without the calls that
+    it makes, for what runs between the kernels of a model. Dynamo does not come to the flag, on whose value the graph
     would depend."""
     flags: Any = _NoFlags
     recorders: ClassVar[MutableMapping[int, Recorder] | None] = None

@@ -14,6 +14,7 @@
 #include <structmember.h>
 
 #include "_state.h"
+#include "_recent.h"
 #include "_tensor.h"
 
 /* The key of a plan, as Session.submit makes it. */
@@ -118,19 +119,17 @@ static int count(Shortcut *self) {
 /* Room in the writer's budget. While nobody has the lock, and we keep the interpreter lock, nothing there changes. */
 
 static int reserve(Shortcut *self, long long bytes) {
-    PyObject *lock = SLOT(writer, _lock, self->writer);
-    if (lock == NULL || as_truth(method(lock, s_locked)) != 0) return 0;
+    if (CALLED(self->locked) != 0) return 0;
     long long before = NUMBER(writer, _reserved, self->writer), budget = NUMBER(writer, _budget, self->writer);
     if (before < 0 || before + bytes > budget) return 0;
     return SET(writer, _reserved, self->writer, before + bytes) == 0;
 }
 
 static int put_on_host(Shortcut *self, const Entry *entry, long long from, PyObject **slab, long long *offset) {
-    PyObject *lock = SLOT(writer, _lock, self->writer);
     *slab = SLOT(writer, _slab, self->writer);
     long long taken = NUMBER(slab, taken, *slab), address = NUMBER(slab, address, *slab);
     *offset = NUMBER(slab, used, *slab);
-    if (*offset < 0 || taken < 0 || address <= 0 || *offset + entry->bytes > self->host_slab_bytes || lock == NULL) return 0;
+    if (*offset < 0 || taken < 0 || address <= 0 || *offset + entry->bytes > self->host_slab_bytes) return 0;
     if (!reserve(self, entry->bytes + self->overhead)) return 0;
     if (SET(slab, used, *slab, (*offset + entry->bytes + 63) & -64) < 0 || SET(slab, taken, *slab, taken + 1) < 0) return 0;
     memcpy((void *)(uintptr_t)(address + *offset), (const void *)(uintptr_t)from, (size_t)entry->bytes);
@@ -165,26 +164,40 @@ static int is_tensor(Shortcut *self, PyObject *value) {
     return 0;
 }
 
+/* The entry of a value, which may be another one than was kept lately: a new reference; NULL where there is none that
+ * fits. */
+
+static Entry *entry_for(Shortcut *self, Incoming *incoming, const Recent *wanted, Recent *kept, PyObject *tags) {
+    if (kept != NULL && is_recent(kept, wanted) && is_of(self, incoming, kept->entry))
+        return (Entry *)Py_NewRef((PyObject *)kept->entry);
+    PyObject *key = key_of(wanted->source, wanted->dims, tags);
+    Entry *entry = key == NULL ? NULL : (Entry *)PyDict_GetItemWithError(self->known, key);
+    if (entry != NULL && is_of(self, incoming, entry)) {
+        Py_INCREF(entry);
+    } else if (key != NULL) {
+        PyErr_Clear();
+        entry = find_entry(self, key, incoming->on_device, entry);
+        if (entry != NULL && !is_of(self, incoming, entry)) Py_CLEAR(entry);
+    }
+    Py_XDECREF(key);
+    if (entry != NULL && kept != NULL) keep(kept, wanted, entry);
+    return entry;
+}
+
 /* 1: done; 0: not, and nothing has happened; -1: lost, with an exception. */
 
-static int record(Shortcut *self, PyObject *key, PyObject *value, PyObject *step) {
+static int record(Shortcut *self, PyObject *source, PyObject *value, PyObject *dims, PyObject *tags, PyObject *step) {
     Incoming incoming = {.value = value};
+    Recent wanted = {.source = source, .dims = dims}, *kept = recent_of(self, source, dims, tags, &wanted);
     long long offset = 0;
     PyObject *slab = NULL;
+    if (kept != NULL) __builtin_prefetch(kept);
     expect_owners(self);
     if (!look_at(self, &incoming)) return 0;
     expect_their_values(self);
+    Entry *entry = entry_for(self, &incoming, &wanted, kept, tags);
+    if (entry == NULL) return 0;
     int on_device = incoming.on_device, done = 0;
-    Entry *entry = (Entry *)PyDict_GetItemWithError(self->known, key);
-    Py_XINCREF(entry);
-    if (entry == NULL || entry->on_device != on_device ||
-        (entry->description != NULL && !fits(self, &incoming, entry))) {
-        Entry *before = entry;
-        PyErr_Clear();
-        entry = find_entry(self, key, on_device, before);
-        Py_XDECREF(before);
-        if (entry == NULL || (entry->description != NULL && !fits(self, &incoming, entry))) goto done;
-    }
     if (entry->description == NULL) { /* the filter rejects it, which graphs that are captured want to know */
         done = !on_device || CALLED(self->is_capturing) == 0;
         goto done;
@@ -197,7 +210,7 @@ static int record(Shortcut *self, PyObject *key, PyObject *value, PyObject *step
     if (done == 1 && (count(self) < 0 || hand_over(self, entry, slab, offset, step) < 0)) done = -1;
     if (on_device || done) Py_XDECREF(slab);
 done:
-    Py_XDECREF(entry);
+    Py_DECREF(entry);
     return done;
 }
 
@@ -209,9 +222,7 @@ static int submit(Shortcut *self, PyObject *source, PyObject *value, PyObject *d
         if ((step = SLOT(steps, number, self->steps)) == NULL) return 0;
     }
     Py_INCREF(step);
-    PyObject *key = key_of(source, dims, tags);
-    int done = key == NULL ? 0 : record(self, key, value, step);
-    Py_XDECREF(key);
+    int done = record(self, source, value, dims, tags, step);
     Py_DECREF(step);
     if (done >= 0) PyErr_Clear();
     return done;
@@ -292,7 +303,15 @@ static int Shortcut_init(Shortcut *self, PyObject *arguments, PyObject *keywords
     if (queue == NULL) return -1;
     Py_XSETREF(self->append, PyObject_GetAttr(queue, s_append));
     Py_DECREF(queue);
-    if (self->append == NULL) return -1;
+    PyObject *lock = PyObject_GetAttrString(self->writer, "_lock");
+    if (lock == NULL) return -1;
+    Py_XSETREF(self->locked, PyObject_GetAttr(lock, s_locked));
+    Py_DECREF(lock);
+    if (self->append == NULL || self->locked == NULL) return -1;
+    if (self->recent == NULL && (self->recent = PyMem_Calloc(MOST_RECENT, sizeof(Recent))) == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
     self->copy = (Copy)(uintptr_t)copy;
     self->launch = (LaunchKernel)(uintptr_t)launch;
     Py_XSETREF(self->known, PyDict_New());
@@ -305,6 +324,7 @@ static int Shortcut_traverse(Shortcut *self, visitproc visit, void *arg) {
     Py_VISIT(self->known);
     Py_VISIT(self->lane);
     Py_VISIT(self->append);
+    Py_VISIT(self->locked);
     Py_VISIT(self->acquire);
     Py_VISIT(self->release);
     OBJECTS(OBJECT_VISIT)
@@ -316,8 +336,10 @@ static int Shortcut_clear(Shortcut *self) {
     for (int at = 0; at < MOST_TYPES; at++) Py_CLEAR(self->types[at]);
     for (int at = 0; at < CLASS_COUNT; at++) Py_CLEAR(self->classes[at]);
     Py_CLEAR(self->known);
+    for (int at = 0; self->recent != NULL && at < MOST_RECENT; at++) forget(&self->recent[at]);
     Py_CLEAR(self->lane);
     Py_CLEAR(self->append);
+    Py_CLEAR(self->locked);
     Py_CLEAR(self->acquire);
     Py_CLEAR(self->release);
     OBJECTS(OBJECT_CLEAR)
@@ -327,6 +349,7 @@ static int Shortcut_clear(Shortcut *self) {
 static void Shortcut_dealloc(Shortcut *self) {
     PyObject_GC_UnTrack(self);
     Shortcut_clear(self);
+    PyMem_Free(self->recent);
     Py_TYPE(self)->tp_free(self);
 }
 

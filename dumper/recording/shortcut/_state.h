@@ -26,6 +26,8 @@ typedef int (*Copy)(void *to, const void *from, size_t bytes, int kind, void *st
 enum { SLOTS(SLOT_NUMBER) SLOT_COUNT };
 enum { CLASSES(CLASS_NUMBER) CLASS_COUNT };
 
+struct Recent;
+
 typedef struct {
     PyObject_HEAD
     PyObject *types[MOST_TYPES]; /* of tensors; compared by identity */
@@ -39,7 +41,9 @@ typedef struct {
     Describe describe; /* NULL: attributes are asked for, one by one */
     CurrentStream stream_of; /* NULL: current_stream is called */
     Functions functions;
-    PyObject *append, *acquire, *release; /* of the writer's queue; of the lock of the last lane */
+    PyObject *append, *locked;    /* of the writer's queue, and of its lock */
+    PyObject *acquire, *release;  /* of the lock of the last lane */
+    struct Recent *recent;        /* MOST_RECENT */
     PyObject *lane;    /* the last one */
     long long lane_device, lane_stream;
     Copy copy;

@@ -97,3 +97,9 @@ static int fits(const Shortcut *self, Incoming *incoming, Entry *entry) {
     if (entry->may_be_negated && as_truth(method(incoming->value, s_is_neg)) != 0) return 0;
     return !entry->may_be_conjugated || as_truth(method(incoming->value, s_is_conj)) == 0;
 }
+
+/* Whether what an entry says is true of a tensor; of one that the filter rejects nothing is said. */
+
+static int is_of(const Shortcut *self, Incoming *incoming, Entry *entry) {
+    return entry->on_device == incoming->on_device && (entry->description == NULL || fits(self, incoming, entry));
+}

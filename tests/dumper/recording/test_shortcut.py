@@ -333,3 +333,27 @@ def test_records_are_the_same_without_it(calls: list[Any], outside: str, in_one_
         taken = recorded(Path(folder), "taken", calls, outside)
         patches.setattr(short_way, "Shortcut", None)
         assert recorded(Path(folder), "not", calls, outside) == taken
+
+
+def test_places_by_the_thousand_and_tags_that_look_alike(recording: Recording, long_way: list[Any]) -> None:
+    """More than are kept by their addresses, and objects that are made anew for each record."""
+    recorder = recording.start()
+    recorder.step()
+    calls: list[dict[str, Any]] = [{"layer_id": layer} for layer in range(1500)]
+    calls += [{"part": part} for part in (1, True, 1.0, "1", None, 0, False, "")]
+    calls += [{"a": 1, "b": number, "c": "x" * number, "d": None} for number in range(3)]
+    calls += [{"a": 1, "b": str(number), "c": None} for number in range(3)]
+    for _ in range(3):
+        for number, tags in enumerate(calls):
+            fresh = {name: int(str(tag)) if type(tag) is int else tag for name, tag in tags.items()}
+            recorder.dump("x", VALUE + number, " ".join(["t", "h"]), **fresh)
+    # Of each kind the first, and those before torch was looked up.
+    assert len(long_way) <= len(calls) + 1
+    run = recording.read()
+    assert len(run.records) == 3 * len(calls)
+    for number, record in enumerate(run.records):
+        tags = calls[number % len(calls)]
+        assert {name: (type(tag), tag) for name, tag in record.tags.items()} == {
+            name: (type(tag), tag) for name, tag in tags.items()
+        }
+        assert record.tensor().tolist() == (VALUE + number % len(calls)).tolist()
