@@ -48,7 +48,7 @@ class IndexColumns:
     def add(self, rows: Iterable[int]) -> None:
         """Add records: the values in the order of the columns, row after row."""
         # Made first: a number that does not fit must not leave half a row.
-        self.rows.extend(array("q", rows))
+        self.rows.extend(rows if isinstance(rows, array) else array("q", rows))
 
     def meta(self) -> dict[str, Any]:
         """Metadata of the index frame."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dumper.log_once import log
 from dumper.memory.buffers import SLAB_BYTES, Shelf, Slab, copy_memory
 from dumper.memory.device_slabs import DeviceSlab
 from dumper.settings import Settings
+from dumper.writing.framing import take_values
 from dumper.writing.items import (
     Barrier,
     BeginStep,
@@ -49,6 +51,43 @@ LARGEST_BATCH_BYTES = 16 << 20
 """Bytes per round, so that memory comes back to a model that waits for room."""
 
 
+class Wake:
+    """What a ``threading.Event`` does for one thread that waits, in one turn of the interpreter lock where that takes
+    several; and a signal's handler may come while its thread is within ``set``."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        """Free when the thread is to wake."""
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Have ``wait`` return, the next time if not now."""
+        with contextlib.suppress(RuntimeError):  # it is free already
+            self._lock.release()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep for so long, or until somebody calls ``set``."""
+        self._lock.acquire(timeout=seconds)
+
+
+class Batch:
+    """What one round takes off the queue."""
+
+    __slots__ = ("barriers", "items", "reserved", "slabs", "stops")
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.slabs: dict[Slab | DeviceSlab, int] = {}
+        """How many values of each."""
+        self.reserved = 0
+        """Bytes of the memory budget to give back."""
+        self.barriers: list[Barrier] = []
+        self.stops = False
+        """Whether it is the last."""
+
+
 class Writer:
     """Owns the thread and the memory budget of one process. ``put`` may be called from any thread."""
 
@@ -77,7 +116,7 @@ class Writer:
         self._budget = settings.memory_budget
         self._drops = settings.when_full == "drop"
         self._queue: deque[Item] = deque()
-        self._wake = threading.Event()
+        self._wake = Wake()
         self._asleep = False
         # A plain lock: a condition is entered through Python code, and this happens for every record.
         self._lock = threading.Lock()
@@ -199,30 +238,20 @@ class Writer:
             self._reserved -= nbytes
             self._room.notify_all()
 
-    def _release(self, batch: list[Item]) -> None:
+    def _release(self, batch: Batch) -> None:
         """Give back the memory of what a batch held."""
-        reserved = 0
-        slabs: dict[Slab, int] = {}
-        device_slabs: dict[DeviceSlab, int] = {}
-        # Counted before the lock is taken: the model takes it for every record.
-        for item in batch:
-            if isinstance(item, tuple):
-                slab = item[1]
-                if isinstance(slab, Slab):
-                    slabs[slab] = slabs.get(slab, 0) + 1
-                else:
-                    device_slabs[slab] = device_slabs.get(slab, 0) + 1
-                reserved += item[3] + OVERHEAD_BYTES
-            elif isinstance(item, Submission | ManyValues):
-                reserved += item.reserved
-        for device_slab, values in device_slabs.items():
-            device_slab.release(values)
+        slabs = []
+        for slab, values in batch.slabs.items():
+            if isinstance(slab, Slab):
+                slabs.append((slab, values))
+            else:
+                slab.release(values)
         with self._lock:
-            for slab, values in slabs.items():
+            for slab, values in slabs:
                 slab.released += values
                 if slab.retired and slab.released == slab.taken:
                     self._shelf.give_back(slab.buffer)
-            self._reserved -= reserved
+            self._reserved -= batch.reserved
             self._room.notify_all()
 
     def flush(self) -> bool:
@@ -253,16 +282,16 @@ class Writer:
             self._prepare_slabs()
             while True:
                 batch = self._take(waits >= MOST_WAITS)
-                if batch:
+                if batch.items:
                     naps = 0
                     if not self._serve(batch):
                         return
                 if not self._queue:
                     naps = self._rest(naps)
-                elif not batch:
+                elif not batch.items:
                     # The next value is on its way from a device.
                     waits += 1
-                    self._sleep(self._nap)
+                    self._wake.wait(self._nap)
                     continue
                 waits = 0
         finally:
@@ -279,62 +308,66 @@ class Writer:
     def _rest(self, naps: int) -> int:
         """Sleep, until woken when there was nothing to do for a while."""
         if naps < NAPS:
-            self._sleep(self._nap)
+            self._wake.wait(self._nap)
             return naps + 1
         self._asleep = True
         # Looked at again after the flag is up: who put something before that did not see it.
         if not self._queue:
             self._wake.wait(IDLE_WAIT)
         self._asleep = False
-        self._wake.clear()
         if naps == NAPS + IDLE_ROUNDS:
             self._shelf.pool.let_go()
         return naps + 1
 
-    def _sleep(self, seconds: float) -> None:
-        if self._wake.wait(seconds):
-            self._wake.clear()
-
-    def _serve(self, batch: list[Item]) -> bool:
+    def _serve(self, batch: Batch) -> bool:
         """Write a batch; False when it was the last."""
         try:
-            self._encoder.write(batch)
+            self._encoder.write(batch.items)
         except Exception:
             log().exception(
-                "tensortap: up to %d values were not written because of an internal error", count_values(batch)
+                "tensortap: up to %d values were not written because of an internal error", count_values(batch.items)
             )
         finally:
             self._release(batch)
-            for item in batch:
-                if isinstance(item, Barrier):
-                    item.reached.set()
-        return not any(isinstance(item, Stop) for item in batch)
+            for barrier in batch.barriers:
+                barrier.reached.set()
+        return not batch.stops
 
-    def _take(self, insist: bool) -> list[Item]:
+    def _take(self, insist: bool) -> Batch:
         """The next items; a large value, which is written by itself, ends the batch, as does one that is still on its
         way, unless somebody waits or we are to ``insist``."""
-        batch: list[Item] = []
-        queue, reserved = self._queue, 0
+        batch = Batch()
+        queue, items, nbytes = self._queue, batch.items, 0
         insist = insist or bool(self._waiting)
         self._nap = NAP
-        while queue and len(batch) < LARGEST_BATCH and reserved < LARGEST_BATCH_BYTES:
+        while queue and len(items) < LARGEST_BATCH and nbytes < LARGEST_BATCH_BYTES:
             item = queue[0]
             if isinstance(item, tuple):
-                slab = item[1]
+                slab, before = item[1], len(items)
                 if not isinstance(slab, Slab):
                     self._nap = LONG_NAP
                     if not (slab.is_there or insist):
                         break
-                reserved += item[3]
-            elif isinstance(item, Submission | ManyValues):
+                taken = take_values(queue, items, LARGEST_BATCH - before)
+                values = len(items) - before
+                batch.slabs[slab] = batch.slabs.get(slab, 0) + values
+                batch.reserved += taken + values * OVERHEAD_BYTES
+                nbytes += taken
+                continue
+            if isinstance(item, Submission | ManyValues):
                 data = item.data
                 if not (isinstance(data, bytes | memoryview) or data.is_there or insist):
                     break
-                reserved += item.reserved
+                batch.reserved += item.reserved
+                nbytes += item.reserved
             elif isinstance(item, BeginStep) and isinstance(item.layout, StagedLayout):
                 self._nap = LONG_NAP
                 if not (item.layout.is_there or insist):
                     break
+            elif isinstance(item, Barrier):
+                batch.barriers.append(item)
+            elif isinstance(item, Stop):
+                batch.stops = True
             # This thread alone takes items off.
-            batch.append(queue.popleft())
+            items.append(queue.popleft())
         return batch

@@ -1,4 +1,4 @@
-/* Frames of small records, made without the interpreter lock: see __init__.py. The Python code of record_encoder.py says
+/* Small values off the queue, and frames of them, made without the interpreter lock: see __init__.py. The Python code of record_encoder.py says
  * what a frame holds, docs/format.md what it looks like. */
 
 #define PY_SSIZE_T_CLEAN
@@ -53,7 +53,7 @@ typedef struct {
     int64_t begin, end;     /* in the file */
 } Piece;
 
-static PyObject *s_view;
+static PyObject *s_view, *s_popleft;
 
 static PyObject *slot_of(const Framer *self, int class, int slot, PyObject *object) {
     if (object == NULL || (PyObject *)Py_TYPE(object) != self->classes[class]) return NULL;
@@ -348,6 +348,42 @@ static PyObject *Framer_encode(Framer *self, PyObject *const *arguments, Py_ssiz
     return result;
 }
 
+/* What take_values of __init__.py says. */
+
+static int move_first(PyObject *queue, PyObject *items) {
+    PyObject *const arguments[1] = {queue};
+    PyObject *moved = PyObject_VectorcallMethod(s_popleft, arguments, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    int failed = moved == NULL || PyList_Append(items, moved) < 0;
+    Py_XDECREF(moved);
+    return failed ? -1 : 0;
+}
+
+static PyObject *take_values(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
+    (void)module;
+    if (count != 3 || !PyList_CheckExact(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "take_values(queue, list of items, most)");
+        return NULL;
+    }
+    PyObject *queue = arguments[0], *items = arguments[1], *slab = NULL;
+    Py_ssize_t most = PyLong_AsSsize_t(arguments[2]), bytes = 0, left = PyObject_Size(queue);
+    if (PyErr_Occurred()) return NULL;
+    for (; most > 0 && left > 0; most--, left--) {
+        PyObject *first = PySequence_GetItem(queue, 0);
+        if (first == NULL) return NULL;
+        int goes_on = PyTuple_CheckExact(first) && PyTuple_GET_SIZE(first) == 5 &&
+                      (slab == NULL || PyTuple_GET_ITEM(first, 1) == slab);
+        if (goes_on) {
+            slab = PyTuple_GET_ITEM(first, 1); /* lives as long as what is moved */
+            bytes += PyLong_AsSsize_t(PyTuple_GET_ITEM(first, 3));
+        }
+        int failed = goes_on && (PyErr_Occurred() || move_first(queue, items) < 0);
+        Py_DECREF(first);
+        if (failed) return NULL;
+        if (!goes_on) break;
+    }
+    return PyLong_FromSsize_t(bytes);
+}
+
 /* The object. */
 
 static int find_slots(Framer *self) {
@@ -406,11 +442,18 @@ static PyTypeObject FramerType = {
     .tp_methods = methods,
 };
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_compiled", .m_doc = SOURCES, .m_size = -1};
+static PyMethodDef functions[] = {
+    {"take_values", (PyCFunction)(void (*)(void))take_values, METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, .m_name = "_compiled", .m_doc = SOURCES, .m_size = -1, .m_methods = functions};
 
 PyMODINIT_FUNC PyInit__compiled(void) {
     s_view = PyUnicode_InternFromString("view");
-    if (s_view == NULL || PyType_Ready(&FramerType) < 0) return NULL;
+    s_popleft = PyUnicode_InternFromString("popleft");
+    if (s_view == NULL || s_popleft == NULL || PyType_Ready(&FramerType) < 0) return NULL;
     PyObject *made = PyModule_Create(&module);
     if (made != NULL && PyModule_AddObjectRef(made, "Framer", (PyObject *)&FramerType) < 0) Py_CLEAR(made);
     return made;

@@ -1,3 +1,4 @@
+from collections import deque
 from typing import Any
 
 class Framer:
@@ -5,3 +6,5 @@ class Framer:
     def encode(
         self, records: list[Any], first: int, position: int, order: int, buffers: list[Any], /
     ) -> tuple[int, int, bytearray]: ...
+
+def take_values(queue: deque[Any], items: list[Any], most: int, /) -> int: ...

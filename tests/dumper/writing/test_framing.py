@@ -1,8 +1,10 @@
-"""Frames of many small records in one compiled call: byte for byte what the Python code makes of them."""
+"""What compiled code does for many small records in one call: byte for byte what the Python code does."""
 
 from __future__ import annotations
 
+import threading
 from array import array
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,8 @@ from dumper.memory.buffers import Slab
 from dumper.memory.cuda_runtime import DeviceError
 from dumper.rules.levels import Level
 from dumper.values.source import Source
-from dumper.writing.framing import COMPILED, Framer
-from dumper.writing.items import Description, SmallRecord
+from dumper.writing.framing import COMPILED, Framer, in_python, take_values
+from dumper.writing.items import Barrier, Description, SmallRecord
 from dumper.writing.record_encoder import RecordEncoder
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="the module is not built: python setup.py build_ext -i")
@@ -159,3 +161,21 @@ def test_what_is_no_record_is_left() -> None:
 def _known(description: Description) -> Any:
     RecordEncoder(None).encode_small([(description, b"", 0)], 0)
     return description.encoded
+
+
+queued = st.builds(in_slab, st.sampled_from([*SLABS, FailedSlab()]), st.integers(0, 99), st.integers(0, 99), steps)
+
+
+@given(queued, st.lists(queued | st.just(Barrier(threading.Event())) | st.just(None)), st.integers(1, 20))
+def test_values_of_one_slab_are_taken_off_a_queue(first: Any, others: list[Any], most: int) -> None:
+    queue = [value if not isinstance(value, tuple) else (None, *value) for value in (first, *others)]
+    found = []
+    for function in (take_values, in_python):
+        left, items = deque(queue), ["before"]
+        nbytes = function(left, items, most)
+        assert [*items[1:], *left] == queue
+        assert nbytes == sum(item[3] for item in items[1:])
+        found.append(len(items))
+    assert found[0] == found[1] > 1
+    with pytest.raises(TypeError):
+        take_values(deque(queue), (), most)  # type: ignore[arg-type]
