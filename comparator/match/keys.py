@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ from comparator.rules import Rules, joins_steps
 from dumper.reading.columns import OUTSIDE_STEPS
 from dumper.reading.named_files import AUXILIARY_NAMES, NamedFile
 from dumper.rules.expressions import Expression, ExpressionError
+from tensortap.distinct import distinct
 
 _NEVER_KEYS = frozenset({"dump_index", "filename"})
 _DUPLICATE_INDEX = "duplicate_index"
@@ -28,11 +31,11 @@ _DUPLICATE_INDEX = "duplicate_index"
 class BundleKey(Struct, frozen=True):
     """What names a bundle."""
 
-    key: Key
-    """As the target names it."""
+    key: tuple[Any, ...]
+    """As the target names it: a ``Key`` by tags, by file names the values alone, whose names are those of all."""
     family: Key
     """Without the step."""
-    shared: Key
+    shared: tuple[Any, ...]
     """What of it both sides can have."""
 
 
@@ -56,11 +59,14 @@ def keyed_entries(baseline: RunIndex, target: RunIndex, options: Options, rules:
     if rules.grouping == "tags":
         wanted = None if options.filter is None else _parse_filter(options.filter, baseline, target)
         return _by_tags(baseline, options, rules, wanted), _by_tags(target, options, rules, wanted)
-    left, right = _compared_files(baseline, options), _chosen_files(target, options)
-    ours = _names_of_parts(baseline)
-    names = sorted(_names_of_parts(target) - options.grouping_skip_keys - _NEVER_KEYS)
+    left, right = _Files.of(baseline), _Files.of(target)
+    ours = left.names_of_parts
+    names = sorted(right.names_of_parts - options.grouping_skip_keys - _NEVER_KEYS)
     shared = [name for name in names if name in ours]
-    return _by_files(baseline, left, shared, shared), _by_files(target, right, names, shared)
+    return (
+        _by_files(left.compared(options), shared, shared),
+        _by_files(right.compared(options).selected(options), names, shared),
+    )
 
 
 def _by_tags(index: RunIndex, options: Options, rules: Rules, wanted: Expression | None) -> Keyed:
@@ -190,62 +196,71 @@ def named_file(entry: Entry) -> NamedFile:
     return found
 
 
-def _names_of_parts(index: RunIndex) -> set[str]:
-    return {_DUPLICATE_INDEX}.union(*{tuple(named_file(entry).parts) for entry in index.entries})
+class _Files(Struct, frozen=True, eq=False):
+    """Entries of a run that are files, whose names tell them."""
+
+    index: RunIndex
+    number: Integers
+    """Of each, which of the entries of the run it is."""
+    files: Sequence[NamedFile]
+
+    @classmethod
+    def of(cls, index: RunIndex) -> _Files:
+        """All of a run."""
+        return cls(index, np.arange(len(index.entries)), [named_file(entry) for entry in index.entries])
+
+    @property
+    def names_of_parts(self) -> set[str]:
+        return {_DUPLICATE_INDEX}.union(*{tuple(file.parts) for file in self.files})
+
+    def compared(self, options: Options) -> _Files:
+        """Those but for the ones that ``smart`` aligns by."""
+        if options.token_aligner != "smart":
+            return self
+        return self._where([file.dumped_name not in AUXILIARY_NAMES for file in self.files])
+
+    def selected(self, options: Options) -> _Files:
+        """Those of the steps, and by the filter, that were asked for."""
+        step = self.index.entries.step[self.number]
+        found = self._where(((step >= options.start_step) & (step <= options.end_step)).tolist())
+        if not options.filter:
+            return found
+        pattern = compiled(options.filter, "--filter")
+        return found._where([pattern.search(file.filename) is not None for file in found.files])
+
+    def _where(self, chosen: Sequence[bool]) -> _Files:
+        if all(chosen):
+            return self
+        return _Files(self.index, self.number[np.array(chosen, np.bool_)], list(compress(self.files, chosen)))
+
+    def column(self, name: str) -> list[str | None]:
+        """What the name of each file has for a part, as text."""
+        entries = self.index.entries
+        if name == _DUPLICATE_INDEX:
+            return _texts(entries.occurrence[self.number])
+        if name == "step":
+            return _texts(entries.step[self.number])
+        if name == "rank":
+            return _texts(entries.rank[self.number])
+        return [file.parts.get(name) for file in self.files]
 
 
-_Chosen = Sequence[tuple[int, Entry, NamedFile]]
-"""Of each entry that takes part its number, and its file."""
+def _texts(numbers: Integers) -> list[str | None]:
+    texts = {number: str(number) for number in distinct(numbers).tolist()}
+    return list(map(texts.__getitem__, numbers.tolist()))
 
 
-def _compared_files(index: RunIndex, options: Options) -> _Chosen:
-    """Files but for those that ``smart`` aligns by."""
-    ignored = AUXILIARY_NAMES if options.token_aligner == "smart" else ()
-    found = [(number, entry, named_file(entry)) for number, entry in enumerate(index.entries)]
-    return [one for one in found if one[2].dumped_name not in ignored] if ignored else found
-
-
-def _chosen_files(index: RunIndex, options: Options) -> _Chosen:
-    pattern = compiled(options.filter, "--filter") if options.filter else None
-    first, last = options.start_step, options.end_step
-    return [
-        one
-        for one in _compared_files(index, options)
-        if first <= one[2].step <= last and (pattern is None or pattern.search(one[2].filename) is not None)
-    ]
-
-
-def _by_files(index: RunIndex, chosen: _Chosen, names: Sequence[str], shared: Sequence[str]) -> Keyed:
-    of_name = [_column(chosen, name) for name in names]
-    key, found = (
-        numbered(zip(*of_name, strict=True)) if names else (np.zeros(len(chosen), np.int64), [()][: len(chosen)])
-    )
+def _by_files(files: _Files, names: Sequence[str], shared: Sequence[str]) -> Keyed:
+    count = len(files.number)
+    columns = [files.column(name) for name in names]
+    key, found = numbered(zip(*columns, strict=True)) if names else (np.zeros(count, np.int64), [()][:count])
     in_family = [at for at, name in enumerate(names) if name != "step"]
     in_both = [names.index(name) for name in shared]
-    families: dict[tuple[str | None, ...], tuple[int, Key]] = {}
-    family_of, keys = [], []
-    for values in found:
-        pairs = tuple(zip(names, values, strict=True))
-        told = tuple([values[at] for at in in_family])
-        if told not in families:
-            families[told] = len(families), tuple([pairs[at] for at in in_family])
-        number, family = families[told]
-        family_of.append(number)
-        common = pairs if len(shared) == len(names) else tuple([pairs[at] for at in in_both])
-        keys.append(BundleKey(pairs, family, common))
-    row = np.array([number for number, *_ in chosen], np.int64)
-    return Keyed(index.entries, row, key, keys, np.array(family_of, np.int64), np.ones(len(row), np.bool_))
-
-
-def _column(chosen: _Chosen, name: str) -> list[str | None]:
-    """What the name of each file has for a part, as text."""
-    if name == _DUPLICATE_INDEX:
-        return [str(entry.record.occurrence) for _, entry, _ in chosen]
-    if name == "step":
-        return [str(entry.step) for _, entry, _ in chosen]
-    if name == "rank":
-        return [str(entry.rank) for _, entry, _ in chosen]
-    return [file.parts.get(name) for *_, file in chosen]
+    family, families = numbered(tuple([values[at] for at in in_family]) for values in found)
+    shown = [tuple([(names[at], value) for at, value in zip(in_family, told, strict=True)]) for told in families]
+    common = found if len(shared) == len(names) else [tuple([values[at] for at in in_both]) for values in found]
+    keys = [BundleKey(values, shown[at], both) for values, at, both in zip(found, family.tolist(), common, strict=True)]
+    return Keyed(files.index.entries, files.number, key, keys, family, np.ones(count, np.bool_))
 
 
 def shown_tags(key: Key) -> Key:

@@ -18,8 +18,7 @@ def _holds(path: Path) -> bool:
 
 
 def _has_steps(path: Path) -> bool:
-    with os.scandir(path) as found:
-        return any(one.name.startswith("step") and one.is_dir() for one in found)
+    return any(name.startswith("step") and name[4:].isdecimal() for name in os.listdir(path))
 
 
 def _open(path: Path, progress: Progress) -> Run:

@@ -21,7 +21,7 @@ from dumper.printable import printable
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.facts import Facts, FactsAhead, facts_of, facts_of_file
 from dumper.readers.sglang.plain_pt import MOST_READ, read_again, read_together, stamps_of
-from dumper.readers.sglang.pt_files import OWN_KEYS, Content, PtFileError
+from dumper.readers.sglang.pt_files import Content, PtFileError
 from dumper.readers.sglang.pt_format.archive import Stamp
 from dumper.reading.base import RecordBase, RunBase
 from dumper.reading.headers import RankHeader, ranks_missing
@@ -44,6 +44,7 @@ class SGLangRecord(RecordBase):
     """Its name."""
     parts: Mapping[str, str]
     """The parts of the file name, as they are written."""
+    tags: Mapping[str, Any]
     step: int
     rank: int
     dump_index: int
@@ -95,10 +96,6 @@ class SGLangRecord(RecordBase):
     @property
     def recompute(self) -> bool:
         return self.parts.get("recompute_status") == "recompute"
-
-    @functools.cached_property
-    def tags(self) -> Mapping[str, Any]:
-        return {key: pt_files.typed(text) for key, text in self.parts.items() if key not in OWN_KEYS}
 
     @functools.cached_property
     def facts(self) -> Facts:

@@ -30,11 +30,11 @@ def open_sglang_dump(path: Path, progress: Progress = silent, workers: Workers |
     directory = _directory_of(path)
     records: list[SGLangRecord] = []
     problems: list[Problem] = []
-    folder = str(directory)
+    folder, names = str(directory), pt_files.FileNames()
     for name in os.listdir(directory):
         if not name.endswith(".pt"):
             continue
-        parts = pt_files.parse_file_name(name)
+        parts, tags = names.parse(name)
         try:
             step, rank, number = int(parts["step"]), int(parts["rank"]), int(parts["dump_index"])
             if "name" not in parts or not 0 <= rank < MOST_RANKS:
@@ -44,7 +44,7 @@ def open_sglang_dump(path: Path, progress: Progress = silent, workers: Workers |
                 Problem("unreadable", f"{name} is not named as SGLang's dumper names files; it is left out")
             )
         else:
-            records.append(SGLangRecord(folder, name, parts, step, rank, number))
+            records.append(SGLangRecord(folder, name, parts, tags, step, rank, number))
     if not records:
         raise RunError(f"{directory} holds no file that is named as SGLang's dumper names them (step=…___rank=….pt)")
     records.sort(key=lambda record: (record.rank, record.dump_index))

@@ -24,6 +24,7 @@ from dumper.readers.sglang.plain_pt import StoredTensor, Unknown, load_plain
 from dumper.reading.named_files import PARALLEL_KEYS
 
 SEPARATOR = "___"
+_INDEX = f"{SEPARATOR}dump_index="
 _PLACE_KEYS = frozenset({"pp_rank", "tp_rank", "cp_rank", "ep_rank", "etp_rank"})
 """Keys that ``DUMPER_INCLUDE_PARALLEL_RANK_IN_FILENAME`` adds; the metadata says the same."""
 OWN_KEYS = frozenset({"step", "rank", "dump_index", "name", "recompute_status"}) | _PLACE_KEYS
@@ -47,11 +48,43 @@ def parse_file_name(name: str) -> dict[str, str]:
 
     SGLang 0.5.9 and before number passes from 1, as ``forward_pass_id``; here they are steps from 0.
     """
-    stem = name.removesuffix(".pt")
-    parts = dict([part.split("=", 1) for part in stem.split(SEPARATOR) if "=" in part])
+    parts = _parts(name.removesuffix(".pt"))
     if "step" not in parts and parts.get("forward_pass_id", "").isdecimal():
         parts["step"] = str(int(parts.pop("forward_pass_id")) - 1)
     return parts
+
+
+def _parts(text: str) -> dict[str, str]:
+    return dict([part.split("=", 1) for part in text.split(SEPARATOR) if "=" in part])
+
+
+def tags_of(parts: Mapping[str, str]) -> Mapping[str, Any]:
+    """What the parts of a file name say of its record beside what every one has."""
+    return {key: typed(text) for key, text in parts.items() if key not in OWN_KEYS}
+
+
+class FileNames:
+    """Parses the names of the files of a dump, most of which differ in ``dump_index`` alone from one that was read."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[dict[str, str], Mapping[str, Any]]] = {}
+
+    def parse(self, name: str) -> tuple[dict[str, str], Mapping[str, Any]]:
+        """The parts of a name, as ``parse_file_name`` has them, and its tags, which several may share."""
+        before, found, behind = name.partition(_INDEX)
+        number, more, after = behind.partition(SEPARATOR)
+        if not (found and more and before.startswith("step=")):
+            parts = parse_file_name(name)
+            return parts, tags_of(parts)
+        known = self._known
+        first, own = known.get(before) or self._remember(before)
+        last, tags = known.get(after) or self._remember(after)
+        return {**first, "dump_index": number, **last}, {**own, **tags} if own else tags
+
+    def _remember(self, text: str) -> tuple[dict[str, str], Mapping[str, Any]]:
+        parts = _parts(text.removesuffix(".pt"))
+        found = self._known[text] = parts, tags_of(parts)
+        return found
 
 
 def build_file_name(parts: Mapping[str, Any]) -> str:

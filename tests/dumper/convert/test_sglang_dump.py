@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dumper import open_run
 from dumper.layout import PADDING_ROW, SequenceSpan
-from dumper.readers.sglang.pt_files import parse_file_name, typed
+from dumper.readers.sglang.pt_files import FileNames, parse_file_name, tags_of, typed
 from dumper.reading.protocol import RunError
 from tests.dumper.convert.dumps import DumpWriter
 
@@ -226,6 +226,32 @@ def test_megatron_batches(tmp_path: Path) -> None:
 @given(st.text(max_size=120))
 def test_any_file_name_can_be_parsed(name: str) -> None:
     assert all(isinstance(part, str) for part in parse_file_name(name).values())
+
+
+PARTS = st.sampled_from(
+    [
+        "step=0",
+        "step=1",
+        "rank=1",
+        "dump_index=2",
+        "dump_index=",
+        "name=a=b",
+        "layer_id=3",
+        "forward_pass_id=4",
+        "x",
+        "",
+    ]
+)
+
+
+@given(st.lists(st.lists(PARTS, max_size=6).map(lambda parts: "___".join(parts) + ".pt"), max_size=8))
+def test_names_that_are_parsed_together_are_parsed_as_each(names: list[str]) -> None:
+    together = FileNames()
+    for name in [*names, *names]:
+        parts, tags = together.parse(name)
+        expected = parse_file_name(name)
+        assert list(parts.items()) == list(expected.items())
+        assert list(tags.items()) == list(tags_of(expected).items())
 
 
 @given(st.from_regex(r"-?[0-9]{1,30}|True|False|None|[a-z0-9_.²٣ -]{0,12}", fullmatch=True))
