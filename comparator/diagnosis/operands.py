@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from msgspec import Struct
@@ -10,10 +10,11 @@ from msgspec.structs import replace
 
 from comparator.diagnosis.floors import Operation, floor_for, rounding_error
 from comparator.diagnosis.kernel import Matrices, RowSums, first_look, row_sums, sides, to_single
+from comparator.diagnosis.kernel.reference import Array
 from comparator.diagnosis.measures import TINY, channel_weights, median, relative, sizes_of
 from comparator.diagnosis.tap_graph import TapNode
-from comparator.diagnosis.tap_rows import Float, Single, TapRows, join_rows
-from tensortap.lazy_rows import is_lazy
+from comparator.diagnosis.tap_rows import Float, Integer, Single, TapRows, join_rows
+from tensortap.lazy_rows import computed, is_lazy, pieces, stacked
 
 PIECE = 1 << 18
 """Elements."""
@@ -70,24 +71,20 @@ class Operands(Struct, frozen=True, eq=False):
         if self.node.branch is not None:
             return self._branch(first, second)
         weights = self.value.weights
-        if weights is not None:
-            first *= weights
-            second *= weights
-        return self._sum(first, second, plain)
+        return self._sum(_weighted(first, weights), _weighted(second, weights), plain)
 
     def _sum_of_operands(self) -> tuple[Single, Single] | None:
-        shape, labels = self.value.shape, self.tap.values.labels
-        if is_lazy(self.value.first) or is_lazy(self.value.second):
-            more = 8 * shape[0] * shape[1] / 1e9
-            raise MemoryError(f"{self.tap.key.label} is a sum, and to add up its operands takes {more:.3g} GB")
-        first, second = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        for operand in self.tap.operands:
-            here, there = join_rows(labels, operand.labels)
+        """The operands of each side added up; computed whenever rows of it are asked for, where the value or an operand
+        is read some rows at a time."""
+        shape, operands, places = self.value.shape, self.tap.operands, []
+        for operand in operands:
+            here, there = join_rows(self.tap.values.labels, operand.labels)
             if len(here) < shape[0] or operand.baseline.shape[1] != shape[1]:
                 return None
-            for total, side in ((first, operand.baseline), (second, operand.target)):
-                for rows in _pieces(shape):
-                    total[rows] += np.nan_to_num(to_single(side[there[rows]]), posinf=0.0, neginf=0.0)
+            places.append(there)
+        arrays = [[operand.baseline for operand in operands], [operand.target for operand in operands]]
+        lazily = any(map(is_lazy, (self.value.first, self.value.second, *arrays[0], *arrays[1])))
+        first, second = (_added_lazily(one, places) if lazily else _added(one, places, shape) for one in arrays)
         return first, second
 
     def _branch(self, first: Single, second: Single) -> Part:
@@ -95,10 +92,7 @@ class Operands(Struct, frozen=True, eq=False):
         operation = self.node.branch or "unknown"
         plain = replace(self.value, weights=None)
         whole = sizes_of(row_sums(plain)) + sizes_of(row_sums(Matrices(first, second, finite=True)))
-        for rows in _pieces(plain.shape):
-            left, right = sides(plain, rows)
-            np.subtract(left, first[rows], out=first[rows])
-            np.subtract(right, second[rows], out=second[rows])
+        first, second = _of_rows(lambda left, right, one, two: (left - one, right - two), plain, first, second)
         matrices = _shrunk(Matrices(first, second, finite=True))
         sums = row_sums(matrices)
         sizes = sizes_of(sums)
@@ -107,26 +101,26 @@ class Operands(Struct, frozen=True, eq=False):
         return Part(operation, matrices, sums, sizes, None, extra, None)
 
     def _sum(self, first: Single, second: Single, plain: Part) -> Part:
-        operands = Matrices(first, second, finite=True)
-        of_operands = row_sums(operands)
+        of_operands = row_sums(Matrices(first, second, finite=True))
         sizes = np.maximum(plain.sizes, sizes_of(of_operands))
-        middle, added = np.empty_like(first), second
         residuals = np.zeros((2, len(sizes)))
-        for rows in _pieces(self.value.shape):
+        in_pieces = _is_read_in_pieces(first)
+        every = (self.value.first, self.value.second, first, second)
+        for rows in pieces(*every) if in_pieces else _pieces(self.value.shape):
             left, right = sides(self.value, rows)
-            for at, (out, inside) in enumerate(((left, first[rows]), (right, second[rows]))):
-                rest = out - inside
+            one, two = first[rows], second[rows]
+            for at, rest in enumerate((left - one, right - two)):
                 residuals[at, rows] = np.einsum("ij,ij->i", rest, rest, dtype=np.float64)
-            middle[rows] = left + right
-            middle[rows] *= np.float32(0.5)
-            # Of the difference what the operands' differences leave; it takes the place of the second operand.
-            np.subtract(right - left, second[rows] - first[rows], out=added[rows])
+            if not in_pieces:
+                first[rows], second[rows] = _middle_and_rest(left, right, one, two)
         errors = [relative(side, sizes) for side in residuals]
         found = Residuals(*(float(one.max()) for one in errors), *(median(one) for one in errors))
         if min(found.baseline_median, found.target_median) > self._identity_limit:
             inherited = relative(of_operands.added, sizes_of(of_operands))
             return replace(plain, operation="sum_without_identity", inherited=inherited)
-        matrices = Matrices(middle, added, parts=True, finite=True)
+        if in_pieces:
+            first, second = _of_rows(_middle_and_rest, self.value, first, second)
+        matrices = Matrices(first, second, parts=True, finite=True)
         return Part("sum", matrices, row_sums(matrices), sizes, None, plain.extra_floor, found)
 
     @property
@@ -143,6 +137,81 @@ def _shrunk(matrices: Matrices) -> Matrices:
 def _error(matrices: Matrices) -> Float:
     sums = row_sums(matrices)
     return relative(sums.added, sizes_of(sums))
+
+
+def _added(operands: Sequence[Array], places: Sequence[Integer], shape: tuple[int, int]) -> Single:
+    """The sum of matrices of whose rows ``places`` are taken, in this order."""
+    total = np.zeros(shape, np.float32)
+    for operand, there in zip(operands, places, strict=True):
+        for rows in _pieces(shape):
+            total[rows] += _finite(operand[there[rows]])
+    return total
+
+
+def _added_lazily(operands: Sequence[Array], places: Sequence[Integer]) -> Single:
+    """The same, some rows at a time."""
+    ordered = [
+        one if np.array_equal(there, np.arange(len(one))) else (one if is_lazy(one) else stacked([one])).take(there)
+        for one, there in zip(operands, places, strict=True)
+    ]
+
+    def add(*some: Array) -> Single:
+        total = _finite(some[0])
+        for one in some[1:]:
+            total += _finite(one)
+        return total
+
+    return computed(ordered, add, (len(places[0]), operands[0].shape[1]), np.dtype(np.float32))
+
+
+def _finite(values: Array) -> Single:
+    return np.nan_to_num(to_single(values), posinf=0.0, neginf=0.0)
+
+
+def _weighted(values: Single, weights: Single | None) -> Single:
+    if weights is None:
+        return values
+    if _is_read_in_pieces(values):
+        return computed([values], lambda rows: rows * weights, values.shape, values.dtype)
+    values *= weights
+    return values
+
+
+def _is_read_in_pieces(values: Array) -> bool:
+    return is_lazy(values)
+
+
+def _of_rows(
+    function: Callable[[Single, Single, Single, Single], tuple[Single, Single]],
+    value: Matrices,
+    first: Single,
+    second: Single,
+) -> tuple[Single, Single]:
+    """What ``function`` makes of the same rows of both sides of a value and of two matrices, in whose place it is put;
+    computed whenever rows of it are asked for where they are read in pieces."""
+    if not _is_read_in_pieces(first):
+        for rows in _pieces(value.shape):
+            first[rows], second[rows] = function(*sides(value, rows), first[rows], second[rows])
+        return first, second
+
+    def one_of_them(at: int) -> Callable[..., Single]:
+        def read(left: Array, right: Array, one: Single, two: Single) -> Single:
+            return function(*sides(replace(value, first=left, second=right), slice(None)), one, two)[at]
+
+        return read
+
+    arrays = (value.first, value.second, first, second)
+    left, right = (computed(arrays, one_of_them(at), value.shape, first.dtype) for at in range(2))
+    return left, right
+
+
+def _middle_and_rest(left: Single, right: Single, first: Single, second: Single) -> tuple[Single, Single]:
+    """The midpoint of both sides, and of their difference what that of the operands leaves."""
+    middle = left + right
+    middle *= np.float32(0.5)
+    added = right - left
+    added -= second - first
+    return middle, added
 
 
 def _pieces(shape: tuple[int, int]) -> Iterator[slice]:

@@ -33,9 +33,6 @@ from testbed.large_runs import write_large_run
 
 PEAK = """
 import sys
-from comparator.align import aligned as aligning
-from comparator.align.rearrange import joined, slice_of
-from comparator.align.unshard import sum_partials, undo_zigzag
 from comparator.cli import main
 code = main(sys.argv[1:])
 lines = open("/proc/self/status").read().splitlines()
@@ -181,6 +178,36 @@ def test_shards_are_put_together_alike_with_little_memory(
     assert at_once
     assert at_once[0]["target"]["shape"][0] in (rows, 2 * rows)
     assert _close(at_once, in_rows)
+
+
+@pytest.mark.parametrize("left_out", ["", "attn_output"])
+def test_sums_are_held_against_their_operands_alike_with_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+) -> None:
+    """A fault in a sum, of which all operands were recorded, or one is the difference of sum and other operand."""
+    shape, dims = (120, 700), "t h"
+    for side in "ab":
+        rng = np.random.default_rng(0)
+        recorder = Recorder()
+        recorder.configure(enable=True, dir=str(tmp_path), run=side, control=False)
+        recorder.step()
+        stream = rng.standard_normal(shape)
+        for layer in range(3):
+            attention, mlp = rng.standard_normal((2, *shape))
+            values = {"layer_input": stream, "attn_output": attention, "pre_mlp_residual": stream + attention}
+            if side == "b" and layer == 1:
+                values["pre_mlp_residual"] *= 1.01
+            values["mlp_output"] = mlp
+            for name, value in values.items():
+                if name != left_out:
+                    recorder.dump(name, torch.from_numpy(value).bfloat16(), dims=dims, layer_id=layer)
+            stream = values["pre_mlp_residual"] + mlp
+        recorder.dump("final_norm_output", torch.from_numpy(stream / np.std(stream)).bfloat16(), dims=dims)
+        recorder.close()
+    at_once, lazily = _reports(tmp_path / "a", tmp_path / "b", Options(bitwise=False), monkeypatch)
+    judged = {(one["name"], one["tags"].get("layer_id")): one["analysis"]["judged"] for one in at_once}
+    assert [key for key, verdict in judged.items() if verdict == "introduced-here"] == [("pre_mlp_residual", "1")]
+    assert _close(at_once, lazily)
 
 
 @settings(max_examples=60, deadline=None)
