@@ -183,7 +183,7 @@ class Comparing:
 
     def _of(self, row: Row | PackedRow) -> Selected:
         if self._selected[0] != row.pair:
-            self._selected = row.pair, self._prepared.select(row.pair)
+            self._selected = row.pair, self._prepared.select_to_judge(row.pair)
         return self._selected[1][row.part]
 
 

@@ -24,7 +24,7 @@ from comparator.options import Options, Side
 from comparator.patterns import fullmatch, search
 from comparator.plan.context import SideContext
 from comparator.plan.planner import Planner
-from comparator.plan.selection import Selected, select
+from comparator.plan.selection import Selected, Selector
 from comparator.plan.tokens import build_token_aligner
 from comparator.plan.tokens.interface import SideLayouts, TokenAligner
 from comparator.report.runs import notes_of_run
@@ -35,6 +35,9 @@ from comparator.verdict.profiles import FamilyProfile, Profiler
 from comparator.verdict.taps import Taps, collect_taps
 from dumper.reading.protocol import Record, Run
 from tensortap.progress import Progress, silent
+
+MOST_SELECTED = 1 << 14
+"""Pairs of which it is remembered what is compared, until they are judged."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +87,28 @@ class Prepared:
         return Families(self.pairs, self.select, self.measurer)
 
     @cached_property
+    def _selector(self) -> Selector:
+        return Selector.of(self.contexts, self.options, self.rules)
+
+    @cached_property
     def _selected(self) -> dict[int, list[Selected]]:
-        """Of the pair that was asked for last: it is measured, then judged."""
+        """Of pairs that are measured and then judged: the first ones, which are judged first, and the last one."""
         return {}
 
     def select(self, number: int) -> list[Selected]:
         """What of a pair is compared; several where it is compared step by step."""
         found = self._selected.get(number)
         if found is None:
-            found = select(self.pairs[number], self.contexts, self.options, self.rules)
-            self._selected.clear()
+            found = self._selector.select(self.pairs[number])
+            if len(self._selected) >= MOST_SELECTED:
+                self._selected.popitem()
             self._selected[number] = found
+        return found
+
+    def select_to_judge(self, number: int) -> list[Selected]:
+        """As ``select``, of a pair that nobody asks for after that."""
+        found = self.select(number)
+        del self._selected[number]
         return found
 
     def measure(self, unit: Unit, profiler: MakeProfile[P] | None = None) -> UnitResult[P]:

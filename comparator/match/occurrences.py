@@ -25,6 +25,8 @@ _OCCURRENCE = "occurrence"
 def join_occurrences(baseline: Keyed, target: Keyed, options: Options) -> tuple[Keyed, Keyed]:
     """Leave the occurrence out of the keys of records that have to be joined; the others stay as they are."""
     sides = baseline, target
+    if not any(side.entries.occurrence.any() for side in sides):
+        return sides
     several = {_without_occurrence(one.key) for side in sides for one in side.keys if _names_occurrence(one.key)}
     if not several:
         return sides

@@ -32,6 +32,8 @@ from tensortap.lost_pages import lost_pages
 P = TypeVar("P")
 Made_co = TypeVar("Made_co", covariant=True)
 
+MOST_OBJECTS = 1 << 13
+"""Rows that the table keeps as objects, some tens of megabytes."""
 KEPT_BYTES = 256 << 20
 """Aligned rows that are kept for the taps that are computed from them."""
 MOST_TOGETHER = 32
@@ -79,30 +81,37 @@ class PackedRow(Struct, frozen=True):
 class Table:
     """The table of measurements: rows in any order in, in the order of the pairs out.
 
-    Rows are packed, since a run has millions of them.
+    Rows are packed, since a run has millions of them, but for the first ones that come as objects.
     """
 
     def __init__(self) -> None:
         self._places = array("q")
         """Of each row its pair, its part and what kind of measurement it has."""
-        self._packed: list[bytes] = []
+        self._rows: list[bytes | Row] = []
+        self._objects = 0
 
     def __len__(self) -> int:
-        return len(self._packed)
+        return len(self._rows)
 
     def extend(self, rows: Iterable[Row | PackedRow]) -> None:
         """Add rows."""
         for row in rows:
+            if isinstance(row, Row) and self._objects < MOST_OBJECTS:
+                self._objects += 1
+                self._places.extend((row.pair, row.part, -1))
+                self._rows.append(row)
+                continue
             kind, data = row.packed
             self._places.extend((row.pair, row.part, kind))
-            self._packed.append(data)
+            self._rows.append(data)
 
-    def __iter__(self) -> Iterator[PackedRow]:
+    def __iter__(self) -> Iterator[Row | PackedRow]:
         """The rows in the order of the pairs."""
-        places = np.frombuffer(self._places, np.int64).reshape(-1, 3) if self._packed else np.empty((0, 3), np.int64)
+        places = np.frombuffer(self._places, np.int64).reshape(-1, 3) if self._rows else np.empty((0, 3), np.int64)
         order = np.lexsort((places[:, 1], places[:, 0]))
         for at, (pair, part, kind) in zip(order.tolist(), places[order].tolist(), strict=True):
-            yield PackedRow(pair, part, (kind, self._packed[at]))
+            row = self._rows[at]
+            yield row if isinstance(row, Row) else PackedRow(pair, part, (kind, row))
 
 
 class UnitResult(Struct, Generic[P], frozen=True):
@@ -229,10 +238,8 @@ def measure_unit(
             return found
     seen: list[Aligned] = []
     tables: list[RowTable | None] = []
-    family: list[Key] = []
 
-    def see(selected: Selected, aligned: Aligned, table: RowTable | None) -> None:
-        family.append(selected.pair.family)
+    def see(_: Selected, aligned: Aligned, table: RowTable | None) -> None:
         seen.append(aligned)
         tables.append(table)
 
@@ -251,9 +258,10 @@ def measure_unit(
             see(selected, one.aligned, one.rows)
     profile: P | None = None
     if profiler is not None and families is not None and seen:
-        pooled = pool_rows(family[0], seen, tables)
-        if profiler.asks_for(family[0]):
-            families.keep(family[0], None if pooled is None else replace(pooled, look=None))
+        family = places[0][2].pair.family
+        pooled = pool_rows(family, seen, tables)
+        if profiler.asks_for(family):
+            families.keep(family, None if pooled is None else replace(pooled, look=None))
         profile = None if pooled is None else profiler(pooled, families)
     for at, (_, _, selected) in enumerate(places):
         if at in alike:

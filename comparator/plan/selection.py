@@ -51,23 +51,43 @@ class Selected(Struct, frozen=True):
     """Why the pair cannot be compared."""
 
 
-def select(pair: BundlePair, contexts: Mapping[Side, SideContext], options: Options, rules: Rules) -> list[Selected]:
-    """What of a pair is compared; one per step of a pair that joins steps which can only be compared one by one."""
-    if rules.grouping == "tags":
-        return [_one_sided(Selected(one, rules)) for one in _steps(pair, options, rules, values_apart=True)]
-    if pair.name == REQUEST_IDS:
-        message = "request ids differ between any two runs and are not compared"
-        return [Selected(pair, rules, kept=False, reason="request_ids", message=message)]
-    readable, left_out = _without_unreadable(pair)
-    found = Selected(readable, rules, left_out)
-    if readable.baseline is None or readable.target is None:
-        return [_one_sided(found)]
-    by_token = options.token_aligner == "smart" or _rows_are_shared(pair, contexts, options)
-    chosen = None if by_token else _as_rows_lie(found, contexts, options)
-    if chosen is not None:
-        return [chosen]
-    pairs = _steps(readable, options, rules, values_apart=False)
-    return [_one_sided(replace(found, pair=one, rules=SGLANG_RULES_BY_TOKEN)) for one in pairs]
+class Selector(Struct, frozen=True):
+    """Says what of a pair is compared, in one comparison."""
+
+    contexts: Mapping[Side, SideContext]
+    options: Options
+    rules: Rules
+    joined: bool
+    """Whether all steps of a tensor are compared as one."""
+
+    @classmethod
+    def of(cls, contexts: Mapping[Side, SideContext], options: Options, rules: Rules) -> Selector:
+        return cls(contexts, options, rules, joins_steps(options, rules))
+
+    def select(self, pair: BundlePair) -> list[Selected]:
+        """One, or one per step of a pair that joins steps which can only be compared one by one."""
+        if self.rules.grouping == "tags":
+            if pair.step is not None:
+                return [_one_sided(Selected(pair, self.rules))]
+            steps = _steps(pair, self.options, joined=self.joined, values_apart=True)
+            return [_one_sided(Selected(one, self.rules)) for one in steps]
+        return self._of_dumps(pair)
+
+    def _of_dumps(self, pair: BundlePair) -> list[Selected]:
+        contexts, options, rules = self.contexts, self.options, self.rules
+        if pair.name == REQUEST_IDS:
+            message = "request ids differ between any two runs and are not compared"
+            return [Selected(pair, rules, kept=False, reason="request_ids", message=message)]
+        readable, left_out = _without_unreadable(pair)
+        found = Selected(readable, rules, left_out)
+        if readable.baseline is None or readable.target is None:
+            return [_one_sided(found)]
+        by_token = options.token_aligner == "smart" or _rows_are_shared(pair, contexts, options)
+        chosen = None if by_token else _as_rows_lie(found, contexts, options)
+        if chosen is not None:
+            return [chosen]
+        pairs = _steps(readable, options, joined=self.joined, values_apart=False)
+        return [_one_sided(replace(found, pair=one, rules=SGLANG_RULES_BY_TOKEN)) for one in pairs]
 
 
 def _as_rows_lie(found: Selected, contexts: Mapping[Side, SideContext], options: Options) -> Selected | None:
@@ -100,8 +120,7 @@ def _one_sided(found: Selected) -> Selected:
     return replace(found, kept=False, reason=f"{missing}_load_failed", message=message)
 
 
-def _steps(pair: BundlePair, options: Options, rules: Rules, *, values_apart: bool) -> list[BundlePair]:
-    joined = joins_steps(options, rules)
+def _steps(pair: BundlePair, options: Options, *, joined: bool, values_apart: bool) -> list[BundlePair]:
     if pair.step is None and not (joined and _has_token_dimension(pair, options, values_apart)):
         return split_steps(pair)
     return [pair]

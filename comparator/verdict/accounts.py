@@ -143,8 +143,11 @@ def _add_tokens(mine: SideAccount, tokens: TokenNumbers, side: Side, *, compared
         mine.leave_out(SHAPES_DIFFER, tokens.matched)
     for reason, rows in only.items():
         mine.leave_out(reason, rows)
-    mine.leave_out(PADDING, dropped)
-    mine.leave_out(COMPUTED_AGAIN, recorded - tokens.matched - sum(only.values()) - dropped)
+    again = recorded - tokens.matched - sum(only.values()) - dropped
+    if dropped:
+        mine.leave_out(PADDING, dropped)
+    if again:
+        mine.leave_out(COMPUTED_AGAIN, again)
 
 
 def _reason(measurement: Measurement) -> str:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from comparator.measure import units
 from comparator.measure.difference import compare_arrays, measure, row_differences, same_bytes
 from comparator.measure.family import FamilyRows
 from comparator.measure.kernel.sums import to_working
@@ -211,7 +212,12 @@ def test_families_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) 
     assert families.rows((("name", "d"),)) is None
 
 
-def test_rows_of_the_table_come_back_as_they_were_in_the_order_of_the_pairs() -> None:
+@pytest.mark.parametrize("objects", [0, 3, 100])
+def test_rows_of_the_table_come_back_as_they_were_in_the_order_of_the_pairs(
+    monkeypatch: pytest.MonkeyPatch, objects: int
+) -> None:
+    """Those that are kept as objects, and those that are packed."""
+    monkeypatch.setattr(units, "MOST_OBJECTS", objects)
     statistics = Statistics(1.0, 2.0, math.nan, -math.inf, math.inf, 1, 2, {50: 0.5})
     numbers = ArrayNumbers((2, 3), "bfloat16", statistics)
     difference = measure(np.zeros((2, 3)), np.full((2, 3), 0.1))
@@ -241,4 +247,5 @@ def test_rows_of_the_table_come_back_as_they_were_in_the_order_of_the_pairs() ->
         table.extend([row])
     assert len(table) == len(rows)
     found = [Row(row.pair, row.part, row.measurement) for row in table]
-    assert repr(found) == repr(rows).replace("np.float64(0.25)", "0.25")
+    assert repr(found).replace("np.float64(0.25)", "0.25") == repr(rows).replace("np.float64(0.25)", "0.25")
+    assert sum(isinstance(row, Row) for row in table) == min(objects, len(rows))

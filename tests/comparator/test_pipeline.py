@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 import comparator
+import comparator.prepared
+from comparator.match.bundles import BundlePair
 from comparator.match.order import execution_order
 from comparator.options import TokenMode
+from comparator.plan.selection import Selected, Selector
 from comparator.prepared import prepare
 from comparator.report.records import TensorComparison, ValueComparison
 from testbed.synthetic_engine import Engine, Request, serve
@@ -121,6 +124,33 @@ def test_the_first_difference_is_the_first_in_the_order_of_execution() -> None:
     assert report.first_divergence is report.of("failed")[0]
     assert report.summary.first_divergence == "step 0: c at row 0"
     assert report.summary.exit_code == 1
+
+
+@pytest.mark.parametrize("kept", [1, 100])
+@pytest.mark.parametrize("mode", ["per_step", "concat_steps"])
+def test_what_of_a_pair_is_compared_is_found_once(monkeypatch: pytest.MonkeyPatch, mode: TokenMode, kept: int) -> None:
+    """Each pair is measured and judged: what was selected of it is kept as far as there is room."""
+    asked: list[str] = []
+    select = Selector.select
+
+    def counted(self: Selector, pair: BundlePair) -> list[Selected]:
+        asked.append(pair.label)
+        return select(self, pair)
+
+    monkeypatch.setattr(Selector, "select", counted)
+    monkeypatch.setattr(comparator.prepared, "MOST_SELECTED", kept)
+    runs = [
+        FakeRun(
+            [FakeRecord(name, values(3, 4), tags={"layer_id": one}, step=step) for step in range(2) for one in range(3)]
+            + [FakeRecord("scale", values(2), step=step, dims="h") for step in range(2)]
+        )
+        for name in ("x", "x")
+    ]
+    report = comparator.compare(*runs, token_aligner=mode)
+    assert report.passed, report.describe()
+    assert len(report.findings) == (8 if mode == "per_step" else 5)  # what has no tokens is compared step by step
+    pairs = 8 if mode == "per_step" else 4
+    assert len(asked) == pairs if kept == 100 else pairs <= len(asked) <= 2 * pairs
 
 
 def test_failures_that_are_allowed() -> None:
