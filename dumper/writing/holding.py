@@ -27,7 +27,7 @@ class Holding:
 
     def release(self, batch: Sequence[Item]) -> list[Item]:
         """The items to write now, those that waited included."""
-        released = [ready for item in batch for ready in self._pass(item)]
+        released = [ready for item in batch for one in _each(item) for ready in self._pass(one)]
         self.held_back += count_values(batch) - count_values(released)
         return released
 
@@ -78,6 +78,10 @@ class Holding:
     def _offer(self, description: Description, data: bytes, step: int | None) -> list[Item]:
         waiting = Submission(description, data, step, 0)
         return self._trigger.offer(step, waiting, len(data), nonfinite=_is_nonfinite(description, data))
+
+
+def _each(item: Item) -> Sequence[Item]:
+    return item if isinstance(item, list) else (item,)
 
 
 def _bytes_in_slab(value: SmallValue) -> bytes:

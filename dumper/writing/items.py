@@ -102,6 +102,9 @@ SmallValue: TypeAlias = tuple[Description, Slab | DeviceSlab, int, int, int | No
 """A value in a slab: description, slab, offset, number of bytes, step. A tuple, since there is one for every small
 record and an object of a class takes the model's thread three times as long to make."""
 
+SmallValues: TypeAlias = list[SmallValue]
+"""Some that follow on one another in the same slab."""
+
 SmallRecord: TypeAlias = SmallValue | tuple[Description, bytes | memoryview, int | None]
 """What frames are made of in batches: such a value, or description, bytes and step of another."""
 
@@ -202,15 +205,28 @@ class Stop:
 
 
 Item: TypeAlias = (
-    SmallValue | Submission | ManyValues | Watched | BeginStep | InstalledTaps | AddedAxes | Barrier | Stop
+    SmallValue
+    | SmallValues
+    | Submission
+    | ManyValues
+    | Watched
+    | BeginStep
+    | InstalledTaps
+    | AddedAxes
+    | Barrier
+    | Stop
 )
 
 
 def count_values(items: Sequence[Item]) -> int:
     """How many values are to be recorded of these."""
-    return sum(
-        len(item.values) if isinstance(item, ManyValues) else isinstance(item, tuple | Submission) for item in items
-    )
+    return sum(map(_count, items))
+
+
+def _count(item: Item) -> int:
+    if isinstance(item, ManyValues):
+        return len(item.values)
+    return len(item) if isinstance(item, list) else isinstance(item, tuple | Submission)
 
 
 LONGEST_TEXT = 1 << 16

@@ -17,7 +17,6 @@ from dumper.log_once import LogOnce, log
 from dumper.memory.cuda_runtime import DeviceError
 from dumper.memory.staging import Staged
 from dumper.settings import Settings
-from dumper.values.fingerprint import block_sums, from_sums
 from dumper.writing.holding import Holding
 from dumper.writing.items import (
     AddedAxes,
@@ -27,13 +26,12 @@ from dumper.writing.items import (
     Item,
     ManyValues,
     SmallRecord,
-    SmallValue,
     StagedLayout,
     Stop,
     Submission,
 )
 from dumper.writing.rank_file import ClaimedError, CutShortError, RankFile
-from dumper.writing.record_encoder import RecordEncoder, content_of
+from dumper.writing.record_encoder import RecordEncoder, fingerprint_of
 
 LARGE = 256 << 10
 """Bytes; payloads from here on are written by themselves, smaller ones in batches."""
@@ -89,11 +87,10 @@ class RankStream:
         staged: list[Staged] = []
         try:
             for item in batch:
-                if isinstance(item, tuple):
-                    if item[0].hashed:
-                        self._collect_hashed(item, small)
-                    else:
-                        small.append(item)
+                if isinstance(item, list):
+                    small.extend(item)
+                elif isinstance(item, tuple):
+                    small.append(item)
                 elif isinstance(item, Submission):
                     self._collect(item, small, staged)
                 elif isinstance(item, ManyValues):
@@ -120,14 +117,6 @@ class RankStream:
         staged.append(data)
         return arrived
 
-    def _collect_hashed(self, item: SmallValue, small: list[SmallRecord]) -> None:
-        """Put the fingerprint of a value to the small records."""
-        description = item[0]
-        try:
-            small.append((description, _fingerprint(description, content_of(item)), item[-1]))
-        except DeviceError as error:
-            self._lose(1, "lost_encoding", f"{description.source.name}: the copy failed: {error}")
-
     def _collect(self, item: Submission, small: list[SmallRecord], staged: list[Staged]) -> None:
         """Put a small record to those that are written together; write a large one."""
         description = item.description
@@ -135,7 +124,7 @@ class RankStream:
         if data is None:
             return
         if description.hashed:
-            data = _fingerprint(description, data)
+            data = fingerprint_of(description, data)
         if len(data) < LARGE:
             small.append((description, data, item.step))
         else:
@@ -154,7 +143,7 @@ class RankStream:
         for description, offset, nbytes in item.values:
             value: Any = view[offset : offset + nbytes]
             if description.level.kind == "hash":
-                value = _fingerprint(description, value)
+                value = fingerprint_of(description, value)
             if len(value) < LARGE:
                 small.append((description, value, item.step))
             else:
@@ -389,8 +378,3 @@ class RankStream:
         self._log_once.say(
             f"rank {self._process.rank}: {message}. The model runs on; what is lost is counted in the run.", key=message
         )
-
-
-def _fingerprint(description: Description, data: Any) -> bytes:
-    nbytes, sums = description.summed_bytes, bytes(data) if description.summed_bytes is not None else block_sums(data)
-    return from_sums(description.dtype or "", description.shape or (), len(data) if nbytes is None else nbytes, sums)

@@ -11,6 +11,7 @@ import xxhash
 
 from dumper.format import frames
 from dumper.format.index import COLUMNS, NO_STEP
+from dumper.values.fingerprint import block_sums, described, from_sums
 from dumper.writing.framing import Framer
 from dumper.writing.items import Description, SmallRecord
 
@@ -43,7 +44,7 @@ class _Encoded:
     """What is worked out once for a description."""
 
     # Compiled code reads some where they lie (dumper/writing/framing).
-    __slots__ = ("counts", "fields", "number", "prefix", "static", "step", "step_prefix")
+    __slots__ = ("counts", "fields", "number", "prefix", "static", "step", "step_prefix", "summed")
 
     def __init__(self, description: Description, number: int, counts: dict[int | None, int]) -> None:
         fields = description.fields()
@@ -53,6 +54,12 @@ class _Encoded:
         self.static = b"".join(_pair(key, value) for key, value in fields.items())
         self.fields = len(fields) + _DYNAMIC_FIELDS
         self.prefix = _map_header(self.fields) + self.static
+        self.summed: bytes | bool | None = None
+        """What a fingerprint is taken of, before the sums of bytes that come for the value; True where the value itself
+        comes; None where no fingerprint is recorded."""
+        if description.hashed:
+            nbytes = description.summed_bytes
+            self.summed = nbytes is None or described(description.dtype or "", description.shape or (), nbytes)
         self.step: int | None = None
         self.step_prefix = self.prefix + _pair("step", None)
         """The prefix and the field of the step that came last."""
@@ -107,23 +114,30 @@ class RecordEncoder:
         Buffers of the batch may be used again for the next one, once this one is let go of.
         """
         batch = EncodedBatch(position)
-        first, framer = 0, self._framer
+        framer, first, seen = self._framer, 0, None
         while first < len(records):
             if framer is not None and records[first][0].encoded is not None:
                 begin = first
                 first, batch.end, rows = framer.encode(records, begin, batch.end, self._order, batch.buffers)
                 self._order += first - begin
                 batch.rows.frombytes(rows)
-            if first < len(records):
-                self._encode_one(records[first], batch)
-                first += 1
+                if first == len(records):
+                    break
+            record = records[first]
+            if framer is not None and record is not seen and len(record) > 3 and record[0].hashed:
+                # With their fingerprints the others are again records as the framer takes them.
+                records = [*records[:first], *map(_fingerprinted, records[first:])]
+                seen = records[first]
+                continue
+            self._encode_one(record, batch)
+            first += 1
         return batch
 
     def _encode_one(self, record: SmallRecord, batch: EncodedBatch) -> None:
-        description, step = record[0], record[-1]
         position = batch.end
         try:
-            meta, number, occurrence, data = self._meta(description, content_of(record), step)
+            description, content, step = _with_content(record)
+            meta, number, occurrence, data = self._meta(description, content, step)
             payload = position + _FIXED_BYTES + len(meta)
             padding = -payload % frames.ALIGNMENT
             payload += padding
@@ -131,7 +145,7 @@ class RecordEncoder:
             # Made first: a number that does not fit must not leave half a row.
             row = array("q", (position, number, NO_STEP if step is None else step, occurrence, *place))
         except Exception as error:
-            batch.failures.append((description.source.name, error))
+            batch.failures.append((record[0].source.name, error))
             return
         digest, length = xxhash.xxh3_64_digest, _UINT32(len(data))
         head = (_HEAD_1, _UINT32(len(meta)), meta, _CHECKSUM, digest(_KIND + meta), _PADDING[padding], length)
@@ -175,12 +189,30 @@ class RecordEncoder:
         return encoded
 
 
-def content_of(record: SmallRecord) -> Any:
-    """The bytes of a record. Raises DeviceError when they will not arrive from a device."""
+def _with_content(record: SmallRecord) -> tuple[Description, Any, int | None]:
+    """The description of a record, what is written of it, and its step. Raises DeviceError when its bytes will not
+    arrive from a device."""
     if len(record) == 3:
-        return record[1]
-    _, slab, offset, nbytes, _ = record
-    return slab.view[offset : offset + nbytes]
+        return record
+    description, slab, offset, nbytes, step = record
+    data: Any = slab.view[offset : offset + nbytes]
+    return description, fingerprint_of(description, data) if description.hashed else data, step
+
+
+def _fingerprinted(record: SmallRecord) -> SmallRecord:
+    """The same record with its fingerprint, if that is recorded of it and can be taken."""
+    if len(record) == 3 or not record[0].hashed:
+        return record
+    try:
+        return _with_content(record)
+    except Exception:  # whoever encodes it meets it again
+        return record
+
+
+def fingerprint_of(description: Description, data: Any) -> bytes:
+    """What is recorded of a value of level ``hash``, from its bytes or, where those come, their sums."""
+    nbytes, sums = description.summed_bytes, bytes(data) if description.summed_bytes is not None else block_sums(data)
+    return from_sums(description.dtype or "", description.shape or (), len(data) if nbytes is None else nbytes, sums)
 
 
 def _map_header(fields: int) -> bytes:

@@ -337,22 +337,23 @@ class Writer:
         """The next items; a large value, which is written by itself, ends the batch, as does one that is still on its
         way, unless somebody waits or we are to ``insist``."""
         batch = Batch()
-        queue, items, nbytes = self._queue, batch.items, 0
+        queue, items, most, nbytes = self._queue, batch.items, LARGEST_BATCH, 0
         insist = insist or bool(self._waiting)
         self._nap = NAP
-        while queue and len(items) < LARGEST_BATCH and nbytes < LARGEST_BATCH_BYTES:
+        while queue and most > 0 and nbytes < LARGEST_BATCH_BYTES:
             item = queue[0]
             if isinstance(item, tuple):
-                slab, before = item[1], len(items)
+                slab = item[1]
                 if not isinstance(slab, Slab):
                     self._nap = LONG_NAP
                     if not (slab.is_there or insist):
                         break
-                taken = take_values(queue, items, LARGEST_BATCH - before)
-                values = len(items) - before
-                batch.slabs[slab] = batch.slabs.get(slab, 0) + values
-                batch.reserved += taken + values * OVERHEAD_BYTES
+                values, taken = take_values(queue, most)
+                items.append(values)
+                batch.slabs[slab] = batch.slabs.get(slab, 0) + len(values)
+                batch.reserved += taken + len(values) * OVERHEAD_BYTES
                 nbytes += taken
+                most -= len(values)
                 continue
             if isinstance(item, Submission | ManyValues):
                 data = item.data
@@ -370,4 +371,5 @@ class Writer:
                 batch.stops = True
             # This thread alone takes items off.
             items.append(queue.popleft())
+            most -= 1
         return batch

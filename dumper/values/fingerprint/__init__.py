@@ -58,10 +58,11 @@ def block_sums(data: Any) -> bytes:
 def from_sums(dtype: str, shape: Sequence[int], nbytes: int, sums: bytes) -> bytes:
     """The 16 bytes of a fingerprint from those of ``block_sums``: XXH3-128, seed 0, of the dtype's name, the shape as
     in ``[2,3]``, the number of bytes, a newline, and the sums."""
-    digest: bytes = xxhash.xxh3_128_digest(_described(dtype, tuple(shape), nbytes) + sums)
+    digest: bytes = xxhash.xxh3_128_digest(described(dtype, tuple(shape), nbytes) + sums)
     return digest
 
 
 @functools.lru_cache(4096)
-def _described(dtype: str, shape: tuple[int, ...], nbytes: int) -> bytes:
+def described(dtype: str, shape: tuple[int, ...], nbytes: int) -> bytes:
+    """What the sums of a fingerprint stand behind when it is taken of both."""
     return f"{dtype}[{','.join(map(str, shape))}]{nbytes}\n".encode()

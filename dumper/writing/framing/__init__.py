@@ -23,18 +23,18 @@ else:
 COMPILED = _compiled is not None
 
 
-def in_python(queue: deque[Any], items: list[Any], most: int) -> int:
+def in_python(queue: deque[Any], most: int) -> tuple[list[Any], int]:
     """The same without the compiled module."""
     slab, nbytes = queue[0][1], 0
-    while most and queue and isinstance(queue[0], tuple) and queue[0][1] is slab:
+    values: list[Any] = []
+    while queue and len(values) < most and isinstance(queue[0], tuple) and queue[0][1] is slab:
         nbytes += queue[0][3]
-        items.append(queue.popleft())
-        most -= 1
-    return nbytes
+        values.append(queue.popleft())
+    return values, nbytes
 
 
 take_values = in_python if _compiled is None else _compiled.take_values
-"""``take_values(queue, items, most)`` moves values (``SmallValue``) from the head of a queue to the end of a list: the
-first and those behind it in the same slab, at most so many. Returns their bytes."""
+"""``take_values(queue, most)`` takes values (``SmallValue``) off the head of a queue: the first and those behind it in
+the same slab, at most so many. Returns them and their bytes."""
 
 __all__ = ["COMPILED", "Framer", "in_python", "take_values"]

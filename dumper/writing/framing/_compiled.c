@@ -16,10 +16,11 @@
 #define BLOCKS 4          /* that are kept */
 #define COLUMNS 7         /* of the index */
 #define NO_STEP -1
+#define FINGERPRINT 16 /* bytes, as are those of the sums that it is made of */
 
 /* Slots of our own classes are read where they lie. */
 
-#define SLOTS(X) X(description, encoded) X(shared, counts) X(shared, number) X(shared, prefix)
+#define SLOTS(X) X(description, encoded) X(shared, counts) X(shared, number) X(shared, prefix) X(shared, summed)
 #define SLOT_NUMBER(CLASS, NAME) CLASS##_##NAME,
 enum { SLOTS(SLOT_NUMBER) SLOT_COUNT };
 enum { description_class, shared_class, CLASS_COUNT };
@@ -39,6 +40,8 @@ typedef struct {
     Py_ssize_t prefix_bytes, meta_bytes, bytes;
     PyObject *owner; /* what the payload is a part of; borrowed */
     Py_ssize_t offset;
+    const uint8_t *summed; /* what the fingerprint is taken of, before the payload; NULL where that is recorded */
+    Py_ssize_t summed_bytes;
     int64_t number, step, occurrence; /* number: of the description */
     int has_step;
 } Record;
@@ -170,6 +173,15 @@ static int look_at(const Framer *self, PyObject *record, Piece *piece) {
     }
     found->number = PyLong_AsLongLong(number);
     if (!payload_of(record, piece, found)) return 0;
+    PyObject *summed = SLOT(shared, summed, shared);
+    found->summed = NULL;
+    if (fields == 5 && summed != Py_None) {
+        if (summed == NULL || !PyBytes_CheckExact(summed) || found->bytes != FINGERPRINT) return 0;
+        found->summed = (const uint8_t *)PyBytes_AS_STRING(summed);
+        found->summed_bytes = PyBytes_GET_SIZE(summed);
+        Py_ssize_t hashed = found->summed_bytes + found->bytes;
+        if (hashed < LEAST_128 || hashed > MOST_128) return 0;
+    }
     found->occurrence = counted(counts, step, self->steps_counted);
     if (found->occurrence < 0) return 0;
     found->prefix = (const uint8_t *)PyBytes_AS_STRING(prefix);
@@ -200,6 +212,15 @@ static uint8_t *put_meta(uint8_t *to, const Record *record, int64_t order) {
         *to++ = 0xc0;
     to = put_packed(PUT(to, OCCURRENCE), record->occurrence);
     return put_number(PUT(to, ORDER), (uint64_t)order, 8);
+}
+
+static uint8_t *put_payload(uint8_t *to, const Record *record) {
+    if (record->summed == NULL) return put(to, record->payload, (size_t)record->bytes);
+    uint8_t hashed[MOST_128], *end = put(hashed, record->summed, (size_t)record->summed_bytes);
+    uint64_t halves[2];
+    end = put(end, record->payload, (size_t)record->bytes);
+    xxh3_128(hashed, (size_t)(end - hashed), halves);
+    return put_number(put_number(to, halves[0], 8), halves[1], 8);
 }
 
 static void make_frames(Piece *piece, uint8_t *block, int64_t order) {
@@ -236,7 +257,7 @@ static void make_frames(Piece *piece, uint8_t *block, int64_t order) {
             to = put_checksum(to, record->payload, bytes);
         } else {
             uint8_t *copy = to;
-            to = put(to, record->payload, bytes);
+            to = put_payload(to, record);
             to = put_checksum(to, copy, bytes);
         }
     }
@@ -350,38 +371,39 @@ static PyObject *Framer_encode(Framer *self, PyObject *const *arguments, Py_ssiz
 
 /* What take_values of __init__.py says. */
 
-static int move_first(PyObject *queue, PyObject *items) {
+static int move_first(PyObject *queue, PyObject *values) {
     PyObject *const arguments[1] = {queue};
     PyObject *moved = PyObject_VectorcallMethod(s_popleft, arguments, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-    int failed = moved == NULL || PyList_Append(items, moved) < 0;
+    int failed = moved == NULL || PyList_Append(values, moved) < 0;
     Py_XDECREF(moved);
     return failed ? -1 : 0;
 }
 
 static PyObject *take_values(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
     (void)module;
-    if (count != 3 || !PyList_CheckExact(arguments[1])) {
-        PyErr_SetString(PyExc_TypeError, "take_values(queue, list of items, most)");
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "take_values(queue, most)");
         return NULL;
     }
-    PyObject *queue = arguments[0], *items = arguments[1], *slab = NULL;
-    Py_ssize_t most = PyLong_AsSsize_t(arguments[2]), bytes = 0, left = PyObject_Size(queue);
+    PyObject *queue = arguments[0], *slab = NULL;
+    Py_ssize_t most = PyLong_AsSsize_t(arguments[1]), bytes = 0, left = PyObject_Size(queue);
     if (PyErr_Occurred()) return NULL;
-    for (; most > 0 && left > 0; most--, left--) {
+    PyObject *values = PyList_New(0);
+    int failed = values == NULL, goes_on = 1;
+    for (; !failed && goes_on && most > 0 && left > 0; most--, left--) {
         PyObject *first = PySequence_GetItem(queue, 0);
-        if (first == NULL) return NULL;
-        int goes_on = PyTuple_CheckExact(first) && PyTuple_GET_SIZE(first) == 5 &&
-                      (slab == NULL || PyTuple_GET_ITEM(first, 1) == slab);
+        goes_on = first != NULL && PyTuple_CheckExact(first) && PyTuple_GET_SIZE(first) == 5 &&
+                  (slab == NULL || PyTuple_GET_ITEM(first, 1) == slab);
         if (goes_on) {
-            slab = PyTuple_GET_ITEM(first, 1); /* lives as long as what is moved */
+            slab = PyTuple_GET_ITEM(first, 1); /* lives as long as the values */
             bytes += PyLong_AsSsize_t(PyTuple_GET_ITEM(first, 3));
         }
-        int failed = goes_on && (PyErr_Occurred() || move_first(queue, items) < 0);
-        Py_DECREF(first);
-        if (failed) return NULL;
-        if (!goes_on) break;
+        failed = PyErr_Occurred() || (goes_on && move_first(queue, values) < 0);
+        Py_XDECREF(first);
     }
-    return PyLong_FromSsize_t(bytes);
+    PyObject *taken = failed ? NULL : Py_BuildValue("On", values, bytes);
+    Py_XDECREF(values);
+    return taken;
 }
 
 /* The object. */

@@ -1,4 +1,4 @@
-/* XXH3 with 64 bits, seed 0 and the default secret, from its specification
+/* XXH3 with 64 bits, and with 128 for few bytes, seed 0 and the default secret, from its specification
  * (https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md): the package xxhash offers no C interface, and what
  * it does for a small payload costs less than a call of it. For machines that store the lowest byte first. */
 
@@ -134,4 +134,19 @@ static uint64_t of_more(const uint8_t *data, size_t size) {
 
 static uint64_t xxh3(const uint8_t *data, size_t size) {
     return size <= 16 ? of_at_most_16(data, size) : size <= 240 ? of_at_most_240(data, size) : of_more(data, size);
+}
+
+#define LEAST_128 17
+#define MOST_128 128
+
+/* Of 17 to 128 bytes; the higher half first. */
+static void xxh3_128(const uint8_t *data, size_t size, uint64_t *halves) {
+    uint64_t low = size * PRIME64_1, high = 0;
+    for (int i = (int)((size - 1) >> 5); i >= 0; i--) {
+        const uint8_t *first = data + i * 16, *last = data + size - i * 16 - 16, *key = secret + i * 32;
+        low = (low + mixed(first, key)) ^ (word(last) + word(last + 8));
+        high = (high + mixed(last, key + 16)) ^ (word(first) + word(first + 8));
+    }
+    halves[0] = 0 - avalanche(low * PRIME64_1 + high * PRIME64_4 + size * PRIME64_2);
+    halves[1] = avalanche(low + high);
 }

@@ -41,13 +41,22 @@ class FailedSlab:
 
 def descriptions() -> list[Description]:
     """Some of one name, with tags and without; anew, since an encoder notes in them what it has worked out."""
-    level = Level("full")
     return [
-        Description(Source(name, None, False, None, stream), tags, None, dtype, shape, level, False)
+        Description(
+            Source(name, None, False, None, stream), tags, None, dtype, shape, Level(level), False, None, summed_bytes
+        )
         for name in ("x", "layers.0.attention", "é" * 60)
         for tags in ((), (("layer", 3), ("text", "a" * 40)))
         for stream in ("value", "grad")
-        for dtype, shape in ((None, None), ("float32", (2, 3)))
+        for level, dtype, shape, summed_bytes in (
+            ("full", None, None, None),
+            ("full", "float32", (2, 3), None),
+            ("hash", "float32", (2, 3), None),
+            ("hash", "float32", (2, 3), 24),
+            ("hash", "float32", (1,) * 43, 4),  # more than the framer takes, by a byte
+            ("hash", "float32", (1,) * 42 + (10,), 4),
+            ("hash", "u8", (), 1),
+        )
     ]
 
 
@@ -74,7 +83,7 @@ def in_slab(slab: Any, offset: int, nbytes: int, step: int | None) -> tuple[Any,
 
 SLABS = [Slab(SLAB), Slab(SLAB[::-1].copy())]
 steps = st.sampled_from(STEPS + NEGATIVE_STEPS + NOT_IN_A_FILE) | st.integers(0, 100)
-lengths = st.sampled_from(LENGTHS)
+lengths = st.sampled_from(LENGTHS) | st.just(16)
 contents = (
     st.builds(in_slab, st.sampled_from(SLABS), st.integers(0, 1000), lengths, steps)
     | st.builds(in_slab, st.just(FailedSlab()), st.just(0), lengths, steps)
@@ -102,7 +111,7 @@ def test_numbers_of_steps_long_ago_are_forgotten_alike() -> None:
     one = encoded(records, True, 50)
     assert one == encoded(records, False, 50)
     last = frames.decode_frame(one[0], one[2][-2] - 64)
-    assert frames.decode_meta(last.meta)["occurrence"] == 0
+    assert frames.decode_meta(last.meta)["occurrence"] == 2  # of three that have the same name
 
 
 def test_checksums_of_every_length() -> None:
@@ -113,6 +122,21 @@ def test_checksums_of_every_length() -> None:
         frame = frames.decode_frame(content, offset)
         assert frame.payloads[0].checksum == xxhash.xxh3_64_intdigest(SLAB[7 : 7 + length])
         assert frame.payloads[0].length == length
+
+
+@pytest.mark.parametrize("dimensions", range(50))
+def test_fingerprints_from_sums_of_every_length(dimensions: int) -> None:
+    # One character after the other, beyond what the framer takes.
+    shape = (1,) * (dimensions // 2) + (10,) * (dimensions % 2)
+    found = []
+    for compiled in (True, False):
+        description = Description(
+            Source("x", None, False, None, "value"), (), None, "bool", shape, Level("hash"), False, None, 1
+        )
+        encoder = RecordEncoder(None, compiled)
+        batches = [encoder.encode_small([(description, SLABS[0], 16 * n, 16, 0)], 0) for n in range(4)]
+        found.append([b"".join(batch.buffers) for batch in batches])
+    assert found[0] == found[1]
 
 
 def test_compressed_records_are_left_to_python() -> None:
@@ -168,14 +192,14 @@ queued = st.builds(in_slab, st.sampled_from([*SLABS, FailedSlab()]), st.integers
 
 @given(queued, st.lists(queued | st.just(Barrier(threading.Event())) | st.just(None)), st.integers(1, 20))
 def test_values_of_one_slab_are_taken_off_a_queue(first: Any, others: list[Any], most: int) -> None:
-    queue = [value if not isinstance(value, tuple) else (None, *value) for value in (first, *others)]
+    whole = [value if not isinstance(value, tuple) else (None, *value) for value in (first, *others)]
     found = []
     for function in (take_values, in_python):
-        left, items = deque(queue), ["before"]
-        nbytes = function(left, items, most)
-        assert [*items[1:], *left] == queue
-        assert nbytes == sum(item[3] for item in items[1:])
-        found.append(len(items))
-    assert found[0] == found[1] > 1
+        queue = deque(whole)
+        values, nbytes = function(queue, most)
+        assert [*values, *queue] == whole
+        assert nbytes == sum(value[3] for value in values)
+        found.append(len(values))
+    assert 0 < found[0] == found[1] <= most
     with pytest.raises(TypeError):
-        take_values(deque(queue), (), most)  # type: ignore[arg-type]
+        take_values(deque(whole))  # type: ignore[call-arg]
