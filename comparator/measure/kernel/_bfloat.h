@@ -92,8 +92,10 @@ static void NAMED(add_side_alone)(const uint16_t *x, size_t count, NAMED(Partial
     sums->total_x = total, sums->absolute_x = absolute, sums->square_x = square;
 }
 
-/* The same of four blocks at once, each into sums of its own: one sum after the other would wait for the last addition. */
-static void NAMED(add_sides_alone)(const uint16_t *x, NAMED(Partial) *sums) {
+/* The same of four blocks at once, each into sums of its own: one sum after the other would wait for the last addition.
+   Meanwhile what comes next on both sides is on its way from memory. */
+static void NAMED(add_sides_alone)(const uint16_t *x, const uint16_t *y, NAMED(Partial) *sums) {
+    const uintptr_t next_x = (uintptr_t)x + 4 * BLOCK * sizeof *x, next_y = (uintptr_t)y + 4 * BLOCK * sizeof *y;
     v8f total[4] = {{0}}, absolute[4] = {{0}}, square[4] = {{0}};
     for (size_t i = 0; i < BLOCK; i += LANES) {
 #define ONE(AT)                                                                                                       \
@@ -106,6 +108,9 @@ static void NAMED(add_sides_alone)(const uint16_t *x, NAMED(Partial) *sums) {
     }
         ONE(0) ONE(1) ONE(2) ONE(3)
 #undef ONE
+        /* Of both sides as many bytes as were added of the four blocks. */
+        __builtin_prefetch((const void *)(next_x + 4 * i * sizeof *x));
+        __builtin_prefetch((const void *)(next_y + 4 * i * sizeof *y));
     }
     for (int at = 0; at < 4; at++) {
         memset(sums + at, 0, sizeof *sums);
@@ -184,7 +189,7 @@ static float NAMED(add_bfloats)(const uint16_t *x, const uint16_t *y, size_t cou
 }
 
 /* Four whole blocks that are the same on both sides, byte by byte; 0 where nothing was added. */
-static int NAMED(add_four_same)(const uint16_t *x, Lanes *lanes, const Result *before) {
+static int NAMED(add_four_same)(const uint16_t *x, const uint16_t *y, Lanes *lanes, const Result *before) {
     NAMED(Partial) sums[4];
     for (int at = 0; at < 4; at++) {
         float most = NAMED(largest_bfloat)(x + at * BLOCK, BLOCK);
@@ -196,7 +201,7 @@ static int NAMED(add_four_same)(const uint16_t *x, Lanes *lanes, const Result *b
         lanes->low_y = lanes->low_x < lanes->low_y ? lanes->low_x : lanes->low_y;
         lanes->high_y = lanes->high_x > lanes->high_y ? lanes->high_x : lanes->high_y;
     }
-    NAMED(add_sides_alone)(x, sums);
+    NAMED(add_sides_alone)(x, y, sums);
     for (int at = 0; at < 4; at++) NAMED(add_to_lanes)(sums + at, lanes);
     return 1;
 }
