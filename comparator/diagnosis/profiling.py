@@ -39,6 +39,8 @@ FEWEST_ROWS = 6
 """With fewer rows only errors of rows and bits are looked at."""
 CHANNEL_Z = 16.0
 """Significance of a channel's factor: rows count as independent there, which they are not behind an attention."""
+LARGEST_Z = 12.0
+"""More significance than the test of any factor asks for, corrected for up to 10^9 taps (``strengths.critical``)."""
 
 
 def profile(tap: TapRows, node: TapNode) -> TapProfile:
@@ -169,7 +171,8 @@ class _Measuring:
         )
 
     def _irrelevant(self, operation: Operation, found: ChannelNumbers | None) -> Mapping[str, Irrelevance]:
-        """Per kind of factor when its significance decides nothing, since a channel's error is a stronger test."""
+        """Per kind of factor when its significance decides nothing, since a channel's error is a stronger test, or
+        since nobody could doubt it."""
         limits, tap = LIMITS[operation], self.tap
         strength = 0.0 if found is None else found.ratio / limits.channel
         length = tap.reduction_length
@@ -182,7 +185,9 @@ class _Measuring:
             "shard": SHARD_SCALE,
             "expert": EXPERT_SCALE,
         }
-        return {kind: Irrelevance(strength, max(share * floor / 2, least) / 2) for kind, share in shares.items()}
+        return {
+            kind: Irrelevance(strength, max(share * floor / 2, least) / 2, LARGEST_Z) for kind, share in shares.items()
+        }
 
     def _raw(self) -> Difference:
         return normalise(self.matrices, self.sums, sizes_of(self.sums))

@@ -11,16 +11,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import fields
 
-from comparator.diagnosis import kernel, measures
+from comparator.diagnosis import kernel, measures, strengths
 from comparator.diagnosis.kernel import Matrices, channel_sums, first_look, midpoint_and_added, row_sums
+from comparator.diagnosis.limits import LIMITS
 from comparator.diagnosis.measures import (
     NEVER_RELEVANT,
+    Difference,
     Irrelevance,
     change_of_scale,
     normalise,
     scale,
     sizes_of,
 )
+from comparator.diagnosis.profiling import LARGEST_Z
 
 DTYPES = [
     np.dtype(one)
@@ -199,6 +202,41 @@ def test_groups_with_one_factor_need_no_significance(monkeypatch: pytest.MonkeyP
     assert change_of_scale(difference, first, ~first, limit).value == exact.value
     with pytest.raises(pytest.fail.Exception):
         change_of_scale(difference, first, ~first, Irrelevance(strength=0.1, size=0.0005))
+
+
+def _correlated(seed: int, rows: int, channels: int, together: float) -> Difference:
+    """Of rows that have a factor, and errors of which a share is common to neighbours in both directions."""
+    rng = np.random.default_rng(seed)
+    baseline, noise = rng.standard_normal((2, rows, channels))
+    common = np.outer(rng.standard_normal(rows), rng.standard_normal(channels))
+    baseline += together * common
+    target = 1.02 * baseline + 1e-3 * (noise + together * common * rng.standard_normal((rows, 1)))
+    of = Matrices(baseline.astype(np.float32), target.astype(np.float32))
+    sums = row_sums(of)
+    return normalise(of, sums, sizes_of(sums))
+
+
+@pytest.mark.parametrize("together", [0.0, 0.3, 3.0])
+@pytest.mark.parametrize("shape", [(200, 300), (300, 200), (130, 2000)])
+def test_probes_estimate_the_significance_where_it_is_beyond_doubt(
+    together: float, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    difference = _correlated(5, *shape, together)
+    exact = scale(difference)
+    unclear = Irrelevance(size=exact.error * measures.MANY_TIMES * 12, significance=24)
+    assert scale(difference, unclear) == exact
+    clear = Irrelevance(size=exact.error * measures.MANY_TIMES * 24, significance=12)
+    monkeypatch.setattr(measures, "_products", lambda *_: pytest.fail("the Gram matrices were taken"))
+    estimated = scale(difference, clear)
+    assert estimated.value == exact.value
+    assert estimated.error == pytest.approx(exact.error, rel=0.5)
+    assert scale(difference, clear) == estimated
+
+
+def test_no_test_of_a_factor_asks_for_more_significance_than_is_taken_for_the_largest():
+    known = [strengths.GROUP_Z, strengths.HEAD_Z, strengths.SHARD_Z, strengths.EXPERT_Z]
+    known += [limits.scale_z for limits in LIMITS.values()]
+    assert strengths.critical(max(known), 10**9) < LARGEST_Z
 
 
 @needs_compiler
