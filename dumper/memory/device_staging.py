@@ -80,7 +80,7 @@ class DeviceStager:
     def stage(self, value: torch.Tensor) -> SlabPiece | DeviceCopy:
         """Begin to copy a readable tensor as it is now. To be called inside ``undisturbed``.
 
-        Raises RuntimeError while the current stream is captured into a CUDA graph (``dumper/recording/graphs.py``),
+        Raises RuntimeError while the current stream is captured into a CUDA graph (``dumper/recording/graphs``),
         and DeviceError.
         """
         import torch

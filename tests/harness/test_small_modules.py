@@ -12,15 +12,6 @@ from testbed.paths import CHECKOUT
 SMALL = 60
 """Lines below which a module is small."""
 
-TO_MERGE = {
-    "dumper/memory/available",
-    "dumper/memory/cuda_driver",
-    "dumper/values/device_kernels/exchange",
-    "dumper/values/direct_launch",
-    "dumper/values/memory_rows",
-}
-"""Small modules that are still to be merged into their user, or to get their line in docs/modules.md."""
-
 
 def modules() -> dict[str, Path]:
     """Every module of what ships, by its name as a path: ``comparator/engine/protocol``."""
@@ -44,13 +35,11 @@ def imported(file: Path) -> Iterator[str]:
 
 
 def small_modules() -> set[str]:
-    """Those of the three packages; not ``__init__`` and ``__main__``, which Python looks for by their names."""
+    """Those of what ships; not ``__init__`` and ``__main__``, which Python looks for by their names."""
     return {
         name
         for name, file in modules().items()
-        if not file.name.startswith("_")
-        and not name.startswith("tensortap/")
-        and len(file.read_text().splitlines()) < SMALL
+        if not file.name.startswith("_") and len(file.read_text().splitlines()) < SMALL
     }
 
 
@@ -63,10 +52,9 @@ def listed(heading: str) -> dict[str, str]:
 
 def test_small_modules_stand_alone_for_a_reason() -> None:
     named = listed("Used by several") | listed("Used by one")
-    unexplained = small_modules() - named.keys() - TO_MERGE
+    unexplained = small_modules() - named.keys()
     assert not unexplained, "merge each into the module that uses it, or give its reason in docs/modules.md"
     assert not named.keys() - small_modules(), "docs/modules.md explains small modules that are gone or have grown"
-    assert not TO_MERGE - small_modules(), "these are merged or have grown"
 
 
 def test_what_is_said_to_have_several_users_has() -> None:
