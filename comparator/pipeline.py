@@ -109,7 +109,12 @@ class Comparing:
     @property
     def tap_ids(self) -> dict[TapKey, str]:
         """The ids of the taps that the diagnosis speaks of."""
-        return {tap_key(pair.family): pair.tap for pair in self._prepared.pairs if pair.tap is not None}
+        found = {}
+        for family, numbers in self._prepared.members.items():
+            tap = next((tap for number in numbers if (tap := self._prepared.pairs[number].tap) is not None), None)
+            if tap is not None:
+                found[tap_key(family)] = tap
+        return found
 
     def __iter__(self) -> Iterator[Comparison]:
         prepared = self._prepared

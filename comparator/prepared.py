@@ -19,7 +19,16 @@ from comparator.match.keys import named_file
 from comparator.match.pairs import match_bundles
 from comparator.measure.measurement import Measurement
 from comparator.measure.measurer import Measurer
-from comparator.measure.units import Families, MakeProfile, P, Unit, UnitResult, measure_unit, units_of
+from comparator.measure.units import (
+    Families,
+    MakeProfile,
+    P,
+    Unit,
+    UnitResult,
+    measure_unit,
+    members_of_families,
+    units_of,
+)
 from comparator.options import Options, Side
 from comparator.patterns import fullmatch, search
 from comparator.plan.context import SideContext
@@ -79,12 +88,17 @@ class Prepared:
     @cached_property
     def units(self) -> Sequence[Unit]:
         """The units of work, in the order of execution of their first pairs."""
-        return units_of(self.pairs, self.rules)
+        return units_of(self.pairs, self.members, self.rules)
+
+    @cached_property
+    def members(self) -> Mapping[Key, Sequence[int]]:
+        """The pairs of each family, by their numbers."""
+        return members_of_families(self.pairs)
 
     @cached_property
     def families(self) -> Families:
         """Aligned rows of whole families, for what is measured against other families."""
-        return Families(self.pairs, self.select, self.measurer)
+        return Families(self.pairs, self.members, self.select, self.measurer)
 
     @cached_property
     def _selector(self) -> Selector:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -134,18 +134,20 @@ class Families:
     """Aligned rows of whole families, for what is measured against other families."""
 
     def __init__(
-        self, pairs: Sequence[BundlePair], select: Callable[[int], list[Selected]], measurer: Measurer
+        self,
+        pairs: Sequence[BundlePair],
+        members: Mapping[Key, Sequence[int]],
+        select: Callable[[int], list[Selected]],
+        measurer: Measurer,
     ) -> None:
         self._pairs = pairs
+        self._members = members
         self._select = select
         self._measurer = measurer
         memory = measurer.options.memory
         self._most_kept = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory // _SHARE)
-        self._members: dict[Key, list[int]] = {}
         self._kept: OrderedDict[Key, FamilyRows | None] = OrderedDict()
         self._kept_bytes = 0
-        for number, pair in enumerate(pairs):
-            self._members.setdefault(pair.family, []).append(number)
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -198,15 +200,20 @@ class MakeProfile(Protocol[Made_co]):
         """Whether the profile holds more than differences, so that rows which are known to be equal must be read."""
 
 
-def units_of(pairs: Sequence[BundlePair], rules: Rules) -> list[Unit]:
+def members_of_families(pairs: Sequence[BundlePair]) -> dict[Key, list[int]]:
+    """The pairs of each family by their numbers; families in the order of their first pairs."""
+    families: dict[Key, list[int]] = {}
+    for number, pair in enumerate(pairs):
+        families.setdefault(pair.family, []).append(number)
+    return families
+
+
+def units_of(pairs: Sequence[BundlePair], members: Mapping[Key, Sequence[int]], rules: Rules) -> list[Unit]:
     """The units of a comparison: families where verdicts look at the whole table, else single pairs, small ones some
     together."""
     if not rules.whole_table:
         return [Unit(number, members) for number, members in enumerate(_neighbours(pairs))]
-    families: dict[Key, list[int]] = {}
-    for number, pair in enumerate(pairs):
-        families.setdefault(pair.family, []).append(number)
-    return [Unit(number, tuple(members)) for number, members in enumerate(families.values())]
+    return [Unit(number, tuple(of_family)) for number, of_family in enumerate(members.values())]
 
 
 def _neighbours(pairs: Sequence[BundlePair]) -> Iterator[tuple[int, ...]]:

@@ -233,7 +233,7 @@ def test_small_files_are_measured_together_and_one_that_changed_by_itself(dumps:
 def test_pairs_that_take_much_are_units_by_themselves() -> None:
     runs = [FakeRun([FakeRecord(f"x{size}", np.zeros(size, np.int8)) for size in (4, 5, SMALL, 7, 8)])] * 2
     prepared = prepare(*runs, Options())
-    units = units_of(prepared.pairs, SGLANG_RULES)
+    units = units_of(prepared.pairs, prepared.members, SGLANG_RULES)
     assert [unit.pairs for unit in units] == [(0, 1), (2,), (3, 4)]
     assert [unit.number for unit in units] == [0, 1, 2]
 

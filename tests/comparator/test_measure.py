@@ -201,7 +201,7 @@ def test_families_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("comparator.measure.units.KEPT_BYTES", 8 * 10)
     measurer = SimpleNamespace(options=Options())
-    families = Families([], lambda number: [], measurer)  # type: ignore[arg-type]
+    families = Families([], {}, lambda number: [], measurer)  # type: ignore[arg-type]
     for name, count in (("a", 4), ("b", 4), ("a", 6), ("c", 0)):
         families.keep((("name", name),), rows(name, count))
     assert [len(families.rows((("name", name),)) or ()) for name in "abc"] == [6, 4, 0]
