@@ -27,10 +27,10 @@ from comparator.report.records import (
 )
 from comparator.report.runs import Tally, accounts_record, earlier_of, run_notes
 from comparator.verdict.criteria import parse_rules
-from dumper.printable import printable
 from dumper.reading.protocol import Run, RunError
 from dumper.storage.places import Workers
 from tensortap.lost_pages import watching
+from tensortap.printable import printable
 from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:

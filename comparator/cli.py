@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from comparator.api import open_others, open_sides
 from comparator.errors import ComparatorError
-from comparator.exit_codes import INTERRUPTED, drop_output, run_command
+from comparator.exit_codes import INTERRUPTED, run_command
 from comparator.flags import build_parser, options_from
 from comparator.options import Options, Side
-from dumper.printable import printable
 from dumper.storage.addresses import place_of, shown_address
+from tensortap.command_line import drop_output
+from tensortap.printable import printable
 from tensortap.progress import in_terminal
 
 if TYPE_CHECKING:

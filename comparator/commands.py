@@ -19,7 +19,7 @@ from comparator.prepared import prepare
 from comparator.report.outputs import Outputs
 from comparator.report.read import read_report
 from comparator.report.runs import notes_of_run
-from dumper.printable import printable
+from tensortap.printable import printable
 from tensortap.progress import in_terminal
 
 

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable
 
 from comparator.errors import ComparatorError
-from dumper.printable import printable
 from dumper.reading.protocol import RunError
+from tensortap.command_line import drop_output
 from tensortap.lost_pages import watching
+from tensortap.printable import printable
 
 NO_VERDICT = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -58,12 +59,6 @@ def _say(message: str) -> None:
         sys.stdout.flush()
     except (OSError, ValueError):
         drop_output()
-
-
-def drop_output() -> None:
-    """Let what is still to be written to standard output go nowhere; the interpreter flushes it once more at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _let_any_name_be_printed() -> None:

@@ -16,10 +16,10 @@ from comparator.pipeline import begin
 from comparator.prepared import prepare
 from comparator.report.records import Comparison
 from comparator.report.reporters import Reporter
-from dumper.printable import printable
 from dumper.reading.open import open_run
 from dumper.reading.protocol import Run, RunError, Written
 from dumper.storage.addresses import shown_address
+from tensortap.printable import printable
 
 SHORTEST_WAIT = 0.1
 LONGEST_WAIT = 5.0

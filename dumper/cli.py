@@ -6,7 +6,6 @@ import argparse
 import io
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dumper.format.frames import FormatError
-from dumper.printable import printable
-from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion
+from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion, drop_output
 from tensortap.lost_pages import lost_pages, watching
+from tensortap.printable import printable
 
 if TYPE_CHECKING:
     from dumper.reading.indexing import Index
@@ -63,7 +62,7 @@ def _main(arguments: list[str]) -> int:
         return command(parsed)
     except BrokenPipeError:
         # The reader of a pipe has seen enough; the interpreter's own flush must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 0
     except (UsageError, FormatError, OSError, ValueError, MemoryError, RecursionError) as error:
         _complain(parsed.name, error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dumper.printable import printable
+from tensortap.printable import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import Any
 from patcher.check import Checked, check_configs, diff_text
 from patcher.errors import PatchError
 from patcher.source.modules import ModuleFinder
-from patcher.terminal import drop_output, escaped, say
-from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion, suggest_values
+from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion, drop_output, say, suggest_values
+from tensortap.printable import printable_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,7 +140,7 @@ def _diff(options: argparse.Namespace) -> int:
     checked = check_configs(options.config, options.source, [os.getcwd()])
     text = diff_text(checked)
     # What goes into a file or to patch is left as it is.
-    sys.stdout.write(escaped(text) if sys.stdout.isatty() else text)
+    sys.stdout.write(printable_lines(text) if sys.stdout.isatty() else text)
     for message in checked.errors:
         say(f"patcher: {message}", error=True)
     return 0 if checked.ok else 1

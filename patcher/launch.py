@@ -20,7 +20,7 @@ from patcher.load.compile import compile_module
 from patcher.load.hook import PLAN_VARIABLE
 from patcher.load.process_plan import LAUNCH_VARIABLE, Activation
 from patcher.source.modules import ModuleFile, ModuleFinder
-from patcher.terminal import say
+from tensortap.command_line import say
 
 PLANNED_VARIABLE = "TENSORTAP_PLANNED_TAPS"
 """File with the taps that the processes of the command should install (docs/contracts.md)."""

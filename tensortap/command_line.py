@@ -1,15 +1,30 @@
-"""What the command lines share: ``--version``, and completion scripts for shells, made
-from the flags of a parser (static text, nothing runs while completing)."""
+"""What the command lines share: ``--version``, how they print, and completion scripts for shells, made from the flags
+of a parser (static text, nothing runs while completing)."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tensortap.compiled import missing
+from tensortap.printable import printable_lines
 
 SHELLS = ("bash", "zsh", "fish")
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print lines, on stderr if it is an error; what is not printable is escaped (``\\x1b``)."""
+    print(printable_lines(text), file=sys.stderr if error else sys.stdout)
+
+
+def drop_output() -> None:
+    """Let what is still to be written to standard output go nowhere; the interpreter flushes it once more at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class PrintVersion(argparse.Action):

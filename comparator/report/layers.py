@@ -9,7 +9,7 @@ from msgspec import Struct, field
 from comparator.report.records import Comparison, SkippedComparison, TensorComparison
 from comparator.report.tolerance import times_tolerance
 from comparator.verdict.taps import LAYER_TAGS
-from dumper.printable import printable
+from tensortap.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -35,7 +35,7 @@ from comparator.report.text import (
     summary_line,
     summary_lines,
 )
-from dumper.printable import printable
+from tensortap.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

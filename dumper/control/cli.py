@@ -12,7 +12,7 @@ from typing import Any
 
 from dumper.control.changes import PLACES, Changes, describe
 from dumper.control.controller import Agreed, ControlError, Pending, Rank, change, living, pending_changes, read_ranks
-from dumper.printable import printable
+from tensortap.printable import printable
 
 _DESCRIPTION = """Change what a running process records, at the same step on every rank.
 Works through files in the run directory: no port is opened, and the ranks may run on several machines."""

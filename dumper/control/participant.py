@@ -16,7 +16,7 @@ from dumper.control import files
 from dumper.control.changes import PLACES, Changes, describe, resolve
 from dumper.format import json_files
 from dumper.log_once import log
-from dumper.printable import printable
+from tensortap.printable import printable
 
 _NEVER = 1 << 62
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dumper.convert.outcome import ConversionError, Outcome, listing, prepare_destination
-from dumper.printable import printable
 from dumper.readers.sglang.dump import SGLangDump
 from dumper.readers.streams.run import RunDirectory
 from dumper.reading.open import open_run
 from dumper.reading.protocol import Run, RunError
 from dumper.storage.addresses import is_address, shown_address
+from tensortap.printable import printable
 from tensortap.progress import Advance, Progress, in_terminal, silent
 
 FORMATS = ("run", "pt", "safetensors")

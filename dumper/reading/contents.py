@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dumper.printable import printable
 from dumper.reading.distribution import drawn_distribution
 from dumper.reading.indexing import Index
 from dumper.reading.protocol import READING_ERRORS
+from tensortap.printable import printable
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
-from dumper.printable import printable
 from dumper.reading.columns import OUTSIDE_STEPS, columns_of_records
 from dumper.reading.contents import as_text, indented
 from dumper.reading.headers import ranges
@@ -21,6 +20,7 @@ from dumper.reading.record_lines import headline
 from dumper.reading.text_table import TextTable, output_console
 from dumper.reading.timeline import step_table
 from dumper.values.fingerprint import SCHEME
+from tensortap.printable import printable
 from tensortap.progress import Progress, silent, watched
 
 if TYPE_CHECKING:

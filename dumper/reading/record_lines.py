@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dumper.printable import printable
 from dumper.reading.columns import OUTSIDE_STEPS
+from tensortap.printable import printable
 
 if TYPE_CHECKING:
     from dumper.reading.protocol import Record, RecordColumns, Run

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dumper.printable import printable
 from dumper.reading.contents import as_plain, as_text, part_of
 from dumper.reading.indexing import Index
 from dumper.reading.protocol import READING_ERRORS
 from dumper.reading.record_lines import as_json, headline
+from tensortap.printable import printable
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dumper.printable import printable
+from tensortap.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

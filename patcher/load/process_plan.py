@@ -104,9 +104,9 @@ class Activation:
 
     def report(self, message: str) -> None:
         """Say it on stderr and note it beside the plan: the importing program may swallow the exception."""
-        from patcher.terminal import escaped
+        from tensortap.printable import printable_lines
 
-        print(escaped(f"tensortap: {message}"), file=sys.stderr, flush=True)
+        print(printable_lines(f"tensortap: {message}"), file=sys.stderr, flush=True)
         if self.plan_file:
             _append(self.plan_file + ".errors", f"process {os.getpid()}: {message}")
 

@@ -20,7 +20,7 @@ from dumper import open_run
 from dumper.cli import main as dumper_main
 from dumper.reading.side_by_side import difference
 from dumper.values.fingerprint import FIRST_SCHEME, fingerprint
-from dumper.writing import rank_stream
+from dumper.writing import rank_stream, record_encoder
 from dumper.writing.items import Description
 from tests.comparator.fakes import FakeRecord, FakeRun, one_request, values
 from tests.comparator.recording import write_run
@@ -211,7 +211,8 @@ def record_as_before(monkeypatch: pytest.MonkeyPatch, scheme: str | None) -> Non
         return bytes.fromhex(fingerprint(description.dtype or "", description.shape or (), data, FIRST_SCHEME))
 
     monkeypatch.setattr(Description, "fields", other_fields)
-    monkeypatch.setattr(rank_stream, "_fingerprint", first_scheme)
+    for module in (rank_stream, record_encoder):
+        monkeypatch.setattr(module, "fingerprint_of", first_scheme)
 
 
 def test_fingerprints_of_different_schemes_are_not_compared(

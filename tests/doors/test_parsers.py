@@ -15,8 +15,8 @@ from comparator.errors import ComparatorError
 from comparator.match.map import compile_rules, load_map, parse_template
 from comparator.patterns import compiled
 from comparator.verdict.criteria import compile_predicate, parse_rules
-from dumper.printable import printable
 from tensortap.dims import DimsError, parse_dims
+from tensortap.printable import printable
 
 DIMS = st.text(st.sampled_from("tbsh1()[]*:,#= \tdpxé\x00"), max_size=60)
 ANYTHING = st.text(max_size=80)

@@ -19,13 +19,13 @@ import numpy.typing as npt
 
 from dumper.format.regular_files import read_bytes
 from dumper.format.run_files import MOST_RANKS
-from dumper.printable import printable
 from dumper.readers.msprobe.entries import Entry, entries
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.pt_files import PtFileError
 from dumper.reading.base import RecordBase, RunBase
 from dumper.reading.headers import RankHeader, ranks_missing
 from dumper.reading.protocol import Problem, RunError
+from tensortap.printable import printable
 from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:

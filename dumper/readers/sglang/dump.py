@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from dumper.format.run_files import MOST_RANKS
 from dumper.layout import TokenLayout
-from dumper.printable import printable
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.facts import Facts, FactsAhead, facts_of, facts_of_file
 from dumper.readers.sglang.plain_pt import MOST_READ, read_again, read_together, stamps_of
@@ -28,6 +27,7 @@ from dumper.reading.headers import RankHeader, ranks_missing
 from dumper.reading.named_files import AUXILIARY_NAMES, PARALLEL_KEYS
 from dumper.reading.protocol import ArraysInFile, Problem
 from dumper.values.dtypes import numpy_dtype
+from tensortap.printable import printable
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,5 @@
-"""Text of others, for a terminal or a log: what is in a recording may have been made to deceive who reads it."""
+"""Text of others, for a terminal or a log: it may have been made to deceive who reads it, by characters that move the
+cursor or hide what follows."""
 
 from __future__ import annotations
 
@@ -10,6 +11,13 @@ def printable(text: object) -> str:
     if told.isprintable():
         return told
     return "".join(character if character.isprintable() else _escaped(character) for character in told)
+
+
+def printable_lines(text: str) -> str:
+    """The same of several lines: line breaks and tabs stay as they are."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in "\n\t" else _escaped(one) for one in text)
 
 
 def _escaped(character: str) -> str:
