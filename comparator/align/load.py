@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy.typing as npt
@@ -10,6 +10,8 @@ import numpy.typing as npt
 from comparator.errors import PairError
 from comparator.match.bundles import BundlePair
 from comparator.match.entries import Entry
+from comparator.options import Side
+from comparator.plan.context import SideContext
 from dumper.reading.protocol import READING_ERRORS
 
 T = TypeVar("T")
@@ -32,6 +34,13 @@ def load_lazily(entry: Entry) -> npt.NDArray[Any]:
         return load_array(entry)
     entry.record.let_go()
     return found
+
+
+def read_together(pairs: Sequence[BundlePair], contexts: Mapping[Side, SideContext]) -> None:
+    """Say of which pairs all is read next."""
+    for side, context in contexts.items():
+        bundles = [pair.baseline if side == "baseline" else pair.target for pair in pairs]
+        context.run.read_together(entry.record for bundle in bundles if bundle is not None for entry in bundle.entries)
 
 
 def load_unchecked(entry: Entry) -> npt.NDArray[Any]:

@@ -21,6 +21,7 @@ class Schedule(Generic[P]):
 
     def __init__(self, units: Sequence[Unit], jobs: int) -> None:
         self._at_once = max(1, min(MOST_AT_ONCE, len(units) // (4 * max(1, jobs))))
+        self._jobs = max(1, jobs)
         self._most_ahead = AHEAD * jobs * self._at_once
         self._count = len(units)
         self._next = 0
@@ -36,11 +37,12 @@ class Schedule(Generic[P]):
         return bool(self.waiting) and self.waiting[0] < self._next + self._most_ahead
 
     def take(self) -> list[int]:
-        """Neighbouring units for one worker, where there is work."""
+        """Neighbouring units for one worker, where there is work; fewer towards the end, which comes to all at once."""
         waiting, tries = self.waiting, self.tries
+        at_once = min(self._at_once, len(waiting) // (2 * self._jobs))
         numbers = [waiting.popleft()]
         alone = numbers[0] in tries
-        while not alone and waiting and len(numbers) < self._at_once and waiting[0] not in tries:
+        while not alone and waiting and len(numbers) < at_once and waiting[0] not in tries:
             numbers.append(waiting.popleft())
         return numbers
 

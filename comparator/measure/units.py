@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.align.aligned import Aligned
-from comparator.align.load import cut, let_go
+from comparator.align.load import cut, let_go, read_together
 from comparator.match.bundles import BundlePair, Key, bytes_of_pairs
 from comparator.measure.alike import measure_alike
 from comparator.measure.family import FamilyRows, pool_rows
@@ -255,6 +255,9 @@ def measure_unit(
     kept = see if profiler is not None else None
     size = 0 if kept is None or families is None else families.bytes_of(unit.pairs)
     alike = {} if size else measure_alike([one for _, _, one in places], measurer, by_channel=profiler is not None)
+    if len(alike) < len(places):
+        others = [one for at, (_, _, one) in enumerate(places) if at not in alike and one.kept and one.error is None]
+        read_together([one.pair for one in others], measurer.planner.contexts)
     for at, (number, part, selected) in enumerate(places):
         one = alike.get(at)
         if one is None:

@@ -157,6 +157,9 @@ class RunBase:
     def expect(self, records: Iterable[Record]) -> None:
         pass
 
+    def read_together(self, records: Iterable[Record]) -> None:
+        pass
+
     def arrays_in_files(self, numbers: npt.NDArray[np.int64], most: int) -> Iterable[ArraysInFile]:
         return ()
 

@@ -355,6 +355,10 @@ class Run(Protocol):
         """These records will be read, in about this order: what lies on object storage is read ahead. They are not
         looked at where the run is on a disk."""
 
+    def read_together(self, records: Iterable[Record]) -> None:
+        """These records are read next, each once: small ones of many files in one call, which takes less time. They
+        are not looked at where a file holds many records."""
+
     def arrays_in_files(self, numbers: npt.NDArray[np.int64], most: int) -> Iterable[ArraysInFile]:
         """Of the records of these numbers those whose arrays lie in mapped files as they were recorded, are intact and
         take at most ``most`` bytes. The others are to be read one by one, which says what is wrong with them."""

@@ -19,13 +19,13 @@ from dumper.format.run_files import MOST_RANKS
 from dumper.layout import TokenLayout
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.facts import Facts, FactsAhead, facts_of, facts_of_file
-from dumper.readers.sglang.plain_pt import MOST_READ, read_again, read_together, stamps_of
+from dumper.readers.sglang.plain_pt import MOST_READ, Stored, read_again, read_together, stamps_of
 from dumper.readers.sglang.pt_files import Content, PtFileError
 from dumper.readers.sglang.pt_format.archive import Stamp
 from dumper.reading.base import RecordBase, RunBase
 from dumper.reading.headers import RankHeader, ranks_missing
 from dumper.reading.named_files import AUXILIARY_NAMES, PARALLEL_KEYS
-from dumper.reading.protocol import ArraysInFile, Problem
+from dumper.reading.protocol import ArraysInFile, Problem, Record
 from dumper.values.dtypes import numpy_dtype
 from tensortap.printable import printable
 
@@ -54,6 +54,8 @@ class SGLangRecord(RecordBase):
     number: int = field(default=0, init=False, repr=False)
     _checked: Content | None = field(default=None, init=False, repr=False)
     """What was checked last: a record is checked, then read, once."""
+    _read: Content | None = field(default=None, init=False, repr=False)
+    """What was read with others, for the next time that it is asked for."""
 
     @property
     def path(self) -> Path:
@@ -156,6 +158,22 @@ class SGLangRecord(RecordBase):
             return f"{self.file} was cut while it was read: it had {facts.stamp[0]} bytes, and has {now[0]}"
         return f"{self.file} was written to while it was read"
 
+    def holds(self, array: npt.NDArray[Any] | None) -> None:
+        """This is what its tensor is, if that is asked for next; None: it is to be read."""
+        facts = self.facts
+        if array is None or facts.tensor is None:
+            self._read = None
+        else:
+            self._read = Content(facts.tensor.with_array(array), facts.meta)
+
+    def stored(self, most: int) -> Stored | None:
+        """Where its tensor is found again, where that is known and it takes at most so many bytes."""
+        facts = self.facts
+        tensor, stamp = facts.tensor, facts.stamp
+        if tensor is None or stamp is None or tensor.stop - tensor.start > most:
+            return None
+        return self.location, tensor, stamp
+
     def _content(self, *, with_torch: bool = False) -> Content:
         try:
             return pt_files.load(self.path, with_torch=with_torch)
@@ -164,8 +182,9 @@ class SGLangRecord(RecordBase):
 
     def is_intact(self) -> bool:
         """Whether the file can be read; SGLang writes no checksums but those of the zip format."""
+        content, self._read = self._read, None
         try:
-            self._checked = self._known_content() or self._whole_content()
+            self._checked = content or self._known_content() or self._whole_content()
         except PtFileError:
             return False
         return True
@@ -244,6 +263,7 @@ class SGLangDump(RunBase):
         self.records = records
         self.unnamed_files = tuple(problems)
         """Files whose names are not those of a dump."""
+        self._read_together: Sequence[SGLangRecord] = ()
         self.ranks = tuple(sorted({record.rank for record in records}))
         self.steps = tuple(sorted({record.step for record in records}))
 
@@ -281,17 +301,28 @@ class SGLangDump(RunBase):
         ``position_ids``) of the step; None where they are not there or contradict each other."""
         return self._layouts.get(rank, {}).get(step)
 
+    def read_together(self, records: Iterable[Record]) -> None:
+        for before in self._read_together:
+            before.holds(None)
+        small: dict[int, list[tuple[SGLangRecord, Stored]]] = {}
+        for record in records:
+            if isinstance(record, SGLangRecord) and (stored := record.stored(MOST_READ)) is not None:
+                small.setdefault(stored[1].stop - stored[1].start, []).append((record, stored))
+        self._read_together = [one for several in small.values() for one, _ in several]
+        for size, several in small.items():
+            data, read = read_together([stored for _, stored in several])
+            for number, ((record, (_, tensor, _)), good) in enumerate(zip(several, read, strict=True)):
+                record.holds(tensor.view(data, tensor.start - number * size) if good else None)
+
     def arrays_in_files(self, numbers: npt.NDArray[np.int64], most: int) -> Iterable[ArraysInFile]:
         """Of small files, the tensors of one dtype and shape in one piece of memory."""
-        kinds: dict[tuple[str, tuple[int, ...]], list[tuple[int, SGLangRecord, Facts]]] = {}
+        kinds: dict[tuple[str, tuple[int, ...]], list[tuple[int, Stored]]] = {}
         for at, number in enumerate(numbers.tolist()):
-            record = self.records[number]
-            facts = record.facts
-            tensor = facts.tensor
-            if tensor is not None and tensor.stop - tensor.start <= min(most, MOST_READ) and tensor.lies_whole:
-                kinds.setdefault((tensor.dtype, tensor.shape), []).append((at, record, facts))
-        for (dtype, shape), found in kinds.items():
-            yield from _together(found, numpy_dtype(dtype), shape)
+            stored = self.records[number].stored(min(most, MOST_READ))
+            if stored is not None and stored[1].lies_whole:
+                kinds.setdefault((stored[1].dtype, stored[1].shape), []).append((at, stored))
+        for (dtype, shape), several in kinds.items():
+            yield from _of_one_kind(several, numpy_dtype(dtype), shape)
 
     @property
     def changed_files(self) -> Sequence[str]:
@@ -317,14 +348,13 @@ class SGLangDump(RunBase):
         return f"<SGLangDump {printable(self.path)}: {counts(self)}>"
 
 
-def _together(
-    found: Sequence[tuple[int, SGLangRecord, Facts]], dtype: np.dtype[Any], shape: tuple[int, ...]
+def _of_one_kind(
+    found: Sequence[tuple[int, Stored]], dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> Iterator[ArraysInFile]:
-    tensors = [facts.tensor for *_, facts in found if facts.tensor is not None]
-    stamps = [facts.stamp for *_, facts in found if facts.stamp is not None]
-    data, read = read_together([record.location for _, record, _ in found], tensors, stamps)
-    at = np.array([at for at, *_ in found], np.int64)
-    starts = np.arange(len(found), dtype=np.int64) * (tensors[0].stop - tensors[0].start)
+    data, read = read_together([stored for _, stored in found])
+    _, tensor, _ = found[0][1]
+    at = np.array([at for at, _ in found], np.int64)
+    starts = np.arange(len(found), dtype=np.int64) * (tensor.stop - tensor.start)
     if all(read):
         yield ArraysInFile(at, data, starts, dtype, shape)
     elif any(read):

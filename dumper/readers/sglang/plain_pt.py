@@ -74,12 +74,20 @@ class StoredTensor(Struct, eq=False):
             behind *= length
         return behind == self.stop - self.start > 0
 
+    def with_array(self, array: npt.NDArray[Any]) -> StoredTensor:
+        """The same with its array."""
+        return StoredTensor(self.dtype, self.shape, self.strides, self.start, self.stop, array)
+
     def view(self, data: bytes | mmap.mmap, at: int = 0) -> npt.NDArray[Any]:
         """The tensor, read-only, from bytes of the file, the first of which is the one at ``at``."""
         kind = numpy_dtype(self.dtype)
         if not self.stop:
             return np.empty(self.shape, kind)
         return np.ndarray(self.shape, kind, data, self.start - at, self.strides)
+
+
+Stored = tuple[str, StoredTensor, Stamp]
+"""A file, a tensor that was found in it, and the file's stamp."""
 
 
 class Told(Struct, frozen=True):
@@ -130,18 +138,15 @@ def read_again(path: str | Path, tensor: StoredTensor, stamp: Stamp) -> StoredTe
         return None
     if isinstance(data, mmap.mmap):
         start = start // mmap.PAGESIZE * mmap.PAGESIZE
-    array = tensor.view(data, start)
-    return StoredTensor(tensor.dtype, tensor.shape, tensor.strides, tensor.start, tensor.stop, array)
+    return tensor.with_array(tensor.view(data, start))
 
 
-def read_together(
-    paths: Sequence[str], tensors: Sequence[StoredTensor], stamps: Sequence[Stamp]
-) -> tuple[bytes, Sequence[bool]]:
-    """The bytes of tensors of one size that were found before, one after the other, and of each whether its file is the
-    same still; zeros stand for those of others."""
-    size = tensors[0].stop - tensors[0].start
-    starts = tuple([tensor.start for tensor in tensors])
-    return pt_format.parts(tuple(map(os.fsencode, paths)), starts, size, tuple(stamps))
+def read_together(several: Sequence[Stored]) -> tuple[bytes, Sequence[bool]]:
+    """The bytes of tensors of one size, one after the other, and of each whether its file is the same still; zeros
+    stand for those of others."""
+    paths, tensors, known = zip(*several, strict=True)
+    size, starts = tensors[0].stop - tensors[0].start, tuple([tensor.start for tensor in tensors])
+    return pt_format.parts(tuple(map(os.fsencode, paths)), starts, size, known)
 
 
 def _read(path: str | Path, start: int, stop: int, stamp: Stamp) -> bytes | mmap.mmap | None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dumper import open_run
 from dumper.layout import PADDING_ROW, SequenceSpan
+from dumper.readers.sglang.dump import SGLangDump
 from dumper.readers.sglang.pt_files import FileNames, parse_file_name, tags_of, typed
 from dumper.reading.protocol import RunError
 from tests.dumper.convert.dumps import DumpWriter
@@ -226,6 +227,26 @@ def test_megatron_batches(tmp_path: Path) -> None:
 @given(st.text(max_size=120))
 def test_any_file_name_can_be_parsed(name: str) -> None:
     assert all(isinstance(part, str) for part in parse_file_name(name).values())
+
+
+def test_files_that_are_read_together_are_those_that_are_read_by_themselves(tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path)
+    tensors = [torch.arange(6.0), torch.arange(6.0, 12.0), torch.ones(2, 3).T, torch.zeros(100_000), torch.ones(0)]
+    paths = [dump.write(0, 0, "x", tensor) for tensor in tensors]
+    run = open_run(tmp_path)
+    assert isinstance(run, SGLangDump)
+    assert [record.shape for record in run.records] == [tuple(tensor.shape) for tensor in tensors]
+    torch.save({"value": torch.full((6,), 7.0), "meta": {}}, paths[0])
+    run.read_together(run.records)
+    assert [record._read is not None for record in run.records] == [False, True, True, False, False]
+    torch.save({"value": torch.full((6,), 8.0), "meta": {}}, paths[1])
+    for expected in (7.0, torch.arange(6.0, 12.0)), (7.0, 8.0):  # what was read with others is given once
+        found = [record.array() for record in run.records if record.is_intact()]
+        for one, wanted in zip(found, [*expected, *tensors[2:]], strict=True):
+            np.testing.assert_array_equal(one, wanted)
+    run.read_together(run.records[2:3])
+    run.read_together([])
+    assert all(record._read is None for record in run.records)
 
 
 PARTS = st.sampled_from(
