@@ -231,7 +231,10 @@ class Recorder(CallsOfSglang):
 
             record = captured(source, value, dims, tags, self._steps.number if step is None else step)
             self._captures[-1].append(record)
-        elif wanted and (step is not None or ((steps := self._steps).announced and steps.inside) or self._has_step()):
+        elif wanted and (not (is_first := self._is_first(step)) or self._has_step()):
+            # What kept the first value of a step from the shortcut is done.
+            if is_first and self._shortcut is not None and self._shortcut(source, value, dims, tags, step):
+                return
             session = self._open.session or self._open_session()
             if step is None and self._steps.inside:
                 step = self._steps.number
@@ -321,6 +324,10 @@ class Recorder(CallsOfSglang):
         except Exception as error:
             self._complain(f"values of a CUDA graph were not recorded: {error}", key=f"graph {type(error)}")
         return True
+
+    def _is_first(self, step: int | None) -> bool:
+        """Whether a value that comes now, for the step under way where ``step`` is None, may be the first of that."""
+        return step is None and not (self._steps.announced and self._steps.inside)
 
     def _has_step(self, values: int = 1) -> bool:
         """Whether records that come now (so many) are wanted: they belong to a step, or need not."""
