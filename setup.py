@@ -14,6 +14,7 @@ FINGERPRINT = "dumper/values/fingerprint"
 CRC32 = "dumper/values/crc32"
 WHOLE_WRITE = "dumper/writing/whole_write"
 SHORTCUT = "dumper/recording/shortcut"
+SENDING = "dumper/memory/sending"
 FRAMING = "dumper/writing/framing"
 PT_FORMAT = "dumper/readers/sglang/pt_format"
 PAGES = "tensortap/lost_pages"
@@ -54,6 +55,7 @@ setup(
         extension(WHOLE_WRITE, "-O2"),
         extension(SHORTCUT, "-O2"),
         extension(FRAMING, "-O3"),
+        extension(SENDING, "-O2"),
         extension(PT_FORMAT, "-O2"),
         extension(PAGES, "-O2"),
     ]

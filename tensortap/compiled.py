@@ -17,6 +17,7 @@ MODULES = (
     "comparator.measure.kernel._compiled",
     "comparator.measure.quoting._compiled",
     "comparator.measure.torch_sums._compiled",
+    "dumper.memory.sending._compiled",
     "dumper.readers.sglang.pt_format._compiled",
     "dumper.recording.shortcut._compiled",
     "dumper.values.crc32._compiled",

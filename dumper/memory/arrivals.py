@@ -53,11 +53,19 @@ class Words:
 
     def ask_for(self, word: int) -> None:
         """Have the device set it when what the stream was given before is done. Raises DeviceError."""
-        self._runtime.copy(self._host.address + word * _WORD, self._one, _WORD, TO_HOST, self.stream)
+        self._runtime.copy(self._address(word), self._one, _WORD, TO_HOST, self.stream)
+
+    def send(self, word: int, event: int, stream: int | None, host: int, device: int, nbytes: int) -> bool:
+        """Have bytes copied to the host and then the word set; what is more is with ``CudaRuntime.send``."""
+        self.clear(word)
+        return self._runtime.send(self.stream, event, stream, host, device, nbytes, self._address(word), self._one)
 
     def is_set(self, word: int) -> bool:
         """Whether the device has come that far."""
         return self._values[word] != 0
+
+    def _address(self, word: int) -> int:
+        return self._host.address + word * _WORD
 
     def wait(self, word: int, settled: Callable[[], bool] = lambda: False) -> None:
         """Return when the word is set, or ``settled()`` says that somebody else has seen it set.

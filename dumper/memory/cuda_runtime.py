@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dumper.memory import sending
 from dumper.memory.cuda_driver import CudaDriver, loaded_driver
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ TO_HOST = 2
 """``cudaMemcpyDeviceToHost``."""
 LARGEST_PITCH = (1 << 31) - 1
 """``memPitch`` of ``cudaDeviceProp``, of all devices there are."""
+_WORD = 8
+"""Bytes that tell the host that others have arrived."""
 _RELAXED = 2
 """``cudaStreamCaptureModeRelaxed``: calls of this thread invalidate no capture of another one."""
 _NON_BLOCKING = 1
@@ -87,6 +90,7 @@ class CudaRuntime:
             self._calls[name] = function
         self._copy = self._calls["MemcpyAsync"]
         self._record = self._calls["EventRecord"]
+        self._for_sending = tuple(self._address(name) for name in sending.FUNCTIONS)
 
     @property
     def address_of_copy(self) -> int:
@@ -140,6 +144,40 @@ class CudaRuntime:
     def wait(self, stream: int, event: int) -> None:
         """Have ``stream`` wait for the last record of ``event``; the host goes on. Raises DeviceError."""
         self._call("StreamWaitEvent", stream, event, 0)
+
+    def send(
+        self, own: int, event: int, stream: int | None, host: int, device: int, nbytes: int, word: int, one: int
+    ) -> bool:
+        """Have ``own``, a stream of ours, copy bytes to the host behind what ``stream`` has been given so far, and
+        behind them 8 bytes from ``one`` to ``word``. ``stream`` None: behind the last record of ``event``, which is
+        used otherwise. False, with nothing copied, while ``stream`` is being captured. Raises DeviceError."""
+        if sending.send is None:
+            return self._send_by_calls(own, event, stream, host, device, nbytes, word, one)
+        found, code = sending.send(self._for_sending, own, event, stream, host, device, nbytes, word, one)
+        if found == sending.CAPTURED:
+            return False
+        if found:
+            name = sending.FUNCTIONS[found - sending.CAPTURED - 1]
+            error = self._error(name, code)
+            if name == "StreamIsCapturing" and code == _IMPLICIT:
+                return False
+            raise error
+        return True
+
+    def _send_by_calls(
+        self, own: int, event: int, stream: int | None, host: int, device: int, nbytes: int, word: int, one: int
+    ) -> bool:
+        if stream is not None:
+            if self.is_capturing(stream):
+                return False
+            self.record(event, stream)
+            # An event of a capture that has just begun would draw our stream into it.
+            if self.is_capturing(stream):
+                return False
+        self.wait(own, event)
+        self.copy(host, device, nbytes, TO_HOST, own)
+        self.copy(word, one, _WORD, TO_HOST, own)
+        return True
 
     def check(self, stream: int) -> None:
         """Raises DeviceError when the device has failed. ``stream`` is one of our own."""

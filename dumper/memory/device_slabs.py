@@ -2,8 +2,8 @@
 
 A tap costs the model's thread one copy within the device, by the handle of the stream that the value was computed on.
 When a slab is full, or the writer wants it, it is transferred on a stream of our own; the model's stream waits for
-nothing. The writer leaves the sending to the next tap, does it itself when none comes, and looks again later, so that
-it seldom takes the interpreter lock; it waits only where somebody waits for it.
+nothing. The writer sends what it wants in one call without the interpreter lock, and looks again later; it waits only
+where somebody waits for it.
 
 To send a slab needs an event behind the last copy into it. The model's thread records it where it sends the slab. The
 writer records it only while the stream is not being captured into a graph, and uses it only if that is still so
@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from dumper.memory import arrivals, device_buffers
 from dumper.memory.arrivals import Words
-from dumper.memory.cuda_runtime import ON_DEVICE, TO_HOST, CudaRuntime, DeviceError
+from dumper.memory.cuda_runtime import ON_DEVICE, CudaRuntime, DeviceError
 from dumper.memory.device_buffers import DeviceBuffer, DeviceBuffers
 from dumper.memory.pinned import PinnedArena, PinnedBuffer
 
@@ -28,8 +28,6 @@ LARGEST_VALUE = 1 << 20
 """Bytes; larger values go to the host by themselves."""
 ALIGNMENT = 256
 """Bytes; where values begin, so that copies and kernels move them in wide pieces."""
-PATIENCE = 8e-3
-"""Seconds for which the writer waits for a tap that sends what it wants, before it does so itself."""
 _PAUSE = 2e-3
 """Seconds between two looks at a stream that is being captured."""
 
@@ -135,7 +133,6 @@ class Lane:
         "_spare",
         "_stays",
         "_stream",
-        "_wanted_since",
         "_words",
     )
 
@@ -155,9 +152,6 @@ class Lane:
         """Of that slab."""
         self._on_their_way: deque[DeviceBuffer] = deque()
         self._buffers = buffers
-        self._wanted_since: float | None = None
-        """When the writer first wanted what is in that slab: the next tap sends it, at less cost for the model's thread
-        than what the writer does takes in turns of the interpreter lock. Seconds of the monotonic clock."""
         self._spare: list[DeviceBuffer] = []
         """Buffers that this stream may still write to, and no other may use."""
 
@@ -190,13 +184,11 @@ class Lane:
         return slab, offset
 
     def _took(self, slab: DeviceSlab, buffer: DeviceBuffer, end: int) -> None:
-        """The stream was given a value that ends there; the slab is sent, if the writer wants it."""
+        """The stream was given a value that ends there."""
         if not self._stays:
             self._runtime.record(buffer.filled, self._stream)
         slab.taken += 1
         slab.used = (end + ALIGNMENT - 1) & -ALIGNMENT
-        if self._wanted_since is not None:
-            self._send_as_model()
 
     def _room_for(self, nbytes: int) -> tuple[DeviceSlab, DeviceBuffer, int]:
         slab, buffer = self._slab, self._filling
@@ -209,7 +201,7 @@ class Lane:
         buffer = self._device_buffer()
         slab = DeviceSlab(self, buffer)
         buffer.slab = slab
-        self._slab, self._filling, self._wanted_since = slab, buffer, None
+        self._slab, self._filling = slab, buffer
         return slab, buffer
 
     def _device_buffer(self) -> DeviceBuffer:
@@ -235,39 +227,27 @@ class Lane:
     def _send_as_model(self) -> None:
         """Transfer the slab that is being filled, from the thread that fills it: the stream is not being captured."""
         slab, buffer = self._slab, self._filling
-        if slab is None or buffer is None:
-            return
-        try:
-            if self._stays:
-                self._runtime.record(buffer.filled, self._stream)
-        except DeviceError as error:
-            self._give_up(slab, buffer, error)
-            return
-        self._send(slab, buffer)
+        if slab is not None and buffer is not None and not self._send(slab, buffer):
+            self._give_up(slab, buffer, _captured(), serves_again=True)
 
     def _send_as_writer(self) -> bool:
         """The same from another thread; False when the stream is being captured."""
         slab, buffer = self._slab, self._filling
         if slab is None or buffer is None:
             return True
-        runtime, stream = self._runtime, self._stream
         try:
-            if self._stays:
-                if runtime.is_capturing(stream):
-                    return False
-                runtime.record(buffer.filled, stream)
-                if runtime.is_capturing(stream):
-                    return False
+            # Then no memory is pinned either.
+            if self._stays and self._runtime.is_capturing(self._stream):
+                return False
         except DeviceError as error:
             self._give_up(slab, buffer, error)
             return True
-        self._send(slab, buffer)
-        return True
+        return self._send(slab, buffer)
 
     def _give_up(self, slab: DeviceSlab, buffer: DeviceBuffer, error: DeviceError, serves_again: bool = False) -> None:
         """The slab that is being filled is lost. Its buffer serves again only where none but the stream of this lane
         may still use it."""
-        self._slab = self._filling = self._wanted_since = None
+        self._slab = self._filling = None
         slab.retired = True
         slab.failed(error)
         buffer.slab = None
@@ -276,29 +256,33 @@ class Lane:
         else:
             self._buffers.forget()
 
-    def _send(self, slab: DeviceSlab, buffer: DeviceBuffer) -> None:
-        """Transfer the slab that is being filled; the event behind it is recorded."""
-        runtime, words = self._runtime, self._words
+    def _send(self, slab: DeviceSlab, buffer: DeviceBuffer) -> bool:
+        """Transfer the slab that is being filled; False when the stream is being captured."""
         try:
-            slab.host = host = self._arena.take(slab.used)
+            host = self._arena.take(slab.used)
         except Exception as error:
             self._give_up(slab, buffer, DeviceError(f"no memory on the host: {error}"), serves_again=True)
-            return
+            return True
+        # Of streams that may vanish the event has been recorded.
+        stream = self._stream if self._stays else None
         try:
-            words.clear(buffer.word)
-            runtime.wait(words.stream, buffer.filled)
-            runtime.copy(host.address, buffer.address, slab.used, TO_HOST, words.stream)
-            words.ask_for(buffer.word)
+            sent = self._words.send(buffer.word, buffer.filled, stream, host.address, buffer.address, slab.used)
         except DeviceError as error:
+            slab.host = host
             self._give_up(slab, buffer, error)
-            return
-        self._slab = self._filling = self._wanted_since = None
+            return True
+        if not sent:
+            self._arena.give_back(host)
+            return False
+        slab.host = host
+        self._slab = self._filling = None
         slab.retired = True
         self._on_their_way.append(buffer)
+        return True
 
     def has_come(self, slab: DeviceSlab) -> bool:
         """Whether the bytes of a slab are on the host, or lost. Where they are not, they are sent, unless others are on
-        their way: by the next tap or, if none comes for a while, here. Does not block; for the writer's thread."""
+        their way. Does not block; for the writer's thread."""
         try:
             self._runtime.select(self._device)
         except DeviceError:
@@ -306,10 +290,7 @@ class Lane:
         with self._lock:
             self._collect()
             if slab is self._slab and not self._on_their_way:
-                if self._wanted_since is None:
-                    self._wanted_since = time.monotonic()
-                if time.monotonic() - self._wanted_since >= PATIENCE:
-                    self._send_as_writer()
+                self._send_as_writer()
             return slab.device is None
 
     def fetch(self, slab: DeviceSlab) -> None:
@@ -338,9 +319,8 @@ class Lane:
                     return True
                 if time.monotonic() - since > arrivals.ASKED_AFTER:
                     # Whoever captures may be waiting for us.
-                    captured = DeviceError("its stream is being captured into a graph")
                     if self._filling is not None:
-                        self._give_up(slab, self._filling, captured, serves_again=True)
+                        self._give_up(slab, self._filling, _captured(), serves_again=True)
                     return False
             time.sleep(_PAUSE)
 
@@ -354,6 +334,10 @@ class Lane:
         # Until the bytes have arrived, or for ever after a failure, the device may write into the buffer.
         if slab.retired and slab.released == slab.taken and slab.has_arrived and slab.host is not None:
             self._arena.give_back(slab.host)
+
+
+def _captured() -> DeviceError:
+    return DeviceError("its stream is being captured into a graph")
 
 
 class DeviceLanes:

@@ -226,11 +226,19 @@ def test_graphed_callables(recordings: Recordings) -> None:
 def test_two_threads_that_capture_at_once(recordings: Recordings) -> None:
     recorder = recordings.start()
     together, graphs = threading.Barrier(2, timeout=30), {}
+    errors: list[str] = []
 
     def work(thread: int) -> None:
+        try:
+            capture(thread)
+        except Exception as error:
+            errors.append(f"thread {thread}: {type(error).__name__}: {error}")
+
+    def capture(thread: int) -> None:
         x, graph = torch.full((64, COLUMNS), float(thread), device=DEVICE), torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
         synchronize()
+        torch.cuda.empty_cache()  # so that the other thread's capture has nothing to free while this one is under way
         together.wait()
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             for number in range(5):
@@ -243,6 +251,7 @@ def test_two_threads_that_capture_at_once(recordings: Recordings) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert not errors
     for thread in range(2):
         with recorder.step():
             graphs[thread][0].replay()

@@ -15,6 +15,7 @@ from dumper.memory import copy_kernel
 from dumper.memory.device_staging import DeviceStager
 from dumper.recording.recorder import Recorder
 from dumper.recording.shortcut import COMPILED
+from dumper.writing import writer
 from tests.gpu.recordings import (
     CUDA,
     DEVICE,
@@ -43,6 +44,13 @@ def long_way(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(Recorder, "_submit_any", noted)
     return names
+
+
+@pytest.fixture(autouse=True)
+def _at_leisure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer leaves slabs alone until it is asked for what is in them: a value that comes while it sends one goes
+    the long way."""
+    monkeypatch.setattr(writer, "LONG_NAP", 30.0)
 
 
 @pytest.fixture
@@ -120,19 +128,24 @@ def test_what_launches(
     value = torch.randn(64, 64, device=DEVICE)
     for _ in range(3):
         recorder.dump("x", value)
-    synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(50):
-            recorder.dump("x", value)
+    rounds = kernels = 0
+    expected = direct_launch or level != "full"
+    # The profiler sometimes notes nothing at all.
+    while rounds < 4 and not kernels and (expected or not rounds):
+        rounds += 1
         synchronize()
-    assert len(recordings.read(recorder).records) == 53
-    # Some go the long way, when the writer wants what is in a slab.
-    assert len(long_way) <= 28
-    kernels = sum(event.name == kernel for event in profile.events())
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            for _ in range(50):
+                recorder.dump("x", value)
+            synchronize()
+        kernels = sum(event.name == kernel for event in profile.events())
+    assert len(recordings.read(recorder).records) == 3 + 50 * rounds
+    # The first of a kind, and what begins a slab.
+    assert len(long_way) <= 3 + 5 * rounds
     if direct_launch:
         assert launched
         assert all(launched)
-        assert kernels >= 25
+        assert kernels >= 45
     else:
         assert not any(launched)
         assert kernels == (0 if level == "full" else 50)

@@ -116,9 +116,9 @@ static int fill_slab(Shortcut *self, PyObject *lane, Entry *entry, int way, long
     long long taken = NUMBER(device_slab, taken, slab), to = NUMBER(buffer, address, SLOT(lane, _filling, lane));
     *offset = NUMBER(device_slab, used, slab);
     long long end = *offset + entry->kept;
-    /* The lane's own functions begin a slab, send it, and see to streams that may vanish. */
+    /* The lane's own functions begin a slab, and see to streams that may vanish. */
     if (*offset < 0 || taken < 0 || to <= 0 || end > self->device_slab_bytes) return 0;
-    if (SLOT(lane, _stays, lane) != Py_True || SLOT(lane, _wanted_since, lane) != Py_None) return 0;
+    if (SLOT(lane, _stays, lane) != Py_True) return 0;
     if (!reserve(self, entry->kept + self->overhead)) return 0;
     if (put(self, entry, way, to + *offset, from, stream) != 0) return -1;
     if (SET(device_slab, used, slab, (end + self->alignment - 1) & -self->alignment) < 0) return -1;

@@ -18,8 +18,8 @@ typedef int (*Copy)(void *to, const void *from, size_t bytes, int kind, void *st
     X(source, grad) X(steps, announced) X(steps, inside) X(steps, number) X(plan, chosen) X(plan, whole) X(plan, last)  \
     X(plan, last_on_device) X(status, _values) X(status, _map) X(writer, _lock) X(writer, _reserved)                    \
     X(writer, _budget) X(writer, _slab) X(writer, _queue) X(writer, _asleep) X(writer, _wake) X(slab, used)             \
-    X(slab, taken) X(slab, address) X(lane, _lock) X(lane, _slab) X(lane, _filling) X(lane, _wanted_since)              \
-    X(lane, _stays) X(device_slab, used) X(device_slab, taken) X(buffer, address)
+    X(slab, taken) X(slab, address) X(lane, _lock) X(lane, _slab) X(lane, _filling) X(lane, _stays)                     \
+    X(device_slab, used) X(device_slab, taken) X(buffer, address)
 #define CLASSES(X) X(source) X(steps) X(plan) X(status) X(writer) X(slab) X(lane) X(device_slab) X(buffer)
 #define SLOT_NUMBER(CLASS, NAME) CLASS##_##NAME,
 #define CLASS_NUMBER(CLASS) CLASS##_class,

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dumper.memory import arrivals, device_buffers, device_copies, device_slabs
+from dumper.memory import arrivals, device_buffers, device_copies
 from dumper.memory.buffers import BufferPool
 from dumper.memory.cuda_runtime import DeviceError
 from dumper.memory.device_copies import DeviceCopier
@@ -268,25 +268,7 @@ def test_without_memory_on_the_host_values_are_lost_and_the_slab_serves_again(
     assert device.runtime.allowed_allocations == allocations
 
 
-def test_the_next_tap_sends_the_slab_that_the_writer_wants(device: Device) -> None:
-    lane = device.lane()
-    first = device.put(b"a" * 100, lane, 77)
-    assert not first[0].is_there
-    assert not device.runtime.waited_for
-    second = device.put(b"b" * 100, lane, 77)
-    assert second[0] is first[0]
-    assert len(device.runtime.waited_for) == 1
-    _until(lambda: first[0].is_there)
-    assert _is_there(first)
-    assert _is_there(second)
-    assert device.put(b"c" * 100, lane, 77)[0] is not first[0]
-    assert len(device.runtime.waited_for) == 1
-
-
-def test_the_writer_sends_what_there_is_and_looks_again_without_waiting(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device_slabs, "PATIENCE", 0)
+def test_the_writer_sends_what_there_is_and_looks_again_without_waiting(device: Device) -> None:
     device.runtime.held = True
     lane = device.lane()
     first = device.put(b"a" * 100, lane, 77)
@@ -304,8 +286,7 @@ def test_the_writer_sends_what_there_is_and_looks_again_without_waiting(
     assert device.runtime.queries == 0
 
 
-def test_a_stream_that_is_being_captured_is_left_alone(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_slabs, "PATIENCE", 0)
+def test_a_stream_that_is_being_captured_is_left_alone(device: Device) -> None:
     placed = device.put(b"a" * 100, device.lane(), 77)
     device.runtime.capturing.add(77)
     assert not placed[0].is_there
@@ -315,14 +296,11 @@ def test_a_stream_that_is_being_captured_is_left_alone(device: Device, monkeypat
     assert _is_there(placed)
 
 
-def test_an_event_that_may_belong_to_a_capture_is_waited_for_by_nobody(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device_slabs, "PATIENCE", 0)
+def test_an_event_that_may_belong_to_a_capture_is_waited_for_by_nobody(device: Device) -> None:
     placed = device.put(b"a" * 100, device.lane(), 77)
     questions = iter(range(10))
-    # The capture begins between the first question and the record.
-    device.runtime.on_question = lambda: next(questions) == 1 and device.runtime.capturing.add(77)
+    # The capture begins when the event is recorded.
+    device.runtime.on_question = lambda: next(questions) == 2 and device.runtime.capturing.add(77)
     assert not placed[0].is_there
     assert not device.runtime.waited_for
     device.runtime.on_question = None
