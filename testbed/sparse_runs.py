@@ -6,7 +6,6 @@ holes where the records would be. It opens, is listed and is matched like a reco
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,8 +173,3 @@ def _table(start: int, rank: int, size: Sparse) -> np.ndarray[Any, np.dtype[np.i
     table[:, 5] = offset + 512
     table[:, 6] = 1024
     return table
-
-
-def bytes_on_disk(path: Path) -> int:
-    """What the files of a run take of the disk."""
-    return sum(os.stat(file).st_blocks * 512 for file in path.iterdir())

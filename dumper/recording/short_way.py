@@ -200,11 +200,6 @@ class ShortWay:
             counted_at=SUBMITTED_AT,
         )
 
-    def stream_of(self, value: Any) -> int:
-        """The handle of the current stream of the device of a CUDA tensor."""
-        self.look_up_torch()
-        return self._current_stream(value.get_device())
-
     def is_backward(self) -> bool:
         """Whether this thread runs a backward pass."""
         return self._backward_pass() != -1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,13 +34,3 @@ def recordings(tmp_path_factory: pytest.TempPathFactory, warm: WarmLauncher) -> 
         return done[name]
 
     return recorded
-
-
-@pytest.fixture
-def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
-    """A copy of a run directory that a test may damage."""
-
-    def copy(run: Path) -> Path:
-        return shutil.copytree(run, tmp_path / f"copy-of-{run.name}")
-
-    return copy
