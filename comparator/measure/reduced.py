@@ -22,7 +22,7 @@ from comparator.measure.statistics import Statistics, summarize
 from comparator.options import Options, Side
 from comparator.plan.context import SideContext
 from comparator.plan.operations import Shard
-from comparator.plan.unshard import plan_unshard
+from comparator.plan.shards import plan_unshard
 from tensortap.dims import parse_dims
 
 _HINT = "record it at level full on both sides"

@@ -15,9 +15,9 @@ from comparator.options import Options, Side
 from comparator.plan.context import SideContext, SideInputs, StepInputs
 from comparator.plan.experts import TokenOrder, in_token_order
 from comparator.plan.operations import Part, Shape, Shard, UnshardPlan
+from comparator.plan.shards import plan_unshard
 from comparator.plan.shared_pieces import Sharing, apart
 from comparator.plan.tokens.interface import RowsClass, TokenAligner, TokenPart
-from comparator.plan.unshard import plan_unshard
 from tensortap.dims import TOKEN, Dimension, Dims, count_rows, parse_dims
 
 UNKNOWN_ROWS = RowsClass("unknown")

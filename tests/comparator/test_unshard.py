@@ -17,7 +17,7 @@ from comparator.align.unshard import Replicas, _sum_as_torch, undo_zigzag, unsha
 from comparator.errors import PairError
 from comparator.measure.measurer import measure_replicas
 from comparator.plan.operations import Shard, UnshardPlan
-from comparator.plan.unshard import plan_unshard
+from comparator.plan.shards import plan_unshard
 from comparator.rules import OUR_RULES
 from tensortap.dims import DimsError, parse_dims
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,3 +65,10 @@ def test_what_is_said_to_have_several_users_has() -> None:
             users.setdefault(used, set()).add(name)
     of_one = {name for name in listed("Used by several") if len(users.get(name, set()) - {name}) < 2}
     assert not of_one, "modules with one user are part of it, or a boundary of the other list"
+
+
+def test_a_file_name_of_the_comparator_stands_for_one_thing() -> None:
+    """But for the references of compiled modules: a reader who is told of ``planner`` finds one."""
+    names = Counter(Path(name).name for name, file in modules().items() if name.startswith("comparator/") and
+                    file.name not in ("__init__.py", "reference.py"))  # fmt: skip
+    assert not {name for name, count in names.items() if count > 1}
