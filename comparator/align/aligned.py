@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from comparator.align.load import check, is_mapped, load_array, load_lazily, load_unchecked, shares_a_check
+from comparator.align.load import PendingCheck, is_mapped, load_array, load_lazily, load_unchecked
 from comparator.align.rearrange import Array, align_axes, joined, merge_rows, slice_of, take_rows, without_leading_ones
 from comparator.align.unshard import Replicas, unshard
 from comparator.errors import PairError
@@ -27,6 +27,30 @@ VisitReplicas = Callable[[Side, Replicas], None]
 Load = Callable[[Entry], Array]
 
 
+class Unchecked(Struct, frozen=True, eq=False):
+    """Both sides are whole arrays of one entry each, whose bytes are checked while they are measured."""
+
+    baseline: PendingCheck
+    target: PendingCheck
+
+    @property
+    def is_one(self) -> bool:
+        """Whether the target is intact if the baseline is and both have the same bytes."""
+        return self.target.is_of_same(self.baseline)
+
+    def take(self, elements: int) -> None:
+        """Take checksums of what is looked at next, up to an element: of both sides unless one may be enough."""
+        self.baseline.take(elements)
+        if not self.is_one:
+            self.target.take(elements)
+
+    def finish(self, *, same: bool) -> None:
+        """Raises PairError for a side that is damaged. ``same``: both have the same bytes."""
+        self.baseline.finish()
+        if not (same and self.is_one):
+            self.target.finish()
+
+
 class Aligned(Struct, frozen=True, eq=False):
     """Both sides as arrays that are ready to be measured: of one shape, unless the sides cannot be brought to one."""
 
@@ -35,8 +59,8 @@ class Aligned(Struct, frozen=True, eq=False):
     baseline_shape: tuple[int, ...]
     """The baseline's shape before leading dimensions of length 1 were dropped to fit the target's."""
     plan: PairPlan
-    unchecked: Entry | None = None
-    """The target's only entry, where its bytes are intact if both arrays hold the same ones, and else to be checked."""
+    unchecked: Unchecked | None = None
+    """The checks of both sides, where they are still to be made."""
 
     @property
     def token_axis(self) -> int | None:
@@ -78,32 +102,31 @@ def align(
     assert pair.baseline is not None
     assert pair.target is not None
     load: Load = load_lazily if lazily else load_array
-    unchecked = _may_be_checked_later(plan, pair) if may_wait and not lazily else None
+    unchecked = _unchecked(plan, pair) if may_wait and not lazily else None
+    if unchecked is not None:
+        load = load_unchecked
     left, right = (
-        _execute_side(plan, side, bundle, contexts[side.side], rules, visit, how)
-        for side, bundle, how in (
-            (plan.baseline, pair.baseline, load),
-            (plan.target, pair.target, load if unchecked is None else load_unchecked),
-        )
+        _execute_side(plan, side, bundle, contexts[side.side], rules, visit, load)
+        for side, bundle in ((plan.baseline, pair.baseline), (plan.target, pair.target))
     )
     if plan.axes is not None:
         left = align_axes(left, plan.axes.baseline)
         right = align_axes(right, plan.axes.target)
     fitted = without_leading_ones(left, right.shape)
-    if unchecked is not None and not left.nbytes == right.nbytes == unchecked.record.nbytes:
-        check(unchecked)
+    if unchecked is not None and (left.nbytes, right.nbytes) != (unchecked.baseline.nbytes, unchecked.target.nbytes):
+        unchecked.finish(same=False)
         unchecked = None
     return Aligned(fitted, right, left.shape, plan, unchecked)
 
 
-def _may_be_checked_later(plan: PairPlan, pair: BundlePair) -> Entry | None:
-    """The target's entry, where both sides are whole arrays of one record, with one checksum."""
+def _unchecked(plan: PairPlan, pair: BundlePair) -> Unchecked | None:
+    """Where both sides are whole arrays of one record, as they lie."""
     assert pair.baseline is not None
     assert pair.target is not None
     if plan.as_it_lies is None or not len(pair.baseline.entries) == len(pair.target.entries) == 1:
         return None
-    entry = pair.target.entries[0]
-    return entry if shares_a_check(entry, pair.baseline.entries[0]) else None
+    baseline, target = (PendingCheck.of(side.entries[0]) for side in (pair.baseline, pair.target))
+    return None if baseline is None or target is None else Unchecked(baseline, target)
 
 
 def can_be_read_in_rows(pair_plan: PairPlan, plan: SidePlan, bundle: Bundle, rules: Rules) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from comparator.errors import PairError
 from comparator.match.bundles import BundlePair
@@ -48,13 +50,56 @@ def load_unchecked(entry: Entry) -> npt.NDArray[Any]:
     return _reading(entry, entry.record.array)
 
 
-def shares_a_check(entry: Entry, other: Entry) -> bool:
-    """Whether an entry is intact if another is and both have the same bytes, by the checksums that were recorded; asked
-    of large ones, since of others it takes no less than checking both."""
-    if entry.record.nbytes < LARGE or entry.piece is not None or other.piece is not None:
-        return False
-    found = entry.record.checksums
-    return found is not None and found == other.record.checksums and found[0] == "" and len(found[1]) == 1
+class PendingCheck:
+    """The check of a whole entry, piece by piece, so that its bytes come from memory once for this and for what else
+    looks at them."""
+
+    def __init__(self, entry: Entry, stored: int) -> None:
+        self._entry = entry
+        self._stored = stored
+        self._bytes: npt.NDArray[np.uint8] | None = None
+        self._item_size = 1
+        self._digest = xxhash.xxh3_64()
+        self._taken = 0
+
+    @classmethod
+    def of(cls, entry: Entry) -> PendingCheck | None:
+        """None for entries that are not large, of which no more than a part is looked at, and those whose bytes are
+        compressed or have several checksums."""
+        if entry.record.nbytes < LARGE or entry.piece is not None:
+            return None
+        found = entry.record.checksums
+        if found is None or found[0] or len(found[1]) != 1:
+            return None
+        length, stored = found[1][0]
+        return cls(entry, stored) if length == entry.record.nbytes else None
+
+    @property
+    def nbytes(self) -> int:
+        return self._entry.record.nbytes
+
+    def is_of_same(self, other: PendingCheck) -> bool:
+        """Whether an entry is intact if another is and both have the same bytes."""
+        return self.nbytes == other.nbytes and self._stored == other._stored
+
+    def take(self, elements: int) -> None:
+        """Take the checksum up to an element."""
+        if self._bytes is None:
+            array = _reading(self._entry, self._entry.record.array)
+            self._item_size = array.itemsize
+            self._bytes = array.reshape(-1).view(np.uint8)
+        stop = elements * self._item_size
+        if stop > self._taken:
+            self._digest.update(self._bytes[self._taken : stop].data)
+            self._taken = stop
+
+    def finish(self) -> None:
+        """Raises PairError as ``check`` does."""
+        self.take(0)
+        assert self._bytes is not None
+        self.take(len(self._bytes) // self._item_size)
+        if self._digest.intdigest() != self._stored:
+            raise _damaged(self._entry)
 
 
 def is_mapped(entry: Entry) -> bool:
@@ -72,20 +117,24 @@ def _read(entry: Entry, read: Callable[[], T]) -> T:
 
 def check(entry: Entry) -> None:
     """Raises PairError, naming rank and place, when the bytes of an entry are damaged."""
+    if not entry.record.is_intact():
+        raise _damaged(entry)
+
+
+def _damaged(entry: Entry) -> PairError:
     record = entry.record
-    if not record.is_intact():
-        if record.shortened is not None:
-            raise PairError(
-                f"{entry.name} of rank {entry.rank} cannot be read: {record.shortened}",
-                hint=ONCE_NOTHING_WRITES,
-                name="damaged-record",
-            )
-        raise PairError(
-            f"the record of {entry.name} on rank {entry.rank} at {record.source} is damaged: its bytes do not match "
-            "their checksum",
-            hint=WHAT_ELSE,
+    if record.shortened is not None:
+        return PairError(
+            f"{entry.name} of rank {entry.rank} cannot be read: {record.shortened}",
+            hint=ONCE_NOTHING_WRITES,
             name="damaged-record",
         )
+    return PairError(
+        f"the record of {entry.name} on rank {entry.rank} at {record.source} is damaged: its bytes do not match "
+        "their checksum",
+        hint=WHAT_ELSE,
+        name="damaged-record",
+    )
 
 
 def _reading(entry: Entry, read: Callable[[], T]) -> T:

@@ -12,11 +12,12 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.align.aligned import Aligned, align
-from comparator.align.load import check, load_array
+from comparator.align.load import load_array
 from comparator.align.unshard import Replicas
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import BundlePair
 from comparator.measure.difference import Difference, Measured, compare_arrays, measure, row_differences, same_bytes
+from comparator.measure.kernel import Before
 from comparator.measure.kernel.sums import Array, RowTable
 from comparator.measure.measurement import (
     ArrayNumbers,
@@ -121,11 +122,18 @@ class Measurer(Struct, frozen=True):
         aligned = align(plan, pair, self.planner.contexts, rules, visit, lazily=lazily, may_wait=True)
         detailed = detailed and percentiles_fit(aligned.baseline.size, self.options)
         seen = see is not None and aligned.same_shape and level is None
+        unchecked = aligned.unchecked
         found, rows = measure_aligned(
-            aligned, tuple(replicas), rules, self.options, detailed=detailed, by_channel=seen and not detailed
+            aligned,
+            tuple(replicas),
+            rules,
+            self.options,
+            detailed=detailed,
+            by_channel=seen and not detailed,
+            before=None if unchecked is None else unchecked.take,
         )
-        if aligned.unchecked is not None and not (rows is not None and rows.alike):
-            check(aligned.unchecked)
+        if unchecked is not None:
+            unchecked.finish(same=rows is not None and rows.alike)
         if see is not None and seen:
             see(selected, aligned, rows)
         return found
@@ -180,9 +188,10 @@ def measure_aligned(
     *,
     detailed: bool,
     by_channel: bool = False,
+    before: Before | None = None,
 ) -> tuple[TensorMeasurement, RowTable | None]:
     """The numbers of a pair of aligned arrays; ``by_channel``: with what is found of rows and channels, where rows come
-    first and all is finite."""
+    first and all is finite; ``before`` as in ``measure_sums``."""
     baseline, target, plan = aligned.baseline, aligned.target, aligned.plan
     if not aligned.same_shape:
         few = detailed and max(baseline.size, target.size) < PERCENTILE_LIMIT
@@ -208,6 +217,7 @@ def measure_aligned(
         percentiles=detailed,
         by_row=by_channel or (by_row and axis == 0),
         by_channel=by_channel,
+        before=before,
     )
     difference, rows = measured.difference, None
     if by_row and difference.max_abs != 0 and axis == 0 and measured.rows is not None:
@@ -250,6 +260,7 @@ def _compare(
     percentiles: bool,
     by_row: bool,
     by_channel: bool,
+    before: Before | None,
 ) -> Measured:
     if rules.rounding == "torch":
         return compare_as_torch(baseline, target, percentiles=percentiles)
@@ -261,6 +272,7 @@ def _compare(
         single_precision=rules.single_precision,
         by_row=by_row and not rules.single_precision,
         by_channel=by_channel,
+        before=before,
     )
 
 

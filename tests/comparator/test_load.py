@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from comparator import compare
+from comparator.align.load import PendingCheck
 from dumper import open_run
-from dumper.readers.streams.record import StoredRecord
 from dumper.recording.recorder import Recorder
 
 
@@ -37,27 +37,30 @@ def test_a_large_record_that_is_damaged_is_one_also_where_both_sides_were_the_sa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     value = torch.randn(512, 1024, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    for name in ("a", "b"):
+    values = {"a": value, "b": value, "other": value * 1.0625}
+    for name, recorded in values.items():
         recorder = Recorder()
         recorder.configure(enable=True, dir=str(tmp_path), run=name, control=False)
         recorder.step()
-        recorder.dump("hidden", value, dims="t h")
+        recorder.dump("hidden", recorded, dims="t h")
         recorder.close()
-    checked: list[str] = []
-    whole = StoredRecord.is_intact
-    monkeypatch.setattr(StoredRecord, "is_intact", lambda record: checked.append(record.source) or whole(record))
+    checked: list[PendingCheck] = []
+    finish = PendingCheck.finish
+    monkeypatch.setattr(PendingCheck, "finish", lambda check: checked.append(check) or finish(check))
     assert compare(tmp_path / "a", tmp_path / "b").passed
     assert len(checked) == 1  # and with the same bytes the other
+    assert not compare(tmp_path / "a", tmp_path / "other").passed
+    assert len(checked) == 5  # what fails is measured once more, in detail
     monkeypatch.undo()
-    good = {name: next((tmp_path / name).glob("*.msgpack")).read_bytes() for name in ("a", "b")}
-    raw = value.view(torch.uint8).numpy().tobytes()
-    for sides in (("a",), ("b",), ("a", "b")):
+    good = {name: next((tmp_path / name).glob("*.msgpack")).read_bytes() for name in values}
+    for target, sides in (("b", "a"), ("b", "b"), ("b", "ab"), ("other", "a"), ("other", ("other",))):
         for name, data in good.items():
             damaged = bytearray(data)
+            raw = values[name].view(torch.uint8).numpy().tobytes()
             damaged[data.index(raw) + 999_999] ^= 1 if name in sides else 0
             next((tmp_path / name).glob("*.msgpack")).write_bytes(damaged)
-        (found,) = compare(tmp_path / "a", tmp_path / "b")
-        assert "do not match their checksum" in str(found), sides
+        (found,) = compare(tmp_path / "a", tmp_path / target)
+        assert "do not match their checksum" in str(found), (target, sides)
 
 
 def test_memory_of_a_mapped_payload_is_given_back_and_its_values_stay(tmp_path: Path):

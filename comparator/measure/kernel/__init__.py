@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,11 @@ else:
 COMPILED = _compiled is not None
 SEGMENT = 4096
 """Elements that are summed like a row where rows are not asked for."""
+PIECE = 2 << 20
+"""Bytes of one side that are in the cache for two looks at them."""
+TOGETHER = 16
+"""Rows whose energies the compiled kernel adds in float32; pieces are multiples of so many."""
+Before = Callable[[int], None]
 
 _KINDS = {"bfloat16": 0, "float16": 1, "float32": 2, "float64": 3, "int8": 4, "uint8": 5, "int16": 6, "uint16": 7}
 _KINDS |= {"int32": 8, "uint32": 9, "int64": 10, "uint64": 11, "bool": 12}
@@ -48,6 +54,7 @@ def measure_sums(
     equal_nonfinite: bool = False,
     by_row: bool = False,
     by_channel: bool = False,
+    before: Before | None = None,
 ) -> tuple[PairSums, RowTable | None]:
     """The sums over two arrays of one shape, of any numeric dtypes.
 
@@ -56,6 +63,9 @@ def measure_sums(
     NaN on both sides, and the same infinity on both, for zeros where the difference is concerned. ``by_row`` also gives
     the sums of each slice along the first dimension, ``by_channel`` then those of each element of a slice too (in
     float32 alone), which mean nothing where values are not finite, and may be left out where all are equal.
+
+    ``before`` is for what else reads the same memory, so that it comes once: where both arrays are contiguous, it is
+    called with the number of elements, from the first on, that are looked at next.
     """
     if dtype is None:
         dtype = np.promote_types(working_dtype(baseline.dtype), working_dtype(target.dtype))
@@ -63,24 +73,67 @@ def measure_sums(
     length = max(1, baseline.size // rows) if by_row else SEGMENT
     kinds = kind_of(baseline.dtype), kind_of(target.dtype)
     compiled = _compiled is not None and dtype.kind == "f" and None not in kinds
-    sums = (_Compiled if compiled else _Reference)(dtype, (baseline.dtype, target.dtype), length, equal_nonfinite)
-    table = None
-    if by_row:
-        by_channel = by_channel and dtype == np.float32 and bool(baseline.size)
-        table = RowTable(np.zeros((baseline.shape[0], COLUMNS)), np.zeros(length) if by_channel else None)
+    begin = functools.partial(
+        _Compiled if compiled else _Reference, dtype, (baseline.dtype, target.dtype), length, equal_nonfinite
+    )
+    by_channel = by_channel and dtype == np.float32 and bool(baseline.size)
+    sums, table = begin(), _table(baseline, length, by_channel) if by_row else None
     at_once = not baseline.ndim or not (is_lazy(baseline) or is_lazy(target))
-    if at_once:
-        sums.add(baseline, target, None if table is None else table.columns, None if table is None else table.energy)
-    else:
+    if not at_once:
         row = max(1, baseline.size // max(1, len(baseline)))
         for some in pieces(baseline, target, multiple=1 if by_row else SEGMENT // math.gcd(SEGMENT, row)):
             columns = None if table is None else table.columns[some]
             sums.add(baseline[some], target[some], columns, None if table is None else table.energy)
+    elif before is None or not (baseline.flags.c_contiguous and target.flags.c_contiguous):
+        _add_all(sums, baseline, target, table)
+    elif not _add_pieces(sums, baseline, target, length, table, before):
+        # Again from the first, for the energies of what is the same.
+        sums, table = begin(), _table(baseline, length, by_channel) if by_row else None
+        _add_all(sums, baseline, target, table)
     if table is not None and table.energy is not None and math.isnan(table.energy[0]):
         found = sums.found()
         finite = not any(side.nan or side.infinite for side in (found.baseline, found.target))
         return found, RowTable(table.columns, alike=at_once and finite)
     return sums.found(), table
+
+
+def _table(side: Array, length: int, by_channel: bool) -> RowTable:
+    return RowTable(np.zeros((side.shape[0], COLUMNS)), np.zeros(length) if by_channel else None)
+
+
+def _add_all(sums: _Compiled | _Reference, baseline: Array, target: Array, table: RowTable | None) -> None:
+    columns, energy = (None, None) if table is None else (table.columns, table.energy)
+    sums.add(baseline, target, columns, energy)
+
+
+def _add_pieces(
+    sums: _Compiled | _Reference,
+    baseline: Array,
+    target: Array,
+    length: int,
+    table: RowTable | None,
+    before: Before,
+) -> bool:
+    """Add pieces one after the other. False, before all are added, where the first are the same on both sides and one
+    is not: the energies of the first were left out."""
+    left, right = baseline.reshape(-1), target.reshape(-1)
+    row_bytes = length * max(left.itemsize, right.itemsize)
+    step = max(1, PIECE // (TOGETHER * row_bytes)) * TOGETHER * length
+    energy = None if table is None else table.energy
+    alike = energy is not None
+    for first in range(0, left.size, step):
+        stop = min(first + step, left.size)
+        before(stop)
+        rows = None if table is None else table.columns[first // length : -(-stop // length)]
+        sums.add(left[first:stop], right[first:stop], rows, energy, leaves_out=alike)
+        if energy is None or not alike:
+            continue
+        alike = math.isnan(energy[0])
+        if not alike and first:
+            return False
+        if alike and stop < left.size:
+            energy[0] = 0
+    return True
 
 
 class _Compiled:
@@ -95,7 +148,10 @@ class _Compiled:
         self._equal_nonfinite = equal_nonfinite
         self._state = _compiled.state()
 
-    def add(self, baseline: Array, target: Array, rows: Float | None, energy: Float | None) -> None:
+    def add(
+        self, baseline: Array, target: Array, rows: Float | None, energy: Float | None, *, leaves_out: bool = True
+    ) -> None:
+        """``leaves_out``: energies of what is the same may be left out; the first of them is then NaN."""
         kind_x, kind_y = self._kinds
         assert kind_x is not None
         assert kind_y is not None
@@ -110,6 +166,7 @@ class _Compiled:
             self._equal_nonfinite,
             rows if rows is not None and baseline.size else _NOTHING,
             _NOTHING if energy is None else energy,
+            leaves_out,
             self._state,
         )
 
@@ -132,7 +189,10 @@ class _Reference:
         narrow = dtype == np.float32 and all(map(is_narrow, dtypes))
         self._pass = reference.Pass(dtype, length, equal_nonfinite, narrow)
 
-    def add(self, baseline: Array, target: Array, rows: Float | None, energy: Float | None) -> None:
+    def add(
+        self, baseline: Array, target: Array, rows: Float | None, energy: Float | None, *, leaves_out: bool = True
+    ) -> None:
+        del leaves_out
         left, right = (np.ascontiguousarray(side).reshape(-1) for side in (baseline, target))
         with np.errstate(all="ignore"):
             self._pass.measure(left, right, rows if left.size else None, energy)

@@ -18,6 +18,7 @@ be compiled without contraction (-ffp-contract=off). */
 #define COLUMNS 6  /* of the table of rows */
 #define TOGETHER 16 /* rows whose energies are added in float32 */
 #define LOOKED_AT (64 << 10) /* bytes of a row of which it is asked whether they are the same on both sides */
+#define NEVER SIZE_MAX
 #define ADDED_ENERGY -2 /* of a block nothing else was added */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -105,7 +106,8 @@ typedef struct {
     double *energy; /* of each channel the sum of x*x + y*y */
     float *single; /* the same of the last rows, of blocks that are summed in float32 */
     size_t waiting; /* so many rows */
-    size_t alike; /* so many first rows are the same on both sides, byte by byte; their energies were not added */
+    size_t alike; /* so many first rows are the same on both sides, byte by byte; their energies were not added. NEVER:
+                     energies of all rows are added */
 } Table;
 
 /* Adds to the energies what waits in float32. */
@@ -203,17 +205,17 @@ static int fits(const Py_buffer *rows, const Py_buffer *energy, const Py_buffer 
 static PyObject *measure(PyObject *module, PyObject *arguments) {
     (void)module;
     Py_buffer x, y, table_x, table_y, rows, energy, state;
-    int kind_x, kind_y, wide, accept;
+    int kind_x, kind_y, wide, accept, leaves_out;
     Py_ssize_t size, length;
-    if (!PyArg_ParseTuple(arguments, "y*iz*y*iz*nnppw*w*w*", &x, &kind_x, &table_x, &y, &kind_y, &table_y, &size,
-                          &length, &wide, &accept, &rows, &energy, &state))
+    if (!PyArg_ParseTuple(arguments, "y*iz*y*iz*nnppw*w*pw*", &x, &kind_x, &table_x, &y, &kind_y, &table_y, &size,
+                          &length, &wide, &accept, &rows, &energy, &leaves_out, &state))
         return NULL;
     Source left, right;
     PyObject *found = NULL;
     if (!fill(&left, &x, kind_x, &table_x, size) || !fill(&right, &y, kind_y, &table_y, size) ||
         !fits(&rows, &energy, &state, size, length))
         goto done;
-    Table table = {rows.len ? rows.buf : NULL, energy.len ? energy.buf : NULL, NULL, 0, 0};
+    Table table = {rows.len ? rows.buf : NULL, energy.len ? energy.buf : NULL, NULL, 0, leaves_out ? 0 : NEVER};
     if (table.energy && !(table.single = PyMem_RawCalloc((size_t)length, sizeof(float)))) {
         PyErr_NoMemory();
         goto done;
@@ -379,7 +381,7 @@ static PyObject *limit(PyObject *module, PyObject *object) {
 static PyMethodDef methods[] = {
     {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512. Returns what is used."},
     {"measure", measure, METH_VARARGS,
-     "measure(x, kind, table, y, kind, table, size, row_length, wide, accept, rows, energy, state): add to the state"},
+     "measure(x, kind, table, y, kind, table, size, row_length, wide, accept, rows, energy, leaves_out, state): add to the state"},
     {"measure_many", measure_many, METH_VARARGS,
      "measure_many(x, starts, kind, table, y, starts, kind, table, sizes, row_length, wide, accept, rows, energies, "
      "numbers, counts): each pair by itself"},

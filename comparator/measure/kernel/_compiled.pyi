@@ -17,6 +17,7 @@ def measure(
     accept: bool,
     rows: Any,
     energy: Any,
+    leaves_out: bool,
     state: bytearray,
     /,
 ) -> None: ...
