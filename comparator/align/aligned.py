@@ -32,11 +32,8 @@ class Unchecked(Struct, frozen=True, eq=False):
 
     baseline: PendingCheck
     target: PendingCheck
-
-    @property
-    def is_one(self) -> bool:
-        """Whether the target is intact if the baseline is and both have the same bytes."""
-        return self.target.is_of_same(self.baseline)
+    is_one: bool
+    """The target is intact if the baseline is and both have the same bytes."""
 
     def take(self, elements: int) -> None:
         """Take checksums of what is looked at next, up to an element: of both sides unless one may be enough."""
@@ -126,7 +123,9 @@ def _unchecked(plan: PairPlan, pair: BundlePair) -> Unchecked | None:
     if plan.as_it_lies is None or not len(pair.baseline.entries) == len(pair.target.entries) == 1:
         return None
     baseline, target = (PendingCheck.of(side.entries[0]) for side in (pair.baseline, pair.target))
-    return None if baseline is None or target is None else Unchecked(baseline, target)
+    if baseline is None or target is None:
+        return None
+    return Unchecked(baseline, target, target.is_of_same(baseline))
 
 
 def can_be_read_in_rows(pair_plan: PairPlan, plan: SidePlan, bundle: Bundle, rules: Rules) -> bool:

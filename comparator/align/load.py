@@ -54,7 +54,8 @@ class PendingCheck:
     """The check of a whole entry, piece by piece, so that its bytes come from memory once for this and for what else
     looks at them."""
 
-    def __init__(self, entry: Entry, stored: int) -> None:
+    def __init__(self, entry: Entry, nbytes: int, stored: int) -> None:
+        self.nbytes = nbytes
         self._entry = entry
         self._stored = stored
         self._bytes: npt.NDArray[np.uint8] | None = None
@@ -72,11 +73,7 @@ class PendingCheck:
         if found is None or found[0] or len(found[1]) != 1:
             return None
         length, stored = found[1][0]
-        return cls(entry, stored) if length == entry.record.nbytes else None
-
-    @property
-    def nbytes(self) -> int:
-        return self._entry.record.nbytes
+        return cls(entry, length, stored) if length == entry.record.nbytes else None
 
     def is_of_same(self, other: PendingCheck) -> bool:
         """Whether an entry is intact if another is and both have the same bytes."""
