@@ -31,6 +31,8 @@ _BYTES_AT_ONCE = 16
 """That a thread reads."""
 _PACKED_TILES = 4
 """That are on their way from memory together. A row of them has the 64 elements that a sum in float32 can take."""
+_FEWER_TILES = 2
+"""The same of FLOAT8_E5M2, whose sums in float64 take more registers."""
 _FINGERPRINT_ROWS = 256
 _FINGERPRINT_ROW_BYTES = 128
 _UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
@@ -95,7 +97,11 @@ def _elements() -> dict[torch.dtype, Elements]:
             kind.value,
             dtype.itemsize,
             dtype,
-            _PACKED_TILES if dtype.itemsize == 1 and kind != decoding.FLOAT8_OTHER else 1,
+            1
+            if dtype.itemsize > 1 or kind == decoding.FLOAT8_OTHER
+            else _FEWER_TILES
+            if kind == decoding.FLOAT8_E5M2
+            else _PACKED_TILES,
         )
         for kind, dtype in known
         if dtype is not None
