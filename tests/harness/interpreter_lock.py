@@ -6,23 +6,27 @@ import sys
 import threading
 from collections.abc import Callable
 
+MOST_TURNS = 1000
+"""After which the other thread is waited for: it would get the lock back no sooner than it could be interrupted."""
+
 
 def turns_beside(work: Callable[[], object]) -> int:
-    """How often this thread gets to run while another one does ``work``; next to never if that keeps the lock."""
-    running, turns = threading.Event(), 0
+    """How often this thread gets to run while another one does ``work``, at most ``MOST_TURNS``; next to never if that
+    keeps the lock."""
+    begun, ended, turns = threading.Event(), threading.Event(), 0
 
     def run() -> None:
-        running.set()
+        begun.set()
         work()
-        running.clear()
+        ended.set()
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(10)  # a thread that keeps the lock is not interrupted
     try:
         thread = threading.Thread(target=run)
         thread.start()
-        running.wait()
-        while running.is_set():
+        begun.wait()
+        while not ended.is_set() and turns < MOST_TURNS:
             turns += 1
         thread.join()
     finally:

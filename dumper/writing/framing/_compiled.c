@@ -4,6 +4,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
+#include <time.h>
 
 #include "_xxh3.h"
 
@@ -13,6 +14,7 @@
 #define COPIED 16384      /* bytes; a larger payload is a buffer of its own, which costs less than to copy it */
 #define LARGEST 0xffffffff /* bytes; what the length of a payload can say */
 #define ALONE 16384       /* bytes of frames from which on others may run while they are made */
+#define WAKING 50000      /* ns; a thread that waits for the lock takes as long to wake, and gets it only if it is free */
 #define PAGE 65536        /* bytes; blocks are as large as some of them */
 #define BLOCKS 4          /* that are kept */
 #define COLUMNS 7         /* of the index */
@@ -319,15 +321,17 @@ static PyObject *free_block(Framer *self, Py_ssize_t bytes) {
     return made;
 }
 
-static int hand_over(Framer *self, Piece *piece, int64_t order, PyObject *buffers, PyObject *rows) {
+static int hand_over(Framer *self, Piece *piece, int64_t order, PyObject *buffers, PyObject *rows, int more_follow) {
     PyObject *block = free_block(self, piece->block_bytes);
     if (block == NULL) return -1;
     uint8_t *to = (uint8_t *)PyByteArray_AS_STRING(block);
-    if (piece->end - piece->begin < ALONE) {
+    if (piece->end - piece->begin < ALONE && !more_follow) {
         make_frames(piece, to, order);
     } else {
+        const struct timespec waking = {0, WAKING};
         Py_BEGIN_ALLOW_THREADS
         make_frames(piece, to, order);
+        if (more_follow) nanosleep(&waking, NULL);
         Py_END_ALLOW_THREADS
     }
     Py_ssize_t before = PyByteArray_GET_SIZE(rows), more = piece->count * COLUMNS * (Py_ssize_t)sizeof(int64_t);
@@ -359,7 +363,8 @@ static PyObject *Framer_encode(Framer *self, PyObject *const *arguments, Py_ssiz
             at += !left;
         }
         PyErr_Clear(); /* whoever takes the record that is left meets it again */
-        if (piece->count) failed = hand_over(self, piece, order, arguments[4], rows) < 0;
+        int more_follow = !left && at < PyList_GET_SIZE(records);
+        if (piece->count) failed = hand_over(self, piece, order, arguments[4], rows, more_follow) < 0;
         position = piece->end;
         order += piece->count;
         while (piece->view_count) PyBuffer_Release(&piece->views[--piece->view_count]);

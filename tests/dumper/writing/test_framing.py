@@ -21,6 +21,7 @@ from dumper.values.source import Source
 from dumper.writing.framing import COMPILED, Framer, in_python, take_values
 from dumper.writing.items import Barrier, Description, SmallRecord
 from dumper.writing.record_encoder import RecordEncoder
+from tests.harness.interpreter_lock import turns_beside
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="the module is not built: python setup.py build_ext -i")
 
@@ -153,6 +154,14 @@ def test_buffers_of_a_batch_stay_as_they_are_while_others_are_made() -> None:
         assert frames.decode_meta(frames.decode_frame(content, 0).meta)["order"] == order
     del batches
     encoder.encode_small(records, 0)
+
+
+def test_the_interpreter_lock_is_let_go() -> None:
+    known, encoder = descriptions(), RecordEncoder(None)
+    records: list[SmallRecord] = [(known[0], SLABS[0], 0, 100, 0)] * 1000
+    encoder.encode_small(records[:1], 0)
+    # So often that the thread that counts gets a processor meanwhile.
+    assert turns_beside(lambda: [encoder.encode_small(records, 0) for _ in range(50)]) > 100
 
 
 def test_what_is_no_record_is_left() -> None:
