@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.align.aligned import Aligned
-from comparator.diagnosis.kernel import FirstLook, look_of_finite
+from comparator.diagnosis.kernel import FirstLook, look_of_equal, look_of_finite
 from comparator.match.bundles import Key
 from comparator.measure.kernel.sums import Array, RowTable
 from tensortap.lazy_rows import is_lazy, stacked
@@ -103,8 +103,8 @@ def _look(tables: Sequence[RowTable]) -> FirstLook | None:
     columns = _joined([table.columns for table in tables])
     energies = [table.energy for table in tables if table.energy is not None and len(table.energy)]
     if not columns[:, 5].any():
-        energies = [np.zeros(0)]  # of what is equal nothing is asked
-    elif len(energies) < len(tables):
+        return look_of_equal(len(columns))
+    if len(energies) < len(tables):
         return None
     return look_of_finite(columns[:, :5], columns[:, 5], np.sum(energies, axis=0))
 
