@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,15 +10,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from dumper.readers.sglang import pt_files
-from dumper.readers.sglang.plain_pt import StoredTensor, Told, read_many, stamp_of
+from dumper.readers.sglang.plain_pt import StoredTensor, Told, in_halves, read_many, stamp_of
 from dumper.readers.sglang.pt_files import Content, PtFileError
 from dumper.readers.sglang.pt_format.archive import Stamp
 from dumper.storage.places import Place
 
-MOST_AT_ONCE = 1024
+MOST_AT_ONCE = 2048
 """Files."""
-_WORTH_A_THREAD = 128
-"""Files from which it pays to read them in two threads: opening and reading them needs no interpreter."""
 
 
 class Facts(Struct, frozen=True):
@@ -81,16 +78,7 @@ def as_found_here(facts: Facts, path: str) -> Facts | None:
 
 
 def _read(paths: list[str]) -> list[Told | None]:
-    if len(paths) < _WORTH_A_THREAD:
-        return read_many(paths)
-    half = len(paths) // 2
-    second: list[Told | None] = []
-    thread = threading.Thread(target=lambda: second.extend(read_many(paths[half:])))
-    thread.start()
-    first = read_many(paths[:half])
-    thread.join()
-    # A thread that could not (no memory) has left nothing behind.
-    return [*first, *(second or read_many(paths[half:]))]
+    return in_halves(read_many, paths)
 
 
 def _facts_of_told(told: Told, name: str) -> Facts:
