@@ -98,22 +98,31 @@ static Entry *find_entry(Shortcut *self, PyObject *key, int on_device, const Ent
     return entry;
 }
 
+/* The memory that the status block is mapped to now; NULL where there is none, with an exception after an error. It is
+ * asked for once: nobody closes or resizes a mapping, and another one may take its place. */
+
+static unsigned char *mapped_status(Shortcut *self) {
+    PyObject *mapped = SLOT(status, _map, self->status);
+    if (mapped == NULL || mapped == Py_None) return NULL;
+    if (self->mapped.obj != mapped) {
+        PyBuffer_Release(&self->mapped);
+        if (PyObject_GetBuffer(mapped, &self->mapped, PyBUF_WRITABLE) < 0) return NULL;
+    }
+    return self->counted_at + 8 <= self->mapped.len ? (unsigned char *)self->mapped.buf + self->counted_at : NULL;
+}
+
 /* StatusBlock.submitted. */
 
 static int count(Shortcut *self) {
     PyObject *number = PyObject_CallNoArgs(self->next_number);
     if (number == NULL) return -1;
     uint64_t counted = PyLong_AsUnsignedLongLong(number);
-    PyObject *values = SLOT(status, _values, self->status), *mapped = SLOT(status, _map, self->status);
-    int failed = values == NULL || mapped == NULL || PyDict_SetItem(values, s_submitted, number) < 0;
+    PyObject *values = SLOT(status, _values, self->status);
+    int failed = values == NULL || PyDict_SetItem(values, s_submitted, number) < 0;
     Py_DECREF(number);
-    Py_buffer view;
-    if (!failed && mapped != Py_None && (failed = PyObject_GetBuffer(mapped, &view, PyBUF_WRITABLE)) == 0) {
-        for (int at = 0; at < 8 && self->counted_at + at < view.len; at++) /* big-endian */
-            ((unsigned char *)view.buf)[self->counted_at + at] = (unsigned char)(counted >> (56 - 8 * at));
-        PyBuffer_Release(&view);
-    }
-    return failed ? -1 : 0;
+    unsigned char *to = failed ? NULL : mapped_status(self);
+    for (int at = 0; to != NULL && at < 8; at++) to[at] = (unsigned char)(counted >> (56 - 8 * at)); /* big-endian */
+    return failed || PyErr_Occurred() ? -1 : 0;
 }
 
 /* Room in the writer's budget. While nobody has the lock, and we keep the interpreter lock, nothing there changes. */
@@ -336,6 +345,7 @@ static int Shortcut_clear(Shortcut *self) {
     for (int at = 0; at < MOST_TYPES; at++) Py_CLEAR(self->types[at]);
     for (int at = 0; at < CLASS_COUNT; at++) Py_CLEAR(self->classes[at]);
     Py_CLEAR(self->known);
+    PyBuffer_Release(&self->mapped);
     for (int at = 0; self->recent != NULL && at < MOST_RECENT; at++) forget(&self->recent[at]);
     Py_CLEAR(self->lane);
     Py_CLEAR(self->append);

@@ -52,6 +52,7 @@ typedef struct {
     int refused;
     Py_ssize_t overhead, alignment, host_slab_bytes, device_slab_bytes;
     Py_ssize_t counted_at; /* where the status block has the count of values */
+    Py_buffer mapped;      /* of that block; no obj: not asked for yet */
     int closed;
 } Shortcut;
 

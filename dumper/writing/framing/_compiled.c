@@ -1,5 +1,5 @@
-/* Small values off the queue, and frames of them, made without the interpreter lock: see __init__.py. The Python code of record_encoder.py says
- * what a frame holds, docs/format.md what it looks like. */
+/* Small values off the queue, and frames of them, made without the interpreter lock: see __init__.py. The Python code of
+ * record_encoder.py says what a frame holds, docs/format.md what it looks like. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
