@@ -240,7 +240,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
-    parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--module", help="a module of an installed package to measure start-up of as well")
     parser.add_argument("--config", type=Path, help="the config that patches it")
     parser.add_argument("--path", type=Path, help="a folder that this module needs on PYTHONPATH")
