@@ -6,8 +6,8 @@ import numpy as np
 
 Prompt = tuple[int, ...]
 
-SPECIAL_TOKENS = 258
-"""Token ids from here on, and 0, are left out of prompts: padding and ends of text."""
+PLAIN_TOKENS = (1, 256)
+"""The first of the token ids of prompts, and the one behind the last: others are padding and ends of text."""
 NEW_TOKENS = 4
 """Tokens generated after each prompt, so that there are passes that decode."""
 
@@ -26,7 +26,7 @@ SHARED_PREFIX = 20
 def make_prompts(kind: str) -> tuple[Prompt, ...]:
     """Random token ids from 1 to 255, the same ones in every process; ``kind`` is a key of ``LENGTHS``."""
     generator = np.random.default_rng(sorted(LENGTHS).index(kind) + 7)
-    prompts = [tuple(int(token) for token in generator.integers(1, 256, length)) for length in LENGTHS[kind]]
+    prompts = [tuple(int(token) for token in generator.integers(*PLAIN_TOKENS, length)) for length in LENGTHS[kind]]
     if kind == "shared":
         prompts = [prompts[0][:SHARED_PREFIX] + prompt[SHARED_PREFIX:] for prompt in prompts]
     return tuple(prompts)

@@ -32,10 +32,6 @@ class Size:
     def taps(self) -> int:
         return self.layers + self.mlp_taps
 
-    def value_bytes(self, rows: int) -> int:
-        """Of one recorded value, in bfloat16."""
-        return rows * self.hidden * 2
-
 
 ON_DEVICE = Size(layers=32, hidden=4096, inner=12288, heads=32, past=1024, mlp_taps=18, tokens=(1, 32, 4096))
 TINY = Size(layers=4, hidden=64, inner=128, heads=4, past=16, mlp_taps=2, tokens=(1, 4, 64))

@@ -11,7 +11,7 @@ import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
 
-from tests.gpu.recordings import CUDA, DEVICE, Recordings, record, taps
+from tests.gpu.recordings import DEVICE, Recordings, record, taps
 
 CALLS = 4
 LAYERS = 3
@@ -28,7 +28,7 @@ class Case:
 
     @property
     def cuda_graphs(self) -> bool:
-        return CUDA and self.options.get("mode") == "reduce-overhead"
+        return self.options.get("mode") == "reduce-overhead"
 
 
 CASES = {
@@ -44,7 +44,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name, marks=[pytest.mark.cuda] if case.cuda_graphs else []) for name, case in CASES.items()],
+)
 def test_compiled_models(recordings: Recordings, case: Case) -> None:
     torch._dynamo.reset()
     counters.clear()
