@@ -53,7 +53,7 @@ setup(
         extension(FINGERPRINT, "-O3"),
         extension(CRC32, "-O3"),
         extension(WHOLE_WRITE, "-O2"),
-        extension(SHORTCUT, "-O2"),
+        extension(SHORTCUT, "-O2", others=(f"{FRAMING}/_slots.h",)),
         extension(FRAMING, "-O3"),
         extension(SENDING, "-O2"),
         extension(PT_FORMAT, "-O2"),

@@ -31,6 +31,7 @@ HEADERS_ELSEWHERE = {
     "comparator.align.adding._compiled": ("../../diagnosis/kernel/_half.h",),
     "comparator.measure.kernel._compiled": ("../../diagnosis/kernel/_half.h", "../../diagnosis/kernel/_widen.h"),
     "comparator.measure.torch_sums._compiled": ("../../diagnosis/kernel/_half.h",),
+    "dumper.recording.shortcut._compiled": ("../../writing/framing/_slots.h",),
 }
 """What modules are built from beside the C sources in their folder, from which the paths begin."""
 _ELF = struct.Struct("<32xQ14xHH4x")

@@ -8,14 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from dumper.memory.cuda_runtime import TO_HOST, CudaRuntime, DeviceError
+from dumper.memory.cuda_runtime import TO_HOST, WORD, CudaRuntime, DeviceError
 from dumper.memory.pinned import PinnedPiece
 
 ASKED_AFTER = 5.0
 """Seconds without an answer, after which the device is asked whether it is still alive."""
 _SHORTEST_SLEEP = 5e-5
 _LONGEST_SLEEP = 2e-3
-_WORD = 8
 _WORDS = 4096
 """Words of a device, one for each slab and each large value on its way."""
 
@@ -26,15 +25,15 @@ class Words:
     def __init__(self, runtime: CudaRuntime, device: int) -> None:
         """Raises DeviceError."""
         self._runtime = runtime
-        self._host = PinnedPiece(runtime, _WORDS * _WORD)
+        self._host = PinnedPiece(runtime, _WORDS * WORD)
         self._host.array[:] = 0
         self._values = self._host.view.cast("Q")
         self._free = list(range(_WORDS))
         with runtime.device(device):
-            self._one = runtime.allocate(_WORD)
+            self._one = runtime.allocate(WORD)
             self.stream = runtime.make_stream()
             """Of our own: transfers of all streams of the device."""
-        runtime.fill(self._one, 1, _WORD, self.stream)
+        runtime.fill(self._one, 1, WORD, self.stream)
 
     def take(self) -> int:
         """A word that is not set, to be given back. Raises DeviceError when there is none."""
@@ -53,7 +52,7 @@ class Words:
 
     def ask_for(self, word: int) -> None:
         """Have the device set it when what the stream was given before is done. Raises DeviceError."""
-        self._runtime.copy(self._address(word), self._one, _WORD, TO_HOST, self.stream)
+        self._runtime.copy(self._address(word), self._one, WORD, TO_HOST, self.stream)
 
     def send(self, word: int, event: int, stream: int | None, host: int, device: int, nbytes: int) -> bool:
         """Have bytes copied to the host and then the word set; what is more is with ``CudaRuntime.send``."""
@@ -65,7 +64,7 @@ class Words:
         return self._values[word] != 0
 
     def _address(self, word: int) -> int:
-        return self._host.address + word * _WORD
+        return self._host.address + word * WORD
 
     def wait(self, word: int, settled: Callable[[], bool] = lambda: False) -> None:
         """Return when the word is set, or ``settled()`` says that somebody else has seen it set.

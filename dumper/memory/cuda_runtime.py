@@ -28,7 +28,7 @@ TO_HOST = 2
 """``cudaMemcpyDeviceToHost``."""
 LARGEST_PITCH = (1 << 31) - 1
 """``memPitch`` of ``cudaDeviceProp``, of all devices there are."""
-_WORD = 8
+WORD = 8
 """Bytes that tell the host that others have arrived."""
 _RELAXED = 2
 """``cudaStreamCaptureModeRelaxed``: calls of this thread invalidate no capture of another one."""
@@ -176,7 +176,7 @@ class CudaRuntime:
                 return False
         self.wait(own, event)
         self.copy(host, device, nbytes, TO_HOST, own)
-        self.copy(word, one, _WORD, TO_HOST, own)
+        self.copy(word, one, WORD, TO_HOST, own)
         return True
 
     def check(self, stream: int) -> None:

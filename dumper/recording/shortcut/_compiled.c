@@ -13,6 +13,7 @@
 #include <string.h>
 #include <structmember.h>
 
+#include "_slots.h"
 #include "_state.h"
 #include "_recent.h"
 #include "_tensor.h"
@@ -251,27 +252,8 @@ static PyObject *Shortcut_close(Shortcut *self, PyObject *Py_UNUSED(nothing)) {
     Py_RETURN_NONE;
 }
 
-static int find_slots(Shortcut *self) {
-    static const struct {
-        int class;
-        const char *name;
-    } described[] = {
-#define DESCRIBED(CLASS, NAME) {CLASS##_class, #NAME},
-        SLOTS(DESCRIBED)};
-    for (int number = 0; number < SLOT_COUNT; number++) {
-        PyObject *class = self->classes[described[number].class];
-        PyObject *found = PyObject_GetAttrString(class, described[number].name);
-        if (found == NULL) return -1;
-        int is_slot = Py_TYPE(found) == &PyMemberDescr_Type;
-        if (is_slot) self->slots[number] = ((PyMemberDescrObject *)found)->d_member->offset;
-        Py_DECREF(found);
-        if (!is_slot) {
-            PyErr_Format(PyExc_TypeError, "%R has no slot %s", class, described[number].name);
-            return -1;
-        }
-    }
-    return 0;
-}
+#define NAMED(CLASS, NAME) {CLASS##_class, #NAME},
+static const SlotName slot_names[] = {SLOTS(NAMED)};
 
 #define OBJECTS(X)                                                                                                    \
     X(steps) X(plans) X(status) X(next_number) X(writer) X(lanes) X(graph_task) X(is_tracing) X(current_stream)         \
@@ -324,7 +306,7 @@ static int Shortcut_init(Shortcut *self, PyObject *arguments, PyObject *keywords
     self->copy = (Copy)(uintptr_t)copy;
     self->launch = (LaunchKernel)(uintptr_t)launch;
     Py_XSETREF(self->known, PyDict_New());
-    return self->known == NULL ? -1 : find_slots(self);
+    return self->known == NULL ? -1 : find_slots(self->classes, slot_names, SLOT_COUNT, self->slots);
 }
 
 static int Shortcut_traverse(Shortcut *self, visitproc visit, void *arg) {

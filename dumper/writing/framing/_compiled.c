@@ -6,6 +6,7 @@
 #include <structmember.h>
 #include <time.h>
 
+#include "_slots.h"
 #include "_xxh3.h"
 
 #define ALIGNMENT 64      /* of payloads in the file */
@@ -414,27 +415,8 @@ static PyObject *take_values(PyObject *module, PyObject *const *arguments, Py_ss
 
 /* The object. */
 
-static int find_slots(Framer *self) {
-    static const struct {
-        int class;
-        const char *name;
-    } described[] = {
-#define DESCRIBED(CLASS, NAME) {CLASS##_class, #NAME},
-        SLOTS(DESCRIBED)};
-    for (int number = 0; number < SLOT_COUNT; number++) {
-        PyObject *class = self->classes[described[number].class];
-        PyObject *found = PyObject_GetAttrString(class, described[number].name);
-        if (found == NULL) return -1;
-        int is_slot = Py_TYPE(found) == &PyMemberDescr_Type;
-        if (is_slot) self->slots[number] = ((PyMemberDescrObject *)found)->d_member->offset;
-        Py_DECREF(found);
-        if (!is_slot) {
-            PyErr_Format(PyExc_TypeError, "%R has no slot %s", class, described[number].name);
-            return -1;
-        }
-    }
-    return 0;
-}
+#define NAMED(CLASS, NAME) {CLASS##_class, #NAME},
+static const SlotName slot_names[] = {SLOTS(NAMED)};
 
 static PyObject *Framer_new(PyTypeObject *type, PyObject *arguments, PyObject *named) {
     (void)named;
@@ -446,7 +428,7 @@ static PyObject *Framer_new(PyTypeObject *type, PyObject *arguments, PyObject *n
     self->classes[description_class] = Py_NewRef(description);
     self->classes[shared_class] = Py_NewRef(shared);
     self->steps_counted = steps_counted;
-    if (find_slots(self) < 0) Py_CLEAR(self);
+    if (find_slots(self->classes, slot_names, SLOT_COUNT, self->slots) < 0) Py_CLEAR(self);
     return (PyObject *)self;
 }
 
