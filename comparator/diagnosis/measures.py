@@ -23,7 +23,7 @@ CACHED = 1 << 16
 PROBES = 16
 """Random vectors by which the size of a product of two matrices is estimated."""
 WORTH_PROBES = 128
-"""Rows and channels from which that saves most of the time."""
+"""Rows and channels from which that saves most of the time; of so many rows it is tried first."""
 MANY_TIMES = 16.0
 """A standard error of two estimates by probes is 16 times too small once in 10^9 times at most: each is near a
 chi-squared variable of 16 degrees over 16, or nearer to what it estimates."""
@@ -222,9 +222,16 @@ class _Scale(Struct, frozen=True, eq=False):
         return _Scale(difference, uncorrelated(found.value, middle, product, added, elements), False)
 
     def estimate(self, irrelevant: Irrelevance) -> Estimate:
-        if self.is_exact or irrelevant.covers(self.plain.value):
+        value = self.plain.value
+        if self.is_exact or irrelevant.covers(value):
             return self.plain
-        return with_error(self.plain.value, *self.rows.arrays(), irrelevant)
+        if self.rows.rows >= 2 * WORTH_PROBES and irrelevant.is_clear(self.plain.error):
+            # Of fewer rows it is larger, or as large where all are correlated.
+            few = self.rows.take(_sampled(self.rows.rows, WORTH_PROBES)).arrays()
+            error = _probed_error(value, *few)
+            if error is not None and irrelevant.is_clear(error):
+                return Estimate(value, error)
+        return with_error(value, *self.rows.arrays(), irrelevant)
 
 
 def factor_of(middle: float, product: float, added: float) -> Estimate | None:
@@ -244,10 +251,7 @@ def uncorrelated(value: float, middle: float, product: float, added: float, elem
 
 def with_error(value: float, middle: Single, added: Single, irrelevant: Irrelevance = RELEVANT) -> Estimate:
     """A factor less one with its standard error; an array of shape ``(rows, channels)`` each."""
-    energy = float(np.vdot(middle, middle))
-    rest = middle * np.float32(-value)
-    rest += added
-    left = float(np.vdot(rest, rest))
+    rest, energy, left = _rest(value, middle, added)
     if left <= 1e-12 * energy * value * value:
         return Estimate(value, 1e-9 * abs(value))
     if min(middle.shape) >= WORTH_PROBES and irrelevant.is_clear(math.sqrt(left / energy / middle.size)):
@@ -255,6 +259,21 @@ def with_error(value: float, middle: Single, added: Single, irrelevant: Irreleva
         if irrelevant.is_clear(error):
             return Estimate(value, error)
     return Estimate(value, _standard_error(energy, left, *_products(middle, rest)))
+
+
+def _rest(value: float, middle: Single, added: Single) -> tuple[Single, float, float]:
+    """What a factor leaves of what was added, and the squared norms of the midpoint and of this."""
+    rest = middle * np.float32(-value)
+    rest += added
+    return rest, float(np.vdot(middle, middle)), float(np.vdot(rest, rest))
+
+
+def _probed_error(value: float, middle: Single, added: Single) -> float | None:
+    """The estimate of a standard error; None where there are too few channels, or the factor explains all."""
+    rest, energy, left = _rest(value, middle, added)
+    if min(middle.shape) < WORTH_PROBES or left <= 1e-12 * energy * value * value:
+        return None
+    return _standard_error(energy, left, *_probed_products(middle, rest))
 
 
 def _standard_error(energy: float, left: float, over_channels: float, over_rows: float) -> float:
@@ -293,11 +312,11 @@ def sampled_rows(difference: Difference) -> Difference:
 
 
 @functools.lru_cache(256)
-def _sampled(rows: int) -> Integer:
-    """Not to be written to."""
-    if rows <= MOST_ROWS:
+def _sampled(rows: int, most: int = MOST_ROWS) -> Integer:
+    """Numbers of at most so many rows, evenly spaced. Not to be written to."""
+    if rows <= most:
         return np.arange(rows)
-    return distinct(np.linspace(0, rows - 1, MOST_ROWS).astype(np.int64))
+    return distinct(np.linspace(0, rows - 1, most).astype(np.int64))
 
 
 def offset(difference: Difference) -> Estimate:

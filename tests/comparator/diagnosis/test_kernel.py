@@ -229,8 +229,23 @@ def test_probes_estimate_the_significance_where_it_is_beyond_doubt(
     monkeypatch.setattr(measures, "_products", lambda *_: pytest.fail("the Gram matrices were taken"))
     estimated = scale(difference, clear)
     assert estimated.value == exact.value
-    assert estimated.error == pytest.approx(exact.error, rel=0.5)
+    assert 0.5 * exact.error < estimated.error < 2 * exact.error
     assert scale(difference, clear) == estimated
+
+
+@pytest.mark.parametrize("together", [0.0, 0.3, 3.0])
+def test_a_significance_that_few_rows_show_beyond_doubt_is_not_asked_of_all(
+    together: float, monkeypatch: pytest.MonkeyPatch
+):
+    difference = _correlated(6, 1000, 300, together)
+    exact = scale(difference)
+    most = 8 * exact.error  # of 128 of 768 rows it is some times as large, with one common error as with many
+    monkeypatch.setattr(measures, "with_error", lambda *_: pytest.fail("all rows were looked at"))
+    estimated = scale(difference, Irrelevance(size=most * measures.MANY_TIMES * 12, significance=12))
+    assert estimated.value == exact.value
+    assert 0.7 * exact.error < estimated.error < most
+    with pytest.raises(pytest.fail.Exception):
+        scale(difference, Irrelevance(size=0.5 * exact.error * measures.MANY_TIMES * 12, significance=12))
 
 
 def test_no_test_of_a_factor_asks_for_more_significance_than_is_taken_for_the_largest():
