@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.arguments import parse_override
 from comparator.diagnosis import CalibrationError, Diagnosis, ReferenceDiagnosis, read_calibration
@@ -41,8 +43,7 @@ MOST_ROWS = 50
 PathOrRun = str | os.PathLike[str] | Run
 
 
-@dataclass(frozen=True, repr=False)
-class Report:
+class Report(Struct, frozen=True):
     """All findings of a comparison, in the target's order of execution."""
 
     findings: tuple[Comparison, ...]

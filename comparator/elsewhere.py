@@ -3,8 +3,10 @@ on this one, where the runs lie on object storage."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.engine.choice import processes_worth_it
 from comparator.engine.cluster import RayCluster, cores_of_largest_machine
@@ -19,8 +21,7 @@ from dumper.reading.open import open_run
 from dumper.reading.protocol import Run
 
 
-@dataclass(frozen=True)
-class OpenedAgain:
+class OpenedAgain(Struct, frozen=True):
     """How another process comes by the same comparison: the runs by their paths, and the options."""
 
     baseline: str

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from msgspec import Struct
 
 from comparator.patterns import search
 
@@ -13,16 +14,14 @@ SIDES: tuple[Side, Side] = ("baseline", "target")
 TokenMode = Literal["per_step", "concat_steps", "smart"]
 
 
-@dataclass(frozen=True)
-class ThresholdRule:
+class ThresholdRule(Struct, frozen=True):
     """The criterion for tensors whose whole name matches ``pattern``."""
 
     pattern: str
     predicate: str
 
 
-@dataclass(frozen=True)
-class DimsOverride:
+class DimsOverride(Struct, frozen=True):
     """Dims for every tensor whose name ``match`` (a regular expression) is found in, in place of recorded ones."""
 
     match: str
@@ -30,8 +29,7 @@ class DimsOverride:
     side: Literal["both", "baseline", "target"] = "both"
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Struct, frozen=True):
     """How two runs are compared. The defaults are those of the command line without flags."""
 
     start_step: int = 0

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from comparator.align.aligned import Aligned
 from comparator.diagnosis import Calibration, Diagnosis, ReferenceDiagnosis, TapKey, calibrate

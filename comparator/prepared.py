@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.arguments import check_options
 from comparator.diagnosis import Calibration
@@ -49,8 +50,7 @@ MOST_SELECTED = 1 << 14
 """Pairs of which it is remembered what is compared, until they are judged."""
 
 
-@dataclass(frozen=True)
-class OtherRuns:
+class OtherRuns(Struct, frozen=True):
     """Runs beside the pair that help to judge it."""
 
     reference: Run | None = None
@@ -61,8 +61,7 @@ class OtherRuns:
     """Floors that were measured earlier."""
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(Struct, frozen=True, dict=True):
     """A comparison that is planned as far as the index goes."""
 
     baseline: Run

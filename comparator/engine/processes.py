@@ -13,10 +13,11 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
+
+from msgspec import Struct, field
 
 from comparator.engine.opened import Begin, Worker, installed_version, mark_of
 from comparator.engine.protocol import Measure, lost
@@ -33,16 +34,14 @@ _TOGETHER = 0.02
 as the pair."""
 
 
-@dataclass(eq=False)
-class _Worker:
+class _Worker(Struct, eq=False):
     process: BaseProcess
     pipe: Connection
     given: deque[int] = field(default_factory=deque)
     """Numbers of the units whose results are still to come, in their order."""
 
 
-@dataclass(frozen=True)
-class ForkedProcesses:
+class ForkedProcesses(Struct, frozen=True):
     """``jobs`` workers. To be used while this process has no threads that hold locks."""
 
     jobs: int
@@ -65,8 +64,7 @@ class ForkedProcesses:
         yield from _results(_Pool(units, self.jobs, start, lambda number: number))
 
 
-@dataclass(frozen=True)
-class NewProcesses:
+class NewProcesses(Struct, frozen=True):
     """``jobs`` workers that begin anew and open the runs themselves, as ``begin`` says; ``pairs`` are those found here,
     which must be the same."""
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
 import numpy as np
 import numpy.typing as npt
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 from msgspec.msgpack import Decoder
 
 from dumper.format.frames import FormatError
@@ -29,8 +28,7 @@ COLUMNS = {
 n-th record of the rank; ``payload_…``: of the first payload, 0 without one."""
 
 
-@dataclass
-class IndexColumns:
+class IndexColumns(Struct):
     """The columns of one segment. What many records share (name, tags, shape, …) is stored once, as a descriptor."""
 
     descriptors: list[dict[str, Any]] = field(default_factory=list)
@@ -67,8 +65,7 @@ class IndexColumns:
         return packed
 
 
-@dataclass(frozen=True)
-class Index:
+class Index(Struct, frozen=True):
     """A decoded index."""
 
     descriptors: tuple[dict[str, Any], ...]

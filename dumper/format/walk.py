@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from dumper.format import frames
 from dumper.format.frames import FormatError, Frame, TruncatedError
@@ -23,8 +24,7 @@ _START = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Damage:
+class Damage(Struct, frozen=True):
     """Bytes that are no frames."""
 
     offset: int

@@ -8,12 +8,12 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from dumper.format.run_files import MOST_RANKS
 from dumper.layout import TokenLayout
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 _GRADIENT = "grad__"
 
 
-@dataclass(eq=False)
-class SGLangRecord(RecordBase):
+class SGLangRecord(RecordBase, Struct, eq=False, dict=True):
     """One file of a dump, with the names that records of a run have."""
 
     folder: str
@@ -49,12 +48,12 @@ class SGLangRecord(RecordBase):
     rank: int
     dump_index: int
     occurrence: int = 0
-    ahead: FactsAhead | None = field(default=None, init=False, repr=False)
+    ahead: FactsAhead | None = None
     """Reads the facts of records of the dump, and the number of this one among them."""
-    number: int = field(default=0, init=False, repr=False)
-    _checked: Content | None = field(default=None, init=False, repr=False)
+    number: int = 0
+    _checked: Content | None = None
     """What was checked last: a record is checked, then read, once."""
-    _read: Content | None = field(default=None, init=False, repr=False)
+    _read: Content | None = None
     """What was read with others, for the next time that it is asked for."""
 
     @property
@@ -286,13 +285,16 @@ class SGLangDump(RunBase):
     @functools.cached_property
     def _layouts(self) -> Mapping[int, Mapping[int, TokenLayout]]:
         """Per rank, per step; from what SGLang's dumper records of every batch."""
+        batches = {
+            rank: [one for one in records if one.parts["name"] in AUXILIARY_NAMES]
+            for rank, records in self._by_rank.items()
+        }
+        if not any(batches.values()):
+            return {}
         from dumper.readers.sglang.token_layouts import rank_layouts, with_data_parallel  # not every use needs them
 
         parallel = {rank: header.parallel for rank, header in self.headers.items()}
-        found = {
-            rank: rank_layouts([one for one in records if one.dumped_name in AUXILIARY_NAMES], parallel[rank])
-            for rank, records in self._by_rank.items()
-        }
+        found = {rank: rank_layouts(records, parallel[rank]) for rank, records in batches.items()}
         present = {rank: {record.step for record in records} for rank, records in self._by_rank.items()}
         return with_data_parallel(found, present, parallel)
 

@@ -7,12 +7,12 @@ import bisect
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from msgspec import Struct, field
 
 from dumper.format import frames
 from dumper.format.frames import FormatError
@@ -26,8 +26,7 @@ from dumper.values.dtypes import numpy_dtype
 from tensortap.distinct import distinct
 
 
-@dataclass
-class RankRecords:
+class RankRecords(Struct, dict=True):
     """The segments of one rank, and what is read from them on demand."""
 
     rank: int

@@ -20,7 +20,6 @@ from dumper.format.index import NO_STEP, Index, IndexColumns, Known, check_descr
 from dumper.format.regular_files import open_to_read
 from dumper.format.walk import Damage, frames_and_damage
 from dumper.reading.protocol import Problem
-from dumper.rules.levels import Level
 from dumper.storage.places import Place, StoredPath
 from tensortap.progress import Advance
 
@@ -68,8 +67,14 @@ def described(descriptor: Mapping[str, Any]) -> Described:
         recompute=bool(descriptor.get("recompute", False)),
         graph=graph if isinstance(graph, dict) else None,
         fingerprint=descriptor.get("fingerprint"),
-        sampled_rows=range(shape[0])[Level.parse(text).row_slice] if level == "sample" and shape else None,
+        sampled_rows=_sampled_rows(text, shape[0]) if level == "sample" and shape else None,
     )
+
+
+def _sampled_rows(level: str, rows: int) -> range:
+    from dumper.rules.levels import Level  # few runs hold samples
+
+    return range(rows)[Level.parse(level).row_slice]
 
 
 _AROUND = 1 << 16
