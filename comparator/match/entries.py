@@ -149,6 +149,11 @@ class Entries(Sequence[Entry]):
         return np.array([kind.record.nbytes for kind in self.kinds], np.int64)
 
     @functools.cached_property
+    def all_readable(self) -> bool:
+        """Whether there is no file among them that cannot be read."""
+        return all(entry.record.error is None for entry in self)
+
+    @functools.cached_property
     def nbytes(self) -> int:
         """Bytes that all of them take in their files, as far as their kinds say."""
         return int(self.bytes_of_kinds[self.kind].sum())
@@ -226,6 +231,11 @@ class Members(Sequence[Entry]):
         if len(rows) == 1:
             return int(entries.bytes_of_kinds[entries.kind[rows[0]]])
         return int(entries.bytes_of_kinds[entries.kind[rows]].sum())
+
+    @property
+    def first(self) -> Entry:
+        """The first one; none of the others is made."""
+        return self._entries.of_row(int(self._rows[0])) if self._made is None else self._made[0]
 
     @property
     def first_kind(self) -> Entry:

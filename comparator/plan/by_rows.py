@@ -65,7 +65,7 @@ class RowsPlan(Struct, frozen=True):
 
 def file_dims(bundle: Bundle, name: str, context: SideContext, options: Options) -> Dims | None:
     """The dims of a bundle's first file; raises DimsError for dims that cannot be read."""
-    text = options.dims_for(name, bundle.entries[0].dims, context.side)
+    text = options.dims_for(name, bundle.like.dims, context.side)
     if text is None:
         return None
     dims = parse_dims(text)

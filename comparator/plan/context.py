@@ -71,6 +71,16 @@ class SideContext(Struct, frozen=True, dict=True):
         return {axis: size for coordinates in self.world.values() for axis, (_, size) in coordinates.items()}
 
     @cached_property
+    def shares_rows(self) -> bool:
+        """Whether data-parallel attention ranks share the rows of some pass."""
+        return any(self.share_rows(step, rank) for step in self.run.steps for rank in self.run.ranks)
+
+    def share_rows(self, step: int | None, rank: int) -> bool:
+        """Whether a rank shares the rows of a step with other data-parallel attention ranks."""
+        layout = None if step is None else self.run.layout(step, rank)
+        return layout is not None and layout.data_parallel is not None and layout.data_parallel.size > 1
+
+    @cached_property
     def shown_coordinates(self) -> Mapping[int, dict[str, str] | None]:
         """Per rank its place on each axis, ``{"tp": "1/4"}``; None where it has none."""
         return {

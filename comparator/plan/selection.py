@@ -175,10 +175,9 @@ def _without_unreadable(pair: BundlePair) -> tuple[BundlePair, tuple[LeftOut, ..
 
 
 def _is_readable(bundle: Bundle | None) -> bool:
-    for entry in () if bundle is None else bundle.entries:  # noqa: SIM110  (a generator takes as long as all else)
-        if entry.record.error is not None:
-            return False
-    return True
+    if bundle is None or bundle.entries.places[0].all_readable:  # as in most runs
+        return True
+    return all(entry.record.error is None for entry in bundle.entries)
 
 
 def _without_empty_ranks(found: Selected, contexts: Mapping[Side, SideContext], options: Options) -> Selected:
@@ -190,11 +189,11 @@ def _without_empty_ranks(found: Selected, contexts: Mapping[Side, SideContext], 
     pair = found.pair
 
     def filled(side: Side, bundle: Bundle) -> Bundle:
-        if len(bundle.entries) == 1 and _holds_rows(bundle.entries[0]):
+        if len(bundle.entries) == 1 and _holds_rows(bundle.like):
             return bundle  # whichever rank it is of; to plan it says what is wrong with its dims
         dims = file_dims(bundle, pair.name, contexts[side], options)
         axis = (dims.data_parallel_axis if dims else None) or "dp"
-        first = named_file(bundle.entries[0]).parallel.get(axis)
+        first = named_file(bundle.entries.first).parallel.get(axis)
         if first is None or first[1] <= 1 or not any(entry.is_tensor for entry in bundle.entries):
             return bundle
         places = [named_file(entry).parallel.get(axis) for entry in bundle.entries]
@@ -251,8 +250,4 @@ def _rows_are_shared(pair: BundlePair, contexts: Mapping[Side, SideContext], opt
 
 
 def _holds_shared_rows(bundle: Bundle, context: SideContext) -> bool:
-    for entry in bundle.entries:
-        layout = context.run.layout(entry.step, entry.rank) if entry.step is not None else None
-        if layout is not None and layout.data_parallel is not None and layout.data_parallel.size > 1:
-            return True
-    return False
+    return context.shares_rows and any(context.share_rows(entry.step, entry.rank) for entry in bundle.entries)
