@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 ROOM = 24 << 30
 """Bytes that a folder in memory should have free."""
-FULL_BUDGET = 175
-LIMITS = ((30, 25.0, 4.0), (30, 30.0, 4.0), (12, 65.0, 9.0))
+FULL_BUDGET = 190
+LIMITS = ((80, 35.0, 6.0), (80, 35.0, 6.0), (12, 65.0, 9.0))
 """Steps, seconds of all sides and of each, for each number of rows, within the full budget."""
 
 
@@ -142,7 +142,7 @@ def _measure_parts(parts: Parts, decoder: Decoder, memory: Path, disk: Path, pee
             results["kernels"] = kernels.microseconds(5)
         for rows in size.tokens[:2]:
             with part(f"graph, {rows}"):
-                results["graph"][rows] = parts.of_sides(graph_sides(decoder, rows, memory), small, 30, 15, 3)
+                results["graph"][rows] = parts.of_sides(graph_sides(decoder, rows, memory), small, 50, 15, 3)
     for rows, (steps, seconds, a_side) in zip(size.tokens, LIMITS, strict=True):
         with part(f"eager, {rows}"):
             results["eager"][rows] = parts.of_sides(eager, decoder.input(rows), steps, seconds, a_side)
@@ -151,7 +151,7 @@ def _measure_parts(parts: Parts, decoder: Decoder, memory: Path, disk: Path, pee
             x = decoder.input(size.tokens[1])
             results["launched"] = {s.name: turns.launched(s, x) for s in (*eager, *indirect) if not s.error}
     with part("Python beside the writer"):
-        results["python"] = limits.python_beside_a_busy_writer(memory, decoder.device, 5)
+        results["python"] = limits.python_beside_a_busy_writer(memory, decoder.device, 9)
     for name, folder in (("memory", memory), ("disk", disk)):
         with part(f"bandwidth, {name}"):
             results.setdefault("bandwidth", {})[name] = limits.gigabytes_a_second(folder, decoder.device, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from dumper.recording.recorder import Recorder
 
 LARGE = 64 << 20
 COUNT = 16
-PYTHON_WORK = 200_000
+PYTHON_WORK = 4_000_000
+"""Turns of a loop: some 0.2 s, as long as the writer is busy."""
 
 
 def _recorder(folder: Path, name: str, budget: str) -> Recorder:
@@ -74,15 +76,16 @@ def gigabytes_a_second(folder: Path, device: str, rounds: int) -> dict[str, floa
 
 
 def python_beside_a_busy_writer(folder: Path, device: str, rounds: int) -> dict[str, float]:
-    """Milliseconds of a loop of plain Python, alone and while the writer writes values that were dumped before."""
-    size, count = (LARGE, 24) if device == "cuda" else (1 << 20, 4)
+    """Milliseconds of a loop of plain Python, alone and while the writer writes values that were dumped before: the
+    median of what it takes longer than right before and after, since the machine may be slower for a while."""
+    size, count, work = (LARGE, 24, PYTHON_WORK) if device == "cuda" else (1 << 20, 4, PYTHON_WORK // 20)
     value = torch.randint(0, 255, (size,), device=device, dtype=torch.uint8)
     recorder = _recorder(folder, "busy", "4GiB")
 
     def loop() -> float:
         start = time.perf_counter()
         total = 0
-        for number in range(PYTHON_WORK):
+        for number in range(work):
             total += number & 3
         return (time.perf_counter() - start) * 1e3
 
@@ -93,6 +96,12 @@ def python_beside_a_busy_writer(folder: Path, device: str, rounds: int) -> dict[
         recorder.flush()
         return took
 
-    found = alternating({"alone": loop, "beside a busy writer": beside}, rounds)
+    alone, longer = [loop()], []
+    for _ in range(rounds + 1):
+        took = beside()
+        alone.append(loop())
+        longer.append(took / statistics.mean(alone[-2:]) - 1)
     recorder.close()
+    least = statistics.median(alone[1:])
+    found = {"alone": least, "beside a busy writer": least * (1 + statistics.median(longer[1:]))}
     return {name: round(milliseconds, 3) for name, milliseconds in found.items()}

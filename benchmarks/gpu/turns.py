@@ -35,19 +35,26 @@ class Times:
     """Until the calls return."""
     durable: list[float] = field(default_factory=list)
     """Until all is in the file; one for each block."""
+    longer: list[float] = field(default_factory=list)
+    """How much longer than the steps alone before and after it; one for each block."""
     spent: float = 0.0
 
     def milliseconds(self) -> dict[str, float]:
         """Medians."""
-        named = {"wall": self.wall, "host": self.host, "durable": self.durable}
-        return {name: round(statistics.median(values) * 1e3, 4) for name, values in named.items()}
+        named = {"wall": self.wall, "host": self.host, "durable": self.durable, "longer": self.longer}
+        return {name: round(statistics.median(values) * 1e3, 4) for name, values in named.items() if values}
 
 
 def take_turns(
     sides: Sequence[Side], x: torch.Tensor, *, steps: int, seconds: float, seconds_a_side: float
 ) -> dict[str, Times]:
-    """At most ``steps`` steps of each side, within ``seconds`` altogether; the first block of each warms up."""
+    """At most ``steps`` steps of each side, within ``seconds`` altogether; the first block of each warms up.
+
+    The first side is the model alone. A block of it comes before and after each block of the others, since the machine
+    may be a third slower for a second or two: what a side takes longer is told by its neighbours.
+    """
     deadline = time.monotonic() + seconds
+    alone, *others = sides
     times = {side.name: Times() for side in sides}
     first = {side.name: Times() for side in sides}
     for side in sides:
@@ -56,20 +63,29 @@ def take_turns(
     while time.monotonic() < deadline:
         waiting = [
             side
-            for side in sides
+            for side in others
             if not side.error and len(times[side.name].wall) < steps and times[side.name].spent < seconds_a_side
         ]
         if not waiting:
             break
+        before: tuple[int, list[float]] | None = None
         for side in waiting:
-            own = times[side.name]
-            a_step = statistics.median(own.wall or first[side.name].wall or [0.0])
             if time.monotonic() < deadline:
-                _block(side, x, 5 if a_step < seconds_a_side / 15 else 2 if a_step < seconds_a_side / 5 else 1, own)
+                own = times[side.name]
+                a_step = statistics.median(own.wall or first[side.name].wall or [0.0])
+                size = 5 if a_step < seconds_a_side / 15 else 2 if a_step < seconds_a_side / 5 else 1
+                if before is None or before[0] < size:
+                    before = size, _block(alone, x, size, times[alone.name])
+                found = _block(side, x, size, own)
+                after = _block(alone, x, size, times[alone.name])
+                if found:
+                    own.longer.append(statistics.median(found) - statistics.median(before[1] + after))
+                before = size, after
     return {name: found for name, found in times.items() if found.wall}
 
 
-def _block(side: Side, x: torch.Tensor, steps: int, times: Times) -> None:
+def _block(side: Side, x: torch.Tensor, steps: int, times: Times) -> list[float]:
+    """So many steps, added to ``times``. Returns how long each took; nothing after an error."""
     began = time.perf_counter()
     side.begin()
     try:
@@ -90,6 +106,7 @@ def _block(side: Side, x: torch.Tensor, steps: int, times: Times) -> None:
     except Exception as error:
         side.error = f"{type(error).__name__}: {error}"
     times.spent += time.perf_counter() - began
+    return [] if side.error else times.wall[-steps:]
 
 
 def microseconds_a_call(side: Side, x: torch.Tensor, calls: int) -> float:

@@ -63,11 +63,17 @@ class StepCalls(RecordingProcess):
         if self._open.control is not None:
             self._open.control.at_step(steps.number)
         self._refresh()
-        if self._recording and steps.batch_only is not None:
-            from dumper.adapters import complete_at_start
+        if self._recording and self._is_known(batch):
+            self._announce_step()
 
-            if complete_at_start(batch):
-                self._announce_step()
+    def _is_known(self, batch: Any) -> bool:
+        """Whether all that the file says of the step under way is known when it begins. Its first record, which would
+        announce it otherwise, then takes no longer than others. A step alone is no reason to open a file."""
+        if self._steps.batch_only is None:
+            return self._open.session is not None
+        from dumper.adapters import complete_at_start
+
+        return complete_at_start(batch)
 
     def end_step(self, tap: str | None = None) -> None:
         """End the step under way. Records that follow are outside any step where steps are explicit."""

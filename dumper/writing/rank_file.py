@@ -36,14 +36,6 @@ class ClaimedError(OSError):
     """Another process, or an earlier run, holds the rank file."""
 
 
-class CutShortError(OSError):
-    """Only the first frames of those that were to be appended are in the file."""
-
-    def __init__(self, cause: OSError, frames: int) -> None:
-        super().__init__(cause.errno, cause.strerror, cause.filename)
-        self.frames = frames
-
-
 class RankFile:
     """Appends frames to one segment. Belongs to the writer thread. Any method may raise OSError.
 
@@ -75,24 +67,26 @@ class RankFile:
         """Whether the file still has a name: a deleted directory takes it away without any error."""
         return os.fstat(self._descriptor).st_nlink > 0
 
-    def append_small(self, encoded: Sequence[Any], ends: Sequence[int]) -> None:
-        """Append complete frames, given as buffers and the position in the file after each, with few system calls.
+    def append_small(self, encoded: Sequence[Any], end: int, ends: Callable[[], Sequence[int]] | None = None) -> None:
+        """Append complete frames, given as buffers, up to a position, with few system calls.
 
-        Raises CutShortError when there is no room for all of them.
+        Where there is no room for all of them, OSError is raised, and the first frames stay of those whose positions
+        ``ends`` gives, up to ``position``; none without it.
         """
         try:
-            if ends[-1] - self.position >= CLAIMED_AHEAD:
+            if end - self.position >= CLAIMED_AHEAD:
                 # Where not all of it has room, the first frames may have.
                 with contextlib.suppress(OSError):
-                    self._preallocation.claim(self.position, ends[-1] - self.position)
+                    self._preallocation.claim(self.position, end - self.position)
             write_whole(self._descriptor, encoded)
-        except OSError as error:
-            reached = self._reached()
-            written = bisect.bisect_right(ends, reached)
-            self.position = ends[written - 1] if written else self.position
+        except OSError:
+            if ends is not None:
+                known, reached = ends(), self._reached()
+                written = bisect.bisect_right(known, reached)
+                self.position = known[written - 1] if written else self.position
             self._cut_back()
-            raise CutShortError(error, written) from error
-        self.position = ends[-1]
+            raise
+        self.position = end
 
     def append_large(self, head: bytes, payloads: Sequence[memoryview]) -> list[tuple[int, int, int]]:
         """Append one frame with payloads that are hashed before or while they are written.
@@ -123,14 +117,14 @@ class RankFile:
     def append_frame(self, kind: str, meta: dict[str, Any]) -> None:
         """Append a frame without payload."""
         encoded = frames.encode_frame(kind, meta, self.position)
-        self.append_small([encoded], [self.position + len(encoded)])
+        self.append_small([encoded], self.position + len(encoded))
 
     def finish(self) -> None:
         """Write the index and the footer. The file is complete afterwards."""
         offset = self.position
         index = frames.encode_frame("index", self.index.meta(), offset, (self.index.encode(),))
         footer = frames.encode_footer(offset)
-        self.append_small([index, footer], [offset + len(index) + len(footer)])
+        self.append_small([index, footer], offset + len(index) + len(footer))
 
     def close(self) -> None:
         """Close without writing."""

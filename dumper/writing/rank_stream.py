@@ -9,6 +9,7 @@ from typing import Any
 
 from dumper.adapters.protocol import Process
 from dumper.format import frames
+from dumper.format.index import COLUMNS
 from dumper.format.layouts import encode_layout
 from dumper.format.regular_files import make_folders
 from dumper.format.run_files import segment_path
@@ -30,8 +31,8 @@ from dumper.writing.items import (
     Stop,
     Submission,
 )
-from dumper.writing.rank_file import ClaimedError, CutShortError, RankFile
-from dumper.writing.record_encoder import RecordEncoder, fingerprint_of
+from dumper.writing.rank_file import ClaimedError, RankFile
+from dumper.writing.record_encoder import EncodedBatch, RecordEncoder, fingerprint_of
 
 LARGE = 256 << 10
 """Bytes; payloads from here on are written by themselves, smaller ones in batches."""
@@ -72,6 +73,9 @@ class RankStream:
         self._retry_at = 0.0
         self._check_at = 0.0
         self._records = RecordEncoder(settings.compression)
+        self._batch: EncodedBatch | None = None
+        """What is encoded, and written in one call with what follows: each write, for which the interpreter lock is let
+        go of, may have the model's thread wait for that lock."""
         self._preamble: list[tuple[str, dict[str, Any]]] = []
         self._holding = Holding(settings, self._lose) if settings.on_nan is not None else None
 
@@ -95,6 +99,9 @@ class RankStream:
                     self._collect(item, small, staged)
                 elif isinstance(item, ManyValues):
                     self._collect_many(item, small, staged)
+                elif isinstance(item, BeginStep):
+                    self._encode(small)
+                    self._encode_step(item)
                 else:
                     self._flush(small, staged)
                     self._write_other(item)
@@ -152,34 +159,71 @@ class RankStream:
                 self._append_large(description, value, item.step)
 
     def _flush(self, small: list[SmallRecord], staged: list[Staged]) -> None:
-        """Write the small records that were collected."""
-        if small:
-            self._append_small(small)
-            small.clear()
+        """Write what was collected."""
+        self._encode(small)
+        self._write_batch()
         for copy in staged:
             copy.release()
         staged.clear()
 
-    def _append_small(self, small: list[SmallRecord]) -> None:
-        file = self._ready()
-        if file is None:
-            self._lose(len(small), self._why_no_file())
+    def _encode(self, small: list[SmallRecord]) -> None:
+        """Make the frames of the small records that were collected."""
+        if not small:
             return
-        batch = self._records.encode_small(small, file.position)
+        batch = self._batch_to_fill()
+        if batch is None:
+            self._lose(len(small), self._why_no_file())
+        else:
+            self._records.encode_small(small, batch)
+        small.clear()
+
+    def _encode_step(self, item: BeginStep) -> None:
+        meta: dict[str, Any] = {"step": item.number}
+        if item.tags:
+            meta["tags"] = dict(item.tags)
+        try:
+            layout = item.layout.wait() if isinstance(item.layout, StagedLayout) else item.layout
+            if layout is not None:
+                meta["layout"] = encode_layout(layout)
+                frames.encode_meta(meta)
+        except Exception as error:
+            meta.pop("layout", None)
+            self._complain(f"the token layout of step {item.number} cannot be recorded: {error}")
+        batch = self._batch_to_fill()
+        if batch is not None:
+            self._guard(0, lambda: batch.add_step(frames.encode_frame("step", meta, batch.end)))
+
+    def _batch_to_fill(self) -> EncodedBatch | None:
+        """The batch that is being filled, or the next one; None while there is no file."""
+        if self._batch is not None and self._batch.end >= self._settings.segment_size:
+            self._write_batch()
+        if self._batch is None:
+            file = self._ready()
+            self._batch = None if file is None else EncodedBatch(file.position)
+        return self._batch
+
+    def _write_batch(self) -> None:
+        batch, file, self._batch = self._batch, self._file, None
+        if batch is None or file is None:
+            return
         for name, error in batch.failures:
             why = "the copy failed" if isinstance(error, DeviceError) else "cannot be encoded"
             self._lose(1, "lost_encoding", f"{name}: {why}: {error}")
-        written = len(batch)
-        if not written:
+        if batch.end == batch.start:
             return
         self._fill_descriptors(file)
+        failure: OSError | None = None
         try:
-            file.append_small(batch.buffers, batch.ends)
-        except CutShortError as error:
-            self._lose(written - error.frames, "lost_writing", self._cannot_be_written(error))
-            written = error.frames
-        file.index.add(batch.rows_of(written))
-        self._wrote(written)
+            file.append_small(batch.buffers, batch.end, lambda: batch.ends)
+        except OSError as error:
+            failure = error
+        rows, steps = batch.before(file.position)
+        file.index.add(rows)
+        file.index.steps.extend(steps)
+        written = len(rows) // len(COLUMNS)
+        self._status.add("written", written)
+        if failure is not None:
+            self._lose(len(batch) - written, "lost_writing", self._cannot_be_written(failure))
 
     def _why_no_file(self) -> str:
         return "lost_claimed" if self._claimed else "lost_ended" if self._finished else "lost_writing"
@@ -203,12 +247,10 @@ class RankStream:
         if self._guard(1, append):
             self._fill_descriptors(file)
             file.index.add(row)
-            self._wrote(1)
+            self._status.add("written", 1)
 
     def _write_other(self, item: Item) -> None:
-        if isinstance(item, BeginStep):
-            self._write_step(item)
-        elif isinstance(item, InstalledTaps):
+        if isinstance(item, InstalledTaps):
             self._add_preamble("taps", {"module": item.module, "taps": [dict(tap) for tap in item.taps]})
             self._add_config(item.config)
         elif isinstance(item, AddedAxes):
@@ -216,32 +258,10 @@ class RankStream:
         elif isinstance(item, Stop):
             self._finish()
 
-    def _write_step(self, item: BeginStep) -> None:
-        meta: dict[str, Any] = {"step": item.number}
-        if item.tags:
-            meta["tags"] = dict(item.tags)
-        try:
-            layout = item.layout.wait() if isinstance(item.layout, StagedLayout) else item.layout
-            if layout is not None:
-                meta["layout"] = encode_layout(layout)
-                frames.encode_meta(meta)
-        except Exception as error:
-            meta.pop("layout", None)
-            self._complain(f"the token layout of step {item.number} cannot be recorded: {error}")
-        file = self._ready()
-        if file is None:
-            return
-        offset = file.position
-        if self._guard(0, lambda: file.append_frame("step", meta)):
-            file.index.steps.append(offset)
-
     def _fill_descriptors(self, file: RankFile) -> None:
         known, all_of_them = file.index.descriptors, self._records.descriptors
         if len(known) < len(all_of_them):
             known.extend(all_of_them[len(known) :])
-
-    def _wrote(self, count: int) -> None:
-        self._status.add("written", count)
 
     def _ready(self) -> RankFile | None:
         """The file to append to; None while there is none. Opens, rolls over and reopens as needed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import struct
 from array import array
 from typing import Any
@@ -66,33 +67,44 @@ class _Encoded:
 
 
 class EncodedBatch:
-    """Small records, ready to be written."""
+    """Small records and steps, ready to be written together."""
 
-    __slots__ = ("buffers", "end", "failures", "rows")
+    __slots__ = ("buffers", "end", "failures", "rows", "start", "steps")
 
     def __init__(self, position: int) -> None:
+        self.start = position
         self.buffers: list[Any] = []
         self.end = position
         """Of the last frame, in the file."""
         self.rows = array("q")
-        """Of the index, one after the other."""
+        """Of the index, one record after the other."""
+        self.steps: list[int] = []
+        """Offsets of the frames of steps."""
         self.failures: list[tuple[str, Exception]] = []
         """Records that cannot be encoded, by name."""
 
     def __len__(self) -> int:
-        """Number of frames."""
+        """Number of records."""
         return len(self.rows) // len(COLUMNS)
 
-    @property
-    def ends(self) -> array[int]:
-        """The position in the file after each frame."""
-        ends = self.rows[len(COLUMNS) :: len(COLUMNS)]
-        ends.append(self.end)
-        return ends
+    def add_step(self, frame: bytes) -> None:
+        """Append the frame of a step, made for where the batch ends."""
+        self.steps.append(self.end)
+        self.buffers.append(frame)
+        self.end += len(frame)
 
-    def rows_of(self, frames: int) -> array[int]:
-        """The rows of the first so many frames."""
-        return self.rows if frames == len(self) else self.rows[: frames * len(COLUMNS)]
+    @property
+    def ends(self) -> list[int]:
+        """The position in the file after each frame."""
+        begins = sorted((*self.rows[:: len(COLUMNS)], *self.steps))
+        return [*begins[1:], self.end] if begins else []
+
+    def before(self, position: int) -> tuple[array[int], list[int]]:
+        """The rows of the records, and the offsets of the steps, that lie before a position at which a frame ends."""
+        if position >= self.end:
+            return self.rows, self.steps
+        records = bisect.bisect_left(self.rows[:: len(COLUMNS)], position)
+        return self.rows[: records * len(COLUMNS)], self.steps[: bisect.bisect_left(self.steps, position)]
 
 
 class RecordEncoder:
@@ -108,12 +120,11 @@ class RecordEncoder:
         use = compiled and Framer is not None and self._compress is None
         self._framer = Framer(Description, _Encoded, _STEPS_COUNTED) if use else None
 
-    def encode_small(self, records: list[SmallRecord], position: int) -> EncodedBatch:
-        """Frames of records of one payload each, to be written at ``position``.
+    def encode_small(self, records: list[SmallRecord], batch: EncodedBatch) -> None:
+        """Append the frames of records of one payload each to a batch.
 
-        Buffers of the batch may be used again for the next one, once this one is let go of.
+        Its buffers may be used again for the next one, once this one is let go of.
         """
-        batch = EncodedBatch(position)
         framer, first, seen = self._framer, 0, None
         while first < len(records):
             if framer is not None and records[first][0].encoded is not None:
@@ -131,7 +142,6 @@ class RecordEncoder:
                 continue
             self._encode_one(record, batch)
             first += 1
-        return batch
 
     def _encode_one(self, record: SmallRecord, batch: EncodedBatch) -> None:
         position = batch.end

@@ -31,12 +31,14 @@ OVERHEAD_BYTES = 256
 IDLE_WAIT = 0.05
 """Seconds after which a sleeping writer looks again, should a wake-up have been missed."""
 NAP = 0.003
-"""Seconds between two batches of small records. While the model records, the writer so takes the interpreter lock a
-few hundred times a second and not for every record, and the model need not wake it; a value is in memory for no longer
-than this, and the time that it takes to write, before the file has it."""
-LONG_NAP = 0.02
-"""The same after values of a device, which are sent to the host at the end of one nap and written after the next: each
-time the writer takes the interpreter lock several times, for each of which the model may have to wait."""
+"""Seconds between two batches of small records in the memory of the host, which the caches still have. While the model
+records, the writer so takes the interpreter lock a few hundred times a second and not for every record, and the model
+need not wake it; a value is in memory for no longer than this, and the time that it takes to write, before the file has
+it."""
+LONG_NAP = 0.05
+"""The same after small values of a device, which are sent to the host at the end of one nap and written after the next,
+and after steps of which no value was recorded: each time the writer takes the interpreter lock several times, for each
+of which the model may have to wait for some hundred microseconds."""
 MOST_WAITS = 250
 """Naps, some seconds in all, after which the writer waits for a value, and learns whether the device has failed."""
 NAPS = 5
@@ -339,15 +341,16 @@ class Writer:
         batch = Batch()
         queue, items, most, nbytes = self._queue, batch.items, LARGEST_BATCH, 0
         insist = insist or bool(self._waiting)
-        self._nap = NAP
+        if queue:
+            self._nap = LONG_NAP
         while queue and most > 0 and nbytes < LARGEST_BATCH_BYTES:
             item = queue[0]
             if isinstance(item, tuple):
                 slab = item[1]
-                if not isinstance(slab, Slab):
-                    self._nap = LONG_NAP
-                    if not (slab.is_there or insist):
-                        break
+                if isinstance(slab, Slab):
+                    self._nap = NAP
+                elif not (slab.is_there or insist):
+                    break
                 values, taken = take_values(queue, most)
                 items.append(values)
                 batch.slabs[slab] = batch.slabs.get(slab, 0) + len(values)
@@ -356,13 +359,13 @@ class Writer:
                 most -= len(values)
                 continue
             if isinstance(item, Submission | ManyValues):
+                self._nap = NAP
                 data = item.data
                 if not (isinstance(data, bytes | memoryview) or data.is_there or insist):
                     break
                 batch.reserved += item.reserved
                 nbytes += item.reserved
             elif isinstance(item, BeginStep) and isinstance(item.layout, StagedLayout):
-                self._nap = LONG_NAP
                 if not (item.layout.is_there or insist):
                     break
             elif isinstance(item, Barrier):

@@ -236,6 +236,12 @@ def processors(device: int) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def _instructions(device: int) -> int:
+    """What a device offers of FOR_BYTES, FOR_HALVES and FOR_E4M3 of ``packed``."""
+    capability = torch.cuda.get_device_capability(device) if device >= 0 else (0, 0)
+    return 3 if capability >= (8, 9) else 2 if capability >= (8, 0) else 1
+
+
 def programs_for(length: int, block: int, most: int) -> int:
     """Of a tensor of ``length`` elements, when one takes ``block`` at a time."""
     return max(1, min(-(-length // block), most, MOST_PROGRAMS))
@@ -256,7 +262,7 @@ def statistics_launcher(device: int, dtype: torch.dtype, many: bool) -> tuple[La
         "COLUMNS": elements.columns,
         "TILES": elements.tiles,
         "MOST_PROGRAMS": MOST_PROGRAMS,
-        "DOT_INSTRUCTION": True,
+        "INSTRUCTIONS": _instructions(device),
     }
     shared = (torch.float32, torch.int64, torch.int32, torch.float64)
     if many:

@@ -131,19 +131,22 @@ def _measure_floats(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TILES: tl.constexpr,
-    DOT_INSTRUCTION: tl.constexpr,
+    INSTRUCTIONS: tl.constexpr,
 ):
     """What one program finds in floating-point elements: the seven numbers of a row of partials."""
     if TILES > 1:
         total, magnitude, square, low, high = measure_bytes(
-            value, n, program, programs, KIND, ROWS, TILES, DOT_INSTRUCTION
+            value, n, program, programs, KIND, ROWS, TILES, INSTRUCTIONS
         )
     else:
         total, magnitude, square, low, high = _measure_all(value, n, table, program, programs, KIND, ROWS, COLUMNS)
     nan = program * 0
     infinite = program * 0
     # What is not finite shows in the sum of the magnitudes. Only then each element is looked at, in a second pass.
-    all_finite = tl.maximum(high, -low) < E4M3FN_BEYOND if KIND == FLOAT8_E4M3FN else magnitude - magnitude == 0.0
+    all_finite = magnitude - magnitude == 0.0
+    if KIND == FLOAT8_E4M3FN:
+        # Where its NaN is decoded as a number.
+        all_finite &= tl.maximum(high, -low) < E4M3FN_BEYOND
     if all_finite == 0:
         total, magnitude, square, low, high, nan, infinite = _measure_finite(
             value, n, table, program, programs, KIND, ROWS, COLUMNS, TILES
@@ -165,13 +168,13 @@ def _measure_integers(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TILES: tl.constexpr,
-    DOT_INSTRUCTION: tl.constexpr,
+    INSTRUCTIONS: tl.constexpr,
 ):
     """What one program finds in integers: the seven numbers of a row of partials."""
     if TILES > 1:
         upper = program * 0
         lower, magnitude, square, low, high = measure_bytes(
-            value, n, program, programs, KIND, ROWS, TILES, DOT_INSTRUCTION
+            value, n, program, programs, KIND, ROWS, TILES, INSTRUCTIONS
         )
     else:
         upper, lower, magnitude, square, low, high = measure_wide_integers(
@@ -214,15 +217,15 @@ def _statistics(
     COLUMNS: tl.constexpr,
     TILES: tl.constexpr,
     MOST_PROGRAMS: tl.constexpr,
-    DOT_INSTRUCTION: tl.constexpr,
+    INSTRUCTIONS: tl.constexpr,
 ):
     if KIND >= SIGNED:
         total, magnitude, square, low, high, nan, infinite = _measure_integers(
-            value, n, program, programs, KIND, ROWS, COLUMNS, TILES, DOT_INSTRUCTION
+            value, n, program, programs, KIND, ROWS, COLUMNS, TILES, INSTRUCTIONS
         )
     else:
         total, magnitude, square, low, high, nan, infinite = _measure_floats(
-            value, n, table, program, programs, KIND, ROWS, COLUMNS, TILES, DOT_INSTRUCTION
+            value, n, table, program, programs, KIND, ROWS, COLUMNS, TILES, INSTRUCTIONS
         )
     if programs == 1:
         _store_statistics(out, n, total, magnitude, square, low, high, nan, infinite, KIND)
@@ -270,7 +273,7 @@ def statistics(
     COLUMNS: tl.constexpr,
     TILES: tl.constexpr,
     MOST_PROGRAMS: tl.constexpr,
-    DOT_INSTRUCTION: tl.constexpr,
+    INSTRUCTIONS: tl.constexpr,
 ):
     """The statistics of ``n`` elements at ``value`` (unsigned integers of the element's size) to ``out`` (float64[7]).
 
@@ -291,7 +294,7 @@ def statistics(
         COLUMNS,
         TILES,
         MOST_PROGRAMS,
-        DOT_INSTRUCTION,
+        INSTRUCTIONS,
     )
 
 
@@ -309,7 +312,7 @@ def statistics_of_many(
     COLUMNS: tl.constexpr,
     TILES: tl.constexpr,
     MOST_PROGRAMS: tl.constexpr,
-    DOT_INSTRUCTION: tl.constexpr,
+    INSTRUCTIONS: tl.constexpr,
 ):
     """The statistics of several tensors of one kind and element size to the rows of ``out`` (float64[segments, 7]).
 
@@ -337,5 +340,5 @@ def statistics_of_many(
         COLUMNS,
         TILES,
         MOST_PROGRAMS,
-        DOT_INSTRUCTION,
+        INSTRUCTIONS,
     )

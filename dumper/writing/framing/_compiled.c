@@ -17,7 +17,7 @@
 #define ALONE 16384       /* bytes of frames from which on others may run while they are made */
 #define WAKING 50000      /* ns; a thread that waits for the lock takes as long to wake, and gets it only if it is free */
 #define PAGE 65536        /* bytes; blocks are as large as some of them */
-#define BLOCKS 4          /* that are kept */
+#define BLOCKS 8          /* that are kept */
 #define COLUMNS 7         /* of the index */
 #define NO_STEP -1
 #define FINGERPRINT 16    /* bytes, as are those of the sums that it is made of */

@@ -43,8 +43,8 @@ def launch_interpreted(self: Launcher, programs: int, stream: int, *arguments: i
         for argument, dtype in zip(arguments, self.types, strict=True)
     ]
     smaller = {"ROWS": 8, "MOST_PROGRAMS": 4}
-    if "DOT_INSTRUCTION" in self.constants:
-        smaller["DOT_INSTRUCTION"] = False
+    if "INSTRUCTIONS" in self.constants:
+        smaller["INSTRUCTIONS"] = 0
     self.kernel[(programs,)](*given, **(self.constants | smaller))
 
 

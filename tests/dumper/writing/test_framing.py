@@ -20,7 +20,7 @@ from dumper.rules.levels import Level
 from dumper.values.source import Source
 from dumper.writing.framing import COMPILED, Framer, in_python, take_values
 from dumper.writing.items import Barrier, Description, SmallRecord
-from dumper.writing.record_encoder import RecordEncoder
+from dumper.writing.record_encoder import EncodedBatch, RecordEncoder
 from tests.harness.interpreter_lock import turns_beside
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="the module is not built: python setup.py build_ext -i")
@@ -61,17 +61,24 @@ def descriptions() -> list[Description]:
     ]
 
 
+def batch_of(encoder: RecordEncoder, records: list[SmallRecord], position: int = 0) -> EncodedBatch:
+    """Records, encoded by themselves."""
+    batch = EncodedBatch(position)
+    encoder.encode_small(records, batch)
+    return batch
+
+
 def encoded(records: list[tuple[int, Any]], compiled: bool, together: int, compression: str | None = None) -> Any:
     """All that an encoder makes of records: (number of the description, what comes behind it)."""
     known = descriptions()
     encoder = RecordEncoder(compression, compiled)
     position, content, rows, failures, ends = 64, b"", array("q"), [], []
     for first in range(0, len(records), together):
-        batch = encoder.encode_small([(known[n], *rest) for n, rest in records[first : first + together]], position)
+        batch = batch_of(encoder, [(known[n], *rest) for n, rest in records[first : first + together]], position)
         content += b"".join(batch.buffers)
         if len(batch):
             ends.extend(batch.ends)
-            rows.extend(batch.rows_of(len(batch)))
+            rows.extend(batch.rows)
         failures.extend((name, type(error), str(error)) for name, error in batch.failures)
         position = batch.end
         assert position == 64 + len(content)
@@ -135,7 +142,7 @@ def test_fingerprints_from_sums_of_every_length(dimensions: int) -> None:
             Source("x", None, False, None, "value"), (), None, "bool", shape, Level("hash"), False, None, 1
         )
         encoder = RecordEncoder(None, compiled)
-        batches = [encoder.encode_small([(description, SLABS[0], 16 * n, 16, 0)], 0) for n in range(4)]
+        batches = [batch_of(encoder, [(description, SLABS[0], 16 * n, 16, 0)]) for n in range(4)]
         found.append([b"".join(batch.buffers) for batch in batches])
     assert found[0] == found[1]
 
@@ -148,20 +155,20 @@ def test_compressed_records_are_left_to_python() -> None:
 def test_buffers_of_a_batch_stay_as_they_are_while_others_are_made() -> None:
     known, encoder = descriptions(), RecordEncoder(None)
     records: list[SmallRecord] = [(known[0], bytes([n % 256]) * 100, 0) for n in range(300)]
-    batches = [encoder.encode_small(records, 0) for _ in range(4)]
+    batches = [batch_of(encoder, records) for _ in range(4)]
     found = [b"".join(batch.buffers) for batch in batches]
     for order, content in zip(range(0, 1200, 300), found, strict=True):
         assert frames.decode_meta(frames.decode_frame(content, 0).meta)["order"] == order
     del batches
-    encoder.encode_small(records, 0)
+    batch_of(encoder, records)
 
 
 def test_the_interpreter_lock_is_let_go() -> None:
     known, encoder = descriptions(), RecordEncoder(None)
     records: list[SmallRecord] = [(known[0], SLABS[0], 0, 100, 0)] * 1000
-    encoder.encode_small(records[:1], 0)
+    batch_of(encoder, records[:1])
     # So often that the thread that counts gets a processor meanwhile.
-    assert turns_beside(lambda: [encoder.encode_small(records, 0) for _ in range(50)]) > 100
+    assert turns_beside(lambda: [batch_of(encoder, records) for _ in range(50)]) > 100
 
 
 def test_what_is_no_record_is_left() -> None:
@@ -192,7 +199,7 @@ def test_what_is_no_record_is_left() -> None:
 
 
 def _known(description: Description) -> Any:
-    RecordEncoder(None).encode_small([(description, b"", 0)], 0)
+    batch_of(RecordEncoder(None), [(description, b"", 0)])
     return description.encoded
 
 
