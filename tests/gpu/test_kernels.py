@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from dumper.memory.device_reductions import DeviceReductions
 from dumper.values import device_kernels
+from dumper.values.device_kernels import launching
 from dumper.values.fingerprint import fingerprint
 from dumper.values.measures import device_statistics, named_statistics
 from tests.gpu.recordings import DEVICE, Recordings
@@ -89,8 +91,26 @@ def test_more_elements_than_32_bits_count(recordings: Recordings) -> None:
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "bool", "float8_e4m3fn", "float8_e5m2", "bfloat16", "int64"])
 def test_statistics_of_small_and_large_tensors(recordings: Recordings, dtype: str) -> None:
-    """One that fills no tile, one with whole tiles alone, two with more than all programs take at once; the last
-    one is finite."""
+    check_statistics(recordings, dtype)
+
+
+@pytest.fixture(params=[launching.FOR_BYTES, launching.FOR_HALVES])
+def older_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(launching, "_instructions", lambda device: request.param)
+    launching.statistics_launcher.cache_clear()
+    yield
+    launching.statistics_launcher.cache_clear()
+
+
+@pytest.mark.usefixtures("older_device")
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "float8_e5m2"])
+def test_statistics_by_instructions_of_older_devices(recordings: Recordings, dtype: str) -> None:
+    check_statistics(recordings, dtype)
+
+
+def check_statistics(recordings: Recordings, dtype: str) -> None:
+    """Of a tensor that fills no tile, one with whole tiles alone, two with more than all programs take at once; the
+    last one is finite."""
     recorder = recordings.start(level="stats")
     generator = torch.Generator().manual_seed(0)
     kind = getattr(torch, dtype)
