@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from comparator.align.aligned import Aligned
 from comparator.diagnosis import Calibration, Diagnosis, ReferenceDiagnosis, TapKey, calibrate
-from comparator.engine.choice import engine_for, processes_of
+from comparator.engine.choice import engine_for, processes_of, threads_of
 from comparator.engine.protocol import Engine, InThisProcess
 from comparator.errors import ComparatorError
 from comparator.match.bundles import Key
@@ -48,14 +48,18 @@ def begin(
 ) -> Comparing:
     """The comparison under way: iterate over it for the findings. ``draws`` says which of them have pictures.
 
-    ``jobs``: processes, which are copies of this one; None: as many as help. ``engine`` measures in their place.
+    ``jobs``: processes, which are copies of this one, or threads; None: as many as help. ``engine`` measures in their
+    place.
     """
-    engine = engine or _engine(prepared, jobs)
+    threads = 1
+    if engine is None:
+        engine = _engine(prepared, jobs)
+        threads = threads_of(engine, prepared.units, jobs)
     processes = processes_of(engine, prepared.units)
     # What was found of the pairs so far is found again, which is little beside comparing in little memory.
     if prepared.options.memory is not None and processes > 1:
         prepared = replace(prepared, processes=processes)
-    return Comparing(prepared, progress, draws=draws, engine=engine)
+    return Comparing(prepared, progress, draws=draws, engine=engine, threads=threads)
 
 
 def _engine(prepared: Prepared, jobs: int | None) -> Engine:
@@ -72,9 +76,12 @@ class Comparing:
     They come once everything is measured where verdicts may look at other pairs, else as it goes.
     """
 
-    def __init__(self, prepared: Prepared, progress: Progress, *, draws: Draws, engine: Engine) -> None:
+    def __init__(
+        self, prepared: Prepared, progress: Progress, *, draws: Draws, engine: Engine, threads: int = 1
+    ) -> None:
         self._prepared = prepared
         self._engine = engine
+        self._threads = threads
         self._progress = progress
         self._details_left = prepared.options.detail_limit
         self._selected: tuple[int, list[Selected]] = (-1, [])
@@ -121,7 +128,7 @@ class Comparing:
         prepared = self._prepared
         table, profiles = Table(), dict[Key, FamilyProfile]()
         with self._progress("comparing", len(prepared.pairs)) as advance, self._until_interrupted(table):
-            for result in self._engine.results(prepared.units, prepared.profiling()):
+            for result in self._engine.results(prepared.units, prepared.profiling(self._threads)):
                 advance(len(result.unit.pairs))
                 if prepared.rules.whole_table:
                     table.extend(result.rows)

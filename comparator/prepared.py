@@ -124,9 +124,10 @@ class Prepared(Struct, frozen=True, dict=True):
         del self._selected[number]
         return found
 
-    def measure(self, unit: Unit, profiler: MakeProfile[P] | None = None) -> UnitResult[P]:
+    def measure(self, unit: Unit, profiler: MakeProfile[P] | None = None, threads: int = 1) -> UnitResult[P]:
         """Measure one unit: numbers in, numbers out. Raises ComparatorError for what concerns more than a pair."""
-        return measure_unit(unit, self.select, self.measurer, self.families, profiler)
+        measurer = self.measurer if threads == 1 else replace(self.measurer, threads=threads)
+        return measure_unit(unit, self.select, measurer, self.families, profiler)
 
     def judge(self, measurement: Measurement, selected: Selected) -> Verdict:
         """The verdict on one row of the table, by rules that look at no other row."""
@@ -170,10 +171,11 @@ class Prepared(Struct, frozen=True, dict=True):
         """What is known of the taps, for their profiles."""
         return collect_taps(self.pairs, self.baseline, self.target, self.planner.parted)
 
-    def profiling(self) -> Measure[FamilyProfile]:
-        """What measures a unit, and makes the profile of its family where verdicts look at the whole table."""
+    def profiling(self, threads: int = 1) -> Measure[FamilyProfile]:
+        """What measures a unit, and makes the profile of its family where verdicts look at the whole table; a large
+        pair in so many ``threads``."""
         profiler = Profiler(self.taps) if self.rules.whole_table else None
-        return lambda unit: self.measure(unit, profiler)
+        return lambda unit: self.measure(unit, profiler, threads)
 
     def expect(self, units: Sequence[Unit]) -> None:
         """Let what of these units lies on object storage be read ahead, in the order in which it will be measured."""

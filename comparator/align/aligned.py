@@ -35,11 +35,10 @@ class Unchecked(Struct, frozen=True, eq=False):
     is_one: bool
     """The target is intact if the baseline is and both have the same bytes."""
 
-    def take(self, elements: int) -> None:
-        """Take checksums of what is looked at next, up to an element: of both sides unless one may be enough."""
-        self.baseline.take(elements)
-        if not self.is_one:
-            self.target.take(elements)
+    @property
+    def takes(self) -> tuple[Callable[[int], None], ...]:
+        """What takes the checksum of a side up to an element: of both sides unless one may be enough."""
+        return (self.baseline.take,) if self.is_one else (self.baseline.take, self.target.take)
 
     def finish(self, *, same: bool) -> None:
         """Raises PairError for a side that is damaged. ``same``: both have the same bytes."""

@@ -12,7 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from comparator.diagnosis.kernel import ChannelSums, Matrices, RowSums, channel_sums, midpoint_and_added
+from comparator.diagnosis.kernel import (
+    ChannelSums,
+    Matrices,
+    PartSums,
+    RowSums,
+    channel_sums,
+    channel_sums_of_parts,
+    midpoint_and_added,
+)
 from comparator.diagnosis.tap_rows import Float, Integer, Mask, Single
 from tensortap.distinct import distinct
 
@@ -100,6 +108,8 @@ class Difference(Struct, frozen=True, eq=False, dict=True):
     """Of the rows that are chosen, as ``error``."""
     error: Float
     """Relative error of each row, unweighted."""
+    parts: tuple[PartSums, ...] = ()
+    """What is known of the channels of these matrices, of rows that weigh as much as others."""
 
     @property
     def rows(self) -> int:
@@ -120,7 +130,10 @@ class Difference(Struct, frozen=True, eq=False, dict=True):
 
     @cached_property
     def channel_sums(self) -> ChannelSums:
-        return channel_sums(self.matrices, self.chosen, self.factors)
+        if not self.parts:
+            return channel_sums(self.matrices, self.chosen, self.factors)
+        plain = _factors(sizes_of(self.sums))
+        return channel_sums_of_parts(self.matrices, self.chosen, self.factors, plain, self.parts)
 
     def arrays(self) -> tuple[Single, Single]:
         """Midpoint and what was added, of shape ``(rows, channels)``."""
@@ -134,7 +147,12 @@ class Difference(Struct, frozen=True, eq=False, dict=True):
 
 
 def normalise(
-    matrices: Matrices, sums: RowSums, sizes: Float, floor: float = 0.0, kept: Mask | None = None
+    matrices: Matrices,
+    sums: RowSums,
+    sizes: Float,
+    floor: float = 0.0,
+    kept: Mask | None = None,
+    parts: tuple[PartSums, ...] = (),
 ) -> Difference:
     """Rows over their sizes, weighted. Where most rows do not differ at all, ``floor`` is the usual error: the few
     that do (those behind a flip of experts, for example) would decide alone otherwise. ``kept``: the rows that count.
@@ -146,8 +164,11 @@ def normalise(
     usual = median(error[present]) if present.any() else 0.0
     usual = usual or floor
     weight = np.minimum(1.0, 2 * usual / np.maximum(error, TINY)) if usual > 0 else np.ones(len(error))
-    factors = np.where(present, weight / np.maximum(sizes, TINY), 0.0).astype(np.float32)
-    return Difference(matrices, sums, chosen, factors, error)
+    return Difference(matrices, sums, chosen, _factors(sizes, weight), error, parts)
+
+
+def _factors(sizes: Float, weight: Float | float = 1.0) -> Single:
+    return np.where(sizes > 0, weight / np.maximum(sizes, TINY), 0.0).astype(np.float32)
 
 
 class Irrelevance(Struct, frozen=True):

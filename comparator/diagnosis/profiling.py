@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from comparator.diagnosis.channel_blocks import BlockNumbers, blocks, shards
 from comparator.diagnosis.chosen import choices_of, experts_of, tokens_of
 from comparator.diagnosis.floors import Operation, floor_for
-from comparator.diagnosis.kernel import Counts, Matrices, RowSums, first_look, row_sums, to_single
+from comparator.diagnosis.kernel import Counts, FirstLook, Matrices, first_look, row_sums, to_single
 from comparator.diagnosis.limits import EXPERT_SCALE, HEAD_SCALE, LIMITS, SHARD_SCALE, least_scale
 from comparator.diagnosis.measures import (
     NEVER_RELEVANT,
@@ -59,7 +59,7 @@ def profile(tap: TapRows, node: TapNode) -> TapProfile:
     look = tap.look or first_look(matrices)
     if not look.counts.differing.any():
         return _identical(tap, node, int(look.counts.baseline_nonfinite.sum()))
-    return _Measuring(tap, node, matrices, look.rows, look.counts).profile(channel_weights(look.energy))
+    return _Measuring(tap, node, matrices, look).profile(channel_weights(look.energy))
 
 
 def _identical(tap: TapRows, node: TapNode, bad: int) -> TapProfile:
@@ -110,11 +110,12 @@ def _whole_prefix(labels: RowLabels) -> Mask:
 
 
 class _Measuring:
-    def __init__(self, tap: TapRows, node: TapNode, matrices: Matrices, sums: RowSums, counts: Counts) -> None:
+    def __init__(self, tap: TapRows, node: TapNode, matrices: Matrices, look: FirstLook) -> None:
         self.tap, self.node = tap, node
         self.labels = tap.values.labels
-        self.counts = counts
-        self.nonfinite = _nonfinite(counts, self.labels)
+        self.counts, sums = look.counts, look.rows
+        self.parts = look.parts
+        self.nonfinite = _nonfinite(look.counts, self.labels)
         finite = not (self.nonfinite.baseline or self.nonfinite.target)
         self.matrices, self.sums = replace(matrices, finite=finite), sums
         """Without weights."""
@@ -129,7 +130,8 @@ class _Measuring:
         kept = np.ones(len(added), np.bool_)
         if part.operation in ("moe", "combine"):
             kept = ~standing_out(added) if standing_out(added).mean() < 0.5 else kept
-        difference = normalise(part.matrices, part.sums, part.sizes, floor, kept)
+        known = self.parts if part.matrices is value and weights is None else ()
+        difference = normalise(part.matrices, part.sums, part.sizes, floor, kept, known)
         few = difference.rows < FEWEST_ROWS
         of_channels = channels(difference, floor / 2, CHANNEL_Z)
         sizes = self._irrelevant(part.operation, of_channels)

@@ -64,6 +64,13 @@ def processes_of(engine: Engine, units: Sequence[Unit]) -> int:
     return max(1, min(engine.jobs or 1, len(units)))
 
 
+def threads_of(engine: Engine, units: Sequence[Unit], jobs: int | None) -> int:
+    """How many threads of a process of this machine measure a large pair together: as many as cores are left to it,
+    ``jobs`` in all; None: all that this process may use."""
+    cores = available_cores()
+    return max(1, (cores if jobs is None else min(jobs, cores)) // processes_of(engine, units))
+
+
 def _that_fit(largest: int, memory: int | None) -> int:
     """How many units of this size can be measured at once."""
     free = memory or free_memory()

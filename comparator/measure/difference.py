@@ -7,13 +7,15 @@ values of few bits from blocks in float32 (``comparator.measure.kernel``). Array
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from comparator.measure.kernel import Before, measure_sums
+from comparator.measure.kernel import measure_sums
+from comparator.measure.kernel.parts import Before
 from comparator.measure.kernel.sums import Array, Float, PairSums, RowTable, to_working
 from comparator.measure.statistics import (
     PERCENTILE_LIMIT,
@@ -79,14 +81,15 @@ def compare_arrays(
     single_precision: bool = False,
     by_row: bool = False,
     by_channel: bool = False,
-    before: Before | None = None,
+    before: Sequence[Before] = (),
+    threads: int = 1,
 ) -> Measured:
     """Measure ``target`` against ``baseline``, arrays of the same shape and of any numeric dtypes.
 
     ``percentiles`` adds those of the absolute difference and of both arrays, ``equal_nonfinite`` lets NaN equal
     NaN and an infinity itself, ``single_precision`` compares all dtypes in float32 (as SGLang's comparator does),
     ``by_row`` measures each slice along the first dimension too, ``by_channel`` then each element of a slice.
-    ``before`` as in ``measure_sums``. Raises ValueError when the shapes differ.
+    ``before`` and ``threads`` as in ``measure_sums``. Raises ValueError when the shapes differ.
     """
     if baseline.shape != target.shape:
         raise ValueError(f"shapes differ: {baseline.shape} and {target.shape}")
@@ -99,6 +102,7 @@ def compare_arrays(
         by_row=by_row,
         by_channel=by_channel,
         before=before,
+        threads=threads,
     )
     found = _measured(baseline, target, dtype, sums, rows)
     if not percentiles:

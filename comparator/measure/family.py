@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.align.aligned import Aligned
-from comparator.diagnosis.kernel import FirstLook, look_of_equal, look_of_finite
+from comparator.diagnosis.kernel import ChannelSums, FirstLook, PartSums, look_of_equal, look_of_finite
 from comparator.match.bundles import Key
 from comparator.measure.kernel.sums import Array, RowTable
 from tensortap.lazy_rows import is_lazy, stacked
@@ -106,7 +106,15 @@ def _look(tables: Sequence[RowTable]) -> FirstLook | None:
         return look_of_equal(len(columns))
     if len(energies) < len(tables):
         return None
-    return look_of_finite(columns[:, :5], columns[:, 5], np.sum(energies, axis=0))
+    return look_of_finite(columns[:, :5], columns[:, 5], np.sum(energies, axis=0), tuple(_parts(tables)))
+
+
+def _parts(tables: Sequence[RowTable]) -> Iterator[PartSums]:
+    first = 0
+    for table in tables:
+        for part in table.parts:
+            yield PartSums(first + part.rows.start + np.flatnonzero(part.taken), ChannelSums(*part.sums))
+        first += len(table.columns)
 
 
 def _steps_of(pair: Aligned, rows: int) -> Integers:

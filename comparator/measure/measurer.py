@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from comparator.align.unshard import Replicas
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import BundlePair
 from comparator.measure.difference import Difference, Measured, compare_arrays, measure, row_differences, same_bytes
-from comparator.measure.kernel import Before
+from comparator.measure.kernel.parts import Before
 from comparator.measure.kernel.sums import Array, RowTable
 from comparator.measure.measurement import (
     ArrayNumbers,
@@ -61,6 +61,8 @@ class Measurer(Struct, frozen=True):
 
     planner: Planner
     options: Options
+    threads: int = 1
+    """That measure a large pair together."""
 
     def measure(
         self, selected: Selected, *, detailed: bool = False, see: SeeAligned | None = None, together: int = 0
@@ -130,7 +132,8 @@ class Measurer(Struct, frozen=True):
             self.options,
             detailed=detailed,
             by_channel=seen and not detailed,
-            before=None if unchecked is None else unchecked.take,
+            before=() if unchecked is None else unchecked.takes,
+            threads=self.threads,
         )
         if unchecked is not None:
             unchecked.finish(same=rows is not None and rows.alike)
@@ -188,10 +191,11 @@ def measure_aligned(
     *,
     detailed: bool,
     by_channel: bool = False,
-    before: Before | None = None,
+    before: Sequence[Before] = (),
+    threads: int = 1,
 ) -> tuple[TensorMeasurement, RowTable | None]:
     """The numbers of a pair of aligned arrays; ``by_channel``: with what is found of rows and channels, where rows come
-    first and all is finite; ``before`` as in ``measure_sums``."""
+    first and all is finite; ``before`` and ``threads`` as in ``measure_sums``."""
     baseline, target, plan = aligned.baseline, aligned.target, aligned.plan
     if not aligned.same_shape:
         few = detailed and max(baseline.size, target.size) < PERCENTILE_LIMIT
@@ -218,6 +222,7 @@ def measure_aligned(
         by_row=by_channel or (by_row and axis == 0),
         by_channel=by_channel,
         before=before,
+        threads=threads,
     )
     difference, rows = measured.difference, None
     if by_row and difference.max_abs != 0 and axis == 0 and measured.rows is not None:
@@ -260,7 +265,8 @@ def _compare(
     percentiles: bool,
     by_row: bool,
     by_channel: bool,
-    before: Before | None,
+    before: Sequence[Before],
+    threads: int,
 ) -> Measured:
     if rules.rounding == "torch":
         return compare_as_torch(baseline, target, percentiles=percentiles)
@@ -273,6 +279,7 @@ def _compare(
         by_row=by_row and not rules.single_precision,
         by_channel=by_channel,
         before=before,
+        threads=threads,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from comparator.cli import main
-from comparator.engine.choice import available_cores, engine_for
+from comparator.engine.choice import available_cores, engine_for, threads_of
 from comparator.engine.processes import ForkedProcesses
 from comparator.engine.protocol import InThisProcess
 from comparator.engine.schedule import AHEAD, MOST_AT_ONCE
@@ -125,6 +125,17 @@ def test_what_is_little_is_compared_here() -> None:
     assert isinstance(engine_for(None, [], []), InThisProcess)
     assert isinstance(engine_for(1, [], []), InThisProcess)
     assert engine_for(3, [], []) == ForkedProcesses(3)
+
+
+def test_cores_that_no_process_uses_are_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comparator.engine.choice.available_cores", lambda: 8)
+    units = [Unit(number, (number,)) for number in range(3)]
+    assert threads_of(InThisProcess(), units, None) == 8
+    assert threads_of(InThisProcess(), units, 2) == 2
+    assert threads_of(InThisProcess(), units, 1) == 1
+    assert threads_of(ForkedProcesses(8), units, None) == 2
+    assert threads_of(ForkedProcesses(2), units, 2) == 1
+    assert threads_of(ForkedProcesses(20), units * 10, 20) == 1
     assert available_cores() >= 1
 
 

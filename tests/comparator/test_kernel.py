@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import ml_dtypes
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from comparator.diagnosis.kernel import Matrices, first_look, look_of_finite
+from comparator.diagnosis.kernel import Matrices, channel_sums, first_look, look_of_finite
 from comparator.measure import kernel
 from comparator.measure.kernel import measure_sums, reference
 from comparator.measure.kernel.sums import Array, PairSums, RowTable, is_narrow, working_dtype
@@ -69,7 +70,7 @@ def pairs(draw: st.DrawFn) -> tuple[Array, Array]:
 
 @needs_compiler
 @settings(max_examples=60, deadline=None)
-@given(pairs(), st.booleans(), st.booleans(), st.integers(0, 2))
+@given(pairs(), st.booleans(), st.booleans(), st.integers(0, 3))
 def test_both_kernels_agree_in_every_bit(
     sides: tuple[Array, Array], accept: bool, by_row: bool, instructions: int
 ) -> None:
@@ -79,7 +80,7 @@ def test_both_kernels_agree_in_every_bit(
             assert kernel._compiled.limit(instructions) <= instructions
             sums, rows = measure_sums(left, right, equal_nonfinite=accept, by_row=by_row, by_channel=by_row)
         finally:
-            kernel._compiled.limit(2)
+            kernel._compiled.limit(3)
         expected, expected_rows = by_reference(left, right, accept=accept, by_row=by_row)
     assert bits(sums) == bits(expected)
     if rows is not None and expected_rows is not None:
@@ -87,6 +88,116 @@ def test_both_kernels_agree_in_every_bit(
         np.testing.assert_array_equal(rows.rel(), expected_rows.rel())
         if rows.energy is not None and expected_rows.energy is not None and not sums.baseline.nan + sums.target.nan:
             np.testing.assert_allclose(rows.energy, expected_rows.energy, rtol=1e-6)
+
+
+@needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 70),
+    st.sampled_from([1, 15, 16, 31, 32, 33, 100, 1024, 1030, 4096, 5000]),
+    st.sampled_from(["noise", "small noise", "all sizes", "a factor behind the same", "infinite"]),
+    st.integers(0, 3),
+    st.integers(0, 2**32),
+)
+def test_sums_of_bfloat16_agree_in_every_bit(rows: int, channels: int, kind: str, instructions: int, seed: int) -> None:
+    rng, shape = np.random.default_rng(seed), (rows, channels)
+    left, right = (rng.standard_normal(shape) for _ in range(2))
+    if kind == "all sizes":
+        left, right = (np.ldexp(side, rng.integers(-120, 30, shape)) for side in (left, right))
+    elif kind != "noise":
+        right = left + 1e-3 * right
+    left, right = (side.astype(ml_dtypes.bfloat16) for side in (left, right))
+    if kind == "a factor behind the same":
+        row = rng.integers(rows)
+        right[:row] = left[:row]
+        right[row:] = (1.02 * right[row:].astype(np.float32)).astype(right.dtype)
+    if kind == "infinite":
+        left[rng.integers(rows), rng.integers(channels)] = np.inf
+    try:
+        assert kernel._compiled.limit(instructions) <= instructions
+        sums, table = measure_sums(left, right, by_row=True, by_channel=True)
+    finally:
+        kernel._compiled.limit(3)
+    expected, expected_table = by_reference(left, right, by_row=True)
+    assert bits(sums) == bits(expected)
+    assert table is not None
+    assert expected_table is not None
+    np.testing.assert_array_equal(table.columns, expected_table.columns)
+    if table.energy is not None and expected_table.energy is not None and kind != "infinite":
+        np.testing.assert_allclose(table.energy, expected_table.energy, rtol=1e-6, atol=1e-30)
+
+
+@needs_compiler
+@pytest.mark.parametrize("instructions", [0, 1, 2, 3])
+@pytest.mark.parametrize("shape", [(300, 40), (130, 1030), (70, 4096), (33, 17)])
+def test_sums_of_channels_come_with_those_of_rows(
+    shape: tuple[int, int], instructions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(7)
+    left = rng.standard_normal(shape) * np.exp(0.3 * rng.standard_normal((shape[0], 1)))
+    right = left * (1 + 0.01 * rng.standard_normal(shape))
+    right[::10] *= 1.5  # rows of which it is known only at the end how much they weigh
+    left, right = (side.astype(ml_dtypes.bfloat16) for side in (left, right))
+    right[:5] = left[:5]
+    monkeypatch.setattr(kernel, "PIECE", 32 * 2 * 40 * 3)
+    try:
+        used = kernel._compiled.limit(instructions)
+        _, table = measure_sums(left, right, by_row=True, by_channel=True, before=(lambda _: None,))
+    finally:
+        kernel._compiled.limit(3)
+    assert table is not None
+    sizes = np.sqrt((table.columns[:, 0] + table.columns[:, 1]) / 2)
+    taken = np.zeros(shape[0], np.bool_)
+    for part in table.parts:
+        rows = np.arange(shape[0])[part.rows][part.taken]
+        assert not taken[rows].any()
+        taken[rows] = True
+        expected = channel_sums(Matrices(left, right), rows, (1 / sizes[rows]).astype(np.float32))
+        most = np.sqrt(expected.added * expected.middle)
+        for name, found in zip(("added", "middle", "product", "total"), part.sums, strict=True):
+            wanted = getattr(expected, name)
+            near = 1e-5 * most if name == "product" else 1e-5 * np.sqrt(expected.added) * len(rows) ** 0.5
+            assert (np.abs(found - wanted) <= (near if name in ("product", "total") else 1e-5 * wanted)).all(), name
+    assert not taken[10::10].any()
+    assert taken.mean() > 0.7 if used else not taken.any()
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)], ids=str)
+@pytest.mark.parametrize("same", [0, 200, 1000])
+def test_any_number_of_threads_finds_the_same(dtype: np.dtype[Any], same: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    left = rng.standard_normal((1000, 64)).astype(dtype)
+    right = (left.astype(np.float32) + 0.01 * rng.standard_normal(left.shape)).astype(dtype)
+    right[:same] = left[:same]
+    monkeypatch.setattr(kernel, "PIECE", 20_000)
+    found = []
+    for threads in (1, 2, 3, 5):
+        seen: tuple[list[tuple[int, int]], ...] = ([], [])
+        before = tuple(lambda stop, one=one: one.append((threading.get_ident(), stop)) for one in seen)
+        sums, table = measure_sums(left, right, by_row=True, by_channel=True, before=before, threads=threads)
+        assert table is not None
+        for one in seen:
+            assert len({thread for thread, _ in one}) == 1
+            assert [stop for _, stop in one] == sorted({stop for _, stop in one})
+            assert one[-1][1] == left.size
+        assert len({one[0][0] for one in seen}) == min(threads, 2)
+        parts = [(part.rows, part.sums.tobytes(), part.taken.tobytes()) for part in table.parts]
+        energy = None if table.energy is None else table.energy.tobytes()
+        found.append((bits(sums), table.columns.tobytes(), energy, table.alike, parts))
+    assert all(one == found[0] for one in found)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_what_a_thread_raises_is_raised(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "PIECE", 20_000)
+    left = np.ones((1000, 64), np.float16)
+
+    def fail(stop: int) -> None:
+        if stop > 30_000:
+            raise RuntimeError("damaged")
+
+    with pytest.raises(RuntimeError, match="damaged"):
+        measure_sums(left, left, before=(lambda _: None, fail), threads=threads)
 
 
 @settings(max_examples=25, deadline=None)
@@ -143,13 +254,13 @@ def test_a_buffer_that_is_not_what_was_said_is_refused() -> None:
     none, state = np.empty(0), kernel._compiled.state()
     compiled = kernel._compiled.measure
     for arguments in (
-        (numbers, 2, None, numbers, 2, None, 8, 8, False, False, none, none, True, state),
-        (numbers, 99, None, numbers, 5, None, 8, 8, False, False, none, none, True, state),
-        (numbers, 5, None, numbers, 13, None, 8, 8, False, False, none, none, True, state),
-        (numbers, 5, None, numbers, 5, None, 8, 0, False, False, none, none, True, state),
-        (numbers, 5, None, numbers, 5, None, 8, 4, False, False, np.empty(3), none, True, state),
-        (numbers, 5, None, numbers, 5, None, 8, 4, False, False, none, np.empty(5), True, state),
-        (numbers, 5, None, numbers, 5, None, 8, 4, False, False, none, none, True, bytearray(8)),
+        (numbers, 2, None, numbers, 2, None, 8, 8, False, False, none, none, True, state, none, none, none),
+        (numbers, 99, None, numbers, 5, None, 8, 8, False, False, none, none, True, state, none, none, none),
+        (numbers, 5, None, numbers, 13, None, 8, 8, False, False, none, none, True, state, none, none, none),
+        (numbers, 5, None, numbers, 5, None, 8, 0, False, False, none, none, True, state, none, none, none),
+        (numbers, 5, None, numbers, 5, None, 8, 4, False, False, np.empty(3), none, True, state, none, none, none),
+        (numbers, 5, None, numbers, 5, None, 8, 4, False, False, none, np.empty(5), True, state, none, none, none),
+        (numbers, 5, None, numbers, 5, None, 8, 4, False, False, none, none, True, bytearray(8), none, none, none),
     ):
         with pytest.raises(ValueError, match=r"was said|needs"):
             compiled(*arguments)
@@ -188,7 +299,7 @@ def test_sums_in_pieces_are_those_at_once(
         patch.setattr(kernel, "PIECE", 20_000)
         if not compiled:
             patch.setattr(kernel, "_compiled", None)
-        sums, table = measure_sums(left, right, by_row=by_row, by_channel=by_row, before=seen.append)
+        sums, table = measure_sums(left, right, by_row=by_row, by_channel=by_row, before=(seen.append,))
         expected, expected_table = measure_sums(left, right, by_row=by_row, by_channel=by_row)
     assert bits(sums) == bits(expected)
     assert seen == sorted(set(seen))

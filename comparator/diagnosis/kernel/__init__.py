@@ -8,6 +8,7 @@ dtypes, a few rows at a time, and the interpreter lock is let go.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,8 +37,9 @@ else:
 COMPILED = _compiled is not None
 
 __all__ = [
-    "COMPILED", "ChannelSums", "Counts", "FirstLook", "Matrices", "RowSums", "channel_sums", "first_look",
-    "look_of_equal", "look_of_finite", "midpoint_and_added", "row_sums", "sides", "to_single",
+    "COMPILED", "ChannelSums", "Counts", "FirstLook", "Matrices", "PartSums", "RowSums", "channel_sums",
+    "channel_sums_of_parts", "first_look", "look_of_equal", "look_of_finite", "midpoint_and_added", "row_sums", "sides",
+    "to_single",
 ]  # fmt: skip
 
 _KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}
@@ -96,6 +98,14 @@ class ChannelSums(Struct, frozen=True, eq=False):
         )
 
 
+class PartSums(Struct, frozen=True, eq=False):
+    """Sums of the channels over some rows, each times 1 / √(Σ(x² + y²) / 2), its size."""
+
+    rows: Integer
+    """Their numbers, ascending."""
+    sums: ChannelSums
+
+
 class FirstLook(Struct, frozen=True, eq=False):
     """What one pass over both sides finds, before channels are weighted."""
 
@@ -103,6 +113,8 @@ class FirstLook(Struct, frozen=True, eq=False):
     counts: Counts
     energy: Float
     """Σ(x² + y²) of each channel, shape ``(channels,)``."""
+    parts: tuple[PartSums, ...] = ()
+    """What was found of the channels over parts of the rows, each row in one at most."""
 
 
 def first_look(matrices: Matrices) -> FirstLook:
@@ -114,14 +126,14 @@ def first_look(matrices: Matrices) -> FirstLook:
     return FirstLook(sums, Counts(*(np.ascontiguousarray(column) for column in counts.T)), energy[:channels])
 
 
-def look_of_finite(sums: Float, differing: Float, energy: Float) -> FirstLook:
+def look_of_finite(sums: Float, differing: Float, energy: Float, parts: tuple[PartSums, ...] = ()) -> FirstLook:
     """A first look from sums that were taken already, of a baseline and a target in which all is finite.
 
     ``sums``, of shape ``(rows, 5)``: Σx², Σy², Σa², Σ(x + y)a and Σa with a = y - x; ``differing``, of shape
     ``(rows,)``: elements that differ; ``energy``, of shape ``(channels,)``.
     """
     none = np.zeros(len(sums), np.int64)
-    return FirstLook(_row_sums(sums, parts=False), Counts(differing.astype(np.int64), none, none, none), energy)
+    return FirstLook(_row_sums(sums, parts=False), Counts(differing.astype(np.int64), none, none, none), energy, parts)
 
 
 def look_of_equal(rows: int) -> FirstLook:
@@ -167,6 +179,22 @@ def channel_sums(matrices: Matrices, rows: Integer, factors: Single) -> ChannelS
         inside = slice(*np.searchsorted(rows, [some.start, some.stop]))
         found = found.plus(_sum_channels(matrices.rows(some), rows[inside] - some.start, factors[inside]))
     return found
+
+
+def channel_sums_of_parts(
+    matrices: Matrices, rows: Integer, factors: Single, plain: Single, parts: Sequence[PartSums]
+) -> ChannelSums:
+    """The same as ``channel_sums``, where ``parts`` were taken already with the factors ``plain``, one for each row of
+    the matrices: those with rows that have another factor are taken anew."""
+    wanted = np.full(matrices.shape[0], np.nan, np.float32)
+    wanted[rows] = factors
+    found = ChannelSums(*np.zeros((4, matrices.shape[1])))
+    for part in parts:
+        if np.array_equal(wanted[part.rows], plain[part.rows]):
+            found = found.plus(part.sums)
+            wanted[part.rows] = np.nan
+    left = ~np.isnan(wanted[rows])
+    return found.plus(channel_sums(matrices, rows[left], factors[left])) if left.any() else found
 
 
 def _sum_channels(matrices: Matrices, rows: Integer, factors: Single) -> ChannelSums:

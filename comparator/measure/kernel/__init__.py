@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from comparator.measure.kernel import reference
+from comparator.measure.kernel.parts import Before, Parts
 from comparator.measure.kernel.sums import (
     COLUMNS,
     Array,
@@ -37,9 +39,8 @@ SEGMENT = 4096
 """Elements that are summed like a row where rows are not asked for."""
 PIECE = 2 << 20
 """Bytes of one side that are in the cache for two looks at them."""
-TOGETHER = 16
-"""Rows whose energies the compiled kernel adds in float32; pieces are multiples of so many."""
-Before = Callable[[int], None]
+LARGE = 8 << 20
+"""Bytes of one side from which it is looked at part by part."""
 
 _KINDS = {"bfloat16": 0, "float16": 1, "float32": 2, "float64": 3, "int8": 4, "uint8": 5, "int16": 6, "uint16": 7}
 _KINDS |= {"int32": 8, "uint32": 9, "int64": 10, "uint64": 11, "bool": 12}
@@ -54,7 +55,8 @@ def measure_sums(
     equal_nonfinite: bool = False,
     by_row: bool = False,
     by_channel: bool = False,
-    before: Before | None = None,
+    before: Sequence[Before] = (),
+    threads: int = 1,
 ) -> tuple[PairSums, RowTable | None]:
     """The sums over two arrays of one shape, of any numeric dtypes.
 
@@ -64,8 +66,9 @@ def measure_sums(
     the sums of each slice along the first dimension, ``by_channel`` then those of each element of a slice too (in
     float32 alone), which mean nothing where values are not finite, and may be left out where all are equal.
 
-    ``before`` is for what else reads the same memory, so that it comes once: where both arrays are contiguous, it is
-    called with the number of elements, from the first on, that are looked at next.
+    ``before`` is for what else reads the same memory, so that it comes once: where both arrays are contiguous, each is
+    called with the number of elements, from the first on, that are looked at next. Of large arrays that are contiguous
+    ``threads`` share the work, this one among them; what is found is the same for any number.
     """
     if dtype is None:
         dtype = np.promote_types(working_dtype(baseline.dtype), working_dtype(target.dtype))
@@ -84,12 +87,14 @@ def measure_sums(
         for some in pieces(baseline, target, multiple=1 if by_row else SEGMENT // math.gcd(SEGMENT, row)):
             columns = None if table is None else table.columns[some]
             sums.add(baseline[some], target[some], columns, None if table is None else table.energy)
-    elif before is None or not (baseline.flags.c_contiguous and target.flags.c_contiguous):
-        _add_all(sums, baseline, target, table)
-    elif not _add_pieces(sums, baseline, target, length, table, before):
-        # Again from the first, for the energies of what is the same.
-        sums, table = begin(), _table(baseline, length, by_channel) if by_row else None
-        _add_all(sums, baseline, target, table)
+    elif _is_cut(baseline, target, before):
+        parts = Parts(begin, (baseline.reshape(-1), target.reshape(-1)), length, table, PIECE)
+        parts.measure(sums, before, threads)
+        if table is not None:
+            table = RowTable(table.columns, table.energy, parts=parts.channels())
+    else:
+        columns, energy = (None, None) if table is None else (table.columns, table.energy)
+        sums.add(baseline, target, columns, energy)
     if table is not None and table.energy is not None and math.isnan(table.energy[0]):
         found = sums.found()
         finite = not any(side.nan or side.infinite for side in (found.baseline, found.target))
@@ -101,39 +106,11 @@ def _table(side: Array, length: int, by_channel: bool) -> RowTable:
     return RowTable(np.zeros((side.shape[0], COLUMNS)), np.zeros(length) if by_channel else None)
 
 
-def _add_all(sums: _Compiled | _Reference, baseline: Array, target: Array, table: RowTable | None) -> None:
-    columns, energy = (None, None) if table is None else (table.columns, table.energy)
-    sums.add(baseline, target, columns, energy)
-
-
-def _add_pieces(
-    sums: _Compiled | _Reference,
-    baseline: Array,
-    target: Array,
-    length: int,
-    table: RowTable | None,
-    before: Before,
-) -> bool:
-    """Add pieces one after the other. False, before all are added, where the first are the same on both sides and one
-    is not: the energies of the first were left out."""
-    left, right = baseline.reshape(-1), target.reshape(-1)
-    row_bytes = length * max(left.itemsize, right.itemsize)
-    step = max(1, PIECE // (TOGETHER * row_bytes)) * TOGETHER * length
-    energy = None if table is None else table.energy
-    alike = energy is not None
-    for first in range(0, left.size, step):
-        stop = min(first + step, left.size)
-        before(stop)
-        rows = None if table is None else table.columns[first // length : -(-stop // length)]
-        sums.add(left[first:stop], right[first:stop], rows, energy, leaves_out=alike)
-        if energy is None or not alike:
-            continue
-        alike = math.isnan(energy[0])
-        if not alike and first:
-            return False
-        if alike and stop < left.size:
-            energy[0] = 0
-    return True
+def _is_cut(baseline: Array, target: Array, before: Sequence[Before]) -> bool:
+    """Whether arrays are looked at part by part, however many threads there are: of channels other sums come first."""
+    if not baseline.size or not (baseline.flags.c_contiguous and target.flags.c_contiguous):
+        return False
+    return bool(before) or max(baseline.nbytes, target.nbytes) >= LARGE
 
 
 class _Compiled:
@@ -149,9 +126,18 @@ class _Compiled:
         self._state = _compiled.state()
 
     def add(
-        self, baseline: Array, target: Array, rows: Float | None, energy: Float | None, *, leaves_out: bool = True
+        self,
+        baseline: Array,
+        target: Array,
+        rows: Float | None,
+        energy: Float | None,
+        *,
+        leaves_out: bool = True,
+        lines: Float | None = None,
+        channels: Float | None = None,
+        taken: npt.NDArray[np.uint8] | None = None,
     ) -> None:
-        """``leaves_out``: energies of what is the same may be left out; the first of them is then NaN."""
+        """See ``Pass``. ``lines``, of shape ``(rows, 11)``, takes what is then given to ``join``."""
         kind_x, kind_y = self._kinds
         assert kind_x is not None
         assert kind_y is not None
@@ -168,7 +154,14 @@ class _Compiled:
             _NOTHING if energy is None else energy,
             leaves_out,
             self._state,
+            _NOTHING if lines is None else lines,
+            _NOTHING if channels is None else channels,
+            _NOTHING if taken is None else taken,
         )
+
+    def join(self, other: _Compiled, lines: Float) -> None:
+        """Add what another pass has found of the next rows, and has put into ``lines``."""
+        _compiled.join(self._state, other._state, lines)
 
     def found(self) -> PairSums:
         baseline, target, *rest = _compiled.sums(self._state)
@@ -187,15 +180,20 @@ class _Reference:
         self, dtype: np.dtype[Any], dtypes: tuple[np.dtype[Any], np.dtype[Any]], length: int, equal_nonfinite: bool
     ) -> None:
         narrow = dtype == np.float32 and all(map(is_narrow, dtypes))
-        self._pass = reference.Pass(dtype, length, equal_nonfinite, narrow)
+        woven = narrow and all(one.name == "bfloat16" for one in dtypes)
+        self._pass = reference.Pass(dtype, length, equal_nonfinite, narrow, woven)
 
-    def add(
-        self, baseline: Array, target: Array, rows: Float | None, energy: Float | None, *, leaves_out: bool = True
-    ) -> None:
-        del leaves_out
+    def add(self, baseline: Array, target: Array, rows: Float | None, energy: Float | None, **others: object) -> None:
+        """See ``Pass``. Nothing is left out, and nothing else is found."""
+        del others
         left, right = (np.ascontiguousarray(side).reshape(-1) for side in (baseline, target))
         with np.errstate(all="ignore"):
             self._pass.measure(left, right, rows if left.size else None, energy)
+
+    def join(self, other: _Reference, lines: Float) -> None:
+        """Add what another pass has found of the next rows."""
+        del lines
+        self._pass.join(other._pass)
 
     def found(self) -> PairSums:
         return self._pass.sums()

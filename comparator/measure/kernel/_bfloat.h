@@ -1,7 +1,8 @@
-/* Included once for each instruction set: blocks of bfloat16 on both sides, as they lie, with the sums of _narrow.h, to
-   the bit. What a block asks of the registers is less than there: extremes are looked for only where one may change. */
+/* Included once for each instruction set: blocks of bfloat16 on both sides, as they lie. Two neighbours lie in 32 bits:
+   the first is shifted to its place, of the second the other's bits are taken away. So a block is summed in float32 in
+   WOVEN lanes, element i in lane i % 32 / 2, of two neighbours the second first. */
 
-/* LANES elements in float32. */
+/* 8 elements in float32. */
 INLINE void NAMED(load_bfloats)(const uint16_t *from, v8f *to) {
 #ifdef REGISTERS
     *to = (v8f)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16);
@@ -35,89 +36,158 @@ static float NAMED(largest_bfloat)(const uint16_t *from, size_t count) {
     return as_float((uint32_t)most << 16);
 }
 
-typedef struct {
-    NAMED(Partial) sums;
-    v8i peak, differing;
-} NAMED(Gaps);
+/* 16 neighbours that lie in `bits`: those with even numbers, and those with odd ones. */
+#define EVEN(BITS) (v8f)((BITS) << 16)
+#define ODD(BITS) (v8f)((BITS) & (int32_t)0xffff0000)
 
-/* Adds `count` elements, a multiple of LANES; energies where there is room for them. */
-INLINE void NAMED(add_gaps)(const uint16_t *x, const uint16_t *y, size_t count, float *energy, NAMED(Gaps) *found) {
-    NAMED(Gaps) g = *found;
-    for (size_t i = 0; i < count; i += LANES) {
-        v8f a, b;
-        NAMED(load_bfloats)(x + i, &a);
-        NAMED(load_bfloats)(y + i, &b);
-        if (energy) {
-            v8f sum;
-            memcpy(&sum, energy + i, sizeof sum);
-            sum = ADD_EXACT(b, b, ADD_EXACT(a, a, sum));
-            memcpy(energy + i, &sum, sizeof sum);
+/* Adds `count` elements, a multiple of 32, in the lanes from `half` on: 0, or WOVEN / 2. */
+INLINE void NAMED(add_woven_half)(const uint16_t *x, const uint16_t *y, size_t count, size_t half, Woven *woven) {
+    v8f s[SUMS];
+    for (int sum = 0; sum < SUMS; sum++) memcpy(s + sum, woven->sums[sum] + half, sizeof *s);
+    v8i peak = {0}, differing = {0};
+    for (size_t i = 2 * half; i < count; i += 2 * WOVEN) {
+        v8i left, right;
+        memcpy(&left, x + i, sizeof left);
+        memcpy(&right, y + i, sizeof right);
+#define ONE(A, B)                                                                                                     \
+    {                                                                                                                 \
+        v8f a = A, b = B, gap = b - a;                                                                                \
+        s[TOTAL_X] += a;                                                                                              \
+        s[TOTAL_Y] += b;                                                                                              \
+        s[ABSOLUTE_X] += (v8f)((v8i)a & INT32_MAX);                                                                   \
+        s[ABSOLUTE_Y] += (v8f)((v8i)b & INT32_MAX);                                                                   \
+        s[SQUARE_X] = ADD_EXACT(a, a, s[SQUARE_X]);                                                                   \
+        s[SQUARE_Y] = ADD_EXACT(b, b, s[SQUARE_Y]);                                                                   \
+        s[ALONG] += a * gap;                                                                                          \
+        s[SQUARED] += gap * gap;                                                                                      \
+        v8i size = (v8i)gap & INT32_MAX;                                                                              \
+        s[GAP] += (v8f)size;                                                                                          \
+        differing -= (v8i)((v8f)size != 0);                                                                           \
+        peak = LARGER_OF(size, peak);                                                                                 \
+    }
+        ONE(ODD(left), ODD(right))
+        ONE(EVEN(left), EVEN(right))
+#undef ONE
+    }
+    for (int sum = 0; sum < SUMS; sum++) memcpy(woven->sums[sum] + half, s + sum, sizeof *s);
+    v8f size = (v8f)peak;
+    for (size_t l = 0; l < LANES; l++) {
+        woven->differing += differing[l];
+        woven->most = size[l] > woven->most ? size[l] : woven->most;
+    }
+}
+
+/* Adds `count` elements, a multiple of 32. */
+static void NAMED(add_woven)(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven) {
+#ifdef DOTS
+    if (has_dots()) {
+        add_woven_dots(x, y, count, woven);
+        return;
+    }
+#endif
+    float most_x = NAMED(largest_bfloat)(x, count), most_y = NAMED(largest_bfloat)(y, count);
+    woven->most_x = most_x <= woven->most_x ? woven->most_x : most_x;
+    woven->most_y = most_y <= woven->most_y ? woven->most_y : most_y;
+    NAMED(add_woven_half)(x, y, count, 0, woven);
+    NAMED(add_woven_half)(x, y, count, WOVEN / 2, woven);
+}
+
+/* The same of a side that is the same as the other, byte by byte: `sums` of it alone. */
+static void NAMED(add_woven_side)(const uint16_t *x, size_t count, Woven *woven) {
+#ifdef DOTS
+    if (has_dots()) {
+        add_woven_side_dots(x, count, woven);
+        return;
+    }
+#endif
+    float most = NAMED(largest_bfloat)(x, count);
+    woven->most_x = most <= woven->most_x ? woven->most_x : most;
+    for (size_t half = 0; half < WOVEN; half += WOVEN / 2) {
+        v8f total, absolute, square;
+        memcpy(&total, woven->sums[TOTAL_X] + half, sizeof total);
+        memcpy(&absolute, woven->sums[ABSOLUTE_X] + half, sizeof absolute);
+        memcpy(&square, woven->sums[SQUARE_X] + half, sizeof square);
+        for (size_t i = 2 * half; i < count; i += 2 * WOVEN) {
+            v8i bits;
+            memcpy(&bits, x + i, sizeof bits);
+            v8f odd = ODD(bits), even = EVEN(bits);
+            total += odd;
+            total += even;
+            absolute += (v8f)((v8i)odd & INT32_MAX);
+            absolute += (v8f)((v8i)even & INT32_MAX);
+            square = ADD_EXACT(odd, odd, square);
+            square = ADD_EXACT(even, even, square);
         }
-        v8f gap = b - a;
-        g.sums.total_x += a;
-        g.sums.total_y += b;
-        g.sums.absolute_x += (v8f)((v8i)a & INT32_MAX);
-        g.sums.absolute_y += (v8f)((v8i)b & INT32_MAX);
-        g.sums.square_x = ADD_EXACT(a, a, g.sums.square_x);
-        g.sums.square_y = ADD_EXACT(b, b, g.sums.square_y);
-        g.sums.along += a * gap;
-        g.sums.squared += gap * gap;
-        v8i size = (v8i)gap & INT32_MAX;
-        g.sums.gap += (v8f)size;
-        g.differing -= (v8i)((v8f)size != 0);
-        g.peak = LARGER_OF(size, g.peak);
+        memcpy(woven->sums[TOTAL_X] + half, &total, sizeof total);
+        memcpy(woven->sums[ABSOLUTE_X] + half, &absolute, sizeof absolute);
+        memcpy(woven->sums[SQUARE_X] + half, &square, sizeof square);
     }
-    *found = g;
 }
 
-static void NAMED(add_gaps_alone)(const uint16_t *x, const uint16_t *y, size_t count, NAMED(Gaps) *found) {
-    NAMED(add_gaps)(x, y, count, NULL, found);
-}
-
-static void NAMED(add_gaps_and_energy)(const uint16_t *x, const uint16_t *y, size_t count, float *energy,
-                                       NAMED(Gaps) *found) {
-    NAMED(add_gaps)(x, y, count, energy, found);
-}
-
-/* The sums of one side, of `count` elements, a multiple of LANES. */
-static void NAMED(add_side_alone)(const uint16_t *x, size_t count, NAMED(Partial) *sums) {
-    v8f total = sums->total_x, absolute = sums->absolute_x, square = sums->square_x;
-    for (size_t i = 0; i < count; i += LANES) {
-        v8f a;
-        NAMED(load_bfloats)(x + i, &a);
-        total += a;
-        absolute += (v8f)((v8i)a & INT32_MAX);
-        square = ADD_EXACT(a, a, square);
+/* The same of four whole blocks at once, each into sums of its own: one sum after the other would wait for the last
+   addition. Meanwhile what comes next on both sides is on its way from memory. */
+static void NAMED(add_four_woven_sides)(const uint16_t *x, const uint16_t *y, Woven *woven) {
+#ifdef DOTS
+    if (has_dots()) {
+        add_four_sides_dots(x, y, woven);
+        return;
     }
-    sums->total_x = total, sums->absolute_x = absolute, sums->square_x = square;
-}
-
-/* The same of four blocks at once, each into sums of its own: one sum after the other would wait for the last addition.
-   Meanwhile what comes next on both sides is on its way from memory. */
-static void NAMED(add_sides_alone)(const uint16_t *x, const uint16_t *y, NAMED(Partial) *sums) {
-    const uintptr_t next_x = (uintptr_t)x + 4 * BLOCK * sizeof *x, next_y = (uintptr_t)y + 4 * BLOCK * sizeof *y;
-    v8f total[4] = {{0}}, absolute[4] = {{0}}, square[4] = {{0}};
-    for (size_t i = 0; i < BLOCK; i += LANES) {
+#endif
+    const uintptr_t next_x = (uintptr_t)(x + 4 * BLOCK), next_y = (uintptr_t)(y + 4 * BLOCK);
+    for (int at = 0; at < 4; at++) woven[at].most_x = NAMED(largest_bfloat)(x + at * BLOCK, BLOCK);
+    for (size_t half = 0; half < WOVEN; half += WOVEN / 2) {
+        v8f total[4] = {{0}}, absolute[4] = {{0}}, square[4] = {{0}};
+        for (size_t i = 2 * half; i < BLOCK; i += 2 * WOVEN) {
 #define ONE(AT)                                                                                                       \
     {                                                                                                                 \
-        v8f a;                                                                                                        \
-        NAMED(load_bfloats)(x + (AT) * BLOCK + i, &a);                                                                \
-        total[AT] += a;                                                                                               \
-        absolute[AT] += (v8f)((v8i)a & INT32_MAX);                                                                    \
-        square[AT] = ADD_EXACT(a, a, square[AT]);                                                                     \
+        v8i bits;                                                                                                     \
+        memcpy(&bits, x + (AT) * BLOCK + i, sizeof bits);                                                             \
+        v8f odd = ODD(bits), even = EVEN(bits);                                                                       \
+        total[AT] += odd;                                                                                             \
+        total[AT] += even;                                                                                            \
+        absolute[AT] += (v8f)((v8i)odd & INT32_MAX);                                                                  \
+        absolute[AT] += (v8f)((v8i)even & INT32_MAX);                                                                 \
+        square[AT] = ADD_EXACT(odd, odd, square[AT]);                                                                 \
+        square[AT] = ADD_EXACT(even, even, square[AT]);                                                               \
     }
-        ONE(0) ONE(1) ONE(2) ONE(3)
+            ONE(0) ONE(1) ONE(2) ONE(3)
 #undef ONE
-        /* Of both sides as many bytes as were added of the four blocks. */
-        __builtin_prefetch((const void *)(next_x + 4 * i * sizeof *x));
-        __builtin_prefetch((const void *)(next_y + 4 * i * sizeof *y));
+            /* Of both sides as many bytes as were added of the four blocks. */
+            for (size_t byte = 0; byte < 128; byte += 64) {
+                __builtin_prefetch((const void *)(next_x + 8 * (i - half) + 128 * (half != 0) + byte));
+                __builtin_prefetch((const void *)(next_y + 8 * (i - half) + 128 * (half != 0) + byte));
+            }
+        }
+        for (int at = 0; at < 4; at++) {
+            memcpy(woven[at].sums[TOTAL_X] + half, total + at, sizeof *total);
+            memcpy(woven[at].sums[ABSOLUTE_X] + half, absolute + at, sizeof *absolute);
+            memcpy(woven[at].sums[SQUARE_X] + half, square + at, sizeof *square);
+        }
     }
-    for (int at = 0; at < 4; at++) {
-        memset(sums + at, 0, sizeof *sums);
-        sums[at].total_x = sums[at].total_y = total[at];
-        sums[at].absolute_x = sums[at].absolute_y = absolute[at];
-        sums[at].square_x = sums[at].square_y = square[at];
+}
+
+INLINE void NAMED(add_woven_to)(const float *woven, Sum *sum) {
+    v8f first, second;
+    v4d lower, upper, others_lower, others_upper;
+    memcpy(&first, woven, sizeof first);
+    memcpy(&second, woven + WOVEN / 2, sizeof second);
+    NAMED(widen)(&first, &lower, &upper);
+    NAMED(widen)(&second, &others_lower, &others_upper);
+    sum->first += lower + others_lower;
+    sum->second += upper + others_upper;
+}
+
+/* Adds a block to the lanes of its row; `both`: the sums of the first side are those of the second too. */
+INLINE void NAMED(add_block_to_lanes)(const Woven *woven, int both, Lanes *lanes) {
+#define ADD(NUMBER, SUM) NAMED(add_woven_to)(woven->sums[NUMBER], &lanes->SUM);
+    ADD(TOTAL_X, total_x) ADD(ABSOLUTE_X, absolute_x) ADD(SQUARE_X, square_x)
+    if (both) {
+        ADD(TOTAL_X, total_y) ADD(ABSOLUTE_X, absolute_y) ADD(SQUARE_X, square_y)
+        return;
     }
+    ADD(TOTAL_Y, total_y) ADD(ABSOLUTE_Y, absolute_y) ADD(SQUARE_Y, square_y)
+    ADD(ALONG, along) ADD(SQUARED, squared) ADD(GAP, gap)
+#undef ADD
 }
 
 static void NAMED(look_for_extremes)(const uint16_t *from, size_t count, double *low, double *high) {
@@ -145,55 +215,47 @@ static void NAMED(look_for_extremes)(const uint16_t *from, size_t count, double 
 /* Whether values of at most this magnitude lie between extremes that were found. */
 INLINE int NAMED(lies_between)(float most, double low, double high) { return most <= high && -most >= low; }
 
-/* As add_narrow; `same`: both sides are known to be the same, byte by byte. `before`: what earlier rows have. */
+/* Adds a block to the lanes; returns its largest |y - x|, or -1 where nothing was added. `same`: both sides are known to
+   be the same, byte by byte; `before`: what earlier rows have. `wild` is set where squares do not fit in float32. */
 static float NAMED(add_bfloats)(const uint16_t *x, const uint16_t *y, size_t count, int same, Lanes *lanes,
-                                float *energy, const Result *before) {
-    float most_x = NAMED(largest_bfloat)(x, count), most_y = same ? most_x : NAMED(largest_bfloat)(y, count);
-    if (!NAMED(is_moderate)(most_x) || !NAMED(is_moderate)(most_y)) return -1;
-    size_t whole = count / LANES * LANES;
-    uint16_t last_x[LANES] = {0}, last_y[LANES] = {0};
+                                const Result *before, int *wild) {
+    Woven woven;
+    memset(&woven, 0, sizeof woven);
+    size_t whole = count / (2 * WOVEN) * (2 * WOVEN);
+    uint16_t last_x[2 * WOVEN] = {0}, last_y[2 * WOVEN] = {0};
     memcpy(last_x, x + whole, (count - whole) * sizeof *x);
     memcpy(last_y, y + whole, (count - whole) * sizeof *y);
-    NAMED(Gaps) found;
-    memset(&found, 0, sizeof found);
-    float most = 0;
-    if (same && !energy) {
-        NAMED(add_side_alone)(x, whole, &found.sums);
-        if (whole < count) NAMED(add_side_alone)(last_x, LANES, &found.sums);
-        found.sums.total_y = found.sums.total_x;
-        found.sums.absolute_y = found.sums.absolute_x;
-        found.sums.square_y = found.sums.square_x;
+    if (same) {
+        NAMED(add_woven_side)(x, whole, &woven);
+        if (whole < count) NAMED(add_woven_side)(last_x, 2 * WOVEN, &woven);
+        woven.most_y = woven.most_x;
     } else {
-        if (energy) {
-            NAMED(add_gaps_and_energy)(x, y, whole, energy, &found);
-            for (size_t i = whole; i < count; i++) {
-                float a = as_float((uint32_t)x[i] << 16), b = as_float((uint32_t)y[i] << 16);
-                energy[i] += a * a + b * b;
-            }
-        } else {
-            NAMED(add_gaps_alone)(x, y, whole, &found);
-        }
-        if (whole < count) NAMED(add_gaps_alone)(last_x, last_y, LANES, &found);
-        v8f peak = (v8f)found.peak;
-        for (size_t l = 0; l < LANES; l++) most = peak[l] > most ? peak[l] : most;
+        NAMED(add_woven)(x, y, whole, &woven);
+        if (whole < count) NAMED(add_woven)(last_x, last_y, 2 * WOVEN, &woven);
     }
-    if (!NAMED(is_moderate)(most)) return energy ? ADDED_ENERGY : -1;
-    for (size_t l = 0; l < LANES; l++) lanes->differing += found.differing[l];
+    int fits = NAMED(is_moderate)(woven.most_x) && NAMED(is_moderate)(woven.most_y);
+    *wild |= !fits;
+    if (!fits || !NAMED(is_moderate)(woven.most)) return -1;
+    lanes->differing += woven.differing;
     /* Looked for where they may change, which is seldom once some rows were seen. */
-    if (!NAMED(lies_between)(most_x, before->x.low, before->x.high))
+    if (!NAMED(lies_between)(woven.most_x, before->x.low, before->x.high))
         NAMED(look_for_extremes)(x, count, &lanes->low_x, &lanes->high_x);
-    if (!NAMED(lies_between)(most_y, before->y.low, before->y.high))
+    if (!NAMED(lies_between)(woven.most_y, before->y.low, before->y.high))
         NAMED(look_for_extremes)(y, count, &lanes->low_y, &lanes->high_y);
-    NAMED(add_to_lanes)(&found.sums, lanes);
-    return most;
+    NAMED(add_block_to_lanes)(&woven, same, lanes);
+    return woven.most;
 }
 
 /* Four whole blocks that are the same on both sides, byte by byte; 0 where nothing was added. */
 static int NAMED(add_four_same)(const uint16_t *x, const uint16_t *y, Lanes *lanes, const Result *before) {
-    NAMED(Partial) sums[4];
+    Woven woven[4];
+    memset(woven, 0, sizeof woven);
+    NAMED(add_four_woven_sides)(x, y, woven);
+    for (int at = 0; at < 4; at++)
+        if (!NAMED(is_moderate)(woven[at].most_x)) return 0;
     for (int at = 0; at < 4; at++) {
-        float most = NAMED(largest_bfloat)(x + at * BLOCK, BLOCK);
-        if (!NAMED(is_moderate)(most)) return 0;
+        float most = woven[at].most_x;
+        NAMED(add_block_to_lanes)(woven + at, 1, lanes);
         if (NAMED(lies_between)(most, before->x.low, before->x.high) &&
             NAMED(lies_between)(most, before->y.low, before->y.high))
             continue;
@@ -201,11 +263,13 @@ static int NAMED(add_four_same)(const uint16_t *x, const uint16_t *y, Lanes *lan
         lanes->low_y = lanes->low_x < lanes->low_y ? lanes->low_x : lanes->low_y;
         lanes->high_y = lanes->high_x > lanes->high_y ? lanes->high_x : lanes->high_y;
     }
-    NAMED(add_sides_alone)(x, y, sums);
-    for (int at = 0; at < 4; at++) NAMED(add_to_lanes)(sums + at, lanes);
     return 1;
 }
 
+#include "_groups.h"
+
+#undef EVEN
+#undef ODD
 #undef LOWER_OF
 #undef HIGHER_OF
 #undef LARGER_OF

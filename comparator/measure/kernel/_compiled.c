@@ -2,7 +2,7 @@
 
 The order of every sum is that of reference.py, to the bit: a row is summed in 8 lanes (element i goes to lane i mod 8),
 lanes l and l + 4 are added, then l and l + 2, then both; rows are added one after the other. Where both sides are of few
-bits (_narrow.h) a block of a lane is summed in float32. Products are rounded before they are added, so this file must
+bits (_narrow.h, _bfloat.h) a block is summed in float32. Products are rounded before they are added, so this file must
 be compiled without contraction (-ffp-contract=off). */
 
 #define PY_SSIZE_T_CLEAN
@@ -17,9 +17,13 @@ be compiled without contraction (-ffp-contract=off). */
 #define BLOCK 1024 /* elements that are converted at a time; a multiple of LANES */
 #define COLUMNS 6  /* of the table of rows */
 #define TOGETHER 16 /* rows whose energies are added in float32 */
+#define WOVEN 16    /* lanes of a block of bfloat16 */
+#define GROUP 32    /* rows of bfloat16 whose channels are summed in float32 */
+#define FEW 4       /* of them that are read at once */
+#define MOST_GROUPS 256
+#define USUAL 1.5   /* times the usual error of a row, up to which it is taken for one that weighs as much as others */
 #define LOOKED_AT (64 << 10) /* bytes of a row of which it is asked whether they are the same on both sides */
 #define NEVER SIZE_MAX
-#define ADDED_ENERGY -2 /* of a block nothing else was added */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define VERSIONS 1 /* one version of the loops for each instruction set, chosen when they are called */
@@ -48,6 +52,15 @@ static const int is_narrow[KINDS] = {[BF16] = 1, [I8] = 1, [U8] = 1, [BOOL] = 1,
 typedef struct {
     v4d first, second; /* lanes 0 to 3, and 4 to 7 */
 } Sum;
+
+/* Sums of a block of bfloat16, or of a row. */
+enum { TOTAL_X, ABSOLUTE_X, SQUARE_X, TOTAL_Y, ABSOLUTE_Y, SQUARE_Y, ALONG, SQUARED, GAP, SUMS };
+
+typedef struct {
+    float sums[SUMS][WOVEN] ALIGNED;
+    float most_x, most_y, most; /* magnitudes of both sides, and of the difference */
+    int64_t differing;
+} Woven;
 
 typedef struct {
     Sum total_x, absolute_x, square_x, total_y, absolute_y, square_y, along, squared, gap;
@@ -92,22 +105,49 @@ INLINE void clear(Lanes *lanes) {
     lanes->high_x = lanes->high_y = -INFINITY;
 }
 
-INLINE void add_side(Side *side, const Sum *total, const Sum *absolute, const Sum *square, double low, double high) {
-    side->total += tree(total);
-    side->absolute += tree(absolute);
-    side->square += tree(square);
+INLINE void add_extremes(Side *side, double low, double high) {
     side->low = low < side->low ? low : side->low;
     side->high = high > side->high ? high : side->high;
 }
 
-/* Where what is found of single rows and of channels goes; both may be missing. */
+/* All sums of a row; the last two with equal NaN and infinities as zeros where that was asked for. */
+typedef struct {
+    double sums[SUMS], square_x, square_y;
+} Line;
+
+static void add_line(Result *result, const Line *line) {
+    result->x.total += line->sums[TOTAL_X];
+    result->x.absolute += line->sums[ABSOLUTE_X];
+    result->x.square += line->sums[SQUARE_X];
+    result->y.total += line->sums[TOTAL_Y];
+    result->y.absolute += line->sums[ABSOLUTE_Y];
+    result->y.square += line->sums[SQUARE_Y];
+    result->along += line->sums[ALONG];
+    result->squared += line->sums[SQUARED];
+    result->gap += line->sums[GAP];
+    result->square_x += line->square_x;
+    result->square_y += line->square_y;
+}
+
+/* Sums of the channels over rows of bfloat16, each divided by its size, as diagnosis/kernel defines them. */
+typedef struct {
+    double *sums; /* LANES of each of four for LANES channels, then those of the next */
+    uint8_t *taken; /* of each row whether it was added */
+    double medians[MOST_GROUPS]; /* in order, of the squared errors of the rows of a group */
+    size_t groups;
+} Channels;
+
+/* Where what is found of single rows and of channels goes; all may be missing. */
 typedef struct {
     double *rows; /* COLUMNS of each */
     double *energy; /* of each channel the sum of x*x + y*y */
-    float *single; /* the same of the last rows, of blocks that are summed in float32 */
-    size_t waiting; /* so many rows */
+    float *single; /* the same of the last rows, of what is summed in float32 */
+    size_t waiting; /* so many rows; of bfloat16 on both sides rows of a group of which nothing was added yet */
     size_t alike; /* so many first rows are the same on both sides, byte by byte; their energies were not added. NEVER:
                      energies of all rows are added */
+    int wild;     /* a row that waits is not fit for float32 */
+    Line *lines;  /* of each row, instead of adding it to what all rows have */
+    Channels *channels;
 } Table;
 
 /* Adds to the energies what waits in float32. */
@@ -135,6 +175,10 @@ typedef void Measure(const Source *x, const Source *y, size_t size, size_t lengt
 #undef NAMED
 #pragma GCC pop_options
 
+#if __GNUC__ >= 10
+#define DOTS 1
+#include "_dots.h"
+#endif
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
 #define NAMED(NAME) NAME##_avx512
@@ -143,13 +187,25 @@ typedef void Measure(const Source *x, const Source *y, size_t size, size_t lengt
 #pragma GCC pop_options
 #endif
 
-static int widest = 2; /* version that may be used */
+static int widest = 3; /* version that may be used */
+
+#ifdef DOTS
+static int has_dots(void) {
+    static int known = -1;
+    if (known < 0) known = __builtin_cpu_supports("avx512bf16") && adds_as_said();
+    return known && widest > 2;
+}
+#endif
 
 static int version(void) {
 #ifdef VERSIONS
     if (widest > 1 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+#ifdef DOTS
+        return has_dots() ? 3 : 2;
+#else
         return 2;
+#endif
     return widest > 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
     return 0;
@@ -159,6 +215,7 @@ static int version(void) {
 static Measure *choose(int wide) {
 #ifdef VERSIONS
     switch (version()) {
+    case 3:
     case 2: return wide ? measure_double_avx512 : measure_single_avx512;
     case 1: return wide ? measure_double_avx2 : measure_single_avx2;
     }
@@ -193,7 +250,7 @@ static int fits(const Py_buffer *rows, const Py_buffer *energy, const Py_buffer 
                 Py_ssize_t length) {
     if (length < 1 || (rows->len && rows->len != (Py_ssize_t)(COLUMNS * sizeof(double)) * ((size + length - 1) / length)))
         PyErr_SetString(PyExc_ValueError, "rows of another length than was said");
-    else if (energy->len && energy->len != (Py_ssize_t)sizeof(double) * length)
+    else if (energy->len && (energy->len != (Py_ssize_t)sizeof(double) * length || size % length))
         PyErr_SetString(PyExc_ValueError, "energies of another length than was said");
     else if (state->len != (Py_ssize_t)sizeof(Result))
         PyErr_SetString(PyExc_ValueError, "a state of another length than was said");
@@ -202,20 +259,41 @@ static int fits(const Py_buffer *rows, const Py_buffer *energy, const Py_buffer 
     return 0;
 }
 
+/* Whether there is room for what is kept of each row, and for the sums of channels of bfloat16. */
+static int fits_rows(const Table *table, const Py_buffer *lines, const Py_buffer *channels, const Py_buffer *taken,
+                     Py_ssize_t rows, Py_ssize_t length, int bfloats) {
+    size_t padded = (size_t)(length + LANES - 1) / LANES * LANES;
+    if (lines->len && lines->len != rows * (Py_ssize_t)sizeof(Line))
+        PyErr_SetString(PyExc_ValueError, "lines of another length than was said");
+    else if (channels->len && (channels->len != (Py_ssize_t)(4 * padded * sizeof(double)) || taken->len != rows ||
+                               !table->rows || !table->energy || !bfloats))
+        PyErr_SetString(PyExc_ValueError, "sums of channels of another length or kind than was said");
+    else
+        return 1;
+    return 0;
+}
+
 static PyObject *measure(PyObject *module, PyObject *arguments) {
     (void)module;
-    Py_buffer x, y, table_x, table_y, rows, energy, state;
+    Py_buffer x, y, table_x, table_y, rows, energy, state, lines, sums, taken;
     int kind_x, kind_y, wide, accept, leaves_out;
     Py_ssize_t size, length;
-    if (!PyArg_ParseTuple(arguments, "y*iz*y*iz*nnppw*w*pw*", &x, &kind_x, &table_x, &y, &kind_y, &table_y, &size,
-                          &length, &wide, &accept, &rows, &energy, &leaves_out, &state))
+    if (!PyArg_ParseTuple(arguments, "y*iz*y*iz*nnppw*w*pw*w*w*w*", &x, &kind_x, &table_x, &y, &kind_y, &table_y, &size,
+                          &length, &wide, &accept, &rows, &energy, &leaves_out, &state, &lines, &sums, &taken))
         return NULL;
     Source left, right;
     PyObject *found = NULL;
     if (!fill(&left, &x, kind_x, &table_x, size) || !fill(&right, &y, kind_y, &table_y, size) ||
         !fits(&rows, &energy, &state, size, length))
         goto done;
-    Table table = {rows.len ? rows.buf : NULL, energy.len ? energy.buf : NULL, NULL, 0, leaves_out ? 0 : NEVER};
+    Channels channels = {.sums = sums.buf, .taken = taken.buf};
+    Table table = {.rows = rows.len ? rows.buf : NULL,
+                   .energy = energy.len ? energy.buf : NULL,
+                   .alike = leaves_out ? 0 : NEVER,
+                   .lines = lines.len ? lines.buf : NULL,
+                   .channels = sums.len ? &channels : NULL};
+    int bfloats = left.kind == BF16 && right.kind == BF16 && !wide;
+    if (!fits_rows(&table, &lines, &sums, &taken, (size + length - 1) / length, length, bfloats)) goto done;
     if (table.energy && !(table.single = PyMem_RawCalloc((size_t)length, sizeof(float)))) {
         PyErr_NoMemory();
         goto done;
@@ -233,9 +311,48 @@ done:
     PyBuffer_Release(&y);
     if (table_x.obj) PyBuffer_Release(&table_x);
     if (table_y.obj) PyBuffer_Release(&table_y);
-    PyBuffer_Release(&rows);
-    PyBuffer_Release(&energy);
-    PyBuffer_Release(&state);
+    Py_buffer *others[] = {&rows, &energy, &state, &lines, &sums, &taken};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) PyBuffer_Release(others[i]);
+    return found;
+}
+
+/* Adds a pass over the next rows, of which there are lines, to those before. */
+static PyObject *join(PyObject *module, PyObject *arguments) {
+    (void)module;
+    Py_buffer whole, part, lines;
+    if (!PyArg_ParseTuple(arguments, "w*y*y*", &whole, &part, &lines)) return NULL;
+    PyObject *found = NULL;
+    if (whole.len != (Py_ssize_t)sizeof(Result) || part.len != whole.len || lines.len % (Py_ssize_t)sizeof(Line)) {
+        PyErr_SetString(PyExc_ValueError, "states of another length than was said");
+        goto done;
+    }
+    Result all, next;
+    memcpy(&all, whole.buf, sizeof all);
+    memcpy(&next, part.buf, sizeof next);
+    for (const char *at = lines.buf, *end = at + lines.len; at < end; at += sizeof(Line)) {
+        Line line;
+        memcpy(&line, at, sizeof line);
+        add_line(&all, &line);
+    }
+    Side *sides[2] = {&all.x, &all.y}, *added[2] = {&next.x, &next.y};
+    for (int i = 0; i < 2; i++) {
+        add_extremes(sides[i], added[i]->low, added[i]->high);
+        sides[i]->nan += added[i]->nan;
+        sides[i]->infinite += added[i]->infinite;
+    }
+    all.differing += next.differing;
+    all.nonfinite_equal += next.nonfinite_equal;
+    if (!isnan(all.largest) && (isnan(next.largest) || next.largest > all.largest)) {
+        all.largest = next.largest;
+        all.largest_at = all.seen + next.largest_at;
+    }
+    all.seen += next.seen;
+    memcpy(whole.buf, &all, sizeof all);
+    found = Py_NewRef(Py_None);
+done:
+    PyBuffer_Release(&whole);
+    PyBuffer_Release(&part);
+    PyBuffer_Release(&lines);
     return found;
 }
 
@@ -264,111 +381,7 @@ static PyObject *sums(PyObject *module, PyObject *argument) {
                          (long long)result.nonfinite_equal, result.largest, (long long)result.largest_at);
 }
 
-/* Of a pair: what `sums` gives, as float64 and as int64. */
-#define NUMBERS 16
-#define COUNTS 7
-
-static void store(const Result *result, double *numbers, int64_t *counts) {
-    const Side *sides[2] = {&result->x, &result->y};
-    for (int i = 0; i < 2; i++) {
-        const Side *side = sides[i];
-        double found[5] = {side->total, side->absolute, side->square, side->nan ? NAN : side->low,
-                           side->nan ? NAN : side->high};
-        memcpy(numbers + 5 * i, found, sizeof found);
-        counts[2 * i] = side->nan, counts[2 * i + 1] = side->infinite;
-    }
-    double both[6] = {result->along, result->squared, result->gap, result->square_x, result->square_y, result->largest};
-    memcpy(numbers + 10, both, sizeof both);
-    counts[4] = result->differing, counts[5] = result->nonfinite_equal, counts[6] = result->largest_at;
-}
-
-/* One side of many pairs. */
-typedef struct {
-    Py_buffer data, starts, table;
-    int kind;
-} Places;
-
-static void release(Places *places) {
-    PyBuffer_Release(&places->data);
-    PyBuffer_Release(&places->starts);
-    if (places->table.obj) PyBuffer_Release(&places->table);
-}
-
-/* Whether all pairs lie in the data, aligned. */
-static int lie_inside(const Places *places, const int64_t *sizes, Py_ssize_t pairs) {
-    int kind = places->kind;
-    if (kind < 0 || kind >= KINDS || places->starts.len != pairs * (Py_ssize_t)sizeof(int64_t)) return 0;
-    if (kind == TABLE && (places->table.buf == NULL || places->table.len != 256 * (Py_ssize_t)sizeof(float))) return 0;
-    const int64_t *starts = places->starts.buf;
-    int64_t item = item_size[kind], length = places->data.len;
-    for (Py_ssize_t i = 0; i < pairs; i++) {
-        if (starts[i] < 0 || starts[i] > length || sizes[i] < 0 || sizes[i] > (length - starts[i]) / item) return 0;
-        if (((uintptr_t)places->data.buf + (uintptr_t)starts[i]) % (uintptr_t)item) return 0;
-    }
-    return 1;
-}
-
-static Source source_of(const Places *places, Py_ssize_t pair) {
-    const char *data = places->data.buf;
-    Source source = {data + ((const int64_t *)places->starts.buf)[pair], (Kind)places->kind, places->table.buf};
-    return source;
-}
-
-static PyObject *measure_many(PyObject *module, PyObject *arguments) {
-    (void)module;
-    Places x, y;
-    Py_buffer sizes, rows, energy, numbers, counts;
-    int wide, accept;
-    Py_ssize_t length;
-    if (!PyArg_ParseTuple(arguments, "y*y*iz*y*y*iz*y*nppw*w*w*w*", &x.data, &x.starts, &x.kind, &x.table, &y.data,
-                          &y.starts, &y.kind, &y.table, &sizes, &length, &wide, &accept, &rows, &energy, &numbers,
-                          &counts))
-        return NULL;
-    PyObject *found = NULL;
-    float *single = NULL;
-    Py_ssize_t pairs = sizes.len / (Py_ssize_t)sizeof(int64_t), all_rows = 0;
-    const int64_t *size = sizes.buf;
-    if (length < 1 || !lie_inside(&x, size, pairs) || !lie_inside(&y, size, pairs)) {
-        PyErr_SetString(PyExc_ValueError, "pairs of another kind, place or alignment than was said");
-        goto done;
-    }
-    for (Py_ssize_t i = 0; i < pairs; i++) all_rows += (Py_ssize_t)((size[i] + length - 1) / length);
-    if ((rows.len && rows.len != (Py_ssize_t)(COLUMNS * sizeof(double)) * all_rows) ||
-        (energy.len && energy.len != (Py_ssize_t)sizeof(double) * length * pairs) ||
-        numbers.len != (Py_ssize_t)(NUMBERS * sizeof(double)) * pairs ||
-        counts.len != (Py_ssize_t)(COUNTS * sizeof(int64_t)) * pairs) {
-        PyErr_SetString(PyExc_ValueError, "room for another number of results than was said");
-        goto done;
-    }
-    if (energy.len && !(single = PyMem_RawCalloc((size_t)length, sizeof(float)))) {
-        PyErr_NoMemory();
-        goto done;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    Measure *run = choose(wide);
-    double *next = rows.len ? rows.buf : NULL;
-    for (Py_ssize_t i = 0; i < pairs; i++) {
-        Source left = source_of(&x, i), right = source_of(&y, i);
-        Table table = {next, energy.len ? (double *)energy.buf + i * length : NULL, single, 0};
-        Result result;
-        begin(&result);
-        run(&left, &right, (size_t)size[i], (size_t)length, accept, &table, &result);
-        store(&result, (double *)numbers.buf + NUMBERS * i, (int64_t *)counts.buf + COUNTS * i);
-        if (next) next += COLUMNS * ((size[i] + length - 1) / length);
-    }
-    Py_END_ALLOW_THREADS
-    found = Py_NewRef(Py_None);
-done:
-    PyMem_RawFree(single);
-    release(&x);
-    release(&y);
-    PyBuffer_Release(&sizes);
-    PyBuffer_Release(&rows);
-    PyBuffer_Release(&energy);
-    PyBuffer_Release(&numbers);
-    PyBuffer_Release(&counts);
-    return found;
-}
+#include "_many.h"
 
 static PyObject *limit(PyObject *module, PyObject *object) {
     (void)module;
@@ -379,9 +392,11 @@ static PyObject *limit(PyObject *module, PyObject *object) {
 }
 
 static PyMethodDef methods[] = {
-    {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512. Returns what is used."},
+    {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512, 3 its bfloat16. Returns what is used."},
     {"measure", measure, METH_VARARGS,
-     "measure(x, kind, table, y, kind, table, size, row_length, wide, accept, rows, energy, leaves_out, state): add to the state"},
+     "measure(x, kind, table, y, kind, table, size, row_length, wide, accept, rows, energy, leaves_out, state, lines, "
+     "channels, taken): add to the state"},
+    {"join", join, METH_VARARGS, "join(state, of_next_rows, lines): add a pass over the next rows to those before"},
     {"measure_many", measure_many, METH_VARARGS,
      "measure_many(x, starts, kind, table, y, starts, kind, table, sizes, row_length, wide, accept, rows, energies, "
      "numbers, counts): each pair by itself"},

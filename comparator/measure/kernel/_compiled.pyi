@@ -19,8 +19,12 @@ def measure(
     energy: Any,
     leaves_out: bool,
     state: bytearray,
+    lines: Any,
+    channels: Any,
+    taken: Any,
     /,
 ) -> None: ...
+def join(state: bytearray, of_next_rows: bytearray, lines: Any, /) -> None: ...
 def measure_many(
     x: Any,
     starts_x: Any,

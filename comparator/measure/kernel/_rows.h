@@ -131,25 +131,26 @@ static void TYPED(add_energy)(const WORK *x, const WORK *y, size_t count, double
 }
 
 /* The lanes of one row. `accept` takes equal NaN and infinities for zeros; the largest gap is looked for then too.
-   `same`: both sides are the same, byte by byte. */
+   `same`: both sides are the same, byte by byte. Energies of bfloat16 on both sides are left to groups of rows. */
 static void TYPED(add_row)(const Source *x, const Source *y, size_t at, size_t count, int accept, int same, Lanes *lanes,
-                           const Table *table, Result *result) {
+                           Table *table, Result *result) {
     (void)same;
     WORK buffer_x[BLOCK] ALIGNED, buffer_y[BLOCK] ALIGNED;
     for (size_t done = 0; done < count; done += BLOCK) {
         size_t some = count - done < BLOCK ? count - done : BLOCK;
         WORK most = -1;
+        int has_energy = table->energy && !accept;
 #ifdef NARROW
-        float *single = table->energy && !accept ? table->single + done : NULL;
         if (!accept && x->kind == BF16 && y->kind == BF16) {
             const uint16_t *left = (const uint16_t *)x->data + at + done, *right = (const uint16_t *)y->data + at + done;
-            if (same && !single && result->largest >= 0 && count - done >= 4 * BLOCK &&
+            if (same && result->largest >= 0 && count - done >= 4 * BLOCK &&
                 NAMED(add_four_same)(left, right, lanes, result)) {
                 done += 3 * BLOCK;
                 continue;
             }
-            most = NAMED(add_bfloats)(left, right, some, same, lanes, single, result);
+            most = NAMED(add_bfloats)(left, right, some, same, lanes, result, &table->wild);
             if (most >= 0 && most <= result->largest) continue;
+            has_energy = 0;
         }
 #endif
         const WORK *a = TYPED(block)(x, at + done, some, buffer_x), *b = TYPED(block)(y, at + done, some, buffer_y);
@@ -162,12 +163,11 @@ static void TYPED(add_row)(const Source *x, const Source *y, size_t at, size_t c
             a = buffer_x, b = buffer_y;
         }
 #ifdef NARROW
-        if (most == -1 && is_narrow[x->kind] && is_narrow[y->kind])
-            most = NAMED(add_narrow)(a, b, some, lanes, single);
+        if (most < 0 && !(x->kind == BF16 && y->kind == BF16 && !accept) && is_narrow[x->kind] && is_narrow[y->kind])
+            most = NAMED(add_narrow)(a, b, some, lanes, has_energy ? table->single + done : NULL);
 #endif
         if (most < 0) {
-            if (table->energy && !accept && most != ADDED_ENERGY)
-                TYPED(add_energy)(a, b, some, table->energy + done);
+            if (has_energy) TYPED(add_energy)(a, b, some, table->energy + done);
             most = TYPED(add_block)(a, b, some, lanes);
         }
         if (isnan(result->largest)) continue;
@@ -205,21 +205,47 @@ static int TYPED(is_same)(const Source *x, const Source *y, size_t at, size_t co
            !memcmp((const char *)x->data + at * size, (const char *)y->data + at * size, count * size);
 }
 
-/* The energies of the first rows, which were taken to be the same. */
-static void TYPED(add_energy_of_rows)(const Source *x, const Source *y, size_t rows, size_t length, double *energy) {
+/* The energies of some rows, in float64. */
+static void TYPED(add_energy_of_rows)(const Source *x, const Source *y, size_t first, size_t rows, size_t length,
+                                      double *energy) {
     WORK buffer_x[BLOCK] ALIGNED, buffer_y[BLOCK] ALIGNED;
     if (!energy) return;
-    for (size_t row = 0; row < rows; row++)
+    for (size_t row = first; row < first + rows; row++)
         for (size_t done = 0; done < length; done += BLOCK) {
             size_t some = length - done < BLOCK ? length - done : BLOCK, at = row * length + done;
             TYPED(add_energy)(TYPED(block)(x, at, some, buffer_x), TYPED(block)(y, at, some, buffer_y), some, energy + done);
         }
 }
 
+/* Energies, and what else is asked of channels, of the rows before `end` that wait for it. */
+static void TYPED(add_channels)(const Source *x, const Source *y, size_t end, size_t length, int bfloats, Table *table) {
+    if (!table->waiting) return;
+    if (!bfloats) {
+        add_waiting(table, length);
+        return;
+    }
+    size_t rows = table->waiting, first = end - rows;
+    int wild = table->wild;
+    table->waiting = 0;
+    table->wild = 0;
+#if defined(NARROW) && defined(REGISTERS)
+    if (!wild) {
+        NAMED(add_group)(x->data, y->data, length, first, rows, table);
+        return;
+    }
+#endif
+    (void)wild;
+    TYPED(add_energy_of_rows)(x, y, first, rows, length, table->energy);
+    if (table->channels) memset(table->channels->taken + first, 0, rows);
+}
+
 /* Energies of channels are not looked for while rows are the same on both sides, byte by byte: nothing is asked of them
    then. Where all of them are, the first energy is NaN. */
 static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t length, int accept, Table *table,
                            Result *result) {
+    int bfloats = sizeof(WORK) == sizeof(float) && x->kind == BF16 && y->kind == BF16;
+    size_t together = bfloats ? GROUP : TOGETHER;
+    Table without = {.energy = NULL};
     for (size_t at = 0, row = 0; at < size; at += length, row++) {
         size_t count = size - at < length ? size - at : length;
         double largest = result->largest;
@@ -227,13 +253,16 @@ static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t
         Lanes lanes;
         clear(&lanes);
         int same = TYPED(is_same)(x, y, at, count), alike = same && table->alike == row;
-        if (!same && table->alike && table->alike == row) TYPED(add_energy_of_rows)(x, y, row, length, table->energy);
+        if (!same && table->alike && table->alike == row) {
+            TYPED(add_energy_of_rows)(x, y, 0, row, length, table->energy);
+            if (table->channels) memset(table->channels->taken, 0, row);
+        }
         table->alike += (size_t)alike;
-        Table without = {.energy = NULL};
         TYPED(add_row)(x, y, at, count, 0, same, &lanes, alike ? &without : table, result);
-        add_side(&result->x, &lanes.total_x, &lanes.absolute_x, &lanes.square_x, lanes.low_x, lanes.high_x);
-        add_side(&result->y, &lanes.total_y, &lanes.absolute_y, &lanes.square_y, lanes.low_y, lanes.high_y);
-        double total = tree(&lanes.total_y) - tree(&lanes.total_x);
+        Line line = {{tree(&lanes.total_x), tree(&lanes.absolute_x), tree(&lanes.square_x), tree(&lanes.total_y),
+                      tree(&lanes.absolute_y), tree(&lanes.square_y)}};
+        add_extremes(&result->x, lanes.low_x, lanes.high_x);
+        add_extremes(&result->y, lanes.low_y, lanes.high_y);
         if (lanes.bad) {
             TYPED(count_nonfinite)(x, y, at, count, result);
             if (accept) {
@@ -242,22 +271,26 @@ static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t
                 TYPED(add_row)(x, y, at, count, 1, same, &lanes, &without, result);
             }
         }
-        double along = tree(&lanes.along), squared = tree(&lanes.squared);
-        double square_x = tree(&lanes.square_x), square_y = tree(&lanes.square_y);
-        result->along += along;
-        result->gap += tree(&lanes.gap);
-        result->squared += squared;
-        result->square_x += square_x;
-        result->square_y += square_y;
+        double along = line.sums[ALONG] = tree(&lanes.along), squared = line.sums[SQUARED] = tree(&lanes.squared);
+        line.sums[GAP] = tree(&lanes.gap);
+        line.square_x = tree(&lanes.square_x), line.square_y = tree(&lanes.square_y);
         result->differing += lanes.differing;
+        if (table->lines)
+            table->lines[row] = line;
+        else
+            add_line(result, &line);
         if (table->rows) {
-            double found[COLUMNS] = {square_x, square_y, squared, 2 * along + squared, total, (double)lanes.differing};
+            double total = line.sums[TOTAL_Y] - line.sums[TOTAL_X];
+            double found[COLUMNS] = {line.square_x, line.square_y, squared, 2 * along + squared, total,
+                                     (double)lanes.differing};
             memcpy(table->rows + COLUMNS * row, found, sizeof found);
         }
-        if (table->energy && !alike && ++table->waiting == TOGETHER) add_waiting(table, length);
+        if (table->energy && !alike && ++table->waiting == together)
+            TYPED(add_channels)(x, y, row + 1, length, bfloats, table);
     }
-    if (table->energy && size && table->alike == (size + length - 1) / length) table->energy[0] = NAN;
-    if (table->waiting) add_waiting(table, length);
+    size_t rows = (size + length - 1) / length;
+    TYPED(add_channels)(x, y, rows, length, bfloats, table);
+    if (table->energy && size && table->alike == rows) table->energy[0] = NAN;
     result->seen += (int64_t)size;
 }
 

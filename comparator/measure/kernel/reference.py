@@ -3,8 +3,11 @@
 A vector is cut into rows. A row is summed in 8 lanes, element i in lane i mod 8, one after the other; then lanes l
 and l + 4 are added, of these l and l + 2, then both. The sums of rows are added one after the other. All is float64,
 but for this: where both sides are of at most 8 significant bits (``is_narrow``), each lane of a block of 1024
-elements of a row is summed in float32, from 0, before it is added to the lane. Products of two such values are exact
-in float32, and so are sums of values of one size; else the sum of a block is off by at most 128 roundings of float32.
+elements of a row is summed in float32, from 0, before it is added to the lane. A block of bfloat16 on both sides has 16
+lanes there: element i goes to lane i mod 32 // 2, of two neighbours the second first, and lane l + 8 is added to lane l
+in float64. Products of two such values are exact in float32, and so are sums of values of one size; else the sum of a
+block is off by at most 128 roundings of float32. (Products of bfloat16 below 2**-126 may be taken for zeros, far below
+the last bit.)
 Blocks with numbers beyond 2**±40 on a side or in the difference, with NaN or infinity are summed in float64
 (``_is_moderate``).
 """
@@ -25,6 +28,8 @@ CHUNK = 1 << 16
 LANES = 8
 BLOCK = 1024
 """Elements of a row whose lanes may be summed in float32."""
+WOVEN = 16
+"""Lanes of a block of bfloat16 on both sides."""
 Mask = npt.NDArray[np.bool_]
 _NAMES = ("total", "absolute", "square")
 _PAIR = ("along", "squared", "gap", "left", "right")
@@ -43,14 +48,18 @@ def _blocks(size: int, length: int) -> Iterator[tuple[int, int, int]]:
 class Pass:
     """The sums over two vectors that are cut into rows of ``length``, of which it gets some after others."""
 
-    def __init__(self, dtype: np.dtype[Any], length: int, equal_nonfinite: bool, narrow: bool) -> None:
+    def __init__(self, dtype: np.dtype[Any], length: int, equal_nonfinite: bool, narrow: bool, woven: bool) -> None:
         self._dtype = dtype
         self._length = length
         self._equal_nonfinite = equal_nonfinite
         self._seen = 0
         self._narrow = narrow
+        self._woven = woven
+        """Both sides are of bfloat16."""
         self._differing_in_rows: Float = np.zeros(0)
         self._totals = dict.fromkeys([f"{side} {name}" for side in "xy" for name in _NAMES] + list(_PAIR), 0.0)
+        self._lines: dict[str, list[Float]] = {name: [] for name in self._totals}
+        """Sums of the rows, in their order."""
         self._lanes: dict[str, Float] = {}
         self._low, self._high = {"x": math.inf, "y": math.inf}, {"x": -math.inf, "y": -math.inf}
         self._nan, self._infinite = {"x": 0, "y": 0}, {"x": 0, "y": 0}
@@ -137,7 +146,9 @@ class Pass:
         lanes = self._lanes[name]
         parts = _blocks_of(function(*sides)) if moderate.any() else None
         if parts is not None:
+            parts = _woven(parts) if self._woven else parts
             singles = np.add.reduce(parts, axis=2).astype(np.float64)
+            singles = singles[..., :LANES] + singles[..., LANES:] if self._woven else singles
             if moderate.all():
                 self._lanes[name] = np.add.reduce(np.concatenate([lanes[:, None], singles], axis=1), axis=1)
                 return
@@ -157,8 +168,27 @@ class Pass:
             half = lanes[:, :4] + lanes[:, 4:]
             quarter = half[:, :2] + half[:, 2:]
             found[name] = quarter[:, 0] + quarter[:, 1]
-            self._totals[name] = float(np.add.accumulate(np.concatenate([[self._totals[name]], found[name]]))[-1])
+            self._lines[name].append(found[name])
+            self._totals[name] = _after(self._totals[name], found[name])
         return found
+
+    def join(self, other: Pass) -> None:
+        """Add what another pass has found of the next rows."""
+        for name, lines in other._lines.items():
+            for found in lines:
+                self._totals[name] = _after(self._totals[name], found)
+            self._lines[name] += lines
+        for side in "xy":
+            lows, highs = (self._low[side], other._low[side]), (self._high[side], other._high[side])
+            bad = any(map(math.isnan, (*lows, *highs)))
+            self._low[side], self._high[side] = (math.nan, math.nan) if bad else (min(lows), max(highs))
+            self._nan[side] += other._nan[side]
+            self._infinite[side] += other._infinite[side]
+        self._differing += other._differing
+        self._nonfinite_equal += other._nonfinite_equal
+        if not math.isnan(self._largest) and (math.isnan(other._largest) or other._largest > self._largest):
+            self._largest, self._largest_at = other._largest, self._seen + other._largest_at
+        self._seen += other._seen
 
     def sums(self) -> PairSums:
         """What was added."""
@@ -189,12 +219,24 @@ class Pass:
         )
 
 
+def _after(total: float, rows: Float) -> float:
+    """A total after rows were added, one after the other."""
+    return float(np.add.accumulate(np.concatenate([[total], rows]))[-1])
+
+
 def _blocks_of(values: Array) -> Array:
     """Rows as blocks of groups of lanes, filled up with zeros: shape ``(rows, blocks, BLOCK / LANES, LANES)``."""
     rows, width = values.shape
     filled = np.zeros((rows, -(-width // BLOCK) * BLOCK), values.dtype)
     filled[:, :width] = values
     return filled.reshape(rows, -1, BLOCK // LANES, LANES)
+
+
+def _woven(blocks: Array) -> Array:
+    """Blocks as groups of the lanes of bfloat16: shape ``(rows, blocks, BLOCK / WOVEN, WOVEN)``."""
+    rows, count = blocks.shape[:2]
+    pairs = blocks.reshape(rows, count, -1, WOVEN, 2)[..., ::-1]
+    return np.moveaxis(pairs, -1, -2).reshape(rows, count, -1, WOVEN)
 
 
 def _added(lanes: Float, values: Array) -> Float:

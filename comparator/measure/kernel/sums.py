@@ -54,6 +54,16 @@ COLUMNS = 6
 """Of the table of rows."""
 
 
+class ChannelPart(Struct, frozen=True, eq=False):
+    """Sums of the channels of bfloat16 over some of the rows, each divided by its size √(Σ(x² + y²) / 2)."""
+
+    rows: slice
+    sums: Float
+    """Σa², Σm², Σma and Σa with the midpoint m = (x + y) / 2 and a = y - x, shape ``(4, channels)``."""
+    taken: npt.NDArray[np.bool_]
+    """Which of the rows were added."""
+
+
 class RowTable(Struct, frozen=True, eq=False):
     """What a pass finds of single rows, and of the channels where it was asked for them. A row is a slice along the
     first dimension, the difference y - x."""
@@ -64,6 +74,8 @@ class RowTable(Struct, frozen=True, eq=False):
     """Of each channel Σ(x² + y²), shape ``(channels,)``."""
     alike: bool = False
     """Both arrays are known to be the same, byte by byte; energies were then left out."""
+    parts: tuple[ChannelPart, ...] = ()
+    """What else was found of channels on the way, where both sides are of bfloat16."""
 
     def rel(self) -> Float:
         """Of each row Σ(y - x)² / Σ(x² + y²), shape ``(rows,)``; 0 where nothing differs."""

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from msgspec.structs import fields
 
 from comparator.diagnosis import kernel, measures, strengths
-from comparator.diagnosis.kernel import Matrices, channel_sums, first_look, midpoint_and_added, row_sums
+from comparator.diagnosis.kernel import (
+    ChannelSums,
+    Matrices,
+    PartSums,
+    channel_sums,
+    channel_sums_of_parts,
+    first_look,
+    midpoint_and_added,
+    row_sums,
+)
 from comparator.diagnosis.limits import LIMITS
 from comparator.diagnosis.measures import (
     NEVER_RELEVANT,
@@ -184,6 +193,28 @@ def test_a_factor_from_sums_is_the_one_of_arrays():
     middle, added = (one.astype(np.float64) for one in chosen.arrays())
     assert exact.value == screened.value == pytest.approx((middle * added).sum() / (middle * middle).sum(), rel=1e-6)
     assert screened.error == pytest.approx(exact.error, rel=0.5)  # rows and channels are not correlated here
+
+
+def test_sums_that_were_taken_already_are_used_where_rows_weigh_as_much():
+    rng = np.random.default_rng(9)
+    left = rng.standard_normal((90, 40)).astype(np.float32)
+    of = Matrices(left, left + np.float32(0.01) * rng.standard_normal(left.shape).astype(np.float32))
+    plain = rng.uniform(1, 2, 90).astype(np.float32)
+    places = [np.arange(5, 40), np.arange(50, 90, 2)]
+    marked = ChannelSums(*np.full((4, 40), 1000.0))
+    parts = [PartSums(rows, channel_sums(of, rows, plain[rows]).plus(marked)) for rows in places]
+    every, factors = np.arange(90), plain.copy()
+    expected = channel_sums(of, every, factors)
+    both = channel_sums_of_parts(of, every, factors, plain, parts)
+    np.testing.assert_allclose(both.added, expected.added + 2000, rtol=1e-6)
+    factors[60] *= 0.5  # a row of the second part
+    expected = channel_sums(of, every, factors)
+    np.testing.assert_allclose(
+        channel_sums_of_parts(of, every, factors, plain, parts).middle, expected.middle + 1000, rtol=1e-6
+    )
+    few = np.flatnonzero(every != 10)  # a row of the first
+    found = channel_sums_of_parts(of, few, plain[few], plain, parts)
+    np.testing.assert_allclose(found.middle, channel_sums(of, few, plain[few]).middle + 1000, rtol=1e-6)
 
 
 def test_groups_with_one_factor_need_no_significance(monkeypatch: pytest.MonkeyPatch):

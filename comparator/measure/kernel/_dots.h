@@ -1,0 +1,174 @@
+/* The sums of _bfloat.h, to the bit, with the instructions for products of pairs of bfloat16: two neighbours are added
+   one after the other, the second first. They take numbers below 2**-126 for zeros, far below the last bit of a block. */
+
+#define DOTS_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+
+static int has_dots(void);
+
+typedef struct {
+    __m512 total, absolute, square;
+    __m512i most;
+} DotSide;
+
+#define DOT(SUM, A, B) _mm512_dpbf16_ps(SUM, (__m512bh)(A), (__m512bh)(B))
+#define ADD_DOTS(SIDE, BITS)                                                                                          \
+    {                                                                                                                 \
+        __m512i sizes = _mm512_and_si512(BITS, magnitude);                                                            \
+        (SIDE).total = DOT((SIDE).total, BITS, ones);                                                                 \
+        (SIDE).absolute = DOT((SIDE).absolute, sizes, ones);                                                          \
+        (SIDE).square = DOT((SIDE).square, BITS, BITS);                                                               \
+        (SIDE).most = _mm512_max_epi16((SIDE).most, sizes);                                                           \
+    }
+
+DOTS_TARGET static inline float largest_of(__m512i sizes, float before) {
+    uint16_t found[32], most = 0;
+    _mm512_storeu_si512(found, sizes);
+    for (int l = 0; l < 32; l++) most = found[l] > most ? found[l] : most;
+    float size = as_float((uint32_t)most << 16);
+    return size <= before ? before : size;
+}
+
+DOTS_TARGET static inline DotSide load_side(const float (*sums)[WOVEN]) {
+    return (DotSide){_mm512_loadu_ps(sums[0]), _mm512_loadu_ps(sums[1]), _mm512_loadu_ps(sums[2]), _mm512_setzero_si512()};
+}
+
+DOTS_TARGET static inline void store_side(const DotSide *side, float (*sums)[WOVEN]) {
+    _mm512_storeu_ps(sums[0], side->total);
+    _mm512_storeu_ps(sums[1], side->absolute);
+    _mm512_storeu_ps(sums[2], side->square);
+}
+
+DOTS_TARGET static void add_woven_dots(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven) {
+    const __m512i ones = _mm512_set1_epi16(0x3f80), magnitude = _mm512_set1_epi16(INT16_MAX);
+    const __m512i odd = _mm512_set1_epi32((int32_t)0xffff0000), magnitude_of_gap = _mm512_set1_epi32(INT32_MAX);
+    DotSide left = load_side(woven->sums + TOTAL_X), right = load_side(woven->sums + TOTAL_Y);
+    __m512 along = _mm512_loadu_ps(woven->sums[ALONG]), squared = _mm512_loadu_ps(woven->sums[SQUARED]);
+    __m512 gaps = _mm512_loadu_ps(woven->sums[GAP]);
+    __m512i peak = _mm512_setzero_si512();
+    int64_t differing = 0;
+    for (size_t i = 0; i < count; i += 32) {
+        __m512i a = _mm512_loadu_si512(x + i), b = _mm512_loadu_si512(y + i);
+        ADD_DOTS(left, a)
+        ADD_DOTS(right, b)
+        /* Other bits, and not zeros of both signs. */
+        differing += __builtin_popcount(_mm512_cmpneq_epi16_mask(a, b) &
+                                        _mm512_test_epi16_mask(_mm512_or_si512(a, b), magnitude));
+#define ONE(A, B)                                                                                                     \
+    {                                                                                                                 \
+        __m512 one = (__m512)(A), gap = _mm512_sub_ps((__m512)(B), one);                                              \
+        __m512i size = _mm512_and_si512((__m512i)gap, magnitude_of_gap);                                              \
+        along = _mm512_add_ps(along, _mm512_mul_ps(one, gap));                                                        \
+        squared = _mm512_add_ps(squared, _mm512_mul_ps(gap, gap));                                                    \
+        gaps = _mm512_add_ps(gaps, (__m512)size);                                                                     \
+        peak = _mm512_max_epi32(peak, size);                                                                          \
+    }
+        ONE(_mm512_and_si512(a, odd), _mm512_and_si512(b, odd))
+        ONE(_mm512_slli_epi32(a, 16), _mm512_slli_epi32(b, 16))
+#undef ONE
+    }
+    store_side(&left, woven->sums + TOTAL_X);
+    store_side(&right, woven->sums + TOTAL_Y);
+    _mm512_storeu_ps(woven->sums[ALONG], along);
+    _mm512_storeu_ps(woven->sums[SQUARED], squared);
+    _mm512_storeu_ps(woven->sums[GAP], gaps);
+    woven->differing += differing;
+    woven->most_x = largest_of(left.most, woven->most_x);
+    woven->most_y = largest_of(right.most, woven->most_y);
+    float sizes[16];
+    _mm512_storeu_si512(sizes, peak);
+    for (int l = 0; l < 16; l++) woven->most = sizes[l] > woven->most ? sizes[l] : woven->most;
+}
+
+DOTS_TARGET static void add_woven_side_dots(const uint16_t *x, size_t count, Woven *woven) {
+    const __m512i ones = _mm512_set1_epi16(0x3f80), magnitude = _mm512_set1_epi16(INT16_MAX);
+    DotSide side = load_side(woven->sums + TOTAL_X);
+    for (size_t i = 0; i < count; i += 32) {
+        __m512i bits = _mm512_loadu_si512(x + i);
+        ADD_DOTS(side, bits)
+    }
+    store_side(&side, woven->sums + TOTAL_X);
+    woven->most_x = largest_of(side.most, woven->most_x);
+}
+
+/* Four whole blocks of a side that is the same as the other, each into sums of its own: one sum after the other would
+   wait for the last addition. Meanwhile what comes next on both sides is on its way from memory. */
+DOTS_TARGET static void add_four_sides_dots(const uint16_t *x, const uint16_t *y, Woven *woven) {
+    const __m512i ones = _mm512_set1_epi16(0x3f80), magnitude = _mm512_set1_epi16(INT16_MAX);
+    const uintptr_t next_x = (uintptr_t)(x + 4 * BLOCK), next_y = (uintptr_t)(y + 4 * BLOCK);
+    DotSide sides[4];
+    for (int at = 0; at < 4; at++) memset(sides + at, 0, sizeof *sides);
+    for (size_t i = 0; i < BLOCK; i += 32) {
+#pragma GCC unroll 4
+        for (int at = 0; at < 4; at++) {
+            __m512i bits = _mm512_loadu_si512(x + (size_t)at * BLOCK + i);
+            ADD_DOTS(sides[at], bits)
+            __builtin_prefetch((const void *)(next_x + 8 * i + 64 * (size_t)at));
+            __builtin_prefetch((const void *)(next_y + 8 * i + 64 * (size_t)at));
+        }
+    }
+    for (int at = 0; at < 4; at++) {
+        store_side(sides + at, woven[at].sums + TOTAL_X);
+        woven[at].most_x = largest_of(sides[at].most, 0);
+    }
+}
+
+/* Energies of 32 channels, and their other sums (_groups.h). */
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) static void
+add_thirty_two(const uint16_t *x, const uint16_t *y, size_t length, size_t rows, const float *factors, double *energy,
+               double *sums) {
+    const __m512i odd_bits = _mm512_set1_epi32((int32_t)0xffff0000);
+    __m512 found[5][2]; /* of even and of odd channels: energies, squares, sizes, products, totals */
+#pragma GCC unroll 10
+    for (int i = 0; i < 10; i++) found[i / 2][i % 2] = _mm512_setzero_ps();
+#pragma GCC unroll 1
+    for (size_t row = 0; row < rows; row++, x += length, y += length) {
+        __m512i left = _mm512_loadu_si512(x), right = _mm512_loadu_si512(y);
+        __m512 factor = _mm512_set1_ps(factors[row]), half = _mm512_mul_ps(factor, _mm512_set1_ps(0.5f));
+#define ONE(AT, A, B)                                                                                                 \
+    {                                                                                                                 \
+        __m512 a = (__m512)(A), b = (__m512)(B);                                                                      \
+        __m512 middle = _mm512_mul_ps(_mm512_add_ps(a, b), half), added = _mm512_mul_ps(_mm512_sub_ps(b, a), factor); \
+        found[0][AT] = _mm512_fmadd_ps(b, b, _mm512_fmadd_ps(a, a, found[0][AT]));                                    \
+        found[1][AT] = _mm512_fmadd_ps(added, added, found[1][AT]);                                                   \
+        found[2][AT] = _mm512_fmadd_ps(middle, middle, found[2][AT]);                                                 \
+        found[3][AT] = _mm512_fmadd_ps(middle, added, found[3][AT]);                                                  \
+        found[4][AT] = _mm512_add_ps(found[4][AT], added);                                                            \
+    }
+        ONE(0, _mm512_slli_epi32(left, 16), _mm512_slli_epi32(right, 16))
+        ONE(1, _mm512_and_si512(left, odd_bits), _mm512_and_si512(right, odd_bits))
+#undef ONE
+    }
+    const __m512i lower = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i upper = _mm512_add_epi32(lower, _mm512_set1_epi32(8));
+#pragma GCC unroll 5
+    for (int sum = 0; sum < 5; sum++) {
+        __m512 ordered[2] = {_mm512_permutex2var_ps(found[sum][0], lower, found[sum][1]),
+                             _mm512_permutex2var_ps(found[sum][0], upper, found[sum][1])};
+        for (int eight = 0; eight < 4; eight++) {
+            __m256 some = eight % 2 ? _mm512_extractf32x8_ps(ordered[eight / 2], 1) : _mm512_castps512_ps256(ordered[eight / 2]);
+            double *to = sum ? sums + 4 * LANES * eight + LANES * (sum - 1) : energy + LANES * eight;
+            _mm512_storeu_pd(to, _mm512_add_pd(_mm512_loadu_pd(to), _mm512_cvtps_pd(some)));
+        }
+    }
+}
+
+/* Whether this processor adds two neighbours as it was said. */
+DOTS_TARGET static int adds_as_said(void) {
+    uint16_t bits[32];
+    float found[16];
+    for (int i = 0; i < 32; i++) bits[i] = i & 1 ? 0x3f80 : 0x3380; /* 1, and 2**-24 before it, each times itself */
+    __m512i both = _mm512_loadu_si512(bits), ones = _mm512_set1_epi16(0x3f80);
+    /* From -1: with the second first 2**-24 is left, else 0. */
+    _mm512_storeu_ps(found, DOT(_mm512_set1_ps(-1.0f), both, ones));
+    for (int l = 0; l < 16; l++)
+        if (found[l] != 0x1p-24f) return 0;
+    /* From 1: each addition is rounded, a half to even. */
+    for (int i = 0; i < 32; i++) bits[i] = 0x3380;
+    _mm512_storeu_ps(found, DOT(_mm512_set1_ps(1.0f), _mm512_loadu_si512(bits), ones));
+    for (int l = 0; l < 16; l++)
+        if (found[l] != 1.0f) return 0;
+    return 1;
+}
+
+#undef DOT
+#undef ADD_DOTS

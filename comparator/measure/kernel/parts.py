@@ -1,0 +1,171 @@
+"""Large arrays, a part of the rows after the other: each comes from memory once, for all that is done with it, and
+several threads share the parts. What is found does not depend on how many they are."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from comparator.measure.kernel.sums import Array, ChannelPart, Float, RowTable
+from tensortap.lost_pages import watching
+
+Before = Callable[[int], None]
+"""Called with the number of elements, from the first on, that are looked at next."""
+TOGETHER = 32
+"""Rows whose channels the compiled kernel adds in float32; parts are multiples of so many."""
+LINE = 11
+"""Numbers that the kernel keeps of each row until it is added to those before."""
+OUTLIER = 4.0
+"""Energy of a channel over the usual one, from which rows are weighed anew (``comparator.diagnosis``) and sums of
+channels that were taken without that are of no use."""
+_LANES = 8
+
+
+class Pass(Protocol):
+    """What sums up rows."""
+
+    def add(
+        self,
+        baseline: Array,
+        target: Array,
+        rows: Float | None,
+        energy: Float | None,
+        *,
+        leaves_out: bool = True,
+        lines: Float | None = None,
+        channels: Float | None = None,
+        taken: npt.NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Add rows. ``leaves_out``: energies of what is the same may be left out; the first of them is then NaN."""
+
+    def join(self, other: Any, lines: Float) -> None:
+        """Add what another pass has found of the next rows."""
+
+
+class _Part:
+    """What is found of some rows."""
+
+    def __init__(self, begun: Pass, rows: int, length: int, by_channel: bool, of_channels: bool) -> None:
+        self.sums = begun
+        self.lines = np.empty((rows, LINE))
+        self.energy = np.zeros(length) if by_channel else None
+        self.channels = np.zeros((-(-length // _LANES), 4, _LANES)) if of_channels else None
+        self.taken = np.zeros(rows, np.uint8) if of_channels else None
+
+    @property
+    def is_alike(self) -> bool:
+        return self.energy is not None and math.isnan(self.energy[0])
+
+
+class Parts:
+    """Both sides of a pair, vectors of rows of ``length``, as parts of at most ``nbytes`` of one side."""
+
+    def __init__(
+        self, begin: Callable[[], Pass], sides: tuple[Array, Array], length: int, table: RowTable | None, nbytes: int
+    ) -> None:
+        self._begin, self._sides, self._length, self._table = begin, sides, length, table
+        size, width = sides[0].size, max(side.itemsize for side in sides)
+        self._step = max(1, nbytes // (TOGETHER * length * width)) * TOGETHER * length
+        self._stops = [min(first + self._step, size) for first in range(0, size, self._step)]
+        self._found: dict[int, _Part] = {}
+        self._has_outliers = False
+        self._by_channel = table is not None and table.energy is not None
+        names = {side.dtype.name for side in sides}
+        self._of_channels = self._by_channel and names == {"bfloat16"}
+
+    def measure(self, whole: Pass, before: Sequence[Before], threads: int) -> None:
+        """Add all parts to a pass; the table of rows is filled. Each of ``before`` is called by one thread alone."""
+        self._share_out(range(len(self._stops)), before, threads, leaves_out=True)
+        alike = [number for number, part in self._found.items() if part.is_alike]
+        if 0 < len(alike) < len(self._found):
+            self._share_out(alike, (), threads, leaves_out=False)
+        energy = None if self._table is None else self._table.energy
+        for number in range(len(self._stops)):
+            part = self._found[number]
+            whole.join(part.sums, part.lines)
+            if energy is not None and part.energy is not None:
+                energy += part.energy
+
+    def channels(self) -> tuple[ChannelPart, ...]:
+        """Sums of the channels over parts of the rows, where they are of use."""
+        if self._has_outliers:
+            return ()
+        found = []
+        for number in range(len(self._stops)):
+            part = self._found[number]
+            if part.channels is not None and part.taken is not None and part.taken.any() and not part.is_alike:
+                sums = part.channels.transpose(1, 0, 2).reshape(4, -1)[:, : self._length]
+                found.append(ChannelPart(self._place(number)[1], sums, part.taken.astype(np.bool_)))
+        return tuple(found)
+
+    def _place(self, number: int) -> tuple[slice, slice]:
+        """The elements of a part, and its rows."""
+        first, stop = number * self._step, self._stops[number]
+        return slice(first, stop), slice(first // self._length, -(-stop // self._length))
+
+    def _look(self, number: int, *, leaves_out: bool) -> None:
+        elements, rows = self._place(number)
+        of_channels = self._of_channels and not self._has_outliers
+        part = _Part(self._begin(), rows.stop - rows.start, self._length, self._by_channel, of_channels)
+        baseline, target = self._sides
+        part.sums.add(
+            baseline[elements],
+            target[elements],
+            None if self._table is None else self._table.columns[rows],
+            part.energy,
+            leaves_out=leaves_out,
+            lines=part.lines,
+            channels=part.channels,
+            taken=part.taken,
+        )
+        self._found[number] = part
+        if number == 0 and part.energy is not None and not part.is_alike:
+            half = len(part.energy) // 2
+            self._has_outliers = bool(part.energy.max() > OUTLIER * np.partition(part.energy, half)[half])
+
+    def _share_out(self, numbers: Sequence[int], before: Sequence[Before], threads: int, *, leaves_out: bool) -> None:
+        """Look at parts in several threads, this one among them. Each has some of ``before``, which it calls for one
+        part after the other; a part is looked at when it was called for that, by whoever comes first."""
+        threads = max(1, min(threads, len(numbers)))
+        lock, failed, next_at = threading.Lock(), list[BaseException](), 0
+
+        def claim(at: int) -> int | None:
+            nonlocal next_at
+            with lock:
+                if failed or next_at > at or next_at >= len(numbers):
+                    return None
+                next_at += 1
+                return next_at - 1
+
+        def work(calls: Sequence[Before]) -> None:
+            try:
+                for at, number in enumerate(numbers):
+                    for call in calls:
+                        call(self._stops[number])
+                    mine = claim(at)
+                    if mine is not None:
+                        self._look(numbers[mine], leaves_out=leaves_out)
+                while (mine := claim(len(numbers))) is not None:
+                    self._look(numbers[mine], leaves_out=leaves_out)
+            except BaseException as error:
+                failed.append(error)
+
+        def work_beside(calls: Sequence[Before]) -> None:
+            with watching():
+                work(calls)
+
+        others = [
+            threading.Thread(target=work_beside, args=(before[at::threads],), daemon=True) for at in range(1, threads)
+        ]
+        for other in others:
+            other.start()
+        work(before[::threads])
+        for other in others:
+            other.join()
+        if failed:
+            raise failed[0]
