@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +25,8 @@ POSITION_RANGES = tuple(4**power for power in range(2, 10))
 """Where ranges of positions begin: a window, a page, a range that rope or a kernel handles otherwise."""
 ALL = 0.9
 """Share of the rows from which all are said to differ."""
+_KEPT, _MOST_KEPT = 4, 1 << 16
+"""Labels that are remembered, and how many rows they may have: most taps of a run have the same rows."""
 PRECISE, COMPLETE = 0.9, 0.8
 """Shares of the rows that are in the group, and of the group that are such rows, from which they are that group."""
 
@@ -42,7 +47,8 @@ class TapKey(Struct, frozen=True):
 
 
 class RowLabels(Struct, frozen=True, eq=False):
-    """Which token each row is. All arrays have shape ``(rows,)``."""
+    """Which token each row is. All arrays have shape ``(rows,)``. What is worked out of labels is remembered by their
+    identity: ``shared`` makes one object of those that are equal."""
 
     sequence: Integer
     position: Integer
@@ -56,6 +62,9 @@ class RowLabels(Struct, frozen=True, eq=False):
     def __len__(self) -> int:
         return len(self.sequence)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _shared, (self.sequence, self.position, self.decode, self.known, self.border)
+
     @property
     def keys(self) -> Integer:
         """One number per row, equal for the same token in another tap."""
@@ -66,6 +75,31 @@ class RowLabels(Struct, frozen=True, eq=False):
         if not self.known:
             return f"row {row}"
         return f"sequence {int(self.sequence[row])}, position {int(self.position[row])}"
+
+
+_labels: deque[RowLabels] = deque(maxlen=_KEPT)
+_passes: deque[tuple[Integer, Integer, Integer, RowLabels]] = deque(maxlen=_KEPT)
+"""Sequence, position and step of rows, and the labels that were made of them."""
+
+
+def _shared(sequence: Integer, position: Integer, decode: Mask, known: bool, border: Mask | None) -> RowLabels:
+    """Labels, as one object where they equal others that were made lately."""
+    for one in reversed(_labels):
+        if (
+            one.known == known
+            and np.array_equal(one.sequence, sequence)
+            and np.array_equal(one.position, position)
+            and np.array_equal(one.decode, decode)
+            and (one.border is border or (one.border is not None and border is not None
+                                          and np.array_equal(one.border, border)))
+        ):  # fmt: skip
+            _labels.remove(one)
+            _labels.append(one)  # those that were met last stay
+            return one
+    made = RowLabels(sequence, position, decode, known, border)
+    if len(made) <= _MOST_KEPT:
+        _labels.append(made)
+    return made
 
 
 def label_rows(
@@ -80,18 +114,30 @@ def label_rows(
     ``position`` the rows have no identity.
     """
     if sequence is None or position is None:
-        return RowLabels(np.zeros(rows, np.int64), np.arange(rows, dtype=np.int64), np.zeros(rows, np.bool_), False)
+        nothing = np.zeros(rows, np.bool_)
+        return _shared(np.zeros(rows, np.int64), np.arange(rows, dtype=np.int64), nothing, False, None)
     number, place = np.asarray(sequence, np.int64), np.asarray(position, np.int64)
     if step is None or not rows:
-        return RowLabels(number, place, np.zeros(rows, np.bool_))
-    passes = (np.asarray(step, np.int64) << 32) + number
+        return _shared(number, place, np.zeros(rows, np.bool_), True, None)
+    steps = np.asarray(step, np.int64)
+    for *known, labels in _passes:
+        if all(map(np.array_equal, known, (number, place, steps))):
+            return labels
+    found = _labels_of_passes(number, place, steps)
+    if rows <= _MOST_KEPT:
+        _passes.append((number, place, steps, found))
+    return found
+
+
+def _labels_of_passes(number: Integer, place: Integer, step: Integer) -> RowLabels:
+    passes = (step << 32) + number
     _, inverse, count = np.unique(passes, return_inverse=True, return_counts=True)
     inverse = inverse.reshape(-1)
     decode = (count[inverse] == 1) & (place > 0)
     first = np.full(len(count), np.iinfo(np.int64).max)
     np.minimum.at(first, inverse, place)
     border = (place == first[inverse]) & (place > 0) & ~decode
-    return RowLabels(number, place, decode, border=border)
+    return _shared(number, place, decode, True, border)
 
 
 class Selection(Struct, frozen=True, eq=False):
@@ -163,7 +209,7 @@ def join_rows(first: RowLabels, second: RowLabels) -> tuple[Integer, Integer]:
         count = len(first) if len(first) == len(second) else 0
         return np.arange(count, dtype=np.int64), np.arange(count, dtype=np.int64)
     left, right = first.keys, second.keys
-    if np.array_equal(left, right):
+    if first is second or np.array_equal(left, right):
         same = np.arange(len(left), dtype=np.int64)
         return same, same
     _, at, other = np.intersect1d(left, right, return_indices=True)
@@ -171,17 +217,20 @@ def join_rows(first: RowLabels, second: RowLabels) -> tuple[Integer, Integer]:
     return at[order].astype(np.int64), other[order].astype(np.int64)
 
 
+@functools.lru_cache(1)
 def has_whole_prefix(labels: RowLabels) -> Mask:
-    """Rows whose earlier tokens, from position 0 on, are rows as well. Shape ``(rows,)``."""
+    """Rows whose earlier tokens, from position 0 on, are rows as well. Shape ``(rows,)``, read-only."""
     order = np.lexsort((labels.position, labels.sequence))
     sequence, position = labels.sequence[order], labels.position[order]
     start = np.searchsorted(sequence, sequence, side="left")
     found = np.zeros(len(labels), np.bool_)
     found[order] = np.arange(len(order)) - start == position
+    found.flags.writeable = False
     return found
 
 
-def groups_of(labels: RowLabels, requests: int = 16) -> dict[str, Mask]:
+@functools.lru_cache(1)
+def groups_of(labels: RowLabels, requests: int = 16) -> Mapping[str, Mask]:
     """Groups of rows that bugs affect alone: name to mask, only those with rows inside and outside.
 
     Decode, the last token, the last of a prefill, the first token, the first of each later chunk, positions from a

@@ -44,6 +44,9 @@ def processes_worth_it(
     wanted = available_cores()
     if wanted < 2:
         return 1
+    whole = _bytes_of_runs(pairs)
+    if len(pairs) >= PAIRS_WORTH_IT and _that_fit(whole, memory) >= wanted:
+        return min(wanted, len(units))  # whichever unit is the largest
     sizes = _sizes(pairs, units)
     if len(pairs) < PAIRS_WORTH_IT and sum(sizes) < BYTES_WORTH_IT:
         return 1
@@ -75,6 +78,13 @@ def _that_fit(largest: int, memory: int | None) -> int:
     """How many units of this size can be measured at once."""
     free = memory or free_memory()
     return MOST_PROCESSES if free is None or not largest else max(1, free // (COPIES * largest))
+
+
+def _bytes_of_runs(pairs: Sequence[BundlePair]) -> int:
+    """Bytes of all entries in the files, those that take part among them."""
+    sides = ([pair.baseline for pair in pairs], [pair.target for pair in pairs])
+    first = (next((bundle for bundle in side if bundle is not None), None) for side in sides)
+    return sum(bundle.entries.places[0].nbytes for bundle in first if bundle is not None)
 
 
 def _sizes(pairs: Sequence[BundlePair], units: Sequence[Unit]) -> list[int]:

@@ -182,13 +182,17 @@ class Entries(Sequence[Entry]):
 class Members(Sequence[Entry]):
     """Some entries of a run, made when they are asked for."""
 
-    __slots__ = ("_alike", "_entries", "_made", "_rows", "_stays")
+    __slots__ = ("_alike", "_entries", "_first_kind", "_made", "_rows", "_stays")
 
-    def __init__(self, entries: Entries, rows: Integers, *, stays: bool = True) -> None:
-        """``rows``: their numbers; ``stays``: what was made stays until ``forget``."""
+    def __init__(
+        self, entries: Entries, rows: Integers, *, stays: bool = True, first_kind: Entry | None = None
+    ) -> None:
+        """``rows``: their numbers; ``stays``: what was made stays until ``forget``; ``first_kind``: see there, where it
+        is known."""
         self._entries = entries
         self._rows = rows
         self._stays = stays
+        self._first_kind = first_kind
         self._made: tuple[Entry, ...] | None = None
         self._alike: Sequence[Alike] | None = None
 
@@ -240,7 +244,9 @@ class Members(Sequence[Entry]):
     @property
     def first_kind(self) -> Entry:
         """An entry of the kind of the first one."""
-        return self._entries.kinds[int(self._entries.kind[self._rows[0]])]
+        if self._first_kind is None:
+            self._first_kind = self._entries.kinds[int(self._entries.kind[self._rows[0]])]
+        return self._first_kind
 
     @property
     def likes(self) -> list[Entry]:

@@ -76,12 +76,12 @@ def _bundles(side: Keyed, chosen: npt.NDArray[np.bool_], rules: Rules) -> Iterat
     place = np.empty_like(laid)
     place[laid] = np.arange(len(laid))
     of_family = side.family[numbers].tolist()
-    first, last = (ends - counts[laid]).tolist(), ends.tolist()
+    first, last, kinds = (ends - counts[laid]).tolist(), ends.tolist(), side.entries.kinds
     for number, family, at in zip(numbers.tolist(), of_family, place.tolist(), strict=True):
         one, (tags, history) = side.keys[number], families[family]
-        members = Members(side.entries, rows[first[at] : last[at]])
-        name = _name(side.entries.kinds[firsts[at]], rules)
-        yield _Grouped(one, Bundle(members, history, one.family), name, tags, steps[at])
+        like = kinds[firsts[at]]
+        members = Members(side.entries, rows[first[at] : last[at]], first_kind=like)
+        yield _Grouped(one, Bundle(members, history, one.family), _name(like, rules), tags, steps[at])
 
 
 def _name(first: Entry, rules: Rules) -> str:

@@ -256,6 +256,8 @@ def diff_info(
 
 
 def _replica_checks(measurement: TensorMeasurement, verdict: Verdict) -> list[ReplicatedCheck]:
+    if not measurement.replicas:
+        return []
     return [
         ReplicatedCheck(
             axis=found.axis,

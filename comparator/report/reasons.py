@@ -34,7 +34,7 @@ class Reasons(Struct):
 
     def look_at(self, finding: Comparison) -> None:
         """Take in what holds whether or not the finding may fail."""
-        if not isinstance(finding, TensorComparison):
+        if not isinstance(finding, TensorComparison) or not finding.replicated_checks:
             return
         for side in SIDES:
             apart = [check for check in finding.replicated_checks if check.side == side and not check.passed]

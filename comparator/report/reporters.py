@@ -191,7 +191,7 @@ class TextReporter:
 
     def _news_of_tokens(self, record: Comparison, shown: list[str]) -> list[str]:
         """Where sequences part and how they were paired, the first time that it comes up."""
-        if self._verbosity == "minimal":
+        if self._verbosity == "minimal" or not record.infos:
             return []
         notes = [note.message for note in record.infos if note.category == "tokens-joined"]
         news = [message for message in notes if message not in self._told and message not in shown]

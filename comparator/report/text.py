@@ -15,6 +15,7 @@ from comparator.report.records import (
     SkippedComparison,
     SummaryRecord,
     TensorComparison,
+    TokenCounts,
     ValueComparison,
 )
 
@@ -70,9 +71,11 @@ def finding_details(finding: Comparison, verbosity: Verbosity) -> list[str]:
         lines.extend([f"hint: {finding.hint}"] if finding.hint else [])
         if finding.traceback_str and finding.traceback_str != finding.hint and verbosity == "verbose":
             lines.extend(finding.traceback_str.rstrip().splitlines())
-    lines.extend(note.message for note in finding.errors)
-    shown = ("warning",) if verbosity == "normal" and finding.category == "passed" else ("warning", "info")
-    lines.extend(note.message for note in finding.infos if note.kind in shown)
+    if finding.errors:
+        lines.extend(note.message for note in finding.errors)
+    if finding.infos:
+        shown = ("warning",) if verbosity == "normal" and finding.category == "passed" else ("warning", "info")
+        lines.extend(note.message for note in finding.infos if note.kind in shown)
     return lines
 
 
@@ -131,14 +134,13 @@ def _tensor_details(finding: TensorComparison, verbosity: Verbosity) -> list[str
                 f"{label} {side.dtype} {side.shape}: mean {stats.mean:.4g} std {stats.std:.4g} "
                 f"min {stats.min:.4g} max {stats.max:.4g}"
             )
-    lines.extend(_token_details(finding))
+    tokens = finding.tokens
+    if tokens is not None and (tokens.only_baseline or tokens.only_target):
+        lines.extend(_token_details(tokens))
     return lines
 
 
-def _token_details(finding: TensorComparison) -> list[str]:
-    tokens = finding.tokens
-    if tokens is None:
-        return []
+def _token_details(tokens: TokenCounts) -> list[str]:
     return [
         f"only the {side} has " + ", ".join(f"{counted(count, 'token')} ({reason})" for reason, count in only.items())
         for side, only in (("baseline", tokens.only_baseline), ("target", tokens.only_target))

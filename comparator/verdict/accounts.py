@@ -133,14 +133,17 @@ class Accounts:
 
 
 def _add_tokens(mine: SideAccount, tokens: TokenNumbers, side: Side, *, compared: bool) -> None:
-    only = tokens.only_baseline if side == "baseline" else tokens.only_target
-    dropped = tokens.dropped_baseline if side == "baseline" else tokens.dropped_target
-    recorded = tokens.recorded_baseline if side == "baseline" else tokens.recorded_target
+    if side == "baseline":
+        only, dropped, recorded = tokens.only_baseline, tokens.dropped_baseline, tokens.recorded_baseline
+    else:
+        only, dropped, recorded = tokens.only_target, tokens.dropped_target, tokens.recorded_target
     mine.recorded += recorded
     if compared:
         mine.compared += tokens.matched
     else:
         mine.leave_out(SHAPES_DIFFER, tokens.matched)
+    if recorded == tokens.matched and not only and not dropped:
+        return
     for reason, rows in only.items():
         mine.leave_out(reason, rows)
     again = recorded - tokens.matched - sum(only.values()) - dropped

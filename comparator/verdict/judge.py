@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from msgspec import Struct
@@ -27,7 +27,7 @@ from comparator.plan.facts import TokenNumbers
 from comparator.plan.selection import LeftOut
 from comparator.plan.tokens import counts_against
 from comparator.rules import Rules
-from comparator.verdict.criteria import DEFAULT_PREDICATE, EXACT_PREDICATE, find_rule, satisfied
+from comparator.verdict.criteria import DEFAULT_PREDICATE, EXACT_PREDICATE, compile_predicate, find_rule
 
 REPLICA_TOLERANCE = 1e-6
 """Largest absolute difference between replicas that still counts as the same (SGLang's comparator uses it)."""
@@ -126,15 +126,17 @@ def _judge_tensor(measurement: TensorMeasurement, name: str, options: Options, r
         say("tokens-joined" if one.name == "other-tokens" and not rules.strict_runs else one.name, one.message, options)
         for one in measurement.remarks
     ]
-    said.extend(_share_errors(measurement.tokens, options, cut=rules.grouping == "tags"))
+    tokens = measurement.tokens
+    if tokens is not None and (tokens.only_baseline or tokens.only_target):
+        said.extend(_share_errors(tokens, options, cut=rules.grouping == "tags"))
     difference = measurement.difference
     if difference is None:
         return Verdict("failed", replicas=replicas, said=tuple(said))
     judgement = judge(difference, predicate, measurement.max_token_rel)
     if measurement.same_bits is not None:
         judgement = Judgement(measurement.same_bits, "equal bits")
-    said.extend(say(*one, options) for one in remarks(measurement, difference, judgement.passed))
-    failed = any(one.severity == "error" for one in said)
+    said.extend([say(*one, options) for one in remarks(measurement, difference, judgement.passed)])
+    failed = bool(said) and any(one.severity == "error" for one in said)
     passed = judgement.passed and not failed and all(replicas)
     downcast = None if measurement.downcast is None else judge(measurement.downcast, predicate)
     return Verdict("passed" if passed else "failed", judgement, downcast, replicas, tuple(said))
@@ -187,17 +189,22 @@ def judge(difference: Difference, predicate: str, max_token_rel: float | None = 
 
     ``max_token_rel`` is the largest ``rel`` of a single token; None where tokens cannot be told apart.
     """
-    metrics = {
-        "rel": difference.rel,
-        "max_abs": difference.max_abs,
-        "mean_abs": difference.mean_abs,
-        "relative_l2": difference.relative_l2,
-        "differing": float(difference.differing),
-        "elements": float(difference.elements),
-        "max_token_rel": difference.rel if max_token_rel is None else max_token_rel,
-    }
+    criterion = compile_predicate(predicate)
+    metrics = {name: _METRICS[name](difference, max_token_rel) for name in criterion.names}
     defined = not (math.isnan(difference.rel) or math.isnan(difference.max_abs) or math.isnan(difference.mean_abs))
-    return Judgement(defined and satisfied(predicate, metrics), predicate)
+    return Judgement(defined and criterion.holds(metrics), predicate)
+
+
+_METRICS: Mapping[str, Callable[[Difference, float | None], float]] = {
+    "rel": lambda difference, _: difference.rel,
+    "max_abs": lambda difference, _: difference.max_abs,
+    "mean_abs": lambda difference, _: difference.mean_abs,
+    "relative_l2": lambda difference, _: difference.relative_l2,
+    "differing": lambda difference, _: float(difference.differing),
+    "elements": lambda difference, _: float(difference.elements),
+    "max_token_rel": lambda difference, of_token: difference.rel if of_token is None else of_token,
+}
+"""What ``criteria.METRICS`` names; of most criteria one is looked at."""
 
 
 def remarks(measurement: TensorMeasurement, difference: Difference, passed: bool) -> list[tuple[str, str]]:
@@ -241,9 +248,7 @@ def remarks(measurement: TensorMeasurement, difference: Difference, passed: bool
     return found
 
 
-def _share_errors(tokens: TokenNumbers | None, options: Options, *, cut: bool) -> Iterable[Said]:
-    if tokens is None or not (tokens.only_baseline or tokens.only_target):
-        return
+def _share_errors(tokens: TokenNumbers, options: Options, *, cut: bool) -> Iterable[Said]:
     lost = {
         f"{reason} ({side})": count
         for side, only in (("baseline", tokens.only_baseline), ("target", tokens.only_target))
