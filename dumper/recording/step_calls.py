@@ -68,9 +68,10 @@ class StepCalls(RecordingProcess):
 
     def _is_known(self, batch: Any) -> bool:
         """Whether all that the file says of the step under way is known when it begins. Its first record, which would
-        announce it otherwise, then takes no longer than others. A step alone is no reason to open a file."""
+        announce it otherwise, then takes no longer than others; but a CUDA graph is replayed before its values are
+        recorded, and its device waits for nothing meanwhile. A step alone is no reason to open a file."""
         if self._steps.batch_only is None:
-            return self._open.session is not None
+            return self._open.session is not None and self._graphs is None
         from dumper.adapters import complete_at_start
 
         return complete_at_start(batch)

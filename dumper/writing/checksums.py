@@ -9,7 +9,7 @@ import threading
 
 import xxhash
 
-CHUNK = 8 << 20
+CHUNK = 64 << 20
 """Bytes that are hashed at a time, without the interpreter lock; between two of them a checksum can be given up."""
 _NOTHING = memoryview(b"")
 

@@ -39,6 +39,8 @@ LONG_NAP = 0.05
 """The same after small values of a device, which are sent to the host at the end of one nap and written after the next,
 and after steps of which no value was recorded: each time the writer takes the interpreter lock several times, for each
 of which the model may have to wait for some hundred microseconds."""
+MUCH, SHORTENED = 4 << 20, 0.4
+"""Bytes in a round, after which the next comes sooner, in so much of the time: less is on its way, and in the way."""
 MOST_WAITS = 250
 """Naps, some seconds in all, after which the writer waits for a value, and learns whether the device has failed."""
 NAPS = 5
@@ -347,9 +349,8 @@ class Writer:
             item = queue[0]
             if isinstance(item, tuple):
                 slab = item[1]
-                if isinstance(slab, Slab):
-                    self._nap = NAP
-                elif not (slab.is_there or insist):
+                self._nap = NAP if isinstance(slab, Slab) else LONG_NAP
+                if not (isinstance(slab, Slab) or slab.is_there or insist):
                     break
                 values, taken = take_values(queue, most)
                 items.append(values)
@@ -375,4 +376,6 @@ class Writer:
             # This thread alone takes items off.
             items.append(queue.popleft())
             most -= 1
+        if nbytes > MUCH:
+            self._nap = min(self._nap, LONG_NAP * SHORTENED)
         return batch

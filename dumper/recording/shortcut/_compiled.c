@@ -209,7 +209,7 @@ static int record(Shortcut *self, PyObject *source, PyObject *value, PyObject *d
     if (entry == NULL) return 0;
     int on_device = incoming.on_device, done = 0;
     if (entry->description == NULL) { /* the filter rejects it, which graphs that are captured want to know */
-        done = !on_device || CALLED(self->is_capturing) == 0;
+        done = !on_device || is_outside_of_graphs(self, &incoming);
         goto done;
     }
     if (on_device) {

@@ -36,6 +36,15 @@ static int is_captured(const Shortcut *self, long long stream) {
     return (int)CALLED(self->is_capturing); /* clears the error as well */
 }
 
+/* Whether the stream that a value is used on is known not to be captured. */
+
+static int is_outside_of_graphs(const Shortcut *self, const Incoming *incoming) {
+    long long device, stream;
+    int captured = find_stream(self, incoming, &device, &stream) < 0 ? -2 : is_captured(self, stream);
+    PyErr_Clear();
+    return captured == 0;
+}
+
 /* The lane of a stream becomes the last one; 0 where there is none. */
 
 static int find_lane(Shortcut *self, long long device, long long stream) {
