@@ -31,7 +31,9 @@ CACHED = 1 << 16
 PROBES = 16
 """Random vectors by which the size of a product of two matrices is estimated."""
 WORTH_PROBES = 128
-"""Rows and channels from which that saves most of the time; of so many rows it is tried first."""
+"""Rows and channels from which that saves most of the time."""
+FEW_ROWS = 128
+"""So many rows are asked first whether a factor is significant: they show it less clearly than all."""
 MANY_TIMES = 16.0
 """A standard error of two estimates by probes is 16 times too small once in 10^9 times at most: each is near a
 chi-squared variable of 16 degrees over 16, or nearer to what it estimates."""
@@ -250,9 +252,8 @@ class _Scale(Struct, frozen=True, eq=False):
         value = self.plain.value
         if self.is_exact or irrelevant.covers(value):
             return self.plain
-        if self.rows.rows >= 2 * WORTH_PROBES and irrelevant.is_clear(self.plain.error):
-            # Of fewer rows it is larger, or as large where all are correlated.
-            few = self.rows.take(_sampled(self.rows.rows, WORTH_PROBES)).arrays()
+        if self.rows.rows >= 2 * FEW_ROWS and irrelevant.is_clear(self.plain.error):
+            few = self.rows.take(_sampled(self.rows.rows, FEW_ROWS)).arrays()
             error = _probed_error(value, *few)
             if error is not None and irrelevant.is_clear(error):
                 return Estimate(value, error)
@@ -296,7 +297,7 @@ def _rest(value: float, middle: Single, added: Single) -> tuple[Single, float, f
 def _probed_error(value: float, middle: Single, added: Single) -> float | None:
     """The estimate of a standard error; None where there are too few channels, or the factor explains all."""
     rest, energy, left = _rest(value, middle, added)
-    if min(middle.shape) < WORTH_PROBES or left <= 1e-12 * energy * value * value:
+    if middle.shape[1] < WORTH_PROBES or left <= 1e-12 * energy * value * value:
         return None
     return _standard_error(energy, left, *_probed_products(middle, rest))
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.align.aligned import Aligned
-from comparator.diagnosis.kernel import ChannelSums, FirstLook, PartSums, look_of_equal, look_of_finite
+from comparator.diagnosis.kernel import FirstLook, PartSums, look_of_equal, look_of_finite
 from comparator.match.bundles import Key
 from comparator.measure.kernel.sums import Array, RowTable
 from tensortap.lazy_rows import is_lazy, stacked
@@ -113,7 +113,7 @@ def _parts(tables: Sequence[RowTable]) -> Iterator[PartSums]:
     first = 0
     for table in tables:
         for part in table.parts:
-            yield PartSums(first + part.rows.start + np.flatnonzero(part.taken), ChannelSums(*part.sums))
+            yield PartSums(first + part.rows.start + np.flatnonzero(part.taken), part.sums)
         first += len(table.columns)
 
 

@@ -103,7 +103,8 @@ class PartSums(Struct, frozen=True, eq=False):
 
     rows: Integer
     """Their numbers, ascending."""
-    sums: ChannelSums
+    sums: Float
+    """As ``ChannelSums``, shape ``(channels / 8, 4, 8)``: of 8 channels each, then of the next."""
 
 
 class FirstLook(Struct, frozen=True, eq=False):
@@ -188,12 +189,12 @@ def channel_sums_of_parts(
     the matrices: those with rows that have another factor are taken anew."""
     wanted = np.full(matrices.shape[0], np.nan, np.float32)
     wanted[rows] = factors
-    found = ChannelSums(*np.zeros((4, matrices.shape[1])))
+    lanes = np.zeros((_padded(matrices.shape[1]) // _LANES, 4, _LANES))
     for part in parts:
         if np.array_equal(wanted[part.rows], plain[part.rows]):
-            found = found.plus(part.sums)
+            lanes += part.sums
             wanted[part.rows] = np.nan
-    left = ~np.isnan(wanted[rows])
+    found, left = _of_lanes(lanes, matrices.shape[1]), ~np.isnan(wanted[rows])
     return found.plus(channel_sums(matrices, rows[left], factors[left])) if left.any() else found
 
 
@@ -206,6 +207,10 @@ def _sum_channels(matrices: Matrices, rows: Integer, factors: Single) -> Channel
         return ChannelSums(*sums)
     lanes = np.zeros((_padded(channels) // _LANES, 4, _LANES))
     _compiled.channels(task, rows, factors, lanes)
+    return _of_lanes(lanes, channels)
+
+
+def _of_lanes(lanes: Float, channels: int) -> ChannelSums:
     return ChannelSums(*lanes.transpose(1, 0, 2).reshape(4, -1)[:, :channels])
 
 

@@ -99,8 +99,7 @@ class Parts:
         for number in range(len(self._stops)):
             part = self._found[number]
             if part.channels is not None and part.taken is not None and part.taken.any() and not part.is_alike:
-                sums = part.channels.transpose(1, 0, 2).reshape(4, -1)[:, : self._length]
-                found.append(ChannelPart(self._place(number)[1], sums, part.taken.astype(np.bool_)))
+                found.append(ChannelPart(self._place(number)[1], part.channels, part.taken.view(np.bool_)))
         return tuple(found)
 
     def _place(self, number: int) -> tuple[slice, slice]:
