@@ -32,14 +32,16 @@ PROBES = 16
 """Random vectors by which the size of a product of two matrices is estimated."""
 WORTH_PROBES = 128
 """Rows and channels from which that saves most of the time."""
-FEW_ROWS = 128
-"""So many rows are asked first whether a factor is significant: they show it less clearly than all."""
+FEW_ROWS, SAFELY = 32, 4.0
+"""So many rows are asked first whether a factor is significant, so many times: they show it less clearly than all."""
 MANY_TIMES = 16.0
 """A standard error of two estimates by probes is 16 times too small once in 10^9 times at most: each is near a
 chi-squared variable of 16 degrees over 16, or nearer to what it estimates."""
 OUTLIER = 2.0
 """A channel beyond so many medians is shrunk to that size, so that few massive channels do not decide alone."""
 TINY = 1e-300
+LONG = 1024
+"""Numbers, from which to find three of their order at once takes longer than to look through those of each half."""
 
 
 class Estimate(Struct, frozen=True):
@@ -65,14 +67,19 @@ def median(values: npt.NDArray[Any]) -> float:
     if not count:
         return math.nan
     half = count // 2
-    ordered = np.partition(values, (count - 1, half, max(half - 1, 0)))
-    if ordered[-1] != ordered[-1]:
+    if count < LONG:
+        ordered = np.partition(values, (count - 1, half, max(half - 1, 0)))
+        last, below = ordered[-1], ordered[half - 1]
+    else:
+        ordered = np.partition(values, half)
+        last, below = ordered[half:].max(), ordered[:half].max()
+    if last != last:
         return math.nan
     if count % 2:
         return float(ordered[half])
     # As ``np.mean`` rounds it, which takes twenty times as long for two of them.
     with np.errstate(over="ignore", invalid="ignore"):
-        return float((ordered[half - 1] + ordered[half]) / ordered.dtype.type(2))
+        return float((below + ordered[half]) / ordered.dtype.type(2))
 
 
 def channel_weights(energy: Float) -> Single | None:
@@ -196,10 +203,10 @@ class Irrelevance(Struct, frozen=True):
         """Of a factor less another."""
         return self.covers(value / 2)
 
-    def is_clear(self, error: float) -> bool:
+    def is_clear(self, error: float, times: float = MANY_TIMES) -> bool:
         """Of a standard error: whether any factor that is large enough for a fault is significant, many times over. The
         size decides then, and so it does behind the tap, where errors add up and this one is too small to count."""
-        return error * MANY_TIMES * self.significance < self.size
+        return error * times * self.significance < self.size
 
 
 RELEVANT = Irrelevance()
@@ -252,11 +259,11 @@ class _Scale(Struct, frozen=True, eq=False):
         value = self.plain.value
         if self.is_exact or irrelevant.covers(value):
             return self.plain
-        if self.rows.rows >= 2 * FEW_ROWS and irrelevant.is_clear(self.plain.error):
-            few = self.rows.take(_sampled(self.rows.rows, FEW_ROWS)).arrays()
-            error = _probed_error(value, *few)
-            if error is not None and irrelevant.is_clear(error):
-                return Estimate(value, error)
+        if self.rows.rows > FEW_ROWS and irrelevant.is_clear(self.plain.error, SAFELY):
+            few = with_error(value, *self.rows.take(_sampled(self.rows.rows, FEW_ROWS)).arrays())
+            # Without residuals in the few the error says nothing of the others.
+            if few.error > 1e-9 * abs(value) and irrelevant.is_clear(few.error, SAFELY):
+                return few
         return with_error(value, *self.rows.arrays(), irrelevant)
 
 
@@ -277,7 +284,10 @@ def uncorrelated(value: float, middle: float, product: float, added: float, elem
 
 def with_error(value: float, middle: Single, added: Single, irrelevant: Irrelevance = RELEVANT) -> Estimate:
     """A factor less one with its standard error; an array of shape ``(rows, channels)`` each."""
-    rest, energy, left = _rest(value, middle, added)
+    energy = float(np.vdot(middle, middle))
+    rest = middle * np.float32(-value)
+    rest += added
+    left = float(np.vdot(rest, rest))
     if left <= 1e-12 * energy * value * value:
         return Estimate(value, 1e-9 * abs(value))
     if min(middle.shape) >= WORTH_PROBES and irrelevant.is_clear(math.sqrt(left / energy / middle.size)):
@@ -285,21 +295,6 @@ def with_error(value: float, middle: Single, added: Single, irrelevant: Irreleva
         if irrelevant.is_clear(error):
             return Estimate(value, error)
     return Estimate(value, _standard_error(energy, left, *_products(middle, rest)))
-
-
-def _rest(value: float, middle: Single, added: Single) -> tuple[Single, float, float]:
-    """What a factor leaves of what was added, and the squared norms of the midpoint and of this."""
-    rest = middle * np.float32(-value)
-    rest += added
-    return rest, float(np.vdot(middle, middle)), float(np.vdot(rest, rest))
-
-
-def _probed_error(value: float, middle: Single, added: Single) -> float | None:
-    """The estimate of a standard error; None where there are too few channels, or the factor explains all."""
-    rest, energy, left = _rest(value, middle, added)
-    if middle.shape[1] < WORTH_PROBES or left <= 1e-12 * energy * value * value:
-        return None
-    return _standard_error(energy, left, *_probed_products(middle, rest))
 
 
 def _standard_error(energy: float, left: float, over_channels: float, over_rows: float) -> float:

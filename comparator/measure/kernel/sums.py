@@ -59,8 +59,8 @@ class ChannelPart(Struct, frozen=True, eq=False):
 
     rows: slice
     sums: Float
-    """Σa², Σm², Σma and Σa with the midpoint m = (x + y) / 2 and a = y - x, shape ``(channels / 8, 4, 8)``: of 8 of them
-    each, then of the next; the last are filled up with zeros."""
+    """Σa², Σm², Σma and Σa with the midpoint m = (x + y) / 2 and a = y - x, shape ``(channels / 8, 4, 8)``: of 8
+    channels each, then of the next; the last are filled up with zeros."""
     taken: npt.NDArray[np.bool_]
     """Which of the rows were added."""
 

@@ -258,13 +258,14 @@ def test_probes_estimate_the_significance_where_it_is_beyond_doubt(
 ):
     difference = _correlated(5, *shape, together)
     exact = scale(difference)
+    monkeypatch.setattr(measures, "FEW_ROWS", 1000)
     unclear = Irrelevance(size=exact.error * measures.MANY_TIMES * 12, significance=24)
     assert scale(difference, unclear) == exact
     clear = Irrelevance(size=exact.error * measures.MANY_TIMES * 24, significance=12)
     monkeypatch.setattr(measures, "_products", lambda *_: pytest.fail("the Gram matrices were taken"))
     estimated = scale(difference, clear)
     assert estimated.value == exact.value
-    assert 0.5 * exact.error < estimated.error < 2.5 * exact.error
+    assert estimated.error == pytest.approx(exact.error, rel=0.5)
     assert scale(difference, clear) == estimated
 
 
@@ -274,13 +275,15 @@ def test_a_significance_that_few_rows_show_beyond_doubt_is_not_asked_of_all(
 ):
     difference = _correlated(6, 1000, 300, together)
     exact = scale(difference)
-    most = 12 * exact.error  # of 128 of 768 rows it is some times as large, with one common error as with many
-    monkeypatch.setattr(measures, "with_error", lambda *_: pytest.fail("all rows were looked at"))
-    estimated = scale(difference, Irrelevance(size=most * measures.MANY_TIMES * 12, significance=12))
+    most = 16 * exact.error  # of 32 of 768 rows it is 5 times as large, more with one common error
+    rows, with_error = [], measures.with_error
+    monkeypatch.setattr(measures, "with_error", lambda *of: rows.append(len(of[1])) or with_error(*of))
+    estimated = scale(difference, Irrelevance(size=most * measures.SAFELY * 12, significance=12))
+    assert rows == [measures.FEW_ROWS]
     assert estimated.value == exact.value
-    assert 0.7 * exact.error < estimated.error < most
-    with pytest.raises(pytest.fail.Exception):
-        scale(difference, Irrelevance(size=0.5 * exact.error * measures.MANY_TIMES * 12, significance=12))
+    assert exact.error < estimated.error < most
+    assert scale(difference, Irrelevance(size=exact.error * measures.SAFELY * 12, significance=12)) == exact
+    assert rows[-1] == measures.MOST_ROWS
 
 
 def test_no_test_of_a_factor_asks_for_more_significance_than_is_taken_for_the_largest():
