@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from comparator.measure.kernel.sums import Array, ChannelPart, Float, RowTable
 from tensortap.lost_pages import watching
@@ -47,15 +48,14 @@ class Pass(Protocol):
         """Add what another pass has found of the next rows."""
 
 
-class _Part:
+class _Part(Struct, frozen=True, eq=False):
     """What is found of some rows."""
 
-    def __init__(self, begun: Pass, rows: int, length: int, by_channel: bool, of_channels: bool) -> None:
-        self.sums = begun
-        self.lines = np.empty((rows, LINE))
-        self.energy = np.zeros(length) if by_channel else None
-        self.channels = np.zeros((-(-length // _LANES), 4, _LANES)) if of_channels else None
-        self.taken = np.zeros(rows, np.uint8) if of_channels else None
+    sums: Pass
+    lines: Float
+    energy: Float | None
+    channels: Float | None
+    taken: npt.NDArray[np.uint8] | None
 
     @property
     def is_alike(self) -> bool:
@@ -74,9 +74,14 @@ class Parts:
         self._stops = [min(first + self._step, size) for first in range(0, size, self._step)]
         self._found: dict[int, _Part] = {}
         self._has_outliers = False
-        self._by_channel = table is not None and table.energy is not None
-        names = {side.dtype.name for side in sides}
-        self._of_channels = self._by_channel and names == {"bfloat16"}
+        rows, count, padded = -(-size // length), len(self._stops), -(-length // _LANES)
+        by_channel = table is not None and table.energy is not None
+        of_channels = by_channel and {side.dtype.name for side in sides} == {"bfloat16"}
+        # Of all parts at once: to get memory from the system and to give it back takes long.
+        self._lines = np.empty((rows, LINE))
+        self._energies = np.zeros((count, length)) if by_channel else None
+        self._channels = np.zeros((count, padded, 4, _LANES)) if of_channels else None
+        self._taken = np.zeros(rows, np.uint8)
 
     def measure(self, whole: Pass, before: Sequence[Before], threads: int) -> None:
         """Add all parts to a pass; the table of rows is filled. Each of ``before`` is called by one thread alone."""
@@ -109,8 +114,16 @@ class Parts:
 
     def _look(self, number: int, *, leaves_out: bool) -> None:
         elements, rows = self._place(number)
-        of_channels = self._of_channels and not self._has_outliers
-        part = _Part(self._begin(), rows.stop - rows.start, self._length, self._by_channel, of_channels)
+        channels = None if self._channels is None or self._has_outliers else self._channels[number]
+        part = _Part(
+            self._begin(),
+            self._lines[rows],
+            None if self._energies is None else self._energies[number],
+            channels,
+            None if channels is None else self._taken[rows],
+        )
+        if not leaves_out and part.energy is not None:
+            part.energy[0] = 0.0
         baseline, target = self._sides
         part.sums.add(
             baseline[elements],
