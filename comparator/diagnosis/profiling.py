@@ -32,7 +32,7 @@ from comparator.diagnosis.operands import Operands
 from comparator.diagnosis.routing import standing_out
 from comparator.diagnosis.tap_graph import TapNode
 from comparator.diagnosis.tap_profile import FirstDifference, GroupScale, Nonfinite, TapProfile
-from comparator.diagnosis.tap_rows import Mask, RowLabels, Single, TapRows, groups_of, has_whole_prefix
+from comparator.diagnosis.tap_rows import Float, Mask, RowLabels, Single, TapRows, groups_of, has_whole_prefix
 
 COMMON_HEAD_SIZES = (32, 64, 128, 256)
 FEWEST_ROWS = 6
@@ -157,7 +157,7 @@ class _Measuring:
             cosine=alignment(part.sums),
             scale=NOTHING if few else scale(difference, irrelevant=sizes["scale"]),
             # Nothing is made of its significance.
-            raw_scale=NOTHING if few else scale(self._raw(), irrelevant=NEVER_RELEVANT),
+            raw_scale=NOTHING if few else scale(self._raw(difference, part.sizes), irrelevant=NEVER_RELEVANT),
             offset=NOTHING if few else offset(difference),
             group_scales=() if few else self._group_scales(difference, kept, sizes["group"]),
             channels=of_channels,
@@ -191,8 +191,13 @@ class _Measuring:
             kind: Irrelevance(strength, max(share * floor / 2, least) / 2, LARGEST_Z) for kind, share in shares.items()
         }
 
-    def _raw(self) -> Difference:
-        return normalise(self.matrices, self.sums, sizes_of(self.sums))
+    def _raw(self, difference: Difference, sizes: Float) -> Difference:
+        """Of the value itself, without weights of channels: ``difference``, with its ``sizes``, where it is that."""
+        plain = sizes_of(self.sums)
+        is_plain = difference.sums is self.sums and difference.rows == len(plain) and np.array_equal(sizes, plain)
+        # Where most rows differ the floor is not asked for.
+        differs = int(np.count_nonzero(difference.error))
+        return difference if is_plain and 2 * differs > len(plain) else normalise(self.matrices, self.sums, plain)
 
     def _first_difference(self, row: int) -> FirstDifference:
         left, right = (to_single(side[row]) for side in (self.tap.values.baseline, self.tap.values.target))

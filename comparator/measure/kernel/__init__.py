@@ -37,7 +37,7 @@ else:
 COMPILED = _compiled is not None
 SEGMENT = 4096
 """Elements that are summed like a row where rows are not asked for."""
-PIECE = 2 << 20
+PIECE = 4 << 20
 """Bytes of one side that are in the cache for two looks at them."""
 LARGE = 8 << 20
 """Bytes of one side from which it is looked at part by part."""
