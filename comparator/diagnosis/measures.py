@@ -73,7 +73,7 @@ def median(values: npt.NDArray[Any]) -> float:
     else:
         ordered = np.partition(values, half)
         last, below = ordered[half:].max(), ordered[:half].max()
-    if last != last:
+    if math.isnan(last):
         return math.nan
     if count % 2:
         return float(ordered[half])
