@@ -79,7 +79,7 @@ class Wake:
 class Batch:
     """What one round takes off the queue."""
 
-    __slots__ = ("barriers", "items", "reserved", "slabs", "stops")
+    __slots__ = ("barriers", "before_slab", "items", "reserved", "slabs", "stops")
 
     def __init__(self) -> None:
         self.items: list[Item] = []
@@ -90,6 +90,8 @@ class Batch:
         self.barriers: list[Barrier] = []
         self.stops = False
         """Whether it is the last."""
+        self.before_slab = False
+        """Whether what comes next is in a slab that is on its way from a device, or only now was sent."""
 
 
 class Writer:
@@ -292,9 +294,10 @@ class Writer:
                         return
                 if not self._queue:
                     naps = self._rest(naps)
-                elif not batch.items:
-                    # The next value is on its way from a device.
-                    waits += 1
+                elif batch.before_slab or not batch.items:
+                    # The next value is on its way from a device. A slab will be there at once; but then the next one
+                    # would have to be sent, in which the model has put a value or two, and so on.
+                    waits = 0 if batch.items else waits + 1
                     self._wake.wait(self._nap)
                     continue
                 waits = 0
@@ -351,6 +354,7 @@ class Writer:
                 slab = item[1]
                 self._nap = NAP if isinstance(slab, Slab) else LONG_NAP
                 if not (isinstance(slab, Slab) or slab.is_there or insist):
+                    batch.before_slab = True
                     break
                 values, taken = take_values(queue, most)
                 items.append(values)

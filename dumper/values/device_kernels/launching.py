@@ -31,7 +31,7 @@ _BYTES_AT_ONCE = 16
 """That a thread reads."""
 _PACKED_TILES = 4
 """That are on their way from memory together. A row of them has the 64 elements that a sum in float32 can take."""
-_FEWER_TILES = 2
+_FEWER_TILES = 3
 """The same of FLOAT8_E5M2, whose sums in float64 take more registers."""
 FOR_BYTES, FOR_HALVES, FOR_E4M3 = 1, 2, 3
 """What NVIDIA's GPUs have instructions for, more in later ones: sums of products of bytes; the lesser and the greater

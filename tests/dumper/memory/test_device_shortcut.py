@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dumper import open_run
+from dumper.memory.device_buffers import DeviceBuffer
+from dumper.memory.device_slabs import DeviceSlab, Lane
 from dumper.recording import short_way
 from dumper.recording.context import ThreadTags
 from dumper.recording.shortcut import COMPILED
 from dumper.settings import Settings
+from dumper.writing.writer import Batch, Writer
 from tests.dumper.memory.stand_in_kernels import STREAM, VALUE, WAYS, Kernels, OnDevice, set_way, stand_in
 from tests.dumper.recording.conftest import Recording
 
@@ -272,3 +276,39 @@ def test_the_shortcut_runs_no_function_of_ours(
     assert len(recording.read().records) == 1 + len(seen)
     assert seen.count({"record", "submit"}) == 8
     assert kernels.runtime.launches_of_compiled_code >= 8
+
+
+def test_slabs_are_sent_once_in_a_nap(recording: Recording, kernels: Kernels) -> None:
+    """And not as soon as the one before has come, with what the model has recorded meanwhile."""
+    runtime: Any = kernels.runtime
+    sent: list[int] = []
+    send, serve = Lane._send, Writer._serve
+
+    def at_once(self: Lane, slab: DeviceSlab, buffer: DeviceBuffer) -> bool:
+        sent.append(slab.taken)
+        done = send(self, slab, buffer)
+        with runtime._lock:
+            while runtime._do_one():
+                pass
+        return done
+
+    def beside_the_model(self: Writer, batch: Batch) -> bool:
+        goes_on = serve(self, batch)
+        if len(sent) < 50:
+            recorder.dump("meanwhile", OnDevice(VALUE))
+        return goes_on
+
+    recorder = recording.start()
+    recorder.dump("host", VALUE)
+    recorder.flush()
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(Lane, "_send", at_once)
+        patches.setattr(Writer, "_serve", beside_the_model)
+        recorder.step()
+        recorder.dump("x", OnDevice(VALUE))
+        deadline = time.monotonic() + 20
+        while not sent and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        assert len(sent) <= 2, sent  # the nap of the writer is of half a minute
+    assert len(recording.read().records) > 2
