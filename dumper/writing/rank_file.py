@@ -27,7 +27,9 @@ HASHED_BESIDE = 4 << 20
 """Bytes; the checksums of payloads from here on are taken by another thread while this one writes. To hand over
 smaller ones would cost more turns of the interpreter lock than it saves."""
 CLAIMED_AHEAD = 1 << 20
-"""Bytes; space for writes from here on is claimed first."""
+"""Bytes; space for payloads from here on is claimed first."""
+CLAIMED_TOGETHER = 4 << 20
+"""The same of small records together: a claim is one more turn of the interpreter lock."""
 BLOCK = 1 << 20
 """Bytes that stay in the processor's cache between being hashed and being written."""
 
@@ -74,7 +76,7 @@ class RankFile:
         ``ends`` gives, up to ``position``; none without it.
         """
         try:
-            if end - self.position >= CLAIMED_AHEAD:
+            if end - self.position >= CLAIMED_TOGETHER:
                 # Where not all of it has room, the first frames may have.
                 with contextlib.suppress(OSError):
                     self._preallocation.claim(self.position, end - self.position)

@@ -14,7 +14,7 @@
                              they are not in the cache */
 #define COPIED 16384      /* bytes; a larger payload is a buffer of its own, which costs less than to copy it */
 #define LARGEST 0xffffffff /* bytes; what the length of a payload can say */
-#define ALONE 16384       /* bytes of frames from which on others may run while they are made */
+#define ALONE 65536       /* bytes of frames from which on others may run while they are made: some 20 us */
 #define WAKING 50000      /* ns; a thread that waits for the lock takes as long to wake, and gets it only if it is free */
 #define PAGE 65536        /* bytes; blocks are as large as some of them */
 #define BLOCKS 8          /* that are kept */
