@@ -10,7 +10,7 @@ from typing import Any
 
 from dumper.log_once import log
 from dumper.memory.buffers import SLAB_BYTES, Shelf, Slab, copy_memory
-from dumper.memory.device_slabs import DeviceSlab
+from dumper.memory.device_slabs import DeviceSlab, SlabPiece
 from dumper.settings import Settings
 from dumper.writing.framing import take_values
 from dumper.writing.items import (
@@ -364,9 +364,11 @@ class Writer:
                 most -= len(values)
                 continue
             if isinstance(item, Submission | ManyValues):
-                self._nap = NAP
                 data = item.data
+                in_slab = isinstance(data, SlabPiece)
+                self._nap = LONG_NAP if in_slab else NAP
                 if not (isinstance(data, bytes | memoryview) or data.is_there or insist):
+                    batch.before_slab = in_slab
                     break
                 batch.reserved += item.reserved
                 nbytes += item.reserved
