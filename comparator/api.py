@@ -298,4 +298,5 @@ def open_side(source: PathOrRun, label: str, progress: Progress = silent, worker
     if not len(run.records):
         problems = "; ".join(str(problem.message) for problem in run.problems)
         raise ComparatorError(f"{label}: the run {run.path} holds no records{': ' + problems if problems else ''}")
+    run.read_ahead()
     return run

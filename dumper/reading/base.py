@@ -154,6 +154,9 @@ class RunBase:
     def written(self) -> Written | None:
         return None
 
+    def read_ahead(self) -> None:
+        pass
+
     def expect(self, records: Iterable[Record]) -> None:
         pass
 

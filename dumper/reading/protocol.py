@@ -351,6 +351,10 @@ class Run(Protocol):
     def written(self) -> Written | None:
         """How far the run had come when it was opened; None where a recording does not tell."""
 
+    def read_ahead(self) -> None:
+        """All records will be asked what they say of their values, in their order: where each is a file, reading begins
+        beside what this process does meanwhile."""
+
     def expect(self, records: Iterable[Record]) -> None:
         """These records will be read, in about this order: what lies on object storage is read ahead. They are not
         looked at where the run is on a disk."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from dumper.format.run_files import MOST_RANKS
 from dumper.layout import TokenLayout
 from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.facts import Facts, FactsAhead, facts_of, facts_of_file
-from dumper.readers.sglang.plain_pt import MOST_READ, Stored, read_again, read_together, stamps_of
+from dumper.readers.sglang.plain_pt import MOST_READ, Stored, read_again, read_together, stamps_of, views_of_each
 from dumper.readers.sglang.pt_files import Content, PtFileError
 from dumper.readers.sglang.pt_format.archive import Stamp
 from dumper.reading.base import RecordBase, RunBase
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
     import torch
 
 _GRADIENT = "grad__"
+_ENCODING = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
-class SGLangRecord(RecordBase, Struct, eq=False, dict=True):
+class SGLangRecord(RecordBase, Struct, eq=False):
     """One file of a dump, with the names that records of a run have."""
 
     folder: str
@@ -51,19 +53,20 @@ class SGLangRecord(RecordBase, Struct, eq=False, dict=True):
     ahead: FactsAhead | None = None
     """Reads the facts of records of the dump, and the number of this one among them."""
     number: int = 0
-    _checked: Content | None = None
+    _facts: Facts | None = None
+    _checked: Content | npt.NDArray[Any] | None = None
     """What was checked last: a record is checked, then read, once."""
-    _read: Content | None = None
-    """What was read with others, for the next time that it is asked for."""
+    _read: npt.NDArray[Any] | None = None
+    """Its tensor, where that was read with others, for the next time that it is asked for."""
 
     @property
     def path(self) -> Path:
         return Path(self.folder, self.file)
 
     @property
-    def location(self) -> str:
-        """The path as text, which takes a tenth of the time."""
-        return f"{self.folder}{os.sep}{self.file}"
+    def place(self) -> bytes:
+        """The path as the system has it, which takes a tenth of the time."""
+        return f"{self.folder}{os.sep}{self.file}".encode(*_ENCODING)
 
     @property
     def named_file(self) -> SGLangRecord:
@@ -98,19 +101,21 @@ class SGLangRecord(RecordBase, Struct, eq=False, dict=True):
     def recompute(self) -> bool:
         return self.parts.get("recompute_status") == "recompute"
 
-    @functools.cached_property
+    @property
     def facts(self) -> Facts:
-        if self.ahead is None:
-            return facts_of_file(self.path)
-        self.ahead.fill(self.number)
-        found: Facts = self.__dict__["facts"]
-        return found
+        if self._facts is None:
+            if self.ahead is not None:
+                self.ahead.fill(self.number)
+            else:
+                self._facts = facts_of_file(self.path)
+        assert self._facts is not None
+        return self._facts
 
     def keep(self, facts: Facts) -> None:
         """These are the facts of the file."""
-        self.__dict__["facts"] = facts
+        self._facts = facts
 
-    @functools.cached_property
+    @property
     def parallel(self) -> Mapping[str, tuple[int, int]]:
         """Axis name to ``(rank, size)``."""
         return pt_files.parallel_layout(self.facts.meta)
@@ -144,13 +149,13 @@ class SGLangRecord(RecordBase, Struct, eq=False, dict=True):
 
     @property
     def nbytes(self) -> int:
-        facts: Facts | None = self.__dict__.get("facts")
+        facts = self._facts
         return self.path.stat().st_size if facts is None or facts.stamp is None else facts.stamp[0]
 
     def changed(self, now: Stamp | None) -> str | None:
         """In words that the file, which has the stamp ``now``, is not what it was when it was read first; None where it
         is, or there is none."""
-        facts: Facts | None = self.__dict__.get("facts")
+        facts = self._facts
         if facts is None or facts.stamp is None or now is None or now == facts.stamp:
             return None
         if now[0] < facts.stamp[0]:
@@ -159,11 +164,7 @@ class SGLangRecord(RecordBase, Struct, eq=False, dict=True):
 
     def holds(self, array: npt.NDArray[Any] | None) -> None:
         """This is what its tensor is, if that is asked for next; None: it is to be read."""
-        facts = self.facts
-        if array is None or facts.tensor is None:
-            self._read = None
-        else:
-            self._read = Content(facts.tensor.with_array(array), facts.meta)
+        self._read = array
 
     def stored(self, most: int) -> Stored | None:
         """Where its tensor is found again, where that is known and it takes at most so many bytes."""
@@ -171,7 +172,7 @@ class SGLangRecord(RecordBase, Struct, eq=False, dict=True):
         tensor, stamp = facts.tensor, facts.stamp
         if tensor is None or stamp is None or tensor.stop - tensor.start > most:
             return None
-        return self.location, tensor, stamp
+        return self.place, tensor, stamp
 
     def _content(self, *, with_torch: bool = False) -> Content:
         try:
@@ -181,41 +182,40 @@ class SGLangRecord(RecordBase, Struct, eq=False, dict=True):
 
     def is_intact(self) -> bool:
         """Whether the file can be read; SGLang writes no checksums but those of the zip format."""
-        content, self._read = self._read, None
+        if self._read is not None:
+            self._checked, self._read = self._read, None
+            return True
         try:
-            self._checked = content or self._known_content() or self._whole_content()
+            self._checked = self._known_content() or self._whole_content()
         except PtFileError:
             return False
         return True
 
     def _whole_content(self) -> Content:
         content = pt_files.load(self.path)
-        self.__dict__.setdefault("facts", facts_of(content))
+        if self._facts is None:
+            self._facts = facts_of(content)
         return content
 
     def _known_content(self) -> Content | None:
         """What the file holds, from where its tensor was found before; None where all of it must be read."""
-        facts: Facts | None = self.__dict__.get("facts")
+        facts = self._facts
         if facts is None or facts.tensor is None or facts.stamp is None:
             return None
         try:
-            tensor = read_again(self.location, facts.tensor, facts.stamp)
+            tensor = read_again(self.path, facts.tensor, facts.stamp)
         except OSError:
             return None
         return None if tensor is None else Content(tensor, facts.meta)
 
     def tensor(self) -> torch.Tensor:
         """The tensor on the CPU, mapped from the file. Raises ValueError when it is none or cannot be read."""
-        value = self._tensor(with_torch=True)
+        self._checked = None
+        value = self._tensor(self._content(with_torch=True))
         tensor: torch.Tensor = value.detach()
         return tensor
 
-    def _tensor(self, *, with_torch: bool) -> Any:
-        content, self._checked = self._checked, None
-        if with_torch:
-            content = self._content(with_torch=True)
-        elif content is None:
-            content = self._known_content() or self._content()
+    def _tensor(self, content: Content) -> Any:
         value = content.value
         if not pt_files.is_tensor(value):
             raise ValueError(f"{self.filename} holds no tensor; read .value")
@@ -223,7 +223,10 @@ class SGLangRecord(RecordBase, Struct, eq=False, dict=True):
 
     def array(self) -> npt.NDArray[Any]:
         """The tensor as numpy (``ml_dtypes`` for bf16 and fp8). Raises ValueError as ``tensor`` does."""
-        return pt_files.to_array(self._tensor(with_torch=False))
+        checked, self._checked = self._checked, None
+        if isinstance(checked, np.ndarray):
+            return checked
+        return pt_files.to_array(self._tensor(checked or self._known_content() or self._content()))
 
     @property
     def value(self) -> Any:
@@ -303,6 +306,11 @@ class SGLangDump(RunBase):
         ``position_ids``) of the step; None where they are not there or contradict each other."""
         return self._layouts.get(rank, {}).get(step)
 
+    def read_ahead(self) -> None:
+        first = self.records[0] if self.records else None
+        if first is not None and first.ahead is not None and first._facts is None:  # else others have looked at them
+            first.ahead.begin()
+
     def read_together(self, records: Iterable[Record]) -> None:
         for before in self._read_together:
             before.holds(None)
@@ -311,10 +319,11 @@ class SGLangDump(RunBase):
             if isinstance(record, SGLangRecord) and (stored := record.stored(MOST_READ)) is not None:
                 small.setdefault(stored[1].stop - stored[1].start, []).append((record, stored))
         self._read_together = [one for several in small.values() for one, _ in several]
-        for size, several in small.items():
+        for several in small.values():
             data, read = read_together([stored for _, stored in several])
-            for number, ((record, (_, tensor, _)), good) in enumerate(zip(several, read, strict=True)):
-                record.holds(tensor.view(data, tensor.start - number * size) if good else None)
+            arrays = views_of_each([tensor for _, (_, tensor, _) in several], data)
+            for (record, _), array, good in zip(several, arrays, read, strict=True):
+                record.holds(array if good else None)
 
     def arrays_in_files(self, numbers: npt.NDArray[np.int64], most: int) -> Iterable[ArraysInFile]:
         """Of small files, the tensors of one dtype and shape in one piece of memory."""
@@ -329,8 +338,8 @@ class SGLangDump(RunBase):
     @property
     def changed_files(self) -> Sequence[str]:
         """In words, which files others have changed since they were first read."""
-        now = stamps_of([record.location for record in self.records])
-        found = (record.changed(stamp) for record, stamp in zip(self.records, now, strict=True))
+        now = stamps_of([record.place for record in self.records])
+        found = [record.changed(stamp) for record, stamp in zip(self.records, now, strict=True)]
         return [changed for changed in found if changed is not None]
 
     @functools.cached_property

@@ -77,7 +77,7 @@ def _read_by(workers: Workers, records: Sequence[SGLangRecord], progress: Progre
     found = workers(facts_of_files, [record.path for record in records])
     with progress("reading", len(records)) as advance:
         for record, facts in zip(records, found, strict=True):
-            here = None if isinstance(facts, OSError) else as_found_here(facts, record.location)
+            here = None if isinstance(facts, OSError) else as_found_here(facts, record.path)
             if here is not None:  # else it is read here when it is asked for
                 record.keep(here)
             advance(1)

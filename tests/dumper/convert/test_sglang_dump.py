@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dumper import open_run
 from dumper.layout import PADDING_ROW, SequenceSpan
+from dumper.readers.sglang import facts
 from dumper.readers.sglang.dump import SGLangDump
 from dumper.readers.sglang.pt_files import FileNames, parse_file_name, tags_of, typed
 from dumper.reading.protocol import RunError
@@ -247,6 +248,52 @@ def test_files_that_are_read_together_are_those_that_are_read_by_themselves(tmp_
     run.read_together(run.records[2:3])
     run.read_together([])
     assert all(record._read is None for record in run.records)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
+def test_tensors_of_one_shape_are_arrays_that_cannot_be_written_to(shape: tuple[int, ...], tmp_path: Path) -> None:
+    dump = DumpWriter(tmp_path)
+    tensors = [torch.full(shape, value, dtype=torch.bfloat16) for value in (1.0, 2.0, 3.0)]
+    for tensor in tensors:
+        dump.write(0, 0, "x", tensor)
+    run = open_run(tmp_path)
+    run.read_together(run.records)
+    for record, tensor in zip(run.records, tensors, strict=True):
+        assert record.is_intact()
+        found = record.array()
+        assert (type(found), found.shape, found.dtype.name) == (np.ndarray, shape, "bfloat16")
+        assert not found.flags.writeable
+        assert found.astype(np.float32).tolist() == tensor.tolist()
+
+
+@pytest.fixture(scope="module")
+def dump_of_seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tensors of 0 to 6 elements; the file of that with 3 is none of torch's."""
+    folder = tmp_path_factory.mktemp("seven")
+    dump = DumpWriter(folder)
+    for number in range(7):
+        path = dump.write(0, 0, "x", torch.ones(number))
+        if number == 3:
+            Path(path).write_bytes(b"something else")
+    return folder
+
+
+@given(begun=st.booleans(), order=st.permutations(range(7)), at_once=st.integers(1, 9))
+def test_facts_that_are_read_ahead_are_those_of_each_file(
+    dump_of_seven: Path, begun: bool, order: list[int], at_once: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(facts, "MOST_AT_ONCE", at_once)
+        patched.setattr(facts, "WORTH_A_THREAD", 1)
+        run = open_run(dump_of_seven)
+        if begun:
+            run.read_ahead()
+        for number in order:
+            record = run.records[number]
+            assert (record.error is not None) if number == 3 else (record.shape == (number,))
+        patched.setattr(facts.pt_format, "heads", lambda paths: pytest.fail("what is known was read again"))
+        run.read_ahead()
+        assert [record.shape for record in run.records if record.error is None] == [(n,) for n in (0, 1, 2, 4, 5, 6)]
 
 
 PARTS = st.sampled_from(
