@@ -129,7 +129,7 @@ static void NAMED(add_woven_side)(const uint16_t *x, size_t count, Woven *woven)
 static void NAMED(add_four_woven_sides)(const uint16_t *x, const uint16_t *y, Woven *woven) {
 #ifdef DOTS
     if (has_dots()) {
-        add_four_sides_dots(x, y, woven);
+        add_four_sides_dots(x, woven);
         return;
     }
 #endif

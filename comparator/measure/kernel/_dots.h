@@ -91,10 +91,9 @@ DOTS_TARGET static void add_woven_side_dots(const uint16_t *x, size_t count, Wov
 }
 
 /* Four whole blocks of a side that is the same as the other, each into sums of its own: one sum after the other would
-   wait for the last addition. Meanwhile what comes next on both sides is on its way from memory. */
-DOTS_TARGET static void add_four_sides_dots(const uint16_t *x, const uint16_t *y, Woven *woven) {
+   wait for the last addition. */
+DOTS_TARGET static void add_four_sides_dots(const uint16_t *x, Woven *woven) {
     const __m512i ones = _mm512_set1_epi16(0x3f80), magnitude = _mm512_set1_epi16(INT16_MAX);
-    const uintptr_t next_x = (uintptr_t)(x + 4 * BLOCK), next_y = (uintptr_t)(y + 4 * BLOCK);
     DotSide sides[4];
     for (int at = 0; at < 4; at++) memset(sides + at, 0, sizeof *sides);
     for (size_t i = 0; i < BLOCK; i += 32) {
@@ -102,8 +101,6 @@ DOTS_TARGET static void add_four_sides_dots(const uint16_t *x, const uint16_t *y
         for (int at = 0; at < 4; at++) {
             __m512i bits = _mm512_loadu_si512(x + (size_t)at * BLOCK + i);
             ADD_DOTS(sides[at], bits)
-            __builtin_prefetch((const void *)(next_x + 8 * i + 64 * (size_t)at));
-            __builtin_prefetch((const void *)(next_y + 8 * i + 64 * (size_t)at));
         }
     }
     for (int at = 0; at < 4; at++) {
