@@ -152,7 +152,7 @@ own while these are in the cache, and a quarter what numpy makes of rows and cha
 given back, which is not counted of `array_equal`. `array_equal` waits for the memory; this is arithmetic: of 32
 elements on both sides 33 instructions in vectors of 64 bytes for the rows, 26 for the channels, 12 for the checksums.
 Where a processor starts two of them in a cycle, at 3.2 GHz, that is 6 ms: on one thread the goal is out of reach unless
-something is left out. It takes instructions for bfloat16 (AVX512-BF16); with AVX2 alone it takes 1.7 times as long. A
+something is left out. It takes instructions for bfloat16 (AVX512-BF16); with AVX2 alone it takes a quarter more. A
 factor that all rows have is tested on 768 rows; that its significance is beyond doubt is seen on 32 of them.
 """
     print(text)

@@ -13,86 +13,88 @@ INLINE void NAMED(load_bfloats)(const uint16_t *from, v8f *to) {
 #endif
 }
 
-/* The largest magnitude; NaN is larger than all. */
-static float NAMED(largest_bfloat)(const uint16_t *from, size_t count) {
-    uint16_t most = 0;
-    size_t i = 0;
-#ifdef REGISTERS
-    size_t whole = count / 32 * 32;
-    __m256i first = _mm256_setzero_si256(), second = first, magnitude = _mm256_set1_epi16(INT16_MAX);
-    for (; i < whole; i += 32) {
-        const __m256i *at = (const __m256i *)(from + i);
-        first = _mm256_max_epi16(first, _mm256_and_si256(_mm256_loadu_si256(at), magnitude));
-        second = _mm256_max_epi16(second, _mm256_and_si256(_mm256_loadu_si256(at + 1), magnitude));
-    }
-    uint16_t found[16];
-    _mm256_storeu_si256((__m256i *)found, _mm256_max_epi16(first, second));
-    for (int l = 0; l < 16; l++) most = found[l] > most ? found[l] : most;
-#endif
-    for (; i < count; i++) {
-        uint16_t size = from[i] & INT16_MAX;
-        most = size > most ? size : most;
-    }
-    return as_float((uint32_t)most << 16);
-}
-
 /* 16 neighbours that lie in `bits`: those with even numbers, and those with odd ones. */
 #define EVEN(BITS) (v8f)((BITS) << 16)
 #define ODD(BITS) (v8f)((BITS) & (int32_t)0xffff0000)
 
-/* Adds `count` elements, a multiple of 32, in the lanes from `half` on: 0, or WOVEN / 2. */
-INLINE void NAMED(add_woven_half)(const uint16_t *x, const uint16_t *y, size_t count, size_t half, Woven *woven) {
-    v8f s[SUMS];
-    for (int sum = 0; sum < SUMS; sum++) memcpy(s + sum, woven->sums[sum] + half, sizeof *s);
-    v8i peak = {0}, differing = {0};
-    for (size_t i = 2 * half; i < count; i += 2 * WOVEN) {
-        v8i left, right;
-        memcpy(&left, x + i, sizeof left);
-        memcpy(&right, y + i, sizeof right);
-#define ONE(A, B)                                                                                                     \
-    {                                                                                                                 \
-        v8f a = A, b = B, gap = b - a;                                                                                \
-        s[TOTAL_X] += a;                                                                                              \
-        s[TOTAL_Y] += b;                                                                                              \
-        s[ABSOLUTE_X] += (v8f)((v8i)a & INT32_MAX);                                                                   \
-        s[ABSOLUTE_Y] += (v8f)((v8i)b & INT32_MAX);                                                                   \
-        s[SQUARE_X] = ADD_EXACT(a, a, s[SQUARE_X]);                                                                   \
-        s[SQUARE_Y] = ADD_EXACT(b, b, s[SQUARE_Y]);                                                                   \
-        s[ALONG] += a * gap;                                                                                          \
-        s[SQUARED] += gap * gap;                                                                                      \
-        v8i size = (v8i)gap & INT32_MAX;                                                                              \
-        s[GAP] += (v8f)size;                                                                                          \
-        differing -= (v8i)((v8f)size != 0);                                                                           \
-        peak = LARGER_OF(size, peak);                                                                                 \
-    }
-        ONE(ODD(left), ODD(right))
-        ONE(EVEN(left), EVEN(right))
-#undef ONE
-    }
-    for (int sum = 0; sum < SUMS; sum++) memcpy(woven->sums[sum] + half, s + sum, sizeof *s);
-    v8f size = (v8f)peak;
-    for (size_t l = 0; l < LANES; l++) {
-        woven->differing += differing[l];
-        woven->most = size[l] > woven->most ? size[l] : woven->most;
-    }
-}
+/* Sums of one side in float32, in the lanes from some half on. */
+typedef struct {
+    v8f total, absolute, square;
+    v8i most; /* sizes, of 16 bits each, where there are registers for them */
+} NAMED(HalfSide);
 
-/* Adds `count` elements, a multiple of 32. */
-static void NAMED(add_woven)(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven) {
-#ifdef DOTS
-    if (has_dots()) {
-        add_woven_dots(x, y, count, woven);
-        return;
-    }
+/* Adds 16 elements, of two neighbours the second first. */
+INLINE void NAMED(add_sixteen_to)(const uint16_t *from, NAMED(HalfSide) *side) {
+    v8i bits;
+    memcpy(&bits, from, sizeof bits);
+    v8f odd = ODD(bits), even = EVEN(bits);
+    side->total += odd;
+    side->total += even;
+    side->absolute += (v8f)((v8i)odd & INT32_MAX);
+    side->absolute += (v8f)((v8i)even & INT32_MAX);
+    side->square = ADD_EXACT(odd, odd, side->square);
+    side->square = ADD_EXACT(even, even, side->square);
+#ifdef REGISTERS
+    const __m256i sizes = _mm256_set1_epi16(INT16_MAX);
+    side->most = (v8i)_mm256_max_epi16((__m256i)side->most, _mm256_and_si256((__m256i)bits, sizes));
 #endif
-    float most_x = NAMED(largest_bfloat)(x, count), most_y = NAMED(largest_bfloat)(y, count);
-    woven->most_x = most_x <= woven->most_x ? woven->most_x : most_x;
-    woven->most_y = most_y <= woven->most_y ? woven->most_y : most_y;
-    NAMED(add_woven_half)(x, y, count, 0, woven);
-    NAMED(add_woven_half)(x, y, count, WOVEN / 2, woven);
 }
 
-/* The same of a side that is the same as the other, byte by byte: `sums` of it alone. */
+INLINE void NAMED(load_half)(const float (*sums)[WOVEN], size_t half, NAMED(HalfSide) *side) {
+    memcpy(&side->total, sums[0] + half, sizeof side->total);
+    memcpy(&side->absolute, sums[1] + half, sizeof side->absolute);
+    memcpy(&side->square, sums[2] + half, sizeof side->square);
+    memset(&side->most, 0, sizeof side->most);
+}
+
+INLINE void NAMED(store_half)(const NAMED(HalfSide) *side, size_t half, float (*sums)[WOVEN], float *most) {
+    memcpy(sums[0] + half, &side->total, sizeof side->total);
+    memcpy(sums[1] + half, &side->absolute, sizeof side->absolute);
+    memcpy(sums[2] + half, &side->square, sizeof side->square);
+#ifdef REGISTERS
+    uint16_t found[16], largest = 0;
+    memcpy(found, &side->most, sizeof found);
+    for (int l = 0; l < 16; l++) largest = found[l] > largest ? found[l] : largest;
+    float size = as_float((uint32_t)largest << 16);
+    *most = size <= *most ? *most : size;
+#else
+    (void)most;
+#endif
+}
+
+/* The largest magnitude, where sums do not find it; NaN is larger than all. */
+INLINE void NAMED(look_for_largest)(const uint16_t *from, size_t count, float *most) {
+#ifdef REGISTERS
+    (void)from, (void)count, (void)most;
+#else
+    uint16_t largest = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint16_t size = from[i] & INT16_MAX;
+        largest = size > largest ? size : largest;
+    }
+    float size = as_float((uint32_t)largest << 16);
+    *most = size <= *most ? *most : size;
+#endif
+}
+
+/* Adds `count` elements, a multiple of 32, to the sums of single sides. */
+static void NAMED(add_woven_sides)(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven) {
+    NAMED(look_for_largest)(x, count, &woven->most_x);
+    NAMED(look_for_largest)(y, count, &woven->most_y);
+    for (size_t half = 0; half < WOVEN; half += WOVEN / 2) {
+        NAMED(HalfSide) left, right;
+        NAMED(load_half)(woven->sums + TOTAL_X, half, &left);
+        NAMED(load_half)(woven->sums + TOTAL_Y, half, &right);
+        for (size_t i = 2 * half; i < count; i += 2 * WOVEN) {
+            NAMED(add_sixteen_to)(x + i, &left);
+            NAMED(add_sixteen_to)(y + i, &right);
+        }
+        NAMED(store_half)(&left, half, woven->sums + TOTAL_X, &woven->most_x);
+        NAMED(store_half)(&right, half, woven->sums + TOTAL_Y, &woven->most_y);
+    }
+}
+
+/* The same of a side that is the same as the other, byte by byte: sums of it alone, in both halves of the lanes at once. */
 static void NAMED(add_woven_side)(const uint16_t *x, size_t count, Woven *woven) {
 #ifdef DOTS
     if (has_dots()) {
@@ -100,69 +102,60 @@ static void NAMED(add_woven_side)(const uint16_t *x, size_t count, Woven *woven)
         return;
     }
 #endif
-    float most = NAMED(largest_bfloat)(x, count);
-    woven->most_x = most <= woven->most_x ? woven->most_x : most;
-    for (size_t half = 0; half < WOVEN; half += WOVEN / 2) {
-        v8f total, absolute, square;
-        memcpy(&total, woven->sums[TOTAL_X] + half, sizeof total);
-        memcpy(&absolute, woven->sums[ABSOLUTE_X] + half, sizeof absolute);
-        memcpy(&square, woven->sums[SQUARE_X] + half, sizeof square);
-        for (size_t i = 2 * half; i < count; i += 2 * WOVEN) {
-            v8i bits;
-            memcpy(&bits, x + i, sizeof bits);
-            v8f odd = ODD(bits), even = EVEN(bits);
-            total += odd;
-            total += even;
-            absolute += (v8f)((v8i)odd & INT32_MAX);
-            absolute += (v8f)((v8i)even & INT32_MAX);
-            square = ADD_EXACT(odd, odd, square);
-            square = ADD_EXACT(even, even, square);
-        }
-        memcpy(woven->sums[TOTAL_X] + half, &total, sizeof total);
-        memcpy(woven->sums[ABSOLUTE_X] + half, &absolute, sizeof absolute);
-        memcpy(woven->sums[SQUARE_X] + half, &square, sizeof square);
+    NAMED(look_for_largest)(x, count, &woven->most_x);
+    NAMED(HalfSide) lower, upper;
+    NAMED(load_half)(woven->sums + TOTAL_X, 0, &lower);
+    NAMED(load_half)(woven->sums + TOTAL_X, WOVEN / 2, &upper);
+    for (size_t i = 0; i < count; i += 2 * WOVEN) {
+        NAMED(add_sixteen_to)(x + i, &lower);
+        NAMED(add_sixteen_to)(x + i + WOVEN, &upper);
     }
+    NAMED(store_half)(&lower, 0, woven->sums + TOTAL_X, &woven->most_x);
+    NAMED(store_half)(&upper, WOVEN / 2, woven->sums + TOTAL_X, &woven->most_x);
 }
 
-/* The same of four whole blocks at once, each into sums of its own: one sum after the other would wait for the last
-   addition. Meanwhile what comes next on both sides is on its way from memory. */
-static void NAMED(add_four_woven_sides)(const uint16_t *x, const uint16_t *y, Woven *woven) {
+/* Adds `count` elements, a multiple of 32, to the sums of both sides. Each half of the lanes, and single sides and their
+   differences, are added by themselves: so many sums stay in registers. */
+static void NAMED(add_woven)(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven) {
 #ifdef DOTS
     if (has_dots()) {
-        add_four_sides_dots(x, woven);
+        add_woven_dots(x, y, count, woven);
         return;
     }
 #endif
-    const uintptr_t next_x = (uintptr_t)(x + 4 * BLOCK), next_y = (uintptr_t)(y + 4 * BLOCK);
-    for (int at = 0; at < 4; at++) woven[at].most_x = NAMED(largest_bfloat)(x + at * BLOCK, BLOCK);
+    NAMED(add_woven_sides)(x, y, count, woven);
+    v8i peak = {0}, differing = {0};
     for (size_t half = 0; half < WOVEN; half += WOVEN / 2) {
-        v8f total[4] = {{0}}, absolute[4] = {{0}}, square[4] = {{0}};
-        for (size_t i = 2 * half; i < BLOCK; i += 2 * WOVEN) {
-#define ONE(AT)                                                                                                       \
+        v8f along, squared, gaps;
+        memcpy(&along, woven->sums[ALONG] + half, sizeof along);
+        memcpy(&squared, woven->sums[SQUARED] + half, sizeof squared);
+        memcpy(&gaps, woven->sums[GAP] + half, sizeof gaps);
+        for (size_t i = 2 * half; i < count; i += 2 * WOVEN) {
+            v8i left, right;
+            memcpy(&left, x + i, sizeof left);
+            memcpy(&right, y + i, sizeof right);
+#define ONE(A, B)                                                                                                     \
     {                                                                                                                 \
-        v8i bits;                                                                                                     \
-        memcpy(&bits, x + (AT) * BLOCK + i, sizeof bits);                                                             \
-        v8f odd = ODD(bits), even = EVEN(bits);                                                                       \
-        total[AT] += odd;                                                                                             \
-        total[AT] += even;                                                                                            \
-        absolute[AT] += (v8f)((v8i)odd & INT32_MAX);                                                                  \
-        absolute[AT] += (v8f)((v8i)even & INT32_MAX);                                                                 \
-        square[AT] = ADD_EXACT(odd, odd, square[AT]);                                                                 \
-        square[AT] = ADD_EXACT(even, even, square[AT]);                                                               \
+        v8f a = A, gap = B - a;                                                                                       \
+        along += a * gap;                                                                                             \
+        squared += gap * gap;                                                                                         \
+        v8i size = (v8i)gap & INT32_MAX;                                                                              \
+        gaps += (v8f)size;                                                                                            \
+        differing -= (v8i)((v8f)size != 0);                                                                           \
+        peak = LARGER_OF(size, peak);                                                                                 \
     }
-            ONE(0) ONE(1) ONE(2) ONE(3)
+            ONE(ODD(left), ODD(right))
+            ONE(EVEN(left), EVEN(right))
 #undef ONE
-            /* Of both sides as many bytes as were added of the four blocks. */
-            for (size_t byte = 0; byte < 128; byte += 64) {
-                __builtin_prefetch((const void *)(next_x + 8 * (i - half) + 128 * (half != 0) + byte));
-                __builtin_prefetch((const void *)(next_y + 8 * (i - half) + 128 * (half != 0) + byte));
-            }
         }
-        for (int at = 0; at < 4; at++) {
-            memcpy(woven[at].sums[TOTAL_X] + half, total + at, sizeof *total);
-            memcpy(woven[at].sums[ABSOLUTE_X] + half, absolute + at, sizeof *absolute);
-            memcpy(woven[at].sums[SQUARE_X] + half, square + at, sizeof *square);
-        }
+        memcpy(woven->sums[ALONG] + half, &along, sizeof along);
+        memcpy(woven->sums[SQUARED] + half, &squared, sizeof squared);
+        memcpy(woven->sums[GAP] + half, &gaps, sizeof gaps);
+    }
+    v8f size = (v8f)peak;
+    for (size_t l = 0; l < LANES; l++) {
+        woven->differing += differing[l];
+        woven->most = size[l] > woven->most ? size[l] : woven->most;
     }
 }
 
@@ -247,10 +240,15 @@ static float NAMED(add_bfloats)(const uint16_t *x, const uint16_t *y, size_t cou
 }
 
 /* Four whole blocks that are the same on both sides, byte by byte; 0 where nothing was added. */
-static int NAMED(add_four_same)(const uint16_t *x, const uint16_t *y, Lanes *lanes, const Result *before) {
+static int NAMED(add_four_same)(const uint16_t *x, Lanes *lanes, const Result *before) {
     Woven woven[4];
     memset(woven, 0, sizeof woven);
-    NAMED(add_four_woven_sides)(x, y, woven);
+#ifdef DOTS
+    if (has_dots())
+        add_four_sides_dots(x, woven);
+    else
+#endif
+        for (int at = 0; at < 4; at++) NAMED(add_woven_side)(x + at * BLOCK, BLOCK, woven + at);
     for (int at = 0; at < 4; at++)
         if (!NAMED(is_moderate)(woven[at].most_x)) return 0;
     for (int at = 0; at < 4; at++) {

@@ -144,7 +144,7 @@ static void TYPED(add_row)(const Source *x, const Source *y, size_t at, size_t c
         if (!accept && x->kind == BF16 && y->kind == BF16) {
             const uint16_t *left = (const uint16_t *)x->data + at + done, *right = (const uint16_t *)y->data + at + done;
             if (same && result->largest >= 0 && count - done >= 4 * BLOCK &&
-                NAMED(add_four_same)(left, right, lanes, result)) {
+                NAMED(add_four_same)(left, lanes, result)) {
                 done += 3 * BLOCK;
                 continue;
             }
