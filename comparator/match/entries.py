@@ -151,7 +151,8 @@ class Entries(Sequence[Entry]):
     @functools.cached_property
     def all_readable(self) -> bool:
         """Whether there is no file among them that cannot be read."""
-        return all(entry.record.error is None for entry in self)
+        entries = self.kinds if self._records is None else self
+        return not [None for entry in entries if entry.record.error is not None]
 
     @functools.cached_property
     def nbytes(self) -> int:

@@ -64,6 +64,8 @@ def index(run: Run, rules: Rules, progress: Progress = silent) -> RunIndex:
     for record in watched(columns.kinds, f"reading {run.path.name}", progress):
         _ = record.dims
     entries = Entries.of(columns, run.records)
+    if rules.grouping != "tags":
+        _ = entries.all_readable  # before processes are forked, each of which would ask
     if leave_out:
         entries = entries.replaced(
             [() if kind.name in AUXILIARY_NAMES and kind.dims is None else (kind,) for kind in entries.kinds]

@@ -85,7 +85,7 @@ def _bundle_key(bundle: Bundle) -> Hashable:
     if len(entries) == 1:
         entry = entries[0]
         return entry.rank, entry.step, entry.shape, entry.dims
-    return tuple((entry.rank, entry.step, entry.shape, entry.dims, place_key(named_file(entry))) for entry in entries)
+    return tuple([(entry.rank, entry.step, entry.shape, entry.dims, place_key(named_file(entry))) for entry in entries])
 
 
 def plan_rows(pair: BundlePair, contexts: Mapping[Side, SideContext], options: Options) -> RowsPlan:

@@ -50,10 +50,16 @@ def place_key(file: NamedFile) -> Hashable:
     found: list[Hashable] = []
     for key, value in file.own_meta.items():
         if key in PARALLEL_KEYS and isinstance(value, dict):
-            found.append((key, *((name, _plain(one)) for name, one in value.items())))
+            if {*map(type, value.values())} <= _INTEGER:  # as SGLang's dumper writes them
+                found.append((key, *value.items()))
+            else:
+                found.append((key, *((name, _plain(one)) for name, one in value.items())))
         elif isinstance(key, str) and key.endswith(("_rank", "_size")):
             found.append((key, _plain(value)))
     return tuple(found)
+
+
+_INTEGER = {int}
 
 
 def _plain(value: Any) -> Hashable:

@@ -35,10 +35,13 @@ _CODE_BIN8 = 0xC4
 _CODE_ARRAY16 = 0xDC
 _CODE_FIXARRAY = 0x90
 _CODE_FIXSTR = 0xA0
-_RECORD = struct.Struct(">BB6sBI")
+_RECORD = struct.Struct(">9sI")
 """A record with one payload, up to the length of its metadata."""
-_RECORD_BEGINS = (_CODE_FIXARRAY | _FIXED_FIELDS + _FIELDS_PER_PAYLOAD, _CODE_FIXSTR | 6, b"record", _CODE_BIN32)
+_RECORD_BEGINS = struct.pack(
+    ">BB6sB", _CODE_FIXARRAY | _FIXED_FIELDS + _FIELDS_PER_PAYLOAD, _CODE_FIXSTR | 6, b"record", _CODE_BIN32
+)
 _CHECKSUM_AND_PADDING = struct.Struct(">BQBB")
+_ZEROS = [bytes(length) for length in range(ALIGNMENT)]
 _RECORD_CODES = (_CODE_UINT64, _CODE_BIN8, _CODE_BIN32, _CODE_UINT64)
 """Of the checksum of the metadata, the padding, the payload and its checksum."""
 _FOOTER = struct.Struct(">B7sBQBQ")
@@ -217,9 +220,9 @@ def hold_intact(data: Any, offsets: Iterable[int], starts: Iterable[int], length
 def _record(data: Any, offset: int) -> tuple[bytes, int, int, int] | None:
     """Metadata, and start, length and checksum of the payload."""
     try:
-        *begins, length = _RECORD.unpack_from(data, offset)
+        begins, length = _RECORD.unpack_from(data, offset)
         # Before a length is believed: of another frame it may span the whole file.
-        if tuple(begins) != _RECORD_BEGINS:
+        if begins != _RECORD_BEGINS:
             return None
         start = offset + _RECORD.size
         end = start + length
@@ -234,7 +237,7 @@ def _record(data: Any, offset: int) -> tuple[bytes, int, int, int] | None:
     if (
         (code, padding_code, payload_code, checksum_code) != _RECORD_CODES
         or padding != -(padded + _BIN32.size) % ALIGNMENT
-        or bytes(data[padded : padded + padding]) != bytes(padding)
+        or data[padded : padded + padding] != _ZEROS[padding]
         or checksum(b"record" + meta) != digest
     ):
         return None

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dumper.format.index import NO_STEP
 from dumper.reading.protocol import Record, RecordColumns
 
 if TYPE_CHECKING:
     import polars
 
-OUTSIDE_STEPS = NO_STEP
-"""In the column ``step``: outside any."""
+OUTSIDE_STEPS = -1
+"""In the column ``step``: outside any, as ``dumper.format.index.NO_STEP``, which a recording of other files has no use
+for."""
 
 
 def columns_of_records(records: Iterable[Record]) -> RecordColumns:

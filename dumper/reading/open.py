@@ -9,7 +9,7 @@ import pkgutil
 
 from dumper.reading.protocol import Reader, Run, RunError
 from dumper.storage.addresses import AddressError, place_of
-from dumper.storage.places import Place, StorageError, StoredPath, Workers
+from dumper.storage.places import Place, StorageError, StoredPath, Workers, listed_once
 from tensortap.progress import Progress, silent
 
 
@@ -48,11 +48,12 @@ def _opened(path: Place, progress: Progress, workers: Workers | None) -> Run:
             f"{path}: {'not a directory' if path.exists() else 'no such directory'}; give the directory of a run"
         )
     readers = [reader for reader in known_readers() if reader.from_storage or not isinstance(path, StoredPath)]
-    for reader in readers:
-        if reader.holds(path):
-            if workers is not None and reader.open_with is not None:
-                return reader.open_with(path, progress, workers)
-            return reader.open(path, progress)
+    with listed_once(path):
+        for reader in readers:
+            if reader.holds(path):
+                if workers is not None and reader.open_with is not None:
+                    return reader.open_with(path, progress, workers)
+                return reader.open(path, progress)
     for reader in readers:
         if (hint := reader.hint(path)) is not None:
             raise RunError(hint)

@@ -7,9 +7,11 @@ Small files are read whole here, many of them at once; what is in large ones com
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -40,6 +42,30 @@ class StorageError(OSError):
 
 class StorageGoneError(StorageError):
     """Request after request failed; no more are made."""
+
+
+_listed: dict[str, Sequence[str] | None] = {}
+
+
+@contextlib.contextmanager
+def listed_once(folder: Place) -> Iterator[None]:
+    """Within it ``names_in`` lists a folder of this machine once: what it is, one reader after the other is asked."""
+    _listed[str(folder)] = None
+    try:
+        yield
+    finally:
+        _listed.pop(str(folder), None)
+
+
+def names_in(folder: Path) -> Sequence[str]:
+    """The names of what lies directly in a folder of this machine, in no order. Raises OSError."""
+    key = str(folder)
+    found = _listed.get(key)
+    if found is None:
+        found = os.listdir(folder)
+        if key in _listed:
+            _listed[key] = found
+    return found
 
 
 class Listing(Struct, frozen=True):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from dumper.reading.protocol import Reader, Run
+from dumper.storage.places import names_in
 from tensortap.progress import Progress
 
 
@@ -18,7 +18,7 @@ def _holds(path: Path) -> bool:
 
 
 def _has_steps(path: Path) -> bool:
-    return any(name.startswith("step") and name[4:].isdecimal() for name in os.listdir(path))
+    return any(name.startswith("step") and name[4:].isdecimal() for name in names_in(path))
 
 
 def _open(path: Path, progress: Progress) -> Run:

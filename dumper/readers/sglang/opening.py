@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from dumper.readers.sglang import pt_files
 from dumper.readers.sglang.dump import SGLangDump, SGLangRecord
 from dumper.readers.sglang.facts import FactsAhead, as_found_here, facts_of_files
 from dumper.reading.protocol import Problem, RunError
-from dumper.storage.places import Workers
+from dumper.storage.places import Workers, names_in
 from tensortap.progress import Progress, silent
 
 
@@ -31,7 +30,7 @@ def open_sglang_dump(path: Path, progress: Progress = silent, workers: Workers |
     records: list[SGLangRecord] = []
     problems: list[Problem] = []
     folder, names = str(directory), pt_files.FileNames()
-    for name in os.listdir(directory):
+    for name in names_in(directory):
         if not name.endswith(".pt"):
             continue
         parts, tags = names.parse(name)
@@ -85,8 +84,7 @@ def _read_by(workers: Workers, records: Sequence[SGLangRecord], progress: Progre
 
 def _holds_files(directory: Path) -> bool:
     try:
-        with os.scandir(directory) as found:
-            return any(file.name.endswith(".pt") for file in found)
+        return any(name.endswith(".pt") for name in names_in(directory))
     except OSError:
         return False
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from dumper.reading.protocol import Reader, Run
-from dumper.storage.places import Place, Workers
+from dumper.storage.places import Place, Workers, names_in
 from tensortap.progress import Progress
 
 
@@ -20,7 +19,7 @@ def _holds(path: Place) -> bool:
 
 def _has_ranks(path: Path) -> bool:
     try:
-        return any(name.startswith("rank-") for name in os.listdir(path))
+        return any(name.startswith("rank-") for name in names_in(path))
     except OSError:
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,3 +66,15 @@ def test_no_directory(tmp_path: Path, name: str, complaint: str) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match=complaint):
         open_run(tmp_path / name)
+
+
+def test_a_folder_is_listed_once_to_open_it_and_again_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[str] = []
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path=".": listed.append(str(path)) or listdir(path))
+    for number in range(2):
+        (tmp_path / f"step=0___rank=0___dump_index={number}___name=x.pt").touch()
+        assert len(open_run(tmp_path).records) == number + 1
+    assert listed.count(str(tmp_path)) == 2
