@@ -11,7 +11,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.arguments import parse_override
-from comparator.diagnosis import CalibrationError, Diagnosis, ReferenceDiagnosis, read_calibration
 from comparator.errors import ComparatorError
 from comparator.options import Options, ThresholdRule, TokenMode
 from comparator.pipeline import begin
@@ -37,6 +36,8 @@ from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:
     import polars
+
+    from comparator.diagnosis import Calibration, Diagnosis, ReferenceDiagnosis
 
 MOST_ROWS = 50
 """Tensors that a report shows in a notebook."""
@@ -267,15 +268,21 @@ def open_others(
     workers: Workers | None = None,
 ) -> OtherRuns:
     """Open the runs beside a pair; raises ComparatorError that names what cannot be read."""
-    try:
-        floors = None if calibration is None else read_calibration(Path(calibration))
-    except CalibrationError as error:
-        raise ComparatorError(str(error)) from None
+    floors = None if calibration is None else _floors(Path(calibration))
     return OtherRuns(
         None if reference is None else open_side(reference, "reference", workers=workers),
         tuple(open_side(run, "noise run", workers=workers) for run in noise),
         floors,
     )
+
+
+def _floors(path: Path) -> Calibration:
+    from comparator.diagnosis import CalibrationError, read_calibration
+
+    try:
+        return read_calibration(path)
+    except CalibrationError as error:
+        raise ComparatorError(str(error)) from None
 
 
 def open_sides(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from comparator.align.aligned import Aligned
-from comparator.diagnosis import Calibration, Diagnosis, ReferenceDiagnosis, TapKey, calibrate
 from comparator.engine.choice import engine_for, processes_of, threads_of
 from comparator.engine.protocol import Engine, InThisProcess
 from comparator.errors import ComparatorError
@@ -26,13 +25,14 @@ from comparator.prepared import Prepared
 from comparator.report.findings import build
 from comparator.report.records import Comparison
 from comparator.verdict.accounts import Accounts
-from comparator.verdict.analysis import Analysis, analyse, with_analysis, with_reference
-from comparator.verdict.profiles import FamilyProfile
-from comparator.verdict.taps import Taps, collect_taps, tap_key
 from tensortap.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from comparator.diagnosis import Calibration, Diagnosis, ReferenceDiagnosis, TapKey
     from comparator.measure.picture import Draws, Picture
+    from comparator.verdict.analysis import Analysis
+    from comparator.verdict.profiles import FamilyProfile
+    from comparator.verdict.taps import Taps
 
 MOST_NOISE = 5.0
 """Strength of the strongest test from which a noise run is none."""
@@ -117,6 +117,8 @@ class Comparing:
     @property
     def tap_ids(self) -> dict[TapKey, str]:
         """The ids of the taps that the diagnosis speaks of."""
+        from comparator.verdict.taps import tap_key  # as below: two of SGLang's dumps have no diagnosis
+
         found = {}
         for family, numbers in self._prepared.members.items():
             tap = next((tap for number in numbers if (tap := self._prepared.pairs[number].tap) is not None), None)
@@ -126,7 +128,8 @@ class Comparing:
 
     def __iter__(self) -> Iterator[Comparison]:
         prepared = self._prepared
-        table, profiles = Table(), dict[Key, FamilyProfile]()
+        table = Table()
+        profiles: dict[Key, FamilyProfile] = {}
         with self._progress("comparing", len(prepared.pairs)) as advance, self._until_interrupted(table):
             for result in self._engine.results(prepared.units, prepared.profiling(self._threads)):
                 advance(len(result.unit.pairs))
@@ -156,6 +159,8 @@ class Comparing:
             self.interrupted = True
 
     def _analyse(self, profiles: Mapping[Key, FamilyProfile], taps: Taps) -> Analysis:
+        from comparator.verdict.analysis import analyse, with_reference
+
         prepared, others = self._prepared, self._prepared.others
         calibration = measure_noise(prepared) if others.noise else others.calibration
         analysis = analyse(profiles, taps, prepared.options, calibration)
@@ -173,7 +178,7 @@ class Comparing:
         self.accounts.add(selected, measurement)
         if self._analysis is not None:
             bitwise = self._prepared.options.bitwise
-            verdict = with_analysis(self._analysis, selected.pair, verdict, measurement, bitwise=bitwise)
+            verdict = self._analysis.with_verdict(selected.pair, verdict, measurement, bitwise=bitwise)
         self.picture = None
         if verdict.wants_detail and self._details_left != 0 and isinstance(measurement, TensorMeasurement):
             self._details_left -= 1
@@ -205,6 +210,10 @@ def measure_noise(prepared: Prepared) -> Calibration:
 
     Raises ComparatorError for a run that differs by far more than noise.
     """
+    from comparator.diagnosis import Calibration, calibrate
+    from comparator.verdict.analysis import analyse
+    from comparator.verdict.taps import collect_taps
+
     others = prepared.others
     taps = collect_taps(prepared.pairs, prepared.baseline, prepared.baseline)
     diagnoses = []

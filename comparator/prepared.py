@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.arguments import check_options
-from comparator.diagnosis import Calibration
 from comparator.engine.protocol import Measure
 from comparator.errors import ComparatorError
 from comparator.match.bundles import BundlePair, Key, RunIndex
@@ -41,10 +40,13 @@ from comparator.report.runs import notes_of_run
 from comparator.report.traced_plan import traced_plan
 from comparator.rules import Rules, joins_steps
 from comparator.verdict.judge import Said, Verdict, judge_pair, say
-from comparator.verdict.profiles import FamilyProfile, Profiler
-from comparator.verdict.taps import Taps, collect_taps
 from dumper.reading.protocol import Record, Run
 from tensortap.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from comparator.diagnosis import Calibration
+    from comparator.verdict.profiles import FamilyProfile
+    from comparator.verdict.taps import Taps
 
 MOST_SELECTED = 1 << 14
 """Pairs of which it is remembered what is compared, until they are judged."""
@@ -142,6 +144,8 @@ class Prepared(Struct, frozen=True, dict=True):
 
     def profiles(self, taps: Taps) -> dict[Key, FamilyProfile]:
         """The profiles of all families, without the findings of their pairs."""
+        from comparator.verdict.profiles import Profiler  # as below: two of SGLang's dumps have no diagnosis
+
         profiler = Profiler(taps)
         found = {}
         for family in self.families.keys:
@@ -156,6 +160,8 @@ class Prepared(Struct, frozen=True, dict=True):
 
         Raises ComparatorError where they have nothing in common that the analysis can judge.
         """
+        from comparator.verdict.taps import collect_taps
+
         run = self.baseline if side == "baseline" else self.target
         prepared = prepare(other, run, self.options)
         found = prepared.profiles(collect_taps(prepared.pairs, other, run, prepared.planner.parted))
@@ -169,12 +175,18 @@ class Prepared(Struct, frozen=True, dict=True):
     @cached_property
     def taps(self) -> Taps:
         """What is known of the taps, for their profiles."""
+        from comparator.verdict.taps import collect_taps
+
         return collect_taps(self.pairs, self.baseline, self.target, self.planner.parted)
 
     def profiling(self, threads: int = 1) -> Measure[FamilyProfile]:
         """What measures a unit, and makes the profile of its family where verdicts look at the whole table; a large
         pair in so many ``threads``."""
-        profiler = Profiler(self.taps) if self.rules.whole_table else None
+        if not self.rules.whole_table:
+            return lambda unit: self.measure(unit, None, threads)
+        from comparator.verdict.profiles import Profiler
+
+        profiler = Profiler(self.taps)
         return lambda unit: self.measure(unit, profiler, threads)
 
     def expect(self, units: Sequence[Unit]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.align.aligned import Aligned
-from comparator.diagnosis.kernel import FirstLook, PartSums, look_of_equal, look_of_finite
 from comparator.match.bundles import Key
 from comparator.measure.kernel.sums import Array, RowTable
 from tensortap.lazy_rows import is_lazy, stacked
+
+if TYPE_CHECKING:
+    from comparator.diagnosis.kernel import FirstLook, PartSums
 
 Integers = npt.NDArray[np.int64]
 
@@ -98,6 +101,8 @@ def pool_rows(family: Key, pairs: Sequence[Aligned], tables: Sequence[RowTable |
 
 
 def _look(tables: Sequence[RowTable]) -> FirstLook | None:
+    from comparator.diagnosis.kernel import look_of_equal, look_of_finite  # of two of SGLang's dumps it is not loaded
+
     if not tables:
         return None
     columns = _joined([table.columns for table in tables])
@@ -110,6 +115,8 @@ def _look(tables: Sequence[RowTable]) -> FirstLook | None:
 
 
 def _parts(tables: Sequence[RowTable]) -> Iterator[PartSums]:
+    from comparator.diagnosis.kernel import PartSums
+
     first = 0
     for table in tables:
         for part in table.parts:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from msgspec.structs import asdict, replace
 
-from comparator.diagnosis import Diagnosis, ReferenceDiagnosis, TapKey
-from comparator.diagnosis import Judgement as TapJudgement
-from comparator.diagnosis.words import describe
 from comparator.report.diagnosis_fields import (
     ChosenTokensRecord,
     PartedTextRecord,
@@ -20,6 +18,10 @@ from comparator.report.diagnosis_fields import (
     TapAnalysis,
 )
 from comparator.report.records import DiagnosisRecord
+
+if TYPE_CHECKING:
+    from comparator.diagnosis import Diagnosis, ReferenceDiagnosis, TapKey
+    from comparator.diagnosis import Judgement as TapJudgement
 
 
 def tap_analysis(judgement: TapJudgement) -> TapAnalysis:
@@ -75,6 +77,8 @@ def _of_diagnosis(diagnosis: Diagnosis, reference: ReferenceDiagnosis | None, bi
             f"The runs are not the same bit for bit: the first difference is at {key.label}, {first.row}, channel "
             f"{first.channel}: {first.baseline:.6g} against {first.target:.6g}."
         )
+    from comparator.diagnosis.words import describe  # two of SGLang's dumps have no diagnosis
+
     words = describe(diagnosis if reference is None else replace(diagnosis, undecided=()))
     if reference is None:
         return words

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
-from comparator.diagnosis import Diagnosis
 from comparator.options import SIDES, Side
 from comparator.report.records import (
     Comparison,
@@ -15,8 +15,10 @@ from comparator.report.records import (
     TensorComparison,
     ValueComparison,
 )
-from comparator.verdict.analysis import CRITERION
 from comparator.verdict.judge import Said
+
+if TYPE_CHECKING:
+    from comparator.diagnosis import Diagnosis
 
 MOST_SAID = 3
 """Reasons that one paragraph lists."""
@@ -86,6 +88,8 @@ def _place(finding: Comparison) -> str:
 
 
 def _fails_by_diagnosis(finding: TensorComparison) -> bool:
+    from comparator.verdict.analysis import CRITERION  # where nothing fails, and of dumps, it is not loaded
+
     diff = finding.diff
     return diff is not None and diff.predicate == CRITERION and not diff.passed
 

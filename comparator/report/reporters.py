@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
 from comparator.errors import ComparatorError
-from comparator.report.layers import LayerTable
 from comparator.report.records import (
     AccountsRecord,
     Comparison,
@@ -39,6 +38,8 @@ from tensortap.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from comparator.report.layers import LayerTable
 
 Schema = Literal["tensortap", "sglang"]
 """What JSON lines hold: all that a record has, or what the report of SGLang's comparator has."""
@@ -128,7 +129,11 @@ class TextReporter:
         self._verbosity = verbosity
         self._only_failed = only_failed or verbosity == "minimal"
         self._quiet = quiet
-        self._layers = LayerTable()
+        self._layers: LayerTable | None = None
+        if console.is_terminal:
+            from comparator.report.layers import LayerTable
+
+            self._layers = LayerTable()
         self._headings = headings
         """Whether to print the headings that SGLang's comparator prints, for scripts that look for them."""
         self._told: set[str] = set()
@@ -154,7 +159,7 @@ class TextReporter:
             self._summary(record)
 
     def _finding(self, record: Comparison) -> None:
-        if self._console.is_terminal:
+        if self._layers is not None:
             self._layers.add(record)
         if self._hides(record):
             return
@@ -179,7 +184,7 @@ class TextReporter:
 
     def _table_of_layers(self) -> None:
         console = self._console
-        if isinstance(console, PlainConsole) or not console.is_terminal or self._quiet:
+        if isinstance(console, PlainConsole) or self._layers is None or self._quiet:
             return
         table = self._layers.table(console.width)
         if table is not None:

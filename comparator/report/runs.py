@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from comparator.diagnosis import Diagnosis
 from comparator.match.indexing import parallel_layout
 from comparator.options import SIDES, Options, Side
 from comparator.patterns import fullmatch
@@ -35,6 +34,9 @@ from comparator.verdict.judge import Category, Said, say
 from dumper.reading.headers import MOST_NAMED
 from dumper.reading.protocol import Run
 from dumper.storage.places import Place
+
+if TYPE_CHECKING:
+    from comparator.diagnosis import Diagnosis
 
 DAMAGE = frozenset({"truncated", "corrupted", "missing-records", "missing-rank", "lost", "unreadable", "repaired"})
 """Names of what may have taken records away."""

@@ -64,6 +64,32 @@ class Analysis(Struct, frozen=True):
         faulty = judgement.judged in FAULTY or (worse and judgement.key == self.reference_place)
         return PairAnalysis(judgement, faulty and self._fails(pair, found, judgement))
 
+    def with_verdict(
+        self, pair: BundlePair, verdict: Verdict, measurement: Measurement, *, bitwise: bool = False
+    ) -> Verdict:
+        """The verdict on a pair with what the analysis says, which takes the place of the default criterion.
+
+        What fails for another reason (replicas, missing tokens, NaN that meet no criterion) still does.
+        """
+        found = None if bitwise else self.of(pair)
+        if found is None or not isinstance(measurement, TensorMeasurement) or verdict.judgement is None:
+            return verdict
+        difference = measurement.difference
+        if difference is None or math.isnan(difference.rel):
+            return verdict
+        criterion = Criterion(not found.failed, CRITERION)
+        failed = found.failed or not all(verdict.replicas) or any(one.severity == "error" for one in verdict.said)
+        said = tuple([one for one in verdict.said if found.failed or one.name not in NOISE])
+        return Verdict(
+            "failed" if failed else "passed",
+            criterion,
+            verdict.downcast,
+            verdict.replicas,
+            said,
+            verdict.failure,
+            found.tap,
+        )
+
     @property
     def reference_place(self) -> TapKey | None:
         """Where the target is worse against the reference than the baseline."""
@@ -130,33 +156,6 @@ def _rows_of(pair: BundlePair, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.b
         return np.ones(len(steps), np.bool_)
     found: npt.NDArray[np.bool_] = steps == pair.step
     return found
-
-
-def with_analysis(
-    analysis: Analysis, pair: BundlePair, verdict: Verdict, measurement: Measurement, *, bitwise: bool = False
-) -> Verdict:
-    """The verdict on a pair with what the analysis says, which takes the place of the default criterion.
-
-    What fails for another reason (replicas, missing tokens, NaN that meet no criterion) still does.
-    """
-    found = None if bitwise else analysis.of(pair)
-    if found is None or not isinstance(measurement, TensorMeasurement) or verdict.judgement is None:
-        return verdict
-    difference = measurement.difference
-    if difference is None or math.isnan(difference.rel):
-        return verdict
-    criterion = Criterion(not found.failed, CRITERION)
-    failed = found.failed or not all(verdict.replicas) or any(one.severity == "error" for one in verdict.said)
-    said = tuple([one for one in verdict.said if found.failed or one.name not in NOISE])
-    return Verdict(
-        "failed" if failed else "passed",
-        criterion,
-        verdict.downcast,
-        verdict.replicas,
-        said,
-        verdict.failure,
-        found.tap,
-    )
 
 
 NOISE = ("scaled", "token-differs")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
-from comparator.diagnosis import Judgement as TapJudgement
 from comparator.errors import PairError
 from comparator.measure.difference import Difference
 from comparator.measure.measurement import (
@@ -28,6 +27,9 @@ from comparator.plan.selection import LeftOut
 from comparator.plan.tokens import counts_against
 from comparator.rules import Rules
 from comparator.verdict.criteria import DEFAULT_PREDICATE, EXACT_PREDICATE, compile_predicate, find_rule
+
+if TYPE_CHECKING:
+    from comparator.diagnosis import Judgement as TapJudgement
 
 REPLICA_TOLERANCE = 1e-6
 """Largest absolute difference between replicas that still counts as the same (SGLang's comparator uses it)."""

@@ -63,13 +63,13 @@ def test_a_small_comparison_loads_what_it_needs(tmp_path: Path) -> None:
     assert set(made) <= DATACLASSES
 
 
-def test_a_dump_without_batches_loads_nothing_for_them(tmp_path: Path) -> None:
+def test_two_dumps_without_batches_load_nothing_for_these_nor_for_a_diagnosis(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         content = {"value": torch.ones(8, 16, dtype=torch.bfloat16), "meta": {"dims": "t h"}}
         torch.save(content, tmp_path / name / "step=0___rank=0___dump_index=0___name=hidden.pt")
     loaded, made = loaded_by(str(tmp_path / "a"), str(tmp_path / "b"), "--report-path", "")
-    batches = {"dumper.readers.sglang.token_layouts", "dumper.readers.streams.opening"}
-    assert sorted((LEFT_ALONE | batches) & set(loaded)) == []
+    others = {"dumper.readers.sglang.token_layouts", "dumper.readers.streams.opening", "dumper.format.index"}
+    assert sorted((LEFT_ALONE | others | {"comparator.diagnosis"}) & set(loaded)) == []
     assert len(loaded) <= MOST_MODULES
     assert set(made) <= DATACLASSES

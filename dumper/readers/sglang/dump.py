@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     import torch
 
 _GRADIENT = "grad__"
-_ENCODING = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
 class SGLangRecord(RecordBase, Struct, eq=False):
@@ -53,6 +51,7 @@ class SGLangRecord(RecordBase, Struct, eq=False):
     ahead: FactsAhead | None = None
     """Reads the facts of records of the dump, and the number of this one among them."""
     number: int = 0
+    _place: bytes | None = None
     _facts: Facts | None = None
     _checked: Content | npt.NDArray[Any] | None = None
     """What was checked last: a record is checked, then read, once."""
@@ -66,7 +65,9 @@ class SGLangRecord(RecordBase, Struct, eq=False):
     @property
     def place(self) -> bytes:
         """The path as the system has it, which takes a tenth of the time."""
-        return f"{self.folder}{os.sep}{self.file}".encode(*_ENCODING)
+        if self._place is None:
+            self._place = os.fsencode(f"{self.folder}{os.sep}{self.file}")
+        return self._place
 
     @property
     def named_file(self) -> SGLangRecord:
