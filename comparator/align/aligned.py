@@ -40,11 +40,13 @@ class Unchecked(Struct, frozen=True, eq=False):
         """What takes the checksum of a side up to an element: of both sides unless one may be enough."""
         return (self.baseline.take,) if self.is_one else (self.baseline.take, self.target.take)
 
-    def finish(self, *, same: bool) -> None:
-        """Raises PairError for a side that is damaged. ``same``: both have the same bytes."""
-        self.baseline.finish()
+    def finish(self, *, same: bool, digests: Sequence[int] = ()) -> None:
+        """Raises PairError for a side that is damaged. ``same``: both have the same bytes; ``digests``: of each side,
+        where others have taken them."""
+        baseline, target = digests or (None, None)
+        self.baseline.finish(baseline)
         if not (same and self.is_one):
-            self.target.finish()
+            self.target.finish(target)
 
 
 class Aligned(Struct, frozen=True, eq=False):

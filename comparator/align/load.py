@@ -90,8 +90,12 @@ class PendingCheck:
             self._digest.update(self._bytes[self._taken : stop].data)
             self._taken = stop
 
-    def finish(self) -> None:
-        """Raises PairError as ``check`` does."""
+    def finish(self, digest: int | None = None) -> None:
+        """Raises PairError as ``check`` does. ``digest``: the checksum, where somebody else has taken it."""
+        if digest is not None:
+            if digest != self._stored:
+                raise _damaged(self._entry)
+            return
         self.take(0)
         assert self._bytes is not None
         self.take(len(self._bytes) // self._item_size)

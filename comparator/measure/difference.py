@@ -82,6 +82,7 @@ def compare_arrays(
     by_row: bool = False,
     by_channel: bool = False,
     before: Sequence[Before] = (),
+    digests: bool = False,
     threads: int = 1,
 ) -> Measured:
     """Measure ``target`` against ``baseline``, arrays of the same shape and of any numeric dtypes.
@@ -89,7 +90,7 @@ def compare_arrays(
     ``percentiles`` adds those of the absolute difference and of both arrays, ``equal_nonfinite`` lets NaN equal
     NaN and an infinity itself, ``single_precision`` compares all dtypes in float32 (as SGLang's comparator does),
     ``by_row`` measures each slice along the first dimension too, ``by_channel`` then each element of a slice.
-    ``before`` and ``threads`` as in ``measure_sums``. Raises ValueError when the shapes differ.
+    ``before``, ``digests`` and ``threads`` as in ``measure_sums``. Raises ValueError when the shapes differ.
     """
     if baseline.shape != target.shape:
         raise ValueError(f"shapes differ: {baseline.shape} and {target.shape}")
@@ -102,6 +103,7 @@ def compare_arrays(
         by_row=by_row,
         by_channel=by_channel,
         before=before,
+        digests=digests,
         threads=threads,
     )
     found = _measured(baseline, target, dtype, sums, rows)

@@ -133,10 +133,11 @@ class Measurer(Struct, frozen=True):
             detailed=detailed,
             by_channel=seen and not detailed,
             before=() if unchecked is None else unchecked.takes,
+            digests=unchecked is not None and not unchecked.is_one,
             threads=self.threads,
         )
         if unchecked is not None:
-            unchecked.finish(same=rows is not None and rows.alike)
+            unchecked.finish(same=rows is not None and rows.alike, digests=() if rows is None else rows.digests)
         if see is not None and seen:
             see(selected, aligned, rows)
         return found
@@ -192,10 +193,11 @@ def measure_aligned(
     detailed: bool,
     by_channel: bool = False,
     before: Sequence[Before] = (),
+    digests: bool = False,
     threads: int = 1,
 ) -> tuple[TensorMeasurement, RowTable | None]:
     """The numbers of a pair of aligned arrays; ``by_channel``: with what is found of rows and channels, where rows come
-    first and all is finite; ``before`` and ``threads`` as in ``measure_sums``."""
+    first and all is finite; ``before``, ``digests`` and ``threads`` as in ``measure_sums``."""
     baseline, target, plan = aligned.baseline, aligned.target, aligned.plan
     if not aligned.same_shape:
         few = detailed and max(baseline.size, target.size) < PERCENTILE_LIMIT
@@ -222,6 +224,7 @@ def measure_aligned(
         by_row=by_channel or (by_row and axis == 0),
         by_channel=by_channel,
         before=before,
+        digests=digests,
         threads=threads,
     )
     difference, rows = measured.difference, None
@@ -266,6 +269,7 @@ def _compare(
     by_row: bool,
     by_channel: bool,
     before: Sequence[Before],
+    digests: bool,
     threads: int,
 ) -> Measured:
     if rules.rounding == "torch":
@@ -279,6 +283,7 @@ def _compare(
         by_row=by_row and not rules.single_precision,
         by_channel=by_channel,
         before=before,
+        digests=digests,
         threads=threads,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -188,6 +189,40 @@ def test_any_number_of_threads_finds_the_same(dtype: np.dtype[Any], same: int, m
     assert all(one == found[0] for one in found)
 
 
+@needs_compiler
+@pytest.mark.parametrize("shape", [(70, 1024), (33, 4096), (1, 1024), (64, 3072), (40, 1040)])
+@pytest.mark.parametrize("kind", ["noise", "same first", "same", "wild", "infinite"])
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_checksums_come_with_sums(
+    shape: tuple[int, int], kind: str, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(10)
+    left = rng.standard_normal(shape)
+    right = left + 0.01 * rng.standard_normal(shape)
+    if kind == "wild":
+        left[shape[0] // 2, 5] = 1e-30
+        left[shape[0] // 2, 1:] = 1e-25
+    if kind == "infinite":
+        right[-1, -1] = np.inf
+    left, right = left.astype(dtype), right.astype(dtype)
+    same = {"same first": shape[0] // 2, "same": shape[0]}.get(kind, 0)
+    right[:same] = left[:same]
+    monkeypatch.setattr(kernel, "PIECE", 200_000)
+    calls: list[int] = []
+    sums, table = measure_sums(
+        left, right, by_row=True, by_channel=True, before=(calls.append, calls.append), digests=True
+    )
+    expected, expected_table = measure_sums(left, right, by_row=True, by_channel=True, before=(lambda _: None,))
+    assert bits(sums) == bits(expected)
+    assert table is not None
+    assert expected_table is not None
+    assert np.array_equal(table.columns, expected_table.columns, equal_nan=True)
+    digests = tuple(xxhash.xxh3_64_intdigest(side.tobytes()) for side in (left, right))
+    can = dtype == ml_dtypes.bfloat16 and shape[1] % 1024 == 0 and kernel._compiled.digests() is not None
+    assert table.digests == (digests if can else ())
+    assert bool(calls) != can
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_what_a_thread_raises_is_raised(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "PIECE", 20_000)
@@ -255,13 +290,73 @@ def test_a_buffer_that_is_not_what_was_said_is_refused() -> None:
     none, state = np.empty(0), kernel._compiled.state()
     compiled = kernel._compiled.measure
     for arguments in (
-        (numbers, 2, None, numbers, 2, None, 8, 8, False, False, none, none, True, state, none, none, none),
-        (numbers, 99, None, numbers, 5, None, 8, 8, False, False, none, none, True, state, none, none, none),
-        (numbers, 5, None, numbers, 13, None, 8, 8, False, False, none, none, True, state, none, none, none),
-        (numbers, 5, None, numbers, 5, None, 8, 0, False, False, none, none, True, state, none, none, none),
-        (numbers, 5, None, numbers, 5, None, 8, 4, False, False, np.empty(3), none, True, state, none, none, none),
-        (numbers, 5, None, numbers, 5, None, 8, 4, False, False, none, np.empty(5), True, state, none, none, none),
-        (numbers, 5, None, numbers, 5, None, 8, 4, False, False, none, none, True, bytearray(8), none, none, none),
+        (numbers, 2, None, numbers, 2, None, 8, 8, False, False, none, none, True, state, none, none, none, none, 0),
+        (numbers, 99, None, numbers, 5, None, 8, 8, False, False, none, none, True, state, none, none, none, none, 0),
+        (numbers, 5, None, numbers, 13, None, 8, 8, False, False, none, none, True, state, none, none, none, none, 0),
+        (numbers, 5, None, numbers, 5, None, 8, 0, False, False, none, none, True, state, none, none, none, none, 0),
+        (
+            numbers,
+            5,
+            None,
+            numbers,
+            5,
+            None,
+            8,
+            4,
+            False,
+            False,
+            np.empty(3),
+            none,
+            True,
+            state,
+            none,
+            none,
+            none,
+            none,
+            0,
+        ),
+        (
+            numbers,
+            5,
+            None,
+            numbers,
+            5,
+            None,
+            8,
+            4,
+            False,
+            False,
+            none,
+            np.empty(5),
+            True,
+            state,
+            none,
+            none,
+            none,
+            none,
+            0,
+        ),
+        (
+            numbers,
+            5,
+            None,
+            numbers,
+            5,
+            None,
+            8,
+            4,
+            False,
+            False,
+            none,
+            none,
+            True,
+            bytearray(8),
+            none,
+            none,
+            none,
+            none,
+            0,
+        ),
     ):
         with pytest.raises(ValueError, match=r"was said|needs"):
             compiled(*arguments)

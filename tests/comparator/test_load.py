@@ -46,7 +46,7 @@ def test_a_large_record_that_is_damaged_is_one_also_where_both_sides_were_the_sa
         recorder.close()
     checked: list[PendingCheck] = []
     finish = PendingCheck.finish
-    monkeypatch.setattr(PendingCheck, "finish", lambda check: checked.append(check) or finish(check))
+    monkeypatch.setattr(PendingCheck, "finish", lambda check, *of: checked.append(check) or finish(check, *of))
     assert compare(tmp_path / "a", tmp_path / "b").passed
     assert len(checked) == 1  # and with the same bytes the other
     assert not compare(tmp_path / "a", tmp_path / "other").passed
@@ -59,8 +59,10 @@ def test_a_large_record_that_is_damaged_is_one_also_where_both_sides_were_the_sa
             raw = values[name].view(torch.uint8).numpy().tobytes()
             damaged[data.index(raw) + 999_999] ^= 1 if name in sides else 0
             next((tmp_path / name).glob("*.msgpack")).write_bytes(damaged)
-        (found,) = compare(tmp_path / "a", tmp_path / target)
-        assert "do not match their checksum" in str(found), (target, sides)
+        for threads in (1, 2):
+            monkeypatch.setattr("comparator.pipeline.threads_of", lambda *_, threads=threads: threads)
+            (found,) = compare(tmp_path / "a", tmp_path / target)
+            assert "do not match their checksum" in str(found), (target, sides, threads)
 
 
 def test_memory_of_a_mapped_payload_is_given_back_and_its_values_stay(tmp_path: Path):

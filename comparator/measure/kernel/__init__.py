@@ -56,6 +56,7 @@ def measure_sums(
     by_row: bool = False,
     by_channel: bool = False,
     before: Sequence[Before] = (),
+    digests: bool = False,
     threads: int = 1,
 ) -> tuple[PairSums, RowTable | None]:
     """The sums over two arrays of one shape, of any numeric dtypes.
@@ -67,7 +68,8 @@ def measure_sums(
     float32 alone), which mean nothing where values are not finite, and may be left out where all are equal.
 
     ``before`` is for what else reads the same memory, so that it comes once: where both arrays are contiguous, each is
-    called with the number of elements, from the first on, that are looked at next. Of large arrays that are contiguous
+    called with the number of elements, from the first on, that are looked at next. ``digests`` says that they take the
+    XXH3-64 of the bytes of each side: they are not called where the table has it. Of large arrays that are contiguous
     ``threads`` share the work, this one among them; what is found is the same for any number.
     """
     if dtype is None:
@@ -89,16 +91,22 @@ def measure_sums(
             sums.add(baseline[some], target[some], columns, None if table is None else table.energy)
     elif _is_cut(baseline, target, before):
         parts = Parts(begin, (baseline.reshape(-1), target.reshape(-1)), length, table, PIECE)
-        parts.measure(sums, before, threads)
+        taken = _compiled.digests() if digests and threads == 1 and compiled and parts.can_be_digested else None
+        parts.measure(sums, before if taken is None else (), threads, taken)
         if table is not None:
-            table = RowTable(table.columns, table.energy, parts=parts.channels())
+            both = (
+                ()
+                if taken is None
+                else tuple(_compiled.digest(taken, at, _bytes_of(side)) for at, side in enumerate((baseline, target)))
+            )
+            table = RowTable(table.columns, table.energy, parts=parts.channels(), digests=both)
     else:
         columns, energy = (None, None) if table is None else (table.columns, table.energy)
         sums.add(baseline, target, columns, energy)
     if table is not None and table.energy is not None and math.isnan(table.energy[0]):
         found = sums.found()
         finite = not any(side.nan or side.infinite for side in (found.baseline, found.target))
-        return found, RowTable(table.columns, alike=at_once and finite)
+        return found, RowTable(table.columns, alike=at_once and finite, digests=table.digests)
     return sums.found(), table
 
 
@@ -136,6 +144,8 @@ class _Compiled:
         lines: Float | None = None,
         channels: Float | None = None,
         taken: npt.NDArray[np.uint8] | None = None,
+        digests: bytearray | None = None,
+        digested: int = 0,
     ) -> None:
         """See ``Pass``. ``lines``, of shape ``(rows, 11)``, takes what is then given to ``join``."""
         kind_x, kind_y = self._kinds
@@ -157,6 +167,8 @@ class _Compiled:
             _NOTHING if lines is None else lines,
             _NOTHING if channels is None else channels,
             _NOTHING if taken is None else taken,
+            _NOTHING if digests is None else digests,
+            digested,
         )
 
     def join(self, other: _Compiled, lines: Float) -> None:

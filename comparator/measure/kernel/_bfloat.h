@@ -114,12 +114,16 @@ static void NAMED(add_woven_side)(const uint16_t *x, size_t count, Woven *woven)
     NAMED(store_half)(&upper, WOVEN / 2, woven->sums + TOTAL_X, &woven->most_x);
 }
 
-/* Adds `count` elements, a multiple of 32, to the sums of both sides. Each half of the lanes, and single sides and their
+/* Adds `count` elements, a multiple of 32, to the sums of both sides, and to `digests`, where they are given. Each half of the lanes, and single sides and their
    differences, are added by themselves: so many sums stay in registers. */
-static void NAMED(add_woven)(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven) {
+static void NAMED(add_woven)(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven, void *digests) {
+    (void)digests;
 #ifdef DOTS
     if (has_dots()) {
-        add_woven_dots(x, y, count, woven);
+        if (digests)
+            add_woven_dots_and_digests(x, y, count, woven, digests);
+        else
+            add_woven_dots(x, y, count, woven);
         return;
     }
 #endif
@@ -209,9 +213,9 @@ static void NAMED(look_for_extremes)(const uint16_t *from, size_t count, double 
 INLINE int NAMED(lies_between)(float most, double low, double high) { return most <= high && -most >= low; }
 
 /* Adds a block to the lanes; returns its largest |y - x|, or -1 where nothing was added. `same`: both sides are known to
-   be the same, byte by byte; `before`: what earlier rows have. `wild` is set where squares do not fit in float32. */
+   be the same, byte by byte; `before`: what earlier rows have; `digests`: as add_woven. `wild` is set where squares do not fit in float32. */
 static float NAMED(add_bfloats)(const uint16_t *x, const uint16_t *y, size_t count, int same, Lanes *lanes,
-                                const Result *before, int *wild) {
+                                const Result *before, void *digests, int *wild) {
     Woven woven;
     memset(&woven, 0, sizeof woven);
     size_t whole = count / (2 * WOVEN) * (2 * WOVEN);
@@ -223,8 +227,8 @@ static float NAMED(add_bfloats)(const uint16_t *x, const uint16_t *y, size_t cou
         if (whole < count) NAMED(add_woven_side)(last_x, 2 * WOVEN, &woven);
         woven.most_y = woven.most_x;
     } else {
-        NAMED(add_woven)(x, y, whole, &woven);
-        if (whole < count) NAMED(add_woven)(last_x, last_y, 2 * WOVEN, &woven);
+        NAMED(add_woven)(x, y, whole, &woven, digests);
+        if (whole < count) NAMED(add_woven)(last_x, last_y, 2 * WOVEN, &woven, NULL);
     }
     int fits = NAMED(is_moderate)(woven.most_x) && NAMED(is_moderate)(woven.most_y);
     *wild |= !fits;

@@ -148,6 +148,9 @@ typedef struct {
     int wild;     /* a row that waits is not fit for float32 */
     Line *lines;  /* of each row, instead of adding it to what all rows have */
     Channels *channels;
+    void *digests;   /* of both sides, of so many first elements */
+    size_t digested;
+    void *beside; /* the digests, of a row that is added to them beside its sums */
 } Table;
 
 /* Adds to the energies what waits in float32. */
@@ -178,6 +181,17 @@ typedef void Measure(const Source *x, const Source *y, size_t size, size_t lengt
 #if __GNUC__ >= 10
 #define DOTS 1
 #include "_dots.h"
+
+/* Adds a row to the digests, where that is not done beside its sums. */
+static void take_digests(const uint16_t *x, const uint16_t *y, size_t at, size_t count, int same, Table *table) {
+    size_t left = table->digested > at ? table->digested - at : 0;
+    Digest *digests = table->digests;
+    table->beside = digests && !same && left >= count ? digests : NULL;
+    if (!digests || table->beside || !left) return;
+    left = left < count ? left : count;
+    add_blocks(x + at, left, digests);
+    add_blocks(y + at, left, digests + 1);
+}
 #endif
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
@@ -273,13 +287,16 @@ static int fits_rows(const Table *table, const Py_buffer *lines, const Py_buffer
     return 0;
 }
 
+#include "_digests.h"
+
 static PyObject *measure(PyObject *module, PyObject *arguments) {
     (void)module;
-    Py_buffer x, y, table_x, table_y, rows, energy, state, lines, sums, taken;
+    Py_buffer x, y, table_x, table_y, rows, energy, state, lines, sums, taken, digests;
     int kind_x, kind_y, wide, accept, leaves_out;
-    Py_ssize_t size, length;
-    if (!PyArg_ParseTuple(arguments, "y*iz*y*iz*nnppw*w*pw*w*w*w*", &x, &kind_x, &table_x, &y, &kind_y, &table_y, &size,
-                          &length, &wide, &accept, &rows, &energy, &leaves_out, &state, &lines, &sums, &taken))
+    Py_ssize_t size, length, digested;
+    if (!PyArg_ParseTuple(arguments, "y*iz*y*iz*nnppw*w*pw*w*w*w*w*n", &x, &kind_x, &table_x, &y, &kind_y, &table_y, &size,
+                          &length, &wide, &accept, &rows, &energy, &leaves_out, &state, &lines, &sums, &taken, &digests,
+                          &digested))
         return NULL;
     Source left, right;
     PyObject *found = NULL;
@@ -291,9 +308,15 @@ static PyObject *measure(PyObject *module, PyObject *arguments) {
                    .energy = energy.len ? energy.buf : NULL,
                    .alike = leaves_out ? 0 : NEVER,
                    .lines = lines.len ? lines.buf : NULL,
-                   .channels = sums.len ? &channels : NULL};
+                   .channels = sums.len ? &channels : NULL,
+                   .digests = digests.len ? digests.buf : NULL,
+                   .digested = (size_t)digested};
     int bfloats = left.kind == BF16 && right.kind == BF16 && !wide;
     if (!fits_rows(&table, &lines, &sums, &taken, (size + length - 1) / length, length, bfloats)) goto done;
+    if (digests.len && !(bfloats && takes_digests(&digests, digested, size, length))) {
+        PyErr_SetString(PyExc_ValueError, "digests of another length or kind than was said");
+        goto done;
+    }
     if (table.energy && !(table.single = PyMem_RawCalloc((size_t)length, sizeof(float)))) {
         PyErr_NoMemory();
         goto done;
@@ -311,75 +334,12 @@ done:
     PyBuffer_Release(&y);
     if (table_x.obj) PyBuffer_Release(&table_x);
     if (table_y.obj) PyBuffer_Release(&table_y);
-    Py_buffer *others[] = {&rows, &energy, &state, &lines, &sums, &taken};
+    Py_buffer *others[] = {&rows, &energy, &state, &lines, &sums, &taken, &digests};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) PyBuffer_Release(others[i]);
     return found;
 }
 
-/* Adds a pass over the next rows, of which there are lines, to those before. */
-static PyObject *join(PyObject *module, PyObject *arguments) {
-    (void)module;
-    Py_buffer whole, part, lines;
-    if (!PyArg_ParseTuple(arguments, "w*y*y*", &whole, &part, &lines)) return NULL;
-    PyObject *found = NULL;
-    if (whole.len != (Py_ssize_t)sizeof(Result) || part.len != whole.len || lines.len % (Py_ssize_t)sizeof(Line)) {
-        PyErr_SetString(PyExc_ValueError, "states of another length than was said");
-        goto done;
-    }
-    Result all, next;
-    memcpy(&all, whole.buf, sizeof all);
-    memcpy(&next, part.buf, sizeof next);
-    for (const char *at = lines.buf, *end = at + lines.len; at < end; at += sizeof(Line)) {
-        Line line;
-        memcpy(&line, at, sizeof line);
-        add_line(&all, &line);
-    }
-    Side *sides[2] = {&all.x, &all.y}, *added[2] = {&next.x, &next.y};
-    for (int i = 0; i < 2; i++) {
-        add_extremes(sides[i], added[i]->low, added[i]->high);
-        sides[i]->nan += added[i]->nan;
-        sides[i]->infinite += added[i]->infinite;
-    }
-    all.differing += next.differing;
-    all.nonfinite_equal += next.nonfinite_equal;
-    if (!isnan(all.largest) && (isnan(next.largest) || next.largest > all.largest)) {
-        all.largest = next.largest;
-        all.largest_at = all.seen + next.largest_at;
-    }
-    all.seen += next.seen;
-    memcpy(whole.buf, &all, sizeof all);
-    found = Py_NewRef(Py_None);
-done:
-    PyBuffer_Release(&whole);
-    PyBuffer_Release(&part);
-    PyBuffer_Release(&lines);
-    return found;
-}
-
-static PyObject *new_state(PyObject *module, PyObject *nothing) {
-    (void)module, (void)nothing;
-    Result result;
-    begin(&result);
-    return PyByteArray_FromStringAndSize((const char *)&result, sizeof result);
-}
-
-static PyObject *sums(PyObject *module, PyObject *argument) {
-    (void)module;
-    Result result;
-    if (!PyByteArray_Check(argument) || PyByteArray_GET_SIZE(argument) != (Py_ssize_t)sizeof result) {
-        PyErr_SetString(PyExc_ValueError, "a state of another length than was said");
-        return NULL;
-    }
-    memcpy(&result, PyByteArray_AS_STRING(argument), sizeof result);
-    Side *a = &result.x, *b = &result.y;
-    if (a->nan) a->low = a->high = NAN;
-    if (b->nan) b->low = b->high = NAN;
-    return Py_BuildValue("(dddddLL)(dddddLL)dddddLLdL", a->total, a->absolute, a->square, a->low, a->high,
-                         (long long)a->nan, (long long)a->infinite, b->total, b->absolute, b->square, b->low, b->high,
-                         (long long)b->nan, (long long)b->infinite, result.along, result.squared, result.gap,
-                         result.square_x, result.square_y, (long long)result.differing,
-                         (long long)result.nonfinite_equal, result.largest, (long long)result.largest_at);
-}
+#include "_states.h"
 
 #include "_many.h"
 
@@ -395,7 +355,9 @@ static PyMethodDef methods[] = {
     {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512, 3 its bfloat16. Returns what is used."},
     {"measure", measure, METH_VARARGS,
      "measure(x, kind, table, y, kind, table, size, row_length, wide, accept, rows, energy, leaves_out, state, lines, "
-     "channels, taken): add to the state"},
+     "channels, taken, digests, digested): add to the state"},
+    {"digests", new_digests, METH_NOARGS, "digests(): XXH3-64 of both sides before their first blocks; None where there are none"},
+    {"digest", digest, METH_VARARGS, "digest(digests, of_second, data): of all data, of which the last block was not added"},
     {"join", join, METH_VARARGS, "join(state, of_next_rows, lines): add a pass over the next rows to those before"},
     {"measure_many", measure_many, METH_VARARGS,
      "measure_many(x, starts, kind, table, y, starts, kind, table, sizes, row_length, wide, accept, rows, energies, "

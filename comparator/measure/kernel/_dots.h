@@ -5,6 +5,8 @@
 
 static int has_dots(void);
 
+#include "_xxh3.h"
+
 typedef struct {
     __m512 total, absolute, square;
     __m512i most;
@@ -38,16 +40,31 @@ DOTS_TARGET static inline void store_side(const DotSide *side, float (*sums)[WOV
     _mm512_storeu_ps(sums[2], side->square);
 }
 
-DOTS_TARGET static void add_woven_dots(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven) {
+/* Where there are digests of both sides, whole blocks of them are added as well. */
+DOTS_TARGET INLINE void add_woven_dots_and(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven,
+                                           Digest *digests) {
     const __m512i ones = _mm512_set1_epi16(0x3f80), magnitude = _mm512_set1_epi16(INT16_MAX);
     const __m512i odd = _mm512_set1_epi32((int32_t)0xffff0000), magnitude_of_gap = _mm512_set1_epi32(INT32_MAX);
     DotSide left = load_side(woven->sums + TOTAL_X), right = load_side(woven->sums + TOTAL_Y);
     __m512 along = _mm512_loadu_ps(woven->sums[ALONG]), squared = _mm512_loadu_ps(woven->sums[SQUARED]);
     __m512 gaps = _mm512_loadu_ps(woven->sums[GAP]);
-    __m512i peak = _mm512_setzero_si512();
+    __m512i peak = _mm512_setzero_si512(), digest_x = peak, digest_y = peak;
     int64_t differing = 0;
-    for (size_t i = 0; i < count; i += 32) {
+    if (digests) {
+        digest_x = _mm512_loadu_si512(digests[0].lanes);
+        digest_y = _mm512_loadu_si512(digests[1].lanes);
+    }
+    for (size_t i = 0, stripe = 0; i < count; i += 32) {
         __m512i a = _mm512_loadu_si512(x + i), b = _mm512_loadu_si512(y + i);
+        if (digests) {
+            ADD_STRIPE(digest_x, a, secret + 8 * stripe)
+            ADD_STRIPE(digest_y, b, secret + 8 * stripe)
+            if (++stripe == STRIPES) {
+                END_BLOCK(digest_x)
+                END_BLOCK(digest_y)
+                stripe = 0;
+            }
+        }
         ADD_DOTS(left, a)
         ADD_DOTS(right, b)
         /* Other bits, and not zeros of both signs. */
@@ -77,6 +94,19 @@ DOTS_TARGET static void add_woven_dots(const uint16_t *x, const uint16_t *y, siz
     float sizes[16];
     _mm512_storeu_si512(sizes, peak);
     for (int l = 0; l < 16; l++) woven->most = sizes[l] > woven->most ? sizes[l] : woven->most;
+    if (digests) {
+        _mm512_storeu_si512(digests[0].lanes, digest_x);
+        _mm512_storeu_si512(digests[1].lanes, digest_y);
+    }
+}
+
+DOTS_TARGET static void add_woven_dots(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven) {
+    add_woven_dots_and(x, y, count, woven, NULL);
+}
+
+DOTS_TARGET static void add_woven_dots_and_digests(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven,
+                                                   Digest *digests) {
+    add_woven_dots_and(x, y, count, woven, digests);
 }
 
 DOTS_TARGET static void add_woven_side_dots(const uint16_t *x, size_t count, Woven *woven) {

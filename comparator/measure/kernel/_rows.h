@@ -148,7 +148,7 @@ static void TYPED(add_row)(const Source *x, const Source *y, size_t at, size_t c
                 done += 3 * BLOCK;
                 continue;
             }
-            most = NAMED(add_bfloats)(left, right, some, same, lanes, result, &table->wild);
+            most = NAMED(add_bfloats)(left, right, some, same, lanes, result, table->beside, &table->wild);
             if (most >= 0 && most <= result->largest) continue;
             has_energy = 0;
         }
@@ -258,6 +258,9 @@ static void TYPED(measure)(const Source *x, const Source *y, size_t size, size_t
             if (table->channels) memset(table->channels->taken, 0, row);
         }
         table->alike += (size_t)alike;
+#if defined(NARROW) && defined(DOTS)
+        take_digests(x->data, y->data, at, count, same, table);
+#endif
         TYPED(add_row)(x, y, at, count, 0, same, &lanes, alike ? &without : table, result);
         Line line = {{tree(&lanes.total_x), tree(&lanes.absolute_x), tree(&lanes.square_x), tree(&lanes.total_y),
                       tree(&lanes.absolute_y), tree(&lanes.square_y)}};

@@ -24,6 +24,8 @@ LINE = 11
 OUTLIER = 4.0
 """Energy of a channel over the usual one, from which rows are weighed anew (``comparator.diagnosis``) and sums of
 channels that were taken without that are of no use."""
+DIGESTED, BLOCK = 1024, 512
+"""Elements of bfloat16: rows of a multiple of so many are added to digests, and the last block, which is not."""
 _LANES = 8
 
 
@@ -41,6 +43,8 @@ class Pass(Protocol):
         lines: Float | None = None,
         channels: Float | None = None,
         taken: npt.NDArray[np.uint8] | None = None,
+        digests: bytearray | None = None,
+        digested: int = 0,
     ) -> None:
         """Add rows. ``leaves_out``: energies of what is the same may be left out; the first of them is then NaN."""
 
@@ -89,9 +93,17 @@ class Parts:
         self._energies = _lined_up(count, length) if by_channel else None
         self._channels = _lined_up(count, padded, 4, _LANES) if of_channels else None
         self._taken = np.zeros(rows, np.uint8)
+        self._digests: bytearray | None = None
 
-    def measure(self, whole: Pass, before: Sequence[Before], threads: int) -> None:
-        """Add all parts to a pass; the table of rows is filled. Each of ``before`` is called by one thread alone."""
+    @property
+    def can_be_digested(self) -> bool:
+        """Whether the kernel can take digests of both sides beside their sums."""
+        return self._channels is not None and self._length % DIGESTED == 0
+
+    def measure(self, whole: Pass, before: Sequence[Before], threads: int, digests: bytearray | None = None) -> None:
+        """Add all parts to a pass; the table of rows is filled. Each of ``before`` is called by one thread alone.
+        ``digests``, of one thread, take all but the last block of both sides."""
+        self._digests = digests
         self._share_out(range(len(self._stops)), before, threads, leaves_out=True)
         alike = [number for number, part in self._found.items() if part.is_alike]
         if 0 < len(alike) < len(self._found):
@@ -141,6 +153,8 @@ class Parts:
             lines=part.lines,
             channels=part.channels,
             taken=part.taken,
+            digests=self._digests if leaves_out else None,  # else it was looked at before
+            digested=elements.stop - elements.start - (BLOCK if elements.stop == baseline.size else 0),
         )
         self._found[number] = part
         if number == 0 and part.energy is not None and not part.is_alike:

@@ -77,6 +77,8 @@ class RowTable(Struct, frozen=True, eq=False):
     """Both arrays are known to be the same, byte by byte; energies were then left out."""
     parts: tuple[ChannelPart, ...] = ()
     """What else was found of channels on the way, where both sides are of bfloat16."""
+    digests: tuple[int, ...] = ()
+    """XXH3-64 of the bytes of each side, where they were asked for and taken."""
 
     def rel(self) -> Float:
         """Of each row Σ(y - x)² / Σ(x² + y²), shape ``(rows,)``; 0 where nothing differs."""

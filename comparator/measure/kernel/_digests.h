@@ -1,0 +1,43 @@
+/* Checksums that are taken beside the sums of a pair (_xxh3.h), for Python. */
+
+/* Whether digests of so many elements can be taken beside the sums of rows. */
+static int takes_digests(const Py_buffer *digests, Py_ssize_t digested, Py_ssize_t size, Py_ssize_t length) {
+#ifdef DOTS
+    return has_dots() && digests->len == 2 * (Py_ssize_t)sizeof(Digest) && length % BLOCK == 0 && digested >= 0 &&
+           digested <= size && digested % DIGEST_BLOCK == 0;
+#else
+    (void)digests, (void)digested, (void)size, (void)length;
+    return 0;
+#endif
+}
+
+static PyObject *new_digests(PyObject *module, PyObject *nothing) {
+    (void)module, (void)nothing;
+#ifdef DOTS
+    if (has_dots()) {
+        PyObject *found = PyByteArray_FromStringAndSize(NULL, 2 * sizeof(Digest));
+        for (int side = 0; found && side < 2; side++)
+            memcpy(PyByteArray_AS_STRING(found) + (size_t)side * sizeof(Digest), first_lanes, sizeof first_lanes);
+        return found;
+    }
+#endif
+    Py_RETURN_NONE;
+}
+
+static PyObject *digest(PyObject *module, PyObject *arguments) {
+    (void)module;
+    Py_buffer digests, data;
+    int side;
+    if (!PyArg_ParseTuple(arguments, "y*py*", &digests, &side, &data)) return NULL;
+    PyObject *found = NULL;
+#ifdef DOTS
+    if (has_dots() && digests.len == 2 * (Py_ssize_t)sizeof(Digest) && data.len && data.len % (2 * DIGEST_BLOCK) == 0)
+        found = PyLong_FromUnsignedLongLong(finished((const Digest *)digests.buf + side,
+                                                     (const uint8_t *)data.buf + data.len - 2 * DIGEST_BLOCK,
+                                                     (uint64_t)data.len));
+#endif
+    if (!found && !PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "no digests of whole blocks");
+    PyBuffer_Release(&digests);
+    PyBuffer_Release(&data);
+    return found;
+}
