@@ -146,13 +146,14 @@ rounds, taken in turns.
 
 Threads share the parts of a pair, of four megabytes each, where a process has cores to itself: of a single large pair,
 or where fewer processes than cores have something to compare. What is the same byte for byte takes one pass with the
-sums of one side, and one checksum. Else a quarter is the checksums of both sides, for which the pages are mapped and
-come from memory, a quarter the sums and extremes of each row, a quarter the sums of channels, 32 rows after the rows'
-own while these are in the cache, and a quarter what numpy makes of rows and channels, and the mapped memory that is
-given back, which is not counted of `array_equal`. `array_equal` waits for the memory; this is arithmetic: of 32
+sums of one side, and one checksum. Else nearly half is one pass over both sides, which come from memory while their
+pages are mapped: checksums, sums and extremes of each row. A quarter is the sums of channels, of 32 rows each time,
+which are in the cache then; an eighth what numpy makes of rows and channels; the rest is planning, what is done once
+for each part, and the mapped memory that is given back, which is not counted of `array_equal`. Of several threads each
+takes the checksum of a side by itself, before the sums. `array_equal` waits for the memory; this is arithmetic: of 32
 elements on both sides 33 instructions in vectors of 64 bytes for the rows, 26 for the channels, 12 for the checksums.
 Where a processor starts two of them in a cycle, at 3.2 GHz, that is 6 ms: on one thread the goal is out of reach unless
-something is left out. It takes instructions for bfloat16 (AVX512-BF16); with AVX2 alone it takes a quarter more. A
+something is left out. It takes instructions for bfloat16 (AVX512-BF16); with AVX2 alone it takes 1.4 times as long. A
 factor that all rows have is tested on 768 rows; that its significance is beyond doubt is seen on 32 of them.
 """
     print(text)

@@ -24,6 +24,8 @@ LINE = 11
 OUTLIER = 4.0
 """Energy of a channel over the usual one, from which rows are weighed anew (``comparator.diagnosis``) and sums of
 channels that were taken without that are of no use."""
+MOST_CHANNELS = 1 << 14
+"""With more of them rows that are summed together leave the cache, and the sums of all parts take much memory."""
 DIGESTED, BLOCK = 1024, 512
 """Elements of bfloat16: rows of a multiple of so many are added to digests, and the last block, which is not."""
 _LANES = 8
@@ -87,7 +89,8 @@ class Parts:
         self._has_outliers = False
         rows, count, padded = -(-size // length), len(self._stops), -(-length // _LANES)
         by_channel = table is not None and table.energy is not None
-        of_channels = by_channel and {side.dtype.name for side in sides} == {"bfloat16"}
+        names = {side.dtype.name for side in sides}
+        of_channels = by_channel and names == {"bfloat16"} and length <= MOST_CHANNELS
         # Of all parts at once: to get memory from the system and to give it back takes long.
         self._lines = np.empty((rows, LINE))
         self._energies = _lined_up(count, length) if by_channel else None
