@@ -31,7 +31,7 @@ from dumper.reading.open import open_run
 from dumper.recording.recorder import Recorder
 
 SHAPE = (4096, 4096)
-ROUNDS = 60
+ROUNDS = 150
 GOAL = 1.5
 """Times as long as ``array_equal``."""
 KINDS = (
