@@ -52,8 +52,8 @@ def match_bundles(baseline: RunIndex, target: RunIndex, options: Options, rules:
 
 
 def _pair(some: _Grouped, baseline: _Grouped | None, target: _Grouped | None) -> BundlePair:
-    sides = (None if side is None else side.bundle for side in (baseline, target))
-    return BundlePair(some.name, some.tags, some.step, *sides)
+    left, right = None if baseline is None else baseline.bundle, None if target is None else target.bundle
+    return BundlePair(some.name, some.tags, some.step, left, right)
 
 
 def _bundles(side: Keyed, chosen: npt.NDArray[np.bool_], rules: Rules) -> Iterator[_Grouped]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from dumper.recording.recorder import Recorder
@@ -73,3 +75,37 @@ def test_two_dumps_without_batches_load_nothing_for_these_nor_for_a_diagnosis(tm
     assert sorted((LEFT_ALONE | others | {"comparator.diagnosis"}) & set(loaded)) == []
     assert len(loaded) <= MOST_MODULES
     assert set(made) <= DATACLASSES
+
+
+ENDINGS = """
+import atexit, os, sys, threading
+from comparator.__main__ import end
+atexit.register(lambda: os.write(1, b"atexit\\n"))
+if sys.argv[1] == "thread":
+    threading.Thread(target=lambda: (threading.Event().wait(0.2), os.write(1, b"thread\\n"))).start()
+print("out")
+print("error", file=sys.stderr)
+end(3)
+"""
+
+
+@pytest.mark.parametrize("ending", ["alone", "thread"])
+def test_a_process_ends_with_all_that_it_has_to_say(ending: str) -> None:
+    command = [sys.executable, "-c", ENDINGS, ending]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert sorted(done.stdout.split()) == sorted(["atexit", "out", *(["thread"] if ending == "thread" else [])])
+    assert (done.returncode, done.stderr) == (3, "error\n")
+
+
+def test_a_process_whose_output_cannot_be_written_ends_as_any_other() -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    found = []
+    for end in ("from comparator.__main__ import end", "end = sys.exit"):
+        command = [sys.executable, "-c", f"import sys; {end}; print('x'); end(0)"]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=60, check=False
+            )
+        found.append((done.returncode, done.stderr))
+    assert found[0] == found[1]
+    assert found[0][0] == 120
