@@ -98,7 +98,7 @@ def _compare(
     from comparator.report.environment import environment_lines
     from comparator.report.outputs import Outputs
     from comparator.report.records import ConfigRecord
-    from comparator.report.reporters import PlainConsole, ReportFile, terminal
+    from comparator.report.reporters import PlainConsole, ReportFile, sent_on, terminal
     from comparator.report.runs import Tally, input_ids, rank_info, run_notes
 
     baseline_path = _one_path(arguments.baseline_path, arguments.baseline, "baseline")
@@ -127,7 +127,7 @@ def _compare(
     tally = Tally(
         prepared.options, prepared.rules, said, prepared.unused, environment=environment_lines(*runs), runs=runs
     )
-    with ExitStack() as stack:
+    with ExitStack() as stack, sent_on(console):
         if report_path is not None:
             file = ReportFile(report_path, schema)
             stack.callback(file.close)
@@ -308,6 +308,8 @@ def _report_findings(
 
     def send_on() -> None:
         try:
+            if isinstance(console, PlainConsole):
+                console.send_on()
             sys.stdout.flush()
         except BrokenPipeError:
             if not comparing.measured:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
@@ -211,17 +212,45 @@ def _style_of(line: str) -> str | None:
     return {"error": "bold red", "warning": "yellow", "only": "yellow"}.get(line.split(" ", maxsplit=1)[0].rstrip(":"))
 
 
+_TOGETHER = 64
+"""Lines: where Python does not buffer its output (``PYTHONUNBUFFERED``), what is written wakes its reader each time."""
+
+
 class PlainConsole:
     """Lines on standard output, without colours: for all that is no terminal."""
 
     is_terminal = False
     at_once = True
-    """Whether each line is sent on before the next one is made."""
+    """Whether each line is sent on before the next one is made; else ``send_on`` is to be called at the end."""
+
+    def __init__(self) -> None:
+        self._waiting: list[str] = []
 
     def print(self, line: str, *, style: str | None = None, markup: bool = False, emoji: bool = False) -> None:
-        sys.stdout.write(line + "\n")
         if self.at_once:
+            sys.stdout.write(line + "\n")
             sys.stdout.flush()
+            return
+        self._waiting.append(line)
+        if len(self._waiting) >= _TOGETHER:
+            self.send_on()
+
+    def send_on(self) -> None:
+        """Send on the lines that wait."""
+        lines, self._waiting = self._waiting, []
+        if lines:
+            sys.stdout.write("\n".join(lines) + "\n")
+
+
+@contextlib.contextmanager
+def sent_on(console: Console | PlainConsole) -> Iterator[None]:
+    """However it ends, lines that wait are sent on, where that can be: before what is said of an error."""
+    try:
+        yield
+    finally:
+        if isinstance(console, PlainConsole):
+            with contextlib.suppress(OSError):
+                console.send_on()
 
 
 def terminal() -> Console | PlainConsole:

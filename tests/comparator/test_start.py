@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from comparator.report.reporters import PlainConsole, sent_on
 from dumper.recording.recorder import Recorder
 
 LEFT_ALONE = {
@@ -109,3 +110,21 @@ def test_a_process_whose_output_cannot_be_written_ends_as_any_other() -> None:
         found.append((done.returncode, done.stderr))
     assert found[0] == found[1]
     assert found[0][0] == 120
+
+
+def test_lines_that_wait_are_printed_before_what_ends_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+    console = PlainConsole()
+    console.print("at once")
+    assert capsys.readouterr().out == "at once\n"
+    console.at_once = False
+    lines = [f"line {number}" for number in range(1000)]
+
+    def report() -> None:
+        with sent_on(console):
+            for line in lines:
+                console.print(line)
+            raise ValueError("an error")
+
+    with pytest.raises(ValueError, match="an error"):
+        report()
+    assert capsys.readouterr().out.splitlines() == lines
