@@ -94,7 +94,7 @@ def test_statistics_of_small_and_large_tensors(recordings: Recordings, dtype: st
     check_statistics(recordings, dtype)
 
 
-@pytest.fixture(params=[launching.FOR_BYTES, launching.FOR_HALVES])
+@pytest.fixture(params=[1, 2], ids=["sm_75", "sm_80"])
 def older_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(launching, "_instructions", lambda device: request.param)
     launching.statistics_launcher.cache_clear()

@@ -33,9 +33,6 @@ _PACKED_TILES = 4
 """That are on their way from memory together. A row of them has the 64 elements that a sum in float32 can take."""
 _FEWER_TILES = 3
 """The same of FLOAT8_E5M2, whose sums in float64 take more registers."""
-FOR_BYTES, FOR_HALVES, FOR_E4M3 = 1, 2, 3
-"""What NVIDIA's GPUs have instructions for, more in later ones: sums of products of bytes; the lesser and the greater
-of two float16 each (sm_80); two FLOAT8_E4M3FN as float16 (sm_89)."""
 _FINGERPRINT_ROWS = 256
 _FINGERPRINT_ROW_BYTES = 128
 _UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
@@ -241,8 +238,11 @@ def processors(device: int) -> int:
 
 def _instructions(device: int) -> int:
     """What a device has instructions for."""
+    from dumper.values.device_kernels import packed
+
     capability = torch.cuda.get_device_capability(device) if device >= 0 else (0, 0)
-    return FOR_E4M3 if capability >= (8, 9) else FOR_HALVES if capability >= (8, 0) else FOR_BYTES
+    known = packed.FOR_BYTES if capability < (8, 0) else packed.FOR_HALVES if capability < (8, 9) else packed.FOR_E4M3
+    return int(known.value)
 
 
 def programs_for(length: int, block: int, most: int) -> int:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dumper.values.device_kernels import launching
 from dumper.values.device_kernels.decoding import BOOL, FLOAT8_E4M3FN, FLOAT8_E5M2, SIGNED, tile_offsets
 
 WORDS_OF_ROW = tl.constexpr(4)
 """Words in a row of a tile, which a thread reads at once."""
 ROW_BYTES = tl.constexpr(16)
-FOR_BYTES, FOR_HALVES, FOR_E4M3 = map(tl.constexpr, (launching.FOR_BYTES, launching.FOR_HALVES, launching.FOR_E4M3))
-"""INSTRUCTIONS is one of them, or 0."""
+FOR_BYTES, FOR_HALVES, FOR_E4M3 = map(tl.constexpr, (1, 2, 3))
+"""INSTRUCTIONS is one of them, or 0: what NVIDIA's GPUs have instructions for, more in later ones: sums of products of
+bytes; the lesser and the greater of two float16 each (sm_80); two FLOAT8_E4M3FN as float16 (sm_89)."""
 OFFSET = tl.constexpr(0x42C00000)
 """The bits of 96.0: float32 from 64 to 128 have the least FLOAT8_E4M3FN, divided by 256, in their last place."""
 OFFSET_FOR_E4M3 = tl.constexpr(0x46C00000)
