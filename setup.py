@@ -45,7 +45,7 @@ def extension(folder: str, *flags: str, others: tuple[str, ...] = ()) -> Extensi
 setup(
     ext_modules=[
         # Without contraction, so that both kernels round alike.
-        extension(KERNEL, "-O3", "-ffp-contract=off", "-fno-math-errno", others=SHARED),
+        extension(KERNEL, "-O3", "-ffp-contract=off", "-fno-math-errno", others=(*SHARED, f"{FRAMING}/_xxh3_parts.h")),
         extension(TORCH_SUMS, "-O3", "-ffp-contract=off", others=(f"{PASSES}/_half.h",)),
         extension(ADDING, "-O3", "-ffp-contract=off", others=(f"{PASSES}/_half.h",)),
         extension(QUOTING, "-O2"),

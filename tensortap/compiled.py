@@ -29,7 +29,11 @@ MODULES = (
 """Those of all packages."""
 HEADERS_ELSEWHERE = {
     "comparator.align.adding._compiled": ("../../diagnosis/kernel/_half.h",),
-    "comparator.measure.kernel._compiled": ("../../diagnosis/kernel/_half.h", "../../diagnosis/kernel/_widen.h"),
+    "comparator.measure.kernel._compiled": (
+        "../../diagnosis/kernel/_half.h",
+        "../../diagnosis/kernel/_widen.h",
+        "../../../dumper/writing/framing/_xxh3_parts.h",
+    ),
     "comparator.measure.torch_sums._compiled": ("../../diagnosis/kernel/_half.h",),
     "dumper.recording.shortcut._compiled": ("../../writing/framing/_slots.h",),
 }

@@ -17,7 +17,7 @@ static PyObject *new_digests(PyObject *module, PyObject *nothing) {
     if (has_dots()) {
         PyObject *found = PyByteArray_FromStringAndSize(NULL, 2 * sizeof(Digest));
         for (int side = 0; found && side < 2; side++)
-            memcpy(PyByteArray_AS_STRING(found) + (size_t)side * sizeof(Digest), first_lanes, sizeof first_lanes);
+            memcpy(PyByteArray_AS_STRING(found) + (size_t)side * sizeof(Digest), first_sums, sizeof first_sums);
         return found;
     }
 #endif
