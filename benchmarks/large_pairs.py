@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -162,4 +163,8 @@ factor that all rows have is tested on 768 rows; that its significance is beyond
 
 
 if __name__ == "__main__":
+    if "OPENBLAS_NUM_THREADS" not in os.environ:
+        # As in ``python -m comparator``; BLAS reads it when it is loaded.
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.large_pairs", *sys.argv[1:]])
     main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -59,7 +60,7 @@ def take_turns(
     first = {side.name: Times() for side in sides}
     for side in sides:
         if time.monotonic() < deadline:
-            _block(side, x, 1, first[side.name])
+            block(side, x, 1, first[side.name])
     while time.monotonic() < deadline:
         waiting = [
             side
@@ -75,17 +76,24 @@ def take_turns(
                 a_step = statistics.median(own.wall or first[side.name].wall or [0.0])
                 size = 5 if a_step < seconds_a_side / 15 else 2 if a_step < seconds_a_side / 5 else 1
                 if before is None or before[0] < size:
-                    before = size, _block(alone, x, size, times[alone.name])
-                found = _block(side, x, size, own)
-                after = _block(alone, x, size, times[alone.name])
+                    before = size, block(alone, x, size, times[alone.name])
+                found = block(side, x, size, own)
+                after = block(alone, x, size, times[alone.name])
                 if found:
                     own.longer.append(statistics.median(found) - statistics.median(before[1] + after))
                 before = size, after
     return {name: found for name, found in times.items() if found.wall}
 
 
-def _block(side: Side, x: torch.Tensor, steps: int, times: Times) -> list[float]:
-    """So many steps, added to ``times``. Returns how long each took; nothing after an error."""
+def block(
+    side: Side,
+    x: torch.Tensor,
+    steps: int,
+    times: Times,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> list[float]:
+    """So many steps, ``around`` them a context, added to ``times``. Returns how long each took; nothing after an
+    error."""
     began = time.perf_counter()
     side.begin()
     try:
@@ -93,12 +101,13 @@ def _block(side: Side, x: torch.Tensor, steps: int, times: Times) -> list[float]
         side.flush()
         synchronize()
         first = time.perf_counter()
-        for _ in range(steps):
-            start = time.perf_counter()
-            side.step(x)
-            times.host.append(time.perf_counter() - start)
-            _wait_as_a_model_does()
-            times.wall.append(time.perf_counter() - start)
+        with around():
+            for _ in range(steps):
+                start = time.perf_counter()
+                side.step(x)
+                times.host.append(time.perf_counter() - start)
+                _wait_as_a_model_does()
+                times.wall.append(time.perf_counter() - start)
         side.flush()
         synchronize()
         times.durable.append((time.perf_counter() - first) / steps)
