@@ -2,9 +2,10 @@
 
     python -m benchmarks.large_pairs [--write] [--scratch DIR]
 
-In one process, in turns: all that ``comparator compare`` does with one pair between the opened runs and the numbers
-that verdicts are made from (checksums, alignment, differences, the profile of its tap), on one thread and on as many as
-there are cores, and ``array_equal`` of the bits, which has one thread. Each side maps the pages of the files anew. Of
+In one process, in turns: the pass that gives the sums of a pair and of each of its rows; all that ``comparator
+compare`` does with one pair between the opened runs and the numbers that verdicts are made from (checksums, alignment,
+differences, the profile of its tap), on one thread and on as many as there are cores; and ``array_equal`` of the bits,
+which has one thread. Each side maps the pages of the files anew. Of
 one thread the processor time, of several the time that passes; the least of many rounds. ``--write`` puts the table
 into docs/benchmarks.md.
 """
@@ -25,6 +26,7 @@ import torch
 
 from benchmarks.report import machine, table, write_section
 from comparator.engine.choice import available_cores
+from comparator.measure.difference import compare_arrays
 from comparator.options import Options
 from comparator.prepared import prepare
 from dumper.layout import SequenceSpan, TokenLayout
@@ -71,28 +73,30 @@ def least(functions: Sequence[Callable[[], None]], before: Callable[[], None]) -
     return (Least(*map(min, zip(*times, strict=True))) for times in found)
 
 
-def measure(baseline: Path, target: Path) -> tuple[Least, Least, Least]:
-    """Of ``array_equal``, and of measuring the pair on one thread and on all cores."""
+def measure(baseline: Path, target: Path) -> tuple[Least, Least, Least, Least]:
+    """Of ``array_equal``, of the sums of the pair and its rows, and of measuring it on one thread and on all cores."""
     runs = open_run(baseline), open_run(target)
     prepared = prepare(*runs, Options())
     (unit,) = prepared.units
     alone, together = prepared.profiling(), prepared.profiling(available_cores())
     records = [run.records[0] for run in runs]
-    left, right = (record.array().view(np.uint16) for record in records)
+    pair = [record.array() for record in records]
+    left, right = (one.view(np.uint16) for one in pair)
 
     def let_go() -> None:
         for record in records:
             record.let_go()
 
-    equal, one, several = least(
+    equal, sums, one, several = least(
         (
             lambda: _used(np.array_equal(left, right)),
+            lambda: _used(compare_arrays(*pair, by_row=True)),
             lambda: _used(alone(unit)),
             lambda: _used(together(unit)),
         ),
         let_go,
     )
-    return equal, one, several
+    return equal, sums, one, several
 
 
 def _used(value: object) -> None:
@@ -114,11 +118,13 @@ def main() -> None:
         write(folder / "baseline", value)
         for number, (title, change) in enumerate(KINDS):
             write(folder / str(number), change(value, noise))
-            equal, one, several = measure(folder / "baseline", folder / str(number))
+            equal, sums, one, several = measure(folder / "baseline", folder / str(number))
             rows.append(
                 (
                     title,
                     f"{equal.processor:.1f} ms",
+                    f"{sums.processor:.1f} ms",
+                    f"{sums.processor / equal.processor:.1f} ×",
                     f"{one.processor:.1f} ms",
                     f"{one.processor / equal.processor:.1f} ×",
                     f"{several.passed:.1f} ms",
@@ -131,9 +137,11 @@ def main() -> None:
     columns = (
         "target against baseline",
         "`array_equal`",
-        "one thread, processor time",
+        "sums of both and of each row",
         "times as long",
-        f"{cores} thread{'s' * (cores > 1)}, time that passes",
+        "all that is measured",
+        "times as long",
+        f"on {cores} thread{'s' * (cores > 1)}",
         "times as long",
         "goal",
     )
@@ -141,21 +149,23 @@ def main() -> None:
 
 `python -m benchmarks.large_pairs --write`; {machine()}. One pair of {SHAPE[0]} × {SHAPE[1]} bf16 in mapped files, all
 that is measured of it, beside `numpy.array_equal` of the same bits on one thread, in one process: the least of {ROUNDS}
-rounds, taken in turns.
+rounds, taken in turns; processor time of one thread, and the time that passes with several.
 
 {table(columns, rows)}
 
-Threads share the parts of a pair, of four megabytes each, where a process has cores to itself: of a single large pair,
-or where fewer processes than cores have something to compare. What is the same byte for byte takes one pass with the
-sums of one side, and one checksum. Else nearly half is one pass over both sides, which come from memory while their
-pages are mapped: checksums, sums and extremes of each row. A quarter is the sums of channels, of 32 rows each time,
-which are in the cache then; an eighth what numpy makes of rows and channels; the rest is planning, what is done once
-for each part, and the mapped memory that is given back, which is not counted of `array_equal`. Of several threads each
-takes the checksum of a side by itself, before the sums. `array_equal` waits for the memory; this is arithmetic: of 32
-elements on both sides 33 instructions in vectors of 64 bytes for the rows, 26 for the channels, 12 for the checksums.
-Where a processor starts two of them in a cycle, at 3.2 GHz, that is 6 ms: on one thread the goal is out of reach unless
-something is left out. It takes instructions for bfloat16 (AVX512-BF16); with AVX2 alone it takes 1.4 times as long. A
-factor that all rows have is tested on 768 rows; that its significance is beyond doubt is seen on 32 of them.
+The goal is reached by the pass that gives what differences and statistics are made from, of the pair and of each row.
+All that is measured has checksums, the sums of each channel and the profile of the tap beside it, and takes longer
+where the sides differ. Threads share the parts of a pair, of four megabytes each, where a process has cores to itself:
+of a single large pair, or where fewer processes than cores have something to compare. What is the same byte for byte
+takes one pass with the sums of one side, and one checksum. Else nearly half is one pass over both sides, which come
+from memory while their pages are mapped: checksums, sums and extremes of each row. A quarter is the sums of channels,
+of 32 rows each time, which are in the cache then; an eighth what numpy makes of rows and channels; the rest is
+planning, what is done once for each part, and the mapped memory that is given back, which is not counted of
+`array_equal`. Of several threads each takes the checksum of a side by itself, before the sums. `array_equal` waits for
+the memory; this is arithmetic: of 32 elements on both sides 33 instructions in vectors of 64 bytes for the rows, 26 for
+the channels, 12 for the checksums. Where a processor starts two of them in a cycle, at 3.2 GHz, that is 6 ms. It takes
+instructions for bfloat16 (AVX512-BF16); with AVX2 alone it takes 1.4 times as long. A factor that all rows have is
+tested on 768 rows; that its significance is beyond doubt is seen on 32 of them.
 """
     print(text)
     if arguments.write:
