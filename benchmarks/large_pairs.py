@@ -5,9 +5,8 @@
 In one process, in turns: the pass that gives the sums of a pair and of each of its rows; all that ``comparator
 compare`` does with one pair between the opened runs and the numbers that verdicts are made from (checksums, alignment,
 differences, the profile of its tap), on one thread and on as many as there are cores; and ``array_equal`` of the bits,
-which has one thread. Each side maps the pages of the files anew. Of
-one thread the processor time, of several the time that passes; the least of many rounds. ``--write`` puts the table
-into docs/benchmarks.md.
+which has one thread. Each side maps the pages of the files anew. Of one thread the processor time, of several the time
+that passes; the least of many rounds. ``--write`` puts the table into docs/benchmarks.md.
 """
 
 from __future__ import annotations
