@@ -160,22 +160,23 @@ class RankStream:
 
     def _flush(self, small: list[SmallRecord], staged: list[Staged]) -> None:
         """Write what was collected."""
-        self._encode(small)
-        self._write_batch()
-        for copy in staged:
-            copy.release()
-        staged.clear()
+        try:
+            self._encode(small)
+        finally:
+            self._write_batch()
+            for copy in staged:
+                copy.release()
+            staged.clear()
 
     def _encode(self, small: list[SmallRecord]) -> None:
         """Make the frames of the small records that were collected."""
-        if not small:
-            return
-        batch = self._batch_to_fill()
-        if batch is None:
-            self._lose(len(small), self._why_no_file())
-        else:
-            self._records.encode_small(small, batch)
+        records = small.copy()
         small.clear()
+        batch = self._batch_to_fill() if records else None
+        if batch is not None:
+            self._records.encode_small(records, batch)
+        elif records:
+            self._lose(len(records), self._why_no_file())
 
     def _encode_step(self, item: BeginStep) -> None:
         meta: dict[str, Any] = {"step": item.number}
@@ -197,9 +198,8 @@ class RankStream:
         """The batch that is being filled, or the next one; None while there is no file."""
         if self._batch is not None and self._batch.end >= self._settings.segment_size:
             self._write_batch()
-        if self._batch is None:
-            file = self._ready()
-            self._batch = None if file is None else EncodedBatch(file.position)
+        if self._batch is None and (file := self._ready()) is not None:
+            self._batch = EncodedBatch(file.position)
         return self._batch
 
     def _write_batch(self) -> None:

@@ -99,6 +99,11 @@ class EncodedBatch:
         begins = sorted((*self.rows[:: len(COLUMNS)], *self.steps))
         return [*begins[1:], self.end] if begins else []
 
+    def forget(self, buffers: int, end: int, rows: int) -> None:
+        """Take back all but the first so many buffers and numbers in rows, which end there."""
+        del self.buffers[buffers:], self.rows[rows:]
+        self.end = end
+
     def before(self, position: int) -> tuple[array[int], list[int]]:
         """The rows of the records, and the offsets of the steps, that lie before a position at which a frame ends."""
         if position >= self.end:
@@ -123,8 +128,17 @@ class RecordEncoder:
     def encode_small(self, records: list[SmallRecord], batch: EncodedBatch) -> None:
         """Append the frames of records of one payload each to a batch.
 
-        Its buffers may be used again for the next one, once this one is let go of.
+        Its buffers may be used again for the next one, once this one is let go of. After an exception, which is an
+        error of ours or a lack of memory, the batch is as before.
         """
+        before = len(batch.buffers), batch.end, len(batch.rows)
+        try:
+            self._encode_together(records, batch)
+        except BaseException:
+            batch.forget(*before)
+            raise
+
+    def _encode_together(self, records: list[SmallRecord], batch: EncodedBatch) -> None:
         framer, first, seen = self._framer, 0, None
         while first < len(records):
             if framer is not None and records[first][0].encoded is not None:

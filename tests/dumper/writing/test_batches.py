@@ -15,6 +15,8 @@ from dumper import open_run
 from dumper.recording.recorder import Recorder
 from dumper.settings import Settings
 from dumper.writing import rank_file, writer
+from dumper.writing.items import SmallRecord
+from dumper.writing.record_encoder import EncodedBatch, RecordEncoder
 
 STEPS, VALUES = 6, 7
 
@@ -96,4 +98,34 @@ def test_a_full_disk_keeps_the_first_frames(recorder: Recorder, monkeypatch: pyt
     steps = list(run.steps)
     assert steps == sorted(set(steps))
     assert {record.step for record in run.records if record.name == "x"} <= set(steps)
+    assert {problem.kind for problem in run.problems} <= {"lost"}
+
+
+def test_what_cannot_be_encoded_leaves_the_rest_whole(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of ours, or a lack of memory, in the middle of a batch."""
+    recorder.dump("first", 1)
+    recorder.flush()
+    together = RecordEncoder._encode_together
+
+    def out_of_memory(self: RecordEncoder, records: list[SmallRecord], batch: EncodedBatch) -> None:
+        if records[0][0].source.name != "y":
+            return together(self, records, batch)
+        together(self, records[:3], batch)
+        raise MemoryError
+
+    monkeypatch.setattr(RecordEncoder, "_encode_together", out_of_memory)
+    recorder.step()
+    recorder.dump("x", np.arange(5000))
+    recorder.step()
+    for part in range(6):
+        recorder.dump("y", np.zeros(5), part=part)
+    recorder.flush()
+    recorder.step()
+    recorder.dump("z", np.zeros(5))
+    path = recorder.settings.run_path
+    recorder.close()
+    run = open_run(path)
+    assert [record.name for record in run.records] == ["first", "x", "z"]
+    assert list(run.steps) == [0, 1, 2, 3]
+    assert run.records[1].array().tolist() == list(range(5000))
     assert {problem.kind for problem in run.problems} <= {"lost"}
