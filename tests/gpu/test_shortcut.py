@@ -13,6 +13,7 @@ import torch
 
 from dumper.memory import copy_kernel
 from dumper.memory.device_staging import DeviceStager
+from dumper.recording import session
 from dumper.recording.recorder import Recorder
 from dumper.recording.shortcut import COMPILED
 from dumper.writing import writer
@@ -49,8 +50,9 @@ def long_way(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.fixture(autouse=True)
 def _at_leisure(monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer leaves slabs alone until it is asked for what is in them: a value that comes while it sends one goes
-    the long way."""
+    the long way. Large values would wake it, and have it send what comes before them."""
     monkeypatch.setattr(writer, "LONG_NAP", 30.0)
+    monkeypatch.setattr(session, "SMALL", 1 << 40)
 
 
 @pytest.fixture
