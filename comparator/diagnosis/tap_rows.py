@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import deque
 from collections.abc import Mapping
@@ -48,7 +49,7 @@ class TapKey(Struct, frozen=True):
 
 class RowLabels(Struct, frozen=True, eq=False):
     """Which token each row is. All arrays have shape ``(rows,)``. What is worked out of labels is remembered by their
-    identity: ``shared`` makes one object of those that are equal."""
+    identity: ``_shared`` makes one object of those that are equal."""
 
     sequence: Integer
     position: Integer
@@ -84,7 +85,7 @@ _passes: deque[tuple[Integer, Integer, Integer, RowLabels]] = deque(maxlen=_KEPT
 
 def _shared(sequence: Integer, position: Integer, decode: Mask, known: bool, border: Mask | None) -> RowLabels:
     """Labels, as one object where they equal others that were made lately."""
-    for one in reversed(_labels):
+    for one in reversed(tuple(_labels)):  # other threads may compare as well
         if (
             one.known == known
             and np.array_equal(one.sequence, sequence)
@@ -93,7 +94,8 @@ def _shared(sequence: Integer, position: Integer, decode: Mask, known: bool, bor
             and (one.border is border or (one.border is not None and border is not None
                                           and np.array_equal(one.border, border)))
         ):  # fmt: skip
-            _labels.remove(one)
+            with contextlib.suppress(ValueError):  # it has just been dropped
+                _labels.remove(one)
             _labels.append(one)  # those that were met last stay
             return one
     made = RowLabels(sequence, position, decode, known, border)
@@ -120,7 +122,7 @@ def label_rows(
     if step is None or not rows:
         return _shared(number, place, np.zeros(rows, np.bool_), True, None)
     steps = np.asarray(step, np.int64)
-    for *known, labels in _passes:
+    for *known, labels in tuple(_passes):
         if all(map(np.array_equal, known, (number, place, steps))):
             return labels
     found = _labels_of_passes(number, place, steps)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
+import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -73,3 +75,28 @@ def test_the_median_is_numpys(values: npt.NDArray[Any]) -> None:
         expected = float(np.median(values)) if values.size else math.nan
     found = median(values)
     assert found == expected or (math.isnan(found) and math.isnan(expected))
+
+
+def test_threads_that_compare_at_once_do_not_disturb_each_other() -> None:
+    failures: list[Exception] = []
+
+    def label(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        try:
+            for count in random.integers(1, 9, 1000).tolist():
+                labels = label_rows(count, np.zeros(count, np.int64), np.arange(count), np.arange(count) % 2)
+                assert len(labels) == count
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=label, args=(seed,)) for seed in range(6)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failures
