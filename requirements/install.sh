@@ -12,8 +12,14 @@ main() {
   shift
   local python stamp
   python=$(find_python)
-  local sources=("$0" pyproject.toml setup.py comparator/{diagnosis,measure}/kernel/*.[ch] comparator/align/adding/*.c comparator/measure/{quoting,torch_sums}/*.[ch] dumper/values/fingerprint/*.[ch] dumper/recording/shortcut/*.[ch] dumper/readers/sglang/pt_format/*.[ch] tensortap/lost_pages/*.c "$torchvision_operators")
-  stamp="$environment/.made-from-$(cat "${sources[@]}" "$@" | sha256sum | cut -c1-16)"
+  # Modules that were built from other sources are not loaded: all C sources count, by name and content.
+  local compiled
+  compiled=$(find patcher dumper comparator tensortap -name '*.[ch]' | LC_ALL=C sort)
+  stamp="$environment/.made-from-$({
+    echo "$compiled"
+    # shellcheck disable=SC2086
+    cat "$0" pyproject.toml setup.py $compiled "$torchvision_operators" "$@"
+  } | sha256sum | cut -c1-16)"
   if [ -e "$stamp" ] && "$environment/bin/python" -c '' 2>/dev/null; then
     return
   fi
