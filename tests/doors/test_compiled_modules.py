@@ -177,31 +177,54 @@ def test_a_comparison_without_them_says_the_same(
     assert nearly(report(runs, tmp_path / "numpy.jsonl")) == nearly(compiled)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    (qemu := shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")) is None,
-    reason="qemu-user is not installed: no processor without AVX2 is tried (its instructions are, in test_kernel.py)",
+QEMU = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
+an_older_processor = pytest.mark.skipif(
+    QEMU is None,
+    reason="qemu-user is not installed: no older processor is tried (its instructions are, in test_kernel.py)",
 )
-def test_a_processor_without_avx2(tmp_path: Path) -> None:
-    """The processor of 2008 ends a process that uses a later instruction."""
-    program = (
-        f"import sys; sys.path[:] = {sys.path!r}\n"
+
+
+def on_processor(name: str, program: str) -> list[str]:
+    """The lines that ``program`` prints on a processor, which ends a process that uses a later instruction."""
+    assert QEMU is not None
+    interpreter = os.path.realpath(sys.executable)
+    ran = subprocess.run(
+        [QEMU, "-cpu", name, interpreter, "-c", f"import sys; sys.path[:] = {sys.path!r}\n{program}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=CHECKOUT,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.splitlines()
+
+
+@pytest.mark.slow
+@an_older_processor
+@pytest.mark.parametrize(("name", "level"), [("Nehalem", 0), ("Haswell", 1)])
+def test_a_processor_without_newer_instructions(name: str, level: int) -> None:
+    instructions, *results = on_processor(
+        name,
         "import numpy, json\n"
         "from tensortap.compiled import MODULES, load\n"
         "from comparator.measure.kernel import measure_sums\n"
         "from dumper.values.fingerprint import fingerprint\n"
         "print(json.dumps([load(name).limit(2) for name in MODULES if hasattr(load(name), 'limit')]))\n"
         "x = numpy.random.default_rng(0).standard_normal((37, 513), numpy.float32)\n"
-        "print(repr(measure_sums(x, x * 2)[0])); print(fingerprint('float32', x.shape, x))"
+        "print(repr(measure_sums(x, x * 2)[0])); print(fingerprint('float32', x.shape, x))",
     )
-    assert qemu is not None
-    interpreter = os.path.realpath(sys.executable)
-    ran = subprocess.run(
-        [qemu, "-cpu", "Nehalem", interpreter, "-c", program], capture_output=True, text=True, check=False, cwd=CHECKOUT
-    )
-    assert ran.returncode == 0, ran.stderr
     x = np.random.default_rng(0).standard_normal((37, 513), np.float32)
     sums, _ = measure_sums(x, x * 2)
-    instructions, *results = ran.stdout.splitlines()
-    assert set(json.loads(instructions)) == {0}
+    assert set(json.loads(instructions)) == {level}
     assert results == [repr(sums), dumper.values.fingerprint.fingerprint("float32", x.shape, x)]
+
+
+@pytest.mark.slow
+@an_older_processor
+@pytest.mark.parametrize("name", ["Nehalem", "Haswell"])
+def test_a_comparison_on_such_a_processor_says_the_same(name: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    there = tmp_path / "there.jsonl"
+    command = [*map(str, runs), "--jobs", "1", "--report-path", str(there), "-q"]
+    assert on_processor(name, f"from comparator.cli import main\nprint(main({command!r}))")[-1] == "1"
+    lines = there.read_text().splitlines()[1:]
+    assert [json.loads(line) for line in lines] == report(runs, tmp_path / "here.jsonl")
