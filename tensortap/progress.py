@@ -85,14 +85,15 @@ def _started(
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
-    bar = Progress(*columns, console=console or Console(stderr=True), transient=True)
+    # Drawn where it changes: a thread that draws it may not be had, and would keep processes from being forked.
+    bar = Progress(*columns, console=console or Console(stderr=True), transient=True, auto_refresh=False)
     task = bar.add_task(what, total=total, left="")
     bar.start()
 
     def change() -> None:
         done, seconds = state()
         left = "" if not done else f"about {_duration(seconds * max(0, total - done) / done)} left"
-        bar.update(task, completed=done, left=left)
+        bar.update(task, completed=done, left=left, refresh=True)
 
     return change, bar.stop
 

@@ -168,8 +168,16 @@ class _Pool(Generic[P]):
         if len(self._workers) >= self._jobs:
             return None
         ours, theirs = multiprocessing.Pipe()
-        process = self._start(theirs, [ours, *(worker.pipe for worker in self._workers)])
-        theirs.close()
+        try:
+            process = self._start(theirs, [ours, *(worker.pipe for worker in self._workers)])
+        except OSError:  # there may be no more processes, or there is no memory for one
+            ours.close()
+            if not self._workers:
+                raise
+            self._jobs = len(self._workers)
+            return None
+        finally:
+            theirs.close()
         worker = _Worker(process, ours)
         self._workers.append(worker)
         return worker

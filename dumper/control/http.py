@@ -72,7 +72,11 @@ class ControlServer:
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="tensortap-http", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # there may be no more threads
+            self._server.server_close()
+            raise
 
     def close(self) -> None:
         self._server.shutdown()
@@ -90,7 +94,7 @@ def serve(run: Path, port: int, token: str | None, timeout: float = 30.0) -> Con
         return None
     try:
         return ControlServer(run, port, token, timeout)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         log().warning("tensortap: control cannot be served on 127.0.0.1:%d: %s", port, error)
         return None
 

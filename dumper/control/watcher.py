@@ -60,7 +60,10 @@ class Control:
         self._rate = _Rate()
         self._complained = False
         self._thread = threading.Thread(target=self._watch, name="tensortap-control", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # there may be no more threads
+            self._complain(error)
 
     def at_step(self, step: int) -> None:
         """Step ``step`` begins; agreed changes take effect here. Never raises."""

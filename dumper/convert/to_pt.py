@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from dumper.readers.sglang import pt_files
 from dumper.reading.named_files import AUXILIARY_NAMES
 from dumper.values.dtypes import PACKED
 from tensortap.progress import Advance
+from tensortap.thread_pool import ThreadPool
 
 if TYPE_CHECKING:
     from dumper.reading.protocol import Header, Record, Run
@@ -41,14 +42,14 @@ def write_pt_files(run: Run, path: Path, advance: Advance = lambda done: None) -
     less than the whole value are left out. ``advance`` takes the number of records that are done.
     """
     outcome = Outcome()
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
+    with ThreadPool(_AT_ONCE) as threads:
         for rank in run.ranks:
             _RankWriter(run, rank, path, outcome, threads).write(advance)
     return outcome
 
 
 class _RankWriter:
-    def __init__(self, run: Run, rank: int, path: Path, outcome: Outcome, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, run: Run, rank: int, path: Path, outcome: Outcome, threads: ThreadPool) -> None:
         self._run = run
         self._rank = rank
         self._path = path

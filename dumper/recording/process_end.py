@@ -54,7 +54,7 @@ def close_on_termination(close: Callable[[], None]) -> None:
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         return
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(ValueError, OSError, RuntimeError):  # or there may be no more threads
         _Termination(close).install()
 
 
@@ -71,13 +71,14 @@ class _Termination:
         self._waker.setblocking(False)
 
     def install(self) -> None:
+        # First: without the thread nothing would come of the handler.
+        threading.Thread(target=self._wait, name="tensortap-end", daemon=True).start()
         previous = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         if previous != -1:
             # An event loop has it; then the handler alone wakes the thread.
             signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._handle)
         os.register_at_fork(after_in_child=self._forget_in_child)
-        threading.Thread(target=self._wait, name="tensortap-end", daemon=True).start()
 
     def _forget_in_child(self) -> None:
         """The child of a fork has neither the thread nor anything to close: SIGTERM is what it was."""
@@ -118,7 +119,10 @@ class _Termination:
             if signal.SIGTERM in received and signal.getsignal(signal.SIGTERM) == self._handle:
                 break
         closing = threading.Thread(target=self._close, name="tensortap-close", daemon=True)
-        closing.start()
+        try:
+            closing.start()
+        except RuntimeError:  # there may be no more threads: this one closes, however long it takes
+            self._close()
         deadline = time.monotonic() + LONGEST_CLOSE
         while closing.is_alive() and time.monotonic() < deadline:
             if not self._parked:

@@ -230,7 +230,7 @@ def _each(function: Callable[[Place], T], places: Sequence[Place]) -> Iterator[T
 
 
 def _at_once(function: Callable[[Place], T], places: Sequence[Place]) -> Iterator[T]:
-    from concurrent.futures import ThreadPoolExecutor
+    from tensortap.thread_pool import ThreadPool
 
-    with ThreadPoolExecutor(CONCURRENT, "tensortap-storage") as pool:
+    with ThreadPool(CONCURRENT, "tensortap-storage") as pool:
         yield from pool.map(function, places)

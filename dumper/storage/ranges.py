@@ -20,7 +20,9 @@ from dumper.storage.places import CONCURRENT, Listing, Part, StorageError, Stora
 from dumper.storage.requested import Range, aligned, merged
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import Future
+
+    from tensortap.thread_pool import ThreadPool
 
 GIVEN_UP = 8
 """Requests in a row that fail, each of them retried for a while, until no more are made."""
@@ -47,7 +49,7 @@ class Reads:
         self._lock = threading.RLock()
         self._kept: OrderedDict[tuple[StoredBytes, int], Range[StoredBytes]] = OrderedDict()
         self._kept_bytes = self._kept_files = 0
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: ThreadPool | None = None
         self._expected: Iterator[tuple[StoredBytes, int, int]] = iter(())
         self._coming: OrderedDict[tuple[StoredBytes, int], int] = OrderedDict()
         """What is expected and was requested, and its length; in the order in which it is expected."""
@@ -83,13 +85,13 @@ class Reads:
             raise self._gone from None
 
     @property
-    def pool(self) -> ThreadPoolExecutor:
+    def pool(self) -> ThreadPool:
         """Threads for single requests, which wait for nothing else."""
         with self._lock:
             if self._pool is None:
-                from concurrent.futures import ThreadPoolExecutor
+                from tensortap.thread_pool import ThreadPool
 
-                self._pool = ThreadPoolExecutor(CONCURRENT, "tensortap-ranges")
+                self._pool = ThreadPool(CONCURRENT, "tensortap-ranges")
             return self._pool
 
     def range(self, file: StoredBytes, start: int, end: int) -> Range[StoredBytes]:
@@ -210,7 +212,7 @@ class StoredBytes(ReadInPieces):
         return self._size
 
     @property
-    def pool(self) -> ThreadPoolExecutor:
+    def pool(self) -> ThreadPool:
         """Threads for single requests."""
         return self.reads.pool
 

@@ -14,7 +14,9 @@ import numpy as np
 from dumper.storage.places import StoredPath
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import Future
+
+    from tensortap.thread_pool import ThreadPool
 
 PART = 8 << 20
 """Bytes; longer ranges are read in parts of this size, side by side."""
@@ -31,7 +33,7 @@ class Requested(Protocol):
     place: StoredPath
 
     @property
-    def pool(self) -> ThreadPoolExecutor:
+    def pool(self) -> ThreadPool:
         """Threads for single requests."""
 
     def part(self, start: int, end: int) -> memoryview:

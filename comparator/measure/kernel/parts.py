@@ -195,12 +195,17 @@ class Parts:
             with watching():
                 work(calls)
 
-        others = [
-            threading.Thread(target=work_beside, args=(before[at::threads],), daemon=True) for at in range(1, threads)
-        ]
-        for other in others:
-            other.start()
-        work(before[::threads])
+        calls, others = list(before[::threads]), []
+        for at in range(1, threads):
+            beside = before[at::threads]
+            other = threading.Thread(target=work_beside, args=(beside,), daemon=True)
+            try:
+                other.start()
+            except RuntimeError:  # there may be no more threads: this one does what it would have done
+                calls.extend(beside)
+            else:
+                others.append(other)
+        work(calls)
         for other in others:
             other.join()
         if failed:

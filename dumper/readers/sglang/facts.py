@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -55,12 +56,16 @@ class _Ahead:
         self.first, self.stop = first, first + len(records)
         self._paths = [record.place for record in records]
         self._heads: list[Head | None] = []
-        self._thread = threading.Thread(target=lambda: self._heads.extend(pt_format.heads(self._paths)), daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        thread = threading.Thread(target=lambda: self._heads.extend(pt_format.heads(self._paths)), daemon=True)
+        with contextlib.suppress(RuntimeError):  # there may be no more threads: they are read when they are asked for
+            thread.start()
+            self._thread = thread
 
     def heads(self) -> list[Head | None]:
         """Waits for them."""
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         # A thread that could not (no memory) has left nothing behind.
         return self._heads or pt_format.heads(self._paths)
 

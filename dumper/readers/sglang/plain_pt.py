@@ -193,7 +193,10 @@ def in_halves(look: Callable[[list[P]], list[T]], files: list[P]) -> list[T]:
     half = len(files) // 2
     second: list[T] = []
     thread = threading.Thread(target=lambda: second.extend(look(files[half:])))
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # there may be no more threads
+        return look(files)
     first = look(files[:half])
     thread.join()
     # A thread that could not (no memory) has left nothing behind.
