@@ -18,7 +18,9 @@ SENDING = "dumper/memory/sending"
 FRAMING = "dumper/writing/framing"
 PT_FORMAT = "dumper/readers/sglang/pt_format"
 PAGES = "tensortap/lost_pages"
-SHARED = (f"{PASSES}/_half.h", f"{PASSES}/_widen.h")
+STATISTICS = "dumper/values/statistics"
+HALF = f"{STATISTICS}/_half.h"
+OF_KERNEL = (HALF, f"{PASSES}/_widen.h", f"{FRAMING}/_xxh3_parts.h")
 
 
 def extension(folder: str, *flags: str, others: tuple[str, ...] = ()) -> Extension:
@@ -45,12 +47,13 @@ def extension(folder: str, *flags: str, others: tuple[str, ...] = ()) -> Extensi
 setup(
     ext_modules=[
         # Without contraction, so that both kernels round alike.
-        extension(KERNEL, "-O3", "-ffp-contract=off", "-fno-math-errno", others=(*SHARED, f"{FRAMING}/_xxh3_parts.h")),
-        extension(TORCH_SUMS, "-O3", "-ffp-contract=off", others=(f"{PASSES}/_half.h",)),
-        extension(ADDING, "-O3", "-ffp-contract=off", others=(f"{PASSES}/_half.h",)),
+        extension(KERNEL, "-O3", "-ffp-contract=off", "-fno-math-errno", others=OF_KERNEL),
+        extension(TORCH_SUMS, "-O3", "-ffp-contract=off", others=(HALF,)),
+        extension(ADDING, "-O3", "-ffp-contract=off", others=(HALF,)),
         extension(QUOTING, "-O2"),
-        extension(PASSES, "-O3", "-fno-math-errno"),
+        extension(PASSES, "-O3", "-fno-math-errno", others=(HALF,)),
         extension(FINGERPRINT, "-O3"),
+        extension(STATISTICS, "-O3", "-ffp-contract=off"),
         extension(CRC32, "-O3"),
         extension(WHOLE_WRITE, "-O2"),
         extension(SHORTCUT, "-O2", others=(f"{FRAMING}/_slots.h",)),

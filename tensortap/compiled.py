@@ -22,19 +22,22 @@ MODULES = (
     "dumper.recording.shortcut._compiled",
     "dumper.values.crc32._compiled",
     "dumper.values.fingerprint._compiled",
+    "dumper.values.statistics._compiled",
     "dumper.writing.framing._compiled",
     "dumper.writing.whole_write._compiled",
     "tensortap.lost_pages._compiled",
 )
 """Those of all packages."""
+_HALF = "../../../dumper/values/statistics/_half.h"
 HEADERS_ELSEWHERE = {
-    "comparator.align.adding._compiled": ("../../diagnosis/kernel/_half.h",),
+    "comparator.align.adding._compiled": (_HALF,),
+    "comparator.diagnosis.kernel._compiled": (_HALF,),
     "comparator.measure.kernel._compiled": (
-        "../../diagnosis/kernel/_half.h",
+        _HALF,
         "../../diagnosis/kernel/_widen.h",
         "../../../dumper/writing/framing/_xxh3_parts.h",
     ),
-    "comparator.measure.torch_sums._compiled": ("../../diagnosis/kernel/_half.h",),
+    "comparator.measure.torch_sums._compiled": (_HALF,),
     "dumper.recording.shortcut._compiled": ("../../writing/framing/_slots.h",),
 }
 """What modules are built from beside the C sources in their folder, from which the paths begin."""

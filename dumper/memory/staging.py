@@ -14,8 +14,9 @@ from dumper.memory.available import available_bytes
 from dumper.memory.buffers import SMALL, BufferPool, host_buffer
 from dumper.rules.levels import FULL, HASH, Level
 from dumper.values.dtypes import PACKED, name_of
-from dumper.values.measures import STATISTICS, device_statistics, host_statistics
+from dumper.values.measures import device_statistics
 from dumper.values.plain import UnrecordableError, encode_value
+from dumper.values.statistics import kind_of, of_array, of_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 LARGE_ELEMENTS = 1 << 24
 """From so many elements on it is asked whether there is room for what statistics need."""
 SCRATCH_BYTES = 24
-"""Of each element, at most, that statistics take on the way."""
+"""Of each element, at most, that statistics take on the way where torch computes them."""
 
 
 class Staged(Protocol):
@@ -158,11 +159,14 @@ def _copy_to(buffer: npt.NDArray[np.uint8], value: torch.Tensor, nbytes: int) ->
     torch.from_numpy(buffer[:nbytes]).view(value.dtype).view(value.shape).copy_(value)
 
 
-def _check_scratch(value: torch.Tensor) -> None:
-    """Raises UnrecordableError for a tensor on the host whose statistics would leave the model without memory."""
+def _check_scratch(value: torch.Tensor, each: int) -> None:
+    """Raises UnrecordableError for a tensor on the host whose statistics would leave the model without memory.
+
+    ``each``: bytes of an element that they take on the way.
+    """
     elements = value.numel()
     if elements > LARGE_ELEMENTS and value.device.type == "cpu":
-        needed, there = elements * SCRATCH_BYTES, available_bytes()
+        needed, there = elements * each, available_bytes()
         if needed > there:
             raise UnrecordableError(f"its statistics would take {needed} bytes, and the machine has {there} left")
 
@@ -212,10 +216,7 @@ def reduce_value(value: Any, level: Level) -> Reduced:
         return Reduced(value, FULL, None, None)
     dtype, shape = name_of(array.dtype), array.shape
     if level.kind == "stats":
-        import numpy as np
-
-        numbers = host_statistics(array)
-        return Reduced(np.array([numbers[name] for name in STATISTICS], dtype="<f8"), level, dtype, shape)
+        return Reduced(_as_numbers(of_array(array)), level, dtype, shape)
     return Reduced(array[level.row_slice], level, dtype, shape) if shape else Reduced(array, FULL, dtype, shape)
 
 
@@ -229,6 +230,22 @@ def _reduce_tensor(value: torch.Tensor, level: Level) -> Reduced:
             # Numbers of packed bytes say nothing.
             return Reduced(value, HASH, dtype, shape)
         if level.kind == "stats":
-            _check_scratch(value)
-            return Reduced(device_statistics(value), level, dtype, shape)
+            return Reduced(_statistics(value, dtype), level, dtype, shape)
         return Reduced(value[level.row_slice], level, dtype, shape) if shape else Reduced(value, FULL, dtype, shape)
+
+
+def _statistics(value: torch.Tensor, dtype: str) -> torch.Tensor | npt.NDArray[Any]:
+    kind = kind_of(dtype) if value.device.type == "cpu" else None
+    if kind is None:
+        _check_scratch(value, SCRATCH_BYTES)
+        return device_statistics(value)
+    if not value.is_contiguous() or value.is_neg():
+        _check_scratch(value, value.element_size())
+        value = value.resolve_neg().contiguous()
+    return _as_numbers(of_memory(value.data_ptr(), value.numel(), kind))
+
+
+def _as_numbers(statistics: bytes) -> npt.NDArray[Any]:
+    import numpy as np
+
+    return np.frombuffer(statistics, "<f8")

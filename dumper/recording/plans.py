@@ -37,6 +37,8 @@ class SmallTensors:
     the extent of all in memory."""
     reduced_to: str | None = None
     """``stats`` or ``hash`` where this, and not the tensor, is put into a slab; else None."""
+    kind: int = -1
+    """Of ``stats`` on the host: what ``dumper.values.statistics`` calls the type."""
 
 
 _NOTHING = SmallTensors(None)
@@ -52,6 +54,7 @@ class Plan:
         "graph",
         "last",
         "last_on_device",
+        "measured",
         "parts",
         "small",
         "source",
@@ -76,6 +79,8 @@ class Plan:
         """None when the filter rejects them."""
         self.whole = chosen is not None and chosen.kind in ("full", "hash")
         """Whether all bytes of the value go to the writer."""
+        self.measured = chosen is not None and chosen.kind == "stats"
+        """Whether its statistics do."""
         self.descriptions: dict[tuple[Any, ...], Description] = {}
         self.small: dict[tuple[Any, ...], SmallTensors] = {}
         self.last: tuple[Any, Any, bool, SmallTensors] = (None, None, False, _NOTHING)

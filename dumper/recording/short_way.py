@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumper.format.status import SUBMITTED_AT, StatusBlock
 from dumper.memory import device_buffers
-from dumper.memory.buffers import SLAB_BYTES, SMALL, Slab
+from dumper.memory.buffers import SLAB_BYTES, SMALL, Slab, copy_memory
 from dumper.memory.cuda_runtime import LARGEST_PITCH
 from dumper.memory.device_buffers import DeviceBuffer
 from dumper.memory.device_reductions import TENSOR_ALIGNMENT
@@ -23,6 +23,7 @@ from dumper.recording.torch_functions import find_functions
 from dumper.values.dtypes import KNOWN
 from dumper.values.memory_rows import MemoryRows, memory_rows
 from dumper.values.source import Source
+from dumper.values.statistics import INTO, RESULT_BYTES, kind_of, put_statistics
 from dumper.writing.items import Description
 from dumper.writing.writer import OVERHEAD_BYTES, Writer
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 NARROWEST_ROW = 16
 """Bytes."""
+MEASURED_AT_ONCE = 256 << 10
+"""Bytes of a tensor on the host whose statistics are computed with the interpreter lock: some 40 µs."""
 
 
 class ShortWay:
@@ -62,7 +65,7 @@ class ShortWay:
         if not value.is_cpu:
             return self._submit_from_device(plan, value, step)
         try:
-            if not (plan.whole and value.is_contiguous()) or self._is_tracing():
+            if not ((plan.whole or plan.measured) and value.is_contiguous()) or self._is_tracing():
                 return False
             dtype, shape = value.dtype, value.shape
             recomputed = self._backward_pass() != -1 and self.is_recomputed(plan)
@@ -72,7 +75,7 @@ class ShortWay:
                 small = last[3]
             else:
                 key = (dtype, shape, recomputed)
-                small = plan.small.get(key) or self._describe(plan, key, value, SMALL)
+                small = plan.small.get(key) or self._describe(plan, key, value)
                 plan.last = (dtype, shape, recomputed, small)
             # The storage may be smaller than the tensor, and the address null: ``dumper.values.readable`` says why.
             offset = value.storage_offset() * small.itemsize
@@ -88,7 +91,13 @@ class ShortWay:
         except (RuntimeError, NotImplementedError):
             # Tensors without a storage (sparse ones), nested ones, and the wrappers of function transforms.
             return False
-        if not self._writer.put_small(small.description, address, small.nbytes, step):
+        nbytes = small.nbytes
+        if small.reduced_to is None:
+            put = self._writer.put_small(small.description, nbytes, step, copy_memory, address, nbytes)
+        else:
+            place = address, nbytes // small.itemsize, small.kind
+            put = self._writer.put_small(small.description, RESULT_BYTES, step, put_statistics, *place)
+        if not put:
             self._status.add("lost_full_memory")
         return True
 
@@ -193,6 +202,8 @@ class ShortWay:
             functions=find_functions(self._plain_tensors, device),
             copy=0 if device is None else device.address_of_copy,
             launch=0 if device is None else device.address_of_launch,
+            measure=INTO,
+            measured_bytes=RESULT_BYTES,
             overhead=OVERHEAD_BYTES,
             alignment=ALIGNMENT,
             host_slab_bytes=SLAB_BYTES,
@@ -231,13 +242,16 @@ class ShortWay:
                 )
         return plan.remember_small(key, found)
 
-    def _describe(self, plan: Plan, key: tuple[Any, ...], value: Any, largest: int) -> SmallTensors:
+    def _describe(self, plan: Plan, key: tuple[Any, ...], value: Any) -> SmallTensors:
         """What is worked out once for tensors of one type and shape."""
         dtype = self._dtypes.get(value.dtype)
-        if dtype is None or value.is_nested or value.nbytes > largest:
+        kind = kind_of(dtype) if dtype is not None and plan.measured else None
+        largest = SMALL if plan.whole else MEASURED_AT_ONCE
+        if dtype is None or value.is_nested or value.nbytes > largest or not (plan.whole or kind is not None):
             return plan.remember_small(key, SmallTensors(None))
         description = plan.describe(dtype, value.shape, self.is_recomputed(plan))
-        return plan.remember_small(key, _small_tensors(description, dtype, value, None))
+        found = _small_tensors(description, dtype, value, None if kind is None else "stats")
+        return plan.remember_small(key, found if kind is None else replace(found, kind=kind))
 
     def look_up_torch(self) -> None:
         """Look up what is needed of torch, once it is there."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 if TYPE_CHECKING:
     import torch
@@ -70,34 +69,8 @@ def _sum(value: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     return upper.sum().to(torch.float64) * 2.0**32 + (signed & 0xFFFFFFFF).sum().to(torch.float64)
 
 
-def host_statistics(array: npt.NDArray[Any]) -> dict[str, float | int]:
-    """The statistics of a numpy array."""
-    if np.issubdtype(array.dtype, np.complexfloating):
-        wide = np.abs(array.astype(np.complex128))
-    else:
-        wide = array.astype(np.float64)
-    finite = wide[np.isfinite(wide)]
-    nan = int(np.isnan(wide).sum())
-    values = [0.0] * 5
-    if finite.size:
-        magnitudes = np.abs(finite)
-        norm = float(np.linalg.norm(finite))
-        mean = float(finite.mean()) if array.dtype.kind not in "iub" else sum_of_integers(array) / finite.size
-        values = [float(finite.min()), float(finite.max()), mean, float(magnitudes.mean()), norm]
-    return named_statistics([*values, nan, wide.size - finite.size - nan])
-
-
-def sum_of_integers(array: npt.NDArray[Any]) -> int:
-    """The sum of integers or truth values, exact."""
-    if array.dtype.itemsize < 8:
-        return int(array.sum(dtype=np.int64))
-    mask = array.dtype.type(0xFFFFFFFF)
-    upper, lower = array >> array.dtype.type(32), array & mask
-    return (int(upper.sum(dtype=array.dtype)) << 32) + int(lower.sum(dtype=np.uint64))
-
-
 def named_statistics(values: Sequence[float]) -> dict[str, float | int]:
-    """The values of ``device_statistics`` by name."""
+    """The values by name, from their order in ``STATISTICS``."""
     return {
         name: int(value) if name in _COUNTS else float(value) for name, value in zip(STATISTICS, values, strict=True)
     }

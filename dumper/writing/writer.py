@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dumper.log_once import log
-from dumper.memory.buffers import SLAB_BYTES, Shelf, Slab, copy_memory
+from dumper.memory.buffers import SLAB_BYTES, Shelf, Slab
 from dumper.memory.device_slabs import DeviceSlab, SlabPiece
 from dumper.settings import Settings
 from dumper.writing.framing import take_values
@@ -176,8 +176,15 @@ class Writer:
         self._reserved += nbytes
         return True
 
-    def put_small(self, description: Description, address: int, nbytes: int, step: int | None) -> bool:
-        """Copy ``nbytes`` (at most a slab) from memory and hand them over; False when they are to be dropped.
+    def put_small(
+        self,
+        description: Description,
+        nbytes: int,
+        step: int | None,
+        fill: Callable[..., None],
+        *arguments: object,
+    ) -> bool:
+        """Hand over ``nbytes`` (at most a slab) that ``fill(address, *arguments)`` writes; False if they are dropped.
 
         Reserving, copying and handing over in one: this is what a small record costs the model.
         """
@@ -199,7 +206,7 @@ class Writer:
             slab.taken += 1
         # An empty tensor may have no address.
         if nbytes:
-            copy_memory(slab.address + offset, address, nbytes)
+            fill(slab.address + offset, *arguments)
         self._queue.append((description, slab, offset, nbytes, step))
         if self._asleep:
             self._wake.set()

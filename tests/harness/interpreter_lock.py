@@ -6,13 +6,24 @@ import sys
 import threading
 from collections.abc import Callable
 
+TRIES = 10
+"""The processors may be busy with other processes for as long as the work takes."""
 MOST_TURNS = 1000
 """After which the other thread is waited for: it would get the lock back no sooner than it could be interrupted."""
 
 
 def turns_beside(work: Callable[[], object]) -> int:
     """How often this thread gets to run while another one does ``work``, at most ``MOST_TURNS``; next to never if that
-    keeps the lock."""
+    keeps the lock. The most of some tries."""
+    most = 0
+    for _ in range(TRIES):
+        most = max(most, _turns_beside(work))
+        if most == MOST_TURNS:
+            break
+    return most
+
+
+def _turns_beside(work: Callable[[], object]) -> int:
     begun, ended, turns = threading.Event(), threading.Event(), 0
 
     def run() -> None:

@@ -61,7 +61,7 @@ static Entry *entry_of(const Shortcut *self, PyObject *plan, int on_device) {
     entry->on_device = on_device;
     if (chosen == Py_None) return entry;
     int usable = last != NULL && PyTuple_Check(last) && PyTuple_GET_SIZE(last) == 4 + on_device &&
-                 PyTuple_GET_ITEM(last, 2) == Py_False && (on_device || whole == Py_True) &&
+                 PyTuple_GET_ITEM(last, 2) == Py_False &&
                  PyTuple_Check(PyTuple_GET_ITEM(last, 1)) &&
                  PyTuple_GET_SIZE(PyTuple_GET_ITEM(last, 1)) <= MOST_DIMENSIONS;
     if (usable) {
@@ -78,8 +78,13 @@ static Entry *entry_of(const Shortcut *self, PyObject *plan, int on_device) {
         entry->rows = PyObject_GetAttr(small, s_rows);
         entry->strides = Py_NewRef(on_device ? PyTuple_GET_ITEM(last, 3) : Py_None);
         entry->reduced_to = PyObject_GetAttr(small, s_reduced_to);
+        entry->kind = (int)as_number(PyObject_GetAttr(small, s_kind));
         entry->kept = entry->bytes;
         usable = !PyErr_Occurred() && entry->description != Py_None;
+        if (usable && !on_device && whole != Py_True) {
+            usable = self->measure != NULL && entry->reduced_to != Py_None && entry->kind >= 0 && entry->item > 0;
+            entry->kept = self->measured_bytes;
+        }
         /* Only kernels of direct launches take tensors that are not contiguous. */
         if (!on_device || self->launch == NULL) usable = usable && entry->rows == Py_None && entry->strides == Py_None;
     }
@@ -135,14 +140,19 @@ static int reserve(Shortcut *self, long long bytes) {
     return SET(writer, _reserved, self->writer, before + bytes) == 0;
 }
 
-static int put_on_host(Shortcut *self, const Entry *entry, long long from, PyObject **slab, long long *offset) {
+static int put_on_host(Shortcut *self, const Entry *entry, long long address, PyObject **slab, long long *offset) {
     *slab = SLOT(writer, _slab, self->writer);
-    long long taken = NUMBER(slab, taken, *slab), address = NUMBER(slab, address, *slab);
+    long long taken = NUMBER(slab, taken, *slab), begin = NUMBER(slab, address, *slab);
     *offset = NUMBER(slab, used, *slab);
-    if (*offset < 0 || taken < 0 || address <= 0 || *offset + entry->bytes > self->host_slab_bytes) return 0;
-    if (!reserve(self, entry->bytes + self->overhead)) return 0;
-    if (SET(slab, used, *slab, (*offset + entry->bytes + 63) & -64) < 0 || SET(slab, taken, *slab, taken + 1) < 0) return 0;
-    memcpy((void *)(uintptr_t)(address + *offset), (const void *)(uintptr_t)from, (size_t)entry->bytes);
+    if (*offset < 0 || taken < 0 || begin <= 0 || *offset + entry->kept > self->host_slab_bytes) return 0;
+    if (!reserve(self, entry->kept + self->overhead)) return 0;
+    if (SET(slab, used, *slab, (*offset + entry->kept + 63) & -64) < 0 || SET(slab, taken, *slab, taken + 1) < 0) return 0;
+    void *to = (void *)(uintptr_t)(begin + *offset);
+    const void *from = (const void *)(uintptr_t)address;
+    if (entry->reduced_to == Py_None)
+        memcpy(to, from, (size_t)entry->bytes);
+    else
+        self->measure(to, from, (size_t)(entry->bytes / entry->item), entry->kind);
     return 1;
 }
 
@@ -266,13 +276,13 @@ static const SlotName slot_names[] = {SLOTS(NAMED)};
 #define OBJECT_CLEAR(NAME) Py_CLEAR(self->NAME);
 
 static int Shortcut_init(Shortcut *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"types", "classes", OBJECTS(OBJECT_NAME) "exchange", "functions", "copy", "launch", "overhead", "alignment",
+    static char *names[] = {"types", "classes", OBJECTS(OBJECT_NAME) "exchange", "functions", "copy", "launch", "measure", "measured_bytes", "overhead", "alignment",
                             "host_slab_bytes", "device_slab_bytes", "counted_at", NULL};
     PyObject *types, *classes, *exchange, *functions;
     OBJECTS(OBJECT_DECLARED)
-    unsigned long long copy, launch;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!OOOOOOOOOOOOOOKKnnnnn", names, &PyTuple_Type, &types,
-                                     &PyTuple_Type, &classes OBJECTS(OBJECT_GIVEN), &exchange, &functions, &copy, &launch, &self->overhead,
+    unsigned long long copy, launch, measure;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!O!OOOOOOOOOOOOOOKKKnnnnnn", names, &PyTuple_Type, &types,
+                                     &PyTuple_Type, &classes OBJECTS(OBJECT_GIVEN), &exchange, &functions, &copy, &launch, &measure, &self->measured_bytes, &self->overhead,
                                      &self->alignment, &self->host_slab_bytes, &self->device_slab_bytes,
                                      &self->counted_at))
         return -1;
@@ -305,6 +315,7 @@ static int Shortcut_init(Shortcut *self, PyObject *arguments, PyObject *keywords
     }
     self->copy = (Copy)(uintptr_t)copy;
     self->launch = (LaunchKernel)(uintptr_t)launch;
+    self->measure = (Measure)(uintptr_t)measure;
     Py_XSETREF(self->known, PyDict_New());
     return self->known == NULL ? -1 : find_slots(self->classes, slot_names, SLOT_COUNT, self->slots);
 }

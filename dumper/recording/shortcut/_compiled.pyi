@@ -22,6 +22,8 @@ class Shortcut:
         functions: tuple[int, int, int, int, int, int],
         copy: int,
         launch: int,
+        measure: int,
+        measured_bytes: int,
         overhead: int,
         alignment: int,
         host_slab_bytes: int,

@@ -6,6 +6,9 @@
 
 typedef int (*Copy)(void *to, const void *from, size_t bytes, int kind, void *stream);
 
+/* What dumper/values/statistics puts somewhere of elements that follow on one another. */
+typedef void (*Measure)(double *to, const void *from, size_t elements, int kind);
+
 #define ON_DEVICE 3 /* cudaMemcpyDeviceToDevice */
 #define MOST_TYPES 4
 #define MOST_DIMENSIONS 8
@@ -49,8 +52,9 @@ typedef struct {
     Copy copy;
     LaunchKernel launch; /* NULL: no direct launches; kernels are launched by the function that comes with them, values
                             copied by copy */
+    Measure measure; /* NULL: no statistics of tensors on the host */
     int refused;
-    Py_ssize_t overhead, alignment, host_slab_bytes, device_slab_bytes;
+    Py_ssize_t measured_bytes, overhead, alignment, host_slab_bytes, device_slab_bytes;
     Py_ssize_t counted_at; /* where the status block has the count of values */
     Py_buffer mapped;      /* of that block; no obj: not asked for yet */
     int closed;
@@ -61,7 +65,7 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     PyObject *dtype, *description; /* description NULL: the filter rejects them */
-    PyObject *reduced_to;          /* None, or what a kernel computes of them, which goes to the writer in their stead */
+    PyObject *reduced_to;          /* None, or what is computed of them, which goes to the writer in their stead */
     PyObject *rows;                /* None, or the rows of them that are kept, where these do not follow on one another */
     PyObject *strides;             /* None for contiguous ones */
     ElementType type;              /* of dtype; no bits: not known yet */
@@ -70,6 +74,7 @@ typedef struct {
     long long bytes, item, sizes[MOST_DIMENSIONS]; /* bytes: from the first to the last in memory */
     long long device, stream, scratch, kept; /* device -1: not prepared yet; kept: bytes that go to the writer */
     int dimensions, on_device, may_be_negated, may_be_conjugated;
+    int kind; /* of elements, to measure */
 } Entry;
 
 static void Entry_dealloc(Entry *entry) {
@@ -92,7 +97,7 @@ static PyTypeObject EntryType = {
 #define NAMES(X)                                                                                                      \
     X(submitted) X(is_cuda) X(dtype) X(shape) X(is_contiguous) X(storage_offset) X(data_ptr) X(untyped_storage)         \
     X(stride) X(nbytes) X(is_neg) X(is_conj) X(get_device) X(description) X(itemsize) X(may_be_negated) X(may_be_conjugated)      \
-    X(rows) X(reduced_to) X(acquire) X(release) X(locked) X(append) X(set) X(is_cpu)
+    X(rows) X(reduced_to) X(kind) X(acquire) X(release) X(locked) X(append) X(set) X(is_cpu)
 #define DECLARE(NAME) static PyObject *s_##NAME;
 NAMES(DECLARE)
 

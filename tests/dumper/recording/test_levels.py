@@ -55,17 +55,6 @@ def test_level_stats(recording: Recording) -> None:
         records["bf16"].array()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int16, torch.bool])
-def test_statistics_on_the_device_and_on_the_host_agree(dtype: torch.dtype) -> None:
-    from dumper.values.dtypes import as_array
-    from dumper.values.measures import device_statistics, host_statistics, named_statistics
-
-    value = torch.randn(50, 3).mul(5).to(dtype)
-    data = value.view(torch.uint8).numpy().tobytes()
-    array = as_array(data, str(dtype).removeprefix("torch."), (50, 3))
-    assert named_statistics(device_statistics(value).tolist()) == pytest.approx(host_statistics(array), rel=1e-5)
-
-
 def test_level_sample(recording: Recording) -> None:
     records = _levels(recording, VALUES, 'sample(stride=2) if name == "int"; sample(rows=2)')
     assert records["int"].array().tolist() == [[0, 1], [4, 5], [8, 9]]

@@ -19,6 +19,8 @@ from dumper.recording.context import ThreadTags
 from dumper.recording.recorder import Recorder
 from dumper.recording.shortcut import COMPILED
 from dumper.recording.torch_functions import Functions
+from dumper.values.measures import decode_statistics
+from dumper.values.statistics import of_array
 from dumper.writing.writer import OVERHEAD_BYTES
 from tests.dumper.recording.conftest import Recording
 
@@ -357,3 +359,38 @@ def test_places_by_the_thousand_and_tags_that_look_alike(recording: Recording, l
             name: (type(tag), tag) for name, tag in tags.items()
         }
         assert record.tensor().tolist() == (VALUE + number % len(calls)).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int64", "float8_e4m3fn", "bool", "complex64"])
+def test_statistics_on_the_host(recording: Recording, long_way: list[Any], dtype: str) -> None:
+    """Of tensors that follow on in memory at once; of all others, and of types that it does not know, the long way."""
+    recorder = recording.start(level="stats")
+    value = torch.arange(600).reshape(20, 30).sub(300).to(getattr(torch, dtype))
+    for _ in range(2):
+        long_way.clear()
+        with recorder.step():
+            recorder.dump("announces the step", 1)
+            recorder.dump("x", value, layer_id=0)
+            recorder.dump("x", value, layer_id=1)
+            recorder.dump("turned", value.t())
+            recorder.dump("large", torch.zeros(short_way.MEASURED_AT_ONCE + 1, dtype=torch.int8))
+    known = dtype != "complex64"
+    assert len(long_way) == (3 if known else 5)
+    records = recording.read().records[-4:]
+    expected = decode_statistics(of_array(value.to(torch.float64).numpy() if known else value.numpy()))
+    for record in records[:3]:
+        assert record.level == "stats"
+        assert record.dtype == dtype
+        assert record.statistics == pytest.approx(expected, rel=1e-6)
+    assert records[3].statistics == dict.fromkeys(expected, 0)
+
+
+def test_a_nan_in_statistics_on_the_host_is_seen(recording: Recording, long_way: list[Any]) -> None:
+    recorder = recording.start(level="stats", on_nan=1)
+    for step in range(6):
+        long_way.clear()
+        with recorder.step():
+            recorder.dump("announces the step", 1)
+            recorder.dump("x", torch.full((3,), float("nan") if step == 4 else float(step)))
+        assert len(long_way) == 1 or step == 0
+    assert [record.step for record in recording.read().records if record.name == "x"] == [3, 4, 5]

@@ -17,7 +17,8 @@ import torch
 from dumper.values.device_kernels import launching, many, single
 from dumper.values.device_kernels.launching import Launcher
 from dumper.values.fingerprint import block_sums
-from dumper.values.measures import STATISTICS, device_statistics, host_statistics, named_statistics
+from dumper.values.measures import STATISTICS, decode_statistics, device_statistics, named_statistics
+from dumper.values.statistics import of_array
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy warns of NaN and of numbers that wrap around
 
@@ -187,7 +188,7 @@ def test_sums_of_integers_are_exact(dtype: str, numbers: list[int]) -> None:
     value = torch.from_numpy(array.view(np.int64)).view(torch.uint64) if dtype == "uint64" else torch.from_numpy(array)
     found = named_statistics(statistics(value))
     assert found["mean"] == sum(numbers) / len(numbers)
-    assert found == pytest.approx(host_statistics(array), rel=1e-12)
+    assert found == pytest.approx(decode_statistics(of_array(array)), rel=1e-12)
 
 
 def test_small_numbers_beside_large_ones_count() -> None:
