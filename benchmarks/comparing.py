@@ -154,7 +154,8 @@ sys.exit(code)
 another program."""
 
 
-def run(program: list[str], folder: Path) -> Cost:
+def run(program: list[str], folder: Path, exit_code: int = 0) -> Cost:
+    """Compare ``a`` with ``b`` of the folder; it has to end with that code."""
     peak = folder / "peak"
     command = [sys.executable, *program, "--baseline-path", str(folder / "a"), "--target-path", str(folder / "b")]
     probe = [sys.executable, "-S", "-c", PROBE, str(peak)]
@@ -165,7 +166,7 @@ def run(program: list[str], folder: Path) -> Cost:
         [*probe, *command, "--report-path", ""], capture_output=True, text=True, check=False, env=environment
     )
     seconds = time.perf_counter() - start
-    if done.returncode:
+    if done.returncode != exit_code:
         raise SystemExit(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}{done.stderr}")
     return Cost(seconds, int(peak.read_text()) * 1024)
 

@@ -8,7 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from comparator.align.load import PendingCheck, is_mapped, load_array, load_lazily, load_unchecked
+from comparator.align.load import (
+    SEVERAL,
+    PendingCheck,
+    is_mapped,
+    load_array,
+    load_lazily,
+    load_together,
+    load_unchecked,
+)
 from comparator.align.rearrange import Array, align_axes, joined, merge_rows, slice_of, take_rows, without_leading_ones
 from comparator.align.unshard import Replicas, unshard
 from comparator.errors import PairError
@@ -156,24 +164,36 @@ def _execute_side(
     if plan.takes_one_array and pair_plan.rows is None and len(bundle.entries) == 1:
         array = load(bundle.entries[0])
         return array if index is None else take_rows(array, index, (plan.token_dimensions or (0,))[-1])
-    entries: dict[tuple[int | None, int], list[Entry]] = {}
-    in_order: Sequence[Entry] = bundle.entries
+    alike = bundle.alike
+    numbers: Sequence[int] = range(len(alike))
     if rules.grouping == "tags":
-        in_order = tuple(sorted(in_order, key=lambda entry: entry.record.occurrence))
-    for entry in in_order:
-        entries.setdefault((entry.step, entry.rank), []).append(entry)
+        numbers = sorted(numbers, key=lambda number: alike[number][3])
+    waiting: dict[tuple[int | None, int], list[int]] = {}
+    for number in numbers:
+        _, rank, at_step, _ = alike[number]
+        waiting.setdefault((at_step, rank), []).append(number)
+    found = load_together(bundle, context) if load is load_array and len(plan.steps) >= SEVERAL else [None] * len(alike)
+    # No entry is made of a record whose array is there already.
+    made = plan.token_order is not None or any(array is None for array in found)
+    entries = tuple(bundle.entries) if made else ()
+
+    def load_of(number: int) -> Array:
+        array = found[number]
+        if array is None:
+            array = load(entries[number])
+        return array if plan.token_order is None else _in_order(array, entries[number], plan, context)
+
     arrays: list[Array] = []
-    used = _rows_used(plan, index)
+    # What replicas are cut to, and nothing else is.
+    picks = visit is not None and any(one.kind == "pick" for step in plan.steps for one in step.unshard.operations)
+    used = _rows_used(plan, index) if picks else None
     for step in plan.steps:
-        loaded = [
-            _in_order(load(entry := entries[step.step, rank].pop(0)), entry, plan, context)
-            for rank in step.unshard.ranks
-        ]
+        loaded = [load_of(waiting[step.step, rank].pop(0)) for rank in step.unshard.ranks]
         parts = unshard(
             step.unshard,
             loaded,
             token_dimensions=plan.token_dimensions,
-            rows=[next(used) for _ in step.unshard.parts] if plan.parts else None,
+            rows=[next(used) for _ in step.unshard.parts] if used is not None and plan.parts else None,
             visit=None if visit is None else lambda found: visit(plan.side, found),
             rounding=rules.rounding,
         )
@@ -190,8 +210,7 @@ def _execute_side(
 
 def _in_order(array: Array, entry: Entry, plan: SidePlan, context: SideContext) -> Array:
     order = plan.token_order
-    if order is None:
-        return array
+    assert order is not None
     coordinates = context.world.get(entry.rank, {})
     split = [coordinates.get(axis, (0, 1)) for axis in order.axes]
     return _by_token(array, entry, context.companions.of(entry, order.order.name), order, split)
@@ -245,14 +264,16 @@ def _pairs_by_expert(
 
 def _rows_used(plan: SidePlan, index: npt.NDArray[np.int64] | None) -> Iterator[npt.NDArray[np.int64] | None]:
     """Per part the rows that are compared; None for all. Padding may hold anything, on every replica."""
-    start = 0
-    for part in plan.parts:
-        if index is None:
-            yield None
-        else:
-            inside = (index >= start) & (index < start + part.rows)
-            yield distinct(index[inside]) - start
-        start += part.rows
+    if index is None:
+        yield from [None] * len(plan.parts)
+        return
+    taken = distinct(index)
+    start = first = 0
+    for part, last in zip(
+        plan.parts, np.searchsorted(taken, np.cumsum([part.rows for part in plan.parts])), strict=True
+    ):
+        yield taken[first:last] - start
+        start, first = start + part.rows, last
 
 
 def _concatenate(arrays: list[Array], axis: int, plan: SidePlan) -> Array:

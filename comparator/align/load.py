@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import xxhash
 
 from comparator.errors import PairError
-from comparator.match.bundles import BundlePair
+from comparator.match.bundles import Bundle, BundlePair
 from comparator.match.entries import Entry
 from comparator.options import Side
 from comparator.plan.context import SideContext
@@ -43,6 +44,20 @@ def read_together(pairs: Sequence[BundlePair], contexts: Mapping[Side, SideConte
     for side, context in contexts.items():
         bundles = [pair.baseline if side == "baseline" else pair.target for pair in pairs]
         context.run.read_together(entry.record for bundle in bundles if bundle is not None for entry in bundle.entries)
+
+
+def load_together(bundle: Bundle, context: SideContext) -> list[npt.NDArray[Any] | None]:
+    """The arrays of the entries of a bundle as far as they lie in mapped files, are intact and not large: in their
+    order, None for the others, which ``load_array`` says more of."""
+    entries, rows = bundle.entries.places
+    found: list[npt.NDArray[Any] | None] = [None] * len(rows)
+    if any(kind.piece is not None for kind in entries.kinds):
+        return found
+    for one in context.run.arrays_in_files(entries.record_numbers(rows).astype(np.int64, copy=False), LARGE):
+        count = math.prod(one.shape)
+        for at, start in zip(one.at.tolist(), one.starts.tolist(), strict=True):
+            found[at] = np.frombuffer(one.data, one.dtype, count, start).reshape(one.shape)
+    return found
 
 
 def load_unchecked(entry: Entry) -> npt.NDArray[Any]:
@@ -157,6 +172,8 @@ def cut(pair: BundlePair) -> PairError:
 
 LARGE = 1 << 20
 """Bytes from which memory of a mapped payload is given back; less is not worth the call."""
+SEVERAL = 16
+"""Steps from which the arrays of a bundle are looked for together: of fewer it takes as long one by one."""
 MAY_BE_LARGE = LARGE >> 4
 """Bytes of one record from which another of its kind, less well compressed, is taken to be large."""
 
@@ -165,9 +182,10 @@ def let_go(pair: BundlePair) -> None:
     """Give back the memory of what a pair has mapped of its files: it would count until the files are closed; and that
     of its entries, which are made again when they are asked for."""
     for bundle in (pair.baseline, pair.target):
-        if bundle is None or not any(like.record.nbytes >= MAY_BE_LARGE for like in bundle.likes):
+        if bundle is None:
             continue
-        for entry in bundle.entries:
+        may_be = [like.record.nbytes >= MAY_BE_LARGE for like in bundle.likes]
+        for entry in bundle.entries.where(may_be) if True in may_be else ():
             if entry.record.nbytes >= LARGE:
                 entry.record.let_go()
     pair.forget()

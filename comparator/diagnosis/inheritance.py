@@ -250,9 +250,10 @@ def _over_prefix(source: TapProfile, labels: RowLabels) -> tuple[Float, Float]:
     order = np.lexsort((source.labels.position, source.labels.sequence))
     sequence, errors = source.labels.sequence[order], source.error[order]
     mean, most = np.zeros(len(order)), np.zeros(len(order))
-    for number in distinct(sequence):
-        rows = np.flatnonzero(sequence == number)
-        mean[order[rows]] = np.sqrt(np.cumsum(errors[rows] ** 2) / np.arange(1, len(rows) + 1))
+    starts = np.searchsorted(sequence, distinct(sequence)).tolist()
+    for start, stop in zip(starts, [*starts, len(order)][1:], strict=True):
+        rows = slice(start, stop)
+        mean[order[rows]] = np.sqrt(np.cumsum(errors[rows] ** 2) / np.arange(1, stop - start + 1))
         most[order[rows]] = np.maximum.accumulate(errors[rows])
     overall = float(np.sqrt(np.mean(errors**2))) if len(order) else 0.0
     partly = ~has_whole_prefix(source.labels)

@@ -26,7 +26,7 @@ POSITION_RANGES = tuple(4**power for power in range(2, 10))
 """Where ranges of positions begin: a window, a page, a range that rope or a kernel handles otherwise."""
 ALL = 0.9
 """Share of the rows from which all are said to differ."""
-_KEPT, _MOST_KEPT = 4, 1 << 16
+_KEPT, _MOST_KEPT = 4, 1 << 18
 """Labels that are remembered, and how many rows they may have: most taps of a run have the same rows."""
 PRECISE, COMPLETE = 0.9, 0.8
 """Shares of the rows that are in the group, and of the group that are such rows, from which they are that group."""

@@ -273,6 +273,10 @@ class Members(Sequence[Entry]):
         found = set(self._entries.step[self._rows].tolist())
         return in_order(None if step == OUTSIDE_STEPS else step for step in found)
 
+    def are(self, others: Members) -> bool:
+        """Whether the others are the same entries, in the same order."""
+        return self._entries is others._entries and np.array_equal(self._rows, others._rows)
+
     def of_step(self, step: int | None) -> Members:
         """Those of one step."""
         return self.where(self._entries.step[self._rows] == (OUTSIDE_STEPS if step is None else step))

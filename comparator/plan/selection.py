@@ -131,7 +131,7 @@ def _has_token_dimension(pair: BundlePair, options: Options, values_apart: bool)
     for side, bundle in sides:
         if bundle is None:
             continue
-        if any(not entry.is_tensor or entry.record.level != "full" for entry in bundle.entries):
+        if not bundle.all_whole:
             return not values_apart
         dims = bundle.dims(pair.name, side, options)
         try:

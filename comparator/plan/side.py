@@ -83,10 +83,14 @@ def side_inputs(
     text = bundle.dims(name, context.side, options)
     dims, order = _known_dims(text, context)
     classes = context.classified.get((bundle.family, dims.text if dims else None))
+    arrays: tuple[_Array, ...] | None = None
     if classes is None:
-        history = bundle if sampled or not bundle.history else bundle.of(bundle.history)
-        classes = _classify(bundle.family, _arrays(history, order, context, sampled=sampled), dims, context, aligner)
-    arrays = _arrays(bundle, order, context, sampled=sampled)
+        is_all = sampled or not bundle.history or bundle.entries.are(bundle.history)
+        history = _arrays(bundle if is_all else bundle.of(bundle.history), order, context, sampled=sampled)
+        classes = _classify(bundle.family, history, dims, context, aligner)
+        arrays = history if is_all else None
+    if arrays is None:
+        arrays = _arrays(bundle, order, context, sampled=sampled)
     key = (text, arrays, tuple([classes.get(step, UNKNOWN_ROWS) for step in {one.step: None for one in arrays}]))
     found = context.inputs.get(key)
     if found is None:
@@ -139,12 +143,14 @@ def _known_dims(text: str | None, context: SideContext) -> tuple[Dims | None, To
 
 def _arrays(bundle: Bundle, order: TokenOrder | None, context: SideContext, *, sampled: bool) -> tuple[_Array, ...]:
     if order is None:
-        return tuple(
-            [
-                _Array(step, occurrence, rank, like.kept_shape if sampled else like.shape, like.is_tensor)
-                for like, rank, step, occurrence in bundle.alike
-            ]
-        )
+        known: dict[int, tuple[Shape, bool]] = {}
+        found: list[_Array] = []
+        for like, rank, step, occurrence in bundle.alike:
+            shape = known.get(id(like))
+            if shape is None:
+                shape = known[id(like)] = like.kept_shape if sampled else like.shape, like.is_tensor
+            found.append(_Array(step, occurrence, rank, *shape))
+        return tuple(found)
     companions, name = context.companions, order.order.name
     return tuple(
         [
