@@ -141,24 +141,27 @@ class Cost:
     seconds: float
     peak: int
     """Bytes of memory."""
+    processor: float
+    """Seconds, of its own processes as well."""
 
 
 PROBE = """
 import resource, subprocess, sys
 code = subprocess.call(sys.argv[2:])
 with open(sys.argv[1], "w") as file:
-    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(used.ru_maxrss, used.ru_utime + used.ru_stime, file=file)
 sys.exit(code)
 """
-"""Starts a program and writes its peak memory. It is small itself: a process counts what it had before it became
-another program."""
+"""Starts a program and writes its peak memory and its processor time. It is small itself: a process counts what it had
+before it became another program."""
 
 
 def run(program: list[str], folder: Path, exit_code: int = 0) -> Cost:
     """Compare ``a`` with ``b`` of the folder; it has to end with that code."""
-    peak = folder / "peak"
+    probed = folder / "probed"
     command = [sys.executable, *program, "--baseline-path", str(folder / "a"), "--target-path", str(folder / "b")]
-    probe = [sys.executable, "-S", "-c", PROBE, str(peak)]
+    probe = [sys.executable, "-S", "-c", PROBE, str(probed)]
     # As an installed package has it, and pip compiles: this checkout may be told to keep no bytecode.
     environment = os.environ | {"PYTHONPYCACHEPREFIX": str(BYTECODE.name), "PYTHONDONTWRITEBYTECODE": ""}
     start = time.perf_counter()
@@ -168,7 +171,8 @@ def run(program: list[str], folder: Path, exit_code: int = 0) -> Cost:
     seconds = time.perf_counter() - start
     if done.returncode != exit_code:
         raise SystemExit(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return Cost(seconds, int(peak.read_text()) * 1024)
+    memory, processor = probed.read_text().split()
+    return Cost(seconds, int(memory) * 1024, float(processor))
 
 
 def measure(scenario: Scenario, folder: Path) -> list[Cost]:
