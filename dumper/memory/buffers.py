@@ -21,6 +21,14 @@ copy_memory = ctypes.PYFUNCTYPE(None, ctypes.c_size_t, ctypes.c_size_t, ctypes.c
 )
 """``copy_memory(to, from, length)``, addresses. Keeps the interpreter lock, which takes longer to get back than such a
 copy takes; ``ctypes.memmove`` lets go of it."""
+
+
+def copy_rows(to: int, address: int, width: int, height: int, pitch: int) -> None:
+    """Bring ``height`` rows of ``width`` bytes together, which begin ``pitch`` bytes from each other."""
+    for row in range(height):
+        copy_memory(to + row * width, address + row * pitch, width)
+
+
 SMALLEST_BUFFER = 4096
 """Bytes; smaller requests share this size."""
 _STEPS_PER_DOUBLING = 8

@@ -83,10 +83,11 @@ class Plan:
         """Whether its statistics do."""
         self.descriptions: dict[tuple[Any, ...], Description] = {}
         self.small: dict[tuple[Any, ...], SmallTensors] = {}
-        self.last: tuple[Any, Any, bool, SmallTensors] = (None, None, False, _NOTHING)
-        """Dtype, shape, whether it was recomputed, and what was worked out, of the small tensor that came last."""
+        self.last: tuple[Any, Any, bool, Any, SmallTensors] = (None, None, False, None, _NOTHING)
+        """Dtype, shape, whether it was recomputed, the strides where it was not contiguous, and what was worked out, of
+        the small tensor that came last."""
         self.last_on_device: tuple[Any, Any, bool, Any, SmallTensors] = (None, None, False, None, _NOTHING)
-        """The same of CUDA tensors, with the strides of those that are not contiguous before it."""
+        """The same of CUDA tensors."""
         self.parts: dict[tuple[str, str | None], Plan] = {}
 
     def part(self, name: str, dims: str | None) -> Plan:

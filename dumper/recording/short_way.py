@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumper.format.status import SUBMITTED_AT, StatusBlock
 from dumper.memory import device_buffers
-from dumper.memory.buffers import SLAB_BYTES, SMALL, Slab, copy_memory
+from dumper.memory.buffers import SLAB_BYTES, SMALL, Slab, copy_memory, copy_rows
 from dumper.memory.cuda_runtime import LARGEST_PITCH
 from dumper.memory.device_buffers import DeviceBuffer
 from dumper.memory.device_reductions import TENSOR_ALIGNMENT
@@ -65,18 +65,19 @@ class ShortWay:
         if not value.is_cpu:
             return self._submit_from_device(plan, value, step)
         try:
-            if not ((plan.whole or plan.measured) and value.is_contiguous()) or self._is_tracing():
+            if self._is_tracing():
                 return False
             dtype, shape = value.dtype, value.shape
             recomputed = self._backward_pass() != -1 and self.is_recomputed(plan)
+            strides = None if value.is_contiguous() else value.stride()
             # To compare with what came last is cheaper than to hash it.
             last = plan.last
-            if last[0] is dtype and last[1] == shape and last[2] is recomputed:
-                small = last[3]
+            if last[0] is dtype and last[1] == shape and last[2] is recomputed and last[3] == strides:
+                small = last[4]
             else:
-                key = (dtype, shape, recomputed)
+                key = (dtype, shape, recomputed, strides)
                 small = plan.small.get(key) or self._describe(plan, key, value)
-                plan.last = (dtype, shape, recomputed, small)
+                plan.last = (dtype, shape, recomputed, strides, small)
             # The storage may be smaller than the tensor, and the address null: ``dumper.values.readable`` says why.
             offset = value.storage_offset() * small.itemsize
             address = value.data_ptr()
@@ -91,12 +92,15 @@ class ShortWay:
         except (RuntimeError, NotImplementedError):
             # Tensors without a storage (sparse ones), nested ones, and the wrappers of function transforms.
             return False
-        nbytes = small.nbytes
-        if small.reduced_to is None:
+        nbytes, rows = small.nbytes, small.rows
+        if small.reduced_to is not None:
+            of = address, nbytes // small.itemsize, small.kind
+            put = self._writer.put_small(small.description, RESULT_BYTES, step, put_statistics, *of)
+        elif rows is None:
             put = self._writer.put_small(small.description, nbytes, step, copy_memory, address, nbytes)
         else:
-            place = address, nbytes // small.itemsize, small.kind
-            put = self._writer.put_small(small.description, RESULT_BYTES, step, put_statistics, *place)
+            place = address, rows.width, rows.height, rows.pitch
+            put = self._writer.put_small(small.description, rows.nbytes, step, copy_rows, *place)
         if not put:
             self._status.add("lost_full_memory")
         return True
@@ -220,6 +224,7 @@ class ShortWay:
         return self.is_backward() and plan.source.stream == "value" and checkpoint_is_running()
 
     def _describe_on_device(self, plan: Plan, key: tuple[Any, ...], value: Any, device: DeviceStager) -> SmallTensors:
+        """What is worked out once for tensors of one type and shape."""
         assert plan.chosen is not None
         kind = plan.chosen.kind
         dtype = self._dtypes.get(value.dtype)
@@ -230,28 +235,38 @@ class ShortWay:
             if value.is_contiguous():
                 description = describe_reduced(plan, dtype, value, self.is_recomputed(plan))
                 found = _small_tensors(description, dtype, value, kind)
-        elif plan.whole or (kind == "sample" and value.shape and not self._reduced.watches_for_nan):
-            kept = plan.chosen.row_slice if kind == "sample" else slice(None)
-            rows = memory_rows(value.shape, value.stride(), value.itemsize, kept)
-            if rows is not None and _is_worth_one_copy(rows):
-                description = plan.describe(dtype, tuple(value.shape), self.is_recomputed(plan))
-                found = replace(
-                    _small_tensors(description, dtype, value, None),
-                    nbytes=rows.extent,
-                    rows=rows if rows.height > 1 else None,
-                )
+        else:
+            found = self._copied(plan, dtype, value, LARGEST_VALUE)
         return plan.remember_small(key, found)
 
     def _describe(self, plan: Plan, key: tuple[Any, ...], value: Any) -> SmallTensors:
-        """What is worked out once for tensors of one type and shape."""
+        """The same of tensors on the host."""
         dtype = self._dtypes.get(value.dtype)
-        kind = kind_of(dtype) if dtype is not None and plan.measured else None
-        largest = SMALL if plan.whole else MEASURED_AT_ONCE
-        if dtype is None or value.is_nested or value.nbytes > largest or not (plan.whole or kind is not None):
-            return plan.remember_small(key, SmallTensors(None))
-        description = plan.describe(dtype, value.shape, self.is_recomputed(plan))
-        found = _small_tensors(description, dtype, value, None if kind is None else "stats")
-        return plan.remember_small(key, found if kind is None else replace(found, kind=kind))
+        found = SmallTensors(None)
+        if dtype is None or value.is_nested:
+            pass
+        elif plan.measured:
+            kind = kind_of(dtype)
+            if kind is not None and value.is_contiguous() and value.nbytes <= MEASURED_AT_ONCE:
+                description = plan.describe(dtype, tuple(value.shape), self.is_recomputed(plan))
+                found = replace(_small_tensors(description, dtype, value, "stats"), kind=kind)
+        else:
+            found = self._copied(plan, dtype, value, SMALL)
+        return plan.remember_small(key, found)
+
+    def _copied(self, plan: Plan, dtype: str, value: Any, largest: int) -> SmallTensors:
+        """Of tensors of which all elements, or some rows, are kept; ``largest``: bytes that may be."""
+        assert plan.chosen is not None
+        is_sample = plan.chosen.kind == "sample"
+        if not plan.whole and not (is_sample and value.shape and not self._reduced.watches_for_nan):
+            return SmallTensors(None)
+        kept = plan.chosen.row_slice if is_sample else slice(None)
+        rows = memory_rows(value.shape, value.stride(), value.itemsize, kept)
+        if rows is None or rows.nbytes > largest or not _is_worth_one_copy(rows):
+            return SmallTensors(None)
+        description = plan.describe(dtype, tuple(value.shape), self.is_recomputed(plan))
+        found = _small_tensors(description, dtype, value, None)
+        return replace(found, nbytes=rows.extent, rows=rows if rows.height > 1 else None)
 
     def look_up_torch(self) -> None:
         """Look up what is needed of torch, once it is there."""
@@ -275,9 +290,9 @@ interpreter lock, so that it is not asked in vain."""
 
 
 def _is_worth_one_copy(rows: MemoryRows) -> bool:
-    """Whether a copy of rows within a device is as good as torch's way to bring elements together."""
+    """Whether a copy of rows is as good as torch's way to bring elements together."""
     wide = rows.height <= 1 or rows.width >= NARROWEST_ROW
-    return rows.nbytes <= LARGEST_VALUE and rows.pitch <= LARGEST_PITCH and wide
+    return rows.pitch <= LARGEST_PITCH and wide
 
 
 def _small_tensors(description: Description, dtype: str, value: Any, reduced_to: str | None) -> SmallTensors:

@@ -46,12 +46,30 @@ static PyObject *key_of(PyObject *source, PyObject *dims, PyObject *tags) {
     return key;
 }
 
+/* What only entries of tensors on the host have; 0, perhaps with an exception, where they cannot be used. */
+
+static int read_host(const Shortcut *self, Entry *entry, PyObject *small) {
+    entry->height = 0;
+    if (entry->reduced_to != Py_None) {
+        entry->kind = (int)as_number(PyObject_GetAttr(small, s_kind));
+        entry->kept = self->measured_bytes;
+        return self->measure != NULL && entry->kind >= 0 && entry->item > 0;
+    }
+    if (entry->rows != Py_None) {
+        entry->width = as_number(PyObject_GetAttr(entry->rows, s_width));
+        entry->height = as_number(PyObject_GetAttr(entry->rows, s_height));
+        entry->pitch = as_number(PyObject_GetAttr(entry->rows, s_pitch));
+        entry->kept = entry->width * entry->height;
+    }
+    return !PyErr_Occurred();
+}
+
 /* An entry from what a plan says of the last tensor; NULL, perhaps with an exception, where the plan says too little. */
 
 static Entry *entry_of(const Shortcut *self, PyObject *plan, int on_device) {
     PyObject *last = on_device ? SLOT(plan, last_on_device, plan) : SLOT(plan, last, plan);
-    PyObject *chosen = SLOT(plan, chosen, plan), *whole = SLOT(plan, whole, plan);
-    if (chosen == NULL || whole == NULL) return NULL;
+    PyObject *chosen = SLOT(plan, chosen, plan);
+    if (chosen == NULL) return NULL;
     Entry *entry = PyObject_New(Entry, &EntryType);
     if (entry == NULL) return NULL;
     entry->dtype = entry->description = entry->reduced_to = entry->rows = entry->strides = entry->launch = NULL;
@@ -60,12 +78,11 @@ static Entry *entry_of(const Shortcut *self, PyObject *plan, int on_device) {
     entry->device = -1;
     entry->on_device = on_device;
     if (chosen == Py_None) return entry;
-    int usable = last != NULL && PyTuple_Check(last) && PyTuple_GET_SIZE(last) == 4 + on_device &&
-                 PyTuple_GET_ITEM(last, 2) == Py_False &&
-                 PyTuple_Check(PyTuple_GET_ITEM(last, 1)) &&
+    int usable = last != NULL && PyTuple_Check(last) && PyTuple_GET_SIZE(last) == 5 &&
+                 PyTuple_GET_ITEM(last, 2) == Py_False && PyTuple_Check(PyTuple_GET_ITEM(last, 1)) &&
                  PyTuple_GET_SIZE(PyTuple_GET_ITEM(last, 1)) <= MOST_DIMENSIONS;
     if (usable) {
-        PyObject *shape = PyTuple_GET_ITEM(last, 1), *small = PyTuple_GET_ITEM(last, 3 + on_device);
+        PyObject *shape = PyTuple_GET_ITEM(last, 1), *small = PyTuple_GET_ITEM(last, 4);
         entry->dtype = Py_NewRef(PyTuple_GET_ITEM(last, 0));
         entry->dimensions = (int)PyTuple_GET_SIZE(shape);
         for (int at = 0; at < entry->dimensions; at++)
@@ -76,17 +93,13 @@ static Entry *entry_of(const Shortcut *self, PyObject *plan, int on_device) {
         entry->may_be_negated = as_truth(PyObject_GetAttr(small, s_may_be_negated));
         entry->may_be_conjugated = as_truth(PyObject_GetAttr(small, s_may_be_conjugated));
         entry->rows = PyObject_GetAttr(small, s_rows);
-        entry->strides = Py_NewRef(on_device ? PyTuple_GET_ITEM(last, 3) : Py_None);
+        entry->strides = Py_NewRef(PyTuple_GET_ITEM(last, 3));
         entry->reduced_to = PyObject_GetAttr(small, s_reduced_to);
-        entry->kind = (int)as_number(PyObject_GetAttr(small, s_kind));
         entry->kept = entry->bytes;
         usable = !PyErr_Occurred() && entry->description != Py_None;
-        if (usable && !on_device && whole != Py_True) {
-            usable = self->measure != NULL && entry->reduced_to != Py_None && entry->kind >= 0 && entry->item > 0;
-            entry->kept = self->measured_bytes;
-        }
         /* Only kernels of direct launches take tensors that are not contiguous. */
-        if (!on_device || self->launch == NULL) usable = usable && entry->rows == Py_None && entry->strides == Py_None;
+        if (on_device && self->launch == NULL) usable = usable && entry->rows == Py_None && entry->strides == Py_None;
+        if (!on_device) usable = usable && read_host(self, entry, small);
     }
     if (!usable) Py_CLEAR(entry);
     return entry;
@@ -147,12 +160,14 @@ static int put_on_host(Shortcut *self, const Entry *entry, long long address, Py
     if (*offset < 0 || taken < 0 || begin <= 0 || *offset + entry->kept > self->host_slab_bytes) return 0;
     if (!reserve(self, entry->kept + self->overhead)) return 0;
     if (SET(slab, used, *slab, (*offset + entry->kept + 63) & -64) < 0 || SET(slab, taken, *slab, taken + 1) < 0) return 0;
-    void *to = (void *)(uintptr_t)(begin + *offset);
-    const void *from = (const void *)(uintptr_t)address;
-    if (entry->reduced_to == Py_None)
+    char *to = (char *)(uintptr_t)(begin + *offset);
+    const char *from = (const char *)(uintptr_t)address;
+    if (entry->reduced_to != Py_None)
+        self->measure((double *)to, from, (size_t)(entry->bytes / entry->item), entry->kind);
+    else if (entry->height == 0)
         memcpy(to, from, (size_t)entry->bytes);
-    else
-        self->measure(to, from, (size_t)(entry->bytes / entry->item), entry->kind);
+    for (long long row = 0; row < entry->height; row++)
+        memcpy(to + row * entry->width, from + row * entry->pitch, (size_t)entry->width);
     return 1;
 }
 

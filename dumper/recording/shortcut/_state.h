@@ -18,7 +18,7 @@ typedef void (*Measure)(double *to, const void *from, size_t elements, int kind)
 /* Slots of our own classes are read where they lie. */
 
 #define SLOTS(X)                                                                                                      \
-    X(source, grad) X(steps, announced) X(steps, inside) X(steps, number) X(plan, chosen) X(plan, whole) X(plan, last)  \
+    X(source, grad) X(steps, announced) X(steps, inside) X(steps, number) X(plan, chosen) X(plan, last)  \
     X(plan, last_on_device) X(status, _values) X(status, _map) X(writer, _lock) X(writer, _reserved)                    \
     X(writer, _budget) X(writer, _slab) X(writer, _queue) X(writer, _asleep) X(writer, _wake) X(slab, used)             \
     X(slab, taken) X(slab, address) X(lane, _lock) X(lane, _slab) X(lane, _filling) X(lane, _stays)                     \
@@ -74,7 +74,8 @@ typedef struct {
     long long bytes, item, sizes[MOST_DIMENSIONS]; /* bytes: from the first to the last in memory */
     long long device, stream, scratch, kept; /* device -1: not prepared yet; kept: bytes that go to the writer */
     int dimensions, on_device, may_be_negated, may_be_conjugated;
-    int kind; /* of elements, to measure */
+    int kind;                       /* of elements, to measure */
+    long long width, height, pitch; /* of rows on the host, in bytes and their number; height 0: they follow on */
 } Entry;
 
 static void Entry_dealloc(Entry *entry) {
@@ -97,7 +98,7 @@ static PyTypeObject EntryType = {
 #define NAMES(X)                                                                                                      \
     X(submitted) X(is_cuda) X(dtype) X(shape) X(is_contiguous) X(storage_offset) X(data_ptr) X(untyped_storage)         \
     X(stride) X(nbytes) X(is_neg) X(is_conj) X(get_device) X(description) X(itemsize) X(may_be_negated) X(may_be_conjugated)      \
-    X(rows) X(reduced_to) X(kind) X(acquire) X(release) X(locked) X(append) X(set) X(is_cpu)
+    X(rows) X(reduced_to) X(kind) X(width) X(height) X(pitch) X(acquire) X(release) X(locked) X(append) X(set) X(is_cpu)
 #define DECLARE(NAME) static PyObject *s_##NAME;
 NAMES(DECLARE)
 

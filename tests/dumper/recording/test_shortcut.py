@@ -19,6 +19,7 @@ from dumper.recording.context import ThreadTags
 from dumper.recording.recorder import Recorder
 from dumper.recording.shortcut import COMPILED
 from dumper.recording.torch_functions import Functions
+from dumper.values.fingerprint import fingerprint
 from dumper.values.measures import decode_statistics
 from dumper.values.statistics import of_array
 from dumper.writing.writer import OVERHEAD_BYTES
@@ -274,7 +275,7 @@ CALLS = st.lists(
         st.sampled_from(["a", "b"]),
         st.sampled_from(DTYPES),
         st.lists(st.integers(0, 3), max_size=3),
-        st.sampled_from(["plain", "t", "conj", "neg", "narrow"]),
+        st.sampled_from(["plain", "t", "conj", "neg", "narrow", "columns", "every other"]),
         st.dictionaries(
             st.sampled_from(["layer_id", "part"]), st.sampled_from([0, 1, 1.0, True, "q", None]), max_size=2
         ),
@@ -293,6 +294,10 @@ def make(dtype: torch.dtype, shape: list[int], kind: str, number: int) -> torch.
     )
     if kind == "t" and value.dim() > 1:
         return value.transpose(0, 1)
+    if kind == "columns" and value.dim() > 1:
+        return value.repeat_interleave(20, -1).repeat_interleave(2, 0)[..., : 20 * shape[-1] - 3]
+    if kind == "every other" and value.dim() > 0:
+        return value.repeat_interleave(40, -1)[::2]
     if kind == "conj" and dtype.is_complex:
         return value.conj()
     if kind == "neg" and dtype == torch.float32:
@@ -300,9 +305,12 @@ def make(dtype: torch.dtype, shape: list[int], kind: str, number: int) -> torch.
     return value
 
 
-def recorded(folder: Path, name: str, calls: list[Any], outside: str) -> list[Any]:
+LEVELS = st.sampled_from(["full", "full", "hash", "stats", "sample(stride=2)", "sample(rows=1)"])
+
+
+def recorded(folder: Path, name: str, calls: list[Any], outside: str, level: str) -> list[Any]:
     recorder = Recorder()
-    recorder.configure(enable=True, control=False, dir=str(folder), run=name, outside_steps=outside)
+    recorder.configure(enable=True, control=False, dir=str(folder), run=name, outside_steps=outside, level=level)
     for number, (tap, dtype, shape, kind, tags, dims, what) in enumerate(calls):
         if what == "step":
             recorder.step()
@@ -320,21 +328,26 @@ def recorded(folder: Path, name: str, calls: list[Any], outside: str) -> list[An
     except RunError:
         return []
     return [
-        (record.name, record.step, record.tags, record.dims, record.dtype, record.shape, bytes(record.payload()))
+        (
+            *(record.name, record.step, record.tags, record.dims),
+            *(record.level, record.dtype, record.shape, bytes(record.payload())),
+        )
         for record in run.records
     ]
 
 
 @settings(max_examples=60)
-@given(CALLS, st.sampled_from(["record", "count"]), st.booleans())
-def test_records_are_the_same_without_it(calls: list[Any], outside: str, in_one_call: bool) -> None:
-    """``in_one_call``: whether torch tells of tensors as other libraries ask it."""
+@given(CALLS, st.sampled_from(["record", "count"]), LEVELS, st.booleans())
+def test_records_are_the_same_without_it(calls: list[Any], outside: str, level: str, in_one_call: bool) -> None:
+    """Nor without the short way. ``in_one_call``: whether torch tells of tensors as other libraries ask it."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patches:
         if not in_one_call:
             patches.setattr(torch.Tensor, "__dlpack_c_exchange_api__", None, raising=False)
-        taken = recorded(Path(folder), "taken", calls, outside)
+        taken = recorded(Path(folder), "taken", calls, outside, level)
         patches.setattr(short_way, "Shortcut", None)
-        assert recorded(Path(folder), "not", calls, outside) == taken
+        assert recorded(Path(folder), "not", calls, outside, level) == taken
+        patches.setattr(short_way.ShortWay, "submit", lambda *arguments: False)
+        assert recorded(Path(folder), "long", calls, outside, level) == taken
 
 
 def test_places_by_the_thousand_and_tags_that_look_alike(recording: Recording, long_way: list[Any]) -> None:
@@ -383,6 +396,31 @@ def test_statistics_on_the_host(recording: Recording, long_way: list[Any], dtype
         assert record.dtype == dtype
         assert record.statistics == pytest.approx(expected, rel=1e-6)
     assert records[3].statistics == dict.fromkeys(expected, 0)
+
+
+@pytest.mark.parametrize("level", ["full", "hash", "sample(stride=3)"])
+def test_rows_on_the_host(recording: Recording, long_way: list[Any], level: str) -> None:
+    """Of a part of each row, and of every n-th of them; not of elements that lie apart."""
+    recorder = recording.start(level=level)
+    whole = torch.arange(10 * 96).reshape(10, 96).to(torch.bfloat16)
+    values = [whole, whole[:, 32:64], whole[1::4], whole.view(10, 3, 32)[:, 1]]
+    for _ in range(2):
+        long_way.clear()
+        with recorder.step():
+            recorder.dump("announces the step", 1)
+            for number, value in enumerate(values):
+                recorder.dump("x", value, part=number)
+            recorder.dump("apart", whole[:, ::2])
+    assert len(long_way) == 1 + 1
+    records = recording.read().select(name="x", step=1)
+    for record, value in zip(records, values, strict=True):
+        assert record.shape == tuple(value.shape)
+        if level == "hash":
+            dense = value.contiguous().view(torch.uint8).numpy().tobytes()
+            assert record.fingerprint == fingerprint("bfloat16", value.shape, dense)
+        else:
+            kept = value[::3] if level.startswith("sample") else value
+            assert record.tensor().tolist() == kept.tolist()
 
 
 def test_a_nan_in_statistics_on_the_host_is_seen(recording: Recording, long_way: list[Any]) -> None:
