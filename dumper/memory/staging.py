@@ -15,8 +15,9 @@ from dumper.memory.buffers import SMALL, BufferPool, host_buffer
 from dumper.rules.levels import FULL, HASH, Level
 from dumper.values.dtypes import PACKED, name_of
 from dumper.values.measures import device_statistics
+from dumper.values.memory_rows import MemoryRows, memory_rows
 from dumper.values.plain import UnrecordableError, encode_value
-from dumper.values.statistics import kind_of, of_array, of_memory
+from dumper.values.statistics import kind_of, of_array, of_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -239,10 +240,12 @@ def _statistics(value: torch.Tensor, dtype: str) -> torch.Tensor | npt.NDArray[A
     if kind is None:
         _check_scratch(value, SCRATCH_BYTES)
         return device_statistics(value)
-    if not value.is_contiguous() or value.is_neg():
+    rows = None if value.is_neg() else memory_rows(value.shape, value.stride(), value.element_size(), slice(None))
+    if rows is None:
         _check_scratch(value, value.element_size())
         value = value.resolve_neg().contiguous()
-    return _as_numbers(of_memory(value.data_ptr(), value.numel(), kind))
+        rows = MemoryRows(value.nbytes, 1, 0)
+    return _as_numbers(of_rows(value.data_ptr(), rows, kind))
 
 
 def _as_numbers(statistics: bytes) -> npt.NDArray[Any]:

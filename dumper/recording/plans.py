@@ -28,6 +28,8 @@ class SmallTensors:
     description: Description | None
     """None for tensors that cannot be."""
     nbytes: int = 0
+    held: int = 0
+    """Bytes that the storage must have, from the first element on: those of elements that are not kept as well."""
     itemsize: int = 0
     may_be_negated: bool = False
     """Whether the bytes in memory may not be the elements yet, which are to be negated."""

@@ -83,7 +83,7 @@ class ShortWay:
             address = value.data_ptr()
             if (
                 small.description is None
-                or offset + small.nbytes > value.untyped_storage().nbytes()
+                or offset + small.held > value.untyped_storage().nbytes()
                 or not (address or small.nbytes == 0)
                 or (small.may_be_negated and value.is_neg())
                 or (small.may_be_conjugated and value.is_conj())
@@ -93,14 +93,16 @@ class ShortWay:
             # Tensors without a storage (sparse ones), nested ones, and the wrappers of function transforms.
             return False
         nbytes, rows = small.nbytes, small.rows
-        if small.reduced_to is not None:
-            of = address, nbytes // small.itemsize, small.kind
-            put = self._writer.put_small(small.description, RESULT_BYTES, step, put_statistics, *of)
-        elif rows is None:
+        if small.reduced_to is None and rows is None:
             put = self._writer.put_small(small.description, nbytes, step, copy_memory, address, nbytes)
         else:
-            place = address, rows.width, rows.height, rows.pitch
-            put = self._writer.put_small(small.description, rows.nbytes, step, copy_rows, *place)
+            place = (nbytes, 1, 0) if rows is None else (rows.width, rows.height, rows.pitch)
+            if small.reduced_to is None:
+                kept = place[0] * place[1]
+                put = self._writer.put_small(small.description, kept, step, copy_rows, address, *place)
+            else:
+                of = (address, *place, small.kind)
+                put = self._writer.put_small(small.description, RESULT_BYTES, step, put_statistics, *of)
         if not put:
             self._status.add("lost_full_memory")
         return True
@@ -125,7 +127,7 @@ class ShortWay:
             address = value.data_ptr()
             if (
                 small.description is None
-                or offset + small.nbytes > value.untyped_storage().nbytes()
+                or offset + small.held > value.untyped_storage().nbytes()
                 or not (address or small.nbytes == 0)
                 or (small.may_be_negated and value.is_neg())
                 or (small.may_be_conjugated and value.is_conj())
@@ -247,18 +249,18 @@ class ShortWay:
             pass
         elif plan.measured:
             kind = kind_of(dtype)
-            if kind is not None and value.is_contiguous() and value.nbytes <= MEASURED_AT_ONCE:
-                description = plan.describe(dtype, tuple(value.shape), self.is_recomputed(plan))
-                found = replace(_small_tensors(description, dtype, value, "stats"), kind=kind)
+            if kind is not None:
+                found = self._copied(plan, dtype, value, MEASURED_AT_ONCE)
+                found = replace(found, reduced_to="stats", kind=kind)
         else:
             found = self._copied(plan, dtype, value, SMALL)
         return plan.remember_small(key, found)
 
     def _copied(self, plan: Plan, dtype: str, value: Any, largest: int) -> SmallTensors:
-        """Of tensors of which all elements, or some rows, are kept; ``largest``: bytes that may be."""
+        """Of tensors of which all elements, or some rows, are read; ``largest``: bytes that may be."""
         assert plan.chosen is not None
         is_sample = plan.chosen.kind == "sample"
-        if not plan.whole and not (is_sample and value.shape and not self._reduced.watches_for_nan):
+        if not (plan.whole or plan.measured) and not (is_sample and value.shape and not self._reduced.watches_for_nan):
             return SmallTensors(None)
         kept = plan.chosen.row_slice if is_sample else slice(None)
         rows = memory_rows(value.shape, value.stride(), value.itemsize, kept)
@@ -266,7 +268,7 @@ class ShortWay:
             return SmallTensors(None)
         description = plan.describe(dtype, tuple(value.shape), self.is_recomputed(plan))
         found = _small_tensors(description, dtype, value, None)
-        return replace(found, nbytes=rows.extent, rows=rows if rows.height > 1 else None)
+        return replace(found, nbytes=rows.extent, held=_extent(value), rows=rows if rows.height > 1 else None)
 
     def look_up_torch(self) -> None:
         """Look up what is needed of torch, once it is there."""
@@ -298,7 +300,16 @@ def _is_worth_one_copy(rows: MemoryRows) -> bool:
 def _small_tensors(description: Description, dtype: str, value: Any, reduced_to: str | None) -> SmallTensors:
     complex_type = dtype.startswith("complex")
     may_be_negated = complex_type or dtype in _PARTS_OF_COMPLEX
-    return SmallTensors(description, value.nbytes, value.itemsize, may_be_negated, complex_type, reduced_to=reduced_to)
+    nbytes = value.nbytes
+    return SmallTensors(
+        description, nbytes, nbytes, value.itemsize, may_be_negated, complex_type, reduced_to=reduced_to
+    )
+
+
+def _extent(value: Any) -> int:
+    """Bytes from the first element of a tensor to the end of its last one."""
+    last = sum((length - 1) * stride for length, stride in zip(value.shape, value.stride(), strict=True))
+    return (last + 1) * int(value.itemsize) if value.numel() else 0
 
 
 def checkpoint_is_running() -> bool:

@@ -49,19 +49,13 @@ static PyObject *key_of(PyObject *source, PyObject *dims, PyObject *tags) {
 /* What only entries of tensors on the host have; 0, perhaps with an exception, where they cannot be used. */
 
 static int read_host(const Shortcut *self, Entry *entry, PyObject *small) {
-    entry->height = 0;
-    if (entry->reduced_to != Py_None) {
-        entry->kind = (int)as_number(PyObject_GetAttr(small, s_kind));
-        entry->kept = self->measured_bytes;
-        return self->measure != NULL && entry->kind >= 0 && entry->item > 0;
-    }
-    if (entry->rows != Py_None) {
-        entry->width = as_number(PyObject_GetAttr(entry->rows, s_width));
-        entry->height = as_number(PyObject_GetAttr(entry->rows, s_height));
-        entry->pitch = as_number(PyObject_GetAttr(entry->rows, s_pitch));
-        entry->kept = entry->width * entry->height;
-    }
-    return !PyErr_Occurred();
+    int follow_on = entry->rows == Py_None;
+    entry->width = follow_on ? entry->bytes : as_number(PyObject_GetAttr(entry->rows, s_width));
+    entry->height = follow_on ? 1 : as_number(PyObject_GetAttr(entry->rows, s_height));
+    entry->pitch = follow_on ? 0 : as_number(PyObject_GetAttr(entry->rows, s_pitch));
+    entry->kind = (int)as_number(PyObject_GetAttr(small, s_kind));
+    entry->kept = entry->reduced_to == Py_None ? entry->width * entry->height : self->measured_bytes;
+    return !PyErr_Occurred() && (entry->reduced_to == Py_None || (self->measure != NULL && entry->kind >= 0));
 }
 
 /* An entry from what a plan says of the last tensor; NULL, perhaps with an exception, where the plan says too little. */
@@ -89,6 +83,7 @@ static Entry *entry_of(const Shortcut *self, PyObject *plan, int on_device) {
             entry->sizes[at] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, at));
         entry->description = PyObject_GetAttr(small, s_description);
         entry->bytes = as_number(PyObject_GetAttr(small, s_nbytes));
+        entry->held = as_number(PyObject_GetAttr(small, s_held));
         entry->item = as_number(PyObject_GetAttr(small, s_itemsize));
         entry->may_be_negated = as_truth(PyObject_GetAttr(small, s_may_be_negated));
         entry->may_be_conjugated = as_truth(PyObject_GetAttr(small, s_may_be_conjugated));
@@ -162,10 +157,10 @@ static int put_on_host(Shortcut *self, const Entry *entry, long long address, Py
     if (SET(slab, used, *slab, (*offset + entry->kept + 63) & -64) < 0 || SET(slab, taken, *slab, taken + 1) < 0) return 0;
     char *to = (char *)(uintptr_t)(begin + *offset);
     const char *from = (const char *)(uintptr_t)address;
-    if (entry->reduced_to != Py_None)
-        self->measure((double *)to, from, (size_t)(entry->bytes / entry->item), entry->kind);
-    else if (entry->height == 0)
-        memcpy(to, from, (size_t)entry->bytes);
+    if (entry->reduced_to != Py_None) {
+        self->measure((double *)to, from, (size_t)entry->width, (size_t)entry->height, (size_t)entry->pitch, entry->kind);
+        return 1;
+    }
     for (long long row = 0; row < entry->height; row++)
         memcpy(to + row * entry->width, from + row * entry->pitch, (size_t)entry->width);
     return 1;

@@ -6,8 +6,8 @@
 
 typedef int (*Copy)(void *to, const void *from, size_t bytes, int kind, void *stream);
 
-/* What dumper/values/statistics puts somewhere of elements that follow on one another. */
-typedef void (*Measure)(double *to, const void *from, size_t elements, int kind);
+/* What dumper/values/statistics puts somewhere of rows of elements. */
+typedef void (*Measure)(double *to, const void *from, size_t width, size_t height, size_t pitch, int kind);
 
 #define ON_DEVICE 3 /* cudaMemcpyDeviceToDevice */
 #define MOST_TYPES 4
@@ -71,11 +71,12 @@ typedef struct {
     ElementType type;              /* of dtype; no bits: not known yet */
     PyObject *launch;              /* of reduced_to, for a device and a stream; NULL or None where the driver does */
     Kernel kernel;                 /* the same, or what copies */
-    long long bytes, item, sizes[MOST_DIMENSIONS]; /* bytes: from the first to the last in memory */
+    long long bytes, held, item, sizes[MOST_DIMENSIONS]; /* bytes: from the first to the last in memory that are kept;
+                                                            held: to the last of all */
     long long device, stream, scratch, kept; /* device -1: not prepared yet; kept: bytes that go to the writer */
     int dimensions, on_device, may_be_negated, may_be_conjugated;
     int kind;                       /* of elements, to measure */
-    long long width, height, pitch; /* of rows on the host, in bytes and their number; height 0: they follow on */
+    long long width, height, pitch; /* of rows on the host: bytes, and their number */
 } Entry;
 
 static void Entry_dealloc(Entry *entry) {
@@ -97,7 +98,7 @@ static PyTypeObject EntryType = {
 
 #define NAMES(X)                                                                                                      \
     X(submitted) X(is_cuda) X(dtype) X(shape) X(is_contiguous) X(storage_offset) X(data_ptr) X(untyped_storage)         \
-    X(stride) X(nbytes) X(is_neg) X(is_conj) X(get_device) X(description) X(itemsize) X(may_be_negated) X(may_be_conjugated)      \
+    X(stride) X(nbytes) X(held) X(is_neg) X(is_conj) X(get_device) X(description) X(itemsize) X(may_be_negated) X(may_be_conjugated)      \
     X(rows) X(reduced_to) X(kind) X(width) X(height) X(pitch) X(acquire) X(release) X(locked) X(append) X(set) X(is_cpu)
 #define DECLARE(NAME) static PyObject *s_##NAME;
 NAMES(DECLARE)

@@ -76,7 +76,7 @@ static int is_held(const Shortcut *self, const Incoming *incoming, const Entry *
         Py_XDECREF(storage);
         offset = held < 0 ? -2 : as_number(method(value, s_storage_offset));
     }
-    return offset >= 0 && offset * entry->item + entry->bytes <= held;
+    return offset >= 0 && offset * entry->item + entry->held <= held;
 }
 
 /* Whether its memory holds it; its address is worked out. */

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dumper.values.dtypes import name_of
+from dumper.values.memory_rows import MemoryRows
 from dumper.values.statistics import reference
 from tensortap.compiled import load
 
@@ -30,8 +31,9 @@ _KINDS = (
 )
 _NUMBERS = {name: number for number, name in enumerate(_KINDS)}
 INTO: int = _compiled.INTO if COMPILED else 0
-"""Address of a C function ``(double *to, const void *from, size_t elements, int kind)``; 0 where there is none."""
-put_statistics = ctypes.PYFUNCTYPE(None, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)(INTO)
+"""Address of a C function ``(double *to, const void *from, size_t width, size_t height, size_t pitch, int kind)`` that
+does what ``of_rows`` does; 0 where there is none."""
+put_statistics = ctypes.PYFUNCTYPE(None, *[ctypes.c_size_t] * 5, ctypes.c_int)(INTO)
 """The same function, which must not be called where there is none. Keeps the interpreter lock."""
 
 
@@ -40,12 +42,12 @@ def kind_of(dtype: str) -> int | None:
     return _NUMBERS.get(dtype) if COMPILED else None
 
 
-def of_memory(address: int, count: int, kind: int) -> bytes:
-    """Seven little-endian float64, as ``STATISTICS`` names them, of ``count`` elements that follow on one another.
+def of_rows(address: int, rows: MemoryRows, kind: int) -> bytes:
+    """Seven little-endian float64, as ``STATISTICS`` names them, of elements in memory.
 
     ``kind``: of ``kind_of``. The interpreter lock is let go of where that takes a while.
     """
-    return _compiled.statistics(address, count, kind)
+    return _compiled.statistics(address, rows.width, rows.height, rows.pitch, kind)
 
 
 def of_array(array: npt.NDArray[Any]) -> bytes:
@@ -56,4 +58,4 @@ def of_array(array: npt.NDArray[Any]) -> bytes:
     if kind is None:
         return reference.statistics(array)
     dense = np.ascontiguousarray(array)
-    return of_memory(dense.ctypes.data, dense.size, kind)
+    return of_rows(dense.ctypes.data, MemoryRows(dense.nbytes, 1, 0), kind)

@@ -116,6 +116,7 @@ static void (*chosen)(const unsigned char *, size_t, Kind, Sums *) = add_all_pla
 
 /* Choose the widest version that this processor has, up to the one that is given. */
 static int choose(int widest) {
+    (void)widest; /* where there is one version */
     chosen = add_all_plain;
 #ifdef VERSIONS
     if (widest > 1 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -131,10 +132,34 @@ static int choose(int widest) {
     return 0;
 }
 
-/* NUMBERS of `count` elements that follow on one another, perhaps not aligned. Other modules call it by its address. */
-static void statistics_into(double *to, const void *from, size_t count, int kind) {
+/* Add rows that do not follow on one another: a chunk at a time is brought together. */
+static void add_rows(const unsigned char *from, size_t width, size_t height, size_t pitch, Kind kind, Sums *sums) {
+    ALIGNED unsigned char chunk[CHUNK * sizeof(double)];
+    const size_t room = CHUNK * item_bytes[kind];
+    size_t filled = 0;
+    for (size_t row = 0; row < height; row++) {
+        for (size_t at = 0; at < width;) {
+            size_t some = width - at < room - filled ? width - at : room - filled;
+            memcpy(chunk + filled, from + row * pitch + at, some);
+            at += some;
+            filled += some;
+            if (filled < room) continue;
+            chosen(chunk, CHUNK, kind, sums);
+            filled = 0;
+        }
+    }
+    chosen(chunk, filled / item_bytes[kind], kind, sums);
+}
+
+/* NUMBERS of `height` rows of `width` bytes that begin `pitch` bytes from each other, of elements that are perhaps not
+   aligned. Other modules call it by its address. */
+static void statistics_into(double *to, const void *from, size_t width, size_t height, size_t pitch, int kind) {
     Sums sums = {.low = INFINITY, .high = -INFINITY};
-    chosen(from, count, (Kind)kind, &sums);
+    size_t count = width / item_bytes[kind] * height;
+    if (height == 1 || pitch == width)
+        chosen(from, count, (Kind)kind, &sums);
+    else
+        add_rows(from, width, height, pitch, (Kind)kind, &sums);
     double total = 0, absolute = 0, square = 0;
     for (int lane = 0; lane < LANES; lane++) {
         total += sums.total[lane];
@@ -152,19 +177,20 @@ static void statistics_into(double *to, const void *from, size_t count, int kind
 static PyObject *statistics(PyObject *module, PyObject *arguments) {
     (void)module;
     unsigned long long address;
-    Py_ssize_t count;
+    Py_ssize_t width, height, pitch;
     int kind;
     double numbers[NUMBERS];
-    if (!PyArg_ParseTuple(arguments, "Kni", &address, &count, &kind)) return NULL;
-    if (count < 0 || kind < 0 || kind >= KIND_COUNT) {
+    if (!PyArg_ParseTuple(arguments, "Knnni", &address, &width, &height, &pitch, &kind)) return NULL;
+    if (width < 0 || height < 0 || pitch < 0 || kind < 0 || kind >= KIND_COUNT) {
         PyErr_SetString(PyExc_ValueError, "less than no elements, or a kind that does not exist");
         return NULL;
     }
-    if ((size_t)count * item_bytes[kind] < LOCKED) {
-        statistics_into(numbers, (const void *)(uintptr_t)address, (size_t)count, kind);
+    const void *from = (const void *)(uintptr_t)address;
+    if (height == 0 || width <= LOCKED / height) {
+        statistics_into(numbers, from, (size_t)width, (size_t)height, (size_t)pitch, kind);
     } else {
         Py_BEGIN_ALLOW_THREADS
-        statistics_into(numbers, (const void *)(uintptr_t)address, (size_t)count, kind);
+        statistics_into(numbers, from, (size_t)width, (size_t)height, (size_t)pitch, kind);
         Py_END_ALLOW_THREADS
     }
     return PyBytes_FromStringAndSize((const char *)numbers, sizeof numbers);
@@ -178,7 +204,7 @@ static PyObject *limit(PyObject *module, PyObject *object) {
 }
 
 static PyMethodDef methods[] = {
-    {"statistics", statistics, METH_VARARGS, "statistics(address, count, kind): seven float64, little-endian, of elements in memory"},
+    {"statistics", statistics, METH_VARARGS, "statistics(address, width, height, pitch, kind): seven float64, little-endian, of rows of elements in memory"},
     {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512. Returns what is used."},
     {NULL, NULL, 0, NULL},
 };

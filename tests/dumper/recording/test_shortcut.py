@@ -385,17 +385,20 @@ def test_statistics_on_the_host(recording: Recording, long_way: list[Any], dtype
             recorder.dump("announces the step", 1)
             recorder.dump("x", value, layer_id=0)
             recorder.dump("x", value, layer_id=1)
+            recorder.dump("part", value[:, :20])
+            recorder.dump("dense part", value[:, :20].contiguous())
             recorder.dump("turned", value.t())
             recorder.dump("large", torch.zeros(short_way.MEASURED_AT_ONCE + 1, dtype=torch.int8))
     known = dtype != "complex64"
-    assert len(long_way) == (3 if known else 5)
-    records = recording.read().records[-4:]
+    assert len(long_way) == (3 if known else 7)
+    *records, part, dense, turned, large = recording.read().records[-6:]
     expected = decode_statistics(of_array(value.to(torch.float64).numpy() if known else value.numpy()))
-    for record in records[:3]:
+    for record in (*records, turned):
         assert record.level == "stats"
         assert record.dtype == dtype
         assert record.statistics == pytest.approx(expected, rel=1e-6)
-    assert records[3].statistics == dict.fromkeys(expected, 0)
+    assert part.statistics == dense.statistics
+    assert large.statistics == dict.fromkeys(expected, 0)
 
 
 @pytest.mark.parametrize("level", ["full", "hash", "sample(stride=3)"])

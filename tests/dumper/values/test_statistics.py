@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from dumper.values import statistics as measured
 from dumper.values.dtypes import name_of, numpy_dtype
 from dumper.values.measures import decode_statistics, device_statistics, named_statistics
-from dumper.values.statistics import COMPILED, RESULT_BYTES, of_array, of_memory, put_statistics, reference
+from dumper.values.memory_rows import MemoryRows
+from dumper.values.statistics import COMPILED, RESULT_BYTES, of_array, of_rows, put_statistics, reference
 from tests.harness.interpreter_lock import turns_beside
 
 needs_compiler = pytest.mark.skipif(not COMPILED, reason="the module is not built: python setup.py build_ext -i")
@@ -57,10 +58,24 @@ def test_all_ways_to_compute_them_are_one(dtype: str, nbytes: int, seed: int, ca
         address = np.frombuffer(shifted, np.uint8).ctypes.data + 1
         kind = measured.kind_of(dtype)
         assert kind is not None
-        assert of_memory(address, array.size, kind) == expected
+        assert of_rows(address, MemoryRows(array.nbytes, 1, 0), kind) == expected
         to = np.zeros(RESULT_BYTES, np.uint8)
-        put_statistics(to.ctypes.data, address, array.size, kind)
+        put_statistics(to.ctypes.data, address, array.nbytes, 1, 0, kind)
         assert to.tobytes() == expected
+
+
+@needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(DTYPES), st.integers(0, 40), st.integers(1, 700), st.integers(0, 9), st.integers(0, 2**32 - 1))
+def test_rows_that_do_not_follow_on(dtype: str, height: int, width: int, between: int, seed: int) -> None:
+    itemsize = numpy_dtype(dtype).itemsize
+    pitch = width + between
+    array = some(dtype, np.random.default_rng(seed).bytes(height * pitch * itemsize)).reshape(height, pitch)[:, :width]
+    with np.errstate(invalid="ignore"):
+        expected = reference.statistics(array)
+    kind = measured.kind_of(dtype)
+    assert kind is not None
+    assert of_rows(array.ctypes.data, MemoryRows(width * itemsize, height, pitch * itemsize), kind) == expected
 
 
 @pytest.mark.parametrize("dtype", [name for name in DTYPES if numpy_dtype(name).itemsize <= 2])
@@ -156,9 +171,9 @@ def test_types_it_does_not_know() -> None:
     assert measured.kind_of("complex64") is None
     assert measured.kind_of("int4") is None
     if COMPILED:
-        for arguments in ((0, -1, 0), (0, 1, -1), (0, 1, len(DTYPES))):
+        for rows_and_kind in ((-1, 1, 0, 0), (1, -1, 0, 0), (1, 1, -1, 0), (1, 1, 0, -1), (1, 1, 0, len(DTYPES))):
             with pytest.raises(ValueError, match="kind that does not exist"):
-                measured._compiled.statistics(*arguments)
+                measured._compiled.statistics(0, *rows_and_kind)
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
