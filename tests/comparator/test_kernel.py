@@ -190,11 +190,12 @@ def test_any_number_of_threads_finds_the_same(dtype: np.dtype[Any], same: int, m
 
 
 @needs_compiler
-@pytest.mark.parametrize("shape", [(70, 1024), (33, 4096), (1, 1024), (64, 3072), (40, 1040)])
+@pytest.mark.parametrize("shape", [(70, 1024), (33, 4096), (1, 1024), (64, 3072), (40, 1040), (600, 1024)])
 @pytest.mark.parametrize("kind", ["noise", "same first", "same", "wild", "infinite"])
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("threads", [1, 3])
 def test_checksums_come_with_sums(
-    shape: tuple[int, int], kind: str, dtype: Any, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int], kind: str, dtype: Any, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(10)
     left = rng.standard_normal(shape)
@@ -210,7 +211,7 @@ def test_checksums_come_with_sums(
     monkeypatch.setattr(kernel, "PIECE", 200_000)
     calls: list[int] = []
     sums, table = measure_sums(
-        left, right, by_row=True, by_channel=True, before=(calls.append, calls.append), digests=True
+        left, right, by_row=True, by_channel=True, before=(calls.append, calls.append), digests=True, threads=threads
     )
     expected, expected_table = measure_sums(left, right, by_row=True, by_channel=True, before=(lambda _: None,))
     assert bits(sums) == bits(expected)
@@ -290,10 +291,10 @@ def test_a_buffer_that_is_not_what_was_said_is_refused() -> None:
     none, state = np.empty(0), kernel._compiled.state()
     compiled = kernel._compiled.measure
     for arguments in (
-        (numbers, 2, None, numbers, 2, None, 8, 8, False, False, none, none, True, state, none, none, none, none, 0),
-        (numbers, 99, None, numbers, 5, None, 8, 8, False, False, none, none, True, state, none, none, none, none, 0),
-        (numbers, 5, None, numbers, 13, None, 8, 8, False, False, none, none, True, state, none, none, none, none, 0),
-        (numbers, 5, None, numbers, 5, None, 8, 0, False, False, none, none, True, state, none, none, none, none, 0),
+        (numbers, 2, None, numbers, 2, None, 8, 8, False, False, none, none, True, state, none, none, none, none),
+        (numbers, 99, None, numbers, 5, None, 8, 8, False, False, none, none, True, state, none, none, none, none),
+        (numbers, 5, None, numbers, 13, None, 8, 8, False, False, none, none, True, state, none, none, none, none),
+        (numbers, 5, None, numbers, 5, None, 8, 0, False, False, none, none, True, state, none, none, none, none),
         (
             numbers,
             5,
@@ -313,7 +314,6 @@ def test_a_buffer_that_is_not_what_was_said_is_refused() -> None:
             none,
             none,
             none,
-            0,
         ),
         (
             numbers,
@@ -334,7 +334,6 @@ def test_a_buffer_that_is_not_what_was_said_is_refused() -> None:
             none,
             none,
             none,
-            0,
         ),
         (
             numbers,
@@ -355,7 +354,6 @@ def test_a_buffer_that_is_not_what_was_said_is_refused() -> None:
             none,
             none,
             none,
-            0,
         ),
     ):
         with pytest.raises(ValueError, match=r"was said|needs"):

@@ -91,14 +91,10 @@ def measure_sums(
             sums.add(baseline[some], target[some], columns, None if table is None else table.energy)
     elif _is_cut(baseline, target, before):
         parts = Parts(begin, (baseline.reshape(-1), target.reshape(-1)), length, table, PIECE)
-        taken = _compiled.digests() if digests and threads == 1 and compiled and parts.can_be_digested else None
+        taken = _Digests.begin() if digests and compiled and parts.can_be_digested else None
         parts.measure(sums, before if taken is None else (), threads, taken)
         if table is not None:
-            both = (
-                ()
-                if taken is None
-                else tuple(_compiled.digest(taken, at, _bytes_of(side)) for at, side in enumerate((baseline, target)))
-            )
+            both = () if taken is None else taken.found(baseline, target)
             table = RowTable(table.columns, table.energy, parts=parts.channels(), digests=both)
     else:
         columns, energy = (None, None) if table is None else (table.columns, table.energy)
@@ -144,8 +140,7 @@ class _Compiled:
         lines: Float | None = None,
         channels: Float | None = None,
         taken: npt.NDArray[np.uint8] | None = None,
-        digests: bytearray | None = None,
-        digested: int = 0,
+        digests: npt.NDArray[np.uint64] | None = None,
     ) -> None:
         """See ``Pass``. ``lines``, of shape ``(rows, 11)``, takes what is then given to ``join``."""
         kind_x, kind_y = self._kinds
@@ -168,7 +163,6 @@ class _Compiled:
             _NOTHING if channels is None else channels,
             _NOTHING if taken is None else taken,
             _NOTHING if digests is None else digests,
-            digested,
         )
 
     def join(self, other: _Compiled, lines: Float) -> None:
@@ -178,6 +172,30 @@ class _Compiled:
     def found(self) -> PairSums:
         baseline, target, *rest = _compiled.sums(self._state)
         return PairSums._make((SideSums(*baseline), SideSums(*target), *rest))
+
+
+class _Digests:
+    """XXH3-64 of both sides."""
+
+    def __init__(self, state: bytearray) -> None:
+        self._state = state
+
+    @classmethod
+    def begin(cls) -> _Digests | None:
+        """None where the processor has no instructions for them."""
+        state = _compiled.digests()
+        return None if state is None else cls(state)
+
+    def add(self, found: npt.NDArray[np.uint64], blocks: int) -> None:
+        """Add what was found of the next blocks of both, but for the last of all."""
+        _compiled.digest_blocks(self._state, found, blocks)
+
+    def found(self, baseline: Array, target: Array) -> tuple[int, int]:
+        """Of both sides, whose last blocks are looked at now."""
+        first, second = (
+            _compiled.digest(self._state, at, _bytes_of(side)) for at, side in enumerate((baseline, target))
+        )
+        return first, second
 
 
 def _bytes_of(side: Array) -> Array:

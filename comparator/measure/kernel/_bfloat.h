@@ -114,9 +114,10 @@ static void NAMED(add_woven_side)(const uint16_t *x, size_t count, Woven *woven)
     NAMED(store_half)(&upper, WOVEN / 2, woven->sums + TOTAL_X, &woven->most_x);
 }
 
-/* Adds `count` elements, a multiple of 32, to the sums of both sides, and to `digests`, where they are given. Each half of the lanes, and single sides and their
-   differences, are added by themselves: so many sums stay in registers. */
-static void NAMED(add_woven)(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven, void *digests) {
+/* Adds `count` elements, a multiple of 32, to the sums of both sides; `digests`, where they are given, take what each
+   block adds to them. Each half of the lanes, and single sides and their differences, are added by themselves: so many
+   sums stay in registers. */
+static void NAMED(add_woven)(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven, DigestSums *digests) {
     (void)digests;
 #ifdef DOTS
     if (has_dots()) {
@@ -215,7 +216,7 @@ INLINE int NAMED(lies_between)(float most, double low, double high) { return mos
 /* Adds a block to the lanes; returns its largest |y - x|, or -1 where nothing was added. `same`: both sides are known to
    be the same, byte by byte; `before`: what earlier rows have; `digests`: as add_woven. `wild` is set where squares do not fit in float32. */
 static float NAMED(add_bfloats)(const uint16_t *x, const uint16_t *y, size_t count, int same, Lanes *lanes,
-                                const Result *before, void *digests, int *wild) {
+                                const Result *before, DigestSums *digests, int *wild) {
     Woven woven;
     memset(&woven, 0, sizeof woven);
     size_t whole = count / (2 * WOVEN) * (2 * WOVEN);

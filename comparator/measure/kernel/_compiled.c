@@ -137,6 +137,13 @@ typedef struct {
     size_t groups;
 } Channels;
 
+#define DIGEST_BLOCK 512 /* elements of bfloat16 */
+
+/* What a block of each side adds to its digest (_xxh3.h). */
+typedef struct {
+    uint64_t lanes[2][8];
+} DigestSums;
+
 /* Where what is found of single rows and of channels goes; all may be missing. */
 typedef struct {
     double *rows; /* COLUMNS of each */
@@ -148,9 +155,8 @@ typedef struct {
     int wild;     /* a row that waits is not fit for float32 */
     Line *lines;  /* of each row, instead of adding it to what all rows have */
     Channels *channels;
-    void *digests;   /* of both sides, of so many first elements */
-    size_t digested;
-    void *beside; /* the digests, of a row that is added to them beside its sums */
+    DigestSums *digests; /* of all blocks, in their order */
+    DigestSums *beside;  /* the same of a row, where they are found beside its sums */
 } Table;
 
 /* Adds to the energies what waits in float32. */
@@ -182,15 +188,18 @@ typedef void Measure(const Source *x, const Source *y, size_t size, size_t lengt
 #define DOTS 1
 #include "_dots.h"
 
-/* Adds a row to the digests, where that is not done beside its sums. */
+/* What a row adds to the digests, where that is not found beside its sums. */
 static void take_digests(const uint16_t *x, const uint16_t *y, size_t at, size_t count, int same, Table *table) {
-    size_t left = table->digested > at ? table->digested - at : 0;
-    Digest *digests = table->digests;
-    table->beside = digests && !same && left >= count ? digests : NULL;
-    if (!digests || table->beside || !left) return;
-    left = left < count ? left : count;
-    add_blocks(x + at, left, digests);
-    add_blocks(y + at, left, digests + 1);
+    table->beside = NULL;
+    if (!table->digests) return;
+    DigestSums *digests = table->digests + at / DIGEST_BLOCK;
+    if (!same) {
+        table->beside = digests;
+        return;
+    }
+    sum_blocks(x + at, count / DIGEST_BLOCK, digests, 0);
+    for (size_t block = 0; block < count / DIGEST_BLOCK; block++)
+        memcpy(digests[block].lanes[1], digests[block].lanes[0], sizeof digests->lanes[0]);
 }
 #endif
 #pragma GCC push_options
@@ -293,10 +302,9 @@ static PyObject *measure(PyObject *module, PyObject *arguments) {
     (void)module;
     Py_buffer x, y, table_x, table_y, rows, energy, state, lines, sums, taken, digests;
     int kind_x, kind_y, wide, accept, leaves_out;
-    Py_ssize_t size, length, digested;
-    if (!PyArg_ParseTuple(arguments, "y*iz*y*iz*nnppw*w*pw*w*w*w*w*n", &x, &kind_x, &table_x, &y, &kind_y, &table_y, &size,
-                          &length, &wide, &accept, &rows, &energy, &leaves_out, &state, &lines, &sums, &taken, &digests,
-                          &digested))
+    Py_ssize_t size, length;
+    if (!PyArg_ParseTuple(arguments, "y*iz*y*iz*nnppw*w*pw*w*w*w*w*", &x, &kind_x, &table_x, &y, &kind_y, &table_y, &size,
+                          &length, &wide, &accept, &rows, &energy, &leaves_out, &state, &lines, &sums, &taken, &digests))
         return NULL;
     Source left, right;
     PyObject *found = NULL;
@@ -309,11 +317,10 @@ static PyObject *measure(PyObject *module, PyObject *arguments) {
                    .alike = leaves_out ? 0 : NEVER,
                    .lines = lines.len ? lines.buf : NULL,
                    .channels = sums.len ? &channels : NULL,
-                   .digests = digests.len ? digests.buf : NULL,
-                   .digested = (size_t)digested};
+                   .digests = digests.len ? digests.buf : NULL};
     int bfloats = left.kind == BF16 && right.kind == BF16 && !wide;
     if (!fits_rows(&table, &lines, &sums, &taken, (size + length - 1) / length, length, bfloats)) goto done;
-    if (digests.len && !(bfloats && takes_digests(&digests, digested, size, length))) {
+    if (digests.len && !(bfloats && takes_digests(&digests, size, length))) {
         PyErr_SetString(PyExc_ValueError, "digests of another length or kind than was said");
         goto done;
     }
@@ -355,8 +362,9 @@ static PyMethodDef methods[] = {
     {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512, 3 its bfloat16. Returns what is used."},
     {"measure", measure, METH_VARARGS,
      "measure(x, kind, table, y, kind, table, size, row_length, wide, accept, rows, energy, leaves_out, state, lines, "
-     "channels, taken, digests, digested): add to the state"},
+     "channels, taken, digests): add to the state"},
     {"digests", new_digests, METH_NOARGS, "digests(): XXH3-64 of both sides before their first blocks; None where there are none"},
+    {"digest_blocks", digest_blocks, METH_VARARGS, "digest_blocks(digests, found, blocks): add what `measure` has found of the next blocks"},
     {"digest", digest, METH_VARARGS, "digest(digests, of_second, data): of all data, of which the last block was not added"},
     {"join", join, METH_VARARGS, "join(state, of_next_rows, lines): add a pass over the next rows to those before"},
     {"measure_many", measure_many, METH_VARARGS,

@@ -1,12 +1,12 @@
 /* Checksums that are taken beside the sums of a pair (_xxh3.h), for Python. */
 
-/* Whether digests of so many elements can be taken beside the sums of rows. */
-static int takes_digests(const Py_buffer *digests, Py_ssize_t digested, Py_ssize_t size, Py_ssize_t length) {
+/* Whether there is room for what all blocks of so many elements, rows of so many, add to digests. */
+static int takes_digests(const Py_buffer *digests, Py_ssize_t size, Py_ssize_t length) {
 #ifdef DOTS
-    return has_dots() && digests->len == 2 * (Py_ssize_t)sizeof(Digest) && length % BLOCK == 0 && digested >= 0 &&
-           digested <= size && digested % DIGEST_BLOCK == 0;
+    return has_dots() && length % BLOCK == 0 && size % length == 0 &&
+           digests->len == size / DIGEST_BLOCK * (Py_ssize_t)sizeof(DigestSums);
 #else
-    (void)digests, (void)digested, (void)size, (void)length;
+    (void)digests, (void)size, (void)length;
     return 0;
 #endif
 }
@@ -22,6 +22,27 @@ static PyObject *new_digests(PyObject *module, PyObject *nothing) {
     }
 #endif
     Py_RETURN_NONE;
+}
+
+static PyObject *digest_blocks(PyObject *module, PyObject *arguments) {
+    (void)module;
+    Py_buffer digests, blocks;
+    Py_ssize_t count;
+    if (!PyArg_ParseTuple(arguments, "w*y*n", &digests, &blocks, &count)) return NULL;
+    int fits = 0;
+#ifdef DOTS
+    fits = has_dots() && digests.len == 2 * (Py_ssize_t)sizeof(Digest) && count >= 0 &&
+           count <= blocks.len / (Py_ssize_t)sizeof(DigestSums);
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        join_blocks(digests.buf, blocks.buf, (size_t)count);
+        Py_END_ALLOW_THREADS
+    }
+#endif
+    if (!fits) PyErr_SetString(PyExc_ValueError, "digests or blocks of another length than was said");
+    PyBuffer_Release(&digests);
+    PyBuffer_Release(&blocks);
+    return fits ? Py_NewRef(Py_None) : NULL;
 }
 
 static PyObject *digest(PyObject *module, PyObject *arguments) {

@@ -23,9 +23,10 @@ typedef struct {
     }
 
 DOTS_TARGET static inline float largest_of(__m512i sizes, float before) {
-    uint16_t found[32], most = 0;
-    _mm512_storeu_si512(found, sizes);
-    for (int l = 0; l < 32; l++) most = found[l] > most ? found[l] : most;
+    __m256i some = _mm256_max_epu16(_mm512_castsi512_si256(sizes), _mm512_extracti64x4_epi64(sizes, 1));
+    __m128i few = _mm_max_epu16(_mm256_castsi256_si128(some), _mm256_extracti128_si256(some, 1));
+    const __m128i all = _mm_set1_epi16(-1); /* there is an instruction for the least of 8 */
+    uint16_t most = (uint16_t)~_mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(few, all)), 0);
     float size = as_float((uint32_t)most << 16);
     return size <= before ? before : size;
 }
@@ -40,36 +41,30 @@ DOTS_TARGET static inline void store_side(const DotSide *side, float (*sums)[WOV
     _mm512_storeu_ps(sums[2], side->square);
 }
 
-/* Where there are digests of both sides, whole blocks of them are added as well. */
+/* Where there is room for the sums of their digests, `count` is a multiple of DIGEST_BLOCK. */
 DOTS_TARGET INLINE void add_woven_dots_and(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven,
-                                           Digest *digests) {
+                                           DigestSums *digests) {
     const __m512i ones = _mm512_set1_epi16(0x3f80), magnitude = _mm512_set1_epi16(INT16_MAX);
     const __m512i odd = _mm512_set1_epi32((int32_t)0xffff0000), magnitude_of_gap = _mm512_set1_epi32(INT32_MAX);
     DotSide left = load_side(woven->sums + TOTAL_X), right = load_side(woven->sums + TOTAL_Y);
     __m512 along = _mm512_loadu_ps(woven->sums[ALONG]), squared = _mm512_loadu_ps(woven->sums[SQUARED]);
     __m512 gaps = _mm512_loadu_ps(woven->sums[GAP]);
-    __m512i peak = _mm512_setzero_si512(), digest_x = peak, digest_y = peak;
+    __m512i peak = _mm512_setzero_si512();
     int64_t differing = 0;
-    if (digests) {
-        digest_x = _mm512_loadu_si512(digests[0].lanes);
-        digest_y = _mm512_loadu_si512(digests[1].lanes);
-    }
-    for (size_t i = 0, stripe = 0; i < count; i += 32) {
-        __m512i a = _mm512_loadu_si512(x + i), b = _mm512_loadu_si512(y + i);
-        if (digests) {
-            ADD_STRIPE(digest_x, a, secret + 8 * stripe)
-            ADD_STRIPE(digest_y, b, secret + 8 * stripe)
-            if (++stripe == STRIPES) {
-                END_BLOCK(digest_x)
-                END_BLOCK(digest_y)
-                stripe = 0;
+    for (size_t i = 0; i < count;) {
+        DigestSide digest_x = {_mm512_setzero_si512(), _mm512_setzero_si512()}, digest_y = digest_x;
+        size_t stop = digests ? i + DIGEST_BLOCK : count;
+        for (const uint8_t *key = secret; i < stop; i += 32, key += 8) {
+            __m512i a = _mm512_loadu_si512(x + i), b = _mm512_loadu_si512(y + i);
+            if (digests) {
+                ADD_STRIPE(digest_x, a, key)
+                ADD_STRIPE(digest_y, b, key)
             }
-        }
-        ADD_DOTS(left, a)
-        ADD_DOTS(right, b)
-        /* Other bits, and not zeros of both signs. */
-        differing += __builtin_popcount(_mm512_cmpneq_epi16_mask(a, b) &
-                                        _mm512_test_epi16_mask(_mm512_or_si512(a, b), magnitude));
+            ADD_DOTS(left, a)
+            ADD_DOTS(right, b)
+            /* Other bits, and not zeros of both signs. */
+            differing += __builtin_popcount(_mm512_mask_test_epi16_mask(_mm512_cmpneq_epi16_mask(a, b),
+                                                                        _mm512_or_si512(a, b), magnitude));
 #define ONE(A, B)                                                                                                     \
     {                                                                                                                 \
         __m512 one = (__m512)(A), gap = _mm512_sub_ps((__m512)(B), one);                                              \
@@ -79,9 +74,15 @@ DOTS_TARGET INLINE void add_woven_dots_and(const uint16_t *x, const uint16_t *y,
         gaps = _mm512_add_ps(gaps, (__m512)size);                                                                     \
         peak = _mm512_max_epi32(peak, size);                                                                          \
     }
-        ONE(_mm512_and_si512(a, odd), _mm512_and_si512(b, odd))
-        ONE(_mm512_slli_epi32(a, 16), _mm512_slli_epi32(b, 16))
+            ONE(_mm512_and_si512(a, odd), _mm512_and_si512(b, odd))
+            ONE(_mm512_slli_epi32(a, 16), _mm512_slli_epi32(b, 16))
 #undef ONE
+        }
+        if (digests) {
+            store_digest(&digest_x, digests->lanes[0]);
+            store_digest(&digest_y, digests->lanes[1]);
+            digests++;
+        }
     }
     store_side(&left, woven->sums + TOTAL_X);
     store_side(&right, woven->sums + TOTAL_Y);
@@ -91,13 +92,9 @@ DOTS_TARGET INLINE void add_woven_dots_and(const uint16_t *x, const uint16_t *y,
     woven->differing += differing;
     woven->most_x = largest_of(left.most, woven->most_x);
     woven->most_y = largest_of(right.most, woven->most_y);
-    float sizes[16];
-    _mm512_storeu_si512(sizes, peak);
-    for (int l = 0; l < 16; l++) woven->most = sizes[l] > woven->most ? sizes[l] : woven->most;
-    if (digests) {
-        _mm512_storeu_si512(digests[0].lanes, digest_x);
-        _mm512_storeu_si512(digests[1].lanes, digest_y);
-    }
+    /* NaN, the largest of bit patterns, comes of sides that are not finite, and then nothing is taken of the block. */
+    float most = as_float((uint32_t)_mm512_reduce_max_epi32(peak));
+    woven->most = most > woven->most ? most : woven->most;
 }
 
 DOTS_TARGET static void add_woven_dots(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven) {
@@ -105,7 +102,7 @@ DOTS_TARGET static void add_woven_dots(const uint16_t *x, const uint16_t *y, siz
 }
 
 DOTS_TARGET static void add_woven_dots_and_digests(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven,
-                                                   Digest *digests) {
+                                                   DigestSums *digests) {
     add_woven_dots_and(x, y, count, woven, digests);
 }
 

@@ -148,7 +148,8 @@ static void TYPED(add_row)(const Source *x, const Source *y, size_t at, size_t c
                 done += 3 * BLOCK;
                 continue;
             }
-            most = NAMED(add_bfloats)(left, right, some, same, lanes, result, table->beside, &table->wild);
+            DigestSums *digests = table->beside ? table->beside + done / DIGEST_BLOCK : NULL;
+            most = NAMED(add_bfloats)(left, right, some, same, lanes, result, digests, &table->wild);
             if (most >= 0 && most <= result->largest) continue;
             has_energy = 0;
         }

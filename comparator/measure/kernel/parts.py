@@ -27,7 +27,7 @@ channels that were taken without that are of no use."""
 MOST_CHANNELS = 1 << 14
 """With more of them rows that are summed together leave the cache, and the sums of all parts take much memory."""
 DIGESTED, BLOCK = 1024, 512
-"""Elements of bfloat16: rows of a multiple of so many are added to digests, and the last block, which is not."""
+"""Elements of bfloat16: rows of a multiple of so many have digests, which are made of blocks of so many."""
 _LANES = 8
 
 
@@ -45,10 +45,10 @@ class Pass(Protocol):
         lines: Float | None = None,
         channels: Float | None = None,
         taken: npt.NDArray[np.uint8] | None = None,
-        digests: bytearray | None = None,
-        digested: int = 0,
+        digests: npt.NDArray[np.uint64] | None = None,
     ) -> None:
-        """Add rows. ``leaves_out``: energies of what is the same may be left out; the first of them is then NaN."""
+        """Add rows. ``leaves_out``: energies of what is the same may be left out; the first of them is then NaN.
+        ``digests``, of shape ``(blocks, 2, 8)``, take what each block of both sides adds to ``Digests``."""
 
     def join(self, other: Any, lines: Float) -> None:
         """Add what another pass has found of the next rows."""
@@ -59,6 +59,41 @@ def _lined_up(*shape: int) -> Float:
     found = np.zeros(math.prod(shape) + _LANES)
     first = -(found.ctypes.data // found.itemsize) % _LANES
     return found[first : first + math.prod(shape)].reshape(shape)
+
+
+class Digests(Protocol):
+    """XXH3-64 of both sides of bfloat16, which takes what was found of their blocks in the order of these."""
+
+    def add(self, found: npt.NDArray[np.uint64], blocks: int) -> None:
+        """Add the next blocks, of which the last of all is none: it is looked at in the end."""
+
+
+class _InOrder:
+    """Adds what is found of the blocks of parts, whenever that of all before is there, and uses its memory anew."""
+
+    def __init__(self, digests: Digests, elements: int) -> None:
+        self._digests, self._elements = digests, elements
+        """The latter of the largest part."""
+        self._lock = threading.Lock()
+        self._next = 0
+        self._found: dict[int, tuple[npt.NDArray[np.uint64], int]] = {}
+        self._free: list[npt.NDArray[np.uint64]] = []
+
+    def room(self, elements: int) -> npt.NDArray[np.uint64]:
+        """Room for what is found of a part."""
+        with self._lock:
+            room = self._free.pop() if self._free else np.empty((self._elements // BLOCK, 2, _LANES), np.uint64)
+        return room[: elements // BLOCK]
+
+    def take(self, number: int, found: npt.NDArray[np.uint64], *, is_last: bool) -> None:
+        """Take what was found of a part."""
+        with self._lock:
+            self._found[number] = found, len(found) - is_last
+            while (following := self._found.pop(self._next, None)) is not None:
+                self._digests.add(*following)
+                self._next += 1
+                whole = following[0].base
+                self._free.append(following[0] if whole is None else whole)
 
 
 class _Part(Struct, frozen=True, eq=False):
@@ -96,17 +131,17 @@ class Parts:
         self._energies = _lined_up(count, length) if by_channel else None
         self._channels = _lined_up(count, padded, 4, _LANES) if of_channels else None
         self._taken = np.zeros(rows, np.uint8)
-        self._digests: bytearray | None = None
+        self._digests: _InOrder | None = None
 
     @property
     def can_be_digested(self) -> bool:
         """Whether the kernel can take digests of both sides beside their sums."""
         return self._channels is not None and self._length % DIGESTED == 0
 
-    def measure(self, whole: Pass, before: Sequence[Before], threads: int, digests: bytearray | None = None) -> None:
+    def measure(self, whole: Pass, before: Sequence[Before], threads: int, digests: Digests | None = None) -> None:
         """Add all parts to a pass; the table of rows is filled. Each of ``before`` is called by one thread alone.
-        ``digests``, of one thread, take all but the last block of both sides."""
-        self._digests = digests
+        ``digests`` take all but the last block of both sides."""
+        self._digests = None if digests is None else _InOrder(digests, min(self._step, self._sides[0].size))
         self._share_out(range(len(self._stops)), before, threads, leaves_out=True)
         alike = [number for number, part in self._found.items() if part.is_alike]
         if 0 < len(alike) < len(self._found):
@@ -147,6 +182,9 @@ class Parts:
         if not leaves_out and part.energy is not None:
             part.energy[0] = 0.0
         baseline, target = self._sides
+        # What is looked at once more was looked at before for its digests.
+        digested = self._digests is not None and leaves_out
+        found = self._digests.room(elements.stop - elements.start) if digested else None
         part.sums.add(
             baseline[elements],
             target[elements],
@@ -156,9 +194,10 @@ class Parts:
             lines=part.lines,
             channels=part.channels,
             taken=part.taken,
-            digests=self._digests if leaves_out else None,  # else it was looked at before
-            digested=elements.stop - elements.start - (BLOCK if elements.stop == baseline.size else 0),
+            digests=found,
         )
+        if found is not None and self._digests is not None:
+            self._digests.take(number, found, is_last=elements.stop == baseline.size)
         self._found[number] = part
         if number == 0 and part.energy is not None and not part.is_alike:
             half = len(part.energy) // 2
