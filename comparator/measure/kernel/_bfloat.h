@@ -114,17 +114,12 @@ static void NAMED(add_woven_side)(const uint16_t *x, size_t count, Woven *woven)
     NAMED(store_half)(&upper, WOVEN / 2, woven->sums + TOTAL_X, &woven->most_x);
 }
 
-/* Adds `count` elements, a multiple of 32, to the sums of both sides; `digests`, where they are given, take what each
-   block adds to them. Each half of the lanes, and single sides and their differences, are added by themselves: so many
-   sums stay in registers. */
-static void NAMED(add_woven)(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven, DigestSums *digests) {
-    (void)digests;
+/* Adds `count` elements, a multiple of 32, to the sums of both sides. Each half of the lanes, and single sides and their
+   differences, are added by themselves: so many sums stay in registers. */
+static void NAMED(add_woven)(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven) {
 #ifdef DOTS
     if (has_dots()) {
-        if (digests)
-            add_woven_dots_and_digests(x, y, count, woven, digests);
-        else
-            add_woven_dots(x, y, count, woven);
+        add_woven_dots(x, y, count, woven);
         return;
     }
 #endif
@@ -213,34 +208,55 @@ static void NAMED(look_for_extremes)(const uint16_t *from, size_t count, double 
 /* Whether values of at most this magnitude lie between extremes that were found. */
 INLINE int NAMED(lies_between)(float most, double low, double high) { return most <= high && -most >= low; }
 
-/* Adds a block to the lanes; returns its largest |y - x|, or -1 where nothing was added. `same`: both sides are known to
-   be the same, byte by byte; `before`: what earlier rows have; `digests`: as add_woven. `wild` is set where squares do not fit in float32. */
-static float NAMED(add_bfloats)(const uint16_t *x, const uint16_t *y, size_t count, int same, Lanes *lanes,
-                                const Result *before, DigestSums *digests, int *wild) {
-    Woven woven;
-    memset(&woven, 0, sizeof woven);
+static int NAMED(fits_singles)(const Woven *woven) {
+    return NAMED(is_moderate)(woven->most_x) && NAMED(is_moderate)(woven->most_y) && NAMED(is_moderate)(woven->most);
+}
+
+/* The sums of a block, of its side where both are the same. */
+INLINE void NAMED(add_any_block)(const uint16_t *x, const uint16_t *y, size_t count, int same, Woven *woven) {
+    memset(woven, 0, sizeof *woven);
     size_t whole = count / (2 * WOVEN) * (2 * WOVEN);
     uint16_t last_x[2 * WOVEN] = {0}, last_y[2 * WOVEN] = {0};
     memcpy(last_x, x + whole, (count - whole) * sizeof *x);
     memcpy(last_y, y + whole, (count - whole) * sizeof *y);
     if (same) {
-        NAMED(add_woven_side)(x, whole, &woven);
-        if (whole < count) NAMED(add_woven_side)(last_x, 2 * WOVEN, &woven);
-        woven.most_y = woven.most_x;
+        NAMED(add_woven_side)(x, whole, woven);
+        if (whole < count) NAMED(add_woven_side)(last_x, 2 * WOVEN, woven);
+        woven->most_y = woven->most_x;
     } else {
-        NAMED(add_woven)(x, y, whole, &woven, digests);
-        if (whole < count) NAMED(add_woven)(last_x, last_y, 2 * WOVEN, &woven, NULL);
+        NAMED(add_woven)(x, y, whole, woven);
+        if (whole < count) NAMED(add_woven)(last_x, last_y, 2 * WOVEN, woven);
     }
-    int fits = NAMED(is_moderate)(woven.most_x) && NAMED(is_moderate)(woven.most_y);
-    *wild |= !fits;
-    if (!fits || !NAMED(is_moderate)(woven.most)) return -1;
+}
+
+/* Adds a block to the lanes; returns its largest |y - x|, or -1 where nothing was added. `same`: both sides are known to
+   be the same, byte by byte; `before`: what earlier rows have; `digests`, where they are given, take what each block
+   adds to them. `wild` is set where squares do not fit in float32. */
+static float NAMED(add_bfloats)(const uint16_t *x, const uint16_t *y, size_t count, int same, Lanes *lanes,
+                                const Result *before, DigestSums *digests, int *wild) {
+    Woven woven;
+    int is_added = 0;
+    (void)digests;
+#ifdef DOTS
+    if (count == BLOCK && !same && has_dots()) {
+        woven.most_x = woven.most_y = woven.most = 0;
+        woven.differing = 0;
+        add_whole_block_dots(x, y, &woven, digests, NAMED(fits_singles), lanes);
+        is_added = 1;
+    }
+#endif
+    if (!is_added) NAMED(add_any_block)(x, y, count, same, &woven);
+    if (!NAMED(fits_singles)(&woven)) {
+        *wild |= !(NAMED(is_moderate)(woven.most_x) && NAMED(is_moderate)(woven.most_y));
+        return -1;
+    }
+    if (!is_added) NAMED(add_block_to_lanes)(&woven, same, lanes);
     lanes->differing += woven.differing;
     /* Looked for where they may change, which is seldom once some rows were seen. */
     if (!NAMED(lies_between)(woven.most_x, before->x.low, before->x.high))
         NAMED(look_for_extremes)(x, count, &lanes->low_x, &lanes->high_x);
     if (!NAMED(lies_between)(woven.most_y, before->y.low, before->y.high))
         NAMED(look_for_extremes)(y, count, &lanes->low_y, &lanes->high_y);
-    NAMED(add_block_to_lanes)(&woven, same, lanes);
     return woven.most;
 }
 

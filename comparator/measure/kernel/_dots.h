@@ -1,7 +1,7 @@
 /* The sums of _bfloat.h, to the bit, with the instructions for products of pairs of bfloat16: two neighbours are added
    one after the other, the second first. They take numbers below 2**-126 for zeros, far below the last bit of a block. */
 
-#define DOTS_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#define DOTS_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")))
 
 static int has_dots(void);
 
@@ -41,16 +41,19 @@ DOTS_TARGET static inline void store_side(const DotSide *side, float (*sums)[WOV
     _mm512_storeu_ps(sums[2], side->square);
 }
 
-/* Where there is room for the sums of their digests, `count` is a multiple of DIGEST_BLOCK. */
-DOTS_TARGET INLINE void add_woven_dots_and(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven,
-                                           DigestSums *digests) {
+/* Sums of both sides, and of their difference. */
+typedef struct {
+    DotSide left, right;
+    __m512 along, squared, gaps;
+    __m512i peak;
+    int64_t differing;
+} DotSums;
+
+/* Adds elements, of blocks of digests where there is room for what these add. */
+DOTS_TARGET INLINE void add_both(const uint16_t *x, const uint16_t *y, size_t count, DotSums *to, DigestSums *digests) {
     const __m512i ones = _mm512_set1_epi16(0x3f80), magnitude = _mm512_set1_epi16(INT16_MAX);
     const __m512i odd = _mm512_set1_epi32((int32_t)0xffff0000), magnitude_of_gap = _mm512_set1_epi32(INT32_MAX);
-    DotSide left = load_side(woven->sums + TOTAL_X), right = load_side(woven->sums + TOTAL_Y);
-    __m512 along = _mm512_loadu_ps(woven->sums[ALONG]), squared = _mm512_loadu_ps(woven->sums[SQUARED]);
-    __m512 gaps = _mm512_loadu_ps(woven->sums[GAP]);
-    __m512i peak = _mm512_setzero_si512();
-    int64_t differing = 0;
+    DotSums sums = *to;
     for (size_t i = 0; i < count;) {
         DigestSide digest_x = {_mm512_setzero_si512(), _mm512_setzero_si512()}, digest_y = digest_x;
         size_t stop = digests ? i + DIGEST_BLOCK : count;
@@ -60,19 +63,19 @@ DOTS_TARGET INLINE void add_woven_dots_and(const uint16_t *x, const uint16_t *y,
                 ADD_STRIPE(digest_x, a, key)
                 ADD_STRIPE(digest_y, b, key)
             }
-            ADD_DOTS(left, a)
-            ADD_DOTS(right, b)
+            ADD_DOTS(sums.left, a)
+            ADD_DOTS(sums.right, b)
             /* Other bits, and not zeros of both signs. */
-            differing += __builtin_popcount(_mm512_mask_test_epi16_mask(_mm512_cmpneq_epi16_mask(a, b),
-                                                                        _mm512_or_si512(a, b), magnitude));
+            sums.differing += __builtin_popcount(_mm512_mask_test_epi16_mask(_mm512_cmpneq_epi16_mask(a, b),
+                                                                             _mm512_or_si512(a, b), magnitude));
 #define ONE(A, B)                                                                                                     \
     {                                                                                                                 \
         __m512 one = (__m512)(A), gap = _mm512_sub_ps((__m512)(B), one);                                              \
         __m512i size = _mm512_and_si512((__m512i)gap, magnitude_of_gap);                                              \
-        along = _mm512_add_ps(along, _mm512_mul_ps(one, gap));                                                        \
-        squared = _mm512_add_ps(squared, _mm512_mul_ps(gap, gap));                                                    \
-        gaps = _mm512_add_ps(gaps, (__m512)size);                                                                     \
-        peak = _mm512_max_epi32(peak, size);                                                                          \
+        sums.along = _mm512_add_ps(sums.along, _mm512_mul_ps(one, gap));                                              \
+        sums.squared = _mm512_add_ps(sums.squared, _mm512_mul_ps(gap, gap));                                          \
+        sums.gaps = _mm512_add_ps(sums.gaps, (__m512)size);                                                           \
+        sums.peak = _mm512_max_epi32(sums.peak, size);                                                                \
     }
             ONE(_mm512_and_si512(a, odd), _mm512_and_si512(b, odd))
             ONE(_mm512_slli_epi32(a, 16), _mm512_slli_epi32(b, 16))
@@ -84,26 +87,64 @@ DOTS_TARGET INLINE void add_woven_dots_and(const uint16_t *x, const uint16_t *y,
             digests++;
         }
     }
-    store_side(&left, woven->sums + TOTAL_X);
-    store_side(&right, woven->sums + TOTAL_Y);
-    _mm512_storeu_ps(woven->sums[ALONG], along);
-    _mm512_storeu_ps(woven->sums[SQUARED], squared);
-    _mm512_storeu_ps(woven->sums[GAP], gaps);
-    woven->differing += differing;
-    woven->most_x = largest_of(left.most, woven->most_x);
-    woven->most_y = largest_of(right.most, woven->most_y);
-    /* NaN, the largest of bit patterns, comes of sides that are not finite, and then nothing is taken of the block. */
-    float most = as_float((uint32_t)_mm512_reduce_max_epi32(peak));
+    *to = sums;
+}
+
+/* Magnitudes, and what differs. NaN, the largest of bit patterns, comes of sides that are not finite, and then nothing is
+   taken of the block. */
+DOTS_TARGET INLINE void add_sizes(const DotSums *sums, Woven *woven) {
+    float most = as_float((uint32_t)_mm512_reduce_max_epi32(sums->peak));
     woven->most = most > woven->most ? most : woven->most;
+    woven->most_x = largest_of(sums->left.most, woven->most_x);
+    woven->most_y = largest_of(sums->right.most, woven->most_y);
+    woven->differing += sums->differing;
 }
 
 DOTS_TARGET static void add_woven_dots(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven) {
-    add_woven_dots_and(x, y, count, woven, NULL);
+    DotSums sums = {.left = load_side(woven->sums + TOTAL_X), .right = load_side(woven->sums + TOTAL_Y)};
+    sums.along = _mm512_loadu_ps(woven->sums[ALONG]);
+    sums.squared = _mm512_loadu_ps(woven->sums[SQUARED]);
+    sums.gaps = _mm512_loadu_ps(woven->sums[GAP]);
+    add_both(x, y, count, &sums, NULL);
+    store_side(&sums.left, woven->sums + TOTAL_X);
+    store_side(&sums.right, woven->sums + TOTAL_Y);
+    _mm512_storeu_ps(woven->sums[ALONG], sums.along);
+    _mm512_storeu_ps(woven->sums[SQUARED], sums.squared);
+    _mm512_storeu_ps(woven->sums[GAP], sums.gaps);
+    add_sizes(&sums, woven);
 }
 
-DOTS_TARGET static void add_woven_dots_and_digests(const uint16_t *x, const uint16_t *y, size_t count, Woven *woven,
-                                                   DigestSums *digests) {
-    add_woven_dots_and(x, y, count, woven, digests);
+DOTS_TARGET INLINE void add_to_lanes_dots(Sum *lanes, __m512 sum) {
+    __m512d lower = _mm512_cvtps_pd(_mm512_castps512_ps256(sum)), upper = _mm512_cvtps_pd(_mm512_extractf32x8_ps(sum, 1));
+    _mm512_storeu_pd(lanes, _mm512_add_pd(_mm512_loadu_pd(lanes), _mm512_add_pd(lower, upper)));
+}
+
+/* A whole block, whose sums stay in registers: they are added to the lanes of its row where `fits` says so of its
+   magnitudes, which are all that is left in `woven`. */
+DOTS_TARGET INLINE void add_block_dots(const uint16_t *x, const uint16_t *y, Woven *woven, DigestSums *digests,
+                                       int (*fits)(const Woven *), Lanes *lanes) {
+    DotSums sums;
+    memset(&sums, 0, sizeof sums);
+    add_both(x, y, BLOCK, &sums, digests);
+    add_sizes(&sums, woven);
+    if (!fits(woven)) return;
+    add_to_lanes_dots(&lanes->total_x, sums.left.total);
+    add_to_lanes_dots(&lanes->absolute_x, sums.left.absolute);
+    add_to_lanes_dots(&lanes->square_x, sums.left.square);
+    add_to_lanes_dots(&lanes->total_y, sums.right.total);
+    add_to_lanes_dots(&lanes->absolute_y, sums.right.absolute);
+    add_to_lanes_dots(&lanes->square_y, sums.right.square);
+    add_to_lanes_dots(&lanes->along, sums.along);
+    add_to_lanes_dots(&lanes->squared, sums.squared);
+    add_to_lanes_dots(&lanes->gap, sums.gaps);
+}
+
+DOTS_TARGET static void add_whole_block_dots(const uint16_t *x, const uint16_t *y, Woven *woven, DigestSums *digests,
+                                             int (*fits)(const Woven *), Lanes *lanes) {
+    if (digests) /* so that nothing is asked in the loops */
+        add_block_dots(x, y, woven, digests, fits, lanes);
+    else
+        add_block_dots(x, y, woven, NULL, fits, lanes);
 }
 
 DOTS_TARGET static void add_woven_side_dots(const uint16_t *x, size_t count, Woven *woven) {
@@ -136,45 +177,58 @@ DOTS_TARGET static void add_four_sides_dots(const uint16_t *x, Woven *woven) {
     }
 }
 
-/* Energies of 32 channels, and their other sums (_groups.h). */
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) static void
-add_thirty_two(const uint16_t *x, const uint16_t *y, size_t length, size_t rows, const float *factors, double *energy,
-               double *sums) {
-    const __m512i odd_bits = _mm512_set1_epi32((int32_t)0xffff0000);
-    __m512 found[5][2]; /* of even and of odd channels: energies, squares, sizes, products, totals */
-#pragma GCC unroll 10
-    for (int i = 0; i < 10; i++) found[i / 2][i % 2] = _mm512_setzero_ps();
-#pragma GCC unroll 1
-    for (size_t row = 0; row < rows; row++, x += length, y += length) {
-        __m512i left = _mm512_loadu_si512(x), right = _mm512_loadu_si512(y);
-        __m512 factor = _mm512_set1_ps(factors[row]), half = _mm512_mul_ps(factor, _mm512_set1_ps(0.5f));
-#define ONE(AT, A, B)                                                                                                 \
-    {                                                                                                                 \
-        __m512 a = (__m512)(A), b = (__m512)(B);                                                                      \
-        __m512 middle = _mm512_mul_ps(_mm512_add_ps(a, b), half), added = _mm512_mul_ps(_mm512_sub_ps(b, a), factor); \
-        found[0][AT] = _mm512_fmadd_ps(b, b, _mm512_fmadd_ps(a, a, found[0][AT]));                                    \
-        found[1][AT] = _mm512_fmadd_ps(added, added, found[1][AT]);                                                   \
-        found[2][AT] = _mm512_fmadd_ps(middle, middle, found[2][AT]);                                                 \
-        found[3][AT] = _mm512_fmadd_ps(middle, added, found[3][AT]);                                                  \
-        found[4][AT] = _mm512_add_ps(found[4][AT], added);                                                            \
+/* Energies of 32 channels, and their other sums (_groups.h). Both sides of a channel are put side by side, so that one
+   instruction adds the squares of both, that of the first side first. Each function has the instructions for ENERGY. */
+#define THIRTY_TWO(NAME, TARGET, ENERGY)                                                                              \
+    TARGET static void NAME(const uint16_t *x, const uint16_t *y, size_t length, size_t rows, const float *factors,    \
+                            const float *halves, double *energy, double *sums) {                                      \
+        const __m512i first_bits = _mm512_set1_epi32((int32_t)0xffff0000);                                            \
+        __m512 zero = _mm512_setzero_ps();                                                                            \
+        __m512 energies[2] = {zero, zero}, squares[2] = {zero, zero}, sizes[2] = {zero, zero};                        \
+        __m512 products[2] = {zero, zero}, totals[2] = {zero, zero};                                                  \
+        _Pragma("GCC unroll 1") /* else sums leave the registers */                                                   \
+        for (size_t row = 0; row < rows; row++, x += length, y += length) {                                           \
+            __m512i left = _mm512_loadu_si512(x), right = _mm512_loadu_si512(y);                                      \
+            __m512 factor = _mm512_set1_ps(factors[row]), half = _mm512_set1_ps(halves[row]);                         \
+            __m512i sides[2] = {_mm512_unpacklo_epi16(right, left), _mm512_unpackhi_epi16(right, left)};              \
+            _Pragma("GCC unroll 2") for (int at = 0; at < 2; at++) {                                                  \
+                __m512 a = (__m512)_mm512_and_si512(sides[at], first_bits), b = (__m512)_mm512_slli_epi32(sides[at], 16); \
+                __m512 middle = _mm512_mul_ps(_mm512_add_ps(a, b), half);                                             \
+                __m512 added = _mm512_mul_ps(_mm512_sub_ps(b, a), factor);                                            \
+                energies[at] = ENERGY(energies[at], sides[at], a, b);                                                 \
+                squares[at] = _mm512_fmadd_ps(added, added, squares[at]);                                             \
+                sizes[at] = _mm512_fmadd_ps(middle, middle, sizes[at]);                                               \
+                products[at] = _mm512_fmadd_ps(middle, added, products[at]);                                          \
+                totals[at] = _mm512_add_ps(totals[at], added);                                                        \
+            }                                                                                                         \
+        }                                                                                                             \
+        add_in_order(energies, energy, LANES);                                                                        \
+        add_in_order(squares, sums, 4 * LANES);                                                                       \
+        add_in_order(sizes, sums + LANES, 4 * LANES);                                                                 \
+        add_in_order(products, sums + 2 * LANES, 4 * LANES);                                                          \
+        add_in_order(totals, sums + 3 * LANES, 4 * LANES);                                                            \
     }
-        ONE(0, _mm512_slli_epi32(left, 16), _mm512_slli_epi32(right, 16))
-        ONE(1, _mm512_and_si512(left, odd_bits), _mm512_and_si512(right, odd_bits))
-#undef ONE
-    }
-    const __m512i lower = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+#define AVX512_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
+
+/* A sum of 32 channels, of which each four come from the one and the next four from the other, added `apart` from one
+   another by eights. */
+AVX512_TARGET INLINE void add_in_order(const __m512 *found, double *to, size_t apart) {
+    const __m512i lower = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
     const __m512i upper = _mm512_add_epi32(lower, _mm512_set1_epi32(8));
-#pragma GCC unroll 5
-    for (int sum = 0; sum < 5; sum++) {
-        __m512 ordered[2] = {_mm512_permutex2var_ps(found[sum][0], lower, found[sum][1]),
-                             _mm512_permutex2var_ps(found[sum][0], upper, found[sum][1])};
-        for (int eight = 0; eight < 4; eight++) {
-            __m256 some = eight % 2 ? _mm512_extractf32x8_ps(ordered[eight / 2], 1) : _mm512_castps512_ps256(ordered[eight / 2]);
-            double *to = sum ? sums + 4 * LANES * eight + LANES * (sum - 1) : energy + LANES * eight;
-            _mm512_storeu_pd(to, _mm512_add_pd(_mm512_loadu_pd(to), _mm512_cvtps_pd(some)));
-        }
+    __m512 ordered[2] = {_mm512_permutex2var_ps(found[0], lower, found[1]),
+                         _mm512_permutex2var_ps(found[0], upper, found[1])};
+#pragma GCC unroll 4
+    for (int eight = 0; eight < 4; eight++, to += apart) {
+        __m256 some = eight % 2 ? _mm512_extractf32x8_ps(ordered[eight / 2], 1) : _mm512_castps512_ps256(ordered[eight / 2]);
+        _mm512_storeu_pd(to, _mm512_add_pd(_mm512_loadu_pd(to), _mm512_cvtps_pd(some)));
     }
 }
+
+#define ENERGY_BY_DOT(SUM, BOTH, A, B) DOT(SUM, BOTH, BOTH)
+#define ENERGY_BY_PRODUCTS(SUM, BOTH, A, B) _mm512_fmadd_ps(B, B, _mm512_fmadd_ps(A, A, SUM))
+THIRTY_TWO(add_thirty_two_dots, DOTS_TARGET, ENERGY_BY_DOT)
+THIRTY_TWO(add_thirty_two, AVX512_TARGET, ENERGY_BY_PRODUCTS)
+#undef THIRTY_TWO
 
 /* Whether this processor adds two neighbours as it was said. */
 DOTS_TARGET static int adds_as_said(void) {

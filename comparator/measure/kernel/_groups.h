@@ -133,18 +133,21 @@ static void NAMED(add_one_channel)(const uint16_t *x, const uint16_t *y, size_t 
 /* Sums of the channels of rows from `first` on, at most GROUP, in none of which a square is too large for float32. */
 static void NAMED(add_group)(const uint16_t *x, const uint16_t *y, size_t length, size_t first, size_t rows,
                              Table *table) {
-    float factors[GROUP];
+    float factors[GROUP], halves[GROUP];
     double *sums = NULL, *energy = table->energy;
     if (table->channels) {
         NAMED(choose_rows)(first, rows, table->channels, table->rows, factors);
+        for (size_t row = 0; row < rows; row++) halves[row] = factors[row] * 0.5f;
         sums = table->channels->sums;
     }
     x += first * length, y += first * length;
     size_t at = 0;
+    (void)halves;
     if (sums) {
 #ifdef DOTS
         for (; at + 32 <= length; at += 32)
-            add_thirty_two(x + at, y + at, length, rows, factors, energy + at, sums + 4 * at);
+            (has_dots() ? add_thirty_two_dots : add_thirty_two)(x + at, y + at, length, rows, factors, halves, energy + at,
+                                                                sums + 4 * at);
 #endif
         for (; at + 16 <= length; at += 16)
             NAMED(add_sixteen)(x + at, y + at, length, rows, factors, energy + at, sums + 4 * at);
