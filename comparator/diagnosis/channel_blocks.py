@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from msgspec import Struct
 
+from comparator.diagnosis.kernel import median
 from comparator.diagnosis.measures import (
     NOTHING,
     RELEVANT,
@@ -13,7 +14,6 @@ from comparator.diagnosis.measures import (
     Estimate,
     Irrelevance,
     factor_of,
-    median,
     sampled_rows,
     uncorrelated,
     with_error,

@@ -7,7 +7,7 @@ import numpy as np
 from comparator.diagnosis.expert_scores import PLAIN
 from comparator.diagnosis.floors import rounding_error
 from comparator.diagnosis.kernel import to_single
-from comparator.diagnosis.measures import RELEVANT, Difference, Irrelevance, change_of_scale
+from comparator.diagnosis.measures import RELEVANT, Difference, Irrelevance, change_of_scale, sample_of
 from comparator.diagnosis.routing import COMMON_TOP_K, Choices, choices, chosen
 from comparator.diagnosis.tap_graph import LOGITS, TapNode
 from comparator.diagnosis.tap_profile import ExpertNumbers
@@ -42,7 +42,7 @@ def experts_of(
         mine, rest = users[:, expert], others[:, expert]
         if min(mine.sum(), rest.sum()) < FEWEST_USERS:
             continue
-        change = change_of_scale(difference, mine, rest, irrelevant)
+        change = change_of_scale(difference, sample_of(mine), sample_of(rest), irrelevant)
         found.append(ExpertNumbers(expert, int(mine.sum()), change))
     return tuple(found)
 

@@ -6,10 +6,8 @@ import functools
 import math
 import random
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.diagnosis.kernel import (
@@ -19,6 +17,7 @@ from comparator.diagnosis.kernel import (
     RowSums,
     channel_sums,
     channel_sums_of_parts,
+    median,
     midpoint_and_added,
 )
 from comparator.diagnosis.tap_rows import Float, Integer, Mask, Single
@@ -40,8 +39,6 @@ chi-squared variable of 16 degrees over 16, or nearer to what it estimates."""
 OUTLIER = 2.0
 """A channel beyond so many medians is shrunk to that size, so that few massive channels do not decide alone."""
 TINY = 1e-300
-LONG = 1024
-"""Numbers, from which to find three of their order at once takes longer than to look through those of each half."""
 
 
 class Estimate(Struct, frozen=True):
@@ -59,27 +56,6 @@ class Estimate(Struct, frozen=True):
 
 
 NOTHING = Estimate()
-
-
-def median(values: npt.NDArray[Any]) -> float:
-    """The median of a vector; NaN where one takes part, and of none. numpy's own loads its masked arrays first."""
-    count = values.size
-    if not count:
-        return math.nan
-    half = count // 2
-    if count < LONG:
-        ordered = np.partition(values, (count - 1, half, max(half - 1, 0)))
-        last, below = ordered[-1], ordered[half - 1]
-    else:
-        ordered = np.partition(values, half)
-        last, below = ordered[half:].max(), ordered[:half].max()
-    if math.isnan(last):
-        return math.nan
-    if count % 2:
-        return float(ordered[half])
-    # As ``np.mean`` rounds it, which takes twenty times as long for two of them.
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float((below + ordered[half]) / ordered.dtype.type(2))
 
 
 def channel_weights(energy: Float) -> Single | None:
@@ -135,11 +111,12 @@ class Difference(Struct, frozen=True, eq=False, dict=True):
     def take(self, rows: Mask | Integer) -> Difference:
         return Difference(self.matrices, self.sums, self.chosen[rows], self.factors[rows], self.error[rows])
 
-    def row_energies(self) -> tuple[Float, Float, Float]:
-        """Σm², Σma and Σa² of each row."""
+    @cached_property
+    def row_energies(self) -> Float:
+        """Σm², Σma and Σa² of each row, shape ``(3, rows)``."""
         square = self.factors.astype(np.float64) ** 2
         sums, chosen = self.sums, self.chosen
-        return square * sums.middle[chosen], square * sums.product[chosen], square * sums.added[chosen]
+        return np.stack([square * _of(one, chosen) for one in (sums.middle, sums.product, sums.added)])
 
     @cached_property
     def channel_sums(self) -> ChannelSums:
@@ -171,13 +148,18 @@ def normalise(
     that do (those behind a flip of experts, for example) would decide alone otherwise. ``kept``: the rows that count.
     """
     chosen = np.arange(len(sizes), dtype=np.int64) if kept is None else np.flatnonzero(kept)
-    sizes = sizes[chosen]
-    error = relative(sums.added[chosen], sizes)
-    present = sizes > 0
-    usual = median(error[present]) if present.any() else 0.0
+    sizes = _of(sizes, chosen)
+    error = relative(_of(sums.added, chosen), sizes)
+    present = _of(error, np.flatnonzero(sizes > 0))
+    usual = median(present) if len(present) else 0.0
     usual = usual or floor
     weight = np.minimum(1.0, 2 * usual / np.maximum(error, TINY)) if usual > 0 else np.ones(len(error))
     return Difference(matrices, sums, chosen, _factors(sizes, weight), error, parts)
+
+
+def _of(values: Float, rows: Integer) -> Float:
+    """Those of some rows, whose numbers are ascending; itself where that is all of them."""
+    return values if len(rows) == len(values) else values[rows]
 
 
 def _factors(sizes: Float, weight: Float | float = 1.0) -> Single:
@@ -224,9 +206,12 @@ def scale(difference: Difference, irrelevant: Irrelevance = RELEVANT) -> Estimat
     return _Scale.of(difference).estimate(irrelevant)
 
 
-def change_of_scale(difference: Difference, of: Mask, others: Mask, irrelevant: Irrelevance = RELEVANT) -> Estimate:
-    """The factor of some rows less that of others. Both are often large where all rows have one, and their difference
-    decides: where its significance is ``irrelevant``, that of both is."""
+def change_of_scale(
+    difference: Difference, of: Integer, others: Integer, irrelevant: Irrelevance = RELEVANT
+) -> Estimate:
+    """The factor of some rows less that of others, each a sample (``sample_of``) of those of the difference. Both are
+    often large where all rows have one, and their difference decides: where its significance is ``irrelevant``, that of
+    both is."""
     first, second = _Scale.of(difference, of), _Scale.of(difference, others)
     if irrelevant.covers_change(first.plain.value - second.plain.value):
         irrelevant = NEVER_RELEVANT
@@ -236,35 +221,40 @@ def change_of_scale(difference: Difference, of: Mask, others: Mask, irrelevant: 
 class _Scale(Struct, frozen=True, eq=False):
     """A factor from the sums of rows, and the rows, from which its standard error would be taken."""
 
-    rows: Difference
+    difference: Difference
+    rows: Integer
+    """Their numbers among those of the difference."""
     plain: Estimate
     """With the error of elements that are not correlated."""
     is_exact: bool
     """There is no factor, or it explains all."""
 
     @staticmethod
-    def of(difference: Difference, rows: Mask | None = None) -> _Scale:
-        if rows is not None:
-            chosen = np.flatnonzero(rows)
-            difference = difference.take(chosen[_sampled(len(chosen))])
-        difference = sampled_rows(difference)
-        middle, product, added = (float(one.sum()) for one in difference.row_energies())
+    def of(difference: Difference, rows: Integer | None = None) -> _Scale:
+        if rows is None:
+            rows = _sampled(difference.rows)
+        energies = difference.row_energies
+        if len(rows) < difference.rows:
+            energies = energies.take(rows, 1)
+        middle, product, added = energies.sum(1).tolist()
         found = factor_of(middle, product, added)
         if found is None or found.error:
-            return _Scale(difference, found or NOTHING, True)
-        elements = difference.rows * difference.channels
-        return _Scale(difference, uncorrelated(found.value, middle, product, added, elements), False)
+            return _Scale(difference, rows, found or NOTHING, True)
+        elements = len(rows) * difference.channels
+        return _Scale(difference, rows, uncorrelated(found.value, middle, product, added, elements), False)
 
     def estimate(self, irrelevant: Irrelevance) -> Estimate:
         value = self.plain.value
         if self.is_exact or irrelevant.covers(value):
             return self.plain
-        if self.rows.rows > FEW_ROWS and irrelevant.is_clear(self.plain.error, SAFELY):
-            few = with_error(value, *self.rows.take(_sampled(self.rows.rows, FEW_ROWS)).arrays())
+        difference, count = self.difference, len(self.rows)
+        if count > FEW_ROWS and irrelevant.is_clear(self.plain.error, SAFELY):
+            few = with_error(value, *difference.take(self.rows[_sampled(count, FEW_ROWS)]).arrays())
             # Without residuals in the few the error says nothing of the others.
             if few.error > 1e-9 * abs(value) and irrelevant.is_clear(few.error, SAFELY):
                 return few
-        return with_error(value, *self.rows.arrays(), irrelevant)
+        rows = difference if count == difference.rows else difference.take(self.rows)
+        return with_error(value, *rows.arrays(), irrelevant)
 
 
 def factor_of(middle: float, product: float, added: float) -> Estimate | None:
@@ -330,6 +320,12 @@ def _probes(length: int) -> Single:
 def sampled_rows(difference: Difference) -> Difference:
     """The rows that a scale is estimated from."""
     return difference if difference.rows <= MOST_ROWS else difference.take(_sampled(difference.rows))
+
+
+def sample_of(rows: Mask) -> Integer:
+    """Numbers of the rows of a mask that a scale is estimated from."""
+    found = np.flatnonzero(rows)
+    return found[_sampled(len(found))] if len(found) > MOST_ROWS else found
 
 
 @functools.lru_cache(256)

@@ -9,9 +9,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.diagnosis.floors import Operation, floor_for, rounding_error
-from comparator.diagnosis.kernel import Matrices, RowSums, first_look, row_sums, sides, to_single
+from comparator.diagnosis.kernel import Matrices, RowSums, first_look, median, row_sums, sides, to_single
 from comparator.diagnosis.kernel.reference import Array
-from comparator.diagnosis.measures import TINY, channel_weights, median, relative, sizes_of
+from comparator.diagnosis.measures import TINY, channel_weights, relative, sizes_of
 from comparator.diagnosis.tap_graph import TapNode
 from comparator.diagnosis.tap_rows import Float, Integer, Single, TapRows, join_rows
 from tensortap.lazy_rows import computed, is_lazy, pieces, stacked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,6 +26,7 @@ from comparator.diagnosis.measures import (
     normalise,
     offset,
     relative,
+    sample_of,
     scale,
     sizes_of,
 )
@@ -32,7 +34,7 @@ from comparator.diagnosis.operands import Operands
 from comparator.diagnosis.routing import standing_out
 from comparator.diagnosis.tap_graph import TapNode
 from comparator.diagnosis.tap_profile import FirstDifference, GroupScale, Nonfinite, TapProfile
-from comparator.diagnosis.tap_rows import Float, Mask, RowLabels, Single, TapRows, groups_of, has_whole_prefix
+from comparator.diagnosis.tap_rows import Float, Integer, Mask, RowLabels, Single, TapRows, groups_of, has_whole_prefix
 
 COMMON_HEAD_SIZES = (32, 64, 128, 256)
 FEWEST_ROWS = 6
@@ -107,6 +109,23 @@ def _nonfinite(counts: Counts, labels: RowLabels) -> Nonfinite:
 
 def _whole_prefix(labels: RowLabels) -> Mask:
     return has_whole_prefix(labels) if labels.known else np.ones(len(labels), np.bool_)
+
+
+def _samples_of(groups: Mapping[str, Mask], kept: Mask | None = None) -> Mapping[str, tuple[Integer, Integer]]:
+    """Of each group that has enough rows inside and outside samples of both, by their numbers among the rows that are
+    ``kept``."""
+    found = {}
+    for name, mask in groups.items():
+        inside = mask if kept is None else mask[kept]
+        count = np.count_nonzero(inside)
+        if min(count, len(inside) - count) >= FEWEST_ROWS:
+            found[name] = sample_of(inside), sample_of(~inside)
+    return found
+
+
+@functools.lru_cache(1)
+def _samples_of_groups(labels: RowLabels) -> Mapping[str, tuple[Integer, Integer]]:
+    return _samples_of(groups_of(labels))
 
 
 class _Measuring:
@@ -205,12 +224,11 @@ class _Measuring:
         return FirstDifference(self.labels.describe(row), channel, float(left[channel]), float(right[channel]))
 
     def _group_scales(self, difference: Difference, kept: Mask, irrelevant: Irrelevance) -> tuple[GroupScale, ...]:
-        found = []
-        for name, mask in groups_of(self.labels).items():
-            inside = mask[kept]
-            if min(inside.sum(), (~inside).sum()) >= FEWEST_ROWS:
-                found.append(GroupScale(name, change_of_scale(difference, inside, ~inside, irrelevant)))
-        return tuple(found)
+        samples = _samples_of_groups(self.labels) if kept.all() else _samples_of(groups_of(self.labels), kept)
+        return tuple(
+            GroupScale(name, change_of_scale(difference, inside, outside, irrelevant))
+            for name, (inside, outside) in samples.items()
+        )
 
     def _blocks(self, difference: Difference, floor: float, irrelevant: Irrelevance) -> tuple[BlockNumbers, ...]:
         if self.node.operation != "attention":

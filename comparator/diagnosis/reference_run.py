@@ -14,8 +14,8 @@ import numpy as np
 from msgspec import Struct
 
 from comparator.diagnosis.inheritance import Inheritance
+from comparator.diagnosis.kernel import median
 from comparator.diagnosis.limits import LIMITS
-from comparator.diagnosis.measures import median
 from comparator.diagnosis.strengths import largest_of
 from comparator.diagnosis.tap_graph import TapGraph
 from comparator.diagnosis.tap_profile import TapProfile

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from comparator.diagnosis.expert_scores import PLAIN, rounding_of_scores, scores_of, select
 from comparator.diagnosis.floors import UNIT_ROUNDOFF
-from comparator.diagnosis.measures import median
+from comparator.diagnosis.kernel import median
 from comparator.diagnosis.tap_rows import Float, Integer, Mask, Selection, Single
 
 COMMON_TOP_K = (1, 2, 4, 6, 8, 10, 16)

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from comparator.diagnosis.calibration import Calibration
 from comparator.diagnosis.inheritance import CAUSAL, INHERITS_NOTHING, Inheritance
+from comparator.diagnosis.kernel import median
 from comparator.diagnosis.limits import LIMITS
-from comparator.diagnosis.measures import median
 from comparator.diagnosis.routing import EXPLAINED_MARGIN, Flips
 from comparator.diagnosis.strengths import Test, run_tests
 from comparator.diagnosis.tap_graph import TapGraph

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comparator.diagnosis import TapKey
-from comparator.diagnosis.measures import median
+from comparator.diagnosis.kernel import median
 from comparator.match.bundles import Key
 from comparator.plan.operations import Coordinates
 from comparator.report.tolerance import tolerance_of

@@ -38,8 +38,8 @@ COMPILED = _compiled is not None
 
 __all__ = [
     "COMPILED", "ChannelSums", "Counts", "FirstLook", "Matrices", "PartSums", "RowSums", "channel_sums",
-    "channel_sums_of_parts", "first_look", "look_of_equal", "look_of_finite", "midpoint_and_added", "row_sums", "sides",
-    "to_single",
+    "channel_sums_of_parts", "first_look", "look_of_equal", "look_of_finite", "median", "midpoint_and_added",
+    "row_sums", "sides", "to_single",
 ]  # fmt: skip
 
 _KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}
@@ -216,6 +216,13 @@ def _of_lanes(lanes: Float, channels: int) -> ChannelSums:
 
 def _padded(channels: int) -> int:
     return -(-channels // _LANES) * _LANES
+
+
+def median(values: Array) -> float:
+    """The median of a vector, in its own precision; NaN where one takes part, and of none."""
+    if _compiled is None or values.dtype.char not in "fd" or not (values.dtype.isnative and values.flags.c_contiguous):
+        return reference.median(values)
+    return _compiled.median(values)
 
 
 def _task(matrices: Matrices) -> Any:

@@ -213,6 +213,8 @@ done:
     return result;
 }
 
+#include "_median.h"
+
 static PyObject *limit(PyObject *module, PyObject *object) {
     (void)module;
     long most = PyLong_AsLong(object);
@@ -225,6 +227,7 @@ static PyMethodDef methods[] = {
     {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512. Returns what is used."},
     {"rows", rows, METH_VARARGS, "rows((first, kind, table, second, kind, table, weights, parts, finite), sums, counts, energy)"},
     {"channels", channels, METH_VARARGS, "channels((first, ...), rows, factors, sums)"},
+    {"median", median, METH_O, "median(values): of a vector of float32 or float64; NaN where one takes part, and of none"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -18,6 +18,7 @@ from comparator.diagnosis.kernel import (
     channel_sums,
     channel_sums_of_parts,
     first_look,
+    median,
     midpoint_and_added,
     row_sums,
 )
@@ -28,6 +29,7 @@ from comparator.diagnosis.measures import (
     Irrelevance,
     change_of_scale,
     normalise,
+    sample_of,
     scale,
     sizes_of,
 )
@@ -229,14 +231,14 @@ def test_groups_with_one_factor_need_no_significance(monkeypatch: pytest.MonkeyP
     of = Matrices(baseline, target)
     sums = row_sums(of)
     difference, first = normalise(of, sums, sizes_of(sums)), np.arange(600) < 300
-    exact = change_of_scale(difference, first, ~first)
+    exact = change_of_scale(difference, sample_of(first), sample_of(~first))
     assert exact.value == pytest.approx(-0.0002, rel=0.5)
     # Each of both factors is far beyond the limit, their difference is a hundredth of it.
     limit = Irrelevance(strength=0.1, size=0.01)
     monkeypatch.setattr(measures, "with_error", lambda *_: pytest.fail("the significance was taken"))
-    assert change_of_scale(difference, first, ~first, limit).value == exact.value
+    assert change_of_scale(difference, sample_of(first), sample_of(~first), limit).value == exact.value
     with pytest.raises(pytest.fail.Exception):
-        change_of_scale(difference, first, ~first, Irrelevance(strength=0.1, size=0.0005))
+        change_of_scale(difference, sample_of(first), sample_of(~first), Irrelevance(strength=0.1, size=0.0005))
 
 
 def _correlated(seed: int, rows: int, channels: int, together: float) -> Difference:
@@ -302,3 +304,24 @@ def test_buffers_that_do_not_fit_are_refused():
     other = kernel._task(Matrices(np.zeros((2, 8), np.float32), np.zeros((3, 8), np.float32)))
     with pytest.raises(ValueError, match="shapes"):
         kernel._compiled.rows(other, np.zeros((3, 5)), None, None)
+
+
+@needs_compiler
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 3000), st.sampled_from(["f4", "f8"]), st.integers(1, 5000), st.integers(0, 2**32))
+def test_both_find_the_same_median(count: int, dtype: str, distinct: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(distinct).astype(dtype)[rng.integers(0, distinct, count)]
+    if seed % 7 == 0 and count:
+        values[rng.integers(0, count)] = [np.nan, np.inf, -np.inf][seed % 3]
+    for ordered in (values, np.sort(values), np.sort(values)[::-1]):
+        assert np.array_equal(median(ordered), by_reference(median, ordered), equal_nan=True)
+    with np.errstate(all="ignore"):
+        assert np.array_equal(median(values), np.median(values) if count else np.nan, equal_nan=True)
+
+
+@needs_compiler
+def test_a_median_of_something_else_is_refused() -> None:
+    for values in (np.zeros((2, 2)), np.zeros(3, np.int64), np.zeros(3, np.float16)):
+        with pytest.raises(ValueError, match="a vector of float32 or float64"):
+            kernel._compiled.median(values)

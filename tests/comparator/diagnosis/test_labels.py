@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as of_numpy
 
 from comparator.diagnosis import tap_rows
-from comparator.diagnosis.measures import median
+from comparator.diagnosis.kernel import median
 from comparator.diagnosis.tap_rows import RowLabels, groups_of, has_whole_prefix, label_rows
 
 Rows = list[tuple[int, int, int]]
