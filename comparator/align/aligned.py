@@ -48,6 +48,11 @@ class Unchecked(Struct, frozen=True, eq=False):
         """What takes the checksum of a side up to an element: of both sides unless one may be enough."""
         return (self.baseline.take,) if self.is_one else (self.baseline.take, self.target.take)
 
+    def let_go(self, first: int, stop: int) -> None:
+        """Give back the memory that elements of both sides take, which are read anew where they are asked for again."""
+        self.baseline.let_go(first, stop)
+        self.target.let_go(first, stop)
+
     def finish(self, *, same: bool, digests: Sequence[int] = ()) -> None:
         """Raises PairError for a side that is damaged. ``same``: both have the same bytes; ``digests``: of each side,
         where others have taken them."""

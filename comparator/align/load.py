@@ -105,6 +105,11 @@ class PendingCheck:
             self._digest.update(self._bytes[self._taken : stop].data)
             self._taken = stop
 
+    def let_go(self, first: int, stop: int) -> None:
+        """Give back the memory that elements take in the mapped file."""
+        size = self.nbytes // max(1, math.prod(self._entry.record.shape or ()))
+        self._entry.record.let_go(first * size, stop * size)
+
     def finish(self, digest: int | None = None) -> None:
         """Raises PairError as ``check`` does. ``digest``: the checksum, where somebody else has taken it."""
         if digest is not None:

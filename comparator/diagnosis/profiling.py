@@ -155,6 +155,7 @@ class _Measuring:
         of_channels = channels(difference, floor / 2, CHANNEL_Z)
         sizes = self._irrelevant(part.operation, of_channels)
         different = counts.differing > 0
+        different_rows = int(np.count_nonzero(different))
         channel_count = self.matrices.shape[1]
         return TapProfile(
             key=tap.key,
@@ -166,9 +167,9 @@ class _Measuring:
             ranks=tap.ranks,
             reduction_length=tap.reduction_length,
             identical=False,
-            different_rows=int(different.sum()),
-            different_in_full_view=int((different & _whole_prefix(self.labels)).sum()),
-            different_share=int(counts.differing.sum()) / (int(different.sum()) * channel_count),
+            different_rows=different_rows,
+            different_in_full_view=int(np.count_nonzero(different & _whole_prefix(self.labels))),
+            different_share=int(counts.differing.sum()) / (different_rows * channel_count),
             error=relative(sums.added, sizes_of(sums)),
             added=added,
             inherited=part.inherited,

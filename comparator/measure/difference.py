@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from comparator.measure.kernel import measure_sums
-from comparator.measure.kernel.parts import Before
+from comparator.measure.kernel.parts import After, Before
 from comparator.measure.kernel.sums import Array, Float, PairSums, RowTable, to_working
 from comparator.measure.statistics import (
     PERCENTILE_LIMIT,
@@ -82,6 +82,7 @@ def compare_arrays(
     by_row: bool = False,
     by_channel: bool = False,
     before: Sequence[Before] = (),
+    after: After | None = None,
     digests: bool = False,
     threads: int = 1,
 ) -> Measured:
@@ -90,7 +91,7 @@ def compare_arrays(
     ``percentiles`` adds those of the absolute difference and of both arrays, ``equal_nonfinite`` lets NaN equal
     NaN and an infinity itself, ``single_precision`` compares all dtypes in float32 (as SGLang's comparator does),
     ``by_row`` measures each slice along the first dimension too, ``by_channel`` then each element of a slice.
-    ``before``, ``digests`` and ``threads`` as in ``measure_sums``. Raises ValueError when the shapes differ.
+    ``before``, ``after``, ``digests`` and ``threads`` as in ``measure_sums``. Raises ValueError when the shapes differ.
     """
     if baseline.shape != target.shape:
         raise ValueError(f"shapes differ: {baseline.shape} and {target.shape}")
@@ -103,6 +104,7 @@ def compare_arrays(
         by_row=by_row,
         by_channel=by_channel,
         before=before,
+        after=after,
         digests=digests,
         threads=threads,
     )

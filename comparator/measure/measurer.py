@@ -17,7 +17,7 @@ from comparator.align.unshard import Replicas
 from comparator.errors import ComparatorError, PairError
 from comparator.match.bundles import BundlePair
 from comparator.measure.difference import Difference, Measured, compare_arrays, measure, row_differences, same_bytes
-from comparator.measure.kernel.parts import Before
+from comparator.measure.kernel.parts import After, Before
 from comparator.measure.kernel.sums import Array, RowTable
 from comparator.measure.measurement import (
     ArrayNumbers,
@@ -133,6 +133,7 @@ class Measurer(Struct, frozen=True):
             detailed=detailed,
             by_channel=seen and not detailed,
             before=() if unchecked is None else unchecked.takes,
+            after=None if unchecked is None or detailed else unchecked.let_go,
             digests=unchecked is not None and not unchecked.is_one,
             threads=self.threads,
         )
@@ -193,11 +194,12 @@ def measure_aligned(
     detailed: bool,
     by_channel: bool = False,
     before: Sequence[Before] = (),
+    after: After | None = None,
     digests: bool = False,
     threads: int = 1,
 ) -> tuple[TensorMeasurement, RowTable | None]:
     """The numbers of a pair of aligned arrays; ``by_channel``: with what is found of rows and channels, where rows come
-    first and all is finite; ``before``, ``digests`` and ``threads`` as in ``measure_sums``."""
+    first and all is finite; ``before``, ``after``, ``digests`` and ``threads`` as in ``measure_sums``."""
     baseline, target, plan = aligned.baseline, aligned.target, aligned.plan
     if not aligned.same_shape:
         few = detailed and max(baseline.size, target.size) < PERCENTILE_LIMIT
@@ -224,6 +226,7 @@ def measure_aligned(
         by_row=by_channel or (by_row and axis == 0),
         by_channel=by_channel,
         before=before,
+        after=after,
         digests=digests,
         threads=threads,
     )
@@ -269,6 +272,7 @@ def _compare(
     by_row: bool,
     by_channel: bool,
     before: Sequence[Before],
+    after: After | None,
     digests: bool,
     threads: int,
 ) -> Measured:
@@ -283,6 +287,7 @@ def _compare(
         by_row=by_row and not rules.single_precision,
         by_channel=by_channel,
         before=before,
+        after=after,
         digests=digests,
         threads=threads,
     )

@@ -102,7 +102,7 @@ class RecordBase:
     def lazy_array(self) -> npt.NDArray[Any] | None:
         return None
 
-    def let_go(self) -> None:
+    def let_go(self, first: int = 0, stop: int | None = None) -> None:
         pass
 
     def _repr_html_(self: Record) -> str:

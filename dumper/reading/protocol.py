@@ -252,8 +252,9 @@ class Record(Protocol):
     def tensor(self) -> torch.Tensor:
         """The tensor on the CPU; imports torch. To be cloned before it is modified. Raises as ``array`` does."""
 
-    def let_go(self) -> None:
-        """Give back the memory of what is mapped of the file; arrays over it stay valid and are read anew."""
+    def let_go(self, first: int = 0, stop: int | None = None) -> None:
+        """Give back the memory of what is mapped of the file, or of some bytes of the payload; arrays over it stay
+        valid and are read anew."""
 
 
 class RecordColumns(Struct, frozen=True, eq=False):

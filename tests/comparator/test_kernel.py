@@ -224,6 +224,30 @@ def test_checksums_come_with_sums(
     assert bool(calls) != can
 
 
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("outlier", [False, True])
+def test_what_is_hardly_looked_at_again_is_told(threads: int, outlier: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = np.random.default_rng(11).standard_normal((600, 1024)).astype(np.float32)
+    left[:, 3] *= 100 if outlier else 1
+    right = (1.01 * left).astype(ml_dtypes.bfloat16)
+    monkeypatch.setattr(kernel, "PIECE", 200_000)
+    seen: list[tuple[int, int]] = []
+    measure_sums(
+        left.astype(ml_dtypes.bfloat16),
+        right,
+        by_row=True,
+        by_channel=True,
+        before=(lambda _: None,),
+        after=lambda first, stop: seen.append((first, stop)),
+        threads=threads,
+    )
+    if not outlier:
+        assert [first for first, _ in sorted(seen)] == [0, *(stop for _, stop in sorted(seen))][:-1]
+        assert max(stop for _, stop in seen) == left.size
+    assert len(seen) < threads if outlier else len(seen) > 3
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_what_a_thread_raises_is_raised(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "PIECE", 20_000)

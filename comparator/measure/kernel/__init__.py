@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comparator.measure.kernel import reference
-from comparator.measure.kernel.parts import Before, Parts
+from comparator.measure.kernel.parts import After, Before, Parts
 from comparator.measure.kernel.sums import (
     COLUMNS,
     Array,
@@ -56,6 +56,7 @@ def measure_sums(
     by_row: bool = False,
     by_channel: bool = False,
     before: Sequence[Before] = (),
+    after: After | None = None,
     digests: bool = False,
     threads: int = 1,
 ) -> tuple[PairSums, RowTable | None]:
@@ -68,9 +69,10 @@ def measure_sums(
     float32 alone), which mean nothing where values are not finite, and may be left out where all are equal.
 
     ``before`` is for what else reads the same memory, so that it comes once: where both arrays are contiguous, each is
-    called with the number of elements, from the first on, that are looked at next. ``digests`` says that they take the
-    XXH3-64 of the bytes of each side: they are not called where the table has it. Of large arrays that are contiguous
-    ``threads`` share the work, this one among them; what is found is the same for any number.
+    called with the number of elements, from the first on, that are looked at next, and ``after`` with those that were
+    looked at. ``digests`` says that the former take the XXH3-64 of the bytes of each side: they are not called where
+    the table has it. Of large arrays that are contiguous ``threads`` share the work, this one among them; what is found
+    is the same for any number.
     """
     if dtype is None:
         dtype = np.promote_types(working_dtype(baseline.dtype), working_dtype(target.dtype))
@@ -92,7 +94,7 @@ def measure_sums(
     elif _is_cut(baseline, target, before):
         parts = Parts(begin, (baseline.reshape(-1), target.reshape(-1)), length, table, PIECE)
         taken = _Digests.begin() if digests and compiled and parts.can_be_digested else None
-        parts.measure(sums, before if taken is None else (), threads, taken)
+        parts.measure(sums, before if taken is None else (), threads, taken, after)
         if table is not None:
             both = () if taken is None else taken.found(baseline, target)
             table = RowTable(table.columns, table.energy, parts=parts.channels(), digests=both)

@@ -3,6 +3,8 @@ several threads share the parts. What is found does not depend on how many they 
 
 from __future__ import annotations
 
+import _thread
+import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -17,6 +19,9 @@ from tensortap.lost_pages import watching
 
 Before = Callable[[int], None]
 """Called with the number of elements, from the first on, that are looked at next."""
+After = Callable[[int, int], None]
+"""Called with the first element and the one behind the last that were looked at, of a part that is hardly looked at
+again, by any thread."""
 TOGETHER = 32
 """Rows whose channels the compiled kernel adds in float32; parts are multiples of so many."""
 LINE = 11
@@ -62,38 +67,10 @@ def _lined_up(*shape: int) -> Float:
 
 
 class Digests(Protocol):
-    """XXH3-64 of both sides of bfloat16, which takes what was found of their blocks in the order of these."""
+    """XXH3-64 of both sides of bfloat16."""
 
     def add(self, found: npt.NDArray[np.uint64], blocks: int) -> None:
-        """Add the next blocks, of which the last of all is none: it is looked at in the end."""
-
-
-class _InOrder:
-    """Adds what is found of the blocks of parts, whenever that of all before is there, and uses its memory anew."""
-
-    def __init__(self, digests: Digests, elements: int) -> None:
-        self._digests, self._elements = digests, elements
-        """The latter of the largest part."""
-        self._lock = threading.Lock()
-        self._next = 0
-        self._found: dict[int, tuple[npt.NDArray[np.uint64], int]] = {}
-        self._free: list[npt.NDArray[np.uint64]] = []
-
-    def room(self, elements: int) -> npt.NDArray[np.uint64]:
-        """Room for what is found of a part."""
-        with self._lock:
-            room = self._free.pop() if self._free else np.empty((self._elements // BLOCK, 2, _LANES), np.uint64)
-        return room[: elements // BLOCK]
-
-    def take(self, number: int, found: npt.NDArray[np.uint64], *, is_last: bool) -> None:
-        """Take what was found of a part."""
-        with self._lock:
-            self._found[number] = found, len(found) - is_last
-            while (following := self._found.pop(self._next, None)) is not None:
-                self._digests.add(*following)
-                self._next += 1
-                whole = following[0].base
-                self._free.append(following[0] if whole is None else whole)
+        """Add what was found of the next blocks. The last block of all is not added: it is looked at in the end."""
 
 
 class _Part(Struct, frozen=True, eq=False):
@@ -104,6 +81,8 @@ class _Part(Struct, frozen=True, eq=False):
     energy: Float | None
     channels: Float | None
     taken: npt.NDArray[np.uint8] | None
+    blocks: npt.NDArray[np.uint64] | None
+    """What the blocks of both sides add to digests."""
 
     @property
     def is_alike(self) -> bool:
@@ -131,27 +110,35 @@ class Parts:
         self._energies = _lined_up(count, length) if by_channel else None
         self._channels = _lined_up(count, padded, 4, _LANES) if of_channels else None
         self._taken = np.zeros(rows, np.uint8)
-        self._digests: _InOrder | None = None
+        self._digests: Digests | None = None
+        self._after: After | None = None
+        self._room: list[npt.NDArray[np.uint64]] = []
+        self._lock = threading.Lock()
+        self._next = 0
+        """The part that is joined next."""
 
     @property
     def can_be_digested(self) -> bool:
         """Whether the kernel can take digests of both sides beside their sums."""
         return self._channels is not None and self._length % DIGESTED == 0
 
-    def measure(self, whole: Pass, before: Sequence[Before], threads: int, digests: Digests | None = None) -> None:
+    def measure(
+        self,
+        whole: Pass,
+        before: Sequence[Before],
+        threads: int,
+        digests: Digests | None = None,
+        after: After | None = None,
+    ) -> None:
         """Add all parts to a pass; the table of rows is filled. Each of ``before`` is called by one thread alone.
         ``digests`` take all but the last block of both sides."""
-        self._digests = None if digests is None else _InOrder(digests, min(self._step, self._sides[0].size))
-        self._share_out(range(len(self._stops)), before, threads, leaves_out=True)
+        self._digests, self._after = digests, after
+        self._share_out(range(len(self._stops)), before, threads, whole)
         alike = [number for number, part in self._found.items() if part.is_alike]
         if 0 < len(alike) < len(self._found):
-            self._share_out(alike, (), threads, leaves_out=False)
-        energy = None if self._table is None else self._table.energy
-        for number in range(len(self._stops)):
-            part = self._found[number]
-            whole.join(part.sums, part.lines)
-            if energy is not None and part.energy is not None:
-                energy += part.energy
+            self._share_out(alike, (), threads, None)
+        if self._table is not None and self._table.energy is not None and self._energies is not None:
+            np.add.reduce(self._energies, axis=0, out=self._table.energy)
 
     def channels(self) -> tuple[ChannelPart, ...]:
         """Sums of the channels over parts of the rows, where they are of use."""
@@ -169,7 +156,8 @@ class Parts:
         first, stop = number * self._step, self._stops[number]
         return slice(first, stop), slice(first // self._length, -(-stop // self._length))
 
-    def _look(self, number: int, *, leaves_out: bool) -> None:
+    def _look(self, number: int, whole: Pass | None) -> None:
+        """Look at a part, and add it to ``whole``; without it once more, for the energies that were left out."""
         elements, rows = self._place(number)
         channels = None if self._channels is None or self._has_outliers else self._channels[number]
         part = _Part(
@@ -178,32 +166,50 @@ class Parts:
             None if self._energies is None else self._energies[number],
             channels,
             None if channels is None else self._taken[rows],
+            None if self._digests is None or whole is None else self._blocks(elements.stop - elements.start),
         )
-        if not leaves_out and part.energy is not None:
+        if whole is None and part.energy is not None:
             part.energy[0] = 0.0
         baseline, target = self._sides
-        # What is looked at once more was looked at before for its digests.
-        digested = self._digests is not None and leaves_out
-        found = self._digests.room(elements.stop - elements.start) if digested else None
         part.sums.add(
             baseline[elements],
             target[elements],
             None if self._table is None else self._table.columns[rows],
             part.energy,
-            leaves_out=leaves_out,
+            leaves_out=whole is not None,
             lines=part.lines,
             channels=part.channels,
             taken=part.taken,
-            digests=found,
+            digests=part.blocks,
         )
-        if found is not None and self._digests is not None:
-            self._digests.take(number, found, is_last=elements.stop == baseline.size)
-        self._found[number] = part
         if number == 0 and part.energy is not None and not part.is_alike:
             half = len(part.energy) // 2
             self._has_outliers = bool(part.energy.max() > OUTLIER * np.partition(part.energy, half)[half])
+        if self._after is not None and not self._has_outliers:  # else rows are weighed anew
+            self._after(elements.start, elements.stop)
+        self._join(number, part, whole)
 
-    def _share_out(self, numbers: Sequence[int], before: Sequence[Before], threads: int, *, leaves_out: bool) -> None:
+    def _blocks(self, elements: int) -> npt.NDArray[np.uint64]:
+        """Room for what the blocks of a part add to digests: of one that was joined, as long as parts are."""
+        whole = min(self._step, self._sides[0].size)
+        with self._lock:
+            room = self._room.pop() if self._room else np.empty((whole // BLOCK, 2, _LANES), np.uint64)
+        return room if elements == whole else room[: elements // BLOCK]
+
+    def _join(self, number: int, part: _Part, whole: Pass | None) -> None:
+        """Add to ``whole`` and to the digests what was found of a part, as soon as all before it are there."""
+        with self._lock:
+            self._found[number] = part
+            while whole is not None and (following := self._found.get(self._next)) is not None:
+                whole.join(following.sums, following.lines)
+                self._next += 1
+                if self._digests is not None and following.blocks is not None:
+                    is_last = self._next == len(self._stops)
+                    self._digests.add(following.blocks, len(following.blocks) - is_last)
+                    if not is_last:
+                        self._room.append(following.blocks)
+
+    def _share_out(self, numbers: Sequence[int], before: Sequence[Before], threads: int, whole: Pass | None) -> None:
         """Look at parts in several threads, this one among them. Each has some of ``before``, which it calls for one
         part after the other; a part is looked at when it was called for that, by whoever comes first."""
         threads = max(1, min(threads, len(numbers)))
@@ -219,14 +225,14 @@ class Parts:
 
         def work(calls: Sequence[Before]) -> None:
             try:
-                for at, number in enumerate(numbers):
+                for at, number in enumerate(numbers) if calls else ():
                     for call in calls:
                         call(self._stops[number])
                     mine = claim(at)
                     if mine is not None:
-                        self._look(numbers[mine], leaves_out=leaves_out)
+                        self._look(numbers[mine], whole)
                 while (mine := claim(len(numbers))) is not None:
-                    self._look(numbers[mine], leaves_out=leaves_out)
+                    self._look(numbers[mine], whole)
             except BaseException as error:
                 failed.append(error)
 
@@ -237,15 +243,33 @@ class Parts:
         calls, others = list(before[::threads]), []
         for at in range(1, threads):
             beside = before[at::threads]
-            other = threading.Thread(target=work_beside, args=(beside,), daemon=True)
             try:
-                other.start()
+                others.append(_Beside(functools.partial(work_beside, beside)))
             except RuntimeError:  # there may be no more threads: this one does what it would have done
                 calls.extend(beside)
-            else:
-                others.append(other)
         work(calls)
         for other in others:
             other.join()
         if failed:
             raise failed[0]
+
+
+class _Beside:
+    """A thread that does something, which raises nothing. It begins while this one goes on: ``threading.Thread.start``
+    waits until the other runs, which takes a tenth of the time that a part takes."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._ends = threading.Lock()
+        self._ends.acquire()
+        self._work = work
+        _thread.start_new_thread(self._run, ())
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._ends.release()
+
+    def join(self) -> None:
+        """Wait for its end."""
+        self._ends.acquire()

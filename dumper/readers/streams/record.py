@@ -183,10 +183,12 @@ class StoredRecord(RecordBase):
             return None
         return compression, tuple((payload.length, payload.checksum) for payload in frame.payloads)
 
-    def let_go(self) -> None:
-        """Give back the memory of the mapped payload; arrays over it stay valid and are read anew from the file."""
-        if self.nbytes:
-            self._segment.let_go(self._column("payload_offset"), self.nbytes)
+    def let_go(self, first: int = 0, stop: int | None = None) -> None:
+        """Give back the memory of the mapped payload, or of some of its bytes; arrays over it stay valid and are read
+        anew from the file."""
+        stop = self.nbytes if stop is None else min(stop, self.nbytes)
+        if first < stop:
+            self._segment.let_go(self._column("payload_offset") + first, stop - first)
 
     @property
     def shortened(self) -> str | None:
