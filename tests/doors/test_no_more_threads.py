@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from io import StringIO
 from multiprocessing.context import ForkProcess
@@ -34,7 +36,7 @@ from testbed.forked import ForkHost
 from tests.comparator.test_engine import UNITS, numbered, rows_of
 from tests.dumper.convert.dumps import DumpWriter
 
-start = threading.Thread.start
+start, begin = threading.Thread.start, _thread.start_new_thread
 
 
 class Limit:
@@ -43,16 +45,24 @@ class Limit:
     left = 0
 
     def start(self, thread: threading.Thread) -> None:
+        self._count()
+        start(thread)
+
+    def begin(self, function: Callable[[], object], arguments: tuple[()]) -> int:
+        self._count()
+        return begin(function, arguments)
+
+    def _count(self) -> None:
         if self.left <= 0:
             raise RuntimeError("can't start new thread")
         self.left -= 1
-        start(thread)
 
 
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
     found = Limit()
     monkeypatch.setattr(threading.Thread, "start", lambda thread: found.start(thread))  # noqa: PLW0108
+    monkeypatch.setattr(_thread, "start_new_thread", found.begin)
     return found
 
 
