@@ -16,6 +16,7 @@ WHOLE_WRITE = "dumper/writing/whole_write"
 SHORTCUT = "dumper/recording/shortcut"
 SENDING = "dumper/memory/sending"
 FRAMING = "dumper/writing/framing"
+CHECKING = "dumper/format/checking"
 PT_FORMAT = "dumper/readers/sglang/pt_format"
 PAGES = "tensortap/lost_pages"
 STATISTICS = "dumper/values/statistics"
@@ -58,6 +59,7 @@ setup(
         extension(WHOLE_WRITE, "-O2"),
         extension(SHORTCUT, "-O2", others=(f"{FRAMING}/_slots.h",)),
         extension(FRAMING, "-O3"),
+        extension(CHECKING, "-O3", others=(f"{FRAMING}/_xxh3.h", f"{FRAMING}/_xxh3_parts.h")),
         extension(SENDING, "-O2"),
         extension(PT_FORMAT, "-O2"),
         extension(PAGES, "-O2"),

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 from benchmarks.report import machine, table, write_section
-from comparator.engine.choice import available_cores
 from comparator.measure.difference import compare_arrays
 from comparator.options import Options
 from comparator.prepared import prepare
 from dumper.layout import SequenceSpan, TokenLayout
 from dumper.reading.open import open_run
 from dumper.recording.recorder import Recorder
+from tensortap.cores import available_cores
 
 SHAPE = (4096, 4096)
 ROUNDS = 150

@@ -1,8 +1,7 @@
 """``python -m dumper``."""
 
-import sys
-
 from dumper.cli import main
+from tensortap.command_line import end
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

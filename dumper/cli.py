@@ -8,11 +8,9 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from dumper.format.frames import FormatError
 from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion, drop_output
 from tensortap.lost_pages import lost_pages, watching
 from tensortap.printable import printable
@@ -56,7 +54,7 @@ def _main(arguments: list[str]) -> int:
         from dumper.convert.cli import main as convert
 
         return convert(arguments[1:])
-    parsed = _parser().parse_args(arguments)
+    parsed = _parser(arguments[:1]).parse_args(arguments)
     command: _Command = parsed.command
     try:
         return command(parsed)
@@ -64,7 +62,14 @@ def _main(arguments: list[str]) -> int:
         # The reader of a pipe has seen enough; the interpreter's own flush must not complain either.
         drop_output()
         return 0
-    except (UsageError, FormatError, OSError, ValueError, MemoryError, RecursionError) as error:
+    except (UsageError, OSError, ValueError, MemoryError, RecursionError) as error:
+        _complain(parsed.name, error)
+        return 2
+    except Exception as error:
+        from dumper.format.frames import FormatError
+
+        if not isinstance(error, FormatError):
+            raise
         _complain(parsed.name, error)
         return 2
 
@@ -74,7 +79,8 @@ def _complain(command: str, what: object) -> None:
     print(f"dumper {command}: {printable(what)}", file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(begin: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """``begin``: of a command line that will be parsed, its command."""
     parser = argparse.ArgumentParser(prog="python -m dumper", description="Look at recorded runs.")
     parser.add_argument("--version", action=PrintVersion, nargs=0, help="print the version of tensortap and end")
     parser.add_argument(
@@ -110,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--limit", type=int, default=20, metavar="N", help="print at most N records (default 20)")
     add("verify", _verify, "Check every byte of a run against its checksums.")
     add("repair", _repair, "Rebuild missing indexes; set aside what is damaged. Nothing is deleted.")
+    if commands.choices.keys() & set(begin):
+        return parser
     from dumper.control.cli import build_parser as control
     from dumper.convert.cli import build_parser as convert
 
@@ -147,12 +155,11 @@ def _open(path: str) -> Run:
         raise UsageError(str(error)) from None
 
 
-@dataclass(frozen=True)
-class _Wanted:
+class _Wanted(NamedTuple):
     """A name that was asked for, and the part of its values."""
 
     name: str
-    index: Index | None
+    part: Index | None
 
     def fits(self, name: str) -> bool:
         """Whether it asks for this name, or for one whose value was recorded in parts."""
@@ -187,7 +194,7 @@ def _index_for(record: Record, names: Sequence[_Wanted]) -> Index | None:
     """The part that was asked for; a name itself goes before one that it is a part of."""
     fitting = [wanted for wanted in names if wanted.fits(record.name)]
     exact = [wanted for wanted in fitting if wanted.name == record.name]
-    return (exact or fitting)[0].index if fitting else None
+    return (exact or fitting)[0].part if fitting else None
 
 
 def _unknown_name(name: str, known: set[str]) -> str:
@@ -286,11 +293,17 @@ def _complain_of_rest(found: int, limit: int) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from dumper.readers.streams.repair import verify_run
+    from dumper.format.checking import begin
+
+    # First, and what follows is imported meanwhile.
+    folder = Path(arguments.run)
+    begun = begin(folder)
+    from dumper.readers.streams.verify import verify_run
     from dumper.storage.addresses import place_of
     from tensortap.progress import in_terminal
 
-    report = verify_run(place_of(arguments.run), in_terminal())
+    place = place_of(arguments.run)
+    report = verify_run(place, in_terminal(), begun if place == folder else None)
     for line in report.lines:
         print(printable(line))
     return 0 if report.intact else 1

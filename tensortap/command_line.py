@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import os
 import sys
@@ -23,6 +24,19 @@ def drop_output() -> None:
     """Let what is still to be written to standard output go nowhere; the interpreter flushes it once more at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def end(code: int) -> None:
+    """End the process with an exit code, and do not take apart first what it has made: that takes as long as a fiftieth
+    of a comparison. One that has threads, or whose output cannot be written, ends as any other."""
+    threads = sys.modules.get("threading")
+    if threads is None or threads.active_count() == 1:
+        atexit._run_exitfuncs()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    sys.exit(code)
 
 
 class PrintVersion(argparse.Action):

@@ -17,6 +17,7 @@ MODULES = (
     "comparator.measure.kernel._compiled",
     "comparator.measure.quoting._compiled",
     "comparator.measure.torch_sums._compiled",
+    "dumper.format.checking._compiled",
     "dumper.memory.sending._compiled",
     "dumper.readers.sglang.pt_format._compiled",
     "dumper.recording.shortcut._compiled",
@@ -38,6 +39,10 @@ HEADERS_ELSEWHERE = {
         "../../../dumper/writing/framing/_xxh3_parts.h",
     ),
     "comparator.measure.torch_sums._compiled": (_HALF,),
+    "dumper.format.checking._compiled": (
+        "../../writing/framing/_xxh3.h",
+        "../../writing/framing/_xxh3_parts.h",
+    ),
     "dumper.recording.shortcut._compiled": ("../../writing/framing/_slots.h",),
 }
 """What modules are built from beside the C sources in their folder, from which the paths begin."""

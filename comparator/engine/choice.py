@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from comparator.engine.protocol import Engine, InThisProcess
 from comparator.match.bundles import BundlePair, bytes_of_pairs
 from comparator.measure.memory import free_memory
 from comparator.measure.units import Unit
+from tensortap.cores import available_cores
 
 PAIRS_WORTH_IT = 256
 BYTES_WORTH_IT = 64 << 20
@@ -19,7 +18,6 @@ MOST_PROCESSES = 256
 COPIES = 6
 """Times the recorded bytes of a unit that measuring it takes, roughly: rows in double precision, and what is computed
 of them."""
-_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 def engine_for(
@@ -51,15 +49,6 @@ def processes_worth_it(
     if len(pairs) < PAIRS_WORTH_IT and sum(sizes) < BYTES_WORTH_IT:
         return 1
     return min(wanted, len(units), _that_fit(max(sizes, default=0), memory))
-
-
-def available_cores() -> int:
-    """Cores that this process may use: by its affinity, and by the quota of its cgroup."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = _CPU_MAX.read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
 
 
 def processes_of(engine: Engine, units: Sequence[Unit]) -> int:

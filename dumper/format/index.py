@@ -97,7 +97,7 @@ Known = dict[bytes, tuple[dict[str, Any], ...]]
 """Descriptors by their bytes: those of ranks that do the same are the same, and are kept once."""
 
 
-def decode_index(data: bytes, known: Known | None = None) -> Index:
+def decode_index(data: bytes | memoryview, known: Known | None = None) -> Index:
     """The index of these bytes, which it keeps. ``known``: descriptors of other files; those of this are added.
 
     Raises FormatError when the bytes are no index or its columns disagree.

@@ -7,6 +7,7 @@ written through a link.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import stat
 from pathlib import Path
@@ -17,6 +18,18 @@ PRIVATE_FOLDER = 0o700
 def open_to_read(path: Path) -> int:
     """A descriptor of a regular file, or of one that a link leads to. Raises OSError, at once, for anything else."""
     return open_with_status(path)[0]
+
+
+def mapped(path: Path) -> mmap.mmap | bytes:
+    """A regular file as read-only bytes. Raises OSError when it cannot be read."""
+    descriptor = open_to_read(path)
+    try:
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        # An empty file cannot be mapped.
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 def open_with_status(path: str | Path) -> tuple[int, os.stat_result]:

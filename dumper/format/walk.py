@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from msgspec import Struct
@@ -34,14 +34,21 @@ class Damage(Struct, frozen=True):
     """Whether this is the unfinished frame at the end of a file that was cut off."""
 
 
-def frames_and_damage(data: Any, advance: Advance = lambda done: None) -> Iterator[Frame | Damage]:
+Leap = Callable[[int, int], tuple[int, int]]
+"""Takes a place in a file, and where the frame before it begins; gives the same of a place further on, before which
+there is nothing but frames."""
+
+
+def frames_and_damage(
+    data: Any, advance: Advance = lambda done: None, leap: Leap = lambda offset, last: (offset, last)
+) -> Iterator[Frame | Damage]:
     """All frames of a file in order, and what lies between them when it cannot be read; ends before the footer.
 
     ``data`` is bytes or a mapped file; ``advance`` takes the bytes of each frame once it was used. The metadata of
     every frame that is yielded matches its checksum; payloads are not read. After damage the next frame is looked for;
-    the work for that is bounded by a few times the length.
+    the work for that is bounded by a few times the length. Frames that ``leap`` knows are not yielded.
     """
-    offset = last = 0
+    offset, last = leap(0, 0)
     budget = 4 * len(data) + (1 << 20)
     while offset < len(data) and not _is_end(data, offset):
         try:
@@ -58,6 +65,7 @@ def frames_and_damage(data: Any, advance: Advance = lambda done: None) -> Iterat
             yield frame
             advance(frame.end - offset)
             last, offset = offset, frame.end
+        offset, last = leap(offset, last)
 
 
 def _was_footer(data: Any, offset: int, index_offset: int) -> bool:

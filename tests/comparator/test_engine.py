@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from comparator.cli import main
-from comparator.engine.choice import available_cores, engine_for, threads_of
+from comparator.engine.choice import engine_for, threads_of
 from comparator.engine.processes import ForkedProcesses
 from comparator.engine.protocol import InThisProcess
 from comparator.engine.schedule import AHEAD, MOST_AT_ONCE
@@ -22,6 +22,7 @@ from comparator.errors import ComparatorError
 from comparator.measure.measurement import Failure, Skipped
 from comparator.measure.units import Row, Unit, UnitResult
 from dumper.recording.recorder import Recorder
+from tensortap.cores import available_cores
 
 UNITS = [Unit(number, (2 * number, 2 * number + 1)) for number in range(41)]
 

@@ -30,6 +30,7 @@ from comparator.measure.units import UnitResult
 from comparator.options import Options
 from comparator.prepared import prepare
 from dumper.cli import main as dumper
+from dumper.format import checking
 from dumper.reading import contents
 from dumper.reading.open import open_run
 from dumper.recording.recorder import Recorder
@@ -173,6 +174,20 @@ def test_a_run_that_is_cut_while_it_is_shown(
     before(monkeypatch, contents, "array_text", lambda: os.truncate(f"{runs[1]}/{FILE}", 4096))
     assert dumper(["show", runs[1], "x"]) == 1
     assert "was cut while it was read" in capsys.readouterr().err
+
+
+@needs_compiler
+@pytest.mark.parametrize("cores", [1, 3])
+def test_a_run_that_is_cut_while_it_is_verified(
+    runs: tuple[str, str], cores: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checking, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(checking, "available_cores", lambda: cores)
+    before(monkeypatch, checking, "Checks", lambda: os.truncate(f"{runs[1]}/{FILE}", 4096))
+    assert dumper(["verify", runs[1]]) == 1
+    said = capsys.readouterr()
+    assert "was cut while it was read" in said.err
+    assert "every checksum is right" not in said.out
 
 
 @needs_compiler

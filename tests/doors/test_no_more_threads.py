@@ -24,8 +24,10 @@ from comparator.measure import kernel
 from comparator.measure.kernel import measure_sums
 from dumper.control import http
 from dumper.convert.cli import convert
+from dumper.format import checking
 from dumper.format.status import read_status
 from dumper.readers.sglang import facts, plain_pt
+from dumper.readers.streams.verify import verify_run
 from dumper.reading.open import open_run
 from dumper.recording.recorder import Recorder
 from dumper.settings import Settings
@@ -141,6 +143,21 @@ def test_files_of_torch_are_written(tmp_path: Path, limit: Limit) -> None:
     assert not convert(tmp_path / "run", tmp_path / "pt", "pt").left_out
     run = open_run(tmp_path / "pt")
     assert [record.array().tolist() for record in run.records] == [[number] * 4 for number in range(3)]
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_run_is_verified_by_the_threads_that_there_are(
+    tmp_path: Path, limit: Limit, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(checking, "available_cores", lambda: 4)
+    limit.left = 3  # of the recorder
+    recorder = Recorder(Settings(enable=True, dir=str(tmp_path), run="run"))
+    recorder.dump("x", np.zeros(1_000_000))
+    recorder.close()
+    limit.left = left
+    assert verify_run(tmp_path / "run").lines == ["1 files, 1 records: every checksum is right"]
+    assert limit.left == 0 or not checking.COMPILED
 
 
 def test_a_bar_needs_none(limit: Limit) -> None:

@@ -17,7 +17,7 @@ from comparator.prepared import prepare
 from comparator.report.read import read_report
 from dumper.convert.cli import convert
 from dumper.format.frames import FOOTER_BYTES
-from dumper.readers.streams.repair import verify_run
+from dumper.readers.streams.verify import verify_run
 from dumper.reading.open import open_run
 from tensortap import progress as module
 from tensortap.progress import Advance, in_terminal, silent, watched

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dumper import open_run
-from dumper.readers.streams.repair import verify_run
+from dumper.readers.streams.verify import verify_run
 from tests.dumper.recording.conftest import Recording
 from tests.trust.conftest import ROOT
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from msgspec import Struct, field
 
 from dumper.format import frames
-from dumper.format.frames import FormatError, Frame
+from dumper.format.frames import FormatError, Frame, Payload
 from dumper.format.index import NO_STEP, Index, IndexColumns, Known, check_descriptor, decode_index
-from dumper.format.regular_files import open_to_read
+from dumper.format.regular_files import mapped
 from dumper.format.walk import Damage, frames_and_damage
 from dumper.reading.protocol import Problem
 from dumper.storage.places import Place, StoredPath
@@ -79,7 +79,7 @@ def _sampled_rows(level: str, rows: int) -> range:
 
 _AROUND = 1 << 16
 """Bytes that Linux maps together (``fault_around_bytes``)."""
-_DYNAMIC = frozenset({"step", "occurrence", "order", "compression", "bytes"})
+DYNAMIC = frozenset({"step", "occurrence", "order", "compression", "bytes"})
 """Keys of a record that no other record need share."""
 
 
@@ -240,14 +240,7 @@ def map_file(path: Place) -> Data:
         from dumper.storage.ranges import StoredBytes
 
         return StoredBytes(path)
-    descriptor = open_to_read(path)
-    try:
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    except ValueError:
-        # An empty file cannot be mapped.
-        return b""
-    finally:
-        os.close(descriptor)
+    return mapped(path)
 
 
 class Found(Struct, frozen=True):
@@ -307,12 +300,17 @@ def find_frames(path: Place, data: Data, advance: Advance = lambda done: None, k
 
 
 def read_index(data: Any, offset: int) -> Index:
-    """The index frame at ``offset``. Raises FormatError."""
-    return decode_index(index_bytes(data, offset))
+    """The index frame at ``offset``, its columns as views of the file. Raises FormatError."""
+    return decode_index(frames.payload_view(data, _index_payload(data, offset)))
 
 
 def index_bytes(data: Any, offset: int) -> bytes:
     """The payload of the index frame at ``offset``. Raises FormatError."""
+    payload = _index_payload(data, offset)
+    return bytes(data[payload.offset : payload.offset + payload.length])
+
+
+def _index_payload(data: Any, offset: int) -> Payload:
     if offset >= len(data):
         raise FormatError("the footer points past the end of the file")
     if hasattr(data, "ahead"):
@@ -323,7 +321,7 @@ def index_bytes(data: Any, offset: int) -> bytes:
     payload = frame.payloads[0]
     if not frames.payload_is_intact(data, payload):
         raise FormatError("the index does not match its checksum")
-    return bytes(data[payload.offset : payload.offset + payload.length])
+    return payload
 
 
 def scan(path: Place, data: Any, advance: Advance = lambda done: None) -> tuple[IndexColumns, list[Problem]]:
@@ -360,7 +358,7 @@ def _add(columns: IndexColumns, known: dict[bytes, int], frame: Frame) -> None:
             columns.others.append(frame.offset)
     else:
         meta = frames.decode_meta(frame.meta)
-        shared = {key: value for key, value in meta.items() if key not in _DYNAMIC}
+        shared = {key: value for key, value in meta.items() if key not in DYNAMIC}
         key = frames.encode_meta(shared)
         if key not in known:
             check_descriptor(shared)

@@ -79,19 +79,29 @@ static inline void accumulate(uint64_t *sums, const uint8_t *data, const uint8_t
 }
 #endif
 
-static uint64_t of_more(const uint8_t *data, size_t size) {
-    uint64_t sums[8];
-    memcpy(sums, first_sums, sizeof sums);
-    const uint8_t *last = data + size - STRIPE;
-    size_t left = size;
-    for (; left > BLOCK; data += BLOCK, left -= BLOCK) {
+/* Adds whole blocks, behind each of which more data comes. */
+static void add_blocks(uint64_t *sums, const uint8_t *data, size_t blocks) {
+    for (; blocks; blocks--, data += BLOCK) {
         for (int n = 0; n < BLOCK / STRIPE; n++) accumulate(sums, data + n * STRIPE, secret + n * 8);
         for (int i = 0; i < 8; i++)
             sums[i] = (sums[i] ^ sums[i] >> 47 ^ word(secret + sizeof secret - STRIPE + i * 8)) * PRIME32_1;
     }
-    for (int n = 0; n < (int)((left - 1) / STRIPE); n++) accumulate(sums, data + n * STRIPE, secret + n * 8);
-    accumulate(sums, last, secret + sizeof secret - 71);
+}
+
+/* The digest of so many bytes, of which those before the last ones, a block at most, were added. */
+static uint64_t ended(uint64_t *sums, const uint8_t *data, size_t size) {
+    size_t before = (size - 1) / BLOCK * BLOCK, left = size - before;
+    for (int n = 0; n < (int)((left - 1) / STRIPE); n++)
+        accumulate(sums, data + before + n * STRIPE, secret + n * 8);
+    accumulate(sums, data + size - STRIPE, secret + sizeof secret - 71);
     return merged(sums, size);
+}
+
+static uint64_t of_more(const uint8_t *data, size_t size) {
+    uint64_t sums[8];
+    memcpy(sums, first_sums, sizeof sums);
+    add_blocks(sums, data, (size - 1) / BLOCK);
+    return ended(sums, data, size);
 }
 
 static uint64_t xxh3(const uint8_t *data, size_t size) {
@@ -102,7 +112,7 @@ static uint64_t xxh3(const uint8_t *data, size_t size) {
 #define MOST_128 128
 
 /* Of 17 to 128 bytes; the higher half first. */
-static void xxh3_128(const uint8_t *data, size_t size, uint64_t *halves) {
+static inline void xxh3_128(const uint8_t *data, size_t size, uint64_t *halves) {
     uint64_t low = size * PRIME64_1, high = 0;
     for (int i = (int)((size - 1) >> 5); i >= 0; i--) {
         const uint8_t *first = data + i * 16, *last = data + size - i * 16 - 16, *key = secret + i * 32;

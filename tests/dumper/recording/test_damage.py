@@ -19,7 +19,8 @@ from dumper import Run, open_run
 from dumper.cli import main
 from dumper.format import frames
 from dumper.layout import SequenceSpan, TokenLayout
-from dumper.readers.streams.repair import Report, repair_run, verify_data, verify_run
+from dumper.readers.streams.repair import repair_run
+from dumper.readers.streams.verify import Report, verify_data, verify_run
 from dumper.reading.protocol import Record
 from tests.dumper.recording.conftest import Recording
 

@@ -18,7 +18,7 @@ import pytest
 from dumper import open_run
 from dumper.format.run_files import status_path
 from dumper.format.status import read_status
-from dumper.readers.streams.repair import verify_run
+from dumper.readers.streams.verify import verify_run
 from testbed.forked import ForkHost
 from tests.dumper.recording.conftest import Recording
 
