@@ -11,7 +11,8 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 _TITLE = """# Benchmarks
 
 Each section is written by the script that it names and says how its figures were taken. Sides that are compared took
-turns on one machine. Ratios carry over to other machines; absolute figures do not.
+turns on one machine. Ratios carry over to other machines; absolute figures do not. The tests hold some of them:
+`tests/speed` fails where a factor of two is lost.
 """
 
 

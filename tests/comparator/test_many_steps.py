@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,7 @@ from comparator.match.entries import Entry
 from dumper import open_run
 from testbed.synthetic_engine import Engine, Request, serve
 from testbed.synthetic_runs import record, write
+from tests.harness.counted_calls import calls
 
 NEVER = 1 << 30
 
@@ -88,22 +88,6 @@ def test_a_damaged_record_among_many_is_named(tmp_path: Path, monkeypatch: pytes
     assert any("is damaged" in one and "do not match their checksum" in one for one in found), found
     monkeypatch.setattr(aligned, "SEVERAL", NEVER)
     assert found == [str(one) for one in compare(baseline, target, token_aligner="smart")]
-
-
-def calls(function: Callable[[], object]) -> int:
-    count = 0
-
-    def see(frame: object, event: str, argument: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    before = sys.getprofile()
-    sys.setprofile(see)
-    try:
-        function()
-    finally:
-        sys.setprofile(before)
-    return count
 
 
 def test_the_records_of_more_requests_take_as_many_calls_each(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from comparator.options import Options
 from comparator.prepared import Prepared, prepare
 from dumper.reading.open import open_run
 from testbed.sparse_runs import LAYER_TAPS, OTHER_TAPS, Sparse, write_sparse_run
+from tests.harness.counted_calls import calls
 
 SMALL, LONG, WIDE = Sparse(2, 4, 12, 40), Sparse(2, 4, 12, 80), Sparse(2, 8, 12, 40)
 """Of 4,920 records on each of eight ranks; of twice as many; and of as many on each of sixteen."""
@@ -28,23 +27,6 @@ def planned(path: Path, **options: Any) -> Prepared:
     prepared = prepare(open_run(path), open_run(path), Options(**options))
     _ = prepared.units
     return prepared
-
-
-def calls(function: Callable[[], object]) -> int:
-    """How many calls of functions, Python's own and others, it takes."""
-    count = 0
-
-    def see(frame: object, event: str, argument: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    before = sys.getprofile()
-    sys.setprofile(see)
-    try:
-        function()
-    finally:
-        sys.setprofile(before)
-    return count
 
 
 def test_shards_of_all_ranks_and_steps_are_grouped(runs: dict[Sparse, Path]) -> None:
