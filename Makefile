@@ -27,7 +27,7 @@ test: venv venv-vllm ## All tests, those with real servers among them
 test-fast: venv ## The tests that start no server
 	@$(pytest) -m "not e2e and not slow"
 
-benches := comparing large_pairs smart converting recording levels patching controlling paging storage cluster scale
+benches := comparing large_pairs smart converting verifying recording levels patching controlling paging storage cluster scale
 bench: venv ## Benchmarks beside SGLang's tools; writes docs/benchmarks.md (some minutes, on a machine that idles)
 	@for one in $(benches); do $(python) -m benchmarks.$$one --write; done
 
