@@ -19,6 +19,7 @@ from comparator.diagnosis.kernel import (
     channel_sums_of_parts,
     median,
     midpoint_and_added,
+    standing_out,
 )
 from comparator.diagnosis.tap_rows import Float, Integer, Mask, Single
 from tensortap.distinct import distinct
@@ -70,11 +71,6 @@ def channel_weights(energy: Float) -> Single | None:
     return np.minimum(1.0, limit / np.maximum(size, TINY)).astype(np.float32)
 
 
-def sizes_of(sums: RowSums) -> Float:
-    """Root of the mean of both sides' squared norms. Shape ``(rows,)``."""
-    return np.asarray(np.sqrt((sums.baseline + sums.target) / 2), np.float64)
-
-
 def relative(energy: Float, sizes: Float) -> Float:
     """Norm of what was added to each row, of which ``energy`` is the square, over its size; 0 where both are 0."""
     norm = np.sqrt(energy)
@@ -122,7 +118,7 @@ class Difference(Struct, frozen=True, eq=False, dict=True):
     def channel_sums(self) -> ChannelSums:
         if not self.parts:
             return channel_sums(self.matrices, self.chosen, self.factors)
-        plain = _factors(sizes_of(self.sums))
+        plain = _factors(self.sums.sizes)
         return channel_sums_of_parts(self.matrices, self.chosen, self.factors, plain, self.parts)
 
     def arrays(self) -> tuple[Single, Single]:
@@ -143,13 +139,15 @@ def normalise(
     floor: float = 0.0,
     kept: Mask | None = None,
     parts: tuple[PartSums, ...] = (),
+    error: Float | None = None,
 ) -> Difference:
     """Rows over their sizes, weighted. Where most rows do not differ at all, ``floor`` is the usual error: the few
-    that do (those behind a flip of experts, for example) would decide alone otherwise. ``kept``: the rows that count.
+    that do (those behind a flip of experts, for example) would decide alone otherwise. ``kept``: the rows that count;
+    ``error``: of each row what was added over its size, where that is known.
     """
     chosen = np.arange(len(sizes), dtype=np.int64) if kept is None else np.flatnonzero(kept)
     sizes = _of(sizes, chosen)
-    error = relative(_of(sums.added, chosen), sizes)
+    error = relative(_of(sums.added, chosen), sizes) if error is None else _of(error, chosen)
     present = _of(error, np.flatnonzero(sizes > 0))
     usual = median(present) if len(present) else 0.0
     usual = usual or floor
@@ -381,15 +379,6 @@ def channels(difference: Difference, floor: float, z: float) -> ChannelNumbers |
         return None
     sums = difference.channel_sums
     energy, size, product = sums.added, sums.middle, sums.product
-    share = max(median(energy / np.maximum(size, TINY)), floor**2)
-    least = max(median(energy), floor**2 * float(size.mean()))
-    usual = np.maximum(np.maximum(least, size * share), TINY)
-    ratio = np.sqrt(energy / usual)
-    factor = product / np.maximum(size, TINY)
-    left = np.maximum(energy - factor * product, 0.0)
-    error = np.sqrt(left / rows / np.maximum(size, TINY))
-    scaled = np.abs(factor) * np.sqrt(size / usual)
-    clear = np.abs(factor) / np.maximum(error, 1e-9)
-    at, worst = int(np.argmax(ratio)), int(np.argmax(np.minimum(clear / z, scaled)))
-    estimate = Estimate(float(factor[worst]), float(error[worst]))
-    return ChannelNumbers(float(ratio[at]), at, float(scaled[worst]), estimate, worst)
+    least = floor**2 * float(size.mean())
+    ratio, at, scaled, factor, worst, error = standing_out(energy, size, product, rows, floor**2, least, z, TINY)
+    return ChannelNumbers(ratio, at, scaled, Estimate(factor, error), worst)

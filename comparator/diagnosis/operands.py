@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from comparator.diagnosis.floors import Operation, floor_for, rounding_error
 from comparator.diagnosis.kernel import Matrices, RowSums, first_look, median, row_sums, sides, to_single
 from comparator.diagnosis.kernel.reference import Array
-from comparator.diagnosis.measures import TINY, channel_weights, relative, sizes_of
+from comparator.diagnosis.measures import TINY, channel_weights, relative
 from comparator.diagnosis.tap_graph import TapNode
 from comparator.diagnosis.tap_rows import Float, Integer, Single, TapRows, join_rows
 from tensortap.lazy_rows import computed, is_lazy, pieces, stacked
@@ -54,7 +54,7 @@ class Operands(Struct, frozen=True, eq=False):
 
     def part(self) -> Part:
         """What the operation itself is asked for."""
-        sizes = sizes_of(self.sums)
+        sizes = self.sums.sizes
         nothing = np.zeros(len(sizes))
         if self.node.operation == "router" and len(sizes):
             # Few logits may all be small by chance; their error is that of logits of usual size.
@@ -91,18 +91,18 @@ class Operands(Struct, frozen=True, eq=False):
         """The operand that was not recorded is the difference of two recorded values, with both their roundings."""
         operation = self.node.branch or "unknown"
         plain = replace(self.value, weights=None)
-        whole = sizes_of(row_sums(plain)) + sizes_of(row_sums(Matrices(first, second, finite=True)))
+        whole = row_sums(plain).sizes + row_sums(Matrices(first, second, finite=True)).sizes
         first, second = _of_rows(lambda left, right, one, two: (left - one, right - two), plain, first, second)
         matrices = _shrunk(Matrices(first, second, finite=True))
         sums = row_sums(matrices)
-        sizes = sizes_of(sums)
+        sizes = sums.sizes
         rounding = np.hypot(rounding_error(self.tap.baseline_dtype), rounding_error(self.tap.target_dtype))
         extra = np.where(sizes > 0, rounding * whole / np.maximum(sizes, TINY), 0.0)
         return Part(operation, matrices, sums, sizes, None, extra, None)
 
     def _sum(self, first: Single, second: Single, plain: Part) -> Part:
         of_operands = row_sums(Matrices(first, second, finite=True))
-        sizes = np.maximum(plain.sizes, sizes_of(of_operands))
+        sizes = np.maximum(plain.sizes, of_operands.sizes)
         residuals = np.zeros((2, len(sizes)))
         in_pieces = _is_read_in_pieces(first)
         every = (self.value.first, self.value.second, first, second)
@@ -116,7 +116,7 @@ class Operands(Struct, frozen=True, eq=False):
         errors = [relative(side, sizes) for side in residuals]
         found = Residuals(*(float(one.max()) for one in errors), *(median(one) for one in errors))
         if min(found.baseline_median, found.target_median) > self._identity_limit:
-            inherited = relative(of_operands.added, sizes_of(of_operands))
+            inherited = relative(of_operands.added, of_operands.sizes)
             return replace(plain, operation="sum_without_identity", inherited=inherited)
         if in_pieces:
             first, second = _of_rows(_middle_and_rest, self.value, first, second)
@@ -136,7 +136,7 @@ def _shrunk(matrices: Matrices) -> Matrices:
 
 def _error(matrices: Matrices) -> Float:
     sums = row_sums(matrices)
-    return relative(sums.added, sizes_of(sums))
+    return relative(sums.added, sums.sizes)
 
 
 def _added(operands: Sequence[Array], places: Sequence[Integer], shape: tuple[int, int]) -> Single:

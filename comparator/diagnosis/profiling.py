@@ -28,7 +28,6 @@ from comparator.diagnosis.measures import (
     relative,
     sample_of,
     scale,
-    sizes_of,
 )
 from comparator.diagnosis.operands import Operands
 from comparator.diagnosis.routing import standing_out
@@ -146,11 +145,12 @@ class _Measuring:
         part = Operands(tap, self.node, value, sums).part()
         floor = floor_for(part.operation, tap.baseline_dtype, tap.target_dtype, ranks=tap.ranks).floor
         added = relative(part.sums.added, part.sizes)
+        is_plain = part.sums is sums and part.sizes is sums.sizes
         kept = np.ones(len(added), np.bool_)
         if part.operation in ("moe", "combine"):
             kept = ~standing_out(added) if standing_out(added).mean() < 0.5 else kept
         known = self.parts if part.matrices is value and weights is None else ()
-        difference = normalise(part.matrices, part.sums, part.sizes, floor, kept, known)
+        difference = normalise(part.matrices, part.sums, part.sizes, floor, kept, known, added)
         few = difference.rows < FEWEST_ROWS
         of_channels = channels(difference, floor / 2, CHANNEL_Z)
         sizes = self._irrelevant(part.operation, of_channels)
@@ -170,7 +170,7 @@ class _Measuring:
             different_rows=different_rows,
             different_in_full_view=int(np.count_nonzero(different & _whole_prefix(self.labels))),
             different_share=int(counts.differing.sum()) / (different_rows * channel_count),
-            error=relative(sums.added, sizes_of(sums)),
+            error=added if is_plain else relative(sums.added, sums.sizes),
             added=added,
             inherited=part.inherited,
             extra_floor=part.extra_floor,
@@ -213,8 +213,9 @@ class _Measuring:
 
     def _raw(self, difference: Difference, sizes: Float) -> Difference:
         """Of the value itself, without weights of channels: ``difference``, with its ``sizes``, where it is that."""
-        plain = sizes_of(self.sums)
-        is_plain = difference.sums is self.sums and difference.rows == len(plain) and np.array_equal(sizes, plain)
+        plain = self.sums.sizes
+        is_plain = difference.sums is self.sums and difference.rows == len(plain)
+        is_plain = is_plain and (sizes is plain or np.array_equal(sizes, plain))
         # Where most rows differ the floor is not asked for.
         differs = int(np.count_nonzero(difference.error))
         return difference if is_plain and 2 * differs > len(plain) else normalise(self.matrices, self.sums, plain)

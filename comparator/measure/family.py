@@ -111,7 +111,12 @@ def _look(tables: Sequence[RowTable]) -> FirstLook | None:
         return look_of_equal(len(columns))
     if len(energies) < len(tables):
         return None
-    return look_of_finite(columns[:, :5], columns[:, 5], np.sum(energies, axis=0), tuple(_parts(tables)))
+    return look_of_finite(
+        columns[:, :5],
+        columns[:, 5],
+        energies[0] if len(energies) == 1 else np.sum(energies, axis=0),
+        tuple(_parts(tables)),
+    )
 
 
 def _parts(tables: Sequence[RowTable]) -> Iterator[PartSums]:

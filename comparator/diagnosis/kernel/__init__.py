@@ -39,7 +39,7 @@ COMPILED = _compiled is not None
 __all__ = [
     "COMPILED", "ChannelSums", "Counts", "FirstLook", "Matrices", "PartSums", "RowSums", "channel_sums",
     "channel_sums_of_parts", "first_look", "look_of_equal", "look_of_finite", "median", "midpoint_and_added",
-    "row_sums", "sides", "to_single",
+    "row_sums", "sides", "standing_out", "to_single",
 ]  # fmt: skip
 
 _KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}
@@ -47,7 +47,7 @@ _TABLE = 3
 _LANES = 8
 
 
-class RowSums(Struct, frozen=True, eq=False):
+class RowSums(Struct, frozen=True, eq=False, dict=True):
     """Of each row: arrays of shape ``(rows,)``. The midpoint m is (x + y) / 2, what was added a = y - x."""
 
     baseline: Float
@@ -61,6 +61,11 @@ class RowSums(Struct, frozen=True, eq=False):
     """Σma"""
     total: Float
     """Σa"""
+
+    @functools.cached_property
+    def sizes(self) -> Float:
+        """Root of the mean of both sides' squared norms. Shape ``(rows,)``, not to be written to."""
+        return np.asarray(np.sqrt((self.baseline + self.target) / 2), np.float64)
 
 
 class Counts(Struct, frozen=True, eq=False):
@@ -189,12 +194,12 @@ def channel_sums_of_parts(
     the matrices: those with rows that have another factor are taken anew."""
     wanted = np.full(matrices.shape[0], np.nan, np.float32)
     wanted[rows] = factors
-    lanes = np.zeros((_padded(matrices.shape[1]) // _LANES, 4, _LANES))
+    taken = []
     for part in parts:
         if np.array_equal(wanted[part.rows], plain[part.rows]):
-            lanes += part.sums
+            taken.append(part.sums)
             wanted[part.rows] = np.nan
-    found, left = _of_lanes(lanes, matrices.shape[1]), ~np.isnan(wanted[rows])
+    found, left = _of_lanes(taken, matrices.shape[1]), ~np.isnan(wanted[rows])
     return found.plus(channel_sums(matrices, rows[left], factors[left])) if left.any() else found
 
 
@@ -207,11 +212,25 @@ def _sum_channels(matrices: Matrices, rows: Integer, factors: Single) -> Channel
         return ChannelSums(*sums)
     lanes = np.zeros((_padded(channels) // _LANES, 4, _LANES))
     _compiled.channels(task, rows, factors, lanes)
-    return _of_lanes(lanes, channels)
+    return _of_lanes([lanes], channels)
 
 
-def _of_lanes(lanes: Float, channels: int) -> ChannelSums:
-    return ChannelSums(*lanes.transpose(1, 0, 2).reshape(4, -1)[:, :channels])
+def _of_lanes(parts: Sequence[Float], channels: int) -> ChannelSums:
+    sums = np.zeros((4, channels))
+    if parts and _compiled is not None:
+        _compiled.add_parts(tuple(map(np.ascontiguousarray, parts)), sums)
+    elif parts:
+        reference.add_parts(parts, sums)
+    return ChannelSums(*sums)
+
+
+def standing_out(
+    energy: Float, size: Float, product: Float, rows: float, share: float, least: float, z: float, tiny: float
+) -> tuple[float, int, float, float, int, float]:
+    """See ``reference.standing_out``."""
+    if _compiled is None:
+        return reference.standing_out(energy, size, product, rows, share, least, z, tiny)
+    return _compiled.standing_out(energy, size, product, rows, share, least, z, tiny)
 
 
 def _padded(channels: int) -> int:

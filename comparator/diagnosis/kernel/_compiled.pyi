@@ -16,3 +16,15 @@ def channels(
     task: Task, rows: npt.NDArray[np.int64], factors: npt.NDArray[np.float32], sums: npt.NDArray[np.float64]
 ) -> None: ...
 def median(values: Any, /) -> float: ...
+def add_parts(parts: tuple[npt.NDArray[np.float64], ...], sums: npt.NDArray[np.float64], /) -> None: ...
+def standing_out(
+    energy: npt.NDArray[np.float64],
+    size: npt.NDArray[np.float64],
+    product: npt.NDArray[np.float64],
+    rows: float,
+    share: float,
+    least: float,
+    z: float,
+    tiny: float,
+    /,
+) -> tuple[float, int, float, float, int, float]: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,38 @@ def median(values: npt.NDArray[Any]) -> float:
     # As ``np.mean`` rounds it, which takes twenty times as long for two of them.
     with np.errstate(over="ignore", invalid="ignore"):
         return float((below + ordered[half]) / ordered.dtype.type(2))
+
+
+def add_parts(parts: Sequence[Float], sums: Float) -> None:
+    """Sums of the channels, of shape ``(4, channels)``, from those of parts of the rows, of shape
+    ``(channels / 8, 4, 8)``: of 8 channels each, then of the next."""
+    lanes = np.zeros_like(parts[0])
+    for part in parts:
+        lanes += part
+    sums[...] = lanes.transpose(1, 0, 2).reshape(4, -1)[:, : sums.shape[1]]
+
+
+def standing_out(
+    energy: Float, size: Float, product: Float, rows: float, share: float, least: float, z: float, tiny: float
+) -> tuple[float, int, float, float, int, float]:
+    """The channel whose error (``energy``: Σa²) is the largest over the usual one, and the one of which that part which
+    a factor explains is large and significant: ratio and channel; ratio, factor, channel and the factor's standard
+    error. At least one channel.
+
+    Usual is the larger of the median energy, but at least ``least``, and of the channel's own ``size`` (Σm²) times the
+    median share of error, but at least ``share``. ``z``: the significance that is asked for. ``product``: Σma.
+    """
+    share = max(median(energy / np.maximum(size, tiny)), share)
+    least = max(median(energy), least)
+    usual = np.maximum(np.maximum(least, size * share), tiny)
+    ratio = np.sqrt(energy / usual)
+    factor = product / np.maximum(size, tiny)
+    left = np.maximum(energy - factor * product, 0.0)
+    error = np.sqrt(left / rows / np.maximum(size, tiny))
+    scaled = np.abs(factor) * np.sqrt(size / usual)
+    clear = np.abs(factor) / np.maximum(error, 1e-9)
+    at, worst = int(np.argmax(ratio)), int(np.argmax(np.minimum(clear / z, scaled)))
+    return float(ratio[at]), at, float(scaled[worst]), float(factor[worst]), worst, float(error[worst])
 
 
 def to_single(values: npt.NDArray[Any]) -> Single:

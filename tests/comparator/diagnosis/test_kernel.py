@@ -21,6 +21,7 @@ from comparator.diagnosis.kernel import (
     median,
     midpoint_and_added,
     row_sums,
+    standing_out,
 )
 from comparator.diagnosis.limits import LIMITS
 from comparator.diagnosis.measures import (
@@ -31,7 +32,6 @@ from comparator.diagnosis.measures import (
     normalise,
     sample_of,
     scale,
-    sizes_of,
 )
 from comparator.diagnosis.profiling import LARGEST_Z
 
@@ -136,7 +136,7 @@ def assert_they_agree(of: Matrices, parts: bool) -> None:
         assert ((energy == other_energy) | (np.abs(energy - other_energy) <= CLOSE * other_energy)).all()
         rng = np.random.default_rng(of.shape[1])
         chosen = np.flatnonzero(rng.random(of.shape[0]) < 0.7)
-        lengths = np.maximum(sizes_of(other)[chosen], 1e-300)
+        lengths = np.maximum(other.sizes[chosen], 1e-300)
         factors = (rng.random(len(chosen)) / lengths).astype(np.float32)
         expected = by_reference(channel_sums, of, chosen, factors)
         # Rows are of size 1 here; what float32 takes for 0 is nothing beside them.
@@ -188,7 +188,7 @@ def test_a_factor_from_sums_is_the_one_of_arrays():
     target = (baseline * np.float32(1.01) + 0.001 * rng.standard_normal(baseline.shape)).astype(np.float32)
     of = Matrices(baseline, target)
     sums = row_sums(of)
-    difference = normalise(of, sums, sizes_of(sums))
+    difference = normalise(of, sums, sums.sizes)
     exact, screened = scale(difference), scale(difference, irrelevant=NEVER_RELEVANT)
     chosen = difference.take(np.unique(np.linspace(0, 899, 768).astype(np.int64)))
     middle, added = (one.astype(np.float64) for one in chosen.arrays())
@@ -230,7 +230,7 @@ def test_groups_with_one_factor_need_no_significance(monkeypatch: pytest.MonkeyP
     target = baseline * factors[:, None] + 0.001 * rng.standard_normal(baseline.shape).astype(np.float32)
     of = Matrices(baseline, target)
     sums = row_sums(of)
-    difference, first = normalise(of, sums, sizes_of(sums)), np.arange(600) < 300
+    difference, first = normalise(of, sums, sums.sizes), np.arange(600) < 300
     exact = change_of_scale(difference, sample_of(first), sample_of(~first))
     assert exact.value == pytest.approx(-0.0002, rel=0.5)
     # Each of both factors is far beyond the limit, their difference is a hundredth of it.
@@ -250,7 +250,7 @@ def _correlated(seed: int, rows: int, channels: int, together: float) -> Differe
     target = 1.02 * baseline + 1e-3 * (noise + together * common * rng.standard_normal((rows, 1)))
     of = Matrices(baseline.astype(np.float32), target.astype(np.float32))
     sums = row_sums(of)
-    return normalise(of, sums, sizes_of(sums))
+    return normalise(of, sums, sums.sizes)
 
 
 @pytest.mark.parametrize("together", [0.0, 0.3, 3.0])
@@ -325,3 +325,34 @@ def test_a_median_of_something_else_is_refused() -> None:
     for values in (np.zeros((2, 2)), np.zeros(3, np.int64), np.zeros(3, np.float16)):
         with pytest.raises(ValueError, match="a vector of float32 or float64"):
             kernel._compiled.median(values)
+
+
+@needs_compiler
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 5), st.booleans(), st.integers(0, 2**32))
+def test_both_find_the_same_of_channels(channels: int, parts: int, special: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lanes = [rng.standard_normal((-(-channels // 8), 4, 8)) for _ in range(parts)]
+    found, expected = (np.zeros((4, channels)) for _ in range(2))
+    kernel._compiled.add_parts(tuple(lanes), found)
+    kernel.reference.add_parts(lanes, expected)
+    assert np.array_equal(found, expected)
+
+    energy, size, product = found[0] ** 2, found[1] ** 2, found[2]
+    if special:
+        for one in (energy, size, product):
+            one[rng.integers(0, channels, 3)] = rng.choice([0.0, 1e-310, 1e300, np.inf, np.nan], 3)
+    limits = (rng.integers(1, 99), *rng.choice([0.0, 1e-6, 1.0], 2), 16.0, 1e-300)
+    with np.errstate(all="ignore"):
+        wanted = by_reference(standing_out, energy, size, product, *limits)
+    assert np.array_equal(standing_out(energy, size, product, *limits), wanted, equal_nan=True)
+
+
+@needs_compiler
+def test_sums_of_channels_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="another length"):
+        kernel._compiled.add_parts((np.zeros((2, 4, 8)), np.zeros((1, 4, 8))), np.zeros((4, 16)))
+    with pytest.raises(ValueError, match="another length"):
+        kernel._compiled.standing_out(np.ones(8), np.ones(8), np.ones(7), 1.0, 0.0, 0.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="no channels"):
+        kernel._compiled.standing_out(*[np.ones(0)] * 3, 1.0, 0.0, 0.0, 1.0, 1.0)
