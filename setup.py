@@ -52,7 +52,7 @@ setup(
         extension(TORCH_SUMS, "-O3", "-ffp-contract=off", others=(HALF,)),
         extension(ADDING, "-O3", "-ffp-contract=off", others=(HALF,)),
         extension(QUOTING, "-O2"),
-        extension(PASSES, "-O3", "-fno-math-errno", others=(HALF,)),
+        extension(PASSES, "-O3", "-fno-math-errno", "-fno-trapping-math", others=(HALF,)),
         extension(FINGERPRINT, "-O3"),
         extension(STATISTICS, "-O3", "-ffp-contract=off"),
         extension(CRC32, "-O3"),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 from msgspec import Struct
 
-from comparator.diagnosis.kernel import median
+from comparator.diagnosis.kernel import TINY, median
 from comparator.diagnosis.measures import (
     NOTHING,
     RELEVANT,
-    TINY,
     Difference,
     Estimate,
     Irrelevance,

@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from comparator.diagnosis.calibration import Calibration
 from comparator.diagnosis.floors import Operation, floor_for
-from comparator.diagnosis.kernel import median
-from comparator.diagnosis.measures import NOTHING, TINY, Estimate
+from comparator.diagnosis.kernel import TINY, median
+from comparator.diagnosis.measures import NOTHING, Estimate
 from comparator.diagnosis.routing import STANDS_OUT, Choices, Flips, count_flips, find_top_k
 from comparator.diagnosis.strengths import Context, Test
 from comparator.diagnosis.tap_graph import TapGraph, TapNode

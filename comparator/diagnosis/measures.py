@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import Struct
 
 from comparator.diagnosis.kernel import (
+    TINY,
     ChannelSums,
     Matrices,
     PartSums,
@@ -19,6 +20,7 @@ from comparator.diagnosis.kernel import (
     channel_sums_of_parts,
     median,
     midpoint_and_added,
+    relative,
     standing_out,
 )
 from comparator.diagnosis.tap_rows import Float, Integer, Mask, Single
@@ -39,7 +41,6 @@ MANY_TIMES = 16.0
 chi-squared variable of 16 degrees over 16, or nearer to what it estimates."""
 OUTLIER = 2.0
 """A channel beyond so many medians is shrunk to that size, so that few massive channels do not decide alone."""
-TINY = 1e-300
 
 
 class Estimate(Struct, frozen=True):
@@ -69,12 +70,6 @@ def channel_weights(energy: Float) -> Single | None:
     if limit <= 0 or not (size > limit).any():
         return None
     return np.minimum(1.0, limit / np.maximum(size, TINY)).astype(np.float32)
-
-
-def relative(energy: Float, sizes: Float) -> Float:
-    """Norm of what was added to each row, of which ``energy`` is the square, over its size; 0 where both are 0."""
-    norm = np.sqrt(energy)
-    return np.asarray(np.where(norm > 0, norm / np.maximum(sizes, TINY), 0.0), np.float64)
 
 
 class Difference(Struct, frozen=True, eq=False, dict=True):
@@ -347,12 +342,6 @@ def offset(difference: Difference) -> Estimate:
     by_channel = difference.channel_sums.total / rows
     error = max(by_row.std(ddof=1) / np.sqrt(rows), by_channel.std(ddof=1) / np.sqrt(channels))
     return Estimate(float(by_row.mean() * root), float(error * root))
-
-
-def alignment(sums: RowSums) -> Float:
-    """|cos| between each row's midpoint and what was added to it: 1 for a row that was scaled. Shape ``(rows,)``."""
-    norms = np.sqrt(sums.middle * sums.added)
-    return np.where(norms > 0, np.abs(sums.product) / np.maximum(norms, TINY), 0.0)
 
 
 class ChannelNumbers(Struct, frozen=True):

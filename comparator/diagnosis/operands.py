@@ -9,9 +9,19 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.diagnosis.floors import Operation, floor_for, rounding_error
-from comparator.diagnosis.kernel import Matrices, RowSums, first_look, median, row_sums, sides, to_single
+from comparator.diagnosis.kernel import (
+    TINY,
+    Matrices,
+    RowSums,
+    first_look,
+    median,
+    relative,
+    row_sums,
+    sides,
+    to_single,
+)
 from comparator.diagnosis.kernel.reference import Array
-from comparator.diagnosis.measures import TINY, channel_weights, relative
+from comparator.diagnosis.measures import channel_weights
 from comparator.diagnosis.tap_graph import TapNode
 from comparator.diagnosis.tap_rows import Float, Integer, Single, TapRows, join_rows
 from tensortap.lazy_rows import computed, is_lazy, pieces, stacked
@@ -116,7 +126,7 @@ class Operands(Struct, frozen=True, eq=False):
         errors = [relative(side, sizes) for side in residuals]
         found = Residuals(*(float(one.max()) for one in errors), *(median(one) for one in errors))
         if min(found.baseline_median, found.target_median) > self._identity_limit:
-            inherited = relative(of_operands.added, of_operands.sizes)
+            inherited = of_operands.error
             return replace(plain, operation="sum_without_identity", inherited=inherited)
         if in_pieces:
             first, second = _of_rows(_middle_and_rest, self.value, first, second)
@@ -135,8 +145,7 @@ def _shrunk(matrices: Matrices) -> Matrices:
 
 
 def _error(matrices: Matrices) -> Float:
-    sums = row_sums(matrices)
-    return relative(sums.added, sums.sizes)
+    return row_sums(matrices).error
 
 
 def _added(operands: Sequence[Array], places: Sequence[Integer], shape: tuple[int, int]) -> Single:

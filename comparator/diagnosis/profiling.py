@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from comparator.diagnosis.channel_blocks import BlockNumbers, blocks, shards
 from comparator.diagnosis.chosen import choices_of, experts_of, tokens_of
 from comparator.diagnosis.floors import Operation, floor_for
-from comparator.diagnosis.kernel import Counts, FirstLook, Matrices, first_look, row_sums, to_single
+from comparator.diagnosis.kernel import Counts, FirstLook, Matrices, first_look, relative, row_sums, to_single
 from comparator.diagnosis.limits import EXPERT_SCALE, HEAD_SCALE, LIMITS, SHARD_SCALE, least_scale
 from comparator.diagnosis.measures import (
     NEVER_RELEVANT,
@@ -19,13 +19,11 @@ from comparator.diagnosis.measures import (
     ChannelNumbers,
     Difference,
     Irrelevance,
-    alignment,
     change_of_scale,
     channel_weights,
     channels,
     normalise,
     offset,
-    relative,
     sample_of,
     scale,
 )
@@ -144,8 +142,7 @@ class _Measuring:
         sums = self.sums if weights is None else row_sums(value)
         part = Operands(tap, self.node, value, sums).part()
         floor = floor_for(part.operation, tap.baseline_dtype, tap.target_dtype, ranks=tap.ranks).floor
-        added = relative(part.sums.added, part.sizes)
-        is_plain = part.sums is sums and part.sizes is sums.sizes
+        added = part.sums.error if part.sizes is part.sums.sizes else relative(part.sums.added, part.sizes)
         kept = np.ones(len(added), np.bool_)
         if part.operation in ("moe", "combine"):
             kept = ~standing_out(added) if standing_out(added).mean() < 0.5 else kept
@@ -170,11 +167,11 @@ class _Measuring:
             different_rows=different_rows,
             different_in_full_view=int(np.count_nonzero(different & _whole_prefix(self.labels))),
             different_share=int(counts.differing.sum()) / (different_rows * channel_count),
-            error=added if is_plain else relative(sums.added, sums.sizes),
+            error=sums.error,
             added=added,
             inherited=part.inherited,
             extra_floor=part.extra_floor,
-            cosine=alignment(part.sums),
+            cosine=part.sums.cosine,
             scale=NOTHING if few else scale(difference, irrelevant=sizes["scale"]),
             # Nothing is made of its significance.
             raw_scale=NOTHING if few else scale(self._raw(difference, part.sizes), irrelevant=NEVER_RELEVANT),

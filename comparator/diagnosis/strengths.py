@@ -15,9 +15,9 @@ from msgspec import Struct
 
 from comparator.diagnosis.chosen import FEWEST_USERS
 from comparator.diagnosis.floors import floor_for
-from comparator.diagnosis.kernel import median
+from comparator.diagnosis.kernel import TINY, median
 from comparator.diagnosis.limits import EXPERT_SCALE, HEAD_SCALE, LIMITS, SHARD_SCALE, least_scale
-from comparator.diagnosis.measures import NOTHING, TINY, Estimate
+from comparator.diagnosis.measures import NOTHING, Estimate
 from comparator.diagnosis.profiling import CHANNEL_Z, FEWEST_ROWS
 from comparator.diagnosis.routing import Choices
 from comparator.diagnosis.tap_profile import TapProfile

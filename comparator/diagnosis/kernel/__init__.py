@@ -17,12 +17,14 @@ from msgspec.structs import replace
 
 from comparator.diagnosis.kernel import reference
 from comparator.diagnosis.kernel.reference import (
+    TINY,
     Array,
     Float,
     Integer,
     Matrices,
     Single,
     midpoint_and_added,
+    relative,
     sides,
     to_single,
 )
@@ -37,9 +39,9 @@ else:
 COMPILED = _compiled is not None
 
 __all__ = [
-    "COMPILED", "ChannelSums", "Counts", "FirstLook", "Matrices", "PartSums", "RowSums", "channel_sums",
+    "COMPILED", "TINY", "ChannelSums", "Counts", "FirstLook", "Matrices", "PartSums", "RowSums", "channel_sums",
     "channel_sums_of_parts", "first_look", "look_of_equal", "look_of_finite", "median", "midpoint_and_added",
-    "row_sums", "sides", "standing_out", "to_single",
+    "relative", "row_sums", "sides", "standing_out", "to_single",
 ]  # fmt: skip
 
 _KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}
@@ -47,7 +49,7 @@ _TABLE = 3
 _LANES = 8
 
 
-class RowSums(Struct, frozen=True, eq=False, dict=True):
+class RowSums(Struct, frozen=True, eq=False):
     """Of each row: arrays of shape ``(rows,)``. The midpoint m is (x + y) / 2, what was added a = y - x."""
 
     baseline: Float
@@ -61,11 +63,12 @@ class RowSums(Struct, frozen=True, eq=False, dict=True):
     """Σma"""
     total: Float
     """Σa"""
-
-    @functools.cached_property
-    def sizes(self) -> Float:
-        """Root of the mean of both sides' squared norms. Shape ``(rows,)``, not to be written to."""
-        return np.asarray(np.sqrt((self.baseline + self.target) / 2), np.float64)
+    sizes: Float
+    """Root of the mean of both sides' squared norms."""
+    error: Float
+    """Norm of what was added over the size; 0 where both are 0."""
+    cosine: Float
+    """|cos| between midpoint and what was added: 1 for a row that was scaled."""
 
 
 class Counts(Struct, frozen=True, eq=False):
@@ -145,7 +148,7 @@ def look_of_finite(sums: Float, differing: Float, energy: Float, parts: tuple[Pa
 def look_of_equal(rows: int) -> FirstLook:
     """A first look at two matrices that are equal and finite, of which nothing else is asked: other sums are 0."""
     none, zero = np.zeros(rows, np.int64), np.zeros(rows)
-    return FirstLook(RowSums(*[zero] * 6), Counts(*[none] * 4), np.zeros(0))
+    return FirstLook(RowSums(*[zero] * 9), Counts(*[none] * 4), np.zeros(0))
 
 
 def row_sums(matrices: Matrices) -> RowSums:
@@ -167,11 +170,15 @@ def _sum_rows(matrices: Matrices, counts: Integer | None, energy: Float | None) 
 
 
 def _row_sums(sums: Float, parts: bool) -> RowSums:
-    first, second, added, product, total = (np.ascontiguousarray(column) for column in sums.T)
-    if parts:
-        return RowSums(second, second, first, added, product, total)
-    middle = np.maximum((first + second) / 2 - added / 4, 0.0)
-    return RowSums(first, second, middle, added, product / 2, total)
+    # What stays of a tap has memory of its own.
+    numbers, error, cosine = np.empty((7, len(sums))), np.empty(len(sums)), np.empty(len(sums))
+    if _compiled is None:
+        with np.errstate(all="ignore"):
+            reference.row_numbers(sums, parts, numbers, error, cosine)
+    else:
+        _compiled.row_numbers(sums, parts, TINY, numbers, error, cosine)
+    baseline, target, middle, added, product, total, sizes = numbers
+    return RowSums(baseline, target, middle, added, product, total, sizes, error, cosine)
 
 
 def channel_sums(matrices: Matrices, rows: Integer, factors: Single) -> ChannelSums:

@@ -217,6 +217,8 @@ done:
 
 #include "_channels.h"
 
+#include "_numbers.h"
+
 static PyObject *limit(PyObject *module, PyObject *object) {
     (void)module;
     long most = PyLong_AsLong(object);
@@ -229,6 +231,7 @@ static PyMethodDef methods[] = {
     {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512. Returns what is used."},
     {"rows", rows, METH_VARARGS, "rows((first, kind, table, second, kind, table, weights, parts, finite), sums, counts, energy)"},
     {"channels", channels, METH_VARARGS, "channels((first, ...), rows, factors, sums)"},
+    {"row_numbers", row_numbers, METH_VARARGS, "row_numbers(sums, parts, tiny, numbers, error, cosine): see reference.py"},
     {"add_parts", add_parts, METH_VARARGS, "add_parts((lanes, ...), sums): of channels over several parts of the rows, in order"},
     {"standing_out", standing_out, METH_VARARGS, "standing_out(energy, size, product, rows, share, least, z, tiny): see reference.py"},
     {"median", median, METH_O, "median(values): of a vector of float32 or float64; NaN where one takes part, and of none"},

@@ -16,6 +16,15 @@ def channels(
     task: Task, rows: npt.NDArray[np.int64], factors: npt.NDArray[np.float32], sums: npt.NDArray[np.float64]
 ) -> None: ...
 def median(values: Any, /) -> float: ...
+def row_numbers(
+    sums: npt.NDArray[np.float64],
+    parts: bool,
+    tiny: float,
+    numbers: npt.NDArray[np.float64],
+    error: npt.NDArray[np.float64],
+    cosine: npt.NDArray[np.float64],
+    /,
+) -> None: ...
 def add_parts(parts: tuple[npt.NDArray[np.float64], ...], sums: npt.NDArray[np.float64], /) -> None: ...
 def standing_out(
     energy: npt.NDArray[np.float64],

@@ -18,6 +18,7 @@ Integer = npt.NDArray[np.int64]
 
 PIECE = 1 << 20
 """Elements that are looked at together."""
+TINY = 1e-300
 LONG = 1024
 """Numbers, from which to find three of their order at once takes longer than to look through those of each half."""
 
@@ -146,6 +147,26 @@ def median(values: npt.NDArray[Any]) -> float:
     # As ``np.mean`` rounds it, which takes twenty times as long for two of them.
     with np.errstate(over="ignore", invalid="ignore"):
         return float((below + ordered[half]) / ordered.dtype.type(2))
+
+
+def row_numbers(sums: Float, parts: bool, numbers: Float, error: Float, cosine: Float) -> None:
+    """From what ``sum_rows`` found the fields of ``RowSums``, of which ``numbers``, of shape ``(7, rows)``, has all but
+    the last two."""
+    first, second, added, product, total = sums.T
+    baseline, target = (second, second) if parts else (first, second)
+    middle = first if parts else np.maximum((first + second) / 2 - added / 4, 0.0)
+    product = product if parts else product / 2
+    sizes = np.sqrt((baseline + target) / 2)
+    numbers[...] = baseline, target, middle, added, product, total, sizes
+    error[...] = relative(added, sizes)
+    norms = np.sqrt(middle * added)
+    cosine[...] = np.where(norms > 0, np.abs(product) / np.maximum(norms, TINY), 0.0)
+
+
+def relative(energy: Float, sizes: Float) -> Float:
+    """Norm of what was added to each row, of which ``energy`` is the square, over its size; 0 where both are 0."""
+    norm = np.sqrt(energy)
+    return np.asarray(np.where(norm > 0, norm / np.maximum(sizes, TINY), 0.0), np.float64)
 
 
 def add_parts(parts: Sequence[Float], sums: Float) -> None:
