@@ -199,15 +199,16 @@ def channel_sums_of_parts(
 ) -> ChannelSums:
     """The same as ``channel_sums``, where ``parts`` were taken already with the factors ``plain``, one for each row of
     the matrices: those with rows that have another factor are taken anew."""
-    wanted = np.full(matrices.shape[0], np.nan, np.float32)
-    wanted[rows] = factors
+    same, left = np.zeros((2, matrices.shape[0]), np.bool_)
+    same[rows] = factors == (plain if len(rows) == len(plain) else plain[rows])
+    left[rows] = True
     taken = []
     for part in parts:
-        if np.array_equal(wanted[part.rows], plain[part.rows]):
+        if same[part.rows].all():
             taken.append(part.sums)
-            wanted[part.rows] = np.nan
-    found, left = _of_lanes(taken, matrices.shape[1]), ~np.isnan(wanted[rows])
-    return found.plus(channel_sums(matrices, rows[left], factors[left])) if left.any() else found
+            left[part.rows] = False
+    found, anew = _of_lanes(taken, matrices.shape[1]), left[rows]
+    return found.plus(channel_sums(matrices, rows[anew], factors[anew])) if anew.any() else found
 
 
 def _sum_channels(matrices: Matrices, rows: Integer, factors: Single) -> ChannelSums:
