@@ -12,7 +12,8 @@ from dumper.format.index import from_columns
 from dumper.format.status import read_status
 from dumper.readers.streams.metadata import read_coverage, read_header
 from dumper.readers.streams.record import StoredRecord
-from dumper.readers.streams.segments import Segment, scan
+from dumper.readers.streams.scan import scan
+from dumper.readers.streams.segments import Segment
 from dumper.readers.streams.verify import Report, verify_data
 from dumper.reading.contents import as_plain, as_text
 from dumper.reading.indexing import Index

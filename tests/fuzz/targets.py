@@ -35,7 +35,7 @@ from dumper.format.layouts import decode_layout, encode_layout
 from dumper.format.status import read_status
 from dumper.layout import SequenceSpan, TokenLayout
 from dumper.readers.sglang.pt_files import parse_file_name, typed
-from dumper.readers.streams.segments import scan
+from dumper.readers.streams.scan import scan
 from dumper.reading.indexing import IndexingError, parse_index
 from dumper.reading.open import open_run
 from dumper.reading.protocol import RunError

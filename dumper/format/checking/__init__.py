@@ -30,6 +30,9 @@ else:
         Checks = _compiled.Checks
 
 COMPILED = _compiled is not None
+Scan: type[_compiled.Scan] | None = None if _compiled is None else _compiled.Scan
+"""Rows of the index of a file that has none (``dumper.readers.streams.segments``, which defines them): of records that
+begin as others before. None without the compiled module."""
 WORTH_A_THREAD = 8 << 20
 """Bytes; of less than this a thread is begun as late as it ends."""
 FILE = re.compile(r"rank-.*\.msgpack", re.DOTALL)

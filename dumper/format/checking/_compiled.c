@@ -10,6 +10,8 @@
 #include "_rows.h"
 #include "_walk.h"
 
+#include "_scan.h"
+
 #define NAP 20000000 /* ns; between two looks at what the others have done */
 
 typedef struct {
@@ -320,8 +322,9 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_compiled"
 
 PyMODINIT_FUNC PyInit__compiled(void) {
     page = (size_t)sysconf(_SC_PAGESIZE);
-    if (PyType_Ready(&ChecksType) < 0) return NULL;
+    if (PyType_Ready(&ChecksType) < 0 || PyType_Ready(&ScanType) < 0) return NULL;
     PyObject *made = PyModule_Create(&module);
     if (made != NULL && PyModule_AddObjectRef(made, "Checks", (PyObject *)&ChecksType) < 0) Py_CLEAR(made);
+    if (made != NULL && PyModule_AddObjectRef(made, "Scan", (PyObject *)&ScanType) < 0) Py_CLEAR(made);
     return made;
 }

@@ -103,22 +103,41 @@ static size_t packed_number(const uint8_t *at, size_t bytes, int64_t *number) {
     return 1 + (size_t)length;
 }
 
-/* Whether numbers, and nothing else, are here: those that the index has. */
-static int are_numbers(const Rows *rows, size_t row, const uint8_t *at, size_t bytes) {
-    int64_t step, occurrence;
+typedef struct {
+    int64_t step, occurrence, order;
+} Numbers;
+
+/* Whether the numbers of a record, and nothing else, are here. */
+static int are_numbers(const uint8_t *at, size_t bytes, Numbers *found) {
     size_t length;
     if (bytes < LENGTH(STEP_KEY) || memcmp(at, STEP_KEY, LENGTH(STEP_KEY)) != 0) return 0;
     at += LENGTH(STEP_KEY), bytes -= LENGTH(STEP_KEY);
-    if (!(length = packed_number(at, bytes, &step))) return 0;
+    if (!(length = packed_number(at, bytes, &found->step))) return 0;
     at += length, bytes -= length;
     if (bytes < LENGTH(OCCURRENCE_KEY) || memcmp(at, OCCURRENCE_KEY, LENGTH(OCCURRENCE_KEY)) != 0) return 0;
     at += LENGTH(OCCURRENCE_KEY), bytes -= LENGTH(OCCURRENCE_KEY);
-    if (!bytes || at[0] == 0xc0 || !(length = packed_number(at, bytes, &occurrence))) return 0;
+    if (!bytes || at[0] == 0xc0 || !(length = packed_number(at, bytes, &found->occurrence))) return 0;
     at += length, bytes -= length;
     if (bytes != ORDER_BYTES || memcmp(at, ORDER_KEY, LENGTH(ORDER_KEY)) != 0) return 0;
-    uint64_t order = big_endian(at + LENGTH(ORDER_KEY), 8);
-    return occurrence >= 0 && order <= INT64_MAX && (uint64_t)step == number_at(rows, STEP, row) &&
-           (uint64_t)occurrence == number_at(rows, OCCURRENCE, row) && order == number_at(rows, ORDER, row);
+    found->order = (int64_t)big_endian(at + LENGTH(ORDER_KEY), 8);
+    return found->occurrence >= 0 && found->order >= 0;
+}
+
+/* The bytes of metadata before the numbers at its end; 0 where there are none. */
+static size_t prefix_of(const uint8_t *meta, size_t bytes, Numbers *found) {
+    static const size_t longest = LENGTH(STEP_KEY) + LENGTH(OCCURRENCE_KEY) + ORDER_BYTES + 18;
+    if (bytes < ORDER_BYTES || memcmp(meta + bytes - ORDER_BYTES, ORDER_KEY, LENGTH(ORDER_KEY)) != 0) return 0;
+    for (size_t tail = longest - 16; tail <= longest && tail < bytes; tail++)
+        if (are_numbers(meta + bytes - tail, tail, found)) return bytes - tail;
+    return 0;
+}
+
+/* Whether these are the numbers of a row. */
+static int are_of_row(const Rows *rows, size_t row, const uint8_t *at, size_t bytes) {
+    Numbers found;
+    return are_numbers(at, bytes, &found) && (uint64_t)found.step == number_at(rows, STEP, row) &&
+           (uint64_t)found.occurrence == number_at(rows, OCCURRENCE, row) &&
+           (uint64_t)found.order == number_at(rows, ORDER, row);
 }
 
 static int begins_with(const Prefix *prefix, const uint8_t *meta, size_t bytes) {
@@ -127,10 +146,10 @@ static int begins_with(const Prefix *prefix, const uint8_t *meta, size_t bytes) 
 
 /* A prefix that is new; 0 where the numbers are nowhere, negative where there is no memory. */
 static int keep_prefix(Rows *rows, size_t row, uint32_t descriptor, const uint8_t *meta, size_t bytes) {
-    size_t longest = LENGTH(STEP_KEY) + LENGTH(OCCURRENCE_KEY) + ORDER_BYTES + 18, length = 0;
-    for (size_t tail = longest - 16; tail <= longest && tail <= bytes && !length; tail++)
-        if (are_numbers(rows, row, meta + bytes - tail, tail)) length = bytes - tail;
-    if (!length || descriptor >= rows->count) return 0; /* there are no more descriptions than records */
+    Numbers found;
+    size_t length = prefix_of(meta, bytes, &found);
+    if (!length || !are_of_row(rows, row, meta + length, bytes - length)) return 0;
+    if (descriptor >= rows->count) return 0; /* there are no more descriptions than records */
     if (rows->prefix_count == rows->prefix_room) {
         size_t room = 2 * rows->prefix_room + 64;
         Prefix *more = realloc(rows->prefixes, room * sizeof *more);
@@ -171,7 +190,7 @@ static int compare(Rows *rows, size_t offset, const uint8_t *meta, size_t bytes,
             return kept;
         }
         const Prefix *prefix = &rows->prefixes[number - 1];
-        if (begins_with(prefix, meta, bytes) && are_numbers(rows, row, meta + prefix->bytes, bytes - prefix->bytes)) {
+        if (begins_with(prefix, meta, bytes) && are_of_row(rows, row, meta + prefix->bytes, bytes - prefix->bytes)) {
             rows->agrees = 1;
             return 1;
         }

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import struct
 from collections import defaultdict
 from typing import Any
 
-import msgpack
-
 from dumper.format import frames
 from dumper.format.frames import FormatError, Frame
-from dumper.format.index import COLUMNS, NO_STEP, decode_index
-
-_NUMBERS = re.compile(
-    rb"\xa4step(?P<step>[\x00-\x7f\xe0-\xff\xc0]|[\xcc\xd0].|[\xcd\xd1]..|[\xce\xd2].{4}|[\xcf\xd3].{8})"
-    rb"\xaaoccurrence(?P<occurrence>[\x00-\x7f\xe0-\xff]|[\xcc\xd0].|[\xcd\xd1]..|[\xce\xd2].{4}|[\xcf\xd3].{8})"
-    rb"\xa5order\xcf(?P<order>.{8})",
-    re.DOTALL,
-)
-_SHORTEST, _LONGEST = 33, 49
-"""Bytes of these numbers."""
+from dumper.format.index import COLUMNS, decode_index
+from dumper.format.prefixes import numbers, prefix_of
 
 
 class _File:
@@ -121,25 +109,13 @@ def _agrees(file: _File, frame: Frame) -> bool:
     )
     if places != (offset, first, nbytes):
         return False
-    numbers = step, occurrence, order
+    expected = step, occurrence, order
     known = file.of_descriptor[descriptor]
-    if any(frame.meta.startswith(prefix) and _numbers(frame.meta[len(prefix) :]) == numbers for prefix in known):
+    if any(frame.meta.startswith(prefix) and numbers(frame.meta[len(prefix) :]) == expected for prefix in known):
         return True
-    for length in range(_SHORTEST, min(_LONGEST, len(frame.meta)) + 1):
-        if _numbers(frame.meta[-length:]) == numbers:
-            known.append(frame.meta[:-length])
-            file.prefixes.append((descriptor, known[-1]))
-            return True
-    return False
-
-
-def _numbers(encoded: bytes) -> tuple[int, int, int] | None:
-    """Step, occurrence and order, where there is nothing else."""
-    found = _NUMBERS.fullmatch(encoded)
-    if found is None:
-        return None
-    step, occurrence = msgpack.unpackb(found["step"]), msgpack.unpackb(found["occurrence"])
-    (order,) = struct.unpack(">Q", found["order"])
-    if occurrence < 0 or max(step or 0, occurrence, order) >= 1 << 63:
-        return None
-    return NO_STEP if step is None else step, occurrence, order
+    found = prefix_of(frame.meta)
+    if found is None or numbers(frame.meta[len(found) :]) != expected:
+        return False
+    known.append(found)
+    file.prefixes.append((descriptor, found))
+    return True

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from dumper.format import frames
 from dumper.format.regular_files import create
 from dumper.format.walk import Damage, frames_and_damage
-from dumper.readers.streams.segments import map_file, scan
+from dumper.readers.streams.scan import scan
+from dumper.readers.streams.segments import map_file
 from dumper.readers.streams.verify import Report, is_complete, named, verify_data
 from dumper.reading.open import open_run
 from tensortap.progress import Progress, silent

@@ -16,9 +16,8 @@ from msgspec import Struct, field
 
 from dumper.format import frames
 from dumper.format.frames import FormatError, Frame, Payload
-from dumper.format.index import NO_STEP, Index, IndexColumns, Known, check_descriptor, decode_index
+from dumper.format.index import Index, Known, decode_index
 from dumper.format.regular_files import mapped
-from dumper.format.walk import Damage, frames_and_damage
 from dumper.reading.protocol import Problem
 from dumper.storage.places import Place, StoredPath
 from tensortap.progress import Advance
@@ -79,8 +78,6 @@ def _sampled_rows(level: str, rows: int) -> range:
 
 _AROUND = 1 << 16
 """Bytes that Linux maps together (``fault_around_bytes``)."""
-DYNAMIC = frozenset({"step", "occurrence", "order", "compression", "bytes"})
-"""Keys of a record that no other record need share."""
 
 
 class Segment(Struct):
@@ -294,6 +291,8 @@ def find_frames(path: Place, data: Data, advance: Advance = lambda done: None, k
             return Found(encoded, decode_index(encoded, known), at, problems)
         except FormatError as error:
             problems.append(Problem("corrupted", f"{path.name}: {error}; the records were found by a scan"))
+    from dumper.readers.streams.scan import scan  # most files have an index
+
     columns, damage = scan(path, data, advance)
     encoded = columns.encode()
     return Found(encoded, decode_index(encoded), None, problems + damage)
@@ -322,52 +321,3 @@ def _index_payload(data: Any, offset: int) -> Payload:
     if not frames.payload_is_intact(data, payload):
         raise FormatError("the index does not match its checksum")
     return payload
-
-
-def scan(path: Place, data: Any, advance: Advance = lambda done: None) -> tuple[IndexColumns, list[Problem]]:
-    """Rebuild the index from the frames; the problems say what could not be read."""
-    columns = IndexColumns()
-    known: dict[bytes, int] = {}
-    problems = []
-    for found in frames_and_damage(data, advance):
-        if isinstance(found, Damage):
-            problems.append(_problem(path, found))
-            continue
-        try:
-            _add(columns, known, found)
-        except (FormatError, OverflowError) as error:
-            problems.append(Problem("corrupted", f"{path.name}: {error}"))
-    return columns, problems
-
-
-def _problem(path: Place, damage: Damage) -> Problem:
-    if damage.truncated:
-        where = f"in the middle of a frame, at offset {damage.offset}"
-        return Problem("truncated", f"{path.name} ends {where}; all before is intact")
-    return Problem(
-        "corrupted",
-        f"{path.name}: {damage.message}; {damage.end - damage.offset} bytes from offset {damage.offset} cannot be read",
-    )
-
-
-def _add(columns: IndexColumns, known: dict[bytes, int], frame: Frame) -> None:
-    if frame.kind == "step":
-        columns.steps.append(frame.offset)
-    elif frame.kind != "record":
-        if frame.kind != "index":
-            columns.others.append(frame.offset)
-    else:
-        meta = frames.decode_meta(frame.meta)
-        shared = {key: value for key, value in meta.items() if key not in DYNAMIC}
-        key = frames.encode_meta(shared)
-        if key not in known:
-            check_descriptor(shared)
-            known[key] = len(columns.descriptors)
-            columns.descriptors.append(shared)
-        step, occurrence, order = meta.get("step"), meta.get("occurrence", 0), meta.get("order", 0)
-        if not all(isinstance(number, int) and number >= 0 for number in (occurrence, order)):
-            raise FormatError(f"the record at offset {frame.offset} has no numbers where they should be")
-        first = frame.payloads[0].offset if frame.payloads else 0
-        length = sum(payload.length for payload in frame.payloads)
-        row = (frame.offset, known[key], step if isinstance(step, int) else NO_STEP, occurrence, order, first, length)
-        columns.add(row)

@@ -15,9 +15,11 @@ from msgspec import Struct, field
 from dumper.format import frames
 from dumper.format.checking import Begun, Checking, Outcome, begin
 from dumper.format.frames import FormatError, Frame, ReadInPieces
-from dumper.format.index import Index, check_descriptor, from_columns
+from dumper.format.index import Index, from_columns
+from dumper.format.prefixes import shared
 from dumper.format.walk import Damage, frames_and_damage
-from dumper.readers.streams.segments import DYNAMIC, map_file, read_index, scan
+from dumper.readers.streams.scan import scan
+from dumper.readers.streams.segments import map_file, read_index
 from dumper.reading.open import open_run
 from dumper.reading.protocol import Run, RunError
 from dumper.storage.places import Place, each
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 
 _DAMAGE = frozenset({"unreadable", "missing_records", "mixed_runs"})
 _NOTES = frozenset({"missing_rank", "lost", "left_out", "unclosed", "repaired"})
-_NUMBERS = {"step": 7, "occurrence": 11, "order": 1 << 40}
-"""What tells whether the numbers of records stand behind a prefix."""
 
 
 class Report(Struct):
@@ -218,22 +218,10 @@ def _says_the_same(index: Index, outcome: Outcome) -> bool:
     if outcome.prefixes is None or index.steps.tolist() != outcome.steps:
         return False
     for number, prefix in set(outcome.prefixes):
-        shared = _shared(prefix)
-        if shared is None or not _same(index.descriptors[number], shared):
+        found = shared(prefix)
+        if found is None or not _same(index.descriptors[number], found):
             return False
     return True
-
-
-def _shared(prefix: bytes) -> dict[str, Any] | None:
-    """What records share whose metadata begins so, where nothing but their numbers follows."""
-    end = b"".join(frames.encode_meta({key: value})[1:] for key, value in _NUMBERS.items())
-    try:
-        meta = frames.decode_meta(prefix + end)
-        shared = {key: value for key, value in meta.items() if key not in DYNAMIC}
-        check_descriptor(shared)
-    except FormatError:
-        return None
-    return shared if all(meta.get(key) == value for key, value in _NUMBERS.items()) else None
 
 
 def _agree(index: Index, scanned: Index) -> bool:

@@ -25,7 +25,8 @@ from dumper.format import checking, frames
 from dumper.format.checking import COMPILED, Checking, reference
 from dumper.format.index import COLUMNS, IndexColumns
 from dumper.layout import SequenceSpan, TokenLayout
-from dumper.readers.streams.segments import scan
+from dumper.readers.streams import scan as scanning
+from dumper.readers.streams.scan import scan
 from dumper.readers.streams.verify import Report, verify_data
 from dumper.recording.recorder import Recorder
 from tests.fuzz.mutations import changed_bytes
@@ -130,6 +131,52 @@ def test_compiled_and_not(data: st.DataObject, threads: int) -> None:
                 assert set(prefixes) == set(expected_outcome.prefixes)
 
 
+def scanned(data: bytes) -> tuple[bytes, int, list[str], int]:
+    """All that a scan finds, and how many bytes it says it has looked at."""
+    done: list[int] = []
+    columns, problems = scan(Path(FILE), data, done.append)
+    return columns.encode(), len(columns), [problem.message for problem in problems], sum(done)
+
+
+def looks_like_numbers(*orders: int) -> bytes:
+    """Two records whose descriptions differ in text, which looks like the numbers at the end of metadata; ``orders``:
+    their numbers."""
+    data = b""
+    for number, order in enumerate(orders):
+        text = b"\xa4step\x01\xaaoccurrence\x00\xa5order\xcf" + number.to_bytes(8, "big")
+        meta = b"\x85" + frames.encode_meta({"name": "x", "step": 1, "occurrence": 0, "order": order})[1:]
+        meta += b"\xa4tags\x81\xa1t\xd9" + bytes((len(text),)) + text
+        head = frames.encode_head(b"record", meta, 1)
+        data += head + frames.encode_padding(len(data) + len(head), 1) + b"x"
+        data += frames.encode_checksum(frames.checksum(b"x"))
+    return data
+
+
+@needs_compiler
+@given(st.data())
+def test_a_scan_finds_what_it_finds_without_the_compiled_module(data: st.DataObject) -> None:
+    content = data.draw(changed_bytes([*examples(), looks_like_numbers(0, 0)]))
+    with pytest.MonkeyPatch.context() as patched:
+        found = scanned(content)
+        patched.setattr(scanning, "_AT_ONCE", 1000)
+        assert scanned(content) == found
+        patched.setattr(scanning, "Scan", None)
+        assert scanned(content) == found
+
+
+@needs_compiler
+def test_a_scan_decodes_what_it_does_not_know_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b""
+    for order in range(10_000):
+        name = "y" if order % 2000 == 999 else f"x{order % 500}"
+        data += record(len(data), {"name": name, "tags": {"t": order % 500}}, (order // 100, 0, order))
+    decode, decoded = frames.decode_meta, list[bytes]()
+    monkeypatch.setattr(frames, "decode_meta", lambda meta: decoded.append(meta) or decode(meta))  # type: ignore[func-returns-value]
+    columns, problems = scan(Path(FILE), data)
+    assert (len(columns), len(columns.descriptors), problems) == (10_000, 501, [])
+    assert len(decoded) <= 2 * 501
+
+
 @needs_compiler
 @pytest.mark.parametrize("number", [0, 1, 3])
 def test_an_index_is_compared_without_reading_records(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,14 +252,8 @@ def test_numbers_of_every_length(compiled: bool, monkeypatch: pytest.MonkeyPatch
 def test_text_that_looks_like_the_numbers_of_a_record(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a part of the description, in which these records differ."""
     with_checks(monkeypatch, small_checks if compiled else reference.Checks, 2)
-    data = b""
-    for order in range(2):
-        text = b"\xa4step\x01\xaaoccurrence\x00\xa5order\xcf" + order.to_bytes(8, "big")
-        meta = b"\x85" + frames.encode_meta({"name": "x", "step": 1, "occurrence": 0, "order": order})[1:]
-        meta += b"\xa4tags\x81\xa1t\xd9" + bytes((len(text),)) + text
-        head = frames.encode_head(b"record", meta, 1)
-        data += head + frames.encode_padding(len(data) + len(head), 1) + b"x"
-        data += frames.encode_checksum(frames.checksum(b"x"))
+    assert scan(Path(FILE), looks_like_numbers(0, 0))[0].rows[1 :: len(COLUMNS)].tolist() == [0, 1]
+    data = looks_like_numbers(0, 1)
     assert verified(closed(data))[:2] == INTACT
 
     def change(columns: IndexColumns) -> None:
