@@ -12,7 +12,7 @@ from patcher.config.load import load_config, parse_config
 from patcher.errors import TargetError
 from patcher.match.statements import FunctionIndex
 from patcher.model.dims import DimsGuesses
-from patcher.model.layer_numbers import LayerNumbers
+from patcher.model.layer_numbers import LayerNumbers, of_object
 from patcher.model.loops import LayerLoop, called_by_index, loops_in
 from patcher.model.parts import (
     ENTRIES,
@@ -34,6 +34,8 @@ from patcher.source.targets import find_method, resolve_target
 from patcher.tappable import PlaceKind, TappablePlace, definition_index, function_index, self_methods, tappable_places
 
 _HIDDEN = "hidden_states"
+_ATTENTION_WEIGHTS = re.compile(r"(attn|attention)_?(weights|probs|scores)")
+"""What an attention gives beside its output: fused kernels have none, and its size is that of the context."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ class _Suggestion:
     ) -> Iterator[SuggestedEdit]:
         target = f"{_name(model)}.{method}"
         loops = loops_in(definition.node)
+        known = self._guesses.know_rows(model)
 
         def wanted(kind: PlaceKind, callee: str) -> bool:
             if callee in loops or called_by_index(callee) is not None:
@@ -170,11 +173,13 @@ class _Suggestion:
                 yield from self._of_loop(target, place, loop, owner, parts.get(loop.attribute))
             elif place.kind in ("submodule", "collective"):
                 part = parts.get(place.callee.removeprefix("self."))
-                dims = None if part is None or part.in_list else self._guesses.of_part(owner, part, _first(place))
+                guessed = known and part is not None and not part.in_list
+                dims = self._guesses.of_part(owner, part, _first(place)) if guessed and part is not None else None
                 yield from _taps(target, place, layer_id, dims, self._guesses.hidden)
             elif place.kind == "entry" and layer_id and method in ENTRIES and _HIDDEN in place.values:
                 name = f"{_snake(model.path[-1])}_input"
-                yield SuggestedEdit(target, place, "dump", name, _HIDDEN, layer_id, self._guesses.hidden)
+                hidden = self._guesses.hidden if known else None
+                yield SuggestedEdit(target, place, "dump", name, _HIDDEN, layer_id, hidden)
 
     def _of_loop(
         self, target: str, place: TappablePlace, loop: LayerLoop, owner: ModelClass, part: Part | None
@@ -182,9 +187,10 @@ class _Suggestion:
         """A call of the part that a loop has come to."""
         inner = None if part is None else class_called(owner, part.call, self._finder)
         own = None if inner is None else self._numbers.expression(inner)
-        number = loop.number or (None if own is None else f"{loop.variable}.{own.removeprefix('self.')}")
-        if own is None and number is not None and place.form == "match":
-            # What runs in there does not know its layer.
+        number = loop.number or (None if own is None else of_object(own, loop.variable))
+        knows = inner is not None and self._numbers.is_everywhere(inner)
+        if not knows and number is not None and place.form == "match":
+            # What runs in there, or a part of it, does not know its layer.
             yield SuggestedEdit(target, place, "tags", layer_id=number)
         dims = None if part is None else self._guesses.of_part(owner, part, _first(place))
         named = replace(place, callee=_singular(loop.attribute))
@@ -210,6 +216,8 @@ def _taps(
     if place.form == "wrap":
         yield SuggestedEdit(target, place, "dump", name, None, layer_id, dims)
     for number, value in enumerate(place.values if place.form == "match" else ()):
+        if number > 0 and _ATTENTION_WEIGHTS.search(value):
+            continue
         suffix = "" if number == 0 else f"_{re.sub(r'[^0-9a-zA-Z]+', '_', value)}"
         own = dims if number == 0 else hidden if dims is not None and value == "residual" else None
         yield SuggestedEdit(target, place, "dump", name + suffix, value, layer_id, own)

@@ -208,10 +208,10 @@ _WHOLE_ROWS = frozenset({"own", "partial", "gathered"})
 """Forms that keep the shape of a padded batch."""
 
 
-def write(run: SyntheticRun, path: Path, *, dims: Mapping[str, str] | None = None) -> Path:
+def write(run: SyntheticRun, path: Path, *, dims: Mapping[str, str | None] | None = None) -> Path:
     """Write the run with the dumper, a recorder per rank; returns ``path``.
 
-    ``dims`` overrides ``DIMS`` per form. Padded batches are written as ``b s h``.
+    ``dims`` overrides ``DIMS`` per form; None: without dims. Padded batches are written as ``b s h``.
     """
     for rank in run.ranks:
         process = Process(rank, len(run.ranks), run.parallel[rank], versions={}, framework=None)
@@ -224,7 +224,8 @@ def write(run: SyntheticRun, path: Path, *, dims: Mapping[str, str] | None = Non
                     if (step, rank) in found:
                         values, form_dims = found[step, rank], {**DIMS, **(dims or {})}[form]
                         if layout.batch_shape is not None and form in _WHOLE_ROWS:
-                            values, form_dims = values.reshape(layout.batch_shape[0], -1, WIDTH), f"b s{form_dims[1:]}"
+                            values = values.reshape(layout.batch_shape[0], -1, WIDTH)
+                            form_dims = None if form_dims is None else f"b s{form_dims[1:]}"
                         recorder.dump(form, values, dims=form_dims)
             recorder.close()
     return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from msgspec import Struct
@@ -27,6 +27,28 @@ INHERITS_NOTHING: frozenset[Operation] = frozenset({"sum", "source", "embedding"
 CAUSAL: frozenset[Operation] = frozenset({"attention", "unknown"})
 """A row may depend on all rows before it in its sequence."""
 _ROUTED: frozenset[Operation] = frozenset({"moe", "combine"})
+_MOST_UNMEASURED = 8
+"""Taps in a row that were not measured, beyond which nothing is inherited."""
+
+
+class Way(Struct, frozen=True):
+    """What lies between a tap and an input that was measured: operations that were not."""
+
+    gain: float = 1.0
+    floor: float = 0.0
+    mixes: bool = False
+    """A row may depend on rows before it."""
+    steps: int = 0
+
+    def behind(self, operation: Operation, tap: TapProfile) -> Way:
+        """The way to ``tap`` that begins one operation earlier. What is added to a sum may be nearly all of it."""
+        bound = floor_for(operation, tap.baseline_dtype, tap.target_dtype)
+        return Way(
+            self.gain * max(bound.gain, 1.0),
+            float(np.hypot(self.gain * bound.floor, self.floor)),
+            self.mixes or operation in CAUSAL,
+            self.steps + 1,
+        )
 
 
 class View(Struct, frozen=True, eq=False):
@@ -145,16 +167,27 @@ class Inheritance:
         usual, largest = np.zeros(profile.rows), np.zeros(profile.rows)
         if profile.operation in INHERITS_NOTHING:
             return usual, largest
-        for key in node.inputs:
-            source = self._profiles.get(key)
-            if source is None or source.identical:
+        for source, way in self._sources(profile, node):
+            if source.identical and not way.floor:
                 continue
-            if profile.operation in CAUSAL and profile.labels.known and source.labels.known:
+            if (profile.operation in CAUSAL or way.mixes) and profile.labels.known and source.labels.known:
                 mean, most = _over_prefix(source, profile.labels)
             else:
                 mean = most = _of_rows(source, profile.labels)
+            mean, most = (np.hypot(way.gain * one, way.floor) for one in (mean, most))
             usual, largest = np.maximum(usual, mean), np.maximum(largest, most)
         return usual, largest
+
+    def _sources(self, tap: TapProfile, node: TapNode, way: Way | None = None) -> Iterator[tuple[TapProfile, Way]]:
+        """The inputs that were measured. One that was not stands for its own inputs, as what computes it hands their
+        error on: else what it is computed from would seem to be the work of the tap behind it."""
+        way = way or Way()
+        for key in node.inputs:
+            source, unmeasured = self._profiles.get(key), self._nodes.get(key)
+            if source is not None:
+                yield source, way
+            elif unmeasured is not None and way.steps < _MOST_UNMEASURED:
+                yield from self._sources(tap, unmeasured, way.behind(unmeasured.operation, tap))
 
     def _main_input(self, node: TapNode) -> TapProfile | None:
         found = [self._profiles[key] for key in node.inputs if key in self._profiles]

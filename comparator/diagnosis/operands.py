@@ -70,11 +70,12 @@ class Operands(Struct, frozen=True, eq=False):
             # Few logits may all be small by chance; their error is that of logits of usual size.
             sizes = np.maximum(sizes, median(sizes))
         plain = Part(self.node.operation, self.value, self.sums, sizes, None, nothing, None)
-        if not self.tap.operands or self.node.operation not in ("sum", "norm"):
+        if self.node.operation not in ("sum", "norm"):
             return plain
-        summed = self._sum_of_operands()
+        summed = self._sum_of_operands() if self.tap.operands else None
         if summed is None:
-            return plain
+            # Nothing to take off: the sum inherits the error of what it adds up, as far as that was measured.
+            return replace(plain, operation="sum_without_identity") if self.node.operation == "sum" else plain
         first, second = summed
         if self.node.operation == "norm":
             return replace(plain, inherited=_error(_shrunk(Matrices(first, second, finite=True))))

@@ -38,6 +38,8 @@ class SideInputs(Struct, frozen=True):
 
     dims_text: str | None
     steps: tuple[StepInputs, ...]
+    batched: tuple[int, int] | None = None
+    """Without dims: the dimensions that are batch and sequence in every pass."""
 
     @property
     def dims(self) -> Dims | None:
@@ -60,6 +62,8 @@ class SideContext(Struct, frozen=True, dict=True):
     lie."""
     classified: dict[object, Mapping[int | None, RowsClass]] = field(default_factory=dict)
     """What the rows of a name and its tags are, per step; filled as bundles are planned."""
+    batched: dict[object, tuple[int, int]] = field(default_factory=dict)
+    """Names with their tags that have no dims, and which dimensions are batch and sequence in every pass."""
     dims: dict[str, tuple[Dims, TokenOrder | None]] = field(default_factory=dict)
     """Dims that were met before, as they are once arrays are in token order."""
     inputs: dict[object, SideInputs] = field(default_factory=dict)

@@ -91,10 +91,12 @@ def side_inputs(
         arrays = history if is_all else None
     if arrays is None:
         arrays = _arrays(bundle, order, context, sampled=sampled)
-    key = (text, arrays, tuple([classes.get(step, UNKNOWN_ROWS) for step in {one.step: None for one in arrays}]))
+    batched = context.batched.get(bundle.family) if dims is None else None
+    steps = {one.step: None for one in arrays}
+    key = (text, arrays, tuple([classes.get(step, UNKNOWN_ROWS) for step in steps]), batched)
     found = context.inputs.get(key)
     if found is None:
-        found = context.inputs[key] = SideInputs(text, _step_inputs(arrays, classes, context))
+        found = context.inputs[key] = SideInputs(text, _step_inputs(arrays, classes, context), batched)
     return found
 
 
@@ -109,9 +111,10 @@ def known_inputs(
     if order is not None or classes is None:
         return [None] * len(places)
     shape, is_tensor = like.like.shape, like.like.is_tensor
+    batched = context.batched.get(like.family) if dims is None else None
     return [
         context.inputs.get(
-            (text, (_Array(step, occurrence, rank, shape, is_tensor),), (classes.get(step, UNKNOWN_ROWS),))
+            (text, (_Array(step, occurrence, rank, shape, is_tensor),), (classes.get(step, UNKNOWN_ROWS),), batched)
         )
         for rank, step, occurrence in places
     ]
@@ -200,7 +203,7 @@ def plan_side(inputs: SideInputs, context: SideContext, joined: bool, sharing: S
     for one in inputs.steps:
         plan = _plan_step(one, dims, context, sharing)
         if dims is None and not steps and (plan.rows.hold != "unknown" or (joined and not one.has_layout)):
-            token_dimensions = (0,) if one.shapes[0][1] else ()
+            token_dimensions = inputs.batched or ((0,) if one.shapes[0][1] else ())
         steps.append(plan)
         parts.extend(
             TokenPart(one.step, part.coordinates, part.rank, count_rows(part.shape, token_dimensions), plan.rows.hold)
@@ -212,8 +215,10 @@ def plan_side(inputs: SideInputs, context: SideContext, joined: bool, sharing: S
 
 def with_rows(plan: SidePlan) -> SidePlan:
     """The plan with batch and sequence made one dimension of tokens."""
-    if len(plan.token_dimensions) < 2 or plan.dims is None:
+    if len(plan.token_dimensions) < 2:
         return plan
+    if plan.dims is None:
+        return replace(plan, merge_rows=True)
     at = min(plan.token_dimensions)
     kept = [dim for position, dim in enumerate(plan.dims.dimensions) if position not in plan.token_dimensions]
     return replace(plan, dimensions=(*kept[:at], Dimension((TOKEN,)), *kept[at:]), merge_rows=True)
@@ -265,8 +270,11 @@ def _classify(
     family: Key, arrays: Sequence[_Array], dims: Dims | None, context: SideContext, aligner: TokenAligner
 ) -> Mapping[int | None, RowsClass]:
     """What the rows are in every step of a family, by all its ``arrays``: one step alone may leave it open."""
-    positions = (0,) if dims is None else dims.token_dimensions
     tensors = [one for one in arrays if one.is_tensor]
+    positions = dims.token_dimensions if dims is not None else (0,)
+    batched = _batched(tensors, context) if dims is None and len(tensors) == len(arrays) else None
+    if batched is not None:
+        positions = context.batched[family] = batched
     found: Mapping[int | None, RowsClass] = {}
     if positions and all(len(one.shape) > max(positions) for one in tensors):
         counts: dict[int | None, dict[int, int]] = {}
@@ -279,6 +287,21 @@ def _classify(
         found = aligner.classify_steps(context.side, rows, split_axes, data_parallel_axis)
     context.classified[family, dims.text if dims else None] = found
     return found
+
+
+def _batched(arrays: Sequence[_Array], context: SideContext) -> tuple[int, int] | None:
+    """The dimensions that are batch and sequence in tensors without dims: those that have in every pass the lengths
+    of its batch, the first and another (heads may stand between them). None where the first one alone may be all rows.
+    """
+    told = False
+    places = set(range(1, min((len(one.shape) for one in arrays), default=0)))
+    for one in arrays:
+        layout = None if one.step is None else context.run.layout(one.step, one.rank)
+        if layout is None or layout.batch_shape is None or one.shape[:1] != layout.batch_shape[:1]:
+            return None
+        places = {at for at in places if one.shape[at] == layout.batch_shape[1]}
+        told |= one.shape[0] != layout.rows
+    return (0, min(places)) if told and places else None
 
 
 def _split_axes(dims: Dims, positions: tuple[int, ...]) -> tuple[str, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 
-from patcher.model.parts import ModelClass, Part, class_called, classes_in, init_of, parts_of
-from patcher.source.definitions import find_definitions
+from patcher.model.parts import ENTRIES, ModelClass, Part, class_called, classes_in, init_of, parts_of
+from patcher.source.definitions import Definition, FunctionNode, find_definitions
 from patcher.source.modules import ModuleFile, ModuleFinder
 
 _BATCH = {"b", "bs", "bsz", "batch", "batch_size", "bsize"}
@@ -51,11 +52,16 @@ class DimsGuesses:
         self._finder = finder
         self._rows = rows_of(module)
         self._sums: dict[tuple[str, tuple[str, ...]], str | None] = {}
+        self._flat = _flat_classes(module, finder) if self._rows == "b s" else set()
 
     @property
     def hidden(self) -> str | None:
         """Dims of hidden states that every rank has whole."""
         return self._dims("h")
+
+    def know_rows(self, model: ModelClass) -> bool:
+        """Whether rows lie in a class as in the whole model, so that dims can be guessed there."""
+        return model.key not in self._flat
 
     def of_part(self, owner: ModelClass, part: Part, value: str) -> str | None:
         """Dims of what a part of a class gives; None where that cannot be told.
@@ -92,6 +98,36 @@ class DimsGuesses:
 
     def _dims(self, width: str) -> str | None:
         return None if self._rows is None else f"{self._rows} {width}"
+
+
+def _flat_classes(module: ModuleFile, finder: ModuleFinder) -> set[tuple[str, tuple[str, ...]]]:
+    """The classes that make batch and sequence one dimension, ``x.view(-1, width)``, as experts do, and their parts."""
+    classes = [ModelClass(module, path) for path in classes_in(module.tree.body)]
+    flat: set[tuple[str, tuple[str, ...]]] = set()
+    todo = [one for one in classes if any(_flattens(found.node) for found in _methods(one))]
+    while todo:
+        model = todo.pop()
+        if model.key in flat:
+            continue
+        flat.add(model.key)
+        init = init_of(model, finder)
+        inner = [class_called(init[0], part.call, finder) for part in parts_of(init[1])] if init is not None else []
+        todo += [one for one in inner if one is not None and one.module is module]
+    return flat
+
+
+def _methods(model: ModelClass) -> Iterator[Definition]:
+    for name in ENTRIES:
+        yield from find_definitions(model.module.scope, (*model.path, name))
+
+
+def _flattens(function: FunctionNode) -> bool:
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and len(node.args) == 2:
+            first = node.args[0]
+            if node.func.attr in ("view", "reshape") and isinstance(first, ast.UnaryOp) and ast.unparse(first) == "-1":
+                return True
+    return False
 
 
 def _row_parallel(owner: ModelClass, call: ast.Call) -> str | None:

@@ -7,6 +7,7 @@ and hands the number on to its parts. Else the usual names count.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 
 from patcher.model.parts import ModelClass, Part, class_called, classes_in, init_of, parts_of
@@ -42,15 +43,38 @@ class LayerNumbers:
         usual = next((name for name in NAMES if name in attributes), None)
         if usual is not None:
             return f"self.{usual}"
+        conditional: dict[str, str] = {}
         for part in parts_of(init):
             names = {parameter} if parameter is not None else set(NAMES)
             if part.in_list or not names & _given(part.call):
                 continue
             inner = class_called(owner, part.call, self._finder)
             rest = None if inner is None or inner.key == model.key else self.expression(inner, steps + 1)
-            if rest is not None:
-                return f"self.{part.attribute}.{rest.removeprefix('self.')}"
-        return None
+            if rest is None:
+                continue
+            text = of_object(rest, f"self.{part.attribute}")
+            if not part.conditional:
+                return text
+            conditional.setdefault(part.attribute, text)
+        # A layer of a hybrid has an attention or another mixer: whichever it has knows.
+        chosen: str | None = None
+        for attribute, text in reversed(conditional.items()):
+            chosen = text if chosen is None else f'{text} if hasattr(self, "{attribute}") else {chosen}'
+        return chosen
+
+    def is_everywhere(self, model: ModelClass, steps: int = 0) -> bool:
+        """Whether the class and all its parts that have parts themselves know the number of their layer."""
+        if self.expression(model) is None:
+            return False
+        found = init_of(model, self._finder) if steps < _MOST_STEPS else None
+        if found is None:
+            return True
+        inner = [class_called(found[0], part.call, self._finder) for part in parts_of(found[1])]
+        return all(one is None or not self._has_parts(one) or self.is_everywhere(one, steps + 1) for one in inner)
+
+    def _has_parts(self, model: ModelClass) -> bool:
+        found = init_of(model, self._finder)
+        return found is not None and bool(parts_of(found[1]))
 
     def _find_lists(self, model: ModelClass) -> None:
         found = init_of(model, self._finder)
@@ -74,6 +98,11 @@ class LayerNumbers:
         for inner in parts_of(init):
             if not inner.in_list:
                 self._number(found[0], inner, parameter, steps + 1)
+
+
+def of_object(expression: str, name: str) -> str:
+    """An expression of ``self`` as one of the object that is called ``name``."""
+    return re.sub(r"\bself\b", name, expression)
 
 
 def _parameter_given(call: ast.Call, variable: str, init: ast.FunctionDef) -> str | None:

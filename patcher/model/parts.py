@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from patcher.source.definitions import find_class, find_definitions, statements_in
 from patcher.source.modules import ModuleFile, ModuleFinder
@@ -36,6 +36,8 @@ class Part:
     number: str | None = None
     """In a list, the variable that counts while its parts are made."""
     in_list: bool = False
+    conditional: bool = False
+    """Whether it is made under a condition, so that not every object has it."""
 
     @property
     def callee(self) -> str:
@@ -78,25 +80,48 @@ def init_of(model: ModelClass, finder: ModuleFinder) -> tuple[ModelClass, ast.Fu
 
 def parts_of(init: ast.FunctionDef) -> list[Part]:
     """The parts that an ``__init__`` makes, in source order."""
-    return [part for statement in init.body for part in _parts(statement, None)]
+    lists = {part.attribute: part for part in _local_lists(init)}
+    return [_from_list(part, lists) for statement in init.body for part in _parts(statement, None)]
 
 
-def _parts(statement: ast.stmt, number: str | None) -> Iterator[Part]:
+def _local_lists(init: ast.FunctionDef) -> Iterator[Part]:
+    """Lists that are filled before they become a part: ``layers = []``, then ``layers.append(Layer(number))``."""
+    for node in ast.walk(init):
+        if not isinstance(node, ast.For):
+            continue
+        number = counter(node.target, node.iter)
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute) and inner.func.attr == "append":
+                listed, made = inner.func.value, inner.args[0] if inner.args else None
+                if isinstance(listed, ast.Name) and isinstance(made, ast.Call):
+                    yield Part(listed.id, made, number, in_list=True)
+
+
+def _from_list(part: Part, lists: Mapping[str, Part]) -> Part:
+    """``self.layers = nn.ModuleList(layers)`` holds what the list does."""
+    given = part.call.args[0] if part.call.args else None
+    listed = lists.get(given.id) if isinstance(given, ast.Name) else None
+    return part if listed is None else replace(listed, attribute=part.attribute, conditional=part.conditional)
+
+
+def _parts(statement: ast.stmt, number: str | None, conditional: bool = False) -> Iterator[Part]:
     if isinstance(statement, (ast.Assign, ast.AnnAssign)):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         for target in targets:
             first = target.elts[0] if isinstance(target, ast.Tuple) and target.elts else target
             attribute = _own_attribute(first)
             if attribute and statement.value is not None:
-                yield from _made(attribute, statement.value)
+                for part in _made(attribute, statement.value):
+                    yield replace(part, conditional=conditional)
     elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
         yield from _appended(statement.value, number)
     else:
         if isinstance(statement, ast.For):
             number = counter(statement.target, statement.iter)
+        conditional = conditional or isinstance(statement, ast.If)
         for name in ("body", "orelse", "finalbody"):
             for inner in getattr(statement, name, None) or ():
-                yield from _parts(inner, number)
+                yield from _parts(inner, number, conditional)
 
 
 def _made(attribute: str, value: ast.expr) -> Iterator[Part]:
@@ -178,7 +203,8 @@ def whole_models(module: ModuleFile, finder: ModuleFinder) -> list[StepPlace]:
         method = next((name for name in ENTRIES if find_definitions(module.scope, (*path, name))), None)
         if not is_part and made & names and method is not None:
             places.append(StepPlace(ModelClass(module, path), method, _batch(module, (*path, method))))
-    return places
+    # Where some take tokens, what takes none is a part that is made by another name: from a table of layer classes.
+    return [place for place in places if place.batch is not None] or places
 
 
 def _batch(module: ModuleFile, path: tuple[str, ...]) -> str | None:

@@ -99,6 +99,143 @@ def test_classes_in_functions_layers_in_lists_and_their_numbers(tmp_path: Path) 
         ("build.Net", "net_mlp"): "n + 1",
     }
     assert {"match": "x = mlp(...)", "tags": {"layer_id": "n + 1"}} in edits["build.Net.forward"], "what does not know"
+    known = {"match": "x = block(...)", "tags": {"layer_id": "block.attention.place"}}
+    assert known in edits["build.Net.forward"], "its MLP does not know"
+
+
+HYBRID = block("""
+    class Attention:
+        def __init__(self, config, layer_idx):
+            self.layer_idx = layer_idx
+            self.o_proj = Linear(config)
+
+        def forward(self, x):
+            attn_output = self.o_proj(x)
+            return attn_output, None
+
+    class Mixer:
+        def __init__(self, config, layer_idx):
+            self.layer_idx = layer_idx
+            self.out_proj = Linear(config)
+
+        def forward(self, x):
+            out = self.out_proj(x)
+            return out
+
+    class Layer:
+        def __init__(self, config, layer_idx):
+            if config.kinds[layer_idx] == "attention":
+                self.self_attn = Attention(config, layer_idx)
+            else:
+                self.mixer = Mixer(config, layer_idx)
+            self.norm = Norm(config)
+
+        def forward(self, hidden_states):
+            hidden_states = self.norm(hidden_states)
+            if self.attends:
+                hidden_states, self_attn_weights = self.self_attn(hidden_states)
+            else:
+                hidden_states = self.mixer(hidden_states)
+            return hidden_states
+
+    class Net:
+        def __init__(self, config):
+            layers = []
+            for i in range(config.depth):
+                layers.append(Layer(config, layer_idx=i))
+            self.layers = ModuleList(layers)
+
+        def forward(self, input_ids):
+            hidden_states = input_ids
+            for layer in self.layers:
+                hidden_states = layer(hidden_states)
+            return hidden_states
+""")
+
+
+def test_layers_of_a_hybrid_have_their_number_from_the_mixer_that_they_have(tmp_path: Path) -> None:
+    edits = suggested(tmp_path, HYBRID)
+    taps = {edit["dump"]["name"]: edit["dump"] for found in edits.values() for edit in found if "dump" in edit}
+    number = 'self.self_attn.layer_idx if hasattr(self, "self_attn") else self.mixer.layer_idx'
+    assert taps["norm"]["layer_id"] == taps["mixer"]["layer_id"] == taps["self_attn"]["layer_id"] == number
+    of_the_layer = 'layer.self_attn.layer_idx if hasattr(layer, "self_attn") else layer.mixer.layer_idx'
+    assert taps["layer"]["layer_id"] == of_the_layer, "the list is filled before it is a part"
+
+
+TABLE = block("""
+    class Experts:
+        def __init__(self, width):
+            self.up = nn.Linear(width, width)
+
+        def forward(self, x):
+            return self.up(x)
+
+    class Mixture:
+        def __init__(self, width):
+            self.norm = nn.LayerNorm(width)
+            self.experts = Experts(width)
+
+        def forward(self, x):
+            batch, length, width = x.shape
+            x = x.view(-1, width)
+            x = self.norm(x)
+            x = self.experts(x)
+            return x.view(batch, length, width)
+
+    class Layer:
+        def __init__(self, width):
+            self.norm = nn.LayerNorm(width)
+            self.mixture = Mixture(width)
+
+        def forward(self, x):
+            x = self.norm(x)
+            x = self.mixture(x)
+            return x
+
+    KINDS = {"mixture": Layer}
+
+    class Net:
+        def __init__(self, width, kinds):
+            self.embed = nn.Embedding(10, width)
+            self.last = nn.LayerNorm(width)
+            self.layers = nn.ModuleList([KINDS[kind](width) for kind in kinds])
+
+        def forward(self, input_ids):
+            x = self.embed(input_ids)
+            for layer in self.layers:
+                x = layer(x)
+            return self.last(x)
+
+    class Head:
+        def __init__(self, width, kinds):
+            self.net = Net(width, kinds)
+
+        def forward(self, input_ids):
+            return self.net(input_ids)
+""")
+
+
+def test_a_layer_that_is_made_from_a_table_is_no_step(tmp_path: Path) -> None:
+    edits = suggested(tmp_path, TABLE)
+    steps = [name for name, found in edits.items() if any("step" in edit for edit in found)]
+    assert steps == ["Head.forward"], "the one that takes tokens and is no part of another"
+
+
+def test_no_dims_are_guessed_where_batches_are_made_flat(tmp_path: Path) -> None:
+    edits = suggested(tmp_path, TABLE)
+    dims = {
+        (name.partition(".")[0], edit["dump"]["name"]): edit["dump"].get("dims")
+        for name, found in edits.items()
+        for edit in found
+        if "dump" in edit
+    }
+    assert {value for (owner, _), value in dims.items() if owner in ("Mixture", "Experts")} == {None}
+    assert dims["Layer", "layer_norm"] == "b s h"
+
+
+def test_weights_of_an_attention_are_not_tapped(tmp_path: Path) -> None:
+    edits = suggested(tmp_path, HYBRID)
+    assert "weights" not in str([edit.get("dump") for found in edits.values() for edit in found])
 
 
 def test_the_whole_model_is_a_step(tmp_path: Path) -> None:

@@ -174,7 +174,10 @@ class _Run:
         return self.store(total)
 
 
-def profiles_of(baseline: Recording, target: Recording, **changes: object) -> tuple[list[TapProfile], TapGraph]:
+def profiles_of(
+    baseline: Recording, target: Recording, unmeasured: str | None = None, **changes: object
+) -> tuple[list[TapProfile], TapGraph]:
+    """Profiles of all taps but those called ``unmeasured``, which are in the graph alone."""
     graph = build_graph([TapDeclaration(key) for key in baseline.values])
     assert not isinstance(graph, GraphError)
 
@@ -183,12 +186,15 @@ def profiles_of(baseline: Recording, target: Recording, **changes: object) -> tu
 
     profiles = []
     for node in graph.nodes:
+        if node.key.name == unmeasured:
+            continue
+        measured = all(key.name != unmeasured for key in node.operands)
         rows = TapRows(
             node.key,
             side(node.key),
             baseline.dtype,
             target.dtype,
-            operands=tuple(side(key) for key in node.operands),
+            operands=tuple(side(key) for key in node.operands) if measured else (),
             router=side(node.router) if node.router else None,
             head_size=HEAD_SIZE,
         )

@@ -8,7 +8,7 @@ import ml_dtypes  # noqa: F401  numpy knows fp8 by its names
 import numpy as np
 import pytest
 
-from comparator.diagnosis import RowLabels, TapKey, profile
+from comparator.diagnosis import RowLabels, TapKey, diagnose, profile
 from comparator.diagnosis.kernel import Matrices, row_sums
 from comparator.diagnosis.measures import normalise
 from comparator.diagnosis.tap_rows import Single
@@ -106,3 +106,17 @@ def test_a_row_that_differs_much_does_not_decide_alone_where_the_others_are_the_
     assert np.linalg.norm(normalised()) == pytest.approx(0.3)
     added[:] = 0.02
     assert np.linalg.norm(normalised(0.003)[3]) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("unmeasured", ["layer_input", "attn_output", "pre_mlp_residual"])
+def test_what_was_not_measured_hands_on_the_error_before_it(unmeasured: str) -> None:
+    """A tap that is there on both sides and could not be measured (another level, a shape that cannot be joined) does
+    not make its error that of the tap behind it: not where that adds it up either."""
+    baseline, target = DENSE.run(Kernels()), DENSE.run(Kernels(pieces=4, eager=True, fused_norm=True))
+
+    profiles, graph = profiles_of(baseline, target, unmeasured=unmeasured)
+    found = diagnose(profiles, graph)
+    assert found.verdict == "agree", describe(found)
+    scaled = DENSE.run(Kernels(pieces=4, eager=True), at("mlp_output", 1, lambda value: value * np.float32(1.5)))
+    profiles, graph = profiles_of(baseline, scaled, unmeasured=unmeasured)
+    assert diagnose(profiles, graph).place == TapKey("mlp_output", 1)

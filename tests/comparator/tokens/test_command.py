@@ -9,9 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from comparator.cli import main
+from dumper.recording.recorder import Recorder
 from testbed.synthetic_engine import Engine, Request, Schedule, padded_batches, serve, train_pass
 from testbed.synthetic_runs import ContextParallel, SyntheticRun, record, write
 
@@ -118,3 +120,30 @@ def test_context_parallel_runs(tmp_path: Path, ordering: str, kind: str, local: 
     )
     assert code == 0, records
     assert categories(records) == {"passed": 1}
+
+
+@pytest.mark.parametrize("heads", [0, 3])
+def test_batches_without_dims(tmp_path: Path, heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch and sequence have their lengths in every pass, as the token layouts say, and so they are rows; also where
+    heads stand between them."""
+    if heads:
+        dump = Recorder.dump
+
+        def dump_heads(recorder: Recorder, name: str, value: Any, **tags: Any) -> None:
+            split = value if tags.get("dims") else np.repeat(value[:, None], heads, axis=1)
+            dump(recorder, name, split, **tags)
+
+        monkeypatch.setattr(Recorder, "dump", dump_heads)
+    none = {"own": None}
+    runs = [record(padded_batches(SEVERAL, batch=size, side="left")) for size in (1, 2)]
+    runs = [dataclasses.replace(run, tensors={"own": run.tensors["own"]}) for run in runs]
+    one, two = (write(run, tmp_path / name, dims=none) for run, name in zip(runs, ("one", "two"), strict=True))
+    code, records = compare(one, two, "--token-aligner", "smart")
+    assert (code, categories(records)) == (0, {"passed": 1})
+    if not heads:
+        with_dims = compare(one, write(runs[1], tmp_path / "with dims"), "--token-aligner", "smart")
+        assert with_dims[0] == 0, "where one side alone has dims too"
+    values = runs[1].tensors["own"][0, 0].copy()
+    values[-1] *= 2  # the last token of a prompt
+    faulty = dataclasses.replace(runs[1], tensors={"own": {**runs[1].tensors["own"], (0, 0): values}})
+    assert compare(one, write(faulty, tmp_path / "faulty", dims=none), "--token-aligner", "smart")[0] == 1
