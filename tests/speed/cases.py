@@ -25,8 +25,11 @@ from comparator.align import adding
 from comparator.diagnosis import kernel as diagnosis
 from comparator.measure import kernel, quoting, torch_sums
 from comparator.measure.kernel.many import Places, measure_many
+from dumper.format import checking as checks
+from dumper.format import frames
 from dumper.memory.buffers import Slab
 from dumper.readers.sglang import plain_pt, pt_format
+from dumper.readers.streams.scan import scan
 from dumper.recording import shortcut
 from dumper.recording.recorder import Recorder
 from dumper.rules.levels import Level
@@ -264,6 +267,51 @@ def pack(_: Path) -> Work:
     return Work(call)
 
 
+META = {"name": "hidden", "tags": {"layer_id": 3}, "dims": "t h", "dtype": "bfloat16", "shape": [8, 64]}
+
+
+@functools.cache
+def file_of_records() -> bytes:
+    """64 records of a kilobyte with an index, as the dumper writes them."""
+    encoder, slab, parts = RecordEncoder(None), Slab(np.ones(1 << 16, np.uint8)), EncodedBatch(0)
+    source = Source("hidden", "model.Layer.forward#1:hidden", False, None, "value")
+    known = Description(source, (("layer_id", 3),), "t h", "bfloat16", (8, 64), Level("full"), False)
+    records: list[Any] = [(known, slab, 1024 * number, 1024, number) for number in range(64)]
+    encoder.encode_small(records, parts)
+    data = b"".join(map(bytes, parts.buffers))
+    columns, _ = scan(Path("file"), data)
+    index = frames.encode_frame("index", columns.meta(), len(data), (columns.encode(),))
+    return data + index + frames.encode_footer(len(data))
+
+
+def check(_: Path) -> Work:
+    data = file_of_records()
+
+    def call() -> None:
+        checking = checks.Checking([data])
+        checking.finish(lambda done: None)
+        assert checking.outcome(0).prefixes is not None
+
+    return Work(call)
+
+
+def scan_records(_: Path) -> Work:
+    data = file_of_records()
+    return Work(lambda: scan(Path("file"), data))
+
+
+def unpack(_: Path) -> Work:
+    packed, payload = msgpack.packb(META), bytes(1024)
+
+    def call() -> None:
+        for _ in range(64):
+            xxhash.xxh3_64_intdigest(packed)
+            xxhash.xxh3_64_intdigest(payload)
+            msgpack.unpackb(packed)
+
+    return Work(call)
+
+
 CHECKSUMS: dict[str, Any] = {"before": (int, int), "digests": True}
 OF_DTYPES = (
     ("sums of rows", sums, kernel, {
@@ -316,6 +364,8 @@ CASES = [
     Case("CRC-32", crc, arithmetic, {None: 1.23}, crc32),
     Case("values as text", text_of_values, json_of_values, {None: 0.33}, quoting),
     Case("reading .pt files", read_pt_files, read_files, {None: 2.4}, pt_format),
+    Case("checking records", check, unpack, {None: 0.3}, checks),
+    Case("scanning records", scan_records, unpack, {None: 0.53}, checks),
     Case("encoding records", encode, pack, {None: 0.2}, framing),
     Case("recording", record("full"), clone, {None: 0.23}, shortcut),
     Case("recording, stats", record("stats"), clone, {None: 0.24}, shortcut),
