@@ -245,7 +245,9 @@ def test_what_is_hardly_looked_at_again_is_told(threads: int, outlier: bool, mon
     if not outlier:
         assert [first for first, _ in sorted(seen)] == [0, *(stop for _, stop in sorted(seen))][:-1]
         assert max(stop for _, stop in seen) == left.size
-    assert len(seen) < threads if outlier else len(seen) > 3
+        assert len(seen) > 3
+    elif threads == 1:  # else other parts may have been looked at before it was known of the first
+        assert not seen
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
