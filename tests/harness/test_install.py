@@ -1,4 +1,5 @@
-"""requirements/install.sh: an environment is made anew when anything has changed that it was made from."""
+"""requirements/install.sh: an environment is made anew when anything has changed that it was made from; and packages
+hold the sources by which they know whether their modules are current."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from tensortap.compiled import HEADERS_ELSEWHERE, MODULES
 from testbed.paths import CHECKOUT
@@ -76,3 +78,14 @@ def test_a_source_that_moves(checkout: Path) -> None:
     assert installs(checkout)
     (checkout / "dumper/writing/framing/_xxh3.h").rename(checkout / "dumper/writing/framing/_xxh3_renamed.h")
     assert installs(checkout)
+
+
+def test_packages_hold_the_c_sources() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    held = {
+        str(file.relative_to(CHECKOUT))
+        for package, patterns in project["tool"]["setuptools"]["package-data"].items()
+        for pattern in patterns
+        for file in (CHECKOUT / package.replace(".", "/")).glob(pattern)
+    }
+    assert set(c_sources()) <= held
