@@ -16,10 +16,10 @@ from comparator.diagnosis.kernel import (
     Matrices,
     PartSums,
     RowSums,
+    arrays,
     channel_sums,
     channel_sums_of_parts,
     median,
-    midpoint_and_added,
     relative,
     standing_out,
 )
@@ -28,8 +28,6 @@ from tensortap.distinct import distinct
 
 MOST_ROWS = 768
 """Rows that a scale is estimated from, evenly spaced: the standard error takes the rows' Gram matrix."""
-CACHED = 1 << 16
-"""Elements that stay in the processor's cache from one step to the next."""
 PROBES = 16
 """Random vectors by which the size of a product of two matrices is estimated."""
 WORTH_PROBES = 128
@@ -118,13 +116,7 @@ class Difference(Struct, frozen=True, eq=False, dict=True):
 
     def arrays(self) -> tuple[Single, Single]:
         """Midpoint and what was added, of shape ``(rows, channels)``."""
-        found = np.empty((2, self.rows, self.channels), np.float32)
-        together = max(1, CACHED // max(1, self.channels))
-        for first in range(0, self.rows, together):
-            some = slice(first, first + together)
-            for side, out in zip(midpoint_and_added(self.matrices, self.chosen[some]), found, strict=True):
-                np.multiply(side, self.factors[some, None], out=out[some])
-        return found[0], found[1]
+        return arrays(self.matrices, self.chosen, self.factors)
 
 
 def normalise(

@@ -39,9 +39,9 @@ else:
 COMPILED = _compiled is not None
 
 __all__ = [
-    "COMPILED", "TINY", "ChannelSums", "Counts", "FirstLook", "Matrices", "PartSums", "RowSums", "channel_sums",
-    "channel_sums_of_parts", "first_look", "look_of_equal", "look_of_finite", "median", "midpoint_and_added",
-    "relative", "row_sums", "sides", "standing_out", "to_single",
+    "COMPILED", "TINY", "ChannelSums", "Counts", "FirstLook", "Matrices", "PartSums", "RowSums", "arrays",
+    "channel_sums", "channel_sums_of_parts", "first_look", "look_of_equal", "look_of_finite", "median",
+    "midpoint_and_added", "relative", "row_sums", "sides", "standing_out", "to_single",
 ]  # fmt: skip
 
 _KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}
@@ -209,6 +209,18 @@ def channel_sums_of_parts(
             left[part.rows] = False
     found, anew = _of_lanes(taken, matrices.shape[1]), left[rows]
     return found.plus(channel_sums(matrices, rows[anew], factors[anew])) if anew.any() else found
+
+
+def arrays(matrices: Matrices, rows: Integer, factors: Single) -> tuple[Single, Single]:
+    """The midpoint and what was added of some rows, each times its factor: of shape ``(rows, channels)``."""
+    found = np.empty((2, len(rows), matrices.shape[1]), np.float32)
+    rows, factors = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(factors, np.float32)
+    task = None if is_lazy(matrices.first) or is_lazy(matrices.second) else _task(matrices)
+    if task is None:
+        reference.arrays(matrices, rows, factors, found)
+    else:
+        _compiled.arrays(task, rows, factors, *found)
+    return found[0], found[1]
 
 
 def _sum_channels(matrices: Matrices, rows: Integer, factors: Single) -> ChannelSums:

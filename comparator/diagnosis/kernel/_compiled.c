@@ -182,6 +182,19 @@ done:
     return result;
 }
 
+/* Whether there is a factor for each row that is chosen, and the matrices have it. */
+static int are_rows(const Py_buffer *chosen, const Py_buffer *factors, const Task *task) {
+    size_t count = (size_t)chosen->len / sizeof(int64_t);
+    if (!is_long(chosen, count, sizeof(int64_t)) || !is_long(factors, count, sizeof(float))) return 0;
+    const int64_t *numbers = chosen->buf;
+    for (size_t i = 0; i < count; i++) {
+        if (numbers[i] >= 0 && (size_t)numbers[i] < task->rows) continue;
+        PyErr_SetString(PyExc_IndexError, "a row that the matrices do not have");
+        return 0;
+    }
+    return 1;
+}
+
 static PyObject *channels(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *what, *result = NULL;
@@ -189,20 +202,12 @@ static PyObject *channels(PyObject *module, PyObject *arguments) {
     if (!PyArg_ParseTuple(arguments, "O!y*y*w*", &PyTuple_Type, &what, &chosen, &factors, &sums)) return NULL;
     Buffers buffers;
     Task task;
-    if (!prepare(what, &buffers, &task)) goto done;
-    size_t count = (size_t)chosen.len / sizeof(int64_t);
-    if (!is_long(&chosen, count, sizeof(int64_t)) || !is_long(&factors, count, sizeof(float)) ||
+    if (!prepare(what, &buffers, &task) || !are_rows(&chosen, &factors, &task) ||
         !is_long(&sums, 4 * padded(task.channels), sizeof(double)))
         goto done;
-    const int64_t *numbers = chosen.buf;
-    for (size_t i = 0; i < count; i++) {
-        if (numbers[i] >= 0 && (size_t)numbers[i] < task.rows) continue;
-        PyErr_SetString(PyExc_IndexError, "a row that the matrices do not have");
-        goto done;
-    }
-    task.rows = count;
+    task.rows = (size_t)chosen.len / sizeof(int64_t);
     Py_BEGIN_ALLOW_THREADS
-    CALL(channels, &task, numbers, factors.buf, sums.buf)
+    CALL(channels, &task, chosen.buf, factors.buf, sums.buf)
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 done:
@@ -210,6 +215,31 @@ done:
     PyBuffer_Release(&chosen);
     PyBuffer_Release(&factors);
     PyBuffer_Release(&sums);
+    return result;
+}
+
+static PyObject *arrays(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *what, *result = NULL;
+    Py_buffer chosen, factors, middle, added;
+    if (!PyArg_ParseTuple(arguments, "O!y*y*w*w*", &PyTuple_Type, &what, &chosen, &factors, &middle, &added)) return NULL;
+    Buffers buffers;
+    Task task;
+    if (!prepare(what, &buffers, &task) || !are_rows(&chosen, &factors, &task)) goto done;
+    task.rows = (size_t)chosen.len / sizeof(int64_t);
+    if (!is_long(&middle, task.rows * task.channels, sizeof(float)) ||
+        !is_long(&added, task.rows * task.channels, sizeof(float)))
+        goto done;
+    Py_BEGIN_ALLOW_THREADS
+    CALL(arrays, &task, chosen.buf, factors.buf, middle.buf, added.buf)
+    Py_END_ALLOW_THREADS
+    result = Py_NewRef(Py_None);
+done:
+    release(&buffers);
+    PyBuffer_Release(&chosen);
+    PyBuffer_Release(&factors);
+    PyBuffer_Release(&middle);
+    PyBuffer_Release(&added);
     return result;
 }
 
@@ -231,6 +261,7 @@ static PyMethodDef methods[] = {
     {"limit", limit, METH_O, "limit(most): use 0 no wider instructions, 1 those of AVX2 at most, 2 of AVX-512. Returns what is used."},
     {"rows", rows, METH_VARARGS, "rows((first, kind, table, second, kind, table, weights, parts, finite), sums, counts, energy)"},
     {"channels", channels, METH_VARARGS, "channels((first, ...), rows, factors, sums)"},
+    {"arrays", arrays, METH_VARARGS, "arrays((first, ...), rows, factors, middle, added): of rows, each times its factor"},
     {"row_numbers", row_numbers, METH_VARARGS, "row_numbers(sums, parts, tiny, numbers, error, cosine): see reference.py"},
     {"add_parts", add_parts, METH_VARARGS, "add_parts((lanes, ...), sums): of channels over several parts of the rows, in order"},
     {"standing_out", standing_out, METH_VARARGS, "standing_out(energy, size, product, rows, share, least, z, tiny): see reference.py"},

@@ -16,6 +16,14 @@ def channels(
     task: Task, rows: npt.NDArray[np.int64], factors: npt.NDArray[np.float32], sums: npt.NDArray[np.float64]
 ) -> None: ...
 def median(values: Any, /) -> float: ...
+def arrays(
+    task: Task,
+    rows: npt.NDArray[np.int64],
+    factors: npt.NDArray[np.float32],
+    middle: npt.NDArray[np.float32],
+    added: npt.NDArray[np.float32],
+    /,
+) -> None: ...
 def row_numbers(
     sums: npt.NDArray[np.float64],
     parts: bool,

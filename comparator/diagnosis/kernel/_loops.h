@@ -179,6 +179,21 @@ static void NAMED(rows)(const Task *task, double *sums, int64_t *counts, double 
     }
 }
 
+/* The midpoint of rows and what was added to it, each row times its factor, one after the other. */
+static void NAMED(arrays)(const Task *task, const int64_t *chosen, const float *factors, float *middle, float *added) {
+    float x[BLOCK] ALIGNED, y[BLOCK] ALIGNED;
+    for (size_t row = 0; row < task->rows; row++)
+        for (size_t channel = 0; channel < task->channels; channel += BLOCK, middle += BLOCK, added += BLOCK) {
+            size_t count = task->channels - channel < BLOCK ? task->channels - channel : BLOCK;
+            NAMED(block)(task, (size_t)chosen[row], channel, count, x, y, NULL);
+            for (size_t i = 0; i < count; i++) {
+                middle[i] = (task->parts ? x[i] : (x[i] + y[i]) * 0.5f) * factors[row];
+                added[i] = (task->parts ? y[i] : y[i] - x[i]) * factors[row];
+            }
+            if (count < BLOCK) middle -= BLOCK - count, added -= BLOCK - count;
+        }
+}
+
 INLINE void NAMED(add_to)(double *to, const v8f *from) {
     v4d first, second, lower, upper;
     memcpy(&first, to, sizeof first);

@@ -18,6 +18,8 @@ Integer = npt.NDArray[np.int64]
 
 PIECE = 1 << 20
 """Elements that are looked at together."""
+CACHED = 1 << 16
+"""Elements that stay in the processor's cache from one step to the next."""
 TINY = 1e-300
 LONG = 1024
 """Numbers, from which to find three of their order at once takes longer than to look through those of each half."""
@@ -94,6 +96,16 @@ def midpoint_and_added(matrices: Matrices, rows: Integer | slice) -> tuple[Singl
         middle = first + second
         middle *= np.float32(0.5)
         return middle, second - first
+
+
+def arrays(matrices: Matrices, rows: Integer, factors: Single, found: Single) -> None:
+    """Midpoints and differences of rows, each times its factor; ``found`` has shape ``(2, rows, channels)``."""
+    together = max(1, CACHED // max(1, matrices.shape[1]))
+    with np.errstate(all="ignore"):
+        for first in range(0, len(rows), together):
+            some = slice(first, first + together)
+            for side, out in zip(midpoint_and_added(matrices, rows[some]), found, strict=True):
+                np.multiply(side, factors[some, None], out=out[some])
 
 
 def sides(matrices: Matrices, rows: Integer | slice) -> tuple[Single, Single]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from comparator.diagnosis import kernel, measures, strengths
 from comparator.diagnosis.kernel import (
@@ -358,6 +358,24 @@ def test_sums_of_channels_that_do_not_fit_are_refused() -> None:
         kernel._compiled.standing_out(np.ones(8), np.ones(8), np.ones(7), 1.0, 0.0, 0.0, 1.0, 1.0)
     with pytest.raises(ValueError, match="no channels"):
         kernel._compiled.standing_out(*[np.ones(0)] * 3, 1.0, 0.0, 0.0, 1.0, 1.0)
+
+
+@needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(matrices(), st.booleans(), st.sampled_from([0, 1, 2]), st.integers(0, 2**32))
+def test_both_make_the_same_arrays_of_rows(of: Matrices, parts: bool, instructions: int, seed: int) -> None:
+    of = replace(of, parts=parts)
+    rng = np.random.default_rng(seed)
+    rows = np.flatnonzero(rng.random(of.shape[0]) < 0.7)
+    factors = rng.standard_normal(len(rows)).astype(np.float32)
+    wanted = by_reference(kernel.arrays, of, rows, factors)
+    try:
+        kernel._compiled.limit(instructions)
+        found = kernel.arrays(of, rows, factors)
+    finally:
+        kernel._compiled.limit(2)
+    for one, other in zip(found, wanted, strict=True):
+        assert np.array_equal(one, other, equal_nan=True)
 
 
 @needs_compiler
