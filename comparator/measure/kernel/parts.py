@@ -185,7 +185,7 @@ class Parts:
         if number == 0 and part.energy is not None and not part.is_alike:
             # The usual one is below so much where more than half are, which needs no order.
             below = np.count_nonzero(OUTLIER * part.energy < part.energy.max())
-            self._has_outliers = below > len(part.energy) // 2
+            self._has_outliers = bool(below > len(part.energy) // 2)
         if self._after is not None and not self._has_outliers:  # else rows are weighed anew
             self._after(elements.start, elements.stop)
         self._join(number, part, whole)
