@@ -63,8 +63,9 @@ class Session:
         self.status = open_status(settings, self.process, self.run_id)
         self._stager = stager
         encoder = RankStream(settings, self.process, self.status, coverage, self.run_id, forked_from)
-        encoder.claim()
+        # Before the file is claimed, which nobody could write then: there may be no more threads.
         self._writer = Writer(settings, encoder, stager.host)
+        encoder.claim()
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._replays: Replays | None = None
         self._next_number = itertools.count(1).__next__

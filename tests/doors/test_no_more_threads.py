@@ -224,6 +224,20 @@ def test_a_recording_misses_nothing(tmp_path: Path, light_host: ForkHost, missin
     assert counts["closed"] == 1
 
 
+def test_recording_begins_once_there_is_a_thread(
+    tmp_path: Path, limit: Limit, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder(Settings(enable=True, dir=str(tmp_path), run="run", control=False))
+    for number in range(3):
+        recorder.dump("x", np.full(4, number))
+    assert [record.message for record in caplog.records if "x was not recorded: can't start" in record.message]
+    assert "already written" not in caplog.text
+    limit.left = 3
+    recorder.dump("x", np.full(4, 3))
+    recorder.close()
+    assert [record.array().tolist() for record in open_run(tmp_path / "run").records] == [[3] * 4]
+
+
 def test_control_that_cannot_be_served_says_so(tmp_path: Path, limit: Limit, caplog: pytest.LogCaptureFixture) -> None:
     assert http.serve(tmp_path, 0, "a token that is long enough") is None
     assert "can't start new thread" in caplog.text
