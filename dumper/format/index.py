@@ -92,6 +92,10 @@ class _Encoded(Struct, frozen=True):
     others: memoryview
 
 
+class _Descriptors(Struct, frozen=True):
+    descriptors: list[Raw]
+
+
 _decode = Decoder(_Encoded).decode
 Known = dict[bytes, tuple[dict[str, Any], ...]]
 """Descriptors by their bytes: those of ranks that do the same are the same, and are kept once."""
@@ -125,6 +129,11 @@ def decode_index(data: bytes | memoryview, known: Known | None = None) -> Index:
     if len(index) and columns["descriptor"].max() >= len(index.descriptors):
         raise FormatError("the index names a description that it does not have")
     return index
+
+
+def encoded_descriptors(data: bytes | memoryview) -> list[bytes]:
+    """The descriptors of an index that can be decoded, as they are encoded."""
+    return [bytes(descriptor) for descriptor in Decoder(_Descriptors).decode(data).descriptors]
 
 
 def check_descriptor(descriptor: Any) -> None:

@@ -46,6 +46,17 @@ def prefix_of(meta: bytes) -> bytes | None:
     return None
 
 
+def is_prefix_of(prefix: bytes, descriptor: bytes) -> bool:
+    """Whether metadata that begins so is that of a record with this descriptor: the same fields, and three numbers. It
+    may be where the bytes are others."""
+    short = descriptor[:1] < b"\x90"
+    if not short and descriptor[:1] != b"\xde":
+        return False
+    fields = len(_TRIED) + (descriptor[0] & 15 if short else int.from_bytes(descriptor[1:3], "big"))
+    begin = bytes((0x80 | fields,)) if fields < 16 else b"\xde" + fields.to_bytes(2, "big")
+    return prefix == begin + descriptor[1 if short else 3 :]
+
+
 def shared(prefix: bytes) -> dict[str, Any] | None:
     """What all records share whose metadata begins so; None where what follows are no numbers, whatever they look
     like, or where it is nothing that records can share."""

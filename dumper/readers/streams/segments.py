@@ -298,9 +298,9 @@ def find_frames(path: Place, data: Data, advance: Advance = lambda done: None, k
     return Found(encoded, decode_index(encoded), None, problems + damage)
 
 
-def read_index(data: Any, offset: int) -> Index:
-    """The index frame at ``offset``, its columns as views of the file. Raises FormatError."""
-    return decode_index(frames.payload_view(data, _index_payload(data, offset)))
+def index_view(data: Any, offset: int) -> memoryview:
+    """The payload of the index frame at ``offset``, not copied. Raises FormatError."""
+    return frames.payload_view(data, _index_payload(data, offset))
 
 
 def index_bytes(data: Any, offset: int) -> bytes:

@@ -15,11 +15,11 @@ from msgspec import Struct, field
 from dumper.format import frames
 from dumper.format.checking import Begun, Checking, Outcome, begin
 from dumper.format.frames import FormatError, Frame, ReadInPieces
-from dumper.format.index import Index, from_columns
-from dumper.format.prefixes import shared
+from dumper.format.index import Index, decode_index, encoded_descriptors, from_columns
+from dumper.format.prefixes import is_prefix_of, shared
 from dumper.format.walk import Damage, frames_and_damage
 from dumper.readers.streams.scan import scan
-from dumper.readers.streams.segments import map_file, read_index
+from dumper.readers.streams.segments import index_view, map_file
 from dumper.reading.open import open_run
 from dumper.reading.protocol import Run, RunError
 from dumper.storage.places import Place, each
@@ -195,11 +195,12 @@ def _verify_end(name: str, data: Any, end: int, records: int, outcome: Outcome |
         _damage(report, f"{name}: what follows offset {end} is no footer")
         return
     try:
-        index = read_index(data, index_offset)
+        encoded = index_view(data, index_offset)
+        index = decode_index(encoded)
     except FormatError as error:
         _damage(report, f"{name}: {error}")
         return
-    if outcome is not None and _says_the_same(index, outcome):
+    if outcome is not None and _says_the_same(index, encoded, outcome):
         return
     if len(index) != records or index.columns["offset"].tolist() != _offsets(data):
         _damage(report, f"{name}: the index does not list the records that the file holds")
@@ -213,11 +214,14 @@ def _offsets(data: Any) -> list[int]:
     return [frame.offset for frame in found if frame.kind == "record"]
 
 
-def _says_the_same(index: Index, outcome: Outcome) -> bool:
+def _says_the_same(index: Index, encoded: memoryview, outcome: Outcome) -> bool:
     """Whether an index says what the frames say, as far as the walk over them could tell."""
     if outcome.prefixes is None or index.steps.tolist() != outcome.steps:
         return False
+    descriptors = encoded_descriptors(encoded)
     for number, prefix in set(outcome.prefixes):
+        if is_prefix_of(prefix, descriptors[number]):
+            continue
         found = shared(prefix)
         if found is None or not _same(index.descriptors[number], found):
             return False

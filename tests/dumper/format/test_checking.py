@@ -24,6 +24,7 @@ from dumper.cli import main
 from dumper.format import checking, frames
 from dumper.format.checking import COMPILED, Checking, reference
 from dumper.format.index import COLUMNS, IndexColumns
+from dumper.format.prefixes import is_prefix_of, prefix_of, shared
 from dumper.layout import SequenceSpan, TokenLayout
 from dumper.readers.streams import scan as scanning
 from dumper.readers.streams.scan import scan
@@ -56,11 +57,12 @@ def recorded(size: int = 64, **settings: Any) -> bytes:
 
 
 def record(
-    position: int, shared: dict[str, Any], numbers: Sequence[Any], payloads: Sequence[bytes] = (b"12345678",)
+    position: int, fields: dict[str, Any], numbers: Sequence[Any], payloads: Sequence[bytes] = (b"12345678",)
 ) -> bytes:
     """The frame of a record as the dumper writes it, for where it will stand; ``numbers``: step, occurrence, order."""
     step, occurrence, order = numbers
-    meta = bytes((0x80 | len(shared) + 3,)) + frames.encode_meta(shared)[1:]
+    count, pairs = len(fields) + 3, b"".join(frames.encode_meta({key: fields[key]})[1:] for key in fields)
+    meta = (bytes((0x80 | count,)) if count < 16 else b"\xde" + count.to_bytes(2, "big")) + pairs
     meta += b"\xa4step" + msgpack.packb(step) + b"\xaaoccurrence" + msgpack.packb(occurrence)
     meta += b"\xa5order\xcf" + order.to_bytes(8, "big")
     parts = [frames.encode_head(b"record", meta, len(payloads))]
@@ -268,6 +270,23 @@ def test_text_that_looks_like_the_numbers_of_a_record(compiled: bool, monkeypatc
 
     for changed in (change, forge):
         assert verified(closed(data, changed))[1] == 1
+
+
+DESCRIPTORS = st.dictionaries(
+    st.text(max_size=3), st.none() | st.integers(0, 1 << 40) | st.text(max_size=40), max_size=20
+)
+
+
+@given(DESCRIPTORS, DESCRIPTORS)
+def test_prefixes_and_descriptors(fields: dict[str, Any], others: dict[str, Any]) -> None:
+    descriptor = {**fields, "name": "x"}
+    meta = frames.decode_frame(record(0, descriptor, (3, 1, 2)), 0).meta
+    prefix = prefix_of(meta)
+    assert prefix is not None
+    assert shared(prefix) == descriptor
+    assert is_prefix_of(prefix, frames.encode_meta(descriptor))
+    other = {**others, "name": "x"}
+    assert is_prefix_of(prefix, frames.encode_meta(other)) == (list(other.items()) == list(descriptor.items()))
 
 
 @needs_compiler
