@@ -3,6 +3,8 @@
 
 #define DOTS_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")))
 
+#define FURTHER 1024 /* elements further on that are asked for: processors do not ask beyond the end of a page */
+
 static int has_dots(void);
 
 #include "_xxh3.h"
@@ -59,6 +61,8 @@ DOTS_TARGET INLINE void add_both(const uint16_t *x, const uint16_t *y, size_t co
         size_t stop = digests ? i + DIGEST_BLOCK : count;
         for (const uint8_t *key = secret; i < stop; i += 32, key += 8) {
             __m512i a = _mm512_loadu_si512(x + i), b = _mm512_loadu_si512(y + i);
+            _mm_prefetch(x + i + FURTHER, _MM_HINT_T0);
+            _mm_prefetch(y + i + FURTHER, _MM_HINT_T0);
             if (digests) {
                 ADD_STRIPE(digest_x, a, key)
                 ADD_STRIPE(digest_y, b, key)
