@@ -62,7 +62,8 @@ class Pass(Protocol):
 def _lined_up(*shape: int) -> Float:
     """Zeros that begin with a line of the processor's cache, which the kernel fills with every vector."""
     found = np.zeros(math.prod(shape) + _LANES)
-    first = -(found.ctypes.data // found.itemsize) % _LANES
+    address, _ = found.__array_interface__["data"]
+    first = -(address // found.itemsize) % _LANES
     return found[first : first + math.prod(shape)].reshape(shape)
 
 
