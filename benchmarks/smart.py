@@ -131,6 +131,7 @@ def main() -> None:
             str(one.requests),
             f"{one.records:,}",
             in_words(one.clean),
+            f"{one.clean.processor:.2f} s",
             in_words(one.wrong),
             f"{one.records / one.clean.seconds:,.0f}",
             f"{one.pairs / one.clean.seconds:,.0f}",
@@ -138,7 +139,11 @@ def main() -> None:
         )
         for before, one in zip(befores, found, strict=True)
     ]
-    header = ("requests", "records", "clean", "one wrong value", "records a second", "pairs a second", "time", "memory")
+    header = (
+        *("requests", "records", "clean", "of the processor", "one wrong value", "records a second", "pairs a second"),
+        *("time", "memory"),
+    )
+    busy = os.getloadavg()[0]
     few, many, chunk = BASELINE.max_running, TARGET.max_running, TARGET.chunk
     best_of = ", ".join(map(str, REQUESTS.values()))
     text = f"""## Other batches on both sides: `smart`
@@ -148,8 +153,8 @@ def main() -> None:
 in chunks of {chunk}; compared with `--token-aligner smart`. The target has noise of rounding, and passes; with a single
 wrong value beside it, it fails. From start to exit of the process, the best of {best_of} in turns, and the most memory
 of one process, the pages of mapped files counted. A pair is a token at a tap. Time and memory: of the clean target,
-times those of half as many requests, in processor time. SGLang's comparator is not beside it: it ends with an error
-where requests are decoded.
+times those of half as many requests, in processor time, while {busy:.0f} processes shared the processors. SGLang's
+comparator is not beside it: it ends with an error where requests are decoded.
 
 {table(header, rows)}
 """
