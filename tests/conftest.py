@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -22,6 +23,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Modules and tests are very many objects that stay; looking for garbage among them takes a fifth of the collection.
 gc.set_threshold(50_000)
+MUCH_GARBAGE = 1 << 30
+"""Bytes that a process may grow by before it is looked for all the same: recorders that were closed hold buffers."""
+_grown_from = [MUCH_GARBAGE]
 
 # No test depends on how fast the machine is. In CI every run tries the same examples.
 hypothesis.settings.register_profile(
@@ -37,6 +41,17 @@ hypothesis.settings.load_profile("tensortap")
 def pytest_configure() -> None:
     # SIGTERM ends the session as Ctrl-C does, so that fixtures stop the servers that they started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_runtest_logfinish() -> None:
+    if resident_bytes() > _grown_from[0] + MUCH_GARBAGE:
+        gc.collect()
+        _grown_from[0] = resident_bytes()
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

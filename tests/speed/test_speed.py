@@ -10,7 +10,7 @@ import pytest
 
 from tensortap.compiled import missing
 from tests.speed.cases import ALL, CASES, PLAIN, Case
-from tests.speed.ratios import ELSEWHERE, Work, margin, ratio_within
+from tests.speed.ratios import MARGIN, Work, margin, ratio_within
 
 pytestmark = pytest.mark.skipif(
     bool(missing()), reason="the compiled modules are not built: python setup.py build_ext -i"
@@ -23,7 +23,6 @@ LEVELS = [
 WITH_VECTORS = [pytest.param(case, id=case.name) for case in CASES if case.has_levels]
 PLANTED = 2
 """Attempts where the outcome is known: it is beyond the bound after any number of them."""
-only_where_measured = pytest.mark.skipif(margin() == ELSEWHERE, reason="bounds are wide on this make of processor")
 
 
 @pytest.fixture
@@ -62,27 +61,14 @@ def _with(limit: Callable[[int], int], level: int, work: Work) -> Work:
     return Work(call)
 
 
-@only_where_measured
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
-def test_to_do_it_twice_is_beyond_the_bound(case: Case, works: tuple[Work, Work]) -> None:
+def test_to_do_it_twice_is_noticed(case: Case, works: tuple[Work, Work]) -> None:
+    """Beside what it takes on this processor now; how near the bound of ``cases`` is depends on the processor."""
     ours, reference = works
 
     def twice() -> None:
         ours.call()
         ours.call()
 
-    level = max(case.measured, key=lambda one: one or 0)
-    if level is not None:
-        level = min(case.module._compiled.limit(level), level)
-    at_most = margin() * case.expected(level)
+    at_most = MARGIN * ratio_within(ours, reference, 0.0, PLANTED)
     assert ratio_within(Work(twice, ours.between), reference, at_most, PLANTED) > at_most
-
-
-@only_where_measured
-@pytest.mark.parametrize("case", WITH_VECTORS)
-def test_plain_loops_are_beyond_the_bound(case: Case, works: tuple[Work, Work]) -> None:
-    limit = case.module._compiled.limit
-    level = limit(max(level for level in case.measured if level is not None))
-    limit(PLAIN)
-    at_most = margin() * case.expected(level)
-    assert ratio_within(*works, at_most, PLANTED) > at_most
