@@ -34,6 +34,8 @@ from patcher.source.targets import find_method, resolve_target
 from patcher.tappable import PlaceKind, TappablePlace, definition_index, function_index, self_methods, tappable_places
 
 _HIDDEN = "hidden_states"
+_ROUTERS, _EXPERTS = frozenset({"gate", "router"}), "experts"
+_MIXTURE = frozenset(f"self.{name}" for name in (*_ROUTERS, _EXPERTS))
 _ATTENTION_WEIGHTS = re.compile(r"(attn|attention)_?(weights|probs|scores)")
 """What an attention gives beside its output: fused kernels have none, and its size is that of the context."""
 
@@ -50,6 +52,8 @@ class SuggestedEdit:
     layer_id: str | None = None
     dims: str | None = None
     batch: str | None = None
+    inputs: tuple[str, ...] = ()
+    operation: str | None = None
 
 
 def suggest_config(target: str, finder: ModuleFinder) -> str:
@@ -147,6 +151,20 @@ class _Suggestion:
             todo += sorted(methods - done)
             yield from self._of_method(model, owner, method, index, definition, parts, methods, layer_id)
 
+    def _of_mixture(self, target: str, place: TappablePlace, layer_id: str | None) -> Iterator[SuggestedEdit]:
+        """Router and experts, under the names by which the comparator knows choices of experts."""
+        if place.callee.removeprefix("self.") in _ROUTERS:
+            # Some give the choices as well, the logits first.
+            value = "$MATCH[0] if isinstance($MATCH, tuple) else $MATCH"
+            wrapped = replace(place, form="wrap", pattern=f"{place.callee}(...)")
+            yield SuggestedEdit(target, wrapped, "dump", "moe_router_logits", value, layer_id)
+            return
+        name, inputs = "moe_expert_output", ("moe_router_logits",)
+        if place.form == "wrap":
+            yield SuggestedEdit(target, place, "dump", name, None, layer_id, inputs=inputs, operation="moe")
+        for value in place.values[:1] if place.form == "match" else ():
+            yield SuggestedEdit(target, place, "dump", name, value, layer_id, inputs=inputs, operation="moe")
+
     def _of_method(
         self,
         model: ModelClass,
@@ -171,6 +189,8 @@ class _Suggestion:
             loop = loops.get(place.callee) or called_by_index(place.callee)
             if loop is not None:
                 yield from self._of_loop(target, place, loop, owner, parts.get(loop.attribute))
+            elif _ROUTERS & set(parts) and _EXPERTS in parts and place.callee in _MIXTURE:
+                yield from self._of_mixture(target, place, layer_id)
             elif place.kind in ("submodule", "collective"):
                 part = parts.get(place.callee.removeprefix("self."))
                 guessed = known and part is not None and not part.in_list
@@ -292,6 +312,10 @@ def _edit_lines(edit: SuggestedEdit) -> Iterator[str]:
         fields.append(f'dims: "{edit.dims}"')
     if edit.layer_id is not None:
         fields.append(f"layer_id: {_scalar(edit.layer_id)}")
+    if edit.inputs:
+        fields.append(f"inputs: [{', '.join(edit.inputs)}]")
+    if edit.operation is not None:
+        fields.append(f"operation: {edit.operation}")
     yield f"        dump: {{{', '.join(fields)}}}"
 
 

@@ -11,6 +11,7 @@ from comparator.diagnosis.calibration import Calibration
 from comparator.diagnosis.floors import Operation, floor_for
 from comparator.diagnosis.kernel import TINY, median
 from comparator.diagnosis.measures import NOTHING, Estimate
+from comparator.diagnosis.precision import coarsest
 from comparator.diagnosis.routing import STANDS_OUT, Choices, Flips, count_flips, find_top_k
 from comparator.diagnosis.strengths import Context, Test
 from comparator.diagnosis.tap_graph import TapGraph, TapNode
@@ -20,13 +21,15 @@ from tensortap.distinct import distinct
 
 _LINEAR: frozenset[Operation] = frozenset({"linear", "combine", "logits"})
 """A factor of the input is one of the output."""
-_NORMALISED: frozenset[Operation] = frozenset({"attention", "mlp", "moe", "router", "norm"})
+_NORMALISED: frozenset[Operation] = frozenset({"attention", "recurrence", "mlp", "moe", "router", "norm"})
 """Behind a norm a factor of the input is gone, but for that of massive channels."""
 INHERITS_NOTHING: frozenset[Operation] = frozenset({"sum", "source", "embedding"})
 """Inputs have no error (nothing comes before), or their difference is taken off (a sum)."""
-CAUSAL: frozenset[Operation] = frozenset({"attention", "unknown"})
+CAUSAL: frozenset[Operation] = frozenset({"attention", "recurrence", "unknown"})
 """A row may depend on all rows before it in its sequence."""
 _ROUTED: frozenset[Operation] = frozenset({"moe", "combine"})
+_COMPOUND: frozenset[Operation] = frozenset({"attention", "recurrence", "mlp", "moe", "router", "unknown"})
+"""Stores values on the way, which have the precision of the model also where the result is wider."""
 _MOST_UNMEASURED = 8
 """Taps in a row that were not measured, beyond which nothing is inherited."""
 
@@ -91,8 +94,7 @@ class Inheritance:
         inherited, largest = self._inherited(profile, self._nodes[profile.key])
         bound = floor_for(
             profile.operation,
-            profile.baseline_dtype,
-            profile.target_dtype,
+            *self._precisions(profile),
             ranks=profile.ranks,
             length=profile.reduction_length,
         )
@@ -103,6 +105,16 @@ class Inheritance:
         explained = np.maximum(np.hypot(bound.gain * inherited, floor), TINY)
         most = np.maximum(np.hypot(bound.gain * largest, floor), TINY)
         return bound.gain * inherited, floor, profile.added / explained, profile.added / most
+
+    def _precisions(self, profile: TapProfile) -> tuple[str, str]:
+        """Of what the operation stores on its way, of baseline and target."""
+        baseline, target = profile.baseline_dtype, profile.target_dtype
+        if profile.operation in _COMPOUND:
+            for key in self._nodes[profile.key].inputs:
+                source = self._profiles.get(key)
+                if source is not None:
+                    baseline, target = coarsest(baseline, source.baseline_dtype), coarsest(target, source.target_dtype)
+        return baseline, target
 
     def view(self, profile: TapProfile) -> View:
         node = self._nodes[profile.key]

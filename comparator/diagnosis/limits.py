@@ -29,6 +29,7 @@ class Limits(Struct, frozen=True):
 
 LIMITS: Mapping[Operation, Limits] = {
     "attention": Limits(1.75, 5, 8, 0.15, 2.5, 3, 1.0, 6),
+    "recurrence": Limits(1.75, 30, 8, 0.30, 30, 3, 2.0, 9),
     "linear": Limits(1.75, 2.5, 6, 0.12, 1.6, 2, 0.7, 5),
     "sum": Limits(1.4, 2.5, 8, 0.10, 2.2, 2.2, 0.6, 6),
     "sum_without_identity": Limits(1.5, 2.5, 8, 0.12, 1.6, 2, 0.7, 4),
@@ -40,9 +41,15 @@ LIMITS: Mapping[Operation, Limits] = {
     "combine": Limits(1.4, 3, 6, 0.12, 3, 2, 1.0, 4),
     "source": Limits(1.4, 2.5, 8, 0.12, 1.6, 2, 0.7, 5),
     "embedding": Limits(1.4, 2.5, 8, 0.12, 1.6, 2, 0.7, 5),
-    "unknown": Limits(1.8, 6, 8, 0.30, 8, 3, 1.0, 9),
+    "unknown": Limits(1.8, 30, 8, 0.30, 30, 3, 2.0, 9),
 }
-LEAST_SCALE: Mapping[Operation, float] = {"moe": 0.75, "combine": 0.75, "attention": 1.0, "embedding": 0.2}
+LEAST_SCALE: Mapping[Operation, float] = {
+    "moe": 0.75,
+    "combine": 0.75,
+    "attention": 1.0,
+    "recurrence": 1.0,
+    "embedding": 0.2,
+}
 LEAST_SCALE_ELSEWHERE = 0.45
 """Common factors of right kernels, in unit roundoffs: up to 1.3e-3 was measured in bf16, 2.9e-3 behind experts. An
 attention that cuts its probabilities off where another rounds them is smaller by .72 on average (the mean of a
@@ -51,7 +58,7 @@ constant at most: two right ones have the same factor, since every engine rounds
 CUT_OFF = 0.72
 """Mean of what cutting a value off takes from it, in unit roundoffs, over significands."""
 STORED: Mapping[Operation, int] = {
-    "attention": 4, "mlp": 5, "moe": 5, "unknown": 5, "norm": 2, "router": 2, "embedding": 0,
+    "attention": 4, "recurrence": 5, "mlp": 5, "moe": 5, "unknown": 5, "norm": 2, "router": 2, "embedding": 0,
 }  # fmt: skip
 """Values stored on the way whose factors reach the output. Attention: norm, values, probabilities, heads. MLP: norm,
 gate, up, their product, output. An embedding: none. Elsewhere one."""

@@ -114,6 +114,9 @@ class Operands(Struct, frozen=True, eq=False):
     def _sum(self, first: Single, second: Single, plain: Part) -> Part:
         of_operands = row_sums(Matrices(first, second, finite=True))
         sizes = np.maximum(plain.sizes, of_operands.sizes)
+        # Of several operands each sum but the last is rounded as well.
+        rounding = np.hypot(rounding_error(self.tap.baseline_dtype), rounding_error(self.tap.target_dtype))
+        extra = plain.extra_floor + np.sqrt(max(len(self.tap.operands) - 2, 0)) * rounding
         residuals = np.zeros((2, len(sizes)))
         in_pieces = _is_read_in_pieces(first)
         every = (self.value.first, self.value.second, first, second)
@@ -132,7 +135,7 @@ class Operands(Struct, frozen=True, eq=False):
         if in_pieces:
             first, second = _of_rows(_middle_and_rest, self.value, first, second)
         matrices = Matrices(first, second, parts=True, finite=True)
-        return Part("sum", matrices, row_sums(matrices), sizes, None, plain.extra_floor, found)
+        return Part("sum", matrices, row_sums(matrices), sizes, None, extra, found)
 
     @property
     def _identity_limit(self) -> float:

@@ -11,6 +11,7 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.diagnosis.floors import Operation
 from comparator.diagnosis.tap_rows import TapKey
@@ -23,6 +24,8 @@ class TapDeclaration(Struct, frozen=True):
     inputs: tuple[str, ...] = ()
     """``NAME`` (same layer), ``NAME@-1`` (the layer before) or ``NAME@last`` (the last layer that has it)."""
     operation: str | None = None
+    code: str | None = None
+    """Where the tap is in the program, where that is known: layers of a hybrid have taps of one name in two places."""
 
 
 class TapNode(Struct, frozen=True):
@@ -37,6 +40,8 @@ class TapNode(Struct, frozen=True):
     """What computes the operand that was not recorded."""
     assumed: bool = False
     """Inputs come from the order of execution alone."""
+    code: str | None = None
+    """Where the tap is in the program."""
 
 
 class TapGraph(Struct, frozen=True, dict=True):
@@ -66,7 +71,7 @@ class GraphError(Struct, frozen=True):
 
 
 _DECLARED: Mapping[str, Operation] = {
-    name: name for name in ("attention", "linear", "sum", "norm", "mlp", "moe", "router", "logits")
+    name: name for name in ("attention", "recurrence", "linear", "sum", "norm", "mlp", "moe", "router", "logits")
 }
 LOGITS = "next_token_logits"
 _EXPERTS, _ROUTER = "moe_expert_output", "moe_router_logits"
@@ -93,6 +98,7 @@ def build_graph(declared: Sequence[TapDeclaration]) -> TapGraph | GraphError:
     keys = {declaration.key for declaration in declared}
     nodes: list[TapNode] = []
     notes: list[str] = []
+    experts: dict[int | None, TapKey] = {}
     for at, declaration in enumerate(declared):
         for text in declaration.inputs:
             name, _, where = text.partition("@")
@@ -100,10 +106,12 @@ def build_graph(declared: Sequence[TapDeclaration]) -> TapGraph | GraphError:
                 message = f"{declaration.key.name}: {text!r} is no input; expected NAME, NAME@-1 or NAME@last"
                 return GraphError(message)
         previous = declared[at - 1].key if at else None
-        node = _resolve(declaration, keys, previous)
+        node = _resolve(declaration, keys, previous, experts.get(declaration.key.layer))
+        if declaration.key.name == _EXPERTS:
+            experts[declaration.key.layer] = declaration.key
         if node.assumed and node.inputs:
             notes.append(f"{node.key.label}: its input is taken to be {node.inputs[0].label}, the tap before it")
-        nodes.append(node)
+        nodes.append(node if declaration.code is None else replace(node, code=declaration.code))
     cycle = _find_cycle(nodes)
     if cycle:
         return GraphError(
@@ -116,7 +124,10 @@ def _offset(where: str) -> int | None:
     return int(where) if where[:1] == "-" and where[1:].isdigit() else None
 
 
-def _resolve(declaration: TapDeclaration, keys: set[TapKey], previous: TapKey | None) -> TapNode:
+def _resolve(
+    declaration: TapDeclaration, keys: set[TapKey], previous: TapKey | None, experts: TapKey | None
+) -> TapNode:
+    """``experts``: of the same layer, where they come before."""
     key = declaration.key
     operation = _DECLARED.get(declaration.operation or "")
     router = _of_name(_ROUTER, key, keys)
@@ -134,7 +145,9 @@ def _resolve(declaration: TapDeclaration, keys: set[TapKey], previous: TapKey | 
             return _node(key, operation or conventional, inputs, found, router, keys)
     if previous is None or key.name in _WEIGHTS or (key.name == _STREAM and _is_first(key, keys)):
         return _source(key)
-    return TapNode(key, operation if operation not in (None, "sum") else "unknown", (previous,), assumed=True)
+    # Behind the experts of its layer a tap may have them in it, whatever was recorded between.
+    sources = tuple(dict.fromkeys((previous, *(() if experts is None else (experts,)))))
+    return TapNode(key, operation if operation not in (None, "sum") else "unknown", sources, assumed=True)
 
 
 def _source(key: TapKey) -> TapNode:

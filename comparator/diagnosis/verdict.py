@@ -130,7 +130,7 @@ def diagnose(profiles: Sequence[TapProfile], graph: TapGraph, options: Options |
             judgements.append(Judgement(node.key, "not-judged", reason="no rows in common"))
         else:
             judgements.append(_judge(profile, inheritance, options))
-    judgements = _with_bits(judgements, found)
+    judgements = _with_bits(judgements, found, graph)
     logits = next((profile for profile in profiles if profile.tokens is not None and profile.rows), None)
     texts = explain(
         options.partings, None if logits is None else logits.tokens, None if logits is None else logits.labels
@@ -213,13 +213,14 @@ def _token_tests(profile: TapProfile) -> tuple[Test, ...]:
     return (Test("token margin", strength, float(ratio[at]), EXPLAINED_MARGIN, profile.labels.describe(at)),)
 
 
-def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile]) -> list[Judgement]:
+def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile], graph: TapGraph) -> list[Judgement]:
     """Judge the first tap that is not bit-identical by earlier layers, where the same tap was.
 
-    Equal kernels give equal bits in every layer. A difference that is rare (few elements, few rows) may have been
-    absent earlier by chance: one element that rounds otherwise inside an MLP changes all of its row. And a mixture of
-    experts gives each expert another number of rows. An attention depends on all tokens before: only rows count whose
-    earlier tokens were compared, since those of a cached prefix may have been computed in another batch.
+    Equal kernels give equal bits in every layer that the same code computes; a hybrid has layers of several kinds. A
+    difference that is rare (few elements, few rows) may have been absent earlier by chance: one element that rounds
+    otherwise inside an MLP changes all of its row. And a mixture of experts gives each expert another number of rows.
+    An attention depends on all tokens before: only rows count whose earlier tokens were compared, since those of a
+    cached prefix may have been computed in another batch.
     """
     at = next((n for n, one in enumerate(judgements) if (p := profiles.get(one.key)) and not p.identical), None)
     if at is None:
@@ -231,6 +232,7 @@ def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile
         if (profile := profiles.get(one.key)) is not None
         and profile.key.name == first.key.name
         and profile.operation == first.operation
+        and _code(graph, profile.key) == _code(graph, first.key)
         and profile.rows
     ]
     if not earlier:
@@ -248,6 +250,11 @@ def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile
     changed = list(judgements)
     changed[at] = replace(judgements[at], tests=tests, judged=judged)
     return changed
+
+
+def _code(graph: TapGraph, key: TapKey) -> str | None:
+    node = graph.node(key)
+    return None if node is None else node.code
 
 
 def _with_sources(judgements: list[Judgement], place: Judgement, graph: TapGraph) -> list[Judgement]:

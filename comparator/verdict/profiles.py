@@ -11,6 +11,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from comparator.diagnosis import Selection, SideRows, TapKey, TapProfile, TapRows, label_rows, profile
+from comparator.diagnosis.floors import Operation
+from comparator.diagnosis.precision import precision_of
 from comparator.match.bundles import Key
 from comparator.measure.family import FamilyRows
 from comparator.measure.kernel.sums import Array
@@ -51,8 +53,7 @@ class Profiler(Struct, frozen=True):
         rows = TapRows(
             key,
             _side_rows(found),
-            found.baseline.dtype.name,
-            found.target.dtype.name,
+            *_precisions(found, node.operation),
             operands=tuple(operand for operand in operands if operand is not None)
             if all(operand is not None for operand in operands)
             else (),
@@ -82,9 +83,12 @@ class Profiler(Struct, frozen=True):
     def _selection(self, key: TapKey, families: Families) -> Selection | None:
         """How the experts of the tap's layer are chosen, with the recorded biases."""
         selection = self.taps.facts.selection
+        found = next((one for one in self.taps.families if one.name == BIAS and one.layer == key.layer), None)
+        if selection is None and found is not None:
+            # A bias takes part, and no header says how: nothing tells the choice.
+            return Selection("sigmoid", biased=True)
         if selection is None or not selection.biased:
             return selection
-        found = next((one for one in self.taps.families if one.name == BIAS and one.layer == key.layer), None)
         rows = None if found is None else self._rows_of(found, families)
         if rows is None or not len(rows.baseline):
             return selection
@@ -135,6 +139,13 @@ def is_analysed(array: Array) -> bool:
     """Whether an array holds real floating-point numbers that float32 can hold, those of ml_dtypes included."""
     name = array.dtype.name
     return name in ("float16", "float32") or name.startswith(("bfloat16", "float8", "float6", "float4"))
+
+
+def _precisions(found: FamilyRows, operation: Operation) -> tuple[str, str]:
+    """The precision of both sides. Embeddings are not computed, and their float32 table may have been bfloat16 once."""
+    if operation == "embedding":
+        return found.baseline.dtype.name, found.target.dtype.name
+    return precision_of(found.baseline), precision_of(found.target)
 
 
 def _side_rows(found: FamilyRows) -> SideRows:

@@ -86,7 +86,7 @@ def _declare(pair: BundlePair, covered: Mapping[str, TapCoverage]) -> TapDeclara
     tap = covered.get(pair.tap or "")
     if tap is None or any(tag == "stream" for tag, _ in key.tags):
         return TapDeclaration(key)
-    return TapDeclaration(key, tap.inputs, tap.operation)
+    return TapDeclaration(key, tap.inputs, tap.operation, tap.id)
 
 
 def tap_key(family: Key) -> TapKey:

@@ -33,7 +33,10 @@ def carried(batch: Any) -> Carried:
                     tensors.append(part)
         elif hasattr(value, "get_seq_length"):
             # A cache of Transformers, of which a layout needs only how long it is.
-            length = value.get_seq_length()
+            try:
+                length = value.get_seq_length()
+            except ValueError:  # of a recurrence, which does not count
+                continue
             if isinstance(length, torch.Tensor):
                 names.append("past_length")
                 tensors.append(length)

@@ -1,7 +1,8 @@
 """Transformers: the keyword arguments of a model's ``forward`` as a token layout.
 
 ``dumper.step(batch)`` takes them as a mapping: ``input_ids`` or ``inputs_embeds``, and whichever of
-``attention_mask``, ``position_ids``, ``past_key_values`` (since 5.24 ``cache``), ``cache_position``, ``cu_seq_lens_q``,
+``attention_mask``, ``position_ids``, ``past_key_values`` (since 5.24 ``cache``; of recurrent models ``cache_params``),
+``cache_position``, ``cu_seq_lens_q``,
 ``labels`` there are; others are left aside. A token's position counts the tokens of its sequence, padding on either
 side left out.
 """
@@ -11,9 +12,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from dumper.adapters.framework_values import installed_versions, layout_of
 from dumper.adapters.protocol import Parallel, PendingLayout
-from dumper.adapters.transformers_batch import Calls, attention_mask, batch_shape, cache_of, past_length
+from dumper.adapters.transformers_batch import (
+    UNKNOWN_LENGTH,
+    Calls,
+    attention_mask,
+    batch_shape,
+    cache_of,
+    past_length,
+)
 from dumper.adapters.transformers_rows import Array, ForwardArguments, causal_rows, rows_of
 from dumper.layout import SequenceSpan, TokenLayout
 
@@ -53,6 +63,7 @@ class TransformersAdapter:
         past = past_length(batch)
         cache = self._calls.key(cache_of(batch))
         training = batch.get("labels") is not None
+        fills = not training and batch.get("use_cache") is not False
         tensors = {name: batch.get(name) for name in _COPIED}
         tensors["past"] = past if hasattr(past, "detach") else [past]
         mask = attention_mask(batch)
@@ -70,8 +81,15 @@ class TransformersAdapter:
                     "give the 2-D mask, or step(layout=...)"
                 )
             past = int(arrays.pop("past")[0]) if "past" in arrays else 0
-            call = self._calls.number(cache, past, shape)
-            return build_layout(ForwardArguments(shape, call, past, training, **arrays))
+            if past == UNKNOWN_LENGTH:
+                past, counts = self._calls.standing(cache, shape[0])
+                if counts is not None and "attention_mask" not in arrays and "position_ids" not in arrays:
+                    arrays |= {"causal_real": np.ones(shape, np.int64), "causal_past": counts}
+            call = self._calls.number(cache, past, shape, fills=fills)
+            layout = build_layout(ForwardArguments(shape, call, past, training, **arrays))
+            if len(layout.sequences) == shape[0]:
+                self._calls.note(call, np.array([span.start + span.count for span in layout.sequences], np.int64))
+            return layout
 
         return layout_of(tensors, build)
 

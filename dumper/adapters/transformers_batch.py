@@ -9,7 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_CACHE_NAMES = ("past_key_values", "cache")
+import numpy as np
+import numpy.typing as npt
+
+_CACHE_NAMES = ("past_key_values", "cache", "cache_params")
+UNKNOWN_LENGTH = -1
+"""Of a cache of states of a recurrence alone, which is not empty: it does not know how many tokens it has seen."""
 PAST_LENGTH = "past_length"
 """The name under which the length of a cache comes out of compiled code, which cannot carry the cache."""
 _CALLS_REMEMBERED = 256
@@ -37,11 +42,18 @@ def cache_of(batch: Mapping[str, Any]) -> Any:
 
 
 def past_length(batch: Mapping[str, Any]) -> Any:
-    """Tokens in the cache: an integer, or of a static cache a tensor without dimensions, which is on the device."""
-    length = getattr(cache_of(batch), "get_seq_length", None)
+    """Tokens in the cache: an integer, or of a static cache a tensor without dimensions, which is on the device.
+
+    ``UNKNOWN_LENGTH`` where the cache does not count.
+    """
+    cache = cache_of(batch)
+    length = getattr(cache, "get_seq_length", None)
     if length is None:
         return batch.get(PAST_LENGTH, 0)
-    tokens = length()
+    try:
+        tokens = length()
+    except ValueError:  # a cache of states alone
+        return UNKNOWN_LENGTH if cache.has_previous_state() else 0
     return tokens if hasattr(tokens, "detach") else int(tokens)
 
 
@@ -51,6 +63,10 @@ class _Call:
     batch: int
     end: int
     """Tokens in the cache after its last pass."""
+    fills: bool = True
+    """Whether its pass without a cache may have made one."""
+    counts: npt.NDArray[np.int64] | None = None
+    """Tokens of each sequence so far, padding left out; shape ``(batch,)``."""
 
 
 class Calls:
@@ -78,18 +94,46 @@ class Calls:
         self._keys[identity] = (weakref.ref(cache, lambda _: self._keys.pop(identity, None)), key)
         return key
 
-    def number(self, key: int | None, past: int, shape: tuple[int, int]) -> int:
-        """The number of the call that a pass of ``shape`` belongs to; a cache that was empty begins a new one."""
+    def number(self, key: int | None, past: int, shape: tuple[int, int], *, fills: bool = True) -> int:
+        """The number of the call that a pass of ``shape`` belongs to; a cache that was empty begins a new one.
+
+        ``fills``: a pass without a cache may make one, with which the next pass goes on.
+        """
         call = self._continued(key, past, shape[0]) if past > 0 else None
         if call is None:
-            call = _Call(self._new_number(), shape[0], 0)
+            call = _Call(self._new_number(), shape[0], 0, fills)
             self._calls.append((key, call))
         call.end = past + shape[1]
         return call.number
 
+    def standing(self, key: int | None, batch: int) -> tuple[int, npt.NDArray[np.int64] | None]:
+        """Tokens in a cache that does not count them, and of each sequence, by the passes that filled it."""
+        found = next((call for known, call in reversed(self._calls) if known == key), None)
+        found = found or next((call for known, call in reversed(self._calls) if _made(known, call, batch)), None)
+        return (0, None) if found is None else (found.end, found.counts)
+
+    def note(self, number: int, counts: npt.NDArray[np.int64]) -> None:
+        """How many tokens each sequence of a call has after its last pass."""
+        for _, call in reversed(self._calls):
+            if call.number == number:
+                call.counts = counts
+                return
+
     def _continued(self, key: int | None, past: int, batch: int) -> _Call | None:
         latest = reversed(self._calls)
-        if key is not None:
-            return next((call for known, call in latest if known == key), None)
-        # In compiled code nobody knows the cache: of the call that stands there.
-        return next((call for _, call in latest if (call.batch, call.end) == (batch, past)), None)
+        if key is None:
+            # In compiled code nobody knows the cache: of the call that stands there.
+            return next((call for _, call in latest if (call.batch, call.end) == (batch, past)), None)
+        found = next((call for known, call in latest if known == key), None)
+        if found is None:
+            # The first pass is often called without a cache, and makes it.
+            made = (call for known, call in reversed(self._calls) if _made(known, call, batch) and call.end == past)
+            found = next(made, None)
+            if found is not None:
+                self._calls.append((key, found))
+        return found
+
+
+def _made(known: int | None, call: _Call, batch: int) -> bool:
+    """Whether a call was a pass without a cache that may have made one for so many sequences."""
+    return known is None and call.fills and call.batch == batch

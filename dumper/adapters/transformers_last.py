@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dumper.adapters.transformers_batch import attention_mask, past_length
+from dumper.adapters.transformers_batch import UNKNOWN_LENGTH, attention_mask, past_length
 from dumper.adapters.transformers_rows import causal_rows, ends, goes_on, is_packed
 
 
@@ -53,7 +53,12 @@ def indices_of_last(
 
 def _past_before(batch: Mapping[str, Any], length: int) -> Any:
     """Tokens in the cache before the pass, which has filled it."""
-    past = past_length(batch) - length
+    past = past_length(batch)
+    if isinstance(past, int) and past == UNKNOWN_LENGTH:
+        # The cache does not count; a mask of its own length tells.
+        mask = attention_mask(batch)
+        return max(mask.shape[1] - length, 0) if mask is not None and mask.dim() == 2 else 0
+    past = past - length
     return past.clamp(min=0) if isinstance(past, torch.Tensor) else max(past, 0)
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-OPERATIONS = ("attention", "linear", "sum", "norm", "mlp", "moe", "router", "logits")
+OPERATIONS = ("attention", "recurrence", "linear", "sum", "norm", "mlp", "moe", "router", "logits")
 _INPUT = re.compile(r"(?P<name>[^@]+?)(?:@(?:-(?P<back>[1-9][0-9]*)|(?P<last>last)))?")
 
 

@@ -237,6 +237,25 @@ def test_an_unrecorded_bias_leaves_single_rows_of_experts_unjudged() -> None:
     assert all(test.name != "row" for one in experts for test in one.tests)
 
 
+def test_a_recorded_bias_that_no_header_explains_leaves_them_unjudged_too() -> None:
+    """A model in a program of one's own has no header: how the bias takes part is not known."""
+
+    def with_bias(recorded: Recording) -> FakeRun:
+        bias = {
+            TapKey("moe_correction_bias", key.layer): np.ones_like(value)
+            for key, value in recorded.values.items()
+            if key.name == "moe_router_logits"
+        }
+        return as_run(replace(recorded, values=recorded.values | bias))
+
+    report = comparator.compare(*(with_bias(MODEL.run(kernels)) for kernels in (PLAIN, OTHER)))
+    assert report.diagnosis is not None
+    assert not report.diagnosis.flips
+    experts = [one for one in report.diagnosis.judgements if one.key.name == "moe_expert_output"]
+    assert experts
+    assert all(test.name != "row" for one in experts for test in one.tests)
+
+
 def sampled(token: int, logits: np.ndarray, later: float) -> FakeRun:
     """A prompt of 8 tokens, the token that its logits chose, and one more pass over what that token leads to."""
     prompt = np.arange(8)

@@ -215,6 +215,35 @@ TABLE = block("""
 """)
 
 
+def test_router_and_experts_have_the_names_that_the_comparator_knows(tmp_path: Path) -> None:
+    source = block("""
+        class Mixture:
+            def __init__(self, width):
+                self.gate = Router(width)
+                self.experts = Experts(width)
+
+            def forward(self, x):
+                _, weights, chosen = self.gate(x)
+                x = self.experts(x, chosen, weights)
+                return x
+    """)
+    assert suggested(tmp_path, source)["Mixture.forward"] == [
+        {
+            "wrap": "self.gate(...)",
+            "dump": {"name": "moe_router_logits", "value": "$MATCH[0] if isinstance($MATCH, tuple) else $MATCH"},
+        },
+        {
+            "match": "x = self.experts(...)",
+            "dump": {
+                "name": "moe_expert_output",
+                "value": "x",
+                "inputs": ["moe_router_logits"],
+                "operation": "moe",
+            },
+        },
+    ]
+
+
 def test_a_layer_that_is_made_from_a_table_is_no_step(tmp_path: Path) -> None:
     edits = suggested(tmp_path, TABLE)
     steps = [name for name, found in edits.items() if any("step" in edit for edit in found)]

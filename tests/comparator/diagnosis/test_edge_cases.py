@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import ml_dtypes  # noqa: F401  numpy knows fp8 by its names
+import ml_dtypes
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from comparator.diagnosis import RowLabels, TapKey, diagnose, profile
+import comparator
+from comparator.diagnosis import (
+    RowLabels,
+    SideRows,
+    TapDeclaration,
+    TapGraph,
+    TapKey,
+    TapRows,
+    build_graph,
+    diagnose,
+    profile,
+)
 from comparator.diagnosis.kernel import Matrices, row_sums
 from comparator.diagnosis.measures import normalise
+from comparator.diagnosis.precision import precision_of
 from comparator.diagnosis.tap_rows import Single
 from comparator.diagnosis.words import describe
 from tests.comparator.diagnosis.simulator import (
@@ -21,6 +34,7 @@ from tests.comparator.diagnosis.simulator import (
     compare,
     profiles_of,
 )
+from tests.comparator.fakes import run_of
 
 
 def _one_tap(baseline, target, **changes):
@@ -61,8 +75,6 @@ def test_degenerate_tensors_have_a_defined_verdict(baseline, target, verdict):
 def test_wrong_shapes_are_named():
     profiles, graph = profiles_of(DENSE.run(), DENSE.run())
     rows = np.ones((3, 4), np.float32)
-    from comparator.diagnosis import SideRows, TapRows
-
     with pytest.raises(ValueError, match="layer_input layer 0: expected two arrays"):
         profile(TapRows(profiles[0].key, SideRows(rows, rows[:2], _plain(3))), graph.nodes[0])
 
@@ -120,3 +132,60 @@ def test_what_was_not_measured_hands_on_the_error_before_it(unmeasured: str) -> 
     scaled = DENSE.run(Kernels(pieces=4, eager=True), at("mlp_output", 1, lambda value: value * np.float32(1.5)))
     profiles, graph = profiles_of(baseline, scaled, unmeasured=unmeasured)
     assert diagnose(profiles, graph).place == TapKey("mlp_output", 1)
+
+
+@pytest.mark.parametrize("code", ["mixer", "attention"])
+def test_equal_bits_in_a_layer_that_other_code_computes_say_nothing(code: str) -> None:
+    """A hybrid's first layer is a recurrence: that its bits are equal under another attention is no measure."""
+
+    def last_place(value: np.ndarray) -> np.ndarray:
+        value[:, ::3] *= np.float32(1 + 2**-7)
+        return value
+
+    baseline, target = DENSE.run(Kernels()), DENSE.run(Kernels(), at("attn_output", 1, last_place))
+    profiles, graph = profiles_of(baseline, target)
+    nodes = tuple(replace(node, code=code if node.key.layer == 0 else "attention") for node in graph.nodes)
+    bits = [test for one in diagnose(profiles, replace(graph, nodes=nodes)).judgements for test in one.tests]
+    assert any(test.name == "bits" for test in bits) == (code == "attention")
+
+
+@pytest.mark.parametrize(("name", "kept"), [("bfloat16", 16), ("float16", 13), ("float32", 0)])
+def test_what_was_computed_in_another_dtype_is_no_more_exact_as_float32(name: str, kept: int) -> None:
+    values = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
+    values = (values.view(np.uint32) >> kept << kept).view(np.float32)
+    assert precision_of(values) == name
+    assert precision_of(np.zeros((40, 16), np.float32)) == "float32", "nothing tells"
+    assert precision_of(values.astype(np.float16)) == "float16"
+
+
+def test_logits_that_are_handed_on_as_float32_are_judged_as_bfloat16() -> None:
+    random = np.random.default_rng(0)
+    rounded = random.standard_normal((20, 64)).astype(ml_dtypes.bfloat16).astype(np.float32)
+    up_or_down = random.integers(-1, 2, rounded.shape).astype(np.int32) << 16
+    other = (rounded.view(np.int32) + up_or_down * (random.random(rounded.shape) < 0.2)).view(np.float32)
+    run = [run_of(values, dims="t vocab", name="next_token_logits") for values in (rounded, other)]
+    assert comparator.compare(*run).passed
+    exact = [run_of(values + np.float32(1e-6), dims="t vocab", name="next_token_logits") for values in (rounded, other)]
+    assert not comparator.compare(*exact).passed
+
+
+def test_a_sum_of_three_is_rounded_twice() -> None:
+    """Attention and MLP side by side: the residual stream is a sum of three, in whichever order."""
+    random = np.random.default_rng(0)
+    parts = [random.standard_normal((200, 64)).astype(ml_dtypes.bfloat16) for _ in range(3)]
+    (first, second, third), store = (one.astype(np.float32) for one in parts), ml_dtypes.bfloat16
+    sums = [
+        (left.astype(store).astype(np.float32) + right).astype(store).astype(np.float32)
+        for left, right in ((first + second, third), (first + third, second))
+    ]
+    keys = [TapKey(name, 0) for name in ("a", "b", "c", "sum")]
+    declared = [TapDeclaration(key) for key in keys[:3]]
+    graph = build_graph([*declared, TapDeclaration(keys[3], ("a", "b", "c"), "sum")])
+    assert isinstance(graph, TapGraph)
+    labels = _plain(200)
+    operands = tuple(SideRows(one, one, labels) for one in (first, second, third))
+    rows = TapRows(keys[3], SideRows(*sums, labels), "bfloat16", "bfloat16", operands=operands)
+    found = diagnose([profile(rows, graph.nodes[3])], graph).judgement(keys[3])
+    assert found is not None
+    growth = next(test.strength for test in found.tests if test.name == "growth")
+    assert 0.3 < growth < 0.75

@@ -87,3 +87,11 @@ def test_an_input_that_cannot_be_read_is_an_error():
 
 def test_many_layers_with_two_operands_each_are_no_exponential_search():
     graph_of((*LAYER, "mlp_output"), layers=100)
+
+
+def test_behind_its_experts_a_tap_of_another_name_may_have_them_in_it():
+    """Whatever was recorded between: rows with another choice of experts are not the work of the tap."""
+    graph = graph_of(("before", "moe_router_logits", "moe_expert_output", "between", "block"))
+    node = graph.node(TapKey("block", 1))
+    assert (node.operation, node.inputs) == ("unknown", (TapKey("between", 1), TapKey("moe_expert_output", 1)))
+    assert graph.node(TapKey("before", 1)).inputs == (TapKey("block", 0),), "not those of another layer"

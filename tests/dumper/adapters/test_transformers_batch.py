@@ -181,6 +181,53 @@ def test_sequences_keep_their_names_while_one_cache_fills() -> None:
     assert name(past_key_values=first) == "3-0"  # emptied and used again
 
 
+def test_a_cache_that_the_first_pass_made_continues_its_call() -> None:
+    """Loops by hand begin without a cache and go on with the one that the first pass returns."""
+    adapter, made, unused, other = TransformersAdapter(), cache(4), cache(4), cache(3)
+    prompt, one = {"input_ids": torch.tensor([[1, 2, 3, 4]])}, {"input_ids": torch.tensor([[1]])}
+
+    def name(**arguments: Any) -> str:
+        return read(adapter, **arguments).sequences[0].id
+
+    assert name(**prompt, use_cache=False) == "0-0"
+    assert name(**one, past_key_values=unused) == "1-0", "that pass made none"
+    assert name(**prompt) == "2-0"
+    assert name(**one, past_key_values=other) == "3-0", "another length"
+    assert name(**one, past_key_values=made) == "2-0"
+    made.length = 5
+    assert name(**one, past_key_values=made) == "2-0"
+    assert name(**{"input_ids": torch.tensor([[1, 2]] * 2)}) == "4-0"
+    assert name(**one, past_key_values=cache(2)) == "5-0", "other sequences"
+
+
+@pytest.mark.parametrize("argument", ["cache_params", "past_key_values"])
+def test_a_cache_of_states_that_counts_no_tokens(argument: str) -> None:
+    """Of Mamba: where its passes stand is known from those before."""
+
+    class States(SimpleNamespace):
+        def get_seq_length(self) -> int:
+            raise ValueError("only of attention layers")
+
+        def has_previous_state(self) -> bool:
+            return bool(self.filled)
+
+        __hash__ = object.__hash__
+
+    adapter, states = TransformersAdapter(), States(filled=False)
+    padded = {"input_ids": torch.zeros(2, 3, dtype=torch.int64), "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}
+    one = {"input_ids": torch.ones(2, 1, dtype=torch.int64)}
+    for first in ({argument: states}, {}):
+        states.filled = False
+        call = read(adapter, **padded, **first).sequences[0].id
+        states.filled = True
+        assert rows(read(adapter, **one, **{argument: states})) == [(0, 2), (1, 3)]
+        last = read(adapter, **one, **{argument: states})
+        assert (rows(last), last.sequences[0].id) == ([(0, 3), (1, 4)], call)
+        value = torch.arange(2.0).reshape(2, 1, 1)
+        assert adapter.last_tokens(value, {**one, argument: states}).tolist() == [[0.0], [1.0]]
+        states = States(filled=False)
+
+
 def test_a_training_batch_and_embeddings() -> None:
     layout = read(inputs_embeds=torch.zeros(2, 3, 8), labels=torch.zeros(2, 3))
     assert layout.forward_mode == "train"
