@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from patcher.tappable import PlaceKind, TappablePlace, definition_index, functio
 _HIDDEN = "hidden_states"
 _ROUTERS, _EXPERTS = frozenset({"gate", "router"}), "experts"
 _MIXTURE = frozenset(f"self.{name}" for name in (*_ROUTERS, _EXPERTS))
+_DECAY = "self.A_log"
 _ATTENTION_WEIGHTS = re.compile(r"(attn|attention)_?(weights|probs|scores)")
 """What an attention gives beside its output: fused kernels have none, and its size is that of the context."""
 
@@ -179,6 +181,7 @@ class _Suggestion:
         target = f"{_name(model)}.{method}"
         loops = loops_in(definition.node)
         known = self._guesses.know_rows(model)
+        recurs = _recurs(owner, self._finder)
 
         def wanted(kind: PlaceKind, callee: str) -> bool:
             if callee in loops or called_by_index(callee) is not None:
@@ -195,7 +198,10 @@ class _Suggestion:
                 part = parts.get(place.callee.removeprefix("self."))
                 guessed = known and part is not None and not part.in_list
                 dims = self._guesses.of_part(owner, part, _first(place)) if guessed and part is not None else None
-                yield from _taps(target, place, layer_id, dims, self._guesses.hidden)
+                inner = None if part is None or part.in_list else class_called(owner, part.call, self._finder)
+                recurrent = recurs or (inner is not None and _recurs(inner, self._finder))
+                for edit in _taps(target, place, layer_id, dims, self._guesses.hidden):
+                    yield replace(edit, operation="recurrence") if recurrent else edit
             elif place.kind == "entry" and layer_id and method in ENTRIES and _HIDDEN in place.values:
                 name = f"{_snake(model.path[-1])}_input"
                 hidden = self._guesses.hidden if known else None
@@ -220,6 +226,12 @@ class _Suggestion:
         index = definition_index(module, definition)
         self._indexes.append(index)
         return index
+
+
+def _recurs(model: ModelClass, finder: ModuleFinder) -> bool:
+    """Whether a class is a state space or a linear attention: they have decays."""
+    found = init_of(model, finder)
+    return found is not None and _DECAY in ast.unparse(found[1])
 
 
 def _taps(

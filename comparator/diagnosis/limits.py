@@ -29,7 +29,7 @@ class Limits(Struct, frozen=True):
 
 LIMITS: Mapping[Operation, Limits] = {
     "attention": Limits(1.75, 5, 8, 0.15, 2.5, 3, 1.0, 6),
-    "recurrence": Limits(1.75, 30, 8, 0.30, 30, 3, 2.0, 9),
+    "recurrence": Limits(1.75, 100, 8, 0.30, 100, 3, 2.0, 9),
     "linear": Limits(1.75, 2.5, 6, 0.12, 1.6, 2, 0.7, 5),
     "sum": Limits(1.4, 2.5, 8, 0.10, 2.2, 2.2, 0.6, 6),
     "sum_without_identity": Limits(1.5, 2.5, 8, 0.12, 1.6, 2, 0.7, 4),

@@ -142,10 +142,13 @@ def is_analysed(array: Array) -> bool:
 
 
 def _precisions(found: FamilyRows, operation: Operation) -> tuple[str, str]:
-    """The precision of both sides. Embeddings are not computed, and their float32 table may have been bfloat16 once."""
+    """The precision of both sides. Embeddings are not computed, and their float32 table may have been bfloat16 once.
+    Where one side alone is less exact than its dtype, that is a difference of both and explains none."""
+    own = found.baseline.dtype.name, found.target.dtype.name
     if operation == "embedding":
-        return found.baseline.dtype.name, found.target.dtype.name
-    return precision_of(found.baseline), precision_of(found.target)
+        return own
+    real = precision_of(found.baseline), precision_of(found.target)
+    return own if "float32" in real else real
 
 
 def _side_rows(found: FamilyRows) -> SideRows:

@@ -116,6 +116,7 @@ HYBRID = block("""
     class Mixer:
         def __init__(self, config, layer_idx):
             self.layer_idx = layer_idx
+            self.A_log = Parameter(config)
             self.out_proj = Linear(config)
 
         def forward(self, x):
@@ -260,6 +261,12 @@ def test_no_dims_are_guessed_where_batches_are_made_flat(tmp_path: Path) -> None
     }
     assert {value for (owner, _), value in dims.items() if owner in ("Mixture", "Experts")} == {None}
     assert dims["Layer", "layer_norm"] == "b s h"
+
+
+def test_a_recurrence_is_known_by_its_decays(tmp_path: Path) -> None:
+    edits = suggested(tmp_path, HYBRID)
+    taps = {edit["dump"]["name"]: edit["dump"] for found in edits.values() for edit in found if "dump" in edit}
+    assert {name for name, tap in taps.items() if tap.get("operation") == "recurrence"} == {"mixer", "out_proj"}
 
 
 def test_weights_of_an_attention_are_not_tapped(tmp_path: Path) -> None:

@@ -167,6 +167,7 @@ def test_logits_that_are_handed_on_as_float32_are_judged_as_bfloat16() -> None:
     assert comparator.compare(*run).passed
     exact = [run_of(values + np.float32(1e-6), dims="t vocab", name="next_token_logits") for values in (rounded, other)]
     assert not comparator.compare(*exact).passed
+    assert not comparator.compare(run[0], exact[1]).passed, "a router in bfloat16 against one in float32"
 
 
 def test_a_sum_of_three_is_rounded_twice() -> None:

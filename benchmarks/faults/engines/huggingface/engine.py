@@ -55,6 +55,11 @@ FAMILIES = {
             ),
             "middle",
         ),
+        Family("cohere-bfloat16", _shape("cohere", _B, seed=13)),
+        Family("deepseek_v3-bfloat16", _shape("deepseek_v3", _B, seed=14)),
+        Family("falcon_h1-bfloat16", _shape("falcon_h1", _B, seed=15)),
+        Family("mamba2-bfloat16", _shape("mamba2", _B, seed=16)),
+        Family("qwen3_next-bfloat16", _shape("qwen3_next", _B, seed=17)),
         Family("qwen3-wide-heads-bfloat16", _shape("qwen3", _B, seed=12, head_dim=128, num_attention_heads=4)),
     )
 }
@@ -93,7 +98,8 @@ def _record(job: Job) -> None:
     model = build_model(family.shape, variant.attention, variant.dtype)
     prepare(model, variant)
     faults = [text.replace("FAMILY", kind).replace("CLASS", CLASSES[kind]) for text in job.configs]
-    with numerics_of(variant), recorded(job.run, (*faults, CONFIGS / "transformers" / f"{kind}.yaml")):
+    shipped, own = CONFIGS / "transformers" / f"{kind}.yaml", Path(__file__).with_name("configs") / f"{kind}.yaml"
+    with numerics_of(variant), recorded(job.run, (*faults, shipped if shipped.exists() else own)):
         generate(model, variant, make_prompts(family.prompts))
 
 

@@ -96,10 +96,12 @@ def prepare(model: Any, variant: Variant) -> None:
         model.config._experts_implementation = variant.experts
     for module in list(model.modules()):
         name = type(module).__name__
-        if variant.fused_norm and name.endswith("RMSNorm"):
+        if variant.fused_norm and name.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             module.forward = _fused_norm(module)
         if variant.pieces > 1 and name.endswith("Attention"):
             module.o_proj.forward = _in_pieces(module.o_proj, variant.pieces, variant.accumulate)
+        if variant.pieces > 1 and name.endswith(("Mixer", "DeltaNet")):
+            module.out_proj.forward = _in_pieces(module.out_proj, variant.pieces, variant.accumulate)
         if variant.pieces > 1 and name.endswith("MLP"):
             module.down_proj.forward = _in_pieces(module.down_proj, variant.pieces, variant.accumulate)
 
@@ -140,18 +142,18 @@ def _generate_group(model: Any, prompts: Sequence[Prompt], chunk: int | None) ->
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     cache = None
     done = 0
+    # A recurrence knows no positions, and padding only while it prefills.
+    recurrent = model.config.model_type == "mamba2"
+    name = "cache_params" if recurrent else "past_key_values"
     for _ in range(10**6):
         end = min(done + (chunk or longest), ids.shape[1])
         seen = mask[:, :end]
         positions = (seen.cumsum(-1) - 1).clamp(min=0)[:, done:end]
-        output = model(
-            input_ids=ids[:, done:end],
-            attention_mask=seen,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        cache, done = output.past_key_values, end
+        places = {"attention_mask": seen, "position_ids": positions}
+        if recurrent:
+            places = {"attention_mask": seen} if cache is None else {}
+        output = model(input_ids=ids[:, done:end], **places, **{name: cache}, use_cache=True)
+        cache, done = output[name], end
         if done < ids.shape[1]:
             continue
         if done >= longest + NEW_TOKENS:
