@@ -31,15 +31,17 @@ INLINE uint16_t to_bf16(float value) {
     return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? (upper & 0x8000u) | 0x7fc0u : rounded);
 }
 
+/* Compilers make vectors of signed comparisons. */
 INLINE uint16_t to_half(float value) {
-    uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-    uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13;
-    uint32_t small = bits_of(as_float(magnitude) + 0.5f) - 0x3f000000u; /* whose last bit is that of subnormal numbers */
-    uint32_t nan = 0x7c00u | (magnitude >> 13 & 0x3ffu) | ((magnitude >> 13 & 0x3ffu) == 0);
-    uint32_t found = magnitude < 0x38800000u ? small : normal;
-    found = magnitude >= 0x477ff000u ? 0x7c00u : found;
-    found = magnitude > 0x7f800000u ? nan : found;
-    return (uint16_t)(sign | found);
+    uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000u;
+    int32_t magnitude = (int32_t)(bits & 0x7fffffffu), payload = magnitude >> 13 & 0x3ff;
+    int32_t normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    /* The last bit of the sum is that of subnormal numbers. */
+    int32_t small = (int32_t)bits_of(as_float((uint32_t)magnitude) + 0.5f) - 0x3f000000;
+    int32_t found = magnitude < 0x38800000 ? small : normal;
+    found = magnitude >= 0x477ff000 ? 0x7c00 : found;
+    found = magnitude > 0x7f800000 ? 0x7c00 | payload | (payload == 0) : found;
+    return (uint16_t)(sign | (uint32_t)found);
 }
 
 INLINE void add_all(const uint16_t *const *members, size_t count, size_t size, Kind kind, int from_zero, uint16_t *to) {

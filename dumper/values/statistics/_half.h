@@ -12,13 +12,15 @@ static inline __attribute__((always_inline)) float as_float(uint32_t bits) {
     return value;
 }
 
-/* The magnitude is shifted into place and scaled, which is exact for subnormal numbers too. */
+/* The magnitude is shifted into place and scaled, which is exact for subnormal numbers too, and has the bits of the
+   significand where they belong also where it is no number. Compilers make vectors of signed comparisons. */
 static inline __attribute__((always_inline)) float half_value(uint16_t half) {
-    uint32_t magnitude = half & 0x7fffu, bits;
-    float scaled = as_float(magnitude << 13) * 0x1p112f;
+    int32_t magnitude = half & 0x7fff, sign = half & 0x8000;
+    float scaled = as_float((uint32_t)magnitude << 13) * 0x1p112f;
+    uint32_t bits;
     memcpy(&bits, &scaled, sizeof bits);
-    bits = magnitude >= 0x7c00u ? (magnitude << 13) | 0x7f800000u : bits;
-    return as_float(bits | (uint32_t)(half & 0x8000u) << 16);
+    bits |= (uint32_t)-(int32_t)(magnitude > 0x7bff) & 0x7f800000u;
+    return as_float(bits | (uint32_t)sign << 16);
 }
 
 #endif
