@@ -41,7 +41,7 @@ LIMITS: Mapping[Operation, Limits] = {
     "combine": Limits(1.4, 3, 6, 0.12, 3, 2, 1.0, 4),
     "source": Limits(1.4, 2.5, 8, 0.12, 1.6, 2, 0.7, 5),
     "embedding": Limits(1.4, 2.5, 8, 0.12, 1.6, 2, 0.7, 5),
-    "unknown": Limits(1.8, 30, 8, 0.30, 30, 3, 2.0, 9),
+    "unknown": Limits(1.8, 6, 8, 0.30, 8, 3, 1.0, 9),
 }
 LEAST_SCALE: Mapping[Operation, float] = {
     "moe": 0.75,

@@ -28,6 +28,9 @@ from tensortap.lazy_rows import computed, is_lazy, pieces, stacked
 
 PIECE = 1 << 18
 """Elements."""
+FEW_CHANNELS = 16
+"""Up to so many, which a row may all have small by chance: of 16 normal ones one row in a million is below .3 of the
+usual size, of a single one every tenth below .2."""
 IDENTITY = 8.0
 """A sum is one when its residual's median is within so many floors."""
 
@@ -66,8 +69,8 @@ class Operands(Struct, frozen=True, eq=False):
         """What the operation itself is asked for."""
         sizes = self.sums.sizes
         nothing = np.zeros(len(sizes))
-        if self.node.operation == "router" and len(sizes):
-            # Few logits may all be small by chance; their error is that of logits of usual size.
+        if len(sizes) and (self.node.operation == "router" or self.value.shape[1] <= FEW_CHANNELS):
+            # Few values (logits, gates) may all be small by chance; their error is that of values of usual size.
             sizes = np.maximum(sizes, median(sizes))
         plain = Part(self.node.operation, self.value, self.sums, sizes, None, nothing, None)
         if self.node.operation not in ("sum", "norm"):
@@ -232,3 +235,12 @@ def _pieces(shape: tuple[int, int]) -> Iterator[slice]:
     together = max(1, PIECE // max(1, shape[1]))
     for start in range(0, shape[0], together):
         yield slice(start, min(start + together, shape[0]))
+
+
+def beyond_chance(cosine: Float, channels: int) -> Float:
+    """The magnitudes of cosines between rows and their differences, less what few channels have by chance: of a single
+    one each difference is a factor."""
+    if channels > FEW_CHANNELS:
+        return cosine
+    chance = 1 / max(channels, 1)
+    return np.sqrt(np.maximum(cosine**2 - chance, 0) / (1 - chance)) if chance < 1 else np.zeros_like(cosine)

@@ -27,7 +27,7 @@ from comparator.diagnosis.measures import (
     sample_of,
     scale,
 )
-from comparator.diagnosis.operands import Operands
+from comparator.diagnosis.operands import Operands, beyond_chance
 from comparator.diagnosis.routing import standing_out
 from comparator.diagnosis.tap_graph import TapNode
 from comparator.diagnosis.tap_profile import FirstDifference, GroupScale, Nonfinite, TapProfile
@@ -171,7 +171,7 @@ class _Measuring:
             added=added,
             inherited=part.inherited,
             extra_floor=part.extra_floor,
-            cosine=part.sums.cosine,
+            cosine=beyond_chance(part.sums.cosine, channel_count),
             scale=NOTHING if few else scale(difference, irrelevant=sizes["scale"]),
             # Nothing is made of its significance.
             raw_scale=NOTHING if few else scale(self._raw(difference, part.sizes), irrelevant=NEVER_RELEVANT),

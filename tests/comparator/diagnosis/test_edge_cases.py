@@ -190,3 +190,15 @@ def test_a_sum_of_three_is_rounded_twice() -> None:
     assert found is not None
     growth = next(test.strength for test in found.tests if test.name == "growth")
     assert 0.3 < growth < 0.75
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_few_values_that_are_small_by_chance_have_the_error_of_usual_ones(channels: int) -> None:
+    """A gate with one channel: relative to values near zero, any rounding is a large error."""
+    random = np.random.default_rng(0)
+    baseline = random.standard_normal((2000, channels)).astype(np.float32)
+    target = baseline + np.float32(2**-10) * random.standard_normal(baseline.shape).astype(np.float32)
+    assert _one_tap(baseline, target).verdict == "agree"
+    target[700] += 1
+    found = _one_tap(baseline, target)
+    assert (found.verdict, found.place) == ("differ", TapKey("mine"))
