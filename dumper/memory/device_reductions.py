@@ -10,14 +10,14 @@ from dumper.memory.cuda_runtime import CudaRuntime, DeviceError
 from dumper.values import device_kernels
 from dumper.values.direct_launch import DirectLaunch
 from dumper.values.fingerprint import SUMS_BYTES
-from dumper.values.measures import STATISTICS
+from dumper.values.measures import STATISTICS_BYTES
 
 if TYPE_CHECKING:
     import torch
 
     from dumper.values.device_kernels.single import Launch
 
-RESULT_BYTES = {"stats": 8 * len(STATISTICS), "hash": SUMS_BYTES}
+RESULT_BYTES = {"stats": STATISTICS_BYTES, "hash": SUMS_BYTES}
 """Of each kind of level."""
 _MOST_LAUNCHES = 10_000
 TENSOR_ALIGNMENT = 16

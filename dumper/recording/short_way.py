@@ -21,9 +21,10 @@ from dumper.recording.reductions import ReducedValueWriter, describe_reduced
 from dumper.recording.shortcut import Shortcut
 from dumper.recording.torch_functions import find_functions
 from dumper.values.dtypes import KNOWN
+from dumper.values.measures import STATISTICS_BYTES
 from dumper.values.memory_rows import MemoryRows, memory_rows
 from dumper.values.source import Source
-from dumper.values.statistics import INTO, RESULT_BYTES, kind_of, put_statistics
+from dumper.values.statistics import INTO, kind_of, put_statistics
 from dumper.writing.items import Description
 from dumper.writing.writer import OVERHEAD_BYTES, Writer
 
@@ -102,7 +103,7 @@ class ShortWay:
                 put = self._writer.put_small(small.description, kept, step, copy_rows, address, *place)
             else:
                 of = (address, *place, small.kind)
-                put = self._writer.put_small(small.description, RESULT_BYTES, step, put_statistics, *of)
+                put = self._writer.put_small(small.description, STATISTICS_BYTES, step, put_statistics, *of)
         if not put:
             self._status.add("lost_full_memory")
         return True
@@ -209,7 +210,7 @@ class ShortWay:
             copy=0 if device is None else device.address_of_copy,
             launch=0 if device is None else device.address_of_launch,
             measure=INTO,
-            measured_bytes=RESULT_BYTES,
+            measured_bytes=STATISTICS_BYTES,
             overhead=OVERHEAD_BYTES,
             alignment=ALIGNMENT,
             host_slab_bytes=SLAB_BYTES,

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 STATISTICS = ("min", "max", "mean", "abs_mean", "l2", "nan", "inf")
 """``min`` to ``l2`` are over the finite elements alone (of complex values: over their magnitudes), 0 when there are
 none; ``abs_mean`` is the mean magnitude, ``l2`` the Euclidean norm; ``nan`` and ``inf`` (of either sign) are counts."""
+STATISTICS_BYTES = 8 * len(STATISTICS)
+"""Of all of them, as they are recorded."""
 _COUNTS = frozenset({"nan", "inf"})
 
 

@@ -24,7 +24,6 @@ else:
     _compiled = load(f"{__name__}._compiled")
 
 COMPILED = _compiled is not None
-RESULT_BYTES = 56
 _KINDS = (
     *("bfloat16", "float16", "float32", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
     *("float8_e8m0fnu", "int8", "uint8", "bool", "int16", "uint16", "float64", "int32", "uint32", "int64", "uint64"),

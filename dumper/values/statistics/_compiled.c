@@ -23,7 +23,7 @@
 #include <immintrin.h>
 #endif
 
-/* In the order of KINDS in __init__.py. */
+/* In the order of _KINDS in __init__.py. */
 typedef enum {
     BF16, F16, F32, E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, E8M0FNU, I8, U8, BOOL, I16, U16, /* exact in float32 */
     F64, I32, U32, I64, U64,

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from dumper.values import statistics as measured
 from dumper.values.dtypes import name_of, numpy_dtype
-from dumper.values.measures import decode_statistics, device_statistics, named_statistics
+from dumper.values.measures import STATISTICS_BYTES, decode_statistics, device_statistics, named_statistics
 from dumper.values.memory_rows import MemoryRows
-from dumper.values.statistics import COMPILED, RESULT_BYTES, of_array, of_rows, put_statistics, reference
+from dumper.values.statistics import COMPILED, of_array, of_rows, put_statistics, reference
 from tests.harness.interpreter_lock import turns_beside
 
 needs_compiler = pytest.mark.skipif(not COMPILED, reason="the module is not built: python setup.py build_ext -i")
@@ -59,7 +59,7 @@ def test_all_ways_to_compute_them_are_one(dtype: str, nbytes: int, seed: int, ca
         kind = measured.kind_of(dtype)
         assert kind is not None
         assert of_rows(address, MemoryRows(array.nbytes, 1, 0), kind) == expected
-        to = np.zeros(RESULT_BYTES, np.uint8)
+        to = np.zeros(STATISTICS_BYTES, np.uint8)
         put_statistics(to.ctypes.data, address, array.nbytes, 1, 0, kind)
         assert to.tobytes() == expected
 
