@@ -238,7 +238,7 @@ class ShortWay:
             if value.is_contiguous():
                 description = describe_reduced(plan, dtype, value, self.is_recomputed(plan))
                 found = _small_tensors(description, dtype, value, kind)
-        else:
+        elif not plan.measured:
             found = self._copied(plan, dtype, value, LARGEST_VALUE)
         return plan.remember_small(key, found)
 

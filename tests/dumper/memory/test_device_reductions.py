@@ -68,6 +68,17 @@ def test_what_kernels_cannot_read_goes_another_way(recording: Recording, kernels
     assert not kernels.launched
 
 
+def test_statistics_of_types_that_no_kernel_reads_go_another_way(recording: Recording, kernels: Kernels) -> None:
+    """And not as all of their bytes."""
+    recorder = recording.start(level="stats")
+    recorder.dump("host", VALUE)
+    session: Any = recorder._open.session
+    (plan,) = session._plans.values()
+    for _ in range(2):
+        assert not session._short_way.submit(plan, OnDevice(VALUE.to(torch.complex64)), None)
+    assert len(recording.read().records) == 1
+
+
 @pytest.mark.parametrize("level", ["full", "sample(rows=3)", "sample(rows=30)", "sample(stride=4)"])
 @pytest.mark.parametrize("view", [slice(None), slice(10, 30)], ids=["contiguous", "some columns"])
 def test_rows_are_copied_from_where_they_are(recording: Recording, kernels: Kernels, level: str, view: slice) -> None:

@@ -22,6 +22,7 @@ from dumper.recording import short_way
 from dumper.recording.context import ThreadTags
 from dumper.recording.shortcut import COMPILED
 from dumper.settings import Settings
+from dumper.values.measures import STATISTICS_BYTES
 from dumper.writing.writer import Batch, Writer
 from tests.dumper.memory.stand_in_kernels import STREAM, VALUE, WAYS, Kernels, OnDevice, set_way, stand_in
 from tests.dumper.recording.conftest import Recording
@@ -243,6 +244,8 @@ def recorded_on_device(calls: list[Any], level: str, way: str) -> tuple[list[Any
 def test_what_is_on_a_device_is_recorded_alike_in_each_way(calls: list[Any], level: str) -> None:
     *others, long_way = (recorded_on_device(calls, level, way) for way in WAYS)
     assert others == [long_way] * len(others)
+    records, _ = long_way
+    assert {len(payload) for _, level, *_, payload in records if level == "stats"} <= {STATISTICS_BYTES}
 
 
 @pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
