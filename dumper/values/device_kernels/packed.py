@@ -2,7 +2,8 @@
 
 The arithmetic of a GPU in double precision, and its conversions, are slow beside the reading of bytes, and so is each
 instruction for a byte alone. Here sums are exact in integers, or in float32 for as many elements as it can hold
-exactly; only FLOAT8_E5M2 has too wide a range for that and keeps its sums in float64.
+exactly. FLOAT8_E5M2 has too wide a range for that: its elements are added in float64, since many may cancel out; of its
+magnitudes and squares, which cannot, the sums of 16 are rounded to float32.
 """
 
 from __future__ import annotations
@@ -145,8 +146,8 @@ def _pairs(word, KIND: tl.constexpr, INSTRUCTIONS: tl.constexpr):
 @triton.jit
 def _two_floats(pair, KIND: tl.constexpr, INSTRUCTIONS: tl.constexpr):
     """The two float16 in each word as float32."""
-    if INSTRUCTIONS >= FOR_BYTES and KIND == FLOAT8_E4M3FN:
-        # Where they lie, which the compiler does not see. Those of FLOAT8_E5M2 it takes to float64 in one instruction.
+    if INSTRUCTIONS >= FOR_BYTES:
+        # Where they lie, which the compiler does not see.
         return tl.inline_asm_elementwise(
             "{ .reg .b16 lower, upper; mov.b32 {lower, upper}, $2; cvt.f32.f16 $0, lower; cvt.f32.f16 $1, upper; }",
             "=r,=r,r",
@@ -209,13 +210,9 @@ def _add_e4m3(word, total, magnitude, square, INSTRUCTIONS: tl.constexpr):
 @triton.jit
 def _add_e5m2(word, total, magnitude, square, INSTRUCTIONS: tl.constexpr):
     one, two, three, four = _four_floats(word, FLOAT8_E5M2, INSTRUCTIONS)
-    wide_1, wide_2, wide_3, wide_4 = one.to(tl.float64), two.to(tl.float64), three.to(tl.float64), four.to(tl.float64)
-    total += (wide_1 + wide_2) + (wide_3 + wide_4)
-    magnitude += (tl.abs(wide_1) + tl.abs(wide_2)) + (tl.abs(wide_3) + tl.abs(wide_4))
-    square += wide_1 * wide_1
-    square += wide_2 * wide_2
-    square += wide_3 * wide_3
-    square += wide_4 * wide_4
+    total += (one.to(tl.float64) + two.to(tl.float64)) + (three.to(tl.float64) + four.to(tl.float64))
+    magnitude += (tl.abs(one) + tl.abs(two)) + (tl.abs(three) + tl.abs(four))
+    square += (one * one + two * two) + (three * three + four * four)
     return total, magnitude, square
 
 
@@ -247,6 +244,8 @@ def _add_rows(
     INSTRUCTIONS: tl.constexpr,
 ):
     """Add what was found of each place in TILES tiles to what is known of each row."""
+    if KIND == FLOAT8_E5M2:
+        magnitudes, squares = magnitudes.to(tl.float64), squares.to(tl.float64)
     sum_of_row, square_of_row = tl.sum(sums, axis=1), tl.sum(squares, axis=1)
     if KIND == FLOAT8_E4M3FN:
         # The offset is taken off, modulo 2**32, and modulo 2**64 from (o + x)**2 = o**2 + 2 * o * x + x**2.
@@ -266,8 +265,8 @@ def _add_rows(
 def _zeros(ROWS: tl.constexpr, KIND: tl.constexpr):
     """What the sums, sums of magnitudes and of squares of TILES tiles begin with."""
     SUM: tl.constexpr = tl.int32 if KIND >= SIGNED else (tl.uint32 if KIND == FLOAT8_E4M3FN else tl.float64)
-    MAGNITUDE: tl.constexpr = tl.int32 if KIND >= SIGNED else (tl.float32 if KIND == FLOAT8_E4M3FN else tl.float64)
-    SQUARE: tl.constexpr = tl.int32 if KIND >= SIGNED else (tl.uint64 if KIND == FLOAT8_E4M3FN else tl.float64)
+    MAGNITUDE: tl.constexpr = tl.int32 if KIND >= SIGNED else tl.float32
+    SQUARE: tl.constexpr = tl.int32 if KIND >= SIGNED else (tl.uint64 if KIND == FLOAT8_E4M3FN else tl.float32)
     return (
         tl.zeros([ROWS, WORDS_OF_ROW], SUM),
         tl.zeros([ROWS, WORDS_OF_ROW], MAGNITUDE),
