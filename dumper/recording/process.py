@@ -55,7 +55,8 @@ class RecordingProcess:
         self._ending = RLock()
         """Held while the process ends: whoever else wants to end it waits until the files are complete."""
         self._steps = Steps()
-        self._recording = False
+        self._recording = self._wanted = False
+        """Whether anything is recorded; whether the settings want the step under way."""
         self._log = LogOnce()
         self._graphs: GraphTaps | None = None
         self._only_graphs = False
@@ -144,7 +145,7 @@ class RecordingProcess:
             self.number = Tracing.number(self._recorder)
         settings = self._settings
         graphs = self._graph_taps() if settings is not None else None
-        wanted = settings is not None and settings.enable and settings.wants_step(self._steps.number)
+        wanted = self._wanted = self._wants_step()
         if settings is not None:
             self._values, self._gradients = settings.enable_value, settings.enable_grad
         ended = self._ended and self._open.session is None
@@ -160,7 +161,19 @@ class RecordingProcess:
         )
         self._recording = self._recording or self._only_graphs
         self._shortcut = None
+        if self._open.session is not None:
+            self._find_shortcut(self._open.session)
         self._taps.switch(self._recording)
+
+    def _wants_step(self) -> bool:
+        settings = self._settings
+        return settings is not None and settings.enable and settings.wants_step(self._steps.number)
+
+    def _refresh_at_step(self) -> None:
+        """``_refresh`` where a step can make a difference: whatever else does so calls it, but for torch, which a
+        process may have imported since the last one."""
+        if self._graphs is None or self._wants_step() != self._wanted:
+            self._refresh()
 
     # Taps
 
@@ -197,7 +210,7 @@ class RecordingProcess:
             return
         if self._steps.unannounced and self._recording and not self._captures:
             try:
-                session = self._open_session()
+                session = self._open.session or self._open_session()
                 self._steps.announced = True
                 layout = self._steps.take_layout()
                 session.begin_step(self._steps.number, layout, self._steps.tags)

@@ -62,16 +62,17 @@ class StepCalls(RecordingProcess):
         self._open.start_control(self._settings)
         if self._open.control is not None:
             self._open.control.at_step(steps.number)
-        self._refresh()
+        self._refresh_at_step()
         if self._recording and self._is_known(batch):
             self._announce_step()
 
     def _is_known(self, batch: Any) -> bool:
         """Whether all that the file says of the step under way is known when it begins. Its first record, which would
-        announce it otherwise, then takes no longer than others; but a CUDA graph is replayed before its values are
-        recorded, and its device waits for nothing meanwhile. A step alone is no reason to open a file."""
+        announce it otherwise, then takes no longer than others; but where a CUDA graph with taps may be replayed its
+        values are recorded behind that, and its device waits for nothing meanwhile. A step alone is no reason to open a
+        file."""
         if self._steps.batch_only is None:
-            return self._open.session is not None and self._graphs is None
+            return self._open.session is not None and not (self._graphs and self._graphs.may_be_replayed)
         from dumper.adapters import complete_at_start
 
         return complete_at_start(batch)

@@ -95,6 +95,11 @@ class GraphTaps:
         """Whether a capture is under way."""
         return any(capture.began for capture in list(self._open.values()))
 
+    @property
+    def may_be_replayed(self) -> bool:
+        """Whether there are graphs with taps, or a capture is under way."""
+        return bool(self._graphs or self._open)
+
     def account_so_far(self) -> GraphAccount:
         """What was recorded and what was silent until now."""
         unended = [capture for capture in list(self._open.values()) if not capture.began]
