@@ -235,14 +235,15 @@ class Lane:
         slab, buffer = self._slab, self._filling
         if slab is None or buffer is None:
             return True
+        host = self._arena.take_free(slab.used)
         try:
-            # Then no memory is pinned either.
-            if self._stays and self._runtime.is_capturing(self._stream):
+            # No memory is pinned during a capture. To ask is a turn of the interpreter lock, and to send asks as well.
+            if host is None and self._stays and self._runtime.is_capturing(self._stream):
                 return False
         except DeviceError as error:
             self._give_up(slab, buffer, error)
             return True
-        return self._send(slab, buffer)
+        return self._send(slab, buffer, host)
 
     def _give_up(self, slab: DeviceSlab, buffer: DeviceBuffer, error: DeviceError, serves_again: bool = False) -> None:
         """The slab that is being filled is lost. Its buffer serves again only where none but the stream of this lane
@@ -256,10 +257,11 @@ class Lane:
         else:
             self._buffers.forget()
 
-    def _send(self, slab: DeviceSlab, buffer: DeviceBuffer) -> bool:
-        """Transfer the slab that is being filled; False when the stream is being captured."""
+    def _send(self, slab: DeviceSlab, buffer: DeviceBuffer, host: PinnedBuffer | None = None) -> bool:
+        """Transfer the slab that is being filled, to ``host`` where room has been found; False when the stream is being
+        captured."""
         try:
-            host = self._arena.take(slab.used)
+            host = host or self._arena.take(slab.used)
         except Exception as error:
             self._give_up(slab, buffer, DeviceError(f"no memory on the host: {error}"), serves_again=True)
             return True

@@ -89,6 +89,7 @@ class _Piece:
 
     def take(self, nbytes: int) -> PinnedBuffer | None:
         """The first part that is large enough."""
+        nbytes = max(GRANULE, _rounded(nbytes, GRANULE))
         for index, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
             if end - start >= nbytes:
                 if end - start == nbytes:
@@ -126,15 +127,22 @@ class PinnedArena:
 
     def take(self, nbytes: int) -> PinnedBuffer:
         """At least so many bytes, their content undefined. Raises DeviceError when the system has no memory."""
-        nbytes = max(GRANULE, _rounded(nbytes, GRANULE))
         with self._lock:
-            for piece in self._pieces.values():
-                buffer = piece.take(nbytes)
-                if buffer is not None:
-                    return buffer
-            buffer = self._grow(nbytes).take(nbytes)
+            buffer = self._free_part(nbytes) or self._grow(max(1, nbytes)).take(nbytes)
             assert buffer is not None
             return buffer
+
+    def take_free(self, nbytes: int) -> PinnedBuffer | None:
+        """The same of memory that is there; None, without a call of the runtime, where there is too little."""
+        with self._lock:
+            return self._free_part(nbytes)
+
+    def _free_part(self, nbytes: int) -> PinnedBuffer | None:
+        for piece in self._pieces.values():
+            buffer = piece.take(nbytes)
+            if buffer is not None:
+                return buffer
+        return None
 
     def _grow(self, nbytes: int) -> _Piece:
         needed = _rounded(nbytes, PIECE_GRANULE)

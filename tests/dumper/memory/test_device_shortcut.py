@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from dumper import open_run
 from dumper.memory.device_buffers import DeviceBuffer
 from dumper.memory.device_slabs import DeviceSlab, Lane
+from dumper.memory.pinned import PinnedBuffer
 from dumper.recording import short_way
 from dumper.recording.context import ThreadTags
 from dumper.recording.shortcut import COMPILED
@@ -287,9 +288,9 @@ def test_slabs_are_sent_once_in_a_nap(recording: Recording, kernels: Kernels) ->
     sent: list[int] = []
     send, serve = Lane._send, Writer._serve
 
-    def at_once(self: Lane, slab: DeviceSlab, buffer: DeviceBuffer) -> bool:
+    def at_once(self: Lane, slab: DeviceSlab, buffer: DeviceBuffer, host: PinnedBuffer | None = None) -> bool:
         sent.append(slab.taken)
-        done = send(self, slab, buffer)
+        done = send(self, slab, buffer, host)
         with runtime._lock:
             while runtime._do_one():
                 pass
