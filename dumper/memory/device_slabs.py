@@ -183,6 +183,12 @@ class Lane:
             self._took(slab, buffer, offset + nbytes)
         return slab, offset
 
+    def make_room(self, nbytes: int) -> None:
+        """See to it that the slab that is being filled has room for so many bytes, until somebody else fills it. For
+        the thread that uses the stream, which is not being captured. Raises DeviceError."""
+        with self._lock:
+            self._room_for(nbytes)
+
     def _took(self, slab: DeviceSlab, buffer: DeviceBuffer, end: int) -> None:
         """The stream was given a value that ends there."""
         if not self._stays:

@@ -4,7 +4,7 @@
  *
  * It decides nothing. It looks up what those have worked out (the plan, and what its ``last`` and ``last_on_device``
  * say), makes the same checks, and returns False, having done nothing, where anything is not as it was: then they do it.
- * Locks are only tried, so that it never waits for one.
+ * Locks are only tried, so that it never waits for one. Where a slab of a device is full its lane begins another.
  */
 
 #define PY_SSIZE_T_CLEAN

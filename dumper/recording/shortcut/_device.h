@@ -118,44 +118,59 @@ static int put(Shortcut *self, Entry *entry, int way, long long to, long long fr
     return code;
 }
 
-/* With the lock of the lane. 1: done; 0: not; -1: not, and what was reserved is to be given back. */
+/* What came of it; after FAILED what was reserved is to be given back. */
+
+enum { FAILED = -1, NOT, DONE, NO_ROOM };
+
+/* With the lock of the lane. */
 
 static int fill_slab(Shortcut *self, PyObject *lane, Entry *entry, int way, long long from, long long stream,
                      PyObject *slab, long long *offset) {
+    if (SLOT(lane, _stays, lane) != Py_True) return NOT; /* the lane's own functions see to streams that may vanish */
+    if (slab == Py_None) return NO_ROOM;
     long long taken = NUMBER(device_slab, taken, slab), to = NUMBER(buffer, address, SLOT(lane, _filling, lane));
     *offset = NUMBER(device_slab, used, slab);
     long long end = *offset + entry->kept;
-    /* The lane's own functions begin a slab, and see to streams that may vanish. */
-    if (*offset < 0 || taken < 0 || to <= 0 || end > self->device_slab_bytes) return 0;
-    if (SLOT(lane, _stays, lane) != Py_True) return 0;
-    if (!reserve(self, entry->kept + self->overhead)) return 0;
-    if (put(self, entry, way, to + *offset, from, stream) != 0) return -1;
-    if (SET(device_slab, used, slab, (end + self->alignment - 1) & -self->alignment) < 0) return -1;
-    return SET(device_slab, taken, slab, taken + 1) < 0 ? -1 : 1;
+    if (*offset < 0 || taken < 0 || to <= 0) return NOT;
+    if (end > self->device_slab_bytes) return NO_ROOM;
+    if (!reserve(self, entry->kept + self->overhead)) return NOT;
+    if (put(self, entry, way, to + *offset, from, stream) != 0) return FAILED;
+    if (SET(device_slab, used, slab, (end + self->alignment - 1) & -self->alignment) < 0) return FAILED;
+    return SET(device_slab, taken, slab, taken + 1) < 0 ? FAILED : DONE;
 }
 
-static int put_on_device(Shortcut *self, const Incoming *incoming, Entry *entry, PyObject **slab, long long *offset) {
+static int try_on_device(Shortcut *self, const Incoming *incoming, Entry *entry, PyObject **slab, long long *offset) {
     long long device, stream, from = incoming->address;
-    if (self->copy == NULL || self->lanes == Py_None || find_stream(self, incoming, &device, &stream) < 0) return 0;
-    if (is_captured(self, stream) != 0 || !find_lane(self, device, stream)) return 0;
+    if (self->copy == NULL || self->lanes == Py_None || find_stream(self, incoming, &device, &stream) < 0) return NOT;
+    if (is_captured(self, stream) != 0 || !find_lane(self, device, stream)) return NOT;
     /* The handle 0 means the default stream of the current device, on which kernels are launched as well. */
     int has_to_be = stream == 0 || entry->reduced_to != Py_None;
     int is_current = (has_to_be || self->launch != NULL) && current_device(self) == device;
-    if ((has_to_be && !is_current) || !prepare(self, entry, incoming->value, device, stream)) return 0;
-    int done = 0, way = way_of(self, entry, from, is_current);
-    if (way == NOT_AT_ALL || !try_lock(self)) return 0;
+    if ((has_to_be && !is_current) || !prepare(self, entry, incoming->value, device, stream)) return NOT;
+    int done = NOT, way = way_of(self, entry, from, is_current);
+    if (way == NOT_AT_ALL || !try_lock(self)) return NOT;
     PyObject *lane = Py_NewRef(self->lane), *release = Py_NewRef(self->release);
     *slab = SLOT(lane, _slab, lane);
     Py_XINCREF(*slab);
     done = fill_slab(self, lane, entry, way, from, stream, *slab, offset);
     unlock(release);
-    if (done != 1) Py_CLEAR(*slab);
-    if (done == -1) { /* the long way learns of the error */
-        PyErr_Clear();
-        Py_XDECREF(PyObject_CallMethod(self->writer, "give_back", "L", entry->kept + self->overhead));
-        done = 0;
-    }
+    if (done != DONE) Py_CLEAR(*slab);
     Py_DECREF(lane);
     Py_DECREF(release);
     return done;
+}
+
+static int put_on_device(Shortcut *self, const Incoming *incoming, Entry *entry, PyObject **slab, long long *offset) {
+    int done = try_on_device(self, incoming, entry, slab, offset);
+    if (done == NO_ROOM) {
+        /* Its lane sends the slab and begins another, which lets go of the interpreter lock: all is looked at anew. */
+        PyObject *made = PyObject_CallMethod(self->lane, "make_room", "L", entry->kept);
+        done = made == NULL || self->closed ? NOT : try_on_device(self, incoming, entry, slab, offset);
+        Py_XDECREF(made);
+    }
+    if (done == FAILED) { /* the long way learns of the error, as it does where there was no room to be made */
+        PyErr_Clear();
+        Py_XDECREF(PyObject_CallMethod(self->writer, "give_back", "L", entry->kept + self->overhead));
+    }
+    return done == DONE;
 }

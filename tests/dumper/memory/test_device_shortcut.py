@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dumper import open_run
+from dumper.memory import device_buffers
+from dumper.memory.cuda_runtime import DeviceError
 from dumper.memory.device_buffers import DeviceBuffer
 from dumper.memory.device_slabs import DeviceSlab, Lane
-from dumper.memory.pinned import PinnedBuffer
+from dumper.memory.pinned import PinnedArena, PinnedBuffer
 from dumper.recording import short_way
 from dumper.recording.context import ThreadTags
 from dumper.recording.shortcut import COMPILED
@@ -280,6 +282,59 @@ def test_the_shortcut_runs_no_function_of_ours(
     assert len(recording.read().records) == 1 + len(seen)
     assert seen.count({"record", "submit"}) == 8
     assert kernels.runtime.launches_of_compiled_code >= 8
+
+
+@pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
+@pytest.mark.parametrize("level", ["full", "stats"])
+def test_a_value_that_needs_another_slab_takes_the_shortcut(
+    kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    rows = 3 if level == "full" else 3 * 16
+    monkeypatch.setattr(device_buffers, "SLAB_BYTES", 3 * 4096 if level == "full" else rows * 256)
+    recording = Recording(tmp_path)
+    recorder = recording.start(level=level)
+    recorder.dump("host", VALUE)
+    session: Any = recorder._open.session
+    long_way = []
+    submit = session.submit
+    session.submit = lambda *arguments: (long_way.append(arguments), submit(*arguments))
+    value = VALUE.clone()
+    for number in range(10 * rows):
+        recorder.dump("device", OnDevice(value))
+        kernels.runtime.overwrite(value.data_ptr(), np.float32(number).tobytes(), STREAM)
+    host, *device = recording.read().records
+    # Where the writer has the lane just then, a value still takes the long way.
+    assert len(long_way) < 10
+    assert session._writer._reserved == 0
+    if level == "full":
+        assert [record.array()[0, 0] for record in device] == [VALUE[0, 0], *range(10 * rows - 1)]
+    else:
+        assert [record.statistics["max"] for record in device] == [host.statistics["max"]] * len(device)
+
+
+@pytest.mark.skipif(not COMPILED, reason="the packages were installed without a C compiler")
+def test_without_memory_on_the_host_no_value_is_lost_unseen(
+    recording: Recording, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slab that cannot be sent where room is to be made."""
+    monkeypatch.setattr(device_buffers, "SLAB_BYTES", 3 * 4096)
+    recorder = recording.start()
+    recorder.dump("host", VALUE)
+    session: Any = recorder._open.session
+    value = VALUE.clone()
+
+    def refuse(self: PinnedArena, nbytes: int) -> PinnedBuffer:
+        raise DeviceError("an example")
+
+    for number in range(12):
+        with pytest.MonkeyPatch.context() as patches:
+            if number in (4, 5):
+                patches.setattr(PinnedArena, "take", refuse)
+            recorder.dump("device", OnDevice(value))
+    recording.close()
+    counts = session.counts()
+    assert counts["submitted"] == 13
+    assert counts["written"] + counts["lost_encoding"] == 13
 
 
 def test_slabs_are_sent_once_in_a_nap(recording: Recording, kernels: Kernels) -> None:
