@@ -212,7 +212,10 @@ def _add_e5m2(word, total, magnitude, square, INSTRUCTIONS: tl.constexpr):
     one, two, three, four = _four_floats(word, FLOAT8_E5M2, INSTRUCTIONS)
     total += (one.to(tl.float64) + two.to(tl.float64)) + (three.to(tl.float64) + four.to(tl.float64))
     magnitude += (tl.abs(one) + tl.abs(two)) + (tl.abs(three) + tl.abs(four))
-    square += (one * one + two * two) + (three * three + four * four)
+    square += one * one
+    square += two * two
+    square += three * three
+    square += four * four
     return total, magnitude, square
 
 
