@@ -1,4 +1,7 @@
-"""Records real SGLang servers: one server for each layout, one recording after the other while it runs."""
+"""Records real SGLang servers: one server for each layout, one recording after the other while it runs.
+
+All of them are forked from one process that has imported SGLang, which is most of what a server costs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from benchmarks.faults.engines.serving import CONCURRENT, PROMPTS, Switch, recor
 from benchmarks.faults.engines.sglang.checkpoints import CLASSES, CONFIG_OF, checkpoint
 from benchmarks.faults.prompts import make_prompts
 from testbed.paths import CONFIGS
-from testbed.servers import cores_of_ranks, sglang_server
+from testbed.servers import cores_of_ranks, sglang_server, warm_servers
+from testbed.warm import WarmLauncher
 
 HERE = Path(__file__).parent
 
@@ -51,10 +55,16 @@ class SGLang:
         return tuple(f"{layout}{how}" for layout in LAYOUTS for how in ("", CONCURRENT))
 
     def record(self, jobs: Sequence[Job]) -> dict[Path, str]:
-        return record_by_server(jobs, lambda model, layout, mine: record_on_one_server(model, LAYOUTS[layout], mine))
+        with (
+            tempfile.TemporaryDirectory(prefix="tensortap-faults-") as folder,
+            warm_servers(Path(folder, "log")) as warm,
+        ):
+            return record_by_server(
+                jobs, lambda model, layout, mine: record_on_one_server(model, LAYOUTS[layout], mine, warm)
+            )
 
 
-def record_on_one_server(model: str, layout: Layout, jobs: Sequence[Job]) -> dict[Path, str]:
+def record_on_one_server(model: str, layout: Layout, jobs: Sequence[Job], warm: WarmLauncher) -> dict[Path, str]:
     """Serve ``model`` and make the recordings; returns what went wrong, by run.
 
     Raises ServerError when the server does not come up.
@@ -72,6 +82,7 @@ def record_on_one_server(model: str, layout: Layout, jobs: Sequence[Job]) -> dic
             environment=dict(layout.environment),
             radix_cache=layout.radix_cache,
             fork=True,
+            warm=warm,
         ) as server:
 
             def cache_beginnings() -> None:
