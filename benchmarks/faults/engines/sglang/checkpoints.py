@@ -77,7 +77,11 @@ _BIASED: dict[str, Any] = {
     "topk_group": 2,
     "n_routed_experts": 16,
 }
-_GEMMA2 = {"query_pre_attn_scalar": 32, "sliding_window": 64, "attn_logit_softcapping": 20.0}
+_GEMMA: dict[str, Any] = {
+    "hidden_act": "gelu_pytorch_tanh",  # SGLang reads this name, Transformers another
+    "tie_word_embeddings": True,
+}
+_GEMMA2 = _GEMMA | {"query_pre_attn_scalar": 32, "sliding_window": 64, "attn_logit_softcapping": 20.0}
 _GEMMA3 = {
     "query_pre_attn_scalar": 32,
     "sliding_window": 64,
@@ -88,7 +92,8 @@ CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", _EXPERTS),
     "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"hidden_size": 256}),
-    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", _GEMMA2 | {"tie_word_embeddings": True}),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", _GEMMA),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", _GEMMA2),
     "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", _GEMMA3 | {"tie_word_embeddings": True}),
     "mixtral": (
         "MixtralConfig",
