@@ -22,6 +22,7 @@ from patcher.model.parts import (
     StepPlace,
     class_called,
     classes_in,
+    correction_bias,
     engine_config,
     init_of,
     parts_of,
@@ -53,6 +54,7 @@ class SuggestedEdit:
     value: str | None = None
     layer_id: str | None = None
     dims: str | None = None
+    condition: str | None = None
     batch: str | None = None
     inputs: tuple[str, ...] = ()
     operation: str | None = None
@@ -153,13 +155,23 @@ class _Suggestion:
             todo += sorted(methods - done)
             yield from self._of_method(model, owner, method, index, definition, parts, methods, layer_id)
 
-    def _of_mixture(self, target: str, place: TappablePlace, layer_id: str | None) -> Iterator[SuggestedEdit]:
+    def _of_mixture(
+        self, target: str, place: TappablePlace, layer_id: str | None, owner: ModelClass, part: Part | None
+    ) -> Iterator[SuggestedEdit]:
         """Router and experts, under the names by which the comparator knows choices of experts."""
         if place.callee.removeprefix("self.") in _ROUTERS:
             # Some give the choices as well, the logits first.
             value = "$MATCH[0] if isinstance($MATCH, tuple) else $MATCH"
             wrapped = replace(place, form="wrap", pattern=f"{place.callee}(...)")
             yield SuggestedEdit(target, wrapped, "dump", "moe_router_logits", value, layer_id)
+            bias = correction_bias(owner, part, self._finder)
+            if bias is not None:
+                # The same for each token, a row for each, so that it is told apart as the logits are.
+                value = f"{bias}.reshape(1, -1).expand(({value}).reshape(-1, {bias}.numel()).shape[0], -1)"
+                condition = f"{bias} is not None"
+                yield SuggestedEdit(
+                    target, wrapped, "dump", "moe_correction_bias", value, layer_id, condition=condition
+                )
             return
         name, inputs = "moe_expert_output", ("moe_router_logits",)
         if place.form == "wrap":
@@ -193,7 +205,8 @@ class _Suggestion:
             if loop is not None:
                 yield from self._of_loop(target, place, loop, owner, parts.get(loop.attribute))
             elif _ROUTERS & set(parts) and _EXPERTS in parts and place.callee in _MIXTURE:
-                yield from self._of_mixture(target, place, layer_id)
+                part = parts.get(place.callee.removeprefix("self."))
+                yield from self._of_mixture(target, place, layer_id, owner, part)
             elif place.kind in ("submodule", "collective"):
                 part = parts.get(place.callee.removeprefix("self."))
                 guessed = known and part is not None and not part.in_list
@@ -322,6 +335,8 @@ def _edit_lines(edit: SuggestedEdit) -> Iterator[str]:
         fields.append(f"value: {_scalar(edit.value)}")
     if edit.dims is not None:
         fields.append(f'dims: "{edit.dims}"')
+    if edit.condition is not None:
+        fields.append(f"if: {_scalar(edit.condition)}")
     if edit.layer_id is not None:
         fields.append(f"layer_id: {_scalar(edit.layer_id)}")
     if edit.inputs:

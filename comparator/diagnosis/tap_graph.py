@@ -77,7 +77,7 @@ LOGITS = "next_token_logits"
 _EXPERTS, _ROUTER = "moe_expert_output", "moe_router_logits"
 _STREAM = "layer_input"
 _WEIGHTS = frozenset({"moe_correction_bias"})
-"""Nothing is computed there, so that nothing is inherited."""
+"""Nothing is computed there, so that nothing is inherited, there and from there."""
 _CONVENTIONS: Mapping[str, tuple[tuple[Operation, tuple[str, ...]], ...]] = {
     _STREAM: (("sum", ("pre_mlp_residual@-1", "mlp_output@-1")),),
     "attn_pre_o_proj": (("attention", ("layer_input",)),),
@@ -99,19 +99,20 @@ def build_graph(declared: Sequence[TapDeclaration]) -> TapGraph | GraphError:
     nodes: list[TapNode] = []
     notes: list[str] = []
     experts: dict[int | None, TapKey] = {}
-    for at, declaration in enumerate(declared):
+    previous: TapKey | None = None
+    for declaration in declared:
         for text in declaration.inputs:
             name, _, where = text.partition("@")
             if not name or ("@" in text and where != "last" and _offset(where) is None):
                 message = f"{declaration.key.name}: {text!r} is no input; expected NAME, NAME@-1 or NAME@last"
                 return GraphError(message)
-        previous = declared[at - 1].key if at else None
         node = _resolve(declaration, keys, previous, experts.get(declaration.key.layer))
         if declaration.key.name == _EXPERTS:
             experts[declaration.key.layer] = declaration.key
         if node.assumed and node.inputs:
             notes.append(f"{node.key.label}: its input is taken to be {node.inputs[0].label}, the tap before it")
         nodes.append(node if declaration.code is None else replace(node, code=declaration.code))
+        previous = previous if declaration.key.name in _WEIGHTS else declaration.key
     cycle = _find_cycle(nodes)
     if cycle:
         return GraphError(

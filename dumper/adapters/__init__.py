@@ -15,6 +15,7 @@ from dumper.adapters.protocol import (
     GraphFacts,
     KnowsBackends,
     KnowsGraphs,
+    KnowsModel,
     Parallel,
     PendingLayout,
     Process,
@@ -80,8 +81,9 @@ def _load(module: str, class_name: str) -> Adapter | None:
     return adapter
 
 
-def describe_process(*, in_full: bool = True) -> Process:
-    """Rank, world size, parallel layout and versions as the imported frameworks tell them.
+def describe_process(*, in_full: bool = True, batch: object = None) -> Process:
+    """Rank, world size, parallel layout and versions as the imported frameworks tell them; of the model what the batch
+    of the step under way tells.
 
     Axes of several adapters are joined; the more specific adapter wins. Rank 0 of 1 when no framework has
     initialised a process group. In full: with versions, settings and the axes of every device mesh, which take
@@ -109,7 +111,7 @@ def describe_process(*, in_full: bool = True) -> Process:
     if in_full:
         from dumper.adapters.process_settings import process_settings
 
-        settings = {**process_settings(), **_backends()}
+        settings = {**process_settings(), **_backends(), **_model_facts(batch)}
     return Process(
         rank=rank,
         world_size=world_size,
@@ -129,6 +131,16 @@ def _backends() -> dict[str, str]:
             except Exception as error:
                 _warn(adapter, "the chosen backends", error)
     return found
+
+
+def _model_facts(batch: object) -> dict[str, str]:
+    for adapter in loaded_adapters() if batch is not None else ():
+        if isinstance(adapter, KnowsModel) and adapter.accepts(batch):
+            try:
+                return adapter.model_facts(batch)
+            except Exception as error:
+                _warn(adapter, "the model's config", error)
+    return {}
 
 
 def _axes_of_meshes() -> Parallel:

@@ -1,10 +1,12 @@
-"""What the folder of a model tells: numbers of its config that decide how outputs are to be read, and a digest of its
-weights. Found by the flag that a server is started with; nothing is loaded."""
+"""What a model tells: numbers of its config that decide how outputs are to be read, and a digest of its weights. Found
+by the flag that a server is started with, where nothing is loaded, or read from the model that a program has."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,13 @@ FACTS = (
     "routed_scaling_factor", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "sliding_window",
 )  # fmt: skip
 LARGEST_CONFIG = 1 << 20
+OTHER_NAMES = {
+    "num_experts_per_tok": ("moe_k", "moe_topk", "moe_top_k", "top_k_experts", "num_experts_per_token"),
+    "n_group": ("n_groups", "num_expert_group"),
+}
+"""What configs call the same."""
+BIAS = "correction_bias"
+"""Ends the name of what is added to the scores for the choice of experts."""
 BLOCKS, BLOCK = 256, 4096
 """Blocks of bytes that the digest takes, over all files: more would keep a server from starting."""
 
@@ -29,6 +38,48 @@ def model_facts(flags: Mapping[str, str]) -> dict[str, str]:
     found = {f"model.{name}": value for name, value in _of_config(folder).items()}
     digest = weights_digest(folder)
     return found if digest is None else {**found, "model.weights": digest}
+
+
+def facts_of_model(model: Any) -> dict[str, str]:
+    """The same of a model of Transformers that is loaded, without a digest; empty for what has no config.
+
+    Only names, shapes and source are looked at, no values.
+    """
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if config is None:
+        return {}
+    found = _named_facts(lambda name: getattr(config, name, None))
+    if getattr(model, "dtype", None) is not None:
+        found["dtype"] = str(model.dtype).removeprefix("torch.")
+    implementation = getattr(config, "_attn_implementation", None)
+    if isinstance(implementation, str):
+        found["attn_implementation"] = implementation
+    scoring = _biased_scoring(model)
+    if scoring is not None:
+        found.setdefault("topk_method", "noaux_tc")
+        if scoring:
+            found.setdefault("scoring_func", scoring)
+    return {f"model.{name}": value for name, value in found.items()}
+
+
+def _biased_scoring(model: Any) -> str | None:
+    """How experts are scored where a bias is added for their choice: ``sigmoid`` or ``softmax``, as the source of the
+    router says; empty where it does not, None where there is no bias."""
+    names = (name for of in (model.named_buffers, model.named_parameters) for name, _ in of())
+    biased = next((name for name in names if name.endswith(BIAS)), None)
+    if biased is None:
+        return None
+    owner = biased.rpartition(".")[0]
+    near = [model.get_submodule(owner)]
+    near += [part for part in (getattr(near[0], name, None) for name in ("gate", "router")) if part is not None]
+    near.append(model.get_submodule(owner.rpartition(".")[0]))
+    for module in near:
+        with contextlib.suppress(OSError, TypeError):  # no source
+            source = inspect.getsource(type(module))
+            if "sigmoid" in source or "softmax" in source:
+                return "sigmoid" if "sigmoid" in source else "softmax"
+    return ""
 
 
 def _folder(flags: Mapping[str, str]) -> Path | None:
@@ -49,15 +100,25 @@ def _of_config(folder: Path) -> dict[str, str]:
     nested = config.get("text_config")  # of models that see as well
     for part in (nested, config.get("rope_parameters")):
         config = {**part, **config} if isinstance(part, dict) else config
-    found = {name: _text(config[name]) for name in FACTS if config.get(name) is not None}
+    found = _named_facts(config.get)
     quantisation = config.get("quantization_config")
     if isinstance(quantisation, dict) and quantisation.get("quant_method"):
         found["quantization"] = str(quantisation["quant_method"])
     return found
 
 
+def _named_facts(of: Callable[[str], Any]) -> dict[str, str]:
+    """The facts that a config has, under whichever name."""
+    values = {
+        name: next((value for one in (name, *OTHER_NAMES.get(name, ())) if (value := of(one)) is not None), None)
+        for name in FACTS
+    }
+    plain = (str, int, float, list, tuple)
+    return {name: _text(value) for name, value in values.items() if isinstance(value, plain)}
+
+
 def _text(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def weights_digest(folder: Path) -> str | None:

@@ -100,6 +100,15 @@ class KnowsBackends(Protocol):
 
 
 @runtime_checkable
+class KnowsModel(Protocol):
+    """An adapter whose batches tell the model that computes them."""
+
+    def model_facts(self, batch: object) -> dict[str, str]:
+        """Numbers of the model's config, ``model.head_dim`` and others, of a batch that it accepts; empty where the
+        batch does not tell."""
+
+
+@runtime_checkable
 class KnowsGraphs(Protocol):
     """An adapter that can also tell what its engine is capturing."""
 

@@ -51,6 +51,12 @@ class TransformersAdapter:
     def accepts(self, batch: object) -> bool:
         return isinstance(batch, Mapping) and ("input_ids" in batch or "inputs_embeds" in batch)
 
+    def model_facts(self, batch: object) -> dict[str, str]:
+        """Of the model itself, where ``self`` is among the arguments, as it is in a tap's ``$arguments``."""
+        from dumper.adapters.model_facts import facts_of_model
+
+        return facts_of_model(batch.get("self")) if isinstance(batch, Mapping) else {}
+
     def read_batch(self, batch: object) -> TokenLayout | PendingLayout | None:
         """None for a batch without a batch and a sequence dimension.
 

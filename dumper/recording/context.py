@@ -82,6 +82,11 @@ class Steps:
         return self.inside and not self.announced and self.begun
 
     @property
+    def batch(self) -> Any:
+        """The engine's batch of the step under way, as long as it is held."""
+        return self._batch
+
+    @property
     def batch_only(self) -> Any:
         """The engine's batch when it is what tells the layout, else None."""
         return self._batch if self._layout is None else None

@@ -43,10 +43,11 @@ class Lifecycle:
         self.session: Session | None = None
         self.control: Control | None = None
 
-    def open(self, settings: Settings) -> Session:
-        """The session, begun if there is none. Raises whatever keeps it from beginning."""
+    def open(self, settings: Settings, batch: Any = None) -> Session:
+        """The session, begun if there is none, with the batch of the step under way. Raises whatever keeps it from
+        beginning."""
         if self.session is None:
-            self.session = self._begin(settings)
+            self.session = self._begin(settings, batch)
             self.start_control(settings)
             if self.control is not None:
                 from dumper.control import place_of
@@ -57,7 +58,7 @@ class Lifecycle:
             call_at_end(self._at_end)
         return self.session
 
-    def _begin(self, settings: Settings) -> Session:
+    def _begin(self, settings: Settings, batch: Any) -> Session:
         from dumper.memory.staging import Stager
         from dumper.recording.session import Session
 
@@ -65,7 +66,7 @@ class Lifecycle:
         stager, wanted = self._stager, (settings.memory_budget, settings.direct_launch)
         if stager is None or (stager.pool_bytes, stager.direct_launch) != wanted:
             self._stager = stager = Stager(*wanted)
-        session = Session(settings, self._coverage, stager, self._forked_from)
+        session = Session(settings, self._coverage, stager, self._forked_from, batch)
         for module in self._taps.modules:
             session.add_taps(*module)
         from dumper.recording.taps import planned_taps

@@ -261,7 +261,7 @@ class RecordingProcess:
         with self._lock:
             if self._ended and self._open.session is None:
                 raise RuntimeError("the process is ending")
-            return self._open.open(self.settings)
+            return self._open.open(self.settings, self._steps.batch)
 
     def _find_shortcut(self, session: Session) -> None:
         # Most values that take the long way do so each time: the lock is not for them.

@@ -48,10 +48,16 @@ class Session:
     """From the first record to ``close``. ``submit`` may be called from any thread."""
 
     def __init__(
-        self, settings: Settings, coverage: Coverage, stager: Stager, forked_from: tuple[int, ...] = ()
+        self,
+        settings: Settings,
+        coverage: Coverage,
+        stager: Stager,
+        forked_from: tuple[int, ...] = (),
+        batch: Any = None,
     ) -> None:
-        """``coverage`` tells what taps did, for the end; ``forked_from``: processes that had the recorder before."""
-        self.process = describe_process()
+        """``coverage`` tells what taps did, for the end; ``forked_from``: processes that had the recorder before;
+        ``batch``: of the step under way, which may tell the model."""
+        self.process = describe_process(batch=batch)
         if settings.parallel:
             self.process = replace(self.process, parallel={**self.process.parallel, **settings.parallel})
         self._axes = dict(self.process.parallel)

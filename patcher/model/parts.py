@@ -11,6 +11,7 @@ from patcher.source.modules import ModuleFile, ModuleFinder
 from patcher.source.targets import dotted_name, find_class_named, find_method
 
 ENTRIES = ("forward", "__call__", "call")
+_CORRECTION_BIAS = "correction_bias"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,25 @@ def parts_of(init: ast.FunctionDef) -> list[Part]:
     """The parts that an ``__init__`` makes, in source order."""
     lists = {part.attribute: part for part in _local_lists(init)}
     return [_from_list(part, lists) for statement in init.body for part in _parts(statement, None)]
+
+
+def correction_bias(block: ModelClass, router: Part | None, finder: ModuleFinder) -> str | None:
+    """Expression, in the methods of a mixture of experts, of the bias that is added to the scores for the choice of
+    experts; None where there is none, or somewhere else than in the block, its router and the parts of that."""
+    todo: list[tuple[str, ModelClass | None, int]] = [("self", block, 0)]
+    if router is not None:
+        todo.append((f"self.{router.attribute}", class_called(block, router.call, finder), 1))
+    for name, model, depth in todo:
+        init = None if model is None else init_of(model, finder)
+        if init is None:
+            continue
+        parts = parts_of(init[1])
+        own = next((part.attribute for part in parts if part.attribute.endswith(_CORRECTION_BIAS)), None)
+        if own is not None:
+            return f"{name}.{own}"
+        if depth == 1:
+            todo += [(f"{name}.{part.attribute}", class_called(init[0], part.call, finder), 2) for part in parts]
+    return None
 
 
 def _local_lists(init: ast.FunctionDef) -> Iterator[Part]:

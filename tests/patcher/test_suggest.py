@@ -245,6 +245,37 @@ def test_router_and_experts_have_the_names_that_the_comparator_knows(tmp_path: P
     ]
 
 
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        ("class Router:\n    def __init__(self, width):\n        self.correction_bias = Buffer(width)\n", "self.gate."),
+        (
+            "class Statistics:\n    def __init__(self, width):\n        self.correction_bias = Parameter(width)\n"
+            "class Router:\n    def __init__(self, width):\n        self.counted = Statistics(width)\n",
+            "self.gate.counted.",
+        ),
+    ],
+    ids=["of the router", "of a part of it"],
+)
+def test_a_bias_that_is_added_for_the_choice_is_recorded(classes: str, expected: str, tmp_path: Path) -> None:
+    source = classes + block("""
+        class Mixture:
+            def __init__(self, width):
+                self.gate = Router(width)
+                self.experts = Experts(width)
+
+            def forward(self, x):
+                return self.experts(x, *self.gate(x))
+    """)
+    (tap,) = [
+        edit["dump"]
+        for edit in suggested(tmp_path, source)["Mixture.forward"]
+        if edit.get("dump", {}).get("name") == "moe_correction_bias"
+    ]
+    assert tap["value"].startswith(f"{expected}correction_bias.reshape(1, -1).expand(")
+    assert tap["if"] == f"{expected}correction_bias is not None"
+
+
 def test_a_layer_that_is_made_from_a_table_is_no_step(tmp_path: Path) -> None:
     edits = suggested(tmp_path, TABLE)
     steps = [name for name, found in edits.items() if any("step" in edit for edit in found)]

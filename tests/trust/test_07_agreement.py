@@ -22,7 +22,7 @@ FILE = "rank-00000.msgpack"
 
 def _record(folder: Path, rank: int = 0, world: int = 1, records: int = 12) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dumper.recording.session.describe_process", lambda: Process(rank, world, {}, {}, "test"))
+        patch.setattr("dumper.recording.session.describe_process", lambda **_: Process(rank, world, {}, {}, "test"))
         recording = Recording(folder)
         recorder = recording.start()
         for number in range(records):
@@ -183,7 +183,7 @@ RANK = (
     + """
 from dumper.adapters import Process
 from dumper.recording import session
-session.describe_process = lambda: Process(int(sys.argv[1]), int(sys.argv[2]), {}, {}, "test")
+session.describe_process = lambda **_: Process(int(sys.argv[1]), int(sys.argv[2]), {}, {}, "test")
 dumper.dump("x", np.zeros(3))
 """
 )

@@ -38,6 +38,13 @@ def test_a_weight_inherits_nothing_from_the_tap_before_it():
     assert (node.operation, node.inputs) == ("source", ())
 
 
+def test_nothing_inherits_from_a_weight_by_the_order_of_execution():
+    keys = [TapKey(name, 1) for name in ("norm", "moe_correction_bias", "moe_router_logits", "after")]
+    graph = build_graph([TapDeclaration(key) for key in keys])
+    assert graph.node(keys[2]).inputs == (keys[0],)
+    assert graph.node(keys[3]).inputs == (keys[2],)
+
+
 def test_experts_hang_on_their_router():
     graph = graph_of((*LAYER, "moe_router_logits", "moe_expert_output", "mlp_output"))
     node = graph.node(TapKey("moe_expert_output", 1))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dumper import open_run
 from dumper.adapters.transformers import TransformersAdapter
 from dumper.layout import TokenLayout
+from dumper.recording.recorder import Recorder
 
 
 def cache(length: int) -> Any:
@@ -233,6 +237,47 @@ def test_a_training_batch_and_embeddings() -> None:
     assert layout.forward_mode == "train"
     assert layout.token_ids is None
     assert layout.rows == 6
+
+
+class Gate(torch.nn.Module):
+    """Chooses by sigmoid scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("e_score_correction_bias", torch.zeros(4))
+
+
+class Model(torch.nn.Module):
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.gate = Gate()
+        self.config = SimpleNamespace(**config)
+
+
+@pytest.mark.parametrize("names", [{"num_experts_per_tok": 2, "n_group": 4}, {"moe_k": 2, "n_groups": 4}])
+def test_the_model_that_is_called_tells_its_config(
+    names: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", ModuleType("transformers"))
+    recorder = Recorder()
+    recorder.configure(enable=True, dir=str(tmp_path), run="run", control=False)
+    model = Model(head_dim=32, rope_theta=None, _attn_implementation="eager", **names)
+    with recorder.step({"self": model, "input_ids": torch.ones(1, 3, dtype=torch.int64)}):
+        recorder.dump("x", torch.ones(1, 3))
+    recorder.close()
+    settings = open_run(tmp_path / "run").headers[0].settings
+    assert {name: value for name, value in settings.items() if name.startswith("model.")} == {
+        "model.head_dim": "32",
+        "model.num_experts_per_tok": "2",
+        "model.n_group": "4",
+        "model.topk_method": "noaux_tc",
+        "model.scoring_func": "sigmoid",
+        "model.attn_implementation": "eager",
+    }
+
+
+def test_what_is_called_may_be_anything() -> None:
+    assert TransformersAdapter().model_facts({"self": object(), "input_ids": torch.ones(1, 3)}) == {}
 
 
 def test_a_mask_that_is_too_narrow_is_refused() -> None:

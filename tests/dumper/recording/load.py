@@ -13,7 +13,7 @@ from dumper.recording import session
 
 def record_without_pause(folder: str, rank: int, ranks: int, ready: Connection) -> None:
     """Each value is filled with its number; every twentieth is recorded once more, larger."""
-    session.describe_process = lambda: Process(rank, ranks, {}, {}, "test")  # type: ignore[assignment]
+    session.describe_process = lambda **_: Process(rank, ranks, {}, {}, "test")  # type: ignore[assignment]
     dumper.configure(enable=True, dir=folder, control=False, memory_budget="64MiB")
     ready.send("ready")
     number = 0
