@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from patcher.check import check_configs
+from patcher.check import Checked, check_configs, check_loaded
+from patcher.config.load import parse_config
+from patcher.source.modules import ModuleFinder
 from testbed.paths import CONFIGS
 from testbed.vllm_server import PYTHON
 from testbed.wheels import TRANSFORMERS_RELEASES, transformers_wheel
@@ -30,6 +32,28 @@ def test_transformers(file: str) -> None:
 def test_releases_of_transformers(release: str) -> None:
     for file in MODELS:
         check_transformers(file, transformers_wheel(release))
+
+
+def laid_on(file: str, model: str) -> Checked:
+    """What Transformers' configs have in common, laid on another model."""
+    base = CONFIGS / "transformers" / "bases" / "decoder_model.yaml"
+    text = f"extends: [{{config: {base}, with: {{module: {file}, model: {model}}}}}]"
+    return check_loaded([parse_config(text, "<test>")], ModuleFinder())
+
+
+@pytest.mark.parametrize(
+    ("file", "model"),
+    [("olmo2", "Olmo2"), ("gemma2", "Gemma2"), ("glm4", "Glm4"), ("qwen3_next", "Qwen3Next"), ("cohere", "Cohere")],
+)
+def test_a_model_whose_layers_are_built_otherwise_is_refused(file: str, model: str) -> None:
+    """Norms behind attention and MLP, other mixers, both at once: the same statements, and other tensors."""
+    checked = laid_on(file, model)
+    assert any(f"{model}DecoderLayer.forward" in error or "is found nowhere" in error for error in checked.errors)
+
+
+@pytest.mark.parametrize(("file", "model"), [("mistral", "Mistral"), ("gemma", "Gemma"), ("gpt_oss", "GptOss")])
+def test_a_model_whose_layers_are_built_alike_is_recorded(file: str, model: str) -> None:
+    assert not laid_on(file, model).errors
 
 
 def check_transformers(file: str, root: Path) -> None:
