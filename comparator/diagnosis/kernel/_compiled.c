@@ -53,11 +53,40 @@ typedef struct {
     int finite; /* all is known to be finite */
 } Task;
 
+enum { BASELINE, TARGET, MIDDLE, ADDED, PRODUCT, TOTAL, SIZES, NUMBERS }; /* of rows, `row_numbers` of reference.py */
+
+#define FEW_LEFT 32 /* of so many the one that is looked for is found by insertion */
+#define SPARE 8     /* numbers that are stored beyond those that are meant */
+#define ROOM(COUNT) (3 * ((COUNT) + SPARE))
+
+/* Like numpy's: NaN where either is. */
+INLINE double larger_of(double a, double b) { return (a > b) | (a != a) ? a : b; }
+INLINE double smaller_of(double a, double b) { return (a < b) | (a != a) ? a : b; }
+
+/* What is asked of channels (`standing_out` of reference.py), and what is usual. */
+typedef struct {
+    double rows, share, least, z, tiny;
+} Usual;
+
+typedef struct {
+    double ratio, factor, error, scaled;
+} Standing;
+
+/* What is found of one channel, of which a factor explains so much. */
+INLINE Standing stands(double energy, double size, double product, double explained, const Usual *usual) {
+    double own = larger_of(larger_of(usual->least, size * usual->share), usual->tiny);
+    double factor = product / larger_of(size, usual->tiny);
+    double error = sqrt(larger_of(energy - explained, 0) / usual->rows / larger_of(size, usual->tiny));
+    Standing found = {sqrt(energy / own), factor, error, fabs(factor) * sqrt(size / own)};
+    return found;
+}
+
 /* Sums of channels have room for a multiple of the lanes. */
 INLINE size_t padded(size_t channels) { return (channels + LANES - 1) / LANES * LANES; }
 
 #define NAMED(NAME) NAME##_plain
 #include "_loops.h"
+#include "_vectors.h"
 #undef NAMED
 
 static int widest = 2; /* version that may be used */
@@ -70,13 +99,16 @@ static int widest = 2; /* version that may be used */
 #pragma GCC target("avx2,fma")
 #define NAMED(NAME) NAME##_avx2
 #include "_loops.h"
+#include "_vectors.h"
 #undef NAMED
 #pragma GCC pop_options
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
+#define COMPRESS 1
 #define NAMED(NAME) NAME##_avx512
 #include "_loops.h"
+#include "_vectors.h"
 #undef NAMED
 #pragma GCC pop_options
 

@@ -181,36 +181,44 @@ DOTS_TARGET static void add_four_sides_dots(const uint16_t *x, Woven *woven) {
     }
 }
 
-/* Energies of 32 channels, and their other sums (_groups.h). Both sides of a channel are put side by side, so that one
-   instruction adds the squares of both, that of the first side first. Each function has the instructions for ENERGY. */
-#define THIRTY_TWO(NAME, TARGET, ENERGY)                                                                              \
+/* Energies of channels, 32 for each of so many VECTORS, and their other sums (_groups.h). Both sides of a channel are put
+   side by side, so that one instruction adds the squares of both, that of the first side first. Each function has the
+   instructions for ENERGY. Of two vectors of each row what is asked of the row alone is done once. */
+#define CHANNELS(NAME, TARGET, ENERGY, VECTORS)                                                                       \
     TARGET static void NAME(const uint16_t *x, const uint16_t *y, size_t length, size_t rows, const float *factors,    \
                             const float *halves, double *energy, double *sums) {                                      \
         const __m512i first_bits = _mm512_set1_epi32((int32_t)0xffff0000);                                            \
-        __m512 zero = _mm512_setzero_ps();                                                                            \
-        __m512 energies[2] = {zero, zero}, squares[2] = {zero, zero}, sizes[2] = {zero, zero};                        \
-        __m512 products[2] = {zero, zero}, totals[2] = {zero, zero};                                                  \
+        __m512 energies[2 * VECTORS], squares[2 * VECTORS], sizes[2 * VECTORS], products[2 * VECTORS];                \
+        __m512 totals[2 * VECTORS];                                                                                   \
+        _Pragma("GCC unroll 4") for (int at = 0; at < 2 * VECTORS; at++)                                              \
+            energies[at] = squares[at] = sizes[at] = products[at] = totals[at] = _mm512_setzero_ps();                 \
         _Pragma("GCC unroll 1") /* else sums leave the registers */                                                   \
         for (size_t row = 0; row < rows; row++, x += length, y += length) {                                           \
-            __m512i left = _mm512_loadu_si512(x), right = _mm512_loadu_si512(y);                                      \
             __m512 factor = _mm512_set1_ps(factors[row]), half = _mm512_set1_ps(halves[row]);                         \
-            __m512i sides[2] = {_mm512_unpacklo_epi16(right, left), _mm512_unpackhi_epi16(right, left)};              \
-            _Pragma("GCC unroll 2") for (int at = 0; at < 2; at++) {                                                  \
-                __m512 a = (__m512)_mm512_and_si512(sides[at], first_bits), b = (__m512)_mm512_slli_epi32(sides[at], 16); \
-                __m512 middle = _mm512_mul_ps(_mm512_add_ps(a, b), half);                                             \
-                __m512 added = _mm512_mul_ps(_mm512_sub_ps(b, a), factor);                                            \
-                energies[at] = ENERGY(energies[at], sides[at], a, b);                                                 \
-                squares[at] = _mm512_fmadd_ps(added, added, squares[at]);                                             \
-                sizes[at] = _mm512_fmadd_ps(middle, middle, sizes[at]);                                               \
-                products[at] = _mm512_fmadd_ps(middle, added, products[at]);                                          \
-                totals[at] = _mm512_add_ps(totals[at], added);                                                        \
+            _Pragma("GCC unroll 2") for (int vector = 0; vector < VECTORS; vector++) {                                \
+                __m512i left = _mm512_loadu_si512(x + 32 * vector), right = _mm512_loadu_si512(y + 32 * vector);      \
+                __m512i sides[2] = {_mm512_unpacklo_epi16(right, left), _mm512_unpackhi_epi16(right, left)};          \
+                _Pragma("GCC unroll 2") for (int half_of = 0; half_of < 2; half_of++) {                               \
+                    int at = 2 * vector + half_of;                                                                    \
+                    __m512 a = (__m512)_mm512_and_si512(sides[half_of], first_bits);                                  \
+                    __m512 b = (__m512)_mm512_slli_epi32(sides[half_of], 16);                                         \
+                    __m512 middle = _mm512_mul_ps(_mm512_add_ps(a, b), half);                                         \
+                    __m512 added = _mm512_mul_ps(_mm512_sub_ps(b, a), factor);                                        \
+                    energies[at] = ENERGY(energies[at], sides[half_of], a, b);                                        \
+                    squares[at] = _mm512_fmadd_ps(added, added, squares[at]);                                         \
+                    sizes[at] = _mm512_fmadd_ps(middle, middle, sizes[at]);                                           \
+                    products[at] = _mm512_fmadd_ps(middle, added, products[at]);                                      \
+                    totals[at] = _mm512_add_ps(totals[at], added);                                                    \
+                }                                                                                                     \
             }                                                                                                         \
         }                                                                                                             \
-        add_in_order(energies, energy, LANES);                                                                        \
-        add_in_order(squares, sums, 4 * LANES);                                                                       \
-        add_in_order(sizes, sums + LANES, 4 * LANES);                                                                 \
-        add_in_order(products, sums + 2 * LANES, 4 * LANES);                                                          \
-        add_in_order(totals, sums + 3 * LANES, 4 * LANES);                                                            \
+        _Pragma("GCC unroll 2") for (int vector = 0; vector < VECTORS; vector++, energy += 32, sums += 4 * 32) {      \
+            add_in_order(energies + 2 * vector, energy, LANES);                                                       \
+            add_in_order(squares + 2 * vector, sums, 4 * LANES);                                                      \
+            add_in_order(sizes + 2 * vector, sums + LANES, 4 * LANES);                                                \
+            add_in_order(products + 2 * vector, sums + 2 * LANES, 4 * LANES);                                         \
+            add_in_order(totals + 2 * vector, sums + 3 * LANES, 4 * LANES);                                           \
+        }                                                                                                             \
     }
 #define AVX512_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
 
@@ -230,9 +238,10 @@ AVX512_TARGET INLINE void add_in_order(const __m512 *found, double *to, size_t a
 
 #define ENERGY_BY_DOT(SUM, BOTH, A, B) DOT(SUM, BOTH, BOTH)
 #define ENERGY_BY_PRODUCTS(SUM, BOTH, A, B) _mm512_fmadd_ps(B, B, _mm512_fmadd_ps(A, A, SUM))
-THIRTY_TWO(add_thirty_two_dots, DOTS_TARGET, ENERGY_BY_DOT)
-THIRTY_TWO(add_thirty_two, AVX512_TARGET, ENERGY_BY_PRODUCTS)
-#undef THIRTY_TWO
+CHANNELS(add_sixty_four_dots, DOTS_TARGET, ENERGY_BY_DOT, 2)
+CHANNELS(add_thirty_two_dots, DOTS_TARGET, ENERGY_BY_DOT, 1)
+CHANNELS(add_thirty_two, AVX512_TARGET, ENERGY_BY_PRODUCTS, 1)
+#undef CHANNELS
 
 /* Whether this processor adds two neighbours as it was said. */
 DOTS_TARGET static int adds_as_said(void) {

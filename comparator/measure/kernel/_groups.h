@@ -145,6 +145,8 @@ static void NAMED(add_group)(const uint16_t *x, const uint16_t *y, size_t length
     (void)halves;
     if (sums) {
 #ifdef DOTS
+        for (; has_dots() && at + 64 <= length; at += 64)
+            add_sixty_four_dots(x + at, y + at, length, rows, factors, halves, energy + at, sums + 4 * at);
         for (; at + 32 <= length; at += 32)
             (has_dots() ? add_thirty_two_dots : add_thirty_two)(x + at, y + at, length, rows, factors, halves, energy + at,
                                                                 sums + 4 * at);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -50,6 +52,16 @@ CLOSE = 1e-6
 """Of the sum of magnitudes: some products are added in float32 in one and not in the other."""
 
 needs_compiler = pytest.mark.skipif(not kernel.COMPILED, reason="the kernel is not built: python setup.py build_ext -i")
+
+
+@contextlib.contextmanager
+def limited_to(instructions: int) -> Iterator[None]:
+    """No wider instructions than that (see ``limit`` of the compiled module)."""
+    assert kernel._compiled.limit(instructions) <= instructions
+    try:
+        yield
+    finally:
+        kernel._compiled.limit(2)
 
 
 def by_reference(function: Any, *arguments: Any) -> Any:
@@ -114,11 +126,8 @@ def assert_close(found: Any, expected: Any, most: Any) -> None:
 @settings(max_examples=60, deadline=None)
 @given(matrices(), st.booleans(), st.integers(0, 2))
 def test_compiled_and_numpy_agree(of: Matrices, parts: bool, instructions: int):
-    assert kernel._compiled.limit(instructions) <= instructions
-    try:
+    with limited_to(instructions):
         assert_they_agree(of, parts)
-    finally:
-        kernel._compiled.limit(2)
 
 
 def assert_they_agree(of: Matrices, parts: bool) -> None:
@@ -310,14 +319,22 @@ def test_buffers_that_do_not_fit_are_refused():
 
 @needs_compiler
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 3000), st.sampled_from(["f4", "f8"]), st.integers(1, 5000), st.integers(0, 2**32))
-def test_both_find_the_same_median(count: int, dtype: str, distinct: int, seed: int) -> None:
+@given(
+    st.integers(0, 3000),
+    st.sampled_from(["f4", "f8"]),
+    st.integers(1, 5000),
+    st.integers(0, 2),
+    st.integers(0, 2**32),
+)
+def test_both_find_the_same_median(count: int, dtype: str, distinct: int, instructions: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = rng.standard_normal(distinct).astype(dtype)[rng.integers(0, distinct, count)]
     if seed % 7 == 0 and count:
         values[rng.integers(0, count)] = [np.nan, np.inf, -np.inf][seed % 3]
     for ordered in (values, np.sort(values), np.sort(values)[::-1]):
-        assert np.array_equal(median(ordered), by_reference(median, ordered), equal_nan=True)
+        with limited_to(instructions):
+            found = median(ordered)
+        assert np.array_equal(found, by_reference(median, ordered), equal_nan=True)
     with np.errstate(all="ignore"):
         assert np.array_equal(median(values), np.median(values) if count else np.nan, equal_nan=True)
 
@@ -331,8 +348,8 @@ def test_a_median_of_something_else_is_refused() -> None:
 
 @needs_compiler
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 5), st.booleans(), st.integers(0, 2**32))
-def test_both_find_the_same_of_channels(channels: int, parts: int, special: bool, seed: int) -> None:
+@given(st.integers(1, 300), st.integers(1, 5), st.booleans(), st.integers(0, 2), st.integers(0, 2**32))
+def test_both_find_the_same_of_channels(channels: int, parts: int, special: bool, instructions: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     lanes = [rng.standard_normal((-(-channels // 8), 4, 8)) for _ in range(parts)]
     found, expected = (np.zeros((4, channels)) for _ in range(2))
@@ -347,7 +364,8 @@ def test_both_find_the_same_of_channels(channels: int, parts: int, special: bool
     limits = (rng.integers(1, 99), *rng.choice([0.0, 1e-6, 1.0], 2), 16.0, 1e-300)
     with np.errstate(all="ignore"):
         wanted = by_reference(standing_out, energy, size, product, *limits)
-    assert np.array_equal(standing_out(energy, size, product, *limits), wanted, equal_nan=True)
+    with limited_to(instructions):
+        assert np.array_equal(standing_out(energy, size, product, *limits), wanted, equal_nan=True)
 
 
 @needs_compiler
@@ -369,25 +387,23 @@ def test_both_make_the_same_arrays_of_rows(of: Matrices, parts: bool, instructio
     rows = np.flatnonzero(rng.random(of.shape[0]) < 0.7)
     factors = rng.standard_normal(len(rows)).astype(np.float32)
     wanted = by_reference(kernel.arrays, of, rows, factors)
-    try:
-        kernel._compiled.limit(instructions)
+    with limited_to(instructions):
         found = kernel.arrays(of, rows, factors)
-    finally:
-        kernel._compiled.limit(2)
     for one, other in zip(found, wanted, strict=True):
         assert np.array_equal(one, other, equal_nan=True)
 
 
 @needs_compiler
 @settings(max_examples=100, deadline=None)
-@given(st.integers(0, 70), st.booleans(), st.integers(5, 6), st.integers(0, 2**32))
-def test_both_make_the_same_of_sums_of_rows(rows: int, parts: bool, columns: int, seed: int) -> None:
+@given(st.integers(0, 70), st.booleans(), st.integers(5, 6), st.integers(0, 2), st.integers(0, 2**32))
+def test_both_make_the_same_of_sums_of_rows(rows: int, parts: bool, columns: int, instructions: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     sums = np.exp(rng.normal(0, 20, (rows, columns))) * rng.choice([0.0, 1.0, 1.0], (rows, columns))
     sums[:, 3:] *= rng.choice([-1, 1], (rows, columns - 3))
     if rows:
         sums[rng.integers(0, rows), rng.integers(0, 5)] = rng.choice([np.inf, np.nan, 1e-310, 1e300])
-    found = kernel._row_sums(sums[:, :5], parts)
+    with limited_to(instructions):
+        found = kernel._row_sums(sums[:, :5], parts)
     wanted = by_reference(kernel._row_sums, sums[:, :5], parts)
     for field in fields(found):
         one, other = getattr(found, field.name), getattr(wanted, field.name)
