@@ -103,9 +103,11 @@ class Difference(Struct, frozen=True, eq=False, dict=True):
     @cached_property
     def row_energies(self) -> Float:
         """Σm², Σma and Σa² of each row, shape ``(3, rows)``."""
-        square = self.factors.astype(np.float64) ** 2
-        sums, chosen = self.sums, self.chosen
-        return np.stack([square * _of(one, chosen) for one in (sums.middle, sums.product, sums.added)])
+        square = np.square(self.factors, dtype=np.float64)
+        sums, chosen, found = self.sums, self.chosen, np.empty((3, len(square)))
+        for one, to in zip((sums.middle, sums.product, sums.added), found, strict=True):
+            np.multiply(square, _of(one, chosen), out=to)
+        return found
 
     @cached_property
     def channel_sums(self) -> ChannelSums:
@@ -330,7 +332,7 @@ def offset(difference: Difference) -> Estimate:
     if rows < 2 or channels < 2:
         return NOTHING
     root = np.sqrt(channels)
-    by_row = difference.factors * difference.sums.total[difference.chosen] / channels
+    by_row = difference.factors * _of(difference.sums.total, difference.chosen) / channels
     by_channel = difference.channel_sums.total / rows
     error = max(by_row.std(ddof=1) / np.sqrt(rows), by_channel.std(ddof=1) / np.sqrt(channels))
     return Estimate(float(by_row.mean() * root), float(error * root))

@@ -36,6 +36,8 @@ from comparator.diagnosis.tap_rows import Float, Integer, Mask, RowLabels, Singl
 COMMON_HEAD_SIZES = (32, 64, 128, 256)
 FEWEST_ROWS = 6
 """With fewer rows only errors of rows and bits are looked at."""
+FIRST_CHANNELS = 256
+"""Of a row that differs so many are looked at first."""
 CHANNEL_Z = 16.0
 """Significance of a channel's factor: rows count as independent there, which they are not behind an attention."""
 LARGEST_Z = 12.0
@@ -131,7 +133,7 @@ class _Measuring:
         self.labels = tap.values.labels
         self.counts, sums = look.counts, look.rows
         self.parts = look.parts
-        self.nonfinite = _nonfinite(look.counts, self.labels)
+        self.nonfinite = Nonfinite() if look.finite else _nonfinite(look.counts, self.labels)
         finite = not (self.nonfinite.baseline or self.nonfinite.target)
         self.matrices, self.sums = replace(matrices, finite=finite), sums
         """Without weights."""
@@ -218,8 +220,13 @@ class _Measuring:
         return difference if is_plain and 2 * differs > len(plain) else normalise(self.matrices, self.sums, plain)
 
     def _first_difference(self, row: int) -> FirstDifference:
-        left, right = (to_single(side[row]) for side in (self.tap.values.baseline, self.tap.values.target))
-        channel = int(np.argmax(~((left == right) | (np.isnan(left) & np.isnan(right)))))
+        sides = [side[row] for side in (self.tap.values.baseline, self.tap.values.target)]
+        for some in (slice(FIRST_CHANNELS), slice(None)):
+            left, right = (to_single(side[some]) for side in sides)
+            differs = ~((left == right) | (np.isnan(left) & np.isnan(right)))
+            channel = int(np.argmax(differs))
+            if differs[channel]:
+                break
         return FirstDifference(self.labels.describe(row), channel, float(left[channel]), float(right[channel]))
 
     def _group_scales(self, difference: Difference, kept: Mask, irrelevant: Irrelevance) -> tuple[GroupScale, ...]:

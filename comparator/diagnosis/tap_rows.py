@@ -123,7 +123,9 @@ def label_rows(
         return _shared(number, place, np.zeros(rows, np.bool_), True, None)
     steps = np.asarray(step, np.int64)
     for *known, labels in tuple(_passes):
-        if all(map(np.array_equal, known, (number, place, steps))):
+        if all(
+            one is other or np.array_equal(one, other) for one, other in zip(known, (number, place, steps), strict=True)
+        ):
             return labels
     found = _labels_of_passes(number, place, steps)
     if rows <= _MOST_KEPT:

@@ -91,9 +91,9 @@ def pool_rows(family: Key, pairs: Sequence[Aligned], tables: Sequence[RowTable |
         family,
         _joined(baseline),
         _joined(target),
-        np.concatenate([np.asarray(one.request, np.int64) for one in tokens]) if known else None,
-        np.concatenate([np.asarray(one.position, np.int64) for one in tokens]) if known else None,
-        np.concatenate(steps),
+        _joined([np.asarray(one.request, np.int64) for one in tokens]) if known else None,
+        _joined([np.asarray(one.position, np.int64) for one in tokens]) if known else None,
+        _joined(steps),
         plan.baseline.dims.text if plan.baseline.dims else None,
         plan.target.dims.text if plan.target.dims else None,
         _look([table for table in tables if table is not None]) if len(tables) == len(pairs) else None,
@@ -107,13 +107,14 @@ def _look(tables: Sequence[RowTable]) -> FirstLook | None:
         return None
     columns = _joined([table.columns for table in tables])
     energies = [table.energy for table in tables if table.energy is not None and len(table.energy)]
-    if not columns[:, 5].any():
+    differing = columns[:, 5].astype(np.int64)
+    if not differing.any():
         return look_of_equal(len(columns))
     if len(energies) < len(tables):
         return None
     return look_of_finite(
         columns[:, :5],
-        columns[:, 5],
+        differing,
         energies[0] if len(energies) == 1 else np.sum(energies, axis=0),
         tuple(_parts(tables)),
     )
@@ -125,7 +126,7 @@ def _parts(tables: Sequence[RowTable]) -> Iterator[PartSums]:
     first = 0
     for table in tables:
         for part in table.parts:
-            yield PartSums(first + part.rows.start + np.flatnonzero(part.taken), part.sums)
+            yield PartSums(first + part.rows.start, part.taken, part.sums)
         first += len(table.columns)
 
 

@@ -238,6 +238,8 @@ def measure_aligned(
     downcast, downcast_dtype = None, None
     if baseline.dtype != target.dtype:
         downcast, downcast_dtype = _downcast(baseline, target, rules, options, percentiles=detailed)
+    largest = None if rows is None else float(np.maximum.reduce(rows))
+    has_bad = largest is not None and not largest <= TOKEN_THRESHOLD
     left, right = measured.baseline, measured.target
     finite = not (left.nan or left.infinite or right.nan or right.infinite)
     found = TensorMeasurement(
@@ -252,9 +254,9 @@ def measure_aligned(
         downcast=downcast,
         downcast_dtype=downcast_dtype,
         tokens=plan.token_numbers,
-        max_token_rel=None if rows is None else float(np.maximum.reduce(rows)),
+        max_token_rel=largest,
         worst_token=worst_token(plan, difference),
-        first_bad_token=None if rows is None else first_bad_token(rows, plan.tokens),
+        first_bad_token=first_bad_token(rows, plan.tokens) if rows is not None and has_bad else None,
         token_rels=_token_rels(aligned, options) if options.per_token else None,
         samples=samples_of(baseline, target, difference, options, rules),
         remarks=plan.remarks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -120,6 +121,7 @@ def shards_of(found: FamilyRows, sizes: Sequence[Mapping[str, int]]) -> tuple[in
     return tuple(sorted(count for count in counts if count > 1))
 
 
+@functools.lru_cache(256)
 def axes_of_channels(text: str | None) -> tuple[str, ...]:
     """The axes over which dims split the channels into equal, contiguous pieces, the outermost first; empty where the
     pieces lie otherwise, or there are none."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -109,8 +110,10 @@ class ChannelSums(Struct, frozen=True, eq=False):
 class PartSums(Struct, frozen=True, eq=False):
     """Sums of the channels over some rows, each times 1 / √(Σ(x² + y²) / 2), its size."""
 
-    rows: Integer
-    """Their numbers, ascending."""
+    first: int
+    """The number of the first row that may be among them."""
+    taken: npt.NDArray[np.bool_]
+    """From that on, of each row whether it is."""
     sums: Float
     """As ``ChannelSums``, shape ``(channels / 8, 4, 8)``: of 8 channels each, then of the next."""
 
@@ -124,6 +127,8 @@ class FirstLook(Struct, frozen=True, eq=False):
     """Σ(x² + y²) of each channel, shape ``(channels,)``."""
     parts: tuple[PartSums, ...] = ()
     """What was found of the channels over parts of the rows, each row in one at most."""
+    finite: bool = False
+    """All elements are known to be finite."""
 
 
 def first_look(matrices: Matrices) -> FirstLook:
@@ -135,14 +140,14 @@ def first_look(matrices: Matrices) -> FirstLook:
     return FirstLook(sums, Counts(*(np.ascontiguousarray(column) for column in counts.T)), energy[:channels])
 
 
-def look_of_finite(sums: Float, differing: Float, energy: Float, parts: tuple[PartSums, ...] = ()) -> FirstLook:
+def look_of_finite(sums: Float, differing: Integer, energy: Float, parts: tuple[PartSums, ...] = ()) -> FirstLook:
     """A first look from sums that were taken already, of a baseline and a target in which all is finite.
 
     ``sums``, of shape ``(rows, 5)``: Σx², Σy², Σa², Σ(x + y)a and Σa with a = y - x; ``differing``, of shape
     ``(rows,)``: elements that differ; ``energy``, of shape ``(channels,)``.
     """
     none = np.zeros(len(sums), np.int64)
-    return FirstLook(_row_sums(sums, parts=False), Counts(differing.astype(np.int64), none, none, none), energy, parts)
+    return FirstLook(_row_sums(sums, parts=False), Counts(differing, none, none, none), energy, parts, finite=True)
 
 
 def look_of_equal(rows: int) -> FirstLook:
@@ -199,15 +204,20 @@ def channel_sums_of_parts(
 ) -> ChannelSums:
     """The same as ``channel_sums``, where ``parts`` were taken already with the factors ``plain``, one for each row of
     the matrices: those with rows that have another factor are taken anew."""
-    same, left = np.zeros((2, matrices.shape[0]), np.bool_)
-    same[rows] = factors == (plain if len(rows) == len(plain) else plain[rows])
-    left[rows] = True
-    taken = []
+    every = len(rows) == len(plain)
+    if every:
+        same, left = factors == plain, np.ones(len(plain), np.bool_)
+    else:
+        same, left = np.zeros((2, len(plain)), np.bool_)
+        same[rows] = factors == plain[rows]
+        left[rows] = True
+    known = []
     for part in parts:
-        if same[part.rows].all():
-            taken.append(part.sums)
-            left[part.rows] = False
-    found, anew = _of_lanes(taken, matrices.shape[1]), left[rows]
+        of_part, others = slice(part.first, part.first + len(part.taken)), ~part.taken
+        if (same[of_part] | others).all():
+            known.append(part.sums)
+            left[of_part] &= others
+    found, anew = _of_lanes(known, matrices.shape[1]), left if every else left[rows]
     return found.plus(channel_sums(matrices, rows[anew], factors[anew])) if anew.any() else found
 
 

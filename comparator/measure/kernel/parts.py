@@ -7,7 +7,7 @@ import _thread
 import functools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,12 +59,17 @@ class Pass(Protocol):
         """Add what another pass has found of the next rows."""
 
 
-def _lined_up(*shape: int) -> Float:
-    """Zeros that begin with a line of the processor's cache, which the kernel fills with every vector."""
-    found = np.zeros(math.prod(shape) + _LANES)
-    address, _ = found.__array_interface__["data"]
-    first = -(address // found.itemsize) % _LANES
-    return found[first : first + math.prod(shape)].reshape(shape)
+def _room(*shapes: tuple[int, ...]) -> Iterator[Float]:
+    """Room for arrays, each of which begins with a line of the processor's cache, which the kernel fills with every
+    vector. It is one piece of memory: to get that from the system and to give it back takes long, and the C library
+    keeps as much for later as was let go at once."""
+    sizes = [-(-math.prod(shape) // _LANES) * _LANES for shape in shapes]
+    memory = np.empty(sum(sizes) + _LANES)
+    address, _ = memory.__array_interface__["data"]
+    first = -(address // memory.itemsize) % _LANES
+    for shape, size in zip(shapes, sizes, strict=True):
+        yield memory[first : first + math.prod(shape)].reshape(shape)
+        first += size
 
 
 class Digests(Protocol):
@@ -102,18 +107,12 @@ class Parts:
         self._stops = [min(first + self._step, size) for first in range(0, size, self._step)]
         self._found: dict[int, _Part] = {}
         self._has_outliers = False
-        rows, count, padded = -(-size // length), len(self._stops), -(-length // _LANES)
-        by_channel = table is not None and table.energy is not None
+        self._has_energies = table is not None and table.energy is not None
         names = {side.dtype.name for side in sides}
-        of_channels = by_channel and names == {"bfloat16"} and length <= MOST_CHANNELS
-        # Of all parts at once: to get memory from the system and to give it back takes long.
-        self._lines = np.empty((rows, LINE))
-        self._energies = _lined_up(count, length) if by_channel else None
-        self._channels = _lined_up(count, padded, 4, _LANES) if of_channels else None
-        self._taken = np.zeros(rows, np.uint8)
+        self._has_channels = self._has_energies and names == {"bfloat16"} and length <= MOST_CHANNELS
+        self._taken = np.zeros(-(-size // length), np.uint8)
         self._digests: Digests | None = None
         self._after: After | None = None
-        self._room: list[npt.NDArray[np.uint64]] = []
         self._lock = threading.Lock()
         self._next = 0
         """The part that is joined next."""
@@ -121,7 +120,7 @@ class Parts:
     @property
     def can_be_digested(self) -> bool:
         """Whether the kernel can take digests of both sides beside their sums."""
-        return self._channels is not None and self._length % DIGESTED == 0
+        return self._has_channels and self._length % DIGESTED == 0
 
     def measure(
         self,
@@ -134,12 +133,33 @@ class Parts:
         """Add all parts to a pass; the table of rows is filled. Each of ``before`` is called by one thread alone.
         ``digests`` take all but the last block of both sides."""
         self._digests, self._after = digests, after
+        self._make_room(threads)
         self._share_out(range(len(self._stops)), before, threads, whole)
         alike = [number for number, part in self._found.items() if part.is_alike]
         if 0 < len(alike) < len(self._found):
             self._share_out(alike, (), threads, None)
         if self._table is not None and self._table.energy is not None and self._energies is not None:
             np.add.reduce(self._energies, axis=0, out=self._table.energy)
+
+    def _make_room(self, threads: int) -> None:
+        rows, count, padded = len(self._taken), len(self._stops), -(-self._length // _LANES)
+        of_channels = count if self._has_channels else 0
+        # For each thread and for some that wait to be joined; what is not needed is not got from the system.
+        blocks = 0 if self._digests is None else min(count, threads + 2)
+        self._lines, energies, channels, *rooms = _room(
+            (rows, LINE),
+            (count if self._has_energies else 0, self._length),
+            (of_channels, padded, 4, _LANES),
+            *[self._shape_of_blocks] * blocks,
+        )
+        self._energies = energies if self._has_energies else None
+        self._channels = channels if self._has_channels else None
+        self._room = [room.view(np.uint64) for room in rooms]
+
+    @property
+    def _shape_of_blocks(self) -> tuple[int, int, int]:
+        """Of the room for what the blocks of a part add to digests, of one as long as parts are."""
+        return min(self._step, self._sides[0].size) // BLOCK, 2, _LANES
 
     def channels(self) -> tuple[ChannelPart, ...]:
         """Sums of the channels over parts of the rows, where they are of use."""
@@ -169,8 +189,10 @@ class Parts:
             None if channels is None else self._taken[rows],
             None if self._digests is None or whole is None else self._blocks(elements.stop - elements.start),
         )
-        if whole is None and part.energy is not None:
-            part.energy[0] = 0.0
+        # Here, so that they are in the cache of whoever adds to them.
+        for sums in (part.energy, part.channels):
+            if sums is not None:
+                sums.fill(0)
         baseline, target = self._sides
         part.sums.add(
             baseline[elements],
@@ -192,11 +214,10 @@ class Parts:
         self._join(number, part, whole)
 
     def _blocks(self, elements: int) -> npt.NDArray[np.uint64]:
-        """Room for what the blocks of a part add to digests: of one that was joined, as long as parts are."""
-        whole = min(self._step, self._sides[0].size)
+        """Room for what the blocks of a part add to digests: of one that was joined."""
         with self._lock:
-            room = self._room.pop() if self._room else np.empty((whole // BLOCK, 2, _LANES), np.uint64)
-        return room if elements == whole else room[: elements // BLOCK]
+            room = self._room.pop() if self._room else np.empty(self._shape_of_blocks, np.uint64)
+        return room[: elements // BLOCK]
 
     def _join(self, number: int, part: _Part, whole: Pass | None) -> None:
         """Add to ``whole`` and to the digests what was found of a part, as soon as all before it are there."""

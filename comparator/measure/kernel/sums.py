@@ -84,11 +84,14 @@ class RowTable(Struct, frozen=True, eq=False):
         """Of each row Σ(y - x)² / Σ(x² + y²), shape ``(rows,)``; 0 where nothing differs."""
         if len(self.columns) <= _FEW_ROWS:
             return np.array([_rel(left, right, squared) for left, right, squared, *_ in self.columns.tolist()])
-        left, right, squared = self.columns[:, 0], self.columns[:, 1], self.columns[:, 2]
+        left, right, squared = np.ascontiguousarray(self.columns[:, :3].T)
         with np.errstate(all="ignore"):
-            total = left + right
-            found: Float = np.divide(squared, total, out=np.zeros(len(squared)), where=squared != 0)
-        found[(total == 0) & (squared != 0)] = np.nan
+            left += right
+            found: Float = squared / left
+        if not squared.all():
+            found[squared == 0] = 0
+        if not left.all():
+            found[(left == 0) & (squared != 0)] = np.nan
         return found
 
 

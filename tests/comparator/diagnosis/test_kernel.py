@@ -217,7 +217,9 @@ def test_sums_that_were_taken_already_are_used_where_rows_weigh_as_much():
     def marked(rows: np.ndarray) -> PartSums:
         sums = channel_sums(of, rows, plain[rows])
         lanes = np.stack([sums.added, sums.middle, sums.product, sums.total]).reshape(4, -1, 8)
-        return PartSums(rows, 1000 + lanes.transpose(1, 0, 2))
+        taken = np.zeros(85, np.bool_)
+        taken[rows - 5] = True
+        return PartSums(5, taken, 1000 + lanes.transpose(1, 0, 2))
 
     parts = [marked(rows) for rows in places]
     every, factors = np.arange(90), plain.copy()
