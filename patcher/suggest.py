@@ -28,6 +28,7 @@ from patcher.model.parts import (
     parts_of,
     whole_models,
 )
+from patcher.model.rows import of_whole_cache, unflattened
 from patcher.plan.planner import make_plan
 from patcher.source.definitions import Definition, find_class, find_definitions
 from patcher.source.locate import locate
@@ -73,12 +74,12 @@ def suggest_config(target: str, finder: ModuleFinder) -> str:
     engine = engine_config(suggestion.module)
     if engine is not None and make_plan([load_config(engine)], finder).errors:
         engine = None  # it is for another release
-    return _yaml(_landing(edits, finder), engine)
+    return _yaml(_landing(edits, finder), engine, suggestion.left_out)
 
 
 def _landing(edits: Sequence[SuggestedEdit], finder: ModuleFinder) -> list[SuggestedEdit]:
     """The edits without those that do not land."""
-    checked = check_loaded([parse_config(_yaml(edits, None), "<suggestion>")], finder)
+    checked = check_loaded([parse_config(_yaml(edits), "<suggestion>")], finder)
     failed = {
         (landing.target, landing.edit) for module in checked.modules for landing in module.landings if landing.error
     }
@@ -103,6 +104,8 @@ class _Suggestion:
         self.module, self._path = locate(target, finder)
         self._numbers = LayerNumbers(self.module, finder)
         self._guesses = DimsGuesses(self.module, finder)
+        self.left_out: list[str] = []
+        """Calls that are not tapped, with the reason."""
         self._indexes: list[FunctionIndex] = []
         """Kept, so that the check need not parse the functions again."""
 
@@ -142,6 +145,7 @@ class _Suggestion:
         parts = {part.attribute: part for part in parts_of(init[1])} if init is not None else {}
         todo = [name for name in ENTRIES if find_definitions(self.module.scope, (*model.path, name))]
         done: set[str] = set()
+        reached: dict[str, tuple[Definition, FunctionIndex, set[str]]] = {}
         while todo:
             method = todo.pop(0)
             found = None if method in done else find_method(model.module, model.path, method, self._finder)
@@ -153,7 +157,13 @@ class _Suggestion:
             called = self_methods(index)
             methods = {name for name in called if find_method(model.module, model.path, name, self._finder) is not None}
             todo += sorted(methods - done)
-            yield from self._of_method(model, owner, method, index, definition, parts, methods, layer_id)
+            reached[method] = definition, index, methods
+        cached = of_whole_cache({method: definition.node for method, (definition, _, _) in reached.items()})
+        for method, (definition, index, methods) in reached.items():
+            spanning = cached.get(method, frozenset())
+            self.left_out += [f"{callee} in {_name(model)}.{method}" for callee in sorted(spanning)]
+            others = methods | {callee.removeprefix("self.") for callee in spanning}
+            yield from self._of_method(model, owner, method, index, definition, parts, others, layer_id)
 
     def _of_mixture(
         self, target: str, place: TappablePlace, layer_id: str | None, owner: ModelClass, part: Part | None
@@ -187,9 +197,10 @@ class _Suggestion:
         index: FunctionIndex,
         definition: Definition,
         parts: dict[str, Part],
-        methods: set[str],
+        others: set[str],
         layer_id: str | None,
     ) -> Iterator[SuggestedEdit]:
+        """``others``: what is called and is no tap."""
         target = f"{_name(model)}.{method}"
         loops = loops_in(definition.node)
         known = self._guesses.know_rows(model)
@@ -198,7 +209,7 @@ class _Suggestion:
         def wanted(kind: PlaceKind, callee: str) -> bool:
             if callee in loops or called_by_index(callee) is not None:
                 return True
-            return kind == "collective" or (kind == "submodule" and callee.removeprefix("self.") not in methods)
+            return kind == "collective" or (kind == "submodule" and callee.removeprefix("self.") not in others)
 
         for place in tappable_places(index, wanted):
             loop = loops.get(place.callee) or called_by_index(place.callee)
@@ -213,7 +224,8 @@ class _Suggestion:
                 dims = self._guesses.of_part(owner, part, _first(place)) if guessed and part is not None else None
                 inner = None if part is None or part.in_list else class_called(owner, part.call, self._finder)
                 recurrent = recurs or (inner is not None and _recurs(inner, self._finder))
-                for edit in _taps(target, place, layer_id, dims, self._guesses.hidden):
+                shaped = _shaped(place, definition)
+                for edit in _taps(target, shaped, layer_id, dims, self._guesses.hidden):
                     yield replace(edit, operation="recurrence") if recurrent else edit
             elif place.kind == "entry" and layer_id and method in ENTRIES and _HIDDEN in place.values:
                 name = f"{_snake(model.path[-1])}_input"
@@ -239,6 +251,12 @@ class _Suggestion:
         index = definition_index(module, definition)
         self._indexes.append(index)
         return index
+
+
+def _shaped(place: TappablePlace, definition: Definition) -> TappablePlace:
+    """The place where the value of a call has a row for each token again, where the call has one for each head."""
+    after = unflattened(definition.node, place.callee, _first(place)) if place.form == "match" else None
+    return place if after is None else replace(place, pattern=after, count=1, nth=None)
 
 
 def _recurs(model: ModelClass, finder: ModuleFinder) -> bool:
@@ -298,7 +316,7 @@ def _singular(name: str) -> str:
     return name[:-1] if len(name) > 3 and name.endswith("s") and not name.endswith("ss") else name
 
 
-def _yaml(edits: Sequence[SuggestedEdit], engine: str | None) -> str:
+def _yaml(edits: Sequence[SuggestedEdit], engine: str | None = None, left_out: Sequence[str] = ()) -> str:
     lines = [
         "# Written by 'patcher suggest'. Dims are guessed from names and known layers: check them, and add them where",
         '# there are none, such as  dims: "t h"',
@@ -307,6 +325,7 @@ def _yaml(edits: Sequence[SuggestedEdit], engine: str | None) -> str:
         lines.append(f"extends: {engine}  # a step for each forward pass of the engine")
     elif not any(edit.action == "step" for edit in edits):
         lines.append("# No step begins here: add 'step' where the forward pass of the whole model begins.")
+    lines += [f"# Left out, because it is computed of all that is cached: {call}" for call in left_out]
     lines.append("patches:")
     target = ""
     for edit in edits:

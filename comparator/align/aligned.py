@@ -31,6 +31,8 @@ from comparator.plan.tokens.interface import TokenPlan
 from comparator.rules import Rules
 from tensortap.distinct import distinct
 
+_LISTED = 8
+"""Parts that a message names."""
 VisitReplicas = Callable[[Side, Replicas], None]
 Load = Callable[[Entry], Array]
 
@@ -281,10 +283,28 @@ def _rows_used(plan: SidePlan, index: npt.NDArray[np.int64] | None) -> Iterator[
         start, first = start + part.rows, last
 
 
+def _why_apart(shapes: Sequence[tuple[int, ...]], axis: int) -> str:
+    """What may be the reason that arrays of one tensor cannot be joined along an axis; empty where nothing is known."""
+    if len({len(shape) for shape in shapes}) > 1:
+        return ""
+    others = [at for at in range(len(shapes[0])) if at != axis and len({shape[at] for shape in shapes}) > 1]
+    if len(others) != 1 or len(shapes) < 3:
+        return ""
+    return (
+        f". Dimension {others[0]} has another length in each pass, as where a tensor is made of all that is cached: "
+        "record the rows of the pass alone, value[..., -length:, :], or leave the tap out"
+    )
+
+
 def _concatenate(arrays: list[Array], axis: int, plan: SidePlan) -> Array:
     shapes = {array.shape[:axis] + array.shape[axis + 1 :] for array in arrays}
     if len(shapes) > 1:
         names = [describe_part(part) for part in plan.parts] or [f"step {step.step}" for step in plan.steps]
-        listed = ", ".join(f"{name} {list(array.shape)}" for name, array in zip(names, arrays, strict=True))
-        raise PairError(f"the {plan.side}'s parts have shapes that cannot be joined: {listed}", name="shapes-differ")
+        listed = [f"{name} {list(array.shape)}" for name, array in zip(names, arrays, strict=True)]
+        more = "" if len(listed) <= _LISTED else f" and {len(listed) - _LISTED} more"
+        raise PairError(
+            f"the {plan.side}'s parts have shapes that cannot be joined: {', '.join(listed[:_LISTED])}{more}"
+            f"{_why_apart([array.shape for array in arrays], axis)}",
+            name="shapes-differ",
+        )
     return joined(arrays, axis)

@@ -146,6 +146,12 @@ class PairPlan(Struct, frozen=True, dict=True):
         return steps if self.tokens.target is None else steps[self.tokens.target]
 
 
+_LISTED = 8
+"""Parts that a message names."""
+_NO_ROWS = (
+    ": without dims, its first dimension would have to be the rows of each pass, or that and another batch and length"
+)
+
 _Planned = tuple[SideInputs, SideInputs, PairPlan]
 
 
@@ -285,9 +291,11 @@ def _join(left: SidePlan, right: SidePlan, aligner: TokenAligner) -> PairPlan:
             raise PairError(tokens.error, name="no-common-token")
     for plan in (left, right):
         if tokens is None and len(plan.parts) != 1:
+            listed = ", ".join(map(describe_part, plan.parts[:_LISTED]))
+            more = "" if len(plan.parts) <= _LISTED else f" and {len(plan.parts) - _LISTED} more"
             raise PairError(
-                f"the {plan.side} has {len(plan.parts)} parts "
-                f"({', '.join(map(describe_part, plan.parts))}) and no token dimension to join them along",
+                f"the {plan.side} has {len(plan.parts)} parts ({listed}{more}) and no token dimension to join them "
+                f"along{'' if plan.dims is not None else _NO_ROWS}",
                 hint="name the dimension that counts tokens t (or b and s) in the dims",
                 name="no-token-dimension",
             )

@@ -103,3 +103,26 @@ def test_values_per_request_are_aligned_by_request() -> None:
     assert report.accounts[0].target.compared == 3
     faulty = comparator.compare(batch([0, 1, 2], states), batch([2, 0, 1], states, fault=1), token_aligner="smart")
     assert "sequence 1, position 1" in str(faulty.summary.first_divergence)
+
+
+def grown(width: int) -> FakeRun:
+    """Three passes of one request, each with what all tokens so far gave, and with rows that are heads."""
+    layouts, records = {}, []
+    for step, (start, count) in enumerate(((0, 4), (4, 1), (5, 1))):
+        layouts[step, 0] = TokenLayout(
+            "extend",
+            (SequenceSpan("r", start, count),),
+            count,
+            np.arange(10 + start, 10 + start + count),
+            batch_shape=(1, count),
+        )
+        records.append(FakeRecord("cached", values(1, 1, start + count, width), step=step))
+        records.append(FakeRecord("heads", values(count * 3, width), step=step))
+    return FakeRun(records, {}, layouts)
+
+
+def test_what_spans_the_cache_or_has_heads_as_rows_says_what_to_do() -> None:
+    report = comparator.compare(grown(8), grown(8), token_aligner="smart")
+    text = report.describe()
+    assert "no token dimension to join them along: without dims, its first dimension would have to be the rows" in text
+    assert "Dimension 2 has another length in each pass, as where a tensor is made of all that is cached" in text

@@ -276,6 +276,52 @@ def test_a_bias_that_is_added_for_the_choice_is_recorded(classes: str, expected:
     assert tap["if"] == f"{expected}correction_bias is not None"
 
 
+def test_what_is_computed_of_the_whole_cache_is_left_out(tmp_path: Path) -> None:
+    source = block("""
+        class Attention:
+            def __init__(self, width):
+                self.down = nn.Linear(width, 8)
+                self.up = nn.Linear(8, width)
+                self.out = nn.Linear(width, width)
+
+            def expand(self, latent, scale):
+                return self.up(latent) * scale
+
+            def forward(self, x, cache):
+                latent = self.down(x)
+                if cache is not None:
+                    latent, _ = cache.update(latent, latent)
+                keys = self.expand(latent, 2)
+                return self.out(keys)
+    """)
+    (tmp_path / "mod.py").write_text(source)
+    text = suggest_config("mod", ModuleFinder([tmp_path]))
+    assert "# Left out, because it is computed of all that is cached: self.up in mod.Attention.expand\n" in text
+    names = [edit["dump"]["name"] for patch in yaml.safe_load(text)["patches"] for edit in patch["edits"]]
+    assert names == ["down", "out"]
+
+
+def test_heads_that_are_rows_are_recorded_with_the_shape_that_they_get_again(tmp_path: Path) -> None:
+    source = block("""
+        class Mixer:
+            def __init__(self, width):
+                self.norm = RMSNorm(width)
+                self.last = RMSNorm(width)
+
+            def forward(self, hidden_states, shape):
+                x = hidden_states.relu()
+                x = x.reshape(-1, x.shape[-1])
+                x = self.norm(x)
+                x = x.reshape(shape)
+                y = self.last(x)
+                y = y.reshape(2, 3, -1)
+                return y
+    """)
+    edits = suggested(tmp_path, source)["Mixer.forward"]
+    places = {edit["dump"]["name"]: edit["match"] for edit in edits if "match" in edit}
+    assert places == {"norm": "x = x.reshape(shape)", "last": "y = self.last(...)"}
+
+
 def test_a_layer_that_is_made_from_a_table_is_no_step(tmp_path: Path) -> None:
     edits = suggested(tmp_path, TABLE)
     steps = [name for name, found in edits.items() if any("step" in edit for edit in found)]
