@@ -32,6 +32,7 @@ from comparator.diagnosis.routing import standing_out
 from comparator.diagnosis.tap_graph import TapNode
 from comparator.diagnosis.tap_profile import FirstDifference, GroupScale, Nonfinite, TapProfile
 from comparator.diagnosis.tap_rows import Float, Integer, Mask, RowLabels, Single, TapRows, groups_of, has_whole_prefix
+from tensortap.distinct import distinct
 
 COMMON_HEAD_SIZES = (32, 64, 128, 256)
 FEWEST_ROWS = 6
@@ -81,6 +82,7 @@ def _identical(tap: TapRows, node: TapNode, bad: int) -> TapProfile:
         identical=True,
         different_rows=0,
         different_in_full_view=0,
+        sequences_in_full_view=0,
         different_share=0.0,
         error=zeros,
         added=zeros,
@@ -108,6 +110,10 @@ def _nonfinite(counts: Counts, labels: RowLabels) -> Nonfinite:
 
 def _whole_prefix(labels: RowLabels) -> Mask:
     return has_whole_prefix(labels) if labels.known else np.ones(len(labels), np.bool_)
+
+
+def _sequences(labels: RowLabels, rows: Mask) -> int:
+    return len(distinct(labels.sequence[rows])) if labels.known else int(rows.any())
 
 
 def _samples_of(groups: Mapping[str, Mask], kept: Mask | None = None) -> Mapping[str, tuple[Integer, Integer]]:
@@ -154,6 +160,7 @@ class _Measuring:
         of_channels = channels(difference, floor / 2, CHANNEL_Z)
         sizes = self._irrelevant(part.operation, of_channels)
         different = counts.differing > 0
+        in_full_view = different & _whole_prefix(self.labels)
         different_rows = int(np.count_nonzero(different))
         channel_count = self.matrices.shape[1]
         return TapProfile(
@@ -167,7 +174,8 @@ class _Measuring:
             reduction_length=tap.reduction_length,
             identical=False,
             different_rows=different_rows,
-            different_in_full_view=int(np.count_nonzero(different & _whole_prefix(self.labels))),
+            different_in_full_view=int(np.count_nonzero(in_full_view)),
+            sequences_in_full_view=_sequences(self.labels, in_full_view),
             different_share=int(counts.differing.sum()) / (different_rows * channel_count),
             error=sums.error,
             added=added,

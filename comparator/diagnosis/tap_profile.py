@@ -64,6 +64,8 @@ class TapProfile(Struct, frozen=True, eq=False):
     """Rows with an element that differs."""
     different_in_full_view: int
     """Those of them whose earlier tokens are rows as well, so that all they may attend to was compared."""
+    sequences_in_full_view: int
+    """Of how many sequences these are; where nothing tells rows apart, they are of one."""
     different_share: float
     """Share of the elements of those rows that differ."""
     error: Float

@@ -220,7 +220,8 @@ def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile
     difference that is rare (few elements, few rows) may have been absent earlier by chance: one element that rounds
     otherwise inside an MLP changes all of its row. And a mixture of experts gives each expert another number of rows.
     An attention depends on all tokens before: only rows count whose earlier tokens were compared, since those of a
-    cached prefix may have been computed in another batch.
+    cached prefix may have been computed in another batch; and one key that rounds otherwise changes all rows of its
+    sequence after it, so that those are one event.
     """
     at = next((n for n, one in enumerate(judgements) if (p := profiles.get(one.key)) and not p.identical), None)
     if at is None:
@@ -237,10 +238,12 @@ def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile
     ]
     if not earlier:
         return judgements
-    rows = first.different_in_full_view if first.operation in CAUSAL else first.different_rows
+    rows = events = first.different_rows
+    if first.operation in CAUSAL:
+        rows, events = first.different_in_full_view, first.sequences_in_full_view
     if not rows:
         return judgements
-    chance = rows * np.log(len(earlier) + 1) / 14
+    chance = events * np.log(len(earlier) + 1) / 14
     rare = first.operation in ("moe", "combine", "router") or rows < FEWEST_OF_ROWS * first.rows
     dense = 0.0 if rare else first.different_share / 0.1
     strength = float(max(chance, dense))

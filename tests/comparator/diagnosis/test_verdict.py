@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import ml_dtypes  # noqa: F401  numpy knows fp8 by its names
 import numpy as np
@@ -288,6 +289,24 @@ def test_bits_of_rows_whose_cached_prefix_was_not_compared_are_no_evidence(clean
     moved = with_fields(labels(), position=labels().position + 60 * sequence)
     found = compare(*(Recording(run.values, moved, run.dtype) for run in (clean[False, "plain"], target)))
     assert found.verdict == "agree"
+
+
+def test_rows_behind_one_key_with_other_bits_are_one_event(clean):
+    """A batch of another size may round one key of one token otherwise; all later rows of its sequence follow it."""
+
+    def behind(*sequences: int) -> Callable[[np.ndarray], np.ndarray]:
+        rows = np.isin(labels().sequence, sequences) & (labels().position >= 3)
+
+        def few_elements(value: np.ndarray) -> np.ndarray:
+            value[rows, 3::16] *= np.float32(1 + 2**-8)
+            return value
+
+        return few_elements
+
+    chance = DENSE.run(Kernels(), at("attn_pre_o_proj", 1, behind(1)))
+    assert compare(clean[False, "plain"], chance).verdict == "agree"
+    fault = DENSE.run(Kernels(), at("mlp_output", 1, behind(1)))
+    assert compare(clean[False, "plain"], fault).place == TapKey("mlp_output", 1)
 
 
 def test_a_factor_of_some_rows_has_the_size_that_right_kernels_do_not_have(clean):
