@@ -49,9 +49,9 @@ reported, in small. Runs are compared with `--token-aligner smart`.
 ## Clean pairs
 
 Variants of a family compute one model on the same prompts: other attention kernels, batches, chunks, partial sums,
-ranks, norms, orders of accumulation. `servers` are real servers of SGLang and vLLM under several parallel layouts,
-`gloo` is a tensor-parallel Transformer of our own on 1, 2 and 4 ranks. Pairs that are the same bit for bit are left
-out.
+ranks, norms, orders of accumulation. `servers` are real servers of SGLang and vLLM under several parallel layouts, and
+Transformers with the same checkpoints (in float32 too), so that many of their pairs are of two engines; `gloo` is a
+tensor-parallel Transformer of our own on 1, 2 and 4 ranks. Pairs that are the same bit for bit are left out.
 
 {clean_table(clean)}
 

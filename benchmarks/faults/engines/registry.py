@@ -28,6 +28,7 @@ KNOWN = {
     "tensor_parallel": Known("benchmarks.faults.engines.tensor_parallel.engine", "gloo", "tp2", "split8-blocks"),
     "sglang": Known("benchmarks.faults.engines.sglang.engine", "servers", "tp2", "tp1"),
     "vllm": Known("benchmarks.faults.engines.vllm.engine", "servers", "vllm-tp1", "vllm-tp2"),
+    "transformers_served": Known("benchmarks.faults.engines.huggingface.served", "servers", "hf", "hf-eager"),
 }
 NAMES = tuple(KNOWN)
 
