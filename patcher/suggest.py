@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from patcher.check import check_loaded
 from patcher.config.load import load_config, parse_config
@@ -28,37 +27,24 @@ from patcher.model.parts import (
     parts_of,
     whole_models,
 )
-from patcher.model.rows import of_whole_cache, unflattened
+from patcher.model.rows import of_other_tokens, of_whole_cache, unflattened
+from patcher.model.stacks import Stack, Stacks
 from patcher.plan.planner import make_plan
 from patcher.source.definitions import Definition, find_class, find_definitions
 from patcher.source.locate import locate
 from patcher.source.modules import ModuleFile, ModuleFinder
 from patcher.source.targets import find_method, resolve_target
+from patcher.suggested_text import SuggestedEdit, config_text
 from patcher.tappable import PlaceKind, TappablePlace, definition_index, function_index, self_methods, tappable_places
 
 _HIDDEN = "hidden_states"
 _ROUTERS, _EXPERTS = frozenset({"gate", "router"}), "experts"
 _MIXTURE = frozenset(f"self.{name}" for name in (*_ROUTERS, _EXPERTS))
 _DECAY = "self.A_log"
-_ATTENTION_WEIGHTS = re.compile(r"(attn|attention)_?(weights|probs|scores)")
+_ATTENTION_WEIGHTS = re.compile(r"(attn|attention)_?(weights|probs|scores)|position_bias")
 """What an attention gives beside its output: fused kernels have none, and its size is that of the context."""
-
-
-@dataclass(frozen=True)
-class SuggestedEdit:
-    """One edit of a suggestion."""
-
-    target: str
-    place: TappablePlace
-    action: Literal["dump", "tags", "step", "end_step"] = "dump"
-    name: str = ""
-    value: str | None = None
-    layer_id: str | None = None
-    dims: str | None = None
-    condition: str | None = None
-    batch: str | None = None
-    inputs: tuple[str, ...] = ()
-    operation: str | None = None
+_OF_POSITIONS = re.compile(r"relative_attention_bias|Positional(Embedding|Encoding)")
+"""Parts, or their classes, that look up what belongs to positions or to pairs of them: no rows of tokens."""
 
 
 def suggest_config(target: str, finder: ModuleFinder) -> str:
@@ -74,12 +60,12 @@ def suggest_config(target: str, finder: ModuleFinder) -> str:
     engine = engine_config(suggestion.module)
     if engine is not None and make_plan([load_config(engine)], finder).errors:
         engine = None  # it is for another release
-    return _yaml(_landing(edits, finder), engine, suggestion.left_out)
+    return config_text(_landing(edits, finder), engine, suggestion.left_out)
 
 
 def _landing(edits: Sequence[SuggestedEdit], finder: ModuleFinder) -> list[SuggestedEdit]:
     """The edits without those that do not land."""
-    checked = check_loaded([parse_config(_yaml(edits), "<suggestion>")], finder)
+    checked = check_loaded([parse_config(config_text(edits), "<suggestion>")], finder)
     failed = {
         (landing.target, landing.edit) for module in checked.modules for landing in module.landings if landing.error
     }
@@ -104,6 +90,9 @@ class _Suggestion:
         self.module, self._path = locate(target, finder)
         self._numbers = LayerNumbers(self.module, finder)
         self._guesses = DimsGuesses(self.module, finder)
+        self._stacks = Stacks(self.module, finder)
+        self._stack: Stack | None = None
+        """The encoder or decoder whose class is gone through."""
         self.left_out: list[str] = []
         """Calls that are not tapped, with the reason."""
         self._indexes: list[FunctionIndex] = []
@@ -117,13 +106,18 @@ class _Suggestion:
             return
         classes = [path] if path else list(classes_in(self.module.tree.body))
         steps = {} if engine_config(self.module) else {place.model.path: place for place in self._whole_models()}
+        entry = TappablePlace(0, "entry", "at", "entry")
         for found in classes:
-            step = steps.get(found)
-            entry = TappablePlace(0, "entry", "at", "entry")
+            step, self._stack = steps.get(found), self._stacks.found.get(found)
+            model = ModelClass(self.module, found)
             target = "" if step is None else f"{_name(step.model)}.{step.method}"
-            if step is not None:
+            if self._stack is not None:
+                target = f"{_name(model)}.{self._stack.method}"
+                yield SuggestedEdit(target, entry, "step", batch=self._stack.batch)
+            elif step is not None and not self._stacks.are_in(found):
                 yield SuggestedEdit(target, entry, "step", batch=step.batch)
-            yield from sorted(self._of_class(ModelClass(self.module, found)), key=lambda edit: edit.target != target)
+            edits = sorted(self._of_class(model), key=lambda edit: edit.target != target)
+            yield from edits if self._stack is None else [replace(edit, stack=self._stack.which) for edit in edits]
             if step is not None:
                 yield SuggestedEdit(target, replace(entry, kind="return", pattern="return"), "end_step")
 
@@ -162,7 +156,7 @@ class _Suggestion:
         for method, (definition, index, methods) in reached.items():
             spanning = cached.get(method, frozenset())
             self.left_out += [f"{callee} in {_name(model)}.{method}" for callee in sorted(spanning)]
-            others = methods | {callee.removeprefix("self.") for callee in spanning}
+            others = methods | {callee.removeprefix("self.") for callee in spanning} | self._stacks.called(model.path)
             yield from self._of_method(model, owner, method, index, definition, parts, others, layer_id)
 
     def _of_mixture(
@@ -205,6 +199,7 @@ class _Suggestion:
         loops = loops_in(definition.node)
         known = self._guesses.know_rows(model)
         recurs = _recurs(owner, self._finder)
+        crossing = of_other_tokens(definition.node)
 
         def wanted(kind: PlaceKind, callee: str) -> bool:
             if callee in loops or called_by_index(callee) is not None:
@@ -218,7 +213,7 @@ class _Suggestion:
             elif _ROUTERS & set(parts) and _EXPERTS in parts and place.callee in _MIXTURE:
                 part = parts.get(place.callee.removeprefix("self."))
                 yield from self._of_mixture(target, place, layer_id, owner, part)
-            elif place.kind in ("submodule", "collective"):
+            elif place.kind in ("submodule", "collective") and not _is_of_positions(place, parts):
                 part = parts.get(place.callee.removeprefix("self."))
                 guessed = known and part is not None and not part.in_list
                 dims = self._guesses.of_part(owner, part, _first(place)) if guessed and part is not None else None
@@ -226,7 +221,8 @@ class _Suggestion:
                 recurrent = recurs or (inner is not None and _recurs(inner, self._finder))
                 shaped = _shaped(place, definition)
                 for edit in _taps(target, shaped, layer_id, dims, self._guesses.hidden):
-                    yield replace(edit, operation="recurrence") if recurrent else edit
+                    tap = replace(edit, condition=crossing.get(place.callee))
+                    yield replace(tap, operation="recurrence") if recurrent else tap
             elif place.kind == "entry" and layer_id and method in ENTRIES and _HIDDEN in place.values:
                 name = f"{_snake(model.path[-1])}_input"
                 hidden = self._guesses.hidden if known else None
@@ -239,8 +235,10 @@ class _Suggestion:
         inner = None if part is None else class_called(owner, part.call, self._finder)
         own = None if inner is None else self._numbers.expression(inner)
         number = loop.number or (None if own is None else of_object(own, loop.variable))
+        if number is None and part is not None and part.in_list:
+            number = f"[*self.{loop.attribute}].index({loop.variable})"
         knows = inner is not None and self._numbers.is_everywhere(inner)
-        if not knows and number is not None and place.form == "match":
+        if place.form == "match" and ((not knows and number is not None) or self._stack is not None):
             # What runs in there, or a part of it, does not know its layer.
             yield SuggestedEdit(target, place, "tags", layer_id=number)
         dims = None if part is None else self._guesses.of_part(owner, part, _first(place))
@@ -251,6 +249,11 @@ class _Suggestion:
         index = definition_index(module, definition)
         self._indexes.append(index)
         return index
+
+
+def _is_of_positions(place: TappablePlace, parts: Mapping[str, Part]) -> bool:
+    part = parts.get(place.callee.removeprefix("self."))
+    return bool(_OF_POSITIONS.search(place.callee if part is None else f"{place.callee} {part.callee}"))
 
 
 def _shaped(place: TappablePlace, definition: Definition) -> TappablePlace:
@@ -314,58 +317,3 @@ def _snake(name: str) -> str:
 
 def _singular(name: str) -> str:
     return name[:-1] if len(name) > 3 and name.endswith("s") and not name.endswith("ss") else name
-
-
-def _yaml(edits: Sequence[SuggestedEdit], engine: str | None = None, left_out: Sequence[str] = ()) -> str:
-    lines = [
-        "# Written by 'patcher suggest'. Dims are guessed from names and known layers: check them, and add them where",
-        '# there are none, such as  dims: "t h"',
-    ]
-    if engine is not None:
-        lines.append(f"extends: {engine}  # a step for each forward pass of the engine")
-    elif not any(edit.action == "step" for edit in edits):
-        lines.append("# No step begins here: add 'step' where the forward pass of the whole model begins.")
-    lines += [f"# Left out, because it is computed of all that is cached: {call}" for call in left_out]
-    lines.append("patches:")
-    target = ""
-    for edit in edits:
-        if edit.target != target:
-            target = edit.target
-            lines += [f"  - target: {target}", "    edits:"]
-        lines += _edit_lines(edit)
-    return "\n".join(lines) + "\n"
-
-
-def _edit_lines(edit: SuggestedEdit) -> Iterator[str]:
-    place = edit.place
-    if edit.action in ("step", "end_step"):
-        settings = f"{{batch: {edit.batch}}}" if edit.batch is not None else "true"
-        yield f"      - at: {place.pattern}"
-        yield f"        {edit.action}: {settings}"
-        return
-    yield f"      - {place.form}: {_scalar(place.pattern)}"
-    if place.count > 1:
-        yield f"        nth: {place.nth or 'all'}"
-    if edit.action == "tags":
-        yield f"        tags: {{layer_id: {_scalar(edit.layer_id or '')}}}"
-        return
-    fields = [f"name: {_scalar(edit.name)}"]
-    if edit.value is not None:
-        fields.append(f"value: {_scalar(edit.value)}")
-    if edit.dims is not None:
-        fields.append(f'dims: "{edit.dims}"')
-    if edit.condition is not None:
-        fields.append(f"if: {_scalar(edit.condition)}")
-    if edit.layer_id is not None:
-        fields.append(f"layer_id: {_scalar(edit.layer_id)}")
-    if edit.inputs:
-        fields.append(f"inputs: [{', '.join(edit.inputs)}]")
-    if edit.operation is not None:
-        fields.append(f"operation: {edit.operation}")
-    yield f"        dump: {{{', '.join(fields)}}}"
-
-
-def _scalar(text: str) -> str:
-    if re.fullmatch(r"[A-Za-z_][\w.]*( = [\w.]+\(\.\.\.\))?|[A-Za-z_][\w.]*\((\.\.\.)?\)", text):
-        return text
-    return "'" + text.replace("'", "''") + "'"

@@ -222,12 +222,13 @@ def whole_models(module: ModuleFile, finder: ModuleFinder) -> list[StepPlace]:
         is_part = any(path[-1] in others for owner, others in parts.items() if owner != path)
         method = next((name for name in ENTRIES if find_definitions(module.scope, (*path, name))), None)
         if not is_part and made & names and method is not None:
-            places.append(StepPlace(ModelClass(module, path), method, _batch(module, (*path, method))))
+            places.append(StepPlace(ModelClass(module, path), method, batch_of(module, (*path, method))))
     # Where some take tokens, what takes none is a part that is made by another name: from a table of layer classes.
     return [place for place in places if place.batch is not None] or places
 
 
-def _batch(module: ModuleFile, path: tuple[str, ...]) -> str | None:
+def batch_of(module: ModuleFile, path: tuple[str, ...]) -> str | None:
+    """Expression, in a function, that tells which row is which token; None where its parameters do not."""
     arguments = find_definitions(module.scope, path)[0].node.args
     names = {argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
     if "forward_batch" in names:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from patcher.source.definitions import FunctionNode
 
 _CACHE = re.compile(r"cache|past_key_value", re.IGNORECASE)
+_OTHER_SIDE = ("key_value_states",)
 _SHAPING = ("reshape", "view")
 
 
@@ -56,6 +57,30 @@ def _updates(function: FunctionNode) -> dict[str, int]:
                 elements = target.elts if isinstance(target, ast.Tuple) else [target]
                 found |= {element.id: node.end_lineno or 0 for element in elements if isinstance(element, ast.Name)}
     return found
+
+
+def of_other_tokens(function: FunctionNode) -> dict[str, str]:
+    """What a cross-attention calls with the tokens of the other side, and the condition under which they are its own.
+
+    ``x = key_value_states if is_cross_attention else hidden_states``: an attention that is either is tapped as the one.
+    """
+    parameters = {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
+    other = next((name for name in _OTHER_SIDE if name in parameters), None)
+    if other is None:
+        return {}
+    names = {other}
+    for node in ast.walk(function):
+        chosen = node.value if isinstance(node, ast.Assign) and isinstance(node.value, ast.IfExp) else None
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if chosen is None or not isinstance(target, ast.Name):
+            continue
+        if any(isinstance(one, ast.Name) and one.id == other for one in (chosen.body, chosen.orelse)):
+            names.add(target.id)
+    return {
+        ast.unparse(call.func): f"{other} is None"
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call) and any(isinstance(one, ast.Name) and one.id in names for one in call.args)
+    }
 
 
 def unflattened(function: FunctionNode, callee: str, name: str) -> str | None:

@@ -322,6 +322,74 @@ def test_heads_that_are_rows_are_recorded_with_the_shape_that_they_get_again(tmp
     assert places == {"norm": "x = x.reshape(shape)", "last": "y = self.last(...)"}
 
 
+ENCODER_AND_DECODER = block("""
+    class Attention:
+        def __init__(self, width, number):
+            self.number = number
+            self.keys = nn.Linear(width, width)
+
+        def forward(self, hidden_states, key_value_states=None):
+            x = key_value_states if key_value_states is not None else hidden_states
+            keys = self.keys(x)
+            return keys
+
+    class Encoder:
+        def __init__(self, width):
+            self.layers = nn.ModuleList([Attention(width, number) for number in range(2)])
+
+        def forward(self, input_ids, attention_mask=None):
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    class Decoder(Encoder):
+        def __init__(self, width):
+            self.layers = nn.ModuleList([Attention(width, number) for number in range(2)])
+
+        def forward(self, input_ids, attention_mask=None, states=None):
+            for layer in self.layers:
+                x = layer(x, states)
+            return x
+
+    class Both:
+        def __init__(self, width):
+            self.encoder = Encoder(width)
+            self.decoder = Decoder(width)
+
+        def forward(self, input_ids, decoder_input_ids):
+            states = self.encoder(input_ids)
+            return self.decoder(decoder_input_ids, None, states)
+
+    class Head:
+        def __init__(self, width):
+            self.model = Both(width)
+            self.head = nn.Linear(width, width)
+
+        def forward(self, input_ids, decoder_input_ids):
+            output = self.model(input_ids, decoder_input_ids)
+            logits = self.head(output)
+            return logits
+""")
+
+
+def test_each_call_of_an_encoder_or_a_decoder_is_a_step(tmp_path: Path) -> None:
+    edits = suggested(tmp_path, ENCODER_AND_DECODER)
+    for name in ("Encoder", "Decoder"):
+        step, tags, layer = edits[f"{name}.forward"]
+        assert step == {"at": "entry", "step": {"batch": "$arguments"}}
+        assert tags["tags"] == {"layer_id": "layer.number", "stack": f'"{name.lower()}"'}
+        assert layer["dump"]["stack"] == f'"{name.lower()}"'
+    head, end = edits["Head.forward"]
+    assert head["dump"]["name"] == "head"
+    assert end == {"at": "return", "end_step": True}
+    assert "Both.forward" not in edits
+
+
+def test_what_a_cross_attention_makes_of_the_other_side_is_left_out(tmp_path: Path) -> None:
+    keys = next(edit for edit in suggested(tmp_path, ENCODER_AND_DECODER)["Attention.forward"] if "match" in edit)
+    assert keys["dump"]["if"] == "key_value_states is None"
+
+
 def test_a_layer_that_is_made_from_a_table_is_no_step(tmp_path: Path) -> None:
     edits = suggested(tmp_path, TABLE)
     steps = [name for name, found in edits.items() if any("step" in edit for edit in found)]
