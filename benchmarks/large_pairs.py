@@ -156,17 +156,17 @@ The goal is reached by the pass that gives what differences and statistics are m
 All that is measured has checksums, the sums of each channel and the profile of the tap beside it, and takes longer
 where the sides differ. Threads share the parts of a pair, of four megabytes each, where a process has cores to itself:
 of a single large pair, or where fewer processes than cores have something to compare. What is the same byte for byte
-takes one pass with the sums of one side, and one checksum. Else two fifths of what one thread does is one pass over
-both sides, which come from memory while their pages are mapped: checksums, sums and extremes of each row. A third is
-the sums of channels, of 32 rows each time, which are in the cache then; a fifteenth the mapped memory that is given
-back part by part, which is not counted of `array_equal`. All that is shared by threads, checksums too: what a block of
-one adds to it is found with the sums, by whoever looks at its part, and joined in order. The rest, a fifth, is not:
-planning, and what is made of all rows and channels. Half of it is waiting: what a pair streams through the cache has
-driven out the program and what the other threads have found. Half of what one thread needs for the parts is 1.2 times
-what `array_equal` takes. That waits for the memory; this is arithmetic: of 32 elements on both sides 33 instructions in
+takes one pass with the sums of one side, and one checksum. Else a third of what one thread does is one pass over both
+sides: checksums, sums and extremes of each row. A fourth is the sums of channels, of 32 rows each time, which are in
+the cache then; an eighth is to map the pages and to wait for them, and a twentieth to give back the mapped memory part
+by part, which is not counted of `array_equal`. All that is shared by threads, checksums too: what a block of one adds
+to it is found with the sums, by whoever looks at its part, and joined in order. A seventh is not: planning, and what is
+made of all rows and channels. What is shared takes 1.2 times what `array_equal` takes on two threads, and the rest
+another 0.4 times. That waits for the memory; this is arithmetic: of 32 elements on both sides 33 instructions in
 vectors of 64 bytes for the rows, 24 for the channels, 10 for the checksums. Where a processor starts two of them in a
-cycle, at 3.6 GHz, that is 5 ms. It takes instructions for bfloat16 (AVX512-BF16); with AVX2 alone it takes 1.5 times
-as long. A factor that all rows have is tested on 768 rows; that its significance is beyond doubt is seen on 32 of them.
+cycle, at 3.7 GHz, that is 4.7 ms of one thread, and they take 5.8 ms. It takes instructions for bfloat16
+(AVX512-BF16); with AVX2 alone it takes 1.5 times as long. A factor that all rows have is tested on 768 rows; that its
+significance is beyond doubt is seen on 32 of them, which takes 1 ms.
 """
     print(text)
     if arguments.write:
