@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from msgspec import Struct
 
@@ -12,12 +14,16 @@ from comparator.diagnosis.measures import (
     Difference,
     Estimate,
     Irrelevance,
+    channel_weights,
     factor_of,
     sampled_rows,
     uncorrelated,
     with_error,
 )
 from comparator.diagnosis.tap_rows import Float, Single
+
+SAMPLED = 48
+"""Rows that are held against each other; far more than those up to which their number matters."""
 
 
 class BlockNumbers(Struct, frozen=True):
@@ -68,6 +74,27 @@ def shards(difference: Difference, count: int, floor: float, irrelevant: Irrelev
     return BlockNumbers(
         channels // count, float(ratios[worst]), worst, changes[clearest], clearest, tuple(errors.tolist())
     )
+
+
+def independent_rows(difference: Difference) -> float:
+    """How many rows' worth of errors that are independent of each other there are: (tr G)² / ‖G‖² of the errors' Gram
+    matrix G over a sample of rows, less what errors of so few channels share by chance. At most the number of rows of
+    the sample; infinity where nothing differs, or where these are no fewer than independent ones would be.
+
+    Behind an attention all rows of a sequence may share the error of one token. Channels whose errors stand out are
+    shrunk first, so that a fault in one of them is not taken for something that rows share.
+    """
+    chosen = np.linspace(0, difference.rows - 1, min(difference.rows, SAMPLED)).astype(np.int64)
+    _, added = difference.take(chosen).arrays()
+    weights = channel_weights(np.square(added, dtype=np.float64).sum(0))
+    if weights is not None:
+        added = added * weights
+    gram = (added @ added.T).astype(np.float64)
+    energy = float(np.square(gram).sum())
+    if energy <= 0:
+        return math.inf
+    shared = energy / float(np.trace(gram)) ** 2 - 1 / difference.channels
+    return 1 / shared if shared > 0 else math.inf
 
 
 def _errors(difference: Difference, parts: int) -> Float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from msgspec import Struct
@@ -62,10 +63,49 @@ STORED: Mapping[Operation, int] = {
 }  # fmt: skip
 """Values stored on the way whose factors reach the output. Attention: norm, values, probabilities, heads. MLP: norm,
 gate, up, their product, output. An embedding: none. Elsewhere one."""
+HEAD = 2.2
+"""Error of a head over that of the median head."""
+SHARD = 2.2
+"""As of a head, which is a part of the channels as well."""
+CHANNEL_SCALE = 2.0
 HEAD_SCALE = 0.7
 SHARD_SCALE = 0.7
 """As of a head, which is a part of the channels as well."""
 EXPERT_SCALE = 0.7
+
+
+ENOUGH_ROWS = 12.0
+"""Rows with independent errors from which limits of parts of the channels hold as they are."""
+ENOUGH_FOR_A_FACTOR = 24.0
+"""The same for the factor of all rows."""
+TAIL_Z = 4.26
+"""The normal deviate that one of 100,000 exceeds."""
+
+
+def channel_scale_limit(limits: Limits) -> float:
+    return max(CHANNEL_SCALE, limits.channel / 2)
+
+
+def widened(independent: float) -> float:
+    """What limits of the size of an error in a part of the channels are multiplied by, with so many rows' worth of
+    independent errors.
+
+    The energy of a part's error is then like a chi-squared variable of so few degrees of freedom, and the largest of
+    many far above the median one: its tail over its median (Wilson and Hilferty, 1931), relative to enough rows.
+    """
+    if independent >= ENOUGH_ROWS:
+        return 1.0
+    return _tail(max(independent, 1.0)) / _tail(ENOUGH_ROWS)
+
+
+def widened_factor(independent: float) -> float:
+    """The same of the size of a factor common to all rows: of so few it is a mean, whose spread falls with the root."""
+    return math.sqrt(max(1.0, ENOUGH_FOR_A_FACTOR / max(independent, 1.0)))
+
+
+def _tail(degrees: float) -> float:
+    variance = 2 / (9 * degrees)
+    return float((1 + TAIL_Z * variance**0.5 / (1 - variance)) ** 1.5)
 
 
 def least_scale(operation: Operation, baseline_dtype: str, target_dtype: str, *, other_engine: bool = False) -> float:

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from msgspec.structs import replace
 
-from comparator.diagnosis.channel_blocks import BlockNumbers, blocks, shards
+from comparator.diagnosis.channel_blocks import BlockNumbers, blocks, independent_rows, shards
 from comparator.diagnosis.chosen import choices_of, experts_of, tokens_of
 from comparator.diagnosis.floors import Operation, floor_for
-from comparator.diagnosis.kernel import Counts, FirstLook, Matrices, first_look, relative, row_sums, to_single
-from comparator.diagnosis.limits import EXPERT_SCALE, HEAD_SCALE, LIMITS, SHARD_SCALE, least_scale
+from comparator.diagnosis.kernel import (
+    TINY,
+    Counts,
+    FirstLook,
+    Matrices,
+    first_look,
+    median,
+    relative,
+    row_sums,
+    to_single,
+)
+from comparator.diagnosis.limits import (
+    EXPERT_SCALE,
+    HEAD,
+    HEAD_SCALE,
+    LIMITS,
+    SHARD,
+    SHARD_SCALE,
+    Limits,
+    channel_scale_limit,
+    least_scale,
+)
 from comparator.diagnosis.measures import (
     NEVER_RELEVANT,
     NOTHING,
@@ -41,6 +62,8 @@ FIRST_CHANNELS = 256
 """Of a row that differs so many are looked at first."""
 CHANNEL_Z = 16.0
 """Significance of a channel's factor: rows count as independent there, which they are not behind an attention."""
+NEAR = 0.6
+"""Strength of a test up to which it does not matter how many rows have independent errors."""
 LARGEST_Z = 12.0
 """More significance than the test of any factor asks for, corrected for up to 10^9 taps (``strengths.critical``)."""
 
@@ -84,6 +107,7 @@ def _identical(tap: TapRows, node: TapNode, bad: int) -> TapProfile:
         different_in_full_view=0,
         sequences_in_full_view=0,
         different_share=0.0,
+        independent=math.inf,
         error=zeros,
         added=zeros,
         inherited=None,
@@ -110,6 +134,19 @@ def _nonfinite(counts: Counts, labels: RowLabels) -> Nonfinite:
 
 def _whole_prefix(labels: RowLabels) -> Mask:
     return has_whole_prefix(labels) if labels.known else np.ones(len(labels), np.bool_)
+
+
+def nearest_part(
+    limits: Limits,
+    found: ChannelNumbers | None,
+    heads: Sequence[BlockNumbers],
+    held: Sequence[BlockNumbers],
+) -> float:
+    """The strongest test of a part of the channels that has a limit for the size of an error."""
+    strengths = [one.ratio / HEAD for one in heads] + [one.ratio / SHARD for one in held]
+    if found is not None:
+        strengths += [found.ratio / limits.channel, found.scaled_ratio / channel_scale_limit(limits)]
+    return max(strengths, default=0.0)
 
 
 def _sequences(labels: RowLabels, rows: Mask) -> int:
@@ -162,6 +199,14 @@ class _Measuring:
         different = counts.differing > 0
         in_full_view = different & _whole_prefix(self.labels)
         different_rows = int(np.count_nonzero(different))
+        heads = self._blocks(difference, floor / 2, sizes["head"])
+        held = self._shards(difference, floor / 2, sizes["shard"])
+        common = NOTHING if few else scale(difference, irrelevant=sizes["scale"])
+        limits = LIMITS[part.operation]
+        near = max(
+            nearest_part(limits, of_channels, heads, held),
+            abs(common.value) / max(2 * limits.scale * median(added), TINY),
+        )
         channel_count = self.matrices.shape[1]
         return TapProfile(
             key=tap.key,
@@ -177,19 +222,20 @@ class _Measuring:
             different_in_full_view=int(np.count_nonzero(in_full_view)),
             sequences_in_full_view=_sequences(self.labels, in_full_view),
             different_share=int(counts.differing.sum()) / (different_rows * channel_count),
+            independent=independent_rows(difference) if near > NEAR else math.inf,
             error=sums.error,
             added=added,
             inherited=part.inherited,
             extra_floor=part.extra_floor,
             cosine=beyond_chance(part.sums.cosine, channel_count),
-            scale=NOTHING if few else scale(difference, irrelevant=sizes["scale"]),
+            scale=common,
             # Nothing is made of its significance.
             raw_scale=NOTHING if few else scale(self._raw(difference, part.sizes), irrelevant=NEVER_RELEVANT),
             offset=NOTHING if few else offset(difference),
             group_scales=() if few else self._group_scales(difference, kept, sizes["group"]),
             channels=of_channels,
-            blocks=self._blocks(difference, floor / 2, sizes["head"]),
-            shards=self._shards(difference, floor / 2, sizes["shard"]),
+            blocks=heads,
+            shards=held,
             experts=experts_of(tap, difference, kept, sizes["expert"]) if part.operation in ("moe", "combine") else (),
             residuals=part.residuals,
             choices=choices_of(tap, self.node),

@@ -16,7 +16,18 @@ from msgspec import Struct
 from comparator.diagnosis.chosen import FEWEST_USERS
 from comparator.diagnosis.floors import floor_for
 from comparator.diagnosis.kernel import TINY, median
-from comparator.diagnosis.limits import EXPERT_SCALE, HEAD_SCALE, LIMITS, SHARD_SCALE, least_scale
+from comparator.diagnosis.limits import (
+    EXPERT_SCALE,
+    HEAD,
+    HEAD_SCALE,
+    LIMITS,
+    SHARD,
+    SHARD_SCALE,
+    channel_scale_limit,
+    least_scale,
+    widened,
+    widened_factor,
+)
 from comparator.diagnosis.measures import NOTHING, Estimate
 from comparator.diagnosis.profiling import CHANNEL_Z, FEWEST_ROWS
 from comparator.diagnosis.routing import Choices
@@ -25,9 +36,8 @@ from comparator.diagnosis.tap_rows import Float, Mask, groups_of
 from tensortap.distinct import distinct
 
 GROUP_Z = 6.0
-CHANNEL_SCALE = 2.0
-HEAD, HEAD_Z = 2.2, 10.0
-SHARD, SHARD_Z = 2.2, 10.0
+HEAD_Z = 10.0
+SHARD_Z = 10.0
 """As of a head, which is a part of the channels as well."""
 GUESSED_HEAD = 3.0
 """Where the size of a head is not known, several are tried."""
@@ -180,7 +190,8 @@ def _scales(found: TapProfile, context: Context) -> Iterator[Test]:
     change = found.scale.minus(context.inherited_scale)
     value = math.copysign(max(abs(change.value) - OUTLIER_SHARE * context.outlier_scale, 0.0), change.value)
     least = _least_scale(found, context)
-    yield _sized("scale", Estimate(value, change.error), z, max(limits.scale * usual, least))
+    size = max(limits.scale * usual * widened_factor(found.independent), least)
+    yield _sized("scale", Estimate(value, change.error), z, size)
     yield _sized("offset", found.offset, critical(OFFSET_Z, context.taps), OFFSET * usual)
     for group in found.group_scales:
         z = critical(GROUP_Z, context.taps)
@@ -194,25 +205,25 @@ def _least_scale(found: TapProfile, context: Context) -> float:
 
 def _parts(found: TapProfile, context: Context) -> Iterator[Test]:
     limits, usual, least = LIMITS[found.operation], _usual_error(found, context), _least_scale(found, context)
-    channels = found.channels
+    channels, wider = found.channels, widened(found.independent)
     if channels is not None:
-        yield Test(
-            "channel", channels.ratio / limits.channel, channels.ratio, limits.channel, f"channel {channels.channel}"
-        )
+        limit = limits.channel * wider
+        yield Test("channel", channels.ratio / limit, channels.ratio, limit, f"channel {channels.channel}")
         clear = channels.scale.z / critical(CHANNEL_Z, context.taps)
         where = f"channel {channels.scaled_channel}"
-        size = max(CHANNEL_SCALE, limits.channel / 2)
+        size = channel_scale_limit(limits) * wider
         strength = min(clear, channels.scaled_ratio / size)
         yield Test("channel scale", strength, channels.scaled_ratio, size, where)
     for block in found.blocks:
-        limit = HEAD if len(found.blocks) == 1 else GUESSED_HEAD
+        limit = (HEAD if len(found.blocks) == 1 else GUESSED_HEAD) * wider
         yield Test("head", block.ratio / limit, block.ratio, limit, f"head {block.block} of size {block.size}")
         where = f"head {block.scaled_block} of size {block.size}"
         yield _sized("head scale", block.scale, critical(HEAD_Z, context.taps), max(HEAD_SCALE * usual, least), where)
     for shard in found.shards:
         parts = found.channel_count // shard.size
         where = f"shard {shard.block} of {parts}"
-        yield Test("shard", shard.ratio / SHARD, shard.ratio, SHARD, where)
+        limit = SHARD * wider
+        yield Test("shard", shard.ratio / limit, shard.ratio, limit, where)
         where = f"shard {shard.scaled_block} of {parts}"
         yield _sized(
             "shard scale", shard.scale, critical(SHARD_Z, context.taps), max(SHARD_SCALE * usual, least), where

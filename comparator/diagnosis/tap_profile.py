@@ -68,6 +68,8 @@ class TapProfile(Struct, frozen=True, eq=False):
     """Of how many sequences these are; where nothing tells rows apart, they are of one."""
     different_share: float
     """Share of the elements of those rows that differ."""
+    independent: float
+    """Rows' worth of independent errors; infinity where no part of the channels is near a limit."""
     error: Float
     """Relative L2 error of each row."""
     added: Float

@@ -21,8 +21,9 @@ from comparator.diagnosis import (
     diagnose,
     profile,
 )
+from comparator.diagnosis.channel_blocks import independent_rows
 from comparator.diagnosis.kernel import Matrices, row_sums
-from comparator.diagnosis.measures import normalise
+from comparator.diagnosis.measures import Difference, normalise
 from comparator.diagnosis.precision import precision_of
 from comparator.diagnosis.tap_rows import Single
 from comparator.diagnosis.words import describe
@@ -118,6 +119,37 @@ def test_a_row_that_differs_much_does_not_decide_alone_where_the_others_are_the_
     assert np.linalg.norm(normalised()) == pytest.approx(0.3)
     added[:] = 0.02
     assert np.linalg.norm(normalised(0.003)[3]) == pytest.approx(0.02)
+
+
+def _errors_of(added: Single) -> Difference:
+    middle = np.random.default_rng(1).standard_normal(added.shape).astype(np.float32)
+    matrices = Matrices(middle, added, parts=True)
+    return normalise(matrices, row_sums(matrices), np.linalg.norm(middle, axis=1))
+
+
+def test_rows_that_share_an_error_count_as_one():
+    """As those of a sequence do behind an attention, or of a prompt that repeats one token."""
+    noise = np.random.default_rng(0).standard_normal((40, 256)).astype(np.float32) * 1e-3
+    assert independent_rows(_errors_of(noise)) > 24
+    assert independent_rows(_errors_of(np.repeat(noise[:1], 40, axis=0))) == pytest.approx(1, rel=0.1)
+    assert independent_rows(_errors_of(np.repeat(noise[:4], 10, axis=0))) == pytest.approx(4, rel=0.25)
+    assert independent_rows(_errors_of(noise * 0)) == np.inf
+    one_channel = noise.copy()
+    one_channel[:, 7] += 0.1
+    assert independent_rows(_errors_of(one_channel)) > 12  # a fault there is nothing that rows share
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_error_that_equal_rows_share_is_no_fault_of_a_channel(seed: int) -> None:
+    """Of one error in 256 channels one is four times the usual, in every row alike."""
+    generator = np.random.default_rng(seed)
+    baseline = np.repeat(generator.standard_normal((1, 256)).astype(np.float32), 30, axis=0)
+    error = 0.002 * generator.standard_normal(256).astype(np.float32)
+    assert _one_tap(baseline, baseline + error).verdict == "agree"
+    rows = generator.standard_normal((30, 256)).astype(np.float32)
+    found = rows + 0.003 * generator.standard_normal(rows.shape).astype(np.float32)
+    found[:, 9] *= np.float32(1.1)
+    assert _one_tap(rows, found).verdict == "differ"
 
 
 @pytest.mark.parametrize("unmeasured", ["layer_input", "attn_output", "pre_mlp_residual"])
