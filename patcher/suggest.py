@@ -43,8 +43,9 @@ _MIXTURE = frozenset(f"self.{name}" for name in (*_ROUTERS, _EXPERTS))
 _DECAY = "self.A_log"
 _ATTENTION_WEIGHTS = re.compile(r"(attn|attention)_?(weights|probs|scores)|position_bias")
 """What an attention gives beside its output: fused kernels have none, and its size is that of the context."""
-_OF_POSITIONS = re.compile(r"relative_attention_bias|Positional(Embedding|Encoding)")
-"""Parts, or their classes, that look up what belongs to positions or to pairs of them: no rows of tokens."""
+_WITHOUT_ROWS = re.compile(r"relative_attention_bias|Positional(Embedding|Encoding)|Conv1d$")
+"""Parts, or their classes, that look up what belongs to positions or to pairs of them, or have channels first and more
+columns than the pass has tokens: no rows of tokens."""
 
 
 def suggest_config(target: str, finder: ModuleFinder) -> str:
@@ -213,7 +214,7 @@ class _Suggestion:
             elif _ROUTERS & set(parts) and _EXPERTS in parts and place.callee in _MIXTURE:
                 part = parts.get(place.callee.removeprefix("self."))
                 yield from self._of_mixture(target, place, layer_id, owner, part)
-            elif place.kind in ("submodule", "collective") and not _is_of_positions(place, parts):
+            elif place.kind in ("submodule", "collective") and not _is_without_rows(place, parts):
                 part = parts.get(place.callee.removeprefix("self."))
                 guessed = known and part is not None and not part.in_list
                 dims = self._guesses.of_part(owner, part, _first(place)) if guessed and part is not None else None
@@ -251,9 +252,9 @@ class _Suggestion:
         return index
 
 
-def _is_of_positions(place: TappablePlace, parts: Mapping[str, Part]) -> bool:
+def _is_without_rows(place: TappablePlace, parts: Mapping[str, Part]) -> bool:
     part = parts.get(place.callee.removeprefix("self."))
-    return bool(_OF_POSITIONS.search(place.callee if part is None else f"{place.callee} {part.callee}"))
+    return bool(_WITHOUT_ROWS.search(place.callee if part is None else f"{place.callee} {part.callee}"))
 
 
 def _shaped(place: TappablePlace, definition: Definition) -> TappablePlace:

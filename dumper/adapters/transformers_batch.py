@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dumper.adapters.framework_values import quietly
+
 _CACHE_NAMES = ("past_key_values", "cache", "cache_params")
 UNKNOWN_LENGTH = -1
 """Of a cache of states of a recurrence alone, which is not empty: it does not know how many tokens it has seen."""
@@ -54,7 +56,16 @@ def past_length(batch: Mapping[str, Any]) -> Any:
         tokens = length()
     except ValueError:  # a cache of states alone
         return UNKNOWN_LENGTH if cache.has_previous_state() else 0
-    return tokens if hasattr(tokens, "detach") else int(tokens)
+    if hasattr(tokens, "detach"):
+        return tokens
+    return int(tokens) or _of_other_layers(cache)
+
+
+def _of_other_layers(cache: Any) -> int:
+    """Tokens in the layers of a cache behind the first, which stays empty where the model holds the state of that layer
+    itself, as RecurrentGemma does; 0 where none has any."""
+    lengths = [quietly(layer.get_seq_length) for layer in getattr(cache, "layers", ())[1:]]
+    return max((length for length in lengths if isinstance(length, int)), default=0)
 
 
 @dataclass

@@ -322,6 +322,24 @@ def test_heads_that_are_rows_are_recorded_with_the_shape_that_they_get_again(tmp
     assert places == {"norm": "x = x.reshape(shape)", "last": "y = self.last(...)"}
 
 
+def test_what_has_no_row_for_each_token_is_not_tapped(tmp_path: Path) -> None:
+    source = block("""
+        class Mixer:
+            def __init__(self, width):
+                self.places = LearnedPositionalEmbedding(9, width)
+                self.conv = nn.Conv1d(width, width, 3, padding=2)
+                self.out = nn.Linear(width, width)
+
+            def forward(self, hidden_states):
+                where = self.places(hidden_states)
+                x = self.conv(hidden_states.transpose(1, 2))
+                x = self.out(x.transpose(1, 2) + where)
+                return x
+    """)
+    names = [edit["dump"]["name"] for edit in suggested(tmp_path, source)["Mixer.forward"]]
+    assert names == ["out"]
+
+
 ENCODER_AND_DECODER = block("""
     class Attention:
         def __init__(self, width, number):

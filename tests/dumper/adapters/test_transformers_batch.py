@@ -204,6 +204,22 @@ def test_a_cache_that_the_first_pass_made_continues_its_call() -> None:
     assert name(**one, past_key_values=cache(2)) == "5-0", "other sequences"
 
 
+def test_a_cache_whose_first_layer_stays_empty() -> None:
+    """RecurrentGemma holds the states of its recurrent layers itself."""
+    lengths = [0, 3, 0]
+    layers = [SimpleNamespace(get_seq_length=lambda at=at: lengths[at]) for at in range(3)]
+    layers[2].get_seq_length = lambda: 1 / 0
+    filled = cache(0)
+    filled.layers = layers
+    layout = read(
+        input_ids=torch.tensor([[7], [8]]),
+        attention_mask=torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]),
+        past_key_values=filled,
+    )
+    assert layout.forward_mode == "decode"
+    assert rows(layout) == [(0, 2), (1, 3)]
+
+
 @pytest.mark.parametrize("argument", ["cache_params", "past_key_values"])
 def test_a_cache_of_states_that_counts_no_tokens(argument: str) -> None:
     """Of Mamba: where its passes stand is known from those before."""
