@@ -82,8 +82,12 @@ TAIL_Z = 4.26
 """The normal deviate that one of 100,000 exceeds."""
 
 
-def channel_scale_limit(limits: Limits) -> float:
-    return max(CHANNEL_SCALE, limits.channel / 2)
+def channel_scale_limit(limits: Limits, independent: float = math.inf) -> float:
+    """Half that of a channel's error, since the factor is significant as well; but nothing is significant in few rows'
+    worth of independent errors."""
+    least = max(CHANNEL_SCALE, limits.channel / 2)
+    share = min(1.0, max(0.0, ENOUGH_ROWS / max(independent, 1.0) - 1) / 3)
+    return least + share * (max(limits.channel, least) - least)
 
 
 def widened(independent: float) -> float:

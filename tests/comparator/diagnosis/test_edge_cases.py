@@ -25,7 +25,9 @@ from comparator.diagnosis.channel_blocks import independent_rows
 from comparator.diagnosis.kernel import Matrices, row_sums
 from comparator.diagnosis.measures import Difference, normalise
 from comparator.diagnosis.precision import precision_of
-from comparator.diagnosis.tap_rows import Single
+from comparator.diagnosis.strengths import Context, run_tests
+from comparator.diagnosis.tap_profile import TapProfile
+from comparator.diagnosis.tap_rows import Mask, Single
 from comparator.diagnosis.words import describe
 from tests.comparator.diagnosis.simulator import (
     DENSE,
@@ -152,6 +154,19 @@ def test_the_error_that_equal_rows_share_is_no_fault_of_a_channel(seed: int) -> 
     assert _one_tap(rows, found).verdict == "differ"
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_rounding_that_equal_rows_share_is_no_factor_of_a_channel(seed: int) -> None:
+    """Most of the channels of one row of bfloat16 are equal, so that the usual error is small; a factor in rows that
+    are alike is significant whatever it is."""
+    generator = np.random.default_rng(seed)
+    row = generator.standard_normal((1, 256)).astype(ml_dtypes.bfloat16).astype(np.float32)
+    changed = np.where(generator.random(row.shape) < 0.4, row * np.float32(1 + 2**-8), row)
+    changed[0, 24] = row[0, 24] * np.float32(1 + 2**-6)
+    repeated = np.repeat(row, 30, axis=0), np.repeat(changed.astype(ml_dtypes.bfloat16).astype(np.float32), 30, axis=0)
+    tests = {test.name: test for test in _one_tap(*repeated).judgements[0].tests}
+    assert tests["channel scale"].threshold > tests["channel"].threshold * 0.99
+
+
 @pytest.mark.parametrize("unmeasured", ["layer_input", "attn_output", "pre_mlp_residual"])
 def test_what_was_not_measured_hands_on_the_error_before_it(unmeasured: str) -> None:
     """A tap that is there on both sides and could not be measured (another level, a shape that cannot be joined) does
@@ -234,3 +249,22 @@ def test_few_values_that_are_small_by_chance_have_the_error_of_usual_ones(channe
     target[700] += 1
     found = _one_tap(baseline, target)
     assert (found.verdict, found.place) == ("differ", TapKey("mine"))
+
+
+def test_limits_of_rows_that_share_the_error_of_one_token() -> None:
+    profiles, _ = profiles_of(DENSE.run(Kernels()), DENSE.run(Kernels(pieces=4, eager=True)))
+    found = next(one for one in profiles if one.key == TapKey("attn_pre_o_proj", 1))
+    found = replace(found, independent=np.inf)
+    every, none = np.ones(found.rows, np.bool_), np.zeros(found.rows, np.bool_)
+
+    def threshold(name: str, profile: TapProfile, compared: Mask, steady: Mask) -> float:
+        ones = np.ones(found.rows)
+        context = Context(ratio=ones, row_ratio=ones, floor=ones * 0.2, compared=compared, steady=steady)
+        return next(test.threshold for test in run_tests(profile, context) if test.name == name)
+
+    # One head may look at the token whose experts flipped.
+    assert threshold("head", found, every, every) < threshold("head", found, every, none)
+    # Inputs of experts share errors, which their outputs hide.
+    experts, few = replace(found, operation="moe"), every & (np.arange(found.rows) < 30)
+    assert threshold("scale", found, few, every) < threshold("scale", replace(found, independent=4.0), few, every)
+    assert threshold("scale", experts, every, every) * 1.2 < threshold("scale", experts, few, every)
