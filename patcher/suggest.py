@@ -43,7 +43,9 @@ _MIXTURE = frozenset(f"self.{name}" for name in (*_ROUTERS, _EXPERTS))
 _DECAY = "self.A_log"
 _ATTENTION_WEIGHTS = re.compile(r"(attn|attention)_?(weights|probs|scores)|position_bias")
 """What an attention gives beside its output: fused kernels have none, and its size is that of the context."""
-_WITHOUT_ROWS = re.compile(r"relative_attention_bias|Positional(Embedding|Encoding)|Conv1d$")
+_WITHOUT_ROWS = re.compile(
+    r"relative_attention_bias|embed_positions|position_embeddings?\b|Positional(Embedding|Encoding)|Conv1d$|rope_init_fn"
+)
 """Parts, or their classes, that look up what belongs to positions or to pairs of them, or have channels first and more
 columns than the pass has tokens: no rows of tokens."""
 
@@ -115,10 +117,20 @@ class _Suggestion:
             if self._stack is not None:
                 target = f"{_name(model)}.{self._stack.method}"
                 yield SuggestedEdit(target, entry, "step", batch=self._stack.batch)
+                if self._stack.batch is None and self._stack.loop is not None:
+                    # What goes into the layers has a row for each place in the sound that the encoder is given.
+                    header, rows = self._stack.loop
+                    before = replace(entry, kind="call", form="match", pattern=header)
+                    yield SuggestedEdit(target, before, "step", batch=f'{{"inputs_embeds": {rows}}}')
             elif step is not None and not self._stacks.are_in(found):
                 yield SuggestedEdit(target, entry, "step", batch=step.batch)
             edits = sorted(self._of_class(model), key=lambda edit: edit.target != target)
-            yield from edits if self._stack is None else [replace(edit, stack=self._stack.which) for edit in edits]
+            if self._stack is not None:
+                edits = [replace(edit, stack=self._stack.which) for edit in edits]
+            elif self._stacks.found:
+                # From the loop: one class serves both, and may know its number in one of them alone.
+                edits = [replace(edit, layer_id=None) for edit in edits]
+            yield from edits
             if step is not None:
                 yield SuggestedEdit(target, replace(entry, kind="return", pattern="return"), "end_step")
 

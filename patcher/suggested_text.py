@@ -53,8 +53,12 @@ def config_text(edits: Sequence[SuggestedEdit], engine: str | None = None, left_
 def _edit_lines(edit: SuggestedEdit) -> Iterator[str]:
     place = edit.place
     if edit.action in ("step", "end_step"):
-        settings = f"{{batch: {edit.batch}}}" if edit.batch is not None else "true"
-        yield f"      - at: {place.pattern}"
+        settings = f"{{batch: {_scalar(edit.batch)}}}" if edit.batch is not None else "true"
+        if place.form == "at":
+            yield f"      - at: {place.pattern}"
+        else:
+            yield f"      - match: {_scalar(place.pattern)}"
+            yield "        before: true"
         yield f"        {edit.action}: {settings}"
         return
     yield f"      - {place.form}: {_scalar(place.pattern)}"
@@ -84,6 +88,6 @@ def _edit_lines(edit: SuggestedEdit) -> Iterator[str]:
 
 
 def _scalar(text: str) -> str:
-    if re.fullmatch(r"[A-Za-z_][\w.]*( = [\w.]+\(\.\.\.\))?|[A-Za-z_][\w.]*\((\.\.\.)?\)", text):
+    if re.fullmatch(r"[$A-Za-z_][\w.]*( = [\w.]+\(\.\.\.\))?|[A-Za-z_][\w.]*\((\.\.\.)?\)", text):
         return text
     return "'" + text.replace("'", "''") + "'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
+from patcher.model.loops import loops_in
 from patcher.model.parts import ENTRIES, ModelClass, batch_of, class_called, classes_in, init_of, parts_of
 from patcher.source.definitions import find_definitions
 from patcher.source.modules import ModuleFile, ModuleFinder
@@ -24,6 +25,8 @@ class Stack:
     """Expression that tells which row is which token; None where the source does not."""
     which: str
     """Expression that says which of both an object is."""
+    loop: tuple[str, str] | None = None
+    """The first line of the loop over its layers, and the name of what goes through them."""
 
 
 class Stacks:
@@ -60,13 +63,30 @@ class Stacks:
             if model is not None and model.module is self._module and model.path != path
         }
 
+    def _loop(self, path: tuple[str, ...], method: str) -> tuple[str, str] | None:
+        function = find_definitions(self._module.scope, (*path, method))[0].node
+        variables = loops_in(function)
+        for node in ast.walk(function):
+            if not isinstance(node, ast.For):
+                continue
+            for call in ast.walk(node):
+                name = call.func.id if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) else ""
+                if (
+                    name in variables
+                    and isinstance(call, ast.Call)
+                    and call.args
+                    and isinstance(call.args[0], ast.Name)
+                ):
+                    return f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}:", call.args[0].id
+        return None
+
     def _add(self, encoder: tuple[str, ...], decoder: tuple[str, ...]) -> None:
         found: dict[tuple[str, ...], Stack] = {}
         for path, name in ((encoder, "encoder"), (decoder, "decoder")):
             method = next((one for one in ENTRIES if find_definitions(self._module.scope, (*path, one))), None)
             if method is None:
                 return
-            found[path] = Stack(method, batch_of(self._module, (*path, method)), f'"{name}"')
+            found[path] = Stack(method, batch_of(self._module, (*path, method)), f'"{name}"', self._loop(path, method))
         if found[decoder].batch is None:
             return  # a codec of signals
         if encoder == decoder:

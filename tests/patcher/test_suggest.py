@@ -403,6 +403,19 @@ def test_each_call_of_an_encoder_or_a_decoder_is_a_step(tmp_path: Path) -> None:
     assert "Both.forward" not in edits
 
 
+def test_an_encoder_that_is_given_no_tokens_has_the_rows_of_its_layers(tmp_path: Path) -> None:
+    source = ENCODER_AND_DECODER.replace(
+        "def forward(self, input_ids, attention_mask=None):", "def forward(self, sound):"
+    )
+    source = source.replace(
+        "            for layer in self.layers:\n", "            x = sound\n            for layer in self.layers:\n"
+    )
+    assert "def forward(self, sound):" in source
+    entry, loop, *_ = suggested(tmp_path, source)["Encoder.forward"]
+    assert entry == {"at": "entry", "step": True}
+    assert loop == {"match": "for layer in self.layers:", "before": True, "step": {"batch": '{"inputs_embeds": x}'}}
+
+
 def test_what_a_cross_attention_makes_of_the_other_side_is_left_out(tmp_path: Path) -> None:
     keys = next(edit for edit in suggested(tmp_path, ENCODER_AND_DECODER)["Attention.forward"] if "match" in edit)
     assert keys["dump"]["if"] == "key_value_states is None"
