@@ -77,6 +77,17 @@ FAMILIES = {
             ),
             "middle",
         ),
+        Family(
+            "qwen3_moe-alone-bfloat16",
+            Shape(query_key_norm=True, experts=32, chosen=4, hidden=256, intermediate=64, layers=12, seed=13),
+            "alone",
+        ),
+        Family("llama-repeated-bfloat16", Shape(layers=8, hidden=256, seed=14), "repeated"),
+        Family(
+            "mixtral-repeated-bfloat16",
+            Shape(experts=8, chosen=2, intermediate=128, layers=8, hidden=256, seed=15),
+            "repeated",
+        ),
     )
 }
 
