@@ -86,7 +86,7 @@ def channel_scale_limit(limits: Limits, independent: float = math.inf) -> float:
     """Half that of a channel's error, since the factor is significant as well; but nothing is significant in few rows'
     worth of independent errors."""
     least = max(CHANNEL_SCALE, limits.channel / 2)
-    share = min(1.0, max(0.0, ENOUGH_ROWS / max(independent, 1.0) - 1) / 3)
+    share = min(1.0, max(0.0, ENOUGH_FOR_A_FACTOR / max(independent, 1.0) - 1) / 3)
     return least + share * (max(limits.channel, least) - least)
 
 
@@ -100,6 +100,12 @@ def widened(independent: float) -> float:
     if independent >= ENOUGH_ROWS:
         return 1.0
     return _tail(max(independent, 1.0)) / _tail(ENOUGH_ROWS)
+
+
+def growth_limit(limits: Limits, independent: float) -> float:
+    """The median of rows that share one error is the ratio of a single row: half way to the limit of these."""
+    share = max(0.0, ENOUGH_ROWS / max(independent, 1.0) - 1) / (ENOUGH_ROWS - 1)
+    return limits.growth + share / 2 * (limits.row - limits.growth)
 
 
 def widened_factor(independent: float) -> float:

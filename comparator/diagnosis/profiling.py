@@ -62,6 +62,8 @@ FIRST_CHANNELS = 256
 """Of a row that differs so many are looked at first."""
 CHANNEL_Z = 16.0
 """Significance of a channel's factor: rows count as independent there, which they are not behind an attention."""
+SPREAD = 0.6
+"""Of errors of rows that are alike, over that of independent ones."""
 NEAR = 0.6
 """Strength of a test up to which it does not matter how many rows have independent errors."""
 LARGEST_Z = 12.0
@@ -149,6 +151,12 @@ def nearest_part(
     return max(strengths, default=0.0)
 
 
+def _alike(errors: Float, channel_count: int) -> bool:
+    """Whether errors of rows have less of a spread than independent ones of so many channels have by chance."""
+    mean = float(errors.mean()) if len(errors) else 0.0
+    return mean > 0 and float(errors.std()) < SPREAD * mean / math.sqrt(2 * channel_count)
+
+
 def _sequences(labels: RowLabels, rows: Mask) -> int:
     return len(distinct(labels.sequence[rows])) if labels.known else int(rows.any())
 
@@ -222,7 +230,7 @@ class _Measuring:
             different_in_full_view=int(np.count_nonzero(in_full_view)),
             sequences_in_full_view=_sequences(self.labels, in_full_view),
             different_share=int(counts.differing.sum()) / (different_rows * channel_count),
-            independent=independent_rows(difference) if near > NEAR else math.inf,
+            independent=independent_rows(difference) if near > NEAR or _alike(added, channel_count) else math.inf,
             error=sums.error,
             added=added,
             inherited=part.inherited,

@@ -24,6 +24,7 @@ from comparator.diagnosis.limits import (
     SHARD,
     SHARD_SCALE,
     channel_scale_limit,
+    growth_limit,
     least_scale,
     widened,
     widened_factor,
@@ -153,7 +154,8 @@ def _rows(found: TapProfile, context: Context) -> Iterator[Test]:
     used = steady if steady.sum() >= min(10, compared.sum()) else compared
     if not (context.without_routing and used.sum() < FEWEST_ROWS):
         growth = median(ratio[used])
-        yield Test("growth", growth / limits.growth, growth, limits.growth)
+        limit = growth_limit(limits, found.independent)
+        yield Test("growth", growth / limit, growth, limit)
     if context.without_routing:
         return
     ratio = context.row_ratio
