@@ -158,6 +158,8 @@ def _in_words(error: BaseException, address: str) -> str:
 def _without_credentials(text: str, credentials: str) -> str | None:
     if _METADATA in text:
         return f"there are no credentials: set {credentials} (docs/scale.md)"
+    if "Missing SecretAccessKey" in text or "Missing AccessKeyId" in text:
+        return f"half of the credentials is missing: set {credentials} (docs/scale.md)"
     if "Account must be specified" in text:
         return f"the account is not known: set {credentials} (docs/scale.md)"
     return None

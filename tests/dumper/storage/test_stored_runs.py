@@ -339,6 +339,18 @@ def test_wrong_credentials_are_refused_by_the_store_and_not_shown(
     assert SECRET not in said
 
 
+@pytest.mark.parametrize("missing", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_half_of_the_credentials_is_named(
+    store: ObjectStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.delenv(missing)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(store.root / "none"))
+    monkeypatch.setenv("HOME", str(store.root))
+    assert comparator(["s3://runs/a", "s3://runs/b"]) == 2
+    said = capsys.readouterr().err
+    assert "half of the credentials is missing: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in said
+
+
 def test_without_the_library_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
