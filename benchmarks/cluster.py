@@ -96,15 +96,15 @@ def _row(
     # In turns: what the machine does beside them meets all alike, or the difference says nothing.
     rounds = [[_once(f"{place}/{one}", jobs, engine_of, workers) for one in names] for _ in range(ROUNDS)]
     begun, *both = (min(times) for times in zip(*rounds, strict=True))
-    (more, large), (_, small) = (_beside(seconds, begun) for seconds in both)
+    (more_large, large), (more_small, small) = (_beside(seconds, begun) for seconds in both)
     bytes_large, bytes_small = (2 * 2 * count * shape[0] * shape[1] for _, count, shape in (LARGE, SMALL))
     return (
         where,
         name,
         f"{begun:.2f} s",
-        f"{more}{bytes_large / large / 1e9:.2f} GB/s",
-        f"{bytes_small / small / 1e9:.3f} GB/s",
-        f"{SMALL[1] / small:,.0f} pairs/s",
+        f"{more_large}{bytes_large / large / 1e9:.2f} GB/s",
+        f"{more_small}{bytes_small / small / 1e9:.3f} GB/s",
+        f"{more_small}{SMALL[1] / small:,.0f} pairs/s",
     )
 
 

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import patcher
+from benchmarks.faults.engines.protocol import Job
 from dumper import dumper
+
+
+def record_each(jobs: Sequence[Job], record: Callable[[Job], None]) -> dict[Path, str]:
+    """One job after the other; what went wrong, by run, as ``Engine.record`` returns it."""
+    problems = {}
+    for job in jobs:
+        try:
+            record(job)
+        except Exception:
+            problems[job.run] = traceback.format_exc(limit=-3)
+    return problems
 
 
 def _alone() -> None:

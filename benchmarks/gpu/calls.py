@@ -10,10 +10,8 @@ go the long way, and what they take of the thread that calls (median, nine tenth
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,13 +20,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.gpu.decoder import ON_DEVICE, TINY, Decoder
+from benchmarks.gpu.decoder import Decoder
+from benchmarks.gpu.set_up import can_measure, decoder_and_folder
 from benchmarks.gpu.sides import Other, Recording, Side
 from benchmarks.gpu.turns import synchronize
 from benchmarks.report import table
 from dumper.memory.device_slabs import Lane
 from dumper.recording.recorder import Recorder
-from testbed.devices import why_no_gpu
 
 STEPS, WARM = 12, 3
 """Of a round; the first of them are not counted."""
@@ -126,21 +124,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cpu", action="store_true", help="a tiny model on the CPU")
     arguments = parser.parse_args()
-    reason = why_no_gpu()
-    if reason and not arguments.cpu:
-        print(f"not measured: {reason} (--cpu tries it with a tiny model)", file=sys.stderr)
+    if not can_measure(arguments.cpu):
         return 2
-    folder = Path(tempfile.mkdtemp(prefix="tensortap-calls-"))
     rows: list[tuple[str, ...]] = []
-    try:
-        with torch.no_grad():
-            decoder = Decoder(TINY if arguments.cpu else ON_DEVICE, "cpu" if arguments.cpu else "cuda")
-            for tokens in decoder.size.tokens[:2]:
-                for side in sides(decoder, folder):
-                    calls = calls_of(side, decoder, decoder.input(tokens), arguments.rounds)
-                    rows += rows_of(tokens, side, calls, arguments.rounds * (STEPS - WARM))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with decoder_and_folder(arguments.cpu) as (decoder, folder):
+        for tokens in decoder.size.tokens[:2]:
+            for side in sides(decoder, folder):
+                calls = calls_of(side, decoder, decoder.input(tokens), arguments.rounds)
+                rows += rows_of(tokens, side, calls, arguments.rounds * (STEPS - WARM))
     print(table(("tokens", "side", "by", "calls", "mean", "median", "nine tenths", "of the processor"), rows))
     return 0
 

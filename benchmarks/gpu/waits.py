@@ -11,10 +11,8 @@ is one launch.
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,12 +23,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.decoder import ON_DEVICE, TINY, Decoder
+from benchmarks.gpu.decoder import Decoder
+from benchmarks.gpu.set_up import can_measure, decoder_and_folder
 from benchmarks.gpu.sides import NOTHING, Other, Recording, Side
 from benchmarks.gpu.turns import Times, block
 from benchmarks.report import table
 from dumper.writing import writer
-from testbed.devices import why_no_gpu
 
 STEPS = 5
 """Of a block."""
@@ -135,19 +133,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--cpu", action="store_true", help="a tiny model on the CPU")
     arguments = parser.parse_args()
-    reason = why_no_gpu()
-    if reason and not arguments.cpu:
-        print(f"not measured: {reason} (--cpu tries it with a tiny model)", file=sys.stderr)
+    if not can_measure(arguments.cpu):
         return 2
-    folder = Path(tempfile.mkdtemp(prefix="tensortap-waits-"))
-    try:
-        with torch.no_grad():
-            decoder = Decoder(TINY if arguments.cpu else ON_DEVICE, "cpu" if arguments.cpu else "cuda")
-            alone, others = sides(decoder, folder)
-            x = decoder.input(arguments.rows)
-            found = measure(alone, others, x, arguments.rounds, decoder.size.taps)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with decoder_and_folder(arguments.cpu) as (decoder, folder):
+        alone, others = sides(decoder, folder)
+        x = decoder.input(arguments.rows)
+        found = measure(alone, others, x, arguments.rounds, decoder.size.taps)
     for side in others:
         if side.error:
             print(f"{side.name}: {side.error}", file=sys.stderr)

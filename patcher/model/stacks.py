@@ -70,13 +70,9 @@ class Stacks:
             if not isinstance(node, ast.For):
                 continue
             for call in ast.walk(node):
-                name = call.func.id if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) else ""
-                if (
-                    name in variables
-                    and isinstance(call, ast.Call)
-                    and call.args
-                    and isinstance(call.args[0], ast.Name)
-                ):
+                if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in variables):
+                    continue
+                if call.args and isinstance(call.args[0], ast.Name):
                     return f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}:", call.args[0].id
         return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import testbed.sglang_cpu.torchvision_operators  # noqa: F401  Transformers impo
 from benchmarks.faults.engines.huggingface.models import CLASSES, ModelShape, build_model
 from benchmarks.faults.engines.huggingface.variants import Variant, generate, numerics_of, prepare, variants_of
 from benchmarks.faults.engines.protocol import Job
-from benchmarks.faults.in_process import recorded
+from benchmarks.faults.in_process import record_each, recorded
 from benchmarks.faults.prompts import make_prompts
 from testbed.paths import CONFIGS
 
@@ -77,13 +76,7 @@ class HuggingFace:
         return tuple(_variants(FAMILIES[family]))
 
     def record(self, jobs: Sequence[Job]) -> dict[Path, str]:
-        problems = {}
-        for job in jobs:
-            try:
-                _record(job)
-            except Exception:
-                problems[job.run] = traceback.format_exc(limit=-3)
-        return problems
+        return record_each(jobs, _record)
 
 
 def _variants(family: Family) -> dict[str, Variant]:

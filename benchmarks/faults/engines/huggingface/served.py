@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from benchmarks.faults.engines.huggingface.variants import Variant, generate, nu
 from benchmarks.faults.engines.protocol import Job
 from benchmarks.faults.engines.serving import PROMPTS
 from benchmarks.faults.engines.sglang.checkpoints import checkpoint
-from benchmarks.faults.in_process import recorded
+from benchmarks.faults.in_process import record_each, recorded
 from benchmarks.faults.prompts import make_prompts
 from testbed.paths import CONFIGS
 
@@ -44,13 +43,7 @@ class ServedCheckpoints:
         return tuple(VARIANTS)
 
     def record(self, jobs: Sequence[Job]) -> dict[Path, str]:
-        problems = {}
-        for job in jobs:
-            try:
-                _record(job)
-            except Exception:
-                problems[job.run] = traceback.format_exc(limit=-3)
-        return problems
+        return record_each(jobs, _record)
 
 
 def _record(job: Job) -> None:
