@@ -20,7 +20,7 @@ import torch
 from benchmarks.report import machine, table, write_section
 from benchmarks.storage import MARKED, serving
 from comparator.elsewhere import on_cluster, on_this_machine
-from comparator.engine.cluster import connected
+from comparator.engine.cluster_connection import connected
 from comparator.engine.cluster_files import FilesOnCluster
 from comparator.engine.protocol import Engine
 from comparator.options import Options

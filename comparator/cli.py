@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare as the arguments say; raises ComparatorError."""
     if arguments.engine == "ray":
         from comparator.elsewhere import on_cluster
-        from comparator.engine.cluster import connected
+        from comparator.engine.cluster_connection import connected
         from comparator.engine.cluster_files import FilesOnCluster
 
         with connected(arguments.address):

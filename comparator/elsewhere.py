@@ -52,7 +52,7 @@ def _path_elsewhere(run: Run) -> str:
 
 
 def on_cluster(prepared: Prepared, jobs: int | None = None) -> RayCluster:
-    """The engine that compares on the Ray cluster that this process is connected to (``engine.cluster.connected``)."""
+    """The engine that compares on the Ray cluster that this process is connected to."""
     together = cores_of_largest_machine()
     if jobs is not None:
         together = min(together, jobs)

@@ -7,16 +7,12 @@ Ray places the workers and says when one has ended, by itself or with its machin
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import logging
-import socket
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
-from urllib.parse import urlsplit
 
+from comparator.engine.cluster_connection import Head, lost_connection
 from comparator.engine.opened import Begin, Worker, installed_version, mark_of
 from comparator.engine.protocol import Measure, lost
 from comparator.engine.schedule import Schedule
@@ -29,67 +25,9 @@ P = TypeVar("P")
 MOST_WORKERS = 4096
 PATIENCE = 300.0
 """Seconds for the first worker to begin."""
-_REACHED = 10.0
-"""Seconds for a connection to the cluster to be made."""
-_START = "start one with 'ray start --head', or say where it is with --address"
 _TRIES = 2
-_ASKED_EVERY, _GIVEN_UP = 2.0, 20.0
-"""Seconds between two questions to the head of the cluster, and without an answer until it is given up."""
 _BEGINNINGS = 3
 """Workers in a row that may end before they have begun."""
-
-
-@contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """A connection to the cluster at ``address``, as ``ray.init`` takes it; None: the one of the environment, or
-    of this machine. One that there is already is used, and stays.
-
-    Raises ComparatorError where Ray is not installed, or no cluster answers.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise ComparatorError(f"--engine ray needs Ray ({error}); pip install 'tensortap[ray]'") from None
-    if ray.is_initialized():
-        yield
-        return
-    _try_to_reach(address)
-    if (address or "").startswith("ray://") and importlib.util.find_spec("grpc") is None:
-        raise ComparatorError(
-            f"--address {address}: ray:// needs Ray's client, which is not here; pip install 'ray[client]' here and on "
-            "the head of the cluster, or run this on a machine of the cluster with --address HOST:PORT"
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say is in the error
-            ray.init(address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:
-        hint = "somebody listens there: is it a cluster, and has this process its token (RAY_AUTH_TOKEN)?"
-        raise _not_reached(address, str(error), hint if address else _START) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _try_to_reach(address: str | None) -> None:
-    """Ray waits long for an address where nobody listens, and may then end the process."""
-    parts = urlsplit(address or "")
-    if "://" not in (address or ""):
-        parts = urlsplit(f"//{address or ''}")
-    try:
-        port = parts.port
-        if parts.hostname is None or port is None:
-            return  # "auto", "local", or what Ray will refuse
-        socket.create_connection((parts.hostname, port), _REACHED).close()
-    except (OSError, ValueError) as error:
-        raise _not_reached(address, str(error), _START) from None
-
-
-def _not_reached(address: str | None, why: str, hint: str) -> ComparatorError:
-    where = "on this machine" if address is None else f"at {address}"
-    first = next(iter(why.strip().splitlines()), "")
-    return ComparatorError(f"no Ray cluster {where}: {first}; {hint}")
 
 
 @dataclass(frozen=True)
@@ -225,47 +163,6 @@ class _Pool(Generic[P]):
             self._schedule.found[task.units[0]] = lost(self._units[task.units[0]], last_line(error))
         else:
             self._schedule.waiting.extendleft(reversed(task.units))
-
-
-class Head:
-    """The head of a cluster, asked now and then whether it is there: where it is gone for a minute, Ray ends the
-    process, with an exit code that would be a verdict."""
-
-    def __init__(self, place: tuple[str, int] | None) -> None:
-        """``place``: host and port; None: it is not asked."""
-        self._place = place
-        self._asked = self._answered = time.monotonic()
-
-    @classmethod
-    def of_cluster(cls) -> Head:
-        """Of the cluster that this process is connected to. Ray's client says itself that the connection broke off."""
-        import ray
-        from ray.util import client
-
-        through_client: Any = client.ray
-        if through_client.is_connected():
-            return cls(None)
-        host, _, port = str(ray.get_runtime_context().gcs_address).rpartition(":")
-        return cls((host.strip("[]"), int(port)))
-
-    def check(self) -> None:
-        """Raises ComparatorError where it has not answered for long."""
-        now = time.monotonic()
-        if self._place is None or now - self._asked < _ASKED_EVERY:
-            return
-        self._asked = now
-        try:
-            socket.create_connection(self._place, 1.0).close()
-        except OSError as error:
-            if now - self._answered > _GIVEN_UP:
-                raise lost_connection(f"its head does not answer ({error.strerror or error})") from None
-        else:
-            self._answered = now
-
-
-def lost_connection(why: str) -> ComparatorError:
-    """What is said where the cluster goes away."""
-    return ComparatorError(f"the connection to the Ray cluster broke off: {why}")
 
 
 def cores_of_cluster() -> int:

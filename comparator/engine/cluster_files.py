@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from comparator.engine.cluster import PATIENCE, Head, cores_of_cluster, last_line, lost_connection
+from comparator.engine.cluster import PATIENCE, cores_of_cluster, last_line
+from comparator.engine.cluster_connection import Head, lost_connection
 from comparator.engine.opened import installed_version
 from comparator.errors import ComparatorError
 from dumper.storage.places import Place

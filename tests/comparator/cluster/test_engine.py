@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +18,9 @@ import pytest
 
 from comparator.cli import main
 from comparator.elsewhere import OpenedAgain, on_cluster
-from comparator.engine import cluster as engine_module
-from comparator.engine.cluster import RayCluster, connected
+from comparator.engine import cluster_connection as engine_module
+from comparator.engine.cluster import RayCluster
+from comparator.engine.cluster_connection import connected
 from comparator.engine.opened import Opened, Worker, installed_version, mark_of
 from comparator.errors import ComparatorError
 from comparator.match.bundles import BundlePair
@@ -102,6 +104,32 @@ def test_reports_are_the_same(runs: tuple[Path, Path], cluster: Cluster, tmp_pat
             assert code == 1
             printed.append(capsys.readouterr().out)
         assert printed[0] == printed[1]
+
+
+@pytest.mark.slow
+def test_what_the_cluster_says_of_itself_is_not_in_the_report(
+    runs: tuple[Path, Path], cluster: Cluster, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """That a machine has died, say: Ray prints it into the middle of what is printed, and what it kept at the end."""
+    from ray._private.utils import push_error_to_driver
+    from ray._private.worker import global_worker
+
+    assert main([*map(str, runs), "--output-format", "json"]) == 1
+    here = capfd.readouterr().out
+    printed = said = ""
+    with connected(cluster.address):
+        for _ in range(2):  # what is said twice is kept
+            push_error_to_driver(global_worker, "node", "a machine has been marked dead")
+        for _ in range(300):
+            time.sleep(0.1)
+            out, err = capfd.readouterr()
+            printed, said = printed + out, said + err
+            if "marked dead" in printed + said:
+                break
+        assert main([*map(str, runs), "--engine", "ray", "--output-format", "json"]) == 1
+    out, err = capfd.readouterr()
+    assert printed + out == here
+    assert "marked dead" in said + err
 
 
 def ends(folder: str, times: int) -> Callable[[], Opened[int]]:

@@ -18,7 +18,7 @@ import torch
 
 from comparator.cli import main
 from comparator.elsewhere import OpenedAgain, on_cluster
-from comparator.engine.cluster import connected
+from comparator.engine.cluster_connection import connected
 from comparator.engine.cluster_files import FilesOnCluster
 from comparator.errors import ComparatorError
 from comparator.pipeline import begin
