@@ -233,6 +233,7 @@ def _compared(baseline: Run, target: Run, options: Options, others: OtherRuns) -
     diagnosis, words = comparing.diagnosis, ""
     if diagnosis is not None:
         bitwise, around = prepared.options.bitwise, tally.around(diagnosis)
+        diagnosis = tally.as_far_as_it_matters(diagnosis)
         words = in_words(diagnosis, comparing.reference, bitwise=bitwise, around=around)
     return Report(
         tuple(findings),

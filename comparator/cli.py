@@ -289,7 +289,7 @@ def _report_findings(
             tally.conclude(comparing.accounts)
         diagnosis = comparing.diagnosis
         if diagnosis is not None:
-            around = tally.around(diagnosis)
+            diagnosis, around = tally.as_far_as_it_matters(diagnosis), tally.around(diagnosis)
             yield diagnosis_record(
                 diagnosis, comparing.tap_ids, comparing.reference, bitwise=tally.options.bitwise, around=around
             )

@@ -183,7 +183,9 @@ class Inheritance:
             if source.identical and not way.floor:
                 continue
             if (profile.operation in CAUSAL or way.mixes) and profile.labels.known and source.labels.known:
-                mean, most = _over_prefix(source, profile.labels)
+                # Error of gradients comes from the tokens behind a row as well as from those before it.
+                over = _over_all if profile.key.is_gradient else _over_prefix
+                mean, most = over(source, profile.labels)
             else:
                 mean = most = _of_rows(source, profile.labels)
             mean, most = (np.hypot(way.gain * one, way.floor) for one in (mean, most))
@@ -286,6 +288,12 @@ def _of_rows(source: TapProfile, labels: RowLabels) -> Float:
     here, there = join_rows(labels, source.labels)
     found[here] = source.error[there]
     return found
+
+
+def _over_all(source: TapProfile, labels: RowLabels) -> tuple[Float, Float]:
+    """Rms and largest error of the source over all of its rows, for each row."""
+    rms = float(np.sqrt(np.mean(source.error**2))) if source.rows else 0.0
+    return np.full(len(labels), rms), np.full(len(labels), float(source.error.max(initial=0.0)))
 
 
 def _over_prefix(source: TapProfile, labels: RowLabels) -> tuple[Float, Float]:

@@ -72,6 +72,9 @@ class Operands(Struct, frozen=True, eq=False):
         if len(sizes) and (self.node.operation == "router" or self.value.shape[1] <= FEW_CHANNELS):
             # Few values (logits, gates) may all be small by chance; their error is that of values of usual size.
             sizes = np.maximum(sizes, median(sizes))
+        elif self.tap.key.is_gradient and (sizes > 0).any():
+            # Terms of a gradient cancel: behind a softmax that of a query which sees one key is nothing but rounding.
+            sizes = np.maximum(sizes, median(sizes[sizes > 0]))
         plain = Part(self.node.operation, self.value, self.sums, sizes, None, nothing, None)
         if self.node.operation not in ("sum", "norm"):
             return plain

@@ -231,7 +231,7 @@ class _Measuring:
             sequences_in_full_view=_sequences(self.labels, in_full_view),
             different_share=int(counts.differing.sum()) / (different_rows * channel_count),
             independent=independent_rows(difference) if near > NEAR or _alike(added, channel_count) else math.inf,
-            error=sums.error,
+            error=added if tap.key.is_gradient else sums.error,
             added=added,
             inherited=part.inherited,
             extra_floor=part.extra_floor,

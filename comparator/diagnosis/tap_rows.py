@@ -41,6 +41,11 @@ class TapKey(Struct, frozen=True):
     """What else tells it from others of the name: rank, occurrence, ..., sorted."""
 
     @property
+    def is_gradient(self) -> bool:
+        """Whether it is what a backward pass computed."""
+        return ("stream", "grad") in self.tags
+
+    @property
     def label(self) -> str:
         """The tap for people: ``attn_output layer 3``."""
         layer = () if self.layer is None else (f"layer {self.layer}",)

@@ -95,6 +95,9 @@ class Diagnosis(Struct, frozen=True, dict=True):
     """Later taps of the place's name that introduce error as well."""
     extent: Extent | None = None
     """Which rows of the place are beyond rounding; None where no single row is."""
+    trained: tuple[int, str] | None = None
+    """The step up to which this holds, and the criterion for those behind it, whose weights were updated; None where
+    nothing was trained."""
     undecided: tuple[str, ...] = ()
     """What cannot be decided from this pair, and what would decide it."""
     notes: tuple[str, ...] = ()

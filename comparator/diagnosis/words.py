@@ -50,10 +50,18 @@ def describe(diagnosis: Diagnosis) -> str:
     apart = max((one.weights_apart for one in diagnosis.flips), default=0.0)
     if apart and (flipped or diagnosis.verdict == "differ"):
         sentences.append(f"Where both sides choose the same experts, their weights differ by {apart:.2g} at most.")
+    if diagnosis.trained is not None:
+        step, criterion = diagnosis.trained
+        sentences.append(
+            f"Behind the gradients of step {step} weights may have been updated, which makes more of small "
+            f"differences: weights and later steps are held against {criterion}."
+        )
     sentences.extend(_texts(diagnosis))
     if diagnosis.verdict == "differ" and diagnosis.also:
-        layers = ", ".join(str(key.layer) for key in diagnosis.also)
-        sentences.append(f"The same tap stands out in layers {layers} as well.")
+        layers = [str(key.layer) for key in diagnosis.also if key.layer is not None]
+        others = [key.label for key in diagnosis.also if key.layer is None]
+        where = [f"in layers {', '.join(layers)}"] * bool(layers) + [f"as {', '.join(others)}"] * bool(others)
+        sentences.append(f"The same tap stands out {' and '.join(where)} as well.")
     if diagnosis.first_difference is not None:
         sentences.extend(f"{note}." for note in diagnosis.notes[:2])
     if diagnosis.verdict == "differ" and diagnosis.undecided:
@@ -87,11 +95,12 @@ def _parted(text: PartedText) -> str:
 
 def _opening(diagnosis: Diagnosis) -> str:
     if diagnosis.place is None:
+        until = "" if diagnosis.trained is None else f" up to step {diagnosis.trained[0]}"
         if diagnosis.first_difference is None:
-            return "The runs agree bit for bit."
+            return f"The runs agree bit for bit{until}."
         return (
-            f"The runs agree: every difference is within rounding (the strongest test reaches {diagnosis.nearest:.2f} "
-            "of its threshold)."
+            f"The runs agree{until}: every difference is within rounding (the strongest test reaches "
+            f"{diagnosis.nearest:.2f} of its threshold)."
         )
     place = diagnosis.judgement(diagnosis.place)
     assert place is not None

@@ -31,6 +31,8 @@ class Reasons(Struct):
     """Per side the tensors whose replicas are not the same, each with how they differ."""
     others: list[str] = field(default_factory=list)
     """Findings that fail for another reason than error that the diagnosis speaks of."""
+    behind_update: bool = False
+    """Whether a criterion does not hold, such as that for what was computed with updated weights."""
     by_diagnosis: int = 0
     """Findings that fail because of error that the diagnosis, or the reference, speaks of."""
 
@@ -50,6 +52,8 @@ class Reasons(Struct):
             self.by_diagnosis += 1
         else:
             self.others.append(f"{_place(finding)}: {_why(finding)}")
+            if isinstance(finding, TensorComparison) and finding.diff is not None and not finding.diff.passed:
+                self.behind_update = True
 
     def before(self) -> str:
         """What comes before all else: replicas of one side that disagree are a fault of that side alone."""
@@ -79,6 +83,8 @@ class Reasons(Struct):
         if not listed:
             return ""
         more = f"; and {len(listed) - MOST_SAID} more reasons" if len(listed) > MOST_SAID else ""
+        if self.behind_update and diagnosis is not None and diagnosis.trained is not None:
+            return f"The runs part there: {'; '.join(listed[:MOST_SAID])}{more}."
         return f"The exit code is {exit_code} for another reason: {'; '.join(listed[:MOST_SAID])}{more}."
 
 

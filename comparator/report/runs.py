@@ -273,6 +273,12 @@ class Tally(Struct):
         """What the paragraph in words begins and ends with, so that it and the exit code say the same."""
         return self.reasons.before(), self.reasons.after(diagnosis, self.exit_code, self._errors)
 
+    def as_far_as_it_matters(self, diagnosis: Diagnosis) -> Diagnosis:
+        """Without how far it reaches, where all that was compared is the same."""
+        if diagnosis.trained is None or self.first_different is not None or self.exit_code:
+            return diagnosis
+        return replace(diagnosis, trained=None)
+
     def summary(self, diagnosis: Diagnosis | None = None) -> SummaryRecord:
         """The last record of a report."""
         first = self.first_divergence

@@ -23,11 +23,12 @@ from comparator.diagnosis import Options as AnalysisOptions
 from comparator.match.bundles import BundlePair, Key
 from comparator.measure.measurement import Measurement, TensorMeasurement
 from comparator.options import Options
-from comparator.verdict.criteria import find_rule
+from comparator.verdict.criteria import DEFAULT_PREDICATE, find_rule
 from comparator.verdict.judge import Judgement as Criterion
-from comparator.verdict.judge import Verdict
+from comparator.verdict.judge import Verdict, judge
 from comparator.verdict.profiles import FamilyProfile
 from comparator.verdict.taps import Taps
+from comparator.verdict.training import is_behind_update, limit
 
 ROW_FLOORS = 2.5
 """A row whose error is so many floors fails its pair, where its tap introduces or inherits a fault."""
@@ -51,6 +52,8 @@ class Analysis(Struct, frozen=True):
     judged_by_criterion: frozenset[str] = frozenset()
     """Names for which ``--diff-threshold`` has a criterion."""
     reference: ReferenceDiagnosis | None = None
+    behind_update: str = ""
+    """The criterion for what is behind an update of the weights."""
 
     def of(self, pair: BundlePair) -> PairAnalysis | None:
         """What is said about a pair; None where its tap is not analysed, or has a criterion of its own."""
@@ -59,6 +62,8 @@ class Analysis(Struct, frozen=True):
             return None
         judgement = self.diagnosis.judgement(found.profile.key)
         if judgement is None or judgement.judged == "not-judged":
+            return None
+        if pair.step is not None and is_behind_update(pair, self.taps.trained):
             return None
         worse = self.reference is not None and self.reference.worse in ("target", "both")
         faulty = judgement.judged in FAULTY or (worse and judgement.key == self.reference_place)
@@ -71,7 +76,11 @@ class Analysis(Struct, frozen=True):
 
         What fails for another reason (replicas, missing tokens, NaN that meet no criterion) still does.
         """
+        if not bitwise:
+            verdict = self._behind_update(pair, verdict, measurement)
         found = None if bitwise else self.of(pair)
+        if found is not None and not found.failed and is_behind_update(pair, self.taps.trained):
+            return verdict  # of several steps, the later ones of which the analysis leaves out
         if found is None or not isinstance(measurement, TensorMeasurement) or verdict.judgement is None:
             return verdict
         difference = measurement.difference
@@ -89,6 +98,22 @@ class Analysis(Struct, frozen=True):
             verdict.failure,
             found.tap,
         )
+
+    def _behind_update(self, pair: BundlePair, verdict: Verdict, measurement: Measurement) -> Verdict:
+        """The verdict on what is computed with weights that an optimizer has changed, or on these."""
+        if not self.behind_update or not isinstance(measurement, TensorMeasurement) or measurement.difference is None:
+            return verdict
+        by_default = verdict.judgement is not None and verdict.judgement.predicate == DEFAULT_PREDICATE
+        if pair.name in self.judged_by_criterion or not by_default or not is_behind_update(pair, self.taps.trained):
+            return verdict
+        criterion = judge(measurement.difference, self.behind_update)
+        profile = self.profiles.get(pair.family)
+        drift = profile.drifts.get(pair.step) if profile is not None and pair.step is not None else None
+        if drift is not None and criterion.passed:
+            criterion = Criterion(drift.passed, drift.predicate)
+        said = tuple([one for one in verdict.said if not criterion.passed or one.name not in NOISE])
+        failed = not criterion.passed or not all(verdict.replicas) or any(one.severity == "error" for one in said)
+        return replace(verdict, category="failed" if failed else "passed", judgement=criterion, said=said)
 
     @property
     def reference_place(self) -> TapKey | None:
@@ -121,7 +146,14 @@ def analyse(
         notes.append(f"the declared inputs of the taps are not used: {taps.problem}")
     if calibration is not None and (unknown := calibration.unknown_taps(list(taps.families))):
         notes.append(f"the calibration has floors for taps that are not recorded: {', '.join(unknown[:5])}")
-    return Analysis(replace(diagnosis, notes=(*notes, *diagnosis.notes)), taps, profiles, chosen.ignored)
+    dtypes = {dtype for one in profiles.values() for dtype in (one.profile.baseline_dtype, one.profile.target_dtype)}
+    behind = limit(dtypes)
+    diagnosis = replace(
+        diagnosis,
+        notes=(*notes, *diagnosis.notes),
+        trained=None if taps.trained is None else (taps.trained, behind),
+    )
+    return Analysis(diagnosis, taps, profiles, chosen.ignored, behind_update=behind)
 
 
 def _analysis_options(taps: Taps, options: Options, calibration: Calibration | None) -> AnalysisOptions:

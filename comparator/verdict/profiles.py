@@ -20,6 +20,7 @@ from comparator.measure.kernel.sums import Array
 from comparator.measure.units import Families
 from comparator.verdict.model_facts import BIAS
 from comparator.verdict.taps import Taps
+from comparator.verdict.training import Drift, drifts_of, is_parameter
 from tensortap.dims import parse_dims
 
 CHOOSES = frozenset({"router", "moe", "combine", "logits"})
@@ -34,6 +35,8 @@ class FamilyProfile(Struct, frozen=True, eq=False):
     """Shape ``(rows,)``: the target's step, -1 outside any."""
     split_over: tuple[str, ...] = ()
     """Axes over whose ranks the target's channels are split into equal, contiguous pieces, the outermost first."""
+    drifts: Mapping[int, Drift] = {}
+    """Of weights that were trained: how far apart they are in each step but the first."""
 
 
 class Profiler(Struct, frozen=True):
@@ -46,9 +49,8 @@ class Profiler(Struct, frozen=True):
         node = None if key is None else self.taps.graph.node(key)
         if key is None or node is None or not (is_analysed(found.baseline) and is_analysed(found.target)):
             return None
-        kept = self._same_text(found)
-        if kept is not None:
-            found = found.take(kept)
+        drifts = drifts_of(found) if self.taps.trained is not None and is_parameter(found.family) else {}
+        found = self._judged_rows(found)
         operands = [self._rows_of(other, families) for other in node.operands]
         router = None if node.router is None else self._rows_of(node.router, families)
         rows = TapRows(
@@ -66,7 +68,7 @@ class Profiler(Struct, frozen=True):
             ranks=self.taps.ranks,
             look=found.look,
         )
-        return FamilyProfile(profile(rows, node), found.step, axes_of_channels(found.target_dims))
+        return FamilyProfile(profile(rows, node), found.step, axes_of_channels(found.target_dims), drifts)
 
     def asks_for(self, family: Key) -> bool:
         """Whether other taps are measured against the values of this family."""
@@ -96,6 +98,20 @@ class Profiler(Struct, frozen=True):
         baseline, target = rows.single()
         return replace(selection, baseline_bias=baseline[0], target_bias=target[0])
 
+    def _judged_rows(self, found: FamilyRows) -> FamilyRows:
+        """The rows that are of the same text, and were computed before weights were updated."""
+        masks = [mask for mask in (self._same_text(found), self._same_weights(found)) if mask is not None]
+        return found.take(np.logical_and.reduce(masks)) if masks else found
+
+    def _same_weights(self, found: FamilyRows) -> npt.NDArray[np.bool_] | None:
+        """Rows before the first update of the weights, of weights themselves none; None for all."""
+        if self.taps.trained is None:
+            return None
+        kept = np.asarray(found.step <= self.taps.trained, np.bool_)
+        if is_parameter(found.family):
+            kept[:] = False
+        return None if kept.all() else kept
+
     def _same_text(self, found: FamilyRows) -> npt.NDArray[np.bool_] | None:
         """Rows before the texts part; None for all."""
         if found.sequence is None or found.position is None or not self.taps.partings:
@@ -110,7 +126,8 @@ class Profiler(Struct, frozen=True):
         found = None if family is None else families.rows(family)
         if found is None or not (is_analysed(found.baseline) and is_analysed(found.target)):
             return None
-        return _side_rows(found)
+        weights = self._same_weights(found)
+        return _side_rows(found if weights is None else found.take(weights))
 
 
 def shards_of(found: FamilyRows, sizes: Sequence[Mapping[str, int]]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from comparator.match.bundles import BundlePair, Key
 from comparator.match.indexing import parallel_layout
 from comparator.plan.tokens.interface import PartedSequence
 from comparator.verdict.model_facts import ModelFacts, model_facts
+from comparator.verdict.training import is_gradient, last_step_of_equal_weights
 from dumper.reading.protocol import Run, TapCoverage
 
 LAYER_TAGS = ("layer_id", "layer", "layer_idx", "layer_number")
@@ -35,6 +36,8 @@ class Taps(Struct, frozen=True):
     """The runs are of different engines."""
     problem: str | None = None
     """Why the declared inputs are not used."""
+    trained: int | None = None
+    """The step whose gradients may have changed the weights of what was computed behind it; None where nothing was."""
     partings: tuple[Parting, ...] = ()
     """Where sampled tokens of a sequence part; what follows is another text and is not measured."""
 
@@ -64,7 +67,8 @@ def collect_taps(
     families = {key: family for family, key in keys.items()}
     sizes = (_sizes(baseline), _sizes(target))
     facts, other_engine = model_facts(baseline, target), _engine(baseline) != _engine(target)
-    return Taps(keys, families, graph, ranks, sizes, facts, other_engine, problem, partings)
+    trained = last_step_of_equal_weights(pairs)
+    return Taps(keys, families, graph, ranks, sizes, facts, other_engine, problem, trained, partings)
 
 
 def _engine(run: Run) -> str:
@@ -95,6 +99,6 @@ def tap_key(family: Key) -> TapKey:
     tags = {tag: str(value) for tag, value in family[1:]}
     layer_tag = next((tag for tag in LAYER_TAGS if tags.get(tag, "").isdecimal()), None)
     layer = None if layer_tag is None else int(tags.pop(layer_tag))
-    if tags.get("stream") == "grad":
+    if is_gradient(family):
         name = f"gradient of {name}"
     return TapKey(name, layer, tuple(sorted(tags.items())))

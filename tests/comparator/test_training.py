@@ -1,0 +1,176 @@
+"""Two runs that train: gradients, weights, and what is computed with weights that each side has updated by itself."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import comparator
+from comparator.report.records import TensorComparison
+from dumper.recording.recorder import Recorder
+
+STEPS = 4
+
+
+class Summed(nn.Linear):
+    """A linear map that adds up partial sums, as tensor parallelism does: other roundings and nothing else."""
+
+    pieces = 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.pieces == 1:
+            return F.linear(x, self.weight)
+        parts = zip(x.chunk(self.pieces, -1), self.weight.chunk(self.pieces, 1), strict=True)
+        return sum((F.linear(left, right) for left, right in parts), start=torch.zeros(()))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.after = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.q, self.k, self.v, self.o = (Summed(width, width, bias=False) for _ in range(4))
+        self.up, self.down = Summed(width, 2 * width, bias=False), Summed(2 * width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, width = x.shape
+        q, k, v = (
+            part(self.norm(x)).view(batch, length, self.heads, -1).transpose(1, 2) for part in (self.q, self.k, self.v)
+        )
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(seen.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(F.silu(self.up(self.after(x))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, width: int = 32, layers: int = 2) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(64, width)
+        self.layers = nn.ModuleList(Block(width, 4) for _ in range(layers))
+        self.head = Summed(width, 64, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+Change = Callable[[int, torch.Tensor, Decoder], torch.Tensor]
+"""What a fault makes of the loss of a step."""
+
+
+def train(
+    path: Path, pieces: int = 1, *, rate: float = 1e-2, change: Change | None = None, dtype: torch.dtype = torch.float32
+) -> Path:
+    torch.manual_seed(0)
+    model = Decoder().to(dtype)
+    for module in model.modules():
+        if isinstance(module, Summed):
+            module.pieces = pieces
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, foreach=False)
+    recorder = Recorder()
+    recorder.configure(enable=True, dir=str(path.parent), run=path.name, control=False)
+    with recorder.attach(model, "**", grad=True):
+        for step in range(STEPS):
+            ids = torch.randint(64, (4, 13), generator=torch.Generator().manual_seed(step))
+            with recorder.step():
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(ids[:, :-1]).float().flatten(0, 1), ids[:, 1:].flatten())
+                (loss if change is None else change(step, loss, model)).backward()
+                recorder.dump_model(model)
+            optimizer.step()
+    recorder.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("training") / "baseline")
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_roundings_agree(tmp_path: Path, pieces: int, dtype: torch.dtype) -> None:
+    """Adam moves a weight whose gradient is nearly zero as far as any other: single weights are far apart."""
+    rate = 1e-2 if dtype == torch.float32 else 1e-3
+    one = train(tmp_path / "one", rate=rate, dtype=dtype)
+    two = train(tmp_path / "two", pieces, rate=rate, dtype=dtype)
+    report = comparator.compare(one, two)
+    assert report.passed, report.describe()
+    assert "agree up to step 0" in report.words
+    assert "weights and later steps are held against relative_l2" in report.words
+
+
+def test_equal_runs_are_equal_as_far_as_they_go(baseline: Path, tmp_path: Path) -> None:
+    report = comparator.compare(baseline, train(tmp_path / "again"))
+    assert report.passed
+    assert report.words == "The runs agree bit for bit."
+
+
+def scaled(factor: float, at: int, step: int, loss: torch.Tensor, model: Decoder) -> torch.Tensor:
+    return loss * factor if step == at else loss
+
+
+def weight_scaled(at: int, step: int, loss: torch.Tensor, model: Decoder) -> torch.Tensor:
+    def scale(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * 1.1
+
+    if step == at:
+        model.layers[1].down.weight.register_hook(scale)
+    return loss
+
+
+def first_failure(report: comparator.Report) -> TensorComparison:
+    found = report.first_divergence
+    assert isinstance(found, TensorComparison)
+    return found
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize(("factor", "at"), [(1.01, 0), (1.01, 2), (0.5, 3)])
+def test_a_loss_that_is_normalised_otherwise(
+    baseline: Path, tmp_path: Path, pieces: int, factor: float, at: int
+) -> None:
+    report = comparator.compare(baseline, train(tmp_path / "run", pieces, change=functools.partial(scaled, factor, at)))
+    assert not report.passed
+    found = first_failure(report)
+    assert (found.name, found.tags["stream"], found.location.step) == ("head", "grad", at)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_one_gradient_that_is_scaled(baseline: Path, tmp_path: Path, at: int) -> None:
+    report = comparator.compare(baseline, train(tmp_path / "run", 2, change=functools.partial(weight_scaled, at)))
+    assert not report.passed
+    found = first_failure(report)
+    assert (found.name, found.location.step) == ("param.layers.1.down.weight", at)
+
+
+def test_the_place_of_a_fault_behind_an_update_is_said(baseline: Path, tmp_path: Path) -> None:
+    report = comparator.compare(baseline, train(tmp_path / "run", change=functools.partial(scaled, 1.5, 2)))
+    assert "agree bit for bit up to step 0" in report.words
+    assert "The runs part there: head stream=grad step 2: relative_l2 <= 0.00098 does not hold" in report.words
+
+
+@pytest.mark.parametrize("rate", [1e-2, 1e-5])
+def test_a_learning_rate_that_is_off(tmp_path: Path, rate: float) -> None:
+    """However small it is beside the weights: these are measured by what training has changed."""
+    one, clean = train(tmp_path / "one", rate=rate), train(tmp_path / "clean", 2, rate=rate)
+    assert comparator.compare(one, clean).passed
+    report = comparator.compare(one, train(tmp_path / "two", 2, rate=rate * 1.1))
+    assert first_failure(report).location.step == 1
+    assert any(one.name == "param.head.weight" and one.category == "failed" for one in report)
+
+
+def test_joined_steps_are_judged_by_both(baseline: Path, tmp_path: Path) -> None:
+    clean = comparator.compare(baseline, train(tmp_path / "clean", 2), token_aligner="concat_steps")
+    assert clean.passed, clean.describe()
+    for at in (0, 2):
+        wrong = train(tmp_path / f"run-{at}", 2, change=functools.partial(scaled, 1.5, at))
+        assert not comparator.compare(baseline, wrong, token_aligner="concat_steps").passed
