@@ -139,12 +139,20 @@ def matching_modules(model: torch.nn.Module, pattern: str) -> dict[str, torch.nn
     """
     modules = dict(_paths(model, "", ()))
     expression = path_expression(pattern)
-    found = {path: module for path, module in modules.items() if expression.fullmatch(path)}
+    matching = {path: module for path, module in modules.items() if expression.fullmatch(path)}
+    # Nobody calls a list of modules: it would be a tap that never fired. Named alone it is a mistake, and may be one.
+    found = {path: module for path, module in matching.items() if can_be_called(module)} or matching
     if not found:
         nearest = difflib.get_close_matches(pattern, list(modules), n=3, cutoff=0.3) or list(modules)[:3]
         hint = f"; the nearest paths are {', '.join(nearest)}" if nearest else "; the model has no submodules"
         raise ValueError(f"attach: no module of {type(model).__name__} matches {pattern!r}{hint}")
     return found
+
+
+def can_be_called(module: torch.nn.Module) -> bool:
+    """Whether a module has a ``forward``, as those that only hold others (``ModuleList``, ``ModuleDict``) have not."""
+    forward = getattr(module, "forward", None)
+    return getattr(forward, "__name__", "") != "_forward_unimplemented"
 
 
 def _paths(module: torch.nn.Module, prefix: str, within: tuple[int, ...]) -> Iterator[tuple[str, torch.nn.Module]]:

@@ -4,6 +4,7 @@ when the backward pass has computed them."""
 from __future__ import annotations
 
 import sys
+import weakref
 
 from dumper.adapters.device_mesh import is_dtensor, local_shard
 from dumper.recording.flatten import can_hold_tensors, tensor_leaves
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class SpecialValues:
     """Takes what is special apart and hands it to ``submit`` again. Its methods may raise."""
 
-    __slots__ = ("_add_axes", "_failed", "_submit", "_wants")
+    __slots__ = ("_add_axes", "_failed", "_hooks", "_submit", "_wants")
 
     def __init__(
         self, submit: Submit, add_axes: Callable[[Parallel], None], wants: Wants, failed: Callable[[], None]
@@ -34,6 +35,8 @@ class SpecialValues:
         self._add_axes = add_axes
         self._wants = wants
         self._failed = failed
+        self._hooks: dict[int, tuple[weakref.ref[Any], dict[tuple[str, ...], Any]]] = {}
+        """Of tensors that outlive a pass, by their ids: the hook under each name and tags."""
 
     def submit_parts(
         self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None, current: int
@@ -91,4 +94,26 @@ class SpecialValues:
             return
         submit, gradient_source = self._submit, source.gradient()
         dims = dims if source.gradient_dims is None else source.gradient_dims
-        value.register_hook(lambda gradient: submit(gradient_source, gradient, dims, tags, step))
+        hook = value.register_hook(lambda gradient: submit(gradient_source, gradient, dims, tags, step))
+        if value.is_leaf:
+            # A parameter outlives the pass, and all later ones would call the hook.
+            self._replace_hook(value, (source.name, *sorted(map(_in_short, tags.items()))), hook)
+
+    def _replace_hook(self, leaf: Any, key: tuple[str, ...], hook: Any) -> None:
+        """Take off the hook with which a value was recorded before that is no result of anything."""
+        number = id(leaf)
+        known, hooks = self._hooks.get(number, (None, {}))
+        if known is None or known() is not leaf:
+            hooks = {}
+            forget = self._hooks.pop
+            self._hooks[number] = weakref.ref(leaf, lambda _: forget(number, None)), hooks
+        earlier = hooks.get(key)
+        if earlier is not None:
+            earlier.remove()
+        hooks[key] = hook
+
+
+def _in_short(tag: tuple[str, Any]) -> str:
+    """A tag as text; a tensor, which its device may be computing, as the name of its type."""
+    key, value = tag
+    return f"{key}={value if isinstance(value, int | float | str) else type(value).__name__}"

@@ -85,6 +85,8 @@ def _unwrapped(value: torch.Tensor) -> torch.Tensor:
 
 
 def _check_kind(value: torch.Tensor) -> None:
+    if type(value).__name__ == "FakeTensor":  # torch warns of one whose memory is asked for
+        raise UnrecordableError(_without_memory(value))
     if value.device.type == "meta":
         raise UnrecordableError("a tensor on the meta device has no values to record")
     if value.is_nested:
