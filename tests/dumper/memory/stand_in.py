@@ -253,9 +253,14 @@ class StandInRuntime(CudaRuntime):
         ctypes.memmove(address, content, len(content))
         return address
 
-    def overwrite(self, address: int, content: bytes, stream: int) -> None:
-        """What the model does next with a value, on its stream."""
-        self._give(stream, "do", lambda: ctypes.memmove(address, content, len(content)) and None)
+    def overwrite(self, value: torch.Tensor | int, content: bytes, stream: int) -> None:
+        """What the model does next with a value, or with memory of the device, on its stream. The value's memory stays
+        until that is done, as it does on a device."""
+
+        def write() -> None:
+            ctypes.memmove(value if isinstance(value, int) else value.data_ptr(), content, len(content))
+
+        self._give(stream, "do", write)
 
     def is_reached(self, event: int) -> bool:
         """Whether what was given before the last record of an event is done."""

@@ -23,7 +23,7 @@ def test_a_record_is_that_of_the_same_values_on_the_host(recording: Recording, k
     for _ in range(3):
         recorder.dump("device", OnDevice(value))
     # What the model does next, on its stream.
-    kernels.runtime.overwrite(value.data_ptr(), bytes(value.nbytes), STREAM)
+    kernels.runtime.overwrite(value, bytes(value.nbytes), STREAM)
     recorder.dump("zeros", OnDevice(value))
     host, *device, zeros = recording.read().records
     assert kernels.launched == [level] * 4
@@ -87,7 +87,7 @@ def test_rows_are_copied_from_where_they_are(recording: Recording, kernels: Kern
     value = VALUE.clone()
     for _ in range(2):
         recorder.dump("device", OnDevice(value[:, view]))
-    kernels.runtime.overwrite(value.data_ptr(), bytes(value.nbytes), STREAM)
+    kernels.runtime.overwrite(value, bytes(value.nbytes), STREAM)
     host, *device = recording.read().records
     assert len(device) == 2
     for record in device:

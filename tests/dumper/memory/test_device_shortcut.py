@@ -56,7 +56,7 @@ def test_values_as_before_take_the_shortcut(
     assert value.data_ptr() % 16 == 0
     for number in range(6):
         recorder.dump("device", OnDevice(value[:, view]))
-        kernels.runtime.overwrite(value[:, view].data_ptr(), np.float32(number).tobytes(), STREAM)
+        kernels.runtime.overwrite(value[:, view], np.float32(number).tobytes(), STREAM)
     host, *device = recording.read().records
     taken = 6 - len(long_way)
     # What the writer is waiting for is sent by the long way.
@@ -313,7 +313,7 @@ def test_a_value_that_needs_another_slab_takes_the_shortcut(
     value = VALUE.clone()
     for number in range(10 * rows):
         recorder.dump("device", OnDevice(value))
-        kernels.runtime.overwrite(value.data_ptr(), np.float32(number).tobytes(), STREAM)
+        kernels.runtime.overwrite(value, np.float32(number).tobytes(), STREAM)
     host, *device = recording.read().records
     # Where the writer has the lane just then, a value still takes the long way.
     assert len(long_way) < 10
