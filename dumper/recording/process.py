@@ -12,6 +12,7 @@ from dumper.log_once import LogOnce
 from dumper.recording.compiled import Tracing
 from dumper.recording.context import Steps, ThreadTags
 from dumper.recording.lifecycle import Lifecycle
+from dumper.recording.shortcut import Way
 from dumper.recording.taps import TapTable
 
 TYPE_CHECKING = False
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dumper.recording.capture import Records
     from dumper.recording.graphs.graph_taps import GraphTaps
     from dumper.recording.session import Session
+    from dumper.recording.shortcut import Shortcut
     from dumper.recording.special_values import SpecialValues
     from dumper.recording.taps import Tap
     from dumper.settings import Settings
@@ -63,6 +65,7 @@ class RecordingProcess:
         """Whether only what goes into a CUDA graph that is being captured is wanted."""
         self._unnested: set[type] = set()
         """Types of values that hold no others: tensors and scalars."""
+        self.way = Way()
         self._shortcut: Callable[..., bool] | None = None
         """What records tensors that come as others came before, where there is nothing to decide."""
         self._ended = False
@@ -160,7 +163,7 @@ class RecordingProcess:
             and graphs.open
         )
         self._recording = self._recording or self._only_graphs
-        self._shortcut = None
+        self._take_shortcut(None)
         if self._open.session is not None:
             self._find_shortcut(self._open.session)
         self._taps.switch(self._recording)
@@ -268,7 +271,13 @@ class RecordingProcess:
         if self._takes_shortcut(session):
             with self._lock:
                 if self._takes_shortcut(session):
-                    self._shortcut = session.shortcut(self._steps)
+                    self._take_shortcut(session.shortcut(self._steps))
+
+    def _take_shortcut(self, shortcut: Shortcut | None) -> None:
+        """Taps go there by themselves, unless something has to be added to what they record."""
+        self._shortcut = None if shortcut is None else shortcut.submit
+        flags = vars(Tracing.flags)
+        self.way.take(None if self._common_tags else shortcut, flags if isinstance(flags, dict) else {}, ThreadTags)
 
     def _takes_shortcut(self, session: Session) -> bool:
         nothing_else = self._values and not (self._gradients or self._captures or self._only_graphs)

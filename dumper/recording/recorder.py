@@ -209,7 +209,11 @@ class Recorder(CallsOfSglang):
                 return
             self._submit_any(source, value, dims, tags, step, of_model)
         except Exception as error:
-            self._complain(f"{source.name} was not recorded: {error}", key=f"{source.name}{type(error)}")
+            self.value_lost(source, error)
+
+    def value_lost(self, source: Source, error: Exception) -> None:
+        """Say that a value was not recorded; it is counted already."""
+        self._complain(f"{source.name} was not recorded: {error}", key=f"{source.name}{type(error)}")
 
     def _submit_any(
         self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None, of_model: bool

@@ -135,7 +135,7 @@ class Session:
             self.status.add("lost_encoding")
             raise
 
-    def shortcut(self, steps: Steps) -> Callable[..., bool] | None:
+    def shortcut(self, steps: Steps) -> Shortcut | None:
         """What does the same as ``submit`` for tensors that come as others came before, and returns False for all else;
         None where there is nothing that can."""
         if self._done or self._asked:
@@ -144,7 +144,7 @@ class Session:
             self._drop_shortcut()
             self._shortcut_knows_device = self._stager.device_is_known
             self._shortcut = self._short_way.shortcut(steps, self._plans, self._next_number)
-        return None if self._shortcut is None else self._shortcut.submit
+        return self._shortcut
 
     def offers_shortcut(self, known: Callable[..., bool] | None) -> bool:
         """Whether ``shortcut`` gives another than is known already."""

@@ -51,7 +51,10 @@ class CallsOfSglang(StepCalls):
             return
         with self._lock:
             merged = {**self._common_tags, **tags}
+            before = bool(self._common_tags)
             self._common_tags = {key: value for key, value in merged.items() if value is not None}
+            if before != bool(self._common_tags):
+                self._refresh()  # taps record by themselves where there is nothing to be added
 
     def _tags_of_calls(self, tags_of: Callable[[Any], Mapping[str, Any]], tags: Mapping[str, Any]) -> AddedTags:
         """What ``ctx`` gives for a function that finds the tags of a call in its first argument."""

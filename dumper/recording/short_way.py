@@ -183,6 +183,7 @@ class ShortWay:
     @property
     def has_shortcut(self) -> bool:
         """Whether ``shortcut`` gives one."""
+        self.look_up_torch()  # where the filter rejects all values, none has gone the long way
         return Shortcut is not None and bool(self._plain_tensors)
 
     def shortcut(self, steps: object, plans: dict[Any, Any], next_number: Callable[[], int]) -> Shortcut | None:

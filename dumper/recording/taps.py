@@ -6,6 +6,7 @@ import os
 
 from dumper.recording.compiled import Tracing
 from dumper.recording.in_graph import count_in_graph, record_in_graph
+from dumper.recording.shortcut import TapCall, Way
 from dumper.values.source import Source
 
 TYPE_CHECKING = False
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         """The part of the recorder that taps need."""
 
         number: int | None
+        way: Way
 
         def submit(
             self, source: Source, value: Any, dims: str | None, tags: Mapping[str, Any], step: int | None = None
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
         def ctx(self, **tags: Any) -> AbstractContextManager[None]: ...
 
         def tap_failed(self, tap: Tap) -> None: ...
+
+        def value_lost(self, source: Source, error: Exception) -> None: ...
 
 
 class _NothingAdded:
@@ -50,10 +54,35 @@ class _NothingAdded:
 _NOTHING_ADDED = _NothingAdded()
 
 
+class RecordCall(TapCall):
+    """What ``record`` of a tap is: records a value under the tap's own name. Never raises."""
+
+    __slots__ = ("_recorder", "_source")
+    _recorder: Recorder
+    _source: Source
+
+    def __new__(cls, recorder: Recorder, source: Source) -> RecordCall:
+        made = super().__new__(cls, recorder.way, source)
+        made._recorder, made._source = recorder, source
+        return made
+
+    def __call__(self, value: Any, dims: str | None = None, /, **tags: Any) -> None:
+        """What compiled code and values that come for the first time, or with anything to be decided, go through."""
+        if Tracing.by_dynamo() or Tracing.flags._is_compiling_flag:
+            record_in_graph(self._recorder.number, self._source, value, dims, tags)
+            return
+        self.fired += 1
+        self._recorder.submit(self._source, value, dims, tags)
+
+    def lost(self, error: Exception) -> None:
+        """A value that was to come as others before was lost, and counted."""
+        self._recorder.value_lost(self._source, error)
+
+
 class Tap:
     """One tap. Generated code reads ``on`` before it evaluates anything; no method raises."""
 
-    __slots__ = ("_recorder", "_source", "failures", "fired", "id", "kind", "name", "on")
+    __slots__ = ("_recorder", "_source", "failures", "id", "kind", "name", "on", "record")
 
     def __init__(self, recorder: Recorder, info: Mapping[str, Any]) -> None:
         """``info``: the entry of ``install_taps``, plain values (docs/contracts.md, contract 1)."""
@@ -63,16 +92,17 @@ class Tap:
         self.kind: str = info.get("kind", "dump")
         self._source = Source.of(self.name, info.get("level"), bool(info.get("grad", False)), self.id)
         self.on = False
-        self.fired = 0
         self.failures = 0
+        self.record = RecordCall(recorder, self._source)
 
-    def record(self, value: Any, dims: str | None = None, /, **tags: Any) -> None:
-        """Record a value under the tap's own name."""
-        if Tracing.by_dynamo() or Tracing.flags._is_compiling_flag:
-            record_in_graph(self._recorder.number, self._source, value, dims, tags)
-            return
-        self.fired += 1
-        self._recorder.submit(self._source, value, dims, tags)
+    @property
+    def fired(self) -> int:
+        """How often it was reached while something was recorded."""
+        return self.record.fired
+
+    @fired.setter
+    def fired(self, times: int) -> None:
+        self.record.fired = times
 
     def dump(
         self,

@@ -7,15 +7,41 @@ several times as long as where calls follow one another. The compiled module doe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tensortap.compiled import load
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from dumper.recording.shortcut._compiled import Shortcut
-else:
-    Shortcut = getattr(load(f"{__name__}._compiled"), "Shortcut", None)
+    from typing import Any, Self
+
+    from dumper.recording.shortcut._compiled import Shortcut, TapCall, Way
+
+
+class _NoWay:
+    """Where there is no shortcut."""
+
+    __slots__ = ()
+
+    def take(self, shortcut: None, compiling: dict[str, Any], tags: type, /) -> None:
+        """There is nothing to keep."""
+
+
+class _PlainCall:
+    """All calls are those of the class that derives from this."""
+
+    __slots__ = ("fired",)
+    fired: int
+
+    def __new__(cls, way: _NoWay, source: Any, /) -> Self:
+        made = super().__new__(cls)
+        made.fired = 0
+        return made
+
+
+if not TYPE_CHECKING:
+    _compiled = load(f"{__name__}._compiled")
+    Shortcut = getattr(_compiled, "Shortcut", None)
+    Way, TapCall = (_NoWay, _PlainCall) if _compiled is None else (_compiled.Way, _compiled.TapCall)
 
 COMPILED = Shortcut is not None
 
-__all__ = ["COMPILED", "Shortcut"]
+__all__ = ["COMPILED", "Shortcut", "TapCall", "Way"]

@@ -18,34 +18,6 @@
 #include "_recent.h"
 #include "_tensor.h"
 
-/* The key of a plan, as Session.submit makes it. */
-
-static PyObject *key_of(PyObject *source, PyObject *dims, PyObject *tags) {
-    Py_ssize_t count = PyDict_GET_SIZE(tags), place = 0, at = 3;
-    PyObject *tag, *tagged, *key = PyTuple_New(count == 1 ? 6 : 3 + 2 * count);
-    if (key == NULL) return NULL;
-    PyTuple_SET_ITEM(key, 0, Py_NewRef(source));
-    PyTuple_SET_ITEM(key, 1, Py_NewRef(dims));
-    PyTuple_SET_ITEM(key, 2, Py_NewRef(Py_None));
-    while (PyDict_Next(tags, &place, &tag, &tagged)) {
-        PyObject *type = Py_NewRef((PyObject *)Py_TYPE(tagged));
-        if (count == 1) {
-            PyTuple_SET_ITEM(key, 3, Py_NewRef(tag));
-            PyTuple_SET_ITEM(key, 4, Py_NewRef(tagged));
-            PyTuple_SET_ITEM(key, 5, type);
-        } else {
-            PyTuple_SET_ITEM(key, at + count, type);
-            PyObject *item = PyTuple_Pack(2, tag, tagged);
-            if (item == NULL) {
-                Py_DECREF(key);
-                return NULL;
-            }
-            PyTuple_SET_ITEM(key, at++, item);
-        }
-    }
-    return key;
-}
-
 /* What only entries of tensors on the host have; 0, perhaps with an exception, where they cannot be used. */
 
 static int read_host(const Shortcut *self, Entry *entry, PyObject *small) {
@@ -195,11 +167,12 @@ static int is_tensor(Shortcut *self, PyObject *value) {
 }
 
 /* The entry of a value, which may be another one than was kept lately: a new reference; NULL where there is none that
- * fits. */
+ * fits, or without ``tags`` none that was kept. */
 
 static Entry *entry_for(Shortcut *self, Incoming *incoming, const Recent *wanted, Recent *kept, PyObject *tags) {
     if (kept != NULL && is_recent(kept, wanted) && is_of(self, incoming, kept->entry))
         return (Entry *)Py_NewRef((PyObject *)kept->entry);
+    if (tags == NULL) return NULL;
     PyObject *key = key_of(wanted->source, wanted->dims, tags);
     Entry *entry = key == NULL ? NULL : (Entry *)PyDict_GetItemWithError(self->known, key);
     if (entry != NULL && is_of(self, incoming, entry)) {
@@ -216,16 +189,15 @@ static Entry *entry_for(Shortcut *self, Incoming *incoming, const Recent *wanted
 
 /* 1: done; 0: not, and nothing has happened; -1: lost, with an exception. */
 
-static int record(Shortcut *self, PyObject *source, PyObject *value, PyObject *dims, PyObject *tags, PyObject *step) {
+static int record(Shortcut *self, const Recent *wanted, Recent *kept, PyObject *value, PyObject *tags, PyObject *step) {
     Incoming incoming = {.value = value};
-    Recent wanted = {.source = source, .dims = dims}, *kept = recent_of(self, source, dims, tags, &wanted);
     long long offset = 0;
     PyObject *slab = NULL;
     if (kept != NULL) __builtin_prefetch(kept);
     expect_owners(self);
     if (!look_at(self, &incoming)) return 0;
     expect_their_values(self);
-    Entry *entry = entry_for(self, &incoming, &wanted, kept, tags);
+    Entry *entry = entry_for(self, &incoming, wanted, kept, tags);
     if (entry == NULL) return 0;
     int on_device = incoming.on_device, done = 0;
     if (entry->description == NULL) { /* the filter rejects it, which graphs that are captured want to know */
@@ -244,26 +216,31 @@ done:
     return done;
 }
 
-static int submit(Shortcut *self, PyObject *source, PyObject *value, PyObject *dims, PyObject *tags, PyObject *step) {
-    if (self->closed || !is_tensor(self, value) || !PyDict_CheckExact(tags)) return 0;
-    if (SLOT(source, grad, source) != Py_False) return 0;
+static int submit(Shortcut *self, const Recent *wanted, Recent *kept, PyObject *value, PyObject *tags, PyObject *step) {
+    if (self->closed || !is_tensor(self, value)) return 0;
+    if (SLOT(source, grad, wanted->source) != Py_False) return 0;
     if (step == Py_None) {
         if (SLOT(steps, announced, self->steps) != Py_True || SLOT(steps, inside, self->steps) != Py_True) return 0;
         if ((step = SLOT(steps, number, self->steps)) == NULL) return 0;
     }
     Py_INCREF(step);
-    int done = record(self, source, value, dims, tags, step);
+    int done = record(self, wanted, kept, value, tags, step);
     Py_DECREF(step);
     if (done >= 0) PyErr_Clear();
     return done;
 }
+
+#include "_tap_call.h" /* counts on submit */
 
 static PyObject *Shortcut_submit(Shortcut *self, PyObject *const *arguments, Py_ssize_t given) {
     if (given != 5) {
         PyErr_SetString(PyExc_TypeError, "submit takes a source, a value, dims, tags and a step");
         return NULL;
     }
-    int done = submit(self, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4]);
+    PyObject *source = arguments[0], *value = arguments[1], *dims = arguments[2], *tags = arguments[3];
+    Recent wanted;
+    if (!PyDict_CheckExact(tags)) Py_RETURN_FALSE;
+    int done = submit(self, &wanted, recent_of(self, source, dims, tags, &wanted), value, tags, arguments[4]);
     return done < 0 ? NULL : PyBool_FromLong(done);
 }
 
@@ -390,8 +367,9 @@ PyMODINIT_FUNC PyInit__compiled(void) {
 #define INTERN(NAME)                                                                                                  \
     if ((s_##NAME = PyUnicode_InternFromString(#NAME)) == NULL) return NULL;
     NAMES(INTERN)
-    if (PyType_Ready(&ShortcutType) < 0 || PyType_Ready(&EntryType) < 0) return NULL;
-    PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddObjectRef(made, "Shortcut", (PyObject *)&ShortcutType) < 0) Py_CLEAR(made);
+    PyTypeObject *types[] = {&ShortcutType, &WayType, &TapCallType};
+    PyObject *made = PyType_Ready(&EntryType) < 0 ? NULL : PyModule_Create(&module);
+    for (size_t at = 0; made != NULL && at < sizeof types / sizeof *types; at++)
+        if (PyModule_AddType(made, types[at]) < 0) Py_CLEAR(made);
     return made;
 }

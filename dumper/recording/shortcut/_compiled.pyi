@@ -1,5 +1,5 @@
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 class Shortcut:
     def __init__(
@@ -34,3 +34,15 @@ class Shortcut:
         """Record a value as one before it; False, with nothing done, where that cannot be."""
     def close(self) -> None:
         """Have ``submit`` return False from now on."""
+
+class Way:
+    """Where a recorder keeps its shortcut for the calls of its taps."""
+
+    def take(self, shortcut: Shortcut | None, compiling: dict[str, Any], tags: type, /) -> None:
+        """Have them go through ``shortcut`` while ``compiling["_is_compiling_flag"]`` and ``tags.in_use`` are False."""
+
+class TapCall:
+    """What a class derives from whose ``__call__`` records: calls that come as others before do not get there."""
+
+    fired: int
+    def __new__(cls, way: Way, source: Any, /) -> Self: ...

@@ -18,23 +18,36 @@ static int is_plain(PyObject *tagged) {
     return tagged == Py_None || PyBool_Check(tagged) || PyLong_CheckExact(tagged) || PyUnicode_CheckExact(tagged);
 }
 
-/* Where the entry of these is kept, perhaps; ``wanted`` has all but the entry. NULL where they are not for this. */
+/* ``wanted`` gets all but the entry, tag by tag, at most MOST_TAGS of them; where such an entry is kept follows from what
+ * is handed on. */
+
+static uintptr_t begin_wanted(Recent *wanted, PyObject *source, PyObject *dims) {
+    memset(wanted, 0, sizeof *wanted);
+    wanted->source = source;
+    wanted->dims = dims;
+    return (uintptr_t)source >> 4;
+}
+
+static uintptr_t add_wanted(Recent *wanted, uintptr_t mixed, PyObject *tag, PyObject *tagged) {
+    wanted->tags[2 * wanted->count] = tag;
+    wanted->tags[2 * wanted->count + 1] = tagged;
+    wanted->count++;
+    return mixed * 31 + ((uintptr_t)tagged >> 4);
+}
+
+static Recent *place_of(const Shortcut *self, uintptr_t mixed) {
+    return &self->recent[(mixed ^ (mixed >> 10)) & (MOST_RECENT - 1)];
+}
+
+/* NULL where there are too many tags. */
 
 static Recent *recent_of(const Shortcut *self, PyObject *source, PyObject *dims, PyObject *tags, Recent *wanted) {
     Py_ssize_t place = 0;
     PyObject *tag, *tagged;
-    uintptr_t mixed = (uintptr_t)source >> 4;
+    uintptr_t mixed = begin_wanted(wanted, source, dims);
     if (PyDict_GET_SIZE(tags) > MOST_TAGS) return NULL;
-    memset(wanted, 0, sizeof *wanted);
-    wanted->source = source;
-    wanted->dims = dims;
-    while (PyDict_Next(tags, &place, &tag, &tagged)) {
-        wanted->tags[2 * wanted->count] = tag;
-        wanted->tags[2 * wanted->count + 1] = tagged;
-        wanted->count++;
-        mixed = mixed * 31 + ((uintptr_t)tagged >> 4);
-    }
-    return &self->recent[(mixed ^ (mixed >> 10)) & (MOST_RECENT - 1)];
+    while (PyDict_Next(tags, &place, &tag, &tagged)) mixed = add_wanted(wanted, mixed, tag, tagged);
+    return place_of(self, mixed);
 }
 
 static int is_recent(const Recent *kept, const Recent *wanted) {
@@ -61,4 +74,32 @@ static void keep(Recent *kept, const Recent *wanted, Entry *entry) {
     made.entry = (Entry *)Py_NewRef((PyObject *)entry);
     forget(kept);
     *kept = made;
+}
+
+/* The key of a plan, as Session.submit makes it. */
+
+static PyObject *key_of(PyObject *source, PyObject *dims, PyObject *tags) {
+    Py_ssize_t count = PyDict_GET_SIZE(tags), place = 0, at = 3;
+    PyObject *tag, *tagged, *key = PyTuple_New(count == 1 ? 6 : 3 + 2 * count);
+    if (key == NULL) return NULL;
+    PyTuple_SET_ITEM(key, 0, Py_NewRef(source));
+    PyTuple_SET_ITEM(key, 1, Py_NewRef(dims));
+    PyTuple_SET_ITEM(key, 2, Py_NewRef(Py_None));
+    while (PyDict_Next(tags, &place, &tag, &tagged)) {
+        PyObject *type = Py_NewRef((PyObject *)Py_TYPE(tagged));
+        if (count == 1) {
+            PyTuple_SET_ITEM(key, 3, Py_NewRef(tag));
+            PyTuple_SET_ITEM(key, 4, Py_NewRef(tagged));
+            PyTuple_SET_ITEM(key, 5, type);
+        } else {
+            PyTuple_SET_ITEM(key, at + count, type);
+            PyObject *item = PyTuple_Pack(2, tag, tagged);
+            if (item == NULL) {
+                Py_DECREF(key);
+                return NULL;
+            }
+            PyTuple_SET_ITEM(key, at++, item);
+        }
+    }
+    return key;
 }

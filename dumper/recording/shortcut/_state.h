@@ -99,7 +99,8 @@ static PyTypeObject EntryType = {
 #define NAMES(X)                                                                                                      \
     X(submitted) X(is_cuda) X(dtype) X(shape) X(is_contiguous) X(storage_offset) X(data_ptr) X(untyped_storage)         \
     X(stride) X(nbytes) X(held) X(is_neg) X(is_conj) X(get_device) X(description) X(itemsize) X(may_be_negated) X(may_be_conjugated)      \
-    X(rows) X(reduced_to) X(kind) X(width) X(height) X(pitch) X(acquire) X(release) X(locked) X(append) X(set) X(is_cpu)
+    X(rows) X(reduced_to) X(kind) X(width) X(height) X(pitch) X(acquire) X(release) X(locked) X(append) X(set) X(is_cpu) \
+    X(in_use) X(_is_compiling_flag) X(__call__) X(lost)
 #define DECLARE(NAME) static PyObject *s_##NAME;
 NAMES(DECLARE)
 

@@ -14,12 +14,13 @@ typedef struct {
 
 static int look_at(const Shortcut *self, Incoming *incoming) {
     incoming->found.device_type = 0;
-    if (self->launch == NULL && (incoming->on_device = as_truth(PyObject_GetAttr(incoming->value, s_is_cuda))) != 0)
+    if (self->launch == NULL && self->lanes != Py_None &&
+        (incoming->on_device = as_truth(PyObject_GetAttr(incoming->value, s_is_cuda))) != 0)
         return incoming->on_device == 1;
     int described = self->describe != NULL && self->describe(incoming->value, &incoming->found) == 0;
     if (self->describe != NULL && !described) PyErr_Clear();
-    incoming->on_device = incoming->found.device_type == CUDA_DEVICE;
-    if (described && (incoming->on_device || incoming->found.device_type == HOST)) return 1;
+    incoming->on_device = described && incoming->found.device_type == CUDA_DEVICE;
+    if (described && (incoming->on_device ? self->launch != NULL : incoming->found.device_type == HOST)) return 1;
     incoming->found.device_type = 0;
     incoming->on_device = as_truth(PyObject_GetAttr(incoming->value, s_is_cuda));
     return incoming->on_device == 1 ||

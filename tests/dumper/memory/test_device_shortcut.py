@@ -284,7 +284,7 @@ def test_the_shortcut_runs_no_function_of_ours(
             seen[-1].add(frame.f_code.co_name)
 
     # The first of a kind goes the long way, as does what sends a slab that the writer wants.
-    while seen.count({"record", "submit"}) < 8 and len(seen) < 200:
+    while seen.count(set()) < 8 and len(seen) < 200:
         seen.append(set())
         sys.setprofile(note)
         try:
@@ -292,7 +292,8 @@ def test_the_shortcut_runs_no_function_of_ours(
         finally:
             sys.setprofile(None)
     assert len(recording.read().records) == 1 + len(seen)
-    assert seen.count({"record", "submit"}) == 8
+    assert seen.count(set()) == 8
+    assert tap.fired == len(seen)
     assert kernels.runtime.launches_of_compiled_code >= 8
 
 
