@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -153,11 +154,11 @@ class Inheritance:
         if found is None:
             return ()
         flips = count_flips(profile.key.layer, found)
-        limit = 3 * flips.expected + 3 * np.sqrt(flips.expected) + 3
+        limit = 3 * flips.expected + 3 * math.sqrt(flips.expected) + 3
         where = f"{flips.flipped} flips of {flips.rows}"
         return (
             Test("flip margin", flips.largest_margin / 4.0, flips.largest_margin, 4.0, where),
-            Test("flips", flips.flipped / limit, flips.flipped, float(limit), where),
+            Test("flips", flips.flipped / limit, flips.flipped, limit, where),
         )
 
     def flips(self) -> tuple[Flips, ...]:

@@ -18,6 +18,7 @@ from comparator.measure.picture import draw
 from comparator.options import Options
 from comparator.pipeline import begin
 from comparator.prepared import prepare
+from comparator.report.diagnosis_fields import StrongestTest
 from comparator.report.html.columns import pack, short, shortened, to_columns, unpack
 from comparator.report.html.page import Page
 from comparator.report.html.table import Table
@@ -33,6 +34,17 @@ from tests.comparator.fakes import values
 def summary_of(page: Path) -> dict[str, object]:
     text = page.read_text(encoding="utf-8").partition('id="data-summary">')[2].partition("<")[0]
     return dict(unpack(text))
+
+
+@pytest.mark.parametrize(
+    ("number", "written"),
+    [(np.float64(0.5), "0.5"), (np.float32(2), "2.0"), (np.int64(3), "3"), (np.float64("nan"), "null")],
+)
+def test_a_number_of_numpy_is_a_plain_number_in_a_report(number: float, written: str) -> None:
+    """``np.float64`` is a float to mypy, so that one gets into a record unseen."""
+    record = StrongestTest(name="flips", strength=number, value=1.0, threshold=2.0, where="")
+    assert f'"strength":{written},' in record.model_dump_json()
+    assert type(record.model_dump()["strength"]) in {float, int}
 
 
 def test_a_page_beside_the_printed_report(

@@ -197,6 +197,8 @@ def test_flips_are_counted_and_are_no_fault(clean):
     assert known.top_k == 2
     assert len(known.flips) == 3
     assert all(flips.unexplained == 0 for flips in known.flips)
+    tests = [test for judgement in known.judgements for test in judgement.tests]
+    assert {type(number) for test in tests for number in (test.strength, test.value, test.threshold)} <= {float, int}
 
 
 def test_calibration_raises_a_floor_and_hides_what_it_was_measured_on(clean):
