@@ -166,18 +166,25 @@ class Dims(Struct, frozen=True):
             )
 
 
+def with_names(text: str, rank: int) -> str:
+    """Dims of a tensor with so many dimensions: ``d0 d1 ...`` where ``text`` has declarations alone."""
+    shape, mark, _ = text.partition("#")
+    return text if not mark or shape.strip() or not rank else f"{' '.join(f'd{at}' for at in range(rank))} {text}"
+
+
 @lru_cache(maxsize=4096)
 def parse_dims(text: str) -> Dims:
     """Parse a dims string.
 
     Raises DimsError, which quotes the part that is wrong, for an empty string, a malformed dimension or
-    modifier, a duplicated name or axis, an axis both split and replicated, and an unknown declaration.
+    modifier, a duplicated name or axis, an axis both split and replicated, and an unknown declaration. Without a
+    dimension, declarations are those of a number (``# dp:replicated``); ``with_names`` makes them those of a tensor.
     """
     if len(text) > LONGEST_DIMS:
         raise DimsError(f"dims {text[:40]!r}... are {len(text)} characters long; {LONGEST_DIMS} is the most")
     shape, _, declarations = text.partition("#")
     tokens = _split_dimensions(shape, text)
-    if not tokens:
+    if not tokens and not declarations.strip():
         raise DimsError(f"dims {text!r} name no dimension")
     dimensions = tuple(_parse_dimension(token, text) for token in tokens)
     names = [name for dimension in dimensions if not dimension.squeezed for name in dimension.names]

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from comparator.match.entries import Alike, Entries, Entry, Members, bytes_of_each, in_order
 from comparator.options import Options, Side
 from dumper.reading.protocol import Run
+from tensortap.dims import with_names
 
 KeyPart = tuple[str, str | int | None]
 Key = tuple[KeyPart, ...]
@@ -42,7 +43,10 @@ class Bundle(Struct, frozen=True):
 
     def dims(self, name: str, side: Side, options: Options) -> str | None:
         """The dims that hold for the bundle: an override's, else the recorded ones."""
-        return options.dims_for(name, self.recorded_dims, side)
+        found = options.dims_for(name, self.recorded_dims, side)
+        if found is None or not found.lstrip().startswith("#"):
+            return found
+        return with_names(found, len(self.like.record.shape or ()))
 
     @property
     def like(self) -> Entry:

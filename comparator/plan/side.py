@@ -22,8 +22,8 @@ from tensortap.dims import TOKEN, Dimension, Dims, count_rows, parse_dims
 
 UNKNOWN_ROWS = RowsClass("unknown")
 NO_DIMS_HINT = (
-    "give dims in the patch config or with --override-dims 'NAME:t h[tp]' (or 't h # tp:replicated'), or compare rank "
-    "by rank with --preset raw"
+    "give dims in the patch config or with --override-dims 'NAME:t h[tp]' ('NAME:# tp:replicated' where all ranks "
+    "hold the same), or compare rank by rank with --preset raw"
 )
 
 

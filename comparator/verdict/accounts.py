@@ -221,7 +221,7 @@ def say_of_accounts(accounts: Accounts, options: Options, damaged: frozenset[Sid
                 (
                     "partly-one-sided",
                     f"the {other} has no counterpart of {len(unpaired)} of the tensors that the {side} recorded under "
-                    f"names that both have: {_listing(unpaired)}",
+                    f"names that both have: {_listing(unpaired)}{_hint(unpaired)}",
                 )
             )
         alone = [account.name for account in accounts.names if account.lacks(other)]
@@ -242,6 +242,13 @@ def say_of_accounts(accounts: Accounts, options: Options, damaged: frozenset[Sid
     if unused and accounts.compared_anything:
         found.append(("nothing-compared", f"no row was compared of {_listing(unused)}, although both sides have some"))
     return [say(name, message, options) for name, message in found]
+
+
+def _hint(unpaired: Sequence[str]) -> str:
+    """What to do where a side recorded something more often in a step: gradient accumulation."""
+    if not all(" occurrence=" in label for label in unpaired):
+        return ""
+    return "; where dims name the tokens (--override-dims 'NAME:b s h'), all records of a step are joined as rows"
 
 
 def _recorded_and_not_compared(account: NameAccount) -> bool:

@@ -146,7 +146,9 @@ def analyse(
         notes.append(f"the declared inputs of the taps are not used: {taps.problem}")
     if calibration is not None and (unknown := calibration.unknown_taps(list(taps.families))):
         notes.append(f"the calibration has floors for taps that are not recorded: {', '.join(unknown[:5])}")
-    dtypes = {dtype for one in profiles.values() for dtype in (one.profile.baseline_dtype, one.profile.target_dtype)}
+    dtypes = {
+        dtype for one in profiles.values() for dtype in (one.profile.baseline_dtype, one.profile.target_dtype)
+    }.union(taps.coarsest)
     behind = limit(dtypes)
     diagnosis = replace(
         diagnosis,

@@ -13,14 +13,14 @@ from msgspec.structs import replace
 
 from comparator.diagnosis import Selection, SideRows, TapKey, TapProfile, TapRows, label_rows, profile
 from comparator.diagnosis.floors import Operation
-from comparator.diagnosis.precision import precision_of
+from comparator.diagnosis.precision import coarsest, precision_of
 from comparator.match.bundles import Key
 from comparator.measure.family import FamilyRows
 from comparator.measure.kernel.sums import Array
 from comparator.measure.units import Families
 from comparator.verdict.model_facts import BIAS
 from comparator.verdict.taps import Taps
-from comparator.verdict.training import Drift, drifts_of, is_parameter
+from comparator.verdict.training import Drift, drifts_of, is_gradient, is_parameter
 from tensortap.dims import parse_dims
 
 CHOOSES = frozenset({"router", "moe", "combine", "logits"})
@@ -49,14 +49,16 @@ class Profiler(Struct, frozen=True):
         node = None if key is None else self.taps.graph.node(key)
         if key is None or node is None or not (is_analysed(found.baseline) and is_analysed(found.target)):
             return None
-        drifts = drifts_of(found) if self.taps.trained is not None and is_parameter(found.family) else {}
+        drifts = (
+            drifts_of(found, self.taps.coarsest) if self.taps.trained is not None and is_parameter(found.family) else {}
+        )
         found = self._judged_rows(found)
         operands = [self._rows_of(other, families) for other in node.operands]
         router = None if node.router is None else self._rows_of(node.router, families)
         rows = TapRows(
             key,
             _side_rows(found),
-            *_precisions(found, node.operation),
+            *self._precisions(found, node.operation),
             operands=tuple(operand for operand in operands if operand is not None)
             if all(operand is not None for operand in operands)
             else (),
@@ -97,6 +99,14 @@ class Profiler(Struct, frozen=True):
             return selection
         baseline, target = rows.single()
         return replace(selection, baseline_bias=baseline[0], target_bias=target[0])
+
+    def _precisions(self, found: FamilyRows, operation: Operation) -> tuple[str, str]:
+        if not is_gradient(found.family):
+            return _precisions(found, operation)
+        # Those of several ranks or micro-batches are added up as float32.
+        own = precision_of(found.baseline), precision_of(found.target)
+        first, second = (coarsest(one, side) for one, side in zip(own, self.taps.coarsest, strict=True))
+        return first, second
 
     def _judged_rows(self, found: FamilyRows) -> FamilyRows:
         """The rows that are of the same text, and were computed before weights were updated."""

@@ -36,6 +36,8 @@ class Taps(Struct, frozen=True):
     """The runs are of different engines."""
     problem: str | None = None
     """Why the declared inputs are not used."""
+    coarsest: tuple[str, str] = ("float32", "float32")
+    """The least exact floating-point type that each side recorded, of those that models are trained in."""
     trained: int | None = None
     """The step whose gradients may have changed the weights of what was computed behind it; None where nothing was."""
     partings: tuple[Parting, ...] = ()
@@ -68,7 +70,17 @@ def collect_taps(
     sizes = (_sizes(baseline), _sizes(target))
     facts, other_engine = model_facts(baseline, target), _engine(baseline) != _engine(target)
     trained = last_step_of_equal_weights(pairs)
-    return Taps(keys, families, graph, ranks, sizes, facts, other_engine, problem, trained, partings)
+    return Taps(keys, families, graph, ranks, sizes, facts, other_engine, problem, _coarsest(pairs), trained, partings)
+
+
+def _coarsest(pairs: Sequence[BundlePair]) -> tuple[str, str]:
+    """A gradient that was computed in bfloat16, as of a loss under autocast, is handed on as float32."""
+    found = [
+        {like.record.dtype for pair in pairs if (bundle := getattr(pair, side)) is not None for like in bundle.likes}
+        for side in ("baseline", "target")
+    ]
+    first, second = (next((half for half in ("bfloat16", "float16") if half in one), "float32") for one in found)
+    return first, second
 
 
 def _engine(run: Run) -> str:

@@ -91,13 +91,14 @@ class Drift(Struct, frozen=True):
         return self.error <= self.share * self.update + ROUNDINGS * self.rounding
 
 
-def drifts_of(found: FamilyRows) -> dict[int, Drift]:
-    """Of one parameter, by step, but for the first; none where it is read some rows at a time."""
+def drifts_of(found: FamilyRows, computed: Sequence[str]) -> dict[int, Drift]:
+    """Of one parameter, by step, but for the first; none where it is read some rows at a time. ``computed``: the types
+    in which both sides compute."""
     steps = distinct(found.step)
     if len(steps) < 2 or is_lazy(found.baseline) or is_lazy(found.target):
         return {}
     dtypes = found.baseline.dtype.name, found.target.dtype.name
-    share = min(LARGEST_SHARE, UPDATE_ROOTS * math.sqrt(max(map(unit_roundoff, dtypes))))
+    share = min(LARGEST_SHARE, UPDATE_ROOTS * math.sqrt(max(map(unit_roundoff, (*dtypes, *computed)))))
     rounding = math.hypot(*map(rounding_error, dtypes))
     start = to_single(found.baseline[found.step == steps[0]])
     drifts = {}

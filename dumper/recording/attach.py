@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dumper.recording.flatten import named_leaves
+from dumper.recording.flatten import named_leaves, unwrapped, unwrapped_with_way
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ class Tap(Protocol):
 
     on: bool
 
-    def dump(self, name: str, value: Any, *, grad: bool) -> None: ...
+    def dump(self, name: str, value: Any, *, dims: str | None, dims_grad: str | None, grad: bool) -> None: ...
 
 
 InstallTaps = Callable[[str, Sequence[str]], Sequence[Tap]]
@@ -62,13 +62,18 @@ def attach(
     inputs: bool = False,
     outputs: bool = True,
     grad: bool = False,
+    dims: str | None = None,
+    dims_grad: str | None = None,
 ) -> Attachment:
     """Record the outputs (and inputs) of every module whose path matches ``pattern``.
 
     ``pattern`` is a dotted path in which ``*`` stands for any text within one component and ``**`` for any number of
     components: ``layers.*.mlp``, ``**.o_proj``. With ``grad`` the gradients of what is recorded are recorded too.
+    ``dims`` are those of the outputs that have as many dimensions (of all, where they are declarations alone), and
+    ``dims_grad`` those of their gradients, where they differ.
     A module is recorded however it is called, ``module(x)`` or ``module.forward(x)``, and one that stands at several
-    paths under each of them.
+    paths under each of them. What wraps a module (DDP, ``torch.compile``, activation checkpointing) is no part of its
+    path, so that a model has the same names with it and without.
 
     Raises ValueError when no module matches (with the nearest paths) or when neither inputs nor outputs are wanted.
     """
@@ -76,9 +81,10 @@ def attach(
         raise ValueError("attach: neither inputs nor outputs are to be recorded; set one of them")
     modules = matching_modules(model, pattern)
     attachment = Attachment(tuple(modules))
-    for (path, module), tap in zip(modules.items(), install_taps(type(model).__name__, list(modules)), strict=True):
+    taps = install_taps(type(unwrapped(model)).__name__, list(modules))
+    for (path, module), tap in zip(modules.items(), taps, strict=True):
         before = functools.partial(_record_inputs, tap, path, grad) if inputs else None
-        after = functools.partial(_record_output, tap, path, grad) if outputs else None
+        after = functools.partial(_record_output, tap, path, grad, dims, dims_grad) if outputs else None
         watch(module, before, after, attachment._undo)
     return attachment
 
@@ -137,9 +143,13 @@ def matching_modules(model: torch.nn.Module, pattern: str) -> dict[str, torch.nn
 
     A module that stands at several paths is there by each of them. Raises ValueError when there is none.
     """
-    modules = dict(_paths(model, "", ()))
+    modules = {path: module for path, _, module in _paths(model, "", "", ())}
     expression = path_expression(pattern)
-    matching = {path: module for path, module in modules.items() if expression.fullmatch(path)}
+    matching = {
+        path: module
+        for path, as_it_is, module in _paths(model, "", "", ())
+        if expression.fullmatch(path) or expression.fullmatch(as_it_is)
+    }
     # Nobody calls a list of modules: it would be a tap that never fired. Named alone it is a mistake, and may be one.
     found = {path: module for path, module in matching.items() if can_be_called(module)} or matching
     if not found:
@@ -155,13 +165,19 @@ def can_be_called(module: torch.nn.Module) -> bool:
     return getattr(forward, "__name__", "") != "_forward_unimplemented"
 
 
-def _paths(module: torch.nn.Module, prefix: str, within: tuple[int, ...]) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Every path below a module, but none that comes back to a module that it leads through."""
-    for name, child in module._modules.items():
-        if child is not None and id(child) not in within:
-            path = f"{prefix}{name}"
-            yield path, child
-            yield from _paths(child, f"{path}.", (*within, id(child)))
+def _paths(
+    module: torch.nn.Module, prefix: str, prefix_as_it_is: str, within: tuple[int, ...]
+) -> Iterator[tuple[str, str, torch.nn.Module]]:
+    """Every path below a module, without what wraps modules and as it is, but none that comes back to a module that it
+    leads through."""
+    inner, way = unwrapped_with_way(module)
+    prefix_as_it_is += way
+    for name, child in inner._modules.items():
+        if child is not None and id(unwrapped(child)) not in within:
+            path, as_it_is = f"{prefix}{name}", f"{prefix_as_it_is}{name}"
+            known = unwrapped(child)
+            yield path, as_it_is, known
+            yield from _paths(child, f"{path}.", f"{as_it_is}.", (*within, id(known)))
 
 
 def path_expression(pattern: str) -> re.Pattern[str]:
@@ -184,17 +200,30 @@ def _record_inputs(
     named = {str(index): value for index, value in enumerate(args)} | dict(kwargs)
     for name, value in named_leaves(f"{path}.input", named):
         if _is_tensor(value):
-            tap.dump(name, value, grad=grad)
+            tap.dump(name, value, dims=None, dims_grad=None, grad=grad)
 
 
 def _record_output(
-    tap: Tap, path: str, grad: bool, module: torch.nn.Module, args: tuple[Any, ...], output: Any
+    tap: Tap,
+    path: str,
+    grad: bool,
+    dims: str | None,
+    dims_grad: str | None,
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    output: Any,
 ) -> None:
     if not tap.on:
         return
     for name, value in named_leaves(path, output):
         if _is_tensor(value):
-            tap.dump(name, value, grad=grad)
+            tap.dump(name, value, dims=_of_rank(dims, value), dims_grad=_of_rank(dims_grad, value), grad=grad)
+
+
+def _of_rank(dims: str | None, value: torch.Tensor) -> str | None:
+    """Dims that name as many dimensions as a tensor has, or none."""
+    count = 0 if dims is None else len(dims.partition("#")[0].split())
+    return dims if count in (0, value.dim()) else None
 
 
 def _is_tensor(value: Any) -> bool:

@@ -83,6 +83,28 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, list | tuple) or _is_array(value) or not _may_hold_tensors(value)
 
 
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+"""Under which ``torch.compile``, activation checkpointing and FSDP hold the module that they wrap."""
+_DATA_PARALLEL = ("DistributedDataParallel", "DataParallel")
+"""Classes that hold theirs as ``module``."""
+
+
+def unwrapped(module: Any) -> Any:
+    """The module that DDP, ``torch.compile`` and the like hold."""
+    return unwrapped_with_way(module)[0]
+
+
+def unwrapped_with_way(module: Any) -> tuple[Any, str]:
+    """The same with the path that leads there: ``module._orig_mod.``."""
+    way = ""
+    while True:
+        names = [*_WRAPPERS, *(("module",) if type(module).__name__ in _DATA_PARALLEL else ())]
+        held = next((name for name in names if module._modules.get(name) is not None), None)
+        if held is None:
+            return module, way
+        module, way = module._modules[held], f"{way}{held}."
+
+
 def parameters(
     model: Any,
     prefix: str,
@@ -90,10 +112,15 @@ def parameters(
     with_values: bool = True,
     with_gradients: bool = True,
     get_grad: Callable[[Any], Any] | None = None,
+    as_it_is: bool = False,
 ) -> Iterator[tuple[str, Any, str]]:
-    """Yield ``(name, tensor, stream)`` of each parameter of a ``torch.nn.Module``, and of its gradient if any."""
-    for path, parameter in model.named_parameters():
-        name = f"{prefix}{path}"
+    """Yield ``(name, tensor, stream)`` of each parameter of a ``torch.nn.Module``, and of its gradient if any.
+
+    Unless ``as_it_is``, what wraps modules is no part of the name.
+    """
+    held = model if as_it_is or not hasattr(model, "_modules") else unwrapped(model)
+    for path, parameter in held.named_parameters():
+        name = prefix + (path if as_it_is else ".".join(part for part in path.split(".") if part not in _WRAPPERS))
         if with_values:
             yield name, parameter, "value"
         if with_gradients:

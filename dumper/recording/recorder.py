@@ -136,10 +136,12 @@ class Recorder(CallsOfSglang):
         *,
         prefix: str = "param",
         grad: bool = True,
+        dims: str | None = None,
         **tags: Any,
     ) -> None:
         """Record every parameter of a module as ``prefix.path``, and its gradient where it has one, under ``step`` or
-        the step under way. ``get_grad`` gives the gradient of a parameter whose ``grad`` is not it.
+        the step under way. ``get_grad`` gives the gradient of a parameter whose ``grad`` is not it; ``dims`` are
+        declarations (``# dp:replicated``), to which those of a DTensor are added.
 
         ``name_prefix`` is SGLang's: the names are ``name_prefix__path``.
         """
@@ -156,8 +158,9 @@ class Recorder(CallsOfSglang):
                 with_values=settings.enable_model_value,
                 with_gradients=grad and settings.enable_model_grad,
                 get_grad=get_grad,
+                as_it_is=name_prefix is not None,
             ):
-                self.submit(Source.of(name, stream=stream), value, None, tags, step, of_model=True)
+                self.submit(Source.of(name, stream=stream), value, dims, tags, step, of_model=True)
         except Exception as error:
             self._complain(f"the parameters of a model were not recorded: {error}", key=f"dump_model {type(error)}")
 

@@ -41,7 +41,8 @@ def test_modifiers(written: str, modifier: Modifier) -> None:
     ("written", "quoted"),
     [
         ("", "name no dimension"),
-        ("# tp:replicated", "name no dimension"),
+        ("#", "name no dimension"),
+        ("# tp:both", "'tp:both'"),
         ("t h h", "'h' more than once"),
         ("t (h*d) d", "'d' more than once"),
         ("t h[tp,tp]", "'tp' more than once"),

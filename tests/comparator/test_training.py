@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import comparator
+from comparator.options import DimsOverride
 from comparator.report.records import TensorComparison
 from dumper.recording.recorder import Recorder
 
@@ -40,8 +41,9 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.shape
+        normed = self.norm(x)
         q, k, v = (
-            part(self.norm(x)).view(batch, length, self.heads, -1).transpose(1, 2) for part in (self.q, self.k, self.v)
+            part(normed).view(batch, length, self.heads, -1).transpose(1, 2) for part in (self.q, self.k, self.v)
         )
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.o(seen.transpose(1, 2).reshape(batch, length, width))
@@ -67,7 +69,14 @@ Change = Callable[[int, torch.Tensor, Decoder], torch.Tensor]
 
 
 def train(
-    path: Path, pieces: int = 1, *, rate: float = 1e-2, change: Change | None = None, dtype: torch.dtype = torch.float32
+    path: Path,
+    pieces: int = 1,
+    *,
+    rate: float = 1e-2,
+    change: Change | None = None,
+    dtype: torch.dtype = torch.float32,
+    autocast: bool = False,
+    parts: int = 1,
 ) -> Path:
     torch.manual_seed(0)
     model = Decoder().to(dtype)
@@ -82,8 +91,11 @@ def train(
             ids = torch.randint(64, (4, 13), generator=torch.Generator().manual_seed(step))
             with recorder.step():
                 optimizer.zero_grad()
-                loss = F.cross_entropy(model(ids[:, :-1]).float().flatten(0, 1), ids[:, 1:].flatten())
-                (loss if change is None else change(step, loss, model)).backward()
+                for part in ids.chunk(parts):
+                    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                        logits = model(part[:, :-1])
+                    loss = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten()) / parts
+                    (loss if change is None else change(step, loss, model)).backward()
                 recorder.dump_model(model)
             optimizer.step()
     recorder.close()
@@ -106,6 +118,30 @@ def test_other_roundings_agree(tmp_path: Path, pieces: int, dtype: torch.dtype) 
     assert report.passed, report.describe()
     assert "agree up to step 0" in report.words
     assert "weights and later steps are held against relative_l2" in report.words
+
+
+def test_gradients_of_autocast_are_as_exact_as_what_they_were_computed_in(tmp_path: Path) -> None:
+    """They are float32, and so are the weights; what was computed in bfloat16 between them is not."""
+    one, two = train(tmp_path / "one", autocast=True, rate=1e-3), train(tmp_path / "two", 2, autocast=True, rate=1e-3)
+    report = comparator.compare(one, two)
+    assert report.passed, report.describe()
+    wrong = train(tmp_path / "wrong", 2, autocast=True, rate=1e-3, change=functools.partial(scaled, 1.05, 0))
+    report = comparator.compare(one, wrong)
+    assert not report.passed
+    assert first_failure(report).tags["stream"] == "grad"
+
+
+def test_gradient_accumulation_joins_rows_where_dims_name_them(baseline: Path, tmp_path: Path) -> None:
+    accumulated = train(tmp_path / "accumulated", parts=2)
+    report = comparator.compare(baseline, accumulated)
+    assert "where dims name the tokens (--override-dims 'NAME:b s h'), all records of a step are joined" in str(
+        report.summary
+    )
+    rows = (DimsOverride("^(embed|layers|head)", "b s h"),)
+    # Values of a part have gradients as large as those of the whole: its mean is divided once more.
+    assert comparator.compare(baseline, accumulated, overrides=rows).passed
+    wrong = train(tmp_path / "wrong", parts=2, change=functools.partial(scaled, 1.5, 0))
+    assert not comparator.compare(baseline, wrong, overrides=rows).passed
 
 
 def test_equal_runs_are_equal_as_far_as_they_go(baseline: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import comparator
 from comparator.align.unshard import Replicas, _sum_as_torch, undo_zigzag, unshard
 from comparator.errors import PairError
 from comparator.measure.measurer import measure_replicas
@@ -20,6 +21,7 @@ from comparator.plan.operations import Shard, UnshardPlan
 from comparator.plan.shards import plan_unshard
 from comparator.rules import OUR_RULES
 from tensortap.dims import DimsError, parse_dims
+from tests.comparator.fakes import FakeRecord, FakeRun
 
 Array = npt.NDArray[np.float32]
 Coordinates = Mapping[str, tuple[int, int]]
@@ -126,6 +128,22 @@ def test_axes_that_follow_from_others_need_no_declaration() -> None:
     ]
     _, (array,) = put_together("t h[moe_tp] # moe_ep:replicated", shards)
     np.testing.assert_array_equal(array, X)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_declarations_alone(shape: tuple[int, ...]) -> None:
+    def run(ranks: int, apart: float = 0.0) -> FakeRun:
+        value = np.full(shape, 3.5, np.float32)
+        records = [
+            FakeRecord("loss", value + np.float32(apart * rank), rank=rank, dims="# dp:replicated")
+            for rank in range(ranks)
+        ]
+        return FakeRun(records, parallel={rank: {"dp": (rank, ranks)} for rank in range(ranks)})
+
+    assert comparator.compare(run(1), run(2)).passed
+    report = comparator.compare(run(1), run(2, apart=1.0))
+    assert not report.passed
+    assert "Replicas of the target" in report.words
 
 
 def test_an_axis_that_tells_ranks_apart_must_be_declared() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import get_ident
@@ -290,3 +290,57 @@ def test_lists_of_modules_are_no_taps(recorder: Recorder) -> None:
     assert not [tap for tap in run.taps if not tap.fired]
     with recorder.attach(model, "layers") as attachment:
         assert attachment.paths == ("layers",)
+
+
+def _checkpointed(model: nn.Module) -> nn.Module:
+    from torch.distributed.algorithms._checkpoint import checkpoint_wrapper
+
+    checkpoint_wrapper.apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, Block))
+    return model
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+def _compiled_in_part(model: Model) -> nn.Module:
+    model.layers[1] = torch.compile(model.layers[1], backend="eager")
+    return model
+
+
+def _data_parallel(model: nn.Module) -> nn.Module:
+    return nn.DataParallel(model)
+
+
+@pytest.mark.parametrize("wrap", [_checkpointed, _compiled, _compiled_in_part, _data_parallel])
+def test_what_wraps_modules_changes_no_names(recorder: Recorder, wrap: Callable[[Model], nn.Module]) -> None:
+    names = []
+    for number in range(2):
+        model: nn.Module = Model()
+        if number:
+            model = wrap(model)
+        with recorder.capture() as records, recorder.attach(model, "layers.**"):
+            model(torch.ones(2, 4)).sum().backward()
+            recorder.dump_model(model)
+        names.append({(record.name, record.stream) for record in records})
+    assert names[0] == names[1]
+    assert ("layers.0.attn", "value") in names[0]
+    assert ("param.layers.1.mlp.weight", "grad") in names[0]
+
+
+def test_a_wrapper_may_be_named_as_well(recorder: Recorder) -> None:
+    with recorder.attach(nn.DataParallel(Model()), "module.layers.*.mlp") as attachment:
+        assert attachment.paths == ("layers.0.mlp", "layers.1.mlp")
+
+
+def test_dims_of_modules_and_parameters(recorder: Recorder) -> None:
+    model = Model()
+    with recorder.attach(model, "layers.*", grad=True, dims="t h[tp]", dims_grad="t h[tp:partial]"):
+        model(torch.ones(2, 4)).sum().backward()
+    with recorder.attach(model, "layers.*.mlp", dims="b s h"):
+        model(torch.ones(2, 4))
+    recorder.dump_model(model, dims="# dp:replicated")
+    run = finished(recorder)
+    assert {record.dims for record in run.select(name="layers.0.0")} == {"t h[tp]", "t h[tp:partial]"}
+    assert {record.dims for record in run.select(name="layers.0.mlp")} == {None}, "as many dims as dimensions, or none"
+    assert {record.dims for record in run.select(name="param.layers.0.mlp.weight")} == {"# dp:replicated"}
