@@ -63,13 +63,16 @@ SUBMITTED_AT = _offset("submitted")
 class StatusBlock:
     """The counts of this process; in memory alone when ``path`` is None or cannot be written."""
 
-    __slots__ = ("_lock", "_map", "_mode", "_values", "path")
+    # Compiled code puts ``_submitted`` there by itself (dumper/recording/shortcut).
+    __slots__ = ("_lock", "_map", "_mode", "_submitted", "_values", "path")
 
     def __init__(self, path: Path | None, mode: int = 0o600, run_id: str | None = None) -> None:
         """``run_id``: 32 hexadecimal digits. Raises OSError when the file cannot be made or is there already."""
         self.path = path
         self._mode = mode
-        self._values = dict.fromkeys(COUNTS, 0)
+        self._submitted = 0
+        self._values = dict.fromkeys(COUNTS[1:], 0)
+        """All counts but that one, which changes with every value."""
         if run_id is not None:
             self._values["run_high"], self._values["run_low"] = int(run_id[:16], 16), int(run_id[16:], 16)
         self._map: mmap.mmap | None = None
@@ -96,26 +99,29 @@ class StatusBlock:
             os.close(descriptor)
         with self._lock:
             self._map = fresh
-            for name, value in self._values.items():
+            for name, value in self.counts().items():
                 self.set(name, value)
 
     def __getitem__(self, name: str) -> int:
-        return self._values[name]
+        return self.counts()[name]
 
     def add(self, name: str, amount: int = 1) -> None:
         """Count. From any thread."""
         with self._lock:
-            self.set(name, self._values[name] + amount)
+            self.set(name, self[name] + amount)
 
     def submitted(self, number: int) -> None:
         """The model has handed over its ``number``-th value. On the hot path, hence on its own."""
-        self._values["submitted"] = number
+        self._submitted = number
         mapped = self._map
         if mapped is not None:
             _UINT64.pack_into(mapped, SUBMITTED_AT, number)
 
     def set(self, name: str, value: int) -> None:
         """Set a count."""
+        if name == "submitted":
+            self.submitted(value)
+            return
         self._values[name] = value
         mapped = self._map
         if mapped is not None:
@@ -123,7 +129,7 @@ class StatusBlock:
 
     def counts(self) -> dict[str, int]:
         """A copy of all counts."""
-        return dict(self._values)
+        return {"submitted": self._submitted, **self._values}
 
     def release(self) -> None:
         """Let go of the file; the counts stay readable, here and in it."""

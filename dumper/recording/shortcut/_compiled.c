@@ -52,7 +52,7 @@ static Entry *entry_of(const Shortcut *self, PyObject *plan, int on_device) {
         entry->dtype = Py_NewRef(PyTuple_GET_ITEM(last, 0));
         entry->dimensions = (int)PyTuple_GET_SIZE(shape);
         for (int at = 0; at < entry->dimensions; at++)
-            entry->sizes[at] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, at));
+            entry->sizes[at] = PyLong_AsLong(PyTuple_GET_ITEM(shape, at));
         entry->description = PyObject_GetAttr(small, s_description);
         entry->bytes = as_number(PyObject_GetAttr(small, s_nbytes));
         entry->held = as_number(PyObject_GetAttr(small, s_held));
@@ -102,13 +102,16 @@ static unsigned char *mapped_status(Shortcut *self) {
 static int count(Shortcut *self) {
     PyObject *number = PyObject_CallNoArgs(self->next_number);
     if (number == NULL) return -1;
-    uint64_t counted = PyLong_AsUnsignedLongLong(number);
-    PyObject *values = SLOT(status, _values, self->status);
-    int failed = values == NULL || PyDict_SetItem(values, s_submitted, number) < 0;
-    Py_DECREF(number);
-    unsigned char *to = failed ? NULL : mapped_status(self);
-    for (int at = 0; to != NULL && at < 8; at++) to[at] = (unsigned char)(counted >> (56 - 8 * at)); /* big-endian */
-    return failed || PyErr_Occurred() ? -1 : 0;
+    uint64_t big_endian = __builtin_bswap64(PyLong_AsUnsignedLong(number));
+    int known = SLOT(status, _submitted, self->status) != NULL;
+    if (!known || PyErr_Occurred()) {
+        Py_DECREF(number);
+        return -1;
+    }
+    put_into_slot(self, status__submitted, self->status, number);
+    unsigned char *to = mapped_status(self);
+    if (to != NULL) memcpy(to, &big_endian, sizeof big_endian);
+    return PyErr_Occurred() ? -1 : 0;
 }
 
 /* Room in the writer's budget. While nobody has the lock, and we keep the interpreter lock, nothing there changes. */
@@ -144,7 +147,7 @@ static int put_on_host(Shortcut *self, const Entry *entry, long long address, Py
 
 static int hand_over(Shortcut *self, const Entry *entry, PyObject *slab, long long offset, PyObject *step) {
     PyObject *done = NULL;
-    PyObject *at = PyLong_FromLongLong(offset), *kept = PyLong_FromLongLong(entry->kept);
+    PyObject *at = PyLong_FromLong(offset), *kept = PyLong_FromLong(entry->kept);
     PyObject *item = at == NULL || kept == NULL ? NULL : PyTuple_Pack(5, entry->description, slab, at, kept, step);
     Py_XDECREF(at);
     Py_XDECREF(kept);

@@ -11,11 +11,11 @@ static int find_stream(const Shortcut *self, const Incoming *incoming, long long
         return 0;
     }
     PyErr_Clear();
-    PyObject *number = PyLong_FromLongLong(*device);
+    PyObject *number = PyLong_FromLong(*device);
     PyObject *found = number == NULL ? NULL : PyObject_CallOneArg(self->current_stream, number);
     Py_XDECREF(number);
     if (found == NULL) return -1;
-    *stream = (long long)PyLong_AsUnsignedLongLong(found);
+    *stream = (long long)PyLong_AsUnsignedLong(found);
     Py_DECREF(found);
     return PyErr_Occurred() ? -1 : 0;
 }

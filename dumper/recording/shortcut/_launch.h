@@ -29,7 +29,7 @@ static int read_kernel(Kernel *kernel, PyObject *direct) {
         return -1;
     }
     for (int at = 0; at < kernel->count; at++) {
-        kernel->words[at] = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(words, at));
+        kernel->words[at] = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(words, at));
         if (PyErr_Occurred()) return -1;
     }
     kernel->function = (void *)(uintptr_t)function;

@@ -19,7 +19,7 @@ typedef void (*Measure)(double *to, const void *from, size_t width, size_t heigh
 
 #define SLOTS(X)                                                                                                      \
     X(source, grad) X(steps, announced) X(steps, inside) X(steps, number) X(plan, chosen) X(plan, last)  \
-    X(plan, last_on_device) X(status, _values) X(status, _map) X(writer, _lock) X(writer, _reserved)                    \
+    X(plan, last_on_device) X(status, _submitted) X(status, _map) X(writer, _lock) X(writer, _reserved)                    \
     X(writer, _budget) X(writer, _slab) X(writer, _queue) X(writer, _asleep) X(writer, _wake) X(slab, used)             \
     X(slab, taken) X(slab, address) X(lane, _lock) X(lane, _slab) X(lane, _filling) X(lane, _stays)                     \
     X(device_slab, used) X(device_slab, taken) X(buffer, address)
@@ -97,12 +97,17 @@ static PyTypeObject EntryType = {
 };
 
 #define NAMES(X)                                                                                                      \
-    X(submitted) X(is_cuda) X(dtype) X(shape) X(is_contiguous) X(storage_offset) X(data_ptr) X(untyped_storage)         \
+    X(is_cuda) X(dtype) X(shape) X(is_contiguous) X(storage_offset) X(data_ptr) X(untyped_storage)         \
     X(stride) X(nbytes) X(held) X(is_neg) X(is_conj) X(get_device) X(description) X(itemsize) X(may_be_negated) X(may_be_conjugated)      \
     X(rows) X(reduced_to) X(kind) X(width) X(height) X(pitch) X(acquire) X(release) X(locked) X(append) X(set) X(is_cpu) \
     X(in_use) X(_is_compiling_flag) X(__call__) X(lost)
 #define DECLARE(NAME) static PyObject *s_##NAME;
 NAMES(DECLARE)
+
+/* Numbers of Python as ``long``, which here has 64 bits: its functions are shorter than those for ``long long``, and the
+ * interpreter has just run them. */
+
+_Static_assert(sizeof(long) == 8, "addresses are read as long");
 
 /* A slot of an object of one of the classes; borrowed, NULL without an exception where there is none. */
 
@@ -113,15 +118,21 @@ static PyObject *slot_of(const Shortcut *self, int class, int slot_number, PyObj
 
 static long long slot_number(const Shortcut *self, int class, int slot_number, PyObject *object) {
     PyObject *found = slot_of(self, class, slot_number, object);
-    return found == NULL || !PyLong_Check(found) ? -2 : PyLong_AsLongLong(found);
+    return found == NULL || !PyLong_Check(found) ? -2 : PyLong_AsLong(found);
+}
+
+/* Takes the reference. The object is one of the slot's class. */
+
+static void put_into_slot(const Shortcut *self, int slot_number, PyObject *object, PyObject *value) {
+    PyObject **place = (PyObject **)((char *)object + self->slots[slot_number]), *before = *place;
+    *place = value;
+    Py_XDECREF(before);
 }
 
 static int set_slot(const Shortcut *self, int slot_number, PyObject *object, long long number) {
-    PyObject *boxed = PyLong_FromLongLong(number);
+    PyObject *boxed = PyLong_FromLong(number);
     if (boxed == NULL) return -1;
-    PyObject **place = (PyObject **)((char *)object + self->slots[slot_number]), *before = *place;
-    *place = boxed;
-    Py_XDECREF(before);
+    put_into_slot(self, slot_number, object, boxed);
     return 0;
 }
 
@@ -133,7 +144,7 @@ static int set_slot(const Shortcut *self, int slot_number, PyObject *object, lon
 
 static long long as_number(PyObject *found) {
     if (found == NULL) return -2;
-    long long number = PyLong_AsLongLong(found);
+    long long number = PyLong_AsLong(found);
     Py_DECREF(found);
     return number == -1 && PyErr_Occurred() ? -2 : number;
 }
@@ -190,7 +201,6 @@ static void expect_their_values(const Shortcut *self) {
     expect_object(SLOT(writer, _lock, self->writer));
     expect_object(SLOT(writer, _queue, self->writer));
     expect_object(SLOT(writer, _reserved, self->writer));
-    expect_object(SLOT(status, _values, self->status));
     expect_object(SLOT(status, _map, self->status));
     if (self->lane != NULL) {
         expect_object(SLOT(lane, _slab, self->lane));

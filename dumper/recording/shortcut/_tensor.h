@@ -33,7 +33,7 @@ static int has_shape(PyObject *value, const Entry *entry) {
     PyObject *shape = PyObject_GetAttr(value, s_shape);
     int same = shape != NULL && PyTuple_Check(shape) && PyTuple_GET_SIZE(shape) == entry->dimensions;
     for (int at = 0; same && at < entry->dimensions; at++)
-        same = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, at)) == entry->sizes[at];
+        same = PyLong_AsLong(PyTuple_GET_ITEM(shape, at)) == entry->sizes[at];
     Py_XDECREF(shape);
     return same && !PyErr_Occurred();
 }
