@@ -40,10 +40,14 @@ class Engine:
     max_running: int = 4
     mixed: bool = False
     """Prefill and decode share passes."""
+    mixed_mode: str = "mixed"
+    """What such a pass is called: ``extend`` in newer releases of SGLang."""
     cache_page: int | None = None
     """Page size of a prefix cache; None: no cache."""
     retract_at: frozenset[int] = frozenset()
     """Passes before which the youngest running request of every rank is retracted."""
+    loses_sampled: bool = False
+    """Whether a retracted request loses the token sampled last, as with overlapped scheduling."""
     drafts: int = 0
     """Tokens that speculative decoding verifies in a pass beside the sampled one."""
     idle_dummy_row: bool = True
@@ -133,7 +137,8 @@ def _retract(rank: _Rank, engine: Engine) -> None:
     rank.running.remove(served)
     if engine.cache_page is not None:
         rank.cached.append(served.request.tokens[: served.computed])
-    served.computed, served.target = 0, min(served.sampled, len(served.request.tokens))
+    known = served.sampled - 1 if engine.loses_sampled else served.sampled
+    served.computed, served.target = 0, min(known, len(served.request.tokens))
     rank.waiting.insert(0, served)
 
 
@@ -158,7 +163,7 @@ def _next_pass(rank: _Rank, engine: Engine, chance: random.Random) -> tuple[str,
                     served.sampled = served.computed + 1
         mode = "extend"
         if engine.mixed and decoding:
-            mode = "mixed"
+            mode = engine.mixed_mode
             work.extend(_decoded(served) for served in decoding)
     elif engine.drafts and decoding:
         mode = "target_verify"

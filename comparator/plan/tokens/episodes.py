@@ -16,6 +16,8 @@ VERIFY_MODE = "target_verify"
 TRAIN_MODE = "train"
 SPLIT_MODE = "split_prefill"
 _DECODE_MODES = frozenset({"decode", VERIFY_MODE})
+_MIXED_MODES = frozenset({"mixed", "extend"})
+"""Passes in which some sequences may be decoded beside the prefill of others; newer releases of SGLang say extend."""
 
 NEVER = int(np.iinfo(np.int64).max)
 
@@ -31,6 +33,8 @@ class Episode(Struct):
     prefill_end: int = 0
     """End of the prefill, before the first decode pass."""
     decodes: bool = False
+    supposed: bool = False
+    """Whether ``decodes`` rests on single tokens of mixed passes alone, which may be small chunks of the prompt."""
     unconfirmed: int = NEVER
     """First position that speculative decoding drafted and no later pass confirmed."""
     last_start: int = -1
@@ -53,13 +57,20 @@ class Episode(Struct):
         return speculative and self.last_start < span.start < self.end
 
     def add(self, span: SequenceSpan, mode: str) -> None:
-        decoding = mode in _DECODE_MODES or (mode == "mixed" and span.count == 1 and self.last_start >= 0)
+        decoding = mode in _DECODE_MODES
+        single = mode in _MIXED_MODES and span.count == 1 and self.last_start >= 0
         end = span.start + span.count
         if mode == VERIFY_MODE:
             self.unconfirmed = span.start + 1
         elif self.unconfirmed != NEVER:
             self.unconfirmed = end
-        self.decodes = self.decodes or decoding
+        if decoding:
+            self.supposed = False
+        elif single:
+            self.supposed = self.supposed or not self.decodes
+        elif self.supposed:  # a chunk behind the single tokens: they were chunks as well
+            self.supposed = self.decodes = False
+        self.decodes = self.decodes or decoding or single
         if not self.decodes:
             self.prefill_end = end
         self.end = end
@@ -78,6 +89,8 @@ class Sequence(Struct):
     unconfirmed: int
     tokens: npt.NDArray[np.int64]
     """Shape ``(end,)``: token ids by position, negative where not known."""
+    begun_again: bool = False
+    """Whether the next sequence under this id is the same prompt: as after a retraction before the first output."""
 
     @classmethod
     def begin(cls, id: str, episode: Episode, tokens: npt.NDArray[np.int64]) -> Sequence:
@@ -109,15 +122,38 @@ def same_sequence(sequence: Sequence, episode: Episode, tokens: npt.NDArray[np.i
     or, with the same prompt, a prefill that ends before the first one's outputs. Padded batches are not retracted,
     and their ids are row numbers: what starts at position 0 is another request.
     """
-    if episode.first_mode == TRAIN_MODE or (episode.padded_batch and episode.start == 0):
+    if _another_request(episode):
         return False
     if episode.start > sequence.end or episode.first_mode in _DECODE_MODES:
         return True
-    overlap = slice(episode.start, min(sequence.end, episode.end))
-    before, again = sequence.tokens[overlap], tokens[overlap]
-    known = (before >= 0) & (again >= 0)
-    if not np.array_equal(before[known], again[known]):
+    if not _agree(sequence, episode, tokens):
         return False
     if sequence.decodes:
         return sequence.end - 1 <= episode.prefill_end <= sequence.end + 2
     return episode.prefill_end > sequence.end or episode.start > sequence.start
+
+
+def begins_again(sequence: Sequence, episode: Episode, tokens: npt.NDArray[np.int64]) -> bool:
+    """Whether ``episode``, which does not continue ``sequence``, is the same prompt from the start, under the same id.
+
+    So a request looks that was retracted before its first output was known, and a prompt that is scored twice.
+    """
+    return (
+        not _another_request(episode)
+        and not sequence.decodes
+        and episode.start <= sequence.start
+        and episode.prefill_end == sequence.end
+        and _agree(sequence, episode, tokens)
+    )
+
+
+def _another_request(episode: Episode) -> bool:
+    return episode.first_mode == TRAIN_MODE or (episode.padded_batch and episode.start == 0)
+
+
+def _agree(sequence: Sequence, episode: Episode, tokens: npt.NDArray[np.int64]) -> bool:
+    """Whether both have the same tokens where both know theirs."""
+    overlap = slice(episode.start, min(sequence.end, episode.end))
+    before, again = sequence.tokens[overlap], tokens[overlap]
+    known = (before >= 0) & (again >= 0)
+    return bool(np.array_equal(before[known], again[known]))

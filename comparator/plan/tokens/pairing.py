@@ -183,7 +183,9 @@ def _notes(baseline: SequenceTable, target: SequenceTable, pairs: tuple[Sequence
         ("baseline", baseline, {pair.baseline for pair in pairs}),
         ("target", target, {pair.target for pair in pairs}),
     ):
-        alone = [table.ids[number] for number in range(len(table)) if number not in paired]
+        alone = [
+            table.ids[number] for number in range(len(table)) if number not in paired and not table.begun_again[number]
+        ]
         if alone:
             shown = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
             yield f"{len(alone)} of {len(table)} sequences are only in the {name}: {shown}"

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from comparator.plan.tokens.episodes import Episode, Sequence, same_sequence
+from comparator.plan.tokens.episodes import Episode, Sequence, begins_again, same_sequence
 from comparator.plan.tokens.pass_rows import PassRows, RowTokens, join_rows
 from comparator.plan.tokens.places import Places
 from dumper.layout import SequenceSpan, TokenLayout
@@ -37,6 +37,8 @@ class SequenceTable(Struct, frozen=True, eq=False):
     """Per position whether a compared step computed it."""
     computed_outside: npt.NDArray[np.bool_]
     """Per position whether only a step that is not compared computed it."""
+    begun_again: npt.NDArray[np.bool_]
+    """Per sequence whether its prompt was prefilled once more under its id before anything was decoded."""
     numbers: Mapping[tuple[int, int], npt.NDArray[np.int32]]
     """``(step, source)`` to the sequence number of each entry of the layout's ``sequences``."""
 
@@ -146,6 +148,7 @@ class _Builder:
             token=np.concatenate([np.zeros(0, np.int64), *(sequence.tokens for sequence in sequences)]),
             computed=computed,
             computed_outside=computed_outside & ~computed,
+            begun_again=np.array([sequence.begun_again for sequence in sequences], np.bool_),
             numbers={key: sequence_of[numbers] for key, numbers in self._episode_numbers.items()},
         )
 
@@ -168,6 +171,8 @@ class _Builder:
                 sequences[earlier].join(found, tokens)
                 sequence_of[number] = earlier
             else:
+                if earlier is not None:
+                    sequences[earlier].begun_again = begins_again(sequences[earlier], found, tokens)
                 latest[key] = sequence_of[number] = len(sequences)
                 sequences.append(Sequence.begin(key[1], found, tokens))
         return sequences, sequence_of

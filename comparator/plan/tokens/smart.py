@@ -120,7 +120,7 @@ def _rows_in(space: SharedSpace, side: Side, parts: list[PartTokens]) -> _SideRo
         current = inside & ((final == token) | (final < 0) | (token < 0))
         dropped += int(padding.sum()) + int((~current).sum())
         pair = pair_of[number]
-        unpaired = current & (pair < 0)
+        unpaired = current & (pair < 0) & ~table.begun_again[number]  # else a later sequence has these tokens
         begins = table.start[number] == 0
         alone += int((unpaired & begins).sum())
         continuing += int((unpaired & ~begins).sum())

@@ -39,6 +39,7 @@ def table_of(sequences: list[KnownTokens]) -> SequenceTable:
         token=np.concatenate(known).astype(np.int64),
         computed=np.ones(int(offsets[-1]), np.bool_),
         computed_outside=np.zeros(int(offsets[-1]), np.bool_),
+        begun_again=np.zeros(len(known), np.bool_),
         numbers={},
     )
 

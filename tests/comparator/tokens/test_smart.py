@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from comparator.plan.tokens import TokenPart, counts_against
+from comparator.plan.tokens.episodes import Episode
 from dumper.layout import SequenceSpan, TokenLayout
 from testbed.synthetic_engine import Engine, Request, padded_batches, serve, train_pass
 from testbed.synthetic_runs import SyntheticRun, record
@@ -189,6 +190,45 @@ def test_the_last_computation_of_a_retracted_request_counts() -> None:
     assert len(starts) == 2, "the request is prefilled twice"
     assert join(clean, retracted.with_fault("own", starts[0], 0, 1)).unequal.size == 0
     assert join(clean, retracted.with_fault("own", starts[1], 0, 1)).unequal.tolist() == [1]
+
+
+@pytest.mark.parametrize("mode", ["mixed", "extend"])
+def test_behind_a_cached_prefix_and_decoded_while_others_are_prefilled(mode: str) -> None:
+    """However its passes are called, its prompt ends where decoding begins: its length tells it from others."""
+    system = (1, 2, 3, 4, 5, 6, 7, 8)
+    first, second = Request("first", (*system, 9), (10,)), Request("second", (*system, 12), (14, 15, 16, 17, 18))
+    filler, long = Request("filler", (31,), (41, 42)), Request("long", (60, 61, 62, 63, 64, 65), (66, 67, 68))
+    requests = [first, filler, second, long]
+    target = record(serve(requests, Engine(mixed=True, mixed_mode=mode, cache_page=4, chunk=2, max_running=2)))
+    passes = [layout for layout in target.layouts.values() if "second" in {span.id for span in layout.sequences}]
+    assert [layout.forward_mode for layout in passes[1:]] == [mode, mode, mode, "decode"]
+    joined = join(record(serve(requests, Engine(max_running=1))), target)
+    assert joined.unequal.size == 0
+    assert joined.plan.only_baseline == {"cached prefix in target": 8}
+    assert not joined.plan.only_target
+
+
+def test_a_prompt_in_single_tokens_ends_where_it_does() -> None:
+    """Chunks of one token beside the decoding of others look like decoding, until a longer chunk follows."""
+    layouts = [(0, 3), (3, 1), (4, 1), (5, 4), (9, 1), (10, 1)]
+    episode = Episode.begin(SequenceSpan("one", 0, 3), "extend")
+    for start, count in layouts[1:]:
+        assert episode.continues_with(SequenceSpan("one", start, count), "extend")
+        episode.add(SequenceSpan("one", start, count), "extend")
+    assert (episode.prefill_end, episode.decodes) == (9, True)
+
+
+@pytest.mark.parametrize("twice", ["baseline", "target", "both"])
+def test_retracted_before_the_first_output_was_known(twice: str) -> None:
+    """The prompt is prefilled twice from the start, of other requests on each side: none of them is missing there."""
+    requests = [ONE, TWO, THREE]
+    other = [renamed(request, request.id + "'") for request in (THREE, TWO, ONE)]
+    again = Engine(retract_at=frozenset({1}), loses_sampled=True)
+    baseline = record(serve(requests, Engine() if twice == "target" else again))
+    target = record(serve(other, Engine() if twice == "baseline" else again))
+    joined = join(baseline, target)
+    check_all_matched(joined, tokens_of(ALL))
+    assert not joined.plan.notes
 
 
 def test_rejected_drafts_are_no_tokens_of_the_sequence() -> None:
