@@ -36,6 +36,11 @@ _LOOKS = {
 
 def describe(diagnosis: Diagnosis) -> str:
     """The verdict as one paragraph of plain sentences, for the terminal."""
+    if diagnosis.verdict == "undecided" and diagnosis.trained is not None:
+        return (
+            "Weights were updated before all that was compared, which makes more of small differences: it is held "
+            f"against {diagnosis.trained[1]}."
+        )
     if diagnosis.verdict == "undecided":
         return "Nothing could be judged: no tap was measured on both sides."
     sentences = [_opening(diagnosis)]
@@ -53,8 +58,8 @@ def describe(diagnosis: Diagnosis) -> str:
     if diagnosis.trained is not None:
         step, criterion = diagnosis.trained
         sentences.append(
-            f"Behind the gradients of step {step} weights may have been updated, which makes more of small "
-            f"differences: weights and later steps are held against {criterion}."
+            f"Behind step {step} weights were updated, which makes more of small differences: weights and later steps "
+            f"are held against {criterion}."
         )
     sentences.extend(_texts(diagnosis))
     if diagnosis.verdict == "differ" and diagnosis.also:

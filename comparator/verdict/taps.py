@@ -69,7 +69,7 @@ def collect_taps(
     families = {key: family for family, key in keys.items()}
     sizes = (_sizes(baseline), _sizes(target))
     facts, other_engine = model_facts(baseline, target), _engine(baseline) != _engine(target)
-    trained = last_step_of_equal_weights(pairs)
+    trained = last_step_of_equal_weights(pairs, (baseline, target))
     return Taps(keys, families, graph, ranks, sizes, facts, other_engine, problem, _coarsest(pairs), trained, partings)
 
 

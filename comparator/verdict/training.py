@@ -20,6 +20,7 @@ from comparator.diagnosis.kernel import to_single
 from comparator.match.bundles import BundlePair, Key
 from comparator.measure.family import FamilyRows
 from comparator.measure.kernel.sums import Array
+from dumper.reading.protocol import Run
 from tensortap.distinct import distinct
 from tensortap.lazy_rows import is_lazy
 
@@ -47,12 +48,13 @@ def is_parameter(family: Key) -> bool:
     return not is_gradient(family) and str(family[0][1]).startswith(PARAMETERS)
 
 
-def last_step_of_equal_weights(pairs: Sequence[BundlePair]) -> int | None:
-    """The first step of which both sides have gradients: what is behind it may be computed with other weights. None
-    where nothing is."""
-    found: int | None = None
+def last_step_of_equal_weights(pairs: Sequence[BundlePair], runs: Sequence[Run]) -> int | None:
+    """The step behind which weights were updated, as the runs say. Where they know of no optimizer the first of which
+    both sides have gradients: it may be one of the program's own. None where nothing is behind an update."""
+    updated = [first for run in runs if (first := next(filter(run.updates, run.steps), None)) is not None]
+    found: int | None = min(updated) - 1 if updated else None
     for pair in pairs:
-        if not is_gradient(pair.family) or pair.baseline is None or pair.target is None:
+        if updated or not is_gradient(pair.family) or pair.baseline is None or pair.target is None:
             continue
         for step in (pair.step,) if pair.step is not None else pair.target.steps:
             if step is not None and (found is None or step < found):

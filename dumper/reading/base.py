@@ -166,6 +166,10 @@ class RunBase:
     def arrays_in_files(self, numbers: npt.NDArray[np.int64], most: int) -> Iterable[ArraysInFile]:
         return ()
 
+    def updates(self, step: int) -> int:
+        """How often an optimizer had updated weights before a step; 0 where nothing tells."""
+        return 0
+
     def layout(self, step: int, rank: int) -> TokenLayout | None:
         return None
 

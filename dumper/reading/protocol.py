@@ -371,6 +371,9 @@ class Run(Protocol):
     def layout(self, step: int, rank: int) -> TokenLayout | None:
         """The token layout of a step on a rank, None when it is not known. Raises FormatError when it is malformed."""
 
+    def updates(self, step: int) -> int:
+        """How often an optimizer had updated weights before a step; 0 where nothing tells."""
+
     def select(
         self, *, name: str | None = None, step: int | None = None, rank: int | None = None, **tags: Any
     ) -> Sequence[Record]:

@@ -21,6 +21,7 @@ class Steps:
     """Counts steps from 0. Changed under the recorder's lock alone."""
 
     __slots__ = (
+        "__weakref__",
         "_batch",
         "_layout",
         "announced",
@@ -31,11 +32,15 @@ class Steps:
         "number",
         "size",
         "tags",
+        "updates",
+        "updates_before",
+        "watches_optimizers",
     )
 
     def __init__(self) -> None:
         self.explicit = False
         """Whether a ``step`` tap is installed: what comes outside a step then belongs to none."""
+        self.watches_optimizers = False
         self.reset()
 
     def reset(self) -> None:
@@ -51,7 +56,26 @@ class Steps:
         self.tags: Mapping[str, Any] = {}
         self.size: PassSize | None = None
         """Rows of the step under way, once it is announced."""
+        self.updates = self.updates_before = 0
+        """How often optimizers have updated weights since the run was begun: until now, before the step under way."""
         self.forget_batch()
+
+    def watch_optimizers(self) -> None:
+        """Count what optimizers do from now on: with other weights small differences become larger ones."""
+        optimizers = sys.modules.get("torch.optim.optimizer")
+        register = getattr(optimizers, "register_optimizer_step_post_hook", None)
+        if register is not None:
+            import weakref
+
+            self.watches_optimizers = True
+            steps = weakref.ref(self, lambda _: handle.remove())
+
+            def count(*arguments: object) -> None:
+                found = steps()
+                if found is not None:
+                    found.updates += 1
+
+            handle = register(count)
 
     def make_explicit(self) -> None:
         """A ``step`` tap was installed."""
@@ -63,6 +87,9 @@ class Steps:
         """The next step. What was recorded before the first was step 0 (SGLang's style: dump, step, dump)."""
         if self.begun or self.announced:
             self.number += 1
+        if not self.watches_optimizers:
+            self.watch_optimizers()
+        self.updates_before = self.updates
         self.begun = self.inside = True
         self.announced = self.is_unknown = False
         self.size = None

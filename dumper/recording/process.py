@@ -216,7 +216,7 @@ class RecordingProcess:
                 session = self._open.session or self._open_session()
                 self._steps.announced = True
                 layout = self._steps.take_layout()
-                session.begin_step(self._steps.number, layout, self._steps.tags)
+                session.begin_step(self._steps.number, layout, self._steps.tags, self._steps.updates_before)
                 if self._graphs is not None:
                     self._steps.size = self._graphs.size_of_pass(layout)
             except Exception as error:

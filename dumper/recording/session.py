@@ -303,10 +303,12 @@ class Session:
             check_text("dims", dims)
         return scalars
 
-    def begin_step(self, number: int, layout: TokenLayout | PendingLayout | None, tags: Mapping[str, Any]) -> None:
-        """A step begins; ``layout`` may still be on its way."""
+    def begin_step(
+        self, number: int, layout: TokenLayout | PendingLayout | None, tags: Mapping[str, Any], updates: int = 0
+    ) -> None:
+        """A step begins; ``layout`` may still be on its way. ``updates``: of the weights, before it."""
         self.status.add("steps")
-        self._writer.put(BeginStep(number, self._staged_layout(layout), dict(as_scalars(tags))))
+        self._writer.put(BeginStep(number, self._staged_layout(layout), dict(as_scalars(tags)), updates))
 
     def _staged_layout(self, layout: TokenLayout | PendingLayout | None) -> TokenLayout | StagedLayout | None:
         """The values that a layout needs, on their way like those that are recorded."""

@@ -174,6 +174,8 @@ class BeginStep:
     number: int
     layout: TokenLayout | StagedLayout | None
     tags: Mapping[str, Any]
+    updates: int = 0
+    """How often an optimizer has updated weights before."""
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,8 @@ class RankStream:
         meta: dict[str, Any] = {"step": item.number}
         if item.tags:
             meta["tags"] = dict(item.tags)
+        if item.updates:
+            meta["updates"] = item.updates
         try:
             layout = item.layout.wait() if isinstance(item.layout, StagedLayout) else item.layout
             if layout is not None:

@@ -14,6 +14,7 @@ from torch import nn
 import comparator
 from comparator.options import DimsOverride
 from comparator.report.records import TensorComparison
+from dumper import open_run
 from dumper.recording.recorder import Recorder
 
 STEPS = 4
@@ -77,6 +78,9 @@ def train(
     dtype: torch.dtype = torch.float32,
     autocast: bool = False,
     parts: int = 1,
+    gradients: bool = True,
+    own_optimizer: bool = False,
+    steps: str | None = None,
 ) -> Path:
     torch.manual_seed(0)
     model = Decoder().to(dtype)
@@ -85,8 +89,8 @@ def train(
             module.pieces = pieces
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, foreach=False)
     recorder = Recorder()
-    recorder.configure(enable=True, dir=str(path.parent), run=path.name, control=False)
-    with recorder.attach(model, "**", grad=True):
+    recorder.configure(enable=True, dir=str(path.parent), run=path.name, control=False, steps=steps)
+    with recorder.attach(model, "**", grad=gradients):
         for step in range(STEPS):
             ids = torch.randint(64, (4, 13), generator=torch.Generator().manual_seed(step))
             with recorder.step():
@@ -96,8 +100,14 @@ def train(
                         logits = model(part[:, :-1])
                     loss = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten()) / parts
                     (loss if change is None else change(step, loss, model)).backward()
-                recorder.dump_model(model)
-            optimizer.step()
+                if gradients:
+                    recorder.dump_model(model)
+            if not own_optimizer:
+                optimizer.step()
+                continue
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.sub_(rate * parameter.grad.sign())
     recorder.close()
     return path
 
@@ -118,6 +128,43 @@ def test_other_roundings_agree(tmp_path: Path, pieces: int, dtype: torch.dtype) 
     assert report.passed, report.describe()
     assert "agree up to step 0" in report.words
     assert "weights and later steps are held against relative_l2" in report.words
+
+
+def test_steps_know_of_updates(baseline: Path, tmp_path: Path) -> None:
+    run = open_run(baseline)
+    assert [run.updates(step) for step in run.steps] == list(range(STEPS))
+    own = open_run(train(tmp_path / "own", own_optimizer=True))
+    assert not any(map(own.updates, own.steps))
+
+
+def test_without_gradients_steps_know_that_weights_were_updated(tmp_path: Path) -> None:
+    one, two = train(tmp_path / "one", gradients=False), train(tmp_path / "two", 2, gradients=False)
+    report = comparator.compare(one, two)
+    assert report.passed, report.describe()
+    assert "Behind step 0 weights were updated" in report.words
+    wrong = train(tmp_path / "wrong", 2, gradients=False, rate=1.2e-2)
+    found = first_failure(comparator.compare(one, wrong))
+    assert found.location.step == 1
+
+
+def test_an_optimizer_of_ones_own_is_known_by_gradients(tmp_path: Path) -> None:
+    one, two = train(tmp_path / "one", own_optimizer=True), train(tmp_path / "two", 2, own_optimizer=True)
+    assert comparator.compare(one, two).passed
+
+
+def test_what_is_all_behind_updates(tmp_path: Path) -> None:
+    one, two = train(tmp_path / "one", steps="2-3"), train(tmp_path / "two", 2, steps="2-3")
+    report = comparator.compare(one, two)
+    assert report.passed, report.describe()
+    assert report.words.startswith("Weights were updated before all that was compared")
+    wrong = train(tmp_path / "wrong", 2, steps="2-3", change=functools.partial(scaled, 1.5, 2))
+    assert not comparator.compare(one, wrong).passed
+
+
+def test_runs_without_an_update_are_judged_as_strictly_as_any(tmp_path: Path) -> None:
+    """One process may have trained something else before."""
+    one, two = (train(tmp_path / name, rate=0.0, gradients=False, own_optimizer=True) for name in ("one", "two"))
+    assert "up to step" not in comparator.compare(one, two).words
 
 
 def test_gradients_of_autocast_are_as_exact_as_what_they_were_computed_in(tmp_path: Path) -> None:

@@ -116,6 +116,15 @@ class RunDirectory(RunBase):
             self._layouts[step, rank] = self._decoded_layout(step, rank)
         return self._layouts[step, rank]
 
+    def updates(self, step: int) -> int:
+        """How often an optimizer had updated weights before a step, as the first rank says that has the step."""
+        for rank in self.ranks:
+            meta = self._ranks[rank].steps.get(step)
+            if meta is not None:
+                count = meta.get("updates", 0)
+                return count if isinstance(count, int) else 0
+        return 0
+
     def _decoded_layout(self, step: int, rank: int) -> TokenLayout | None:
         part = self._ranks.get(rank)
         encoded = part.steps.get(step, {}).get("layout") if part is not None else None
