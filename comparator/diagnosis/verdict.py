@@ -25,6 +25,8 @@ Judged = Literal["within-rounding", "introduced-here", "inherited-from", "after-
 Verdict = Literal["agree", "differ", "undecided"]
 
 
+NO_ROWS = "no rows in common"
+"""Why a tap is not judged that was measured."""
 FEWEST_OF_ROWS = 0.1
 """Share of rows below which rows that differ may have been absent in earlier layers by chance."""
 
@@ -130,7 +132,7 @@ def diagnose(profiles: Sequence[TapProfile], graph: TapGraph, options: Options |
         if profile is None:
             judgements.append(Judgement(node.key, "not-judged", reason="not measured on both sides"))
         elif profile.rows == 0 or profile.channel_count == 0:
-            judgements.append(Judgement(node.key, "not-judged", reason="no rows in common"))
+            judgements.append(Judgement(node.key, "not-judged", reason=NO_ROWS))
         else:
             judgements.append(_judge(profile, inheritance, options))
     judgements = _with_bits(judgements, found, graph)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from comparator.diagnosis.strengths import Test
 from comparator.diagnosis.tokens import PartedText
-from comparator.diagnosis.verdict import Diagnosis, Judgement
+from comparator.diagnosis.verdict import NO_ROWS, Diagnosis, Judgement
 
 _LOOKS = {
     "growth": "its rows have {value:.3g} times the error that its inputs and rounding explain",
@@ -36,7 +36,8 @@ _LOOKS = {
 
 def describe(diagnosis: Diagnosis) -> str:
     """The verdict as one paragraph of plain sentences, for the terminal."""
-    if diagnosis.verdict == "undecided" and diagnosis.trained is not None:
+    compared = any(one.reason == NO_ROWS for one in diagnosis.judgements)
+    if diagnosis.verdict == "undecided" and diagnosis.trained is not None and compared:
         return (
             "Weights were updated before all that was compared, which makes more of small differences: it is held "
             f"against {diagnosis.trained[1]}."

@@ -167,7 +167,8 @@ def _undeclared(ranks: Sequence[int], world: Mapping[int, Coordinates], dims: Di
         return PairError(
             f"ranks {_listing(ranks)} recorded it, and no recorded axis that dims {dims.text!r} name tells them apart "
             f"(the run recorded {', '.join(recorded) or 'no parallel layout'})",
-            hint="record the parallel layout of the run, or keep ranks apart with --preset raw",
+            hint="record the parallel layout of the run, dumper.configure(parallel={'dp': (rank, size)}), or keep "
+            "ranks apart with --preset raw",
             name="ranks-not-told-apart",
         )
     axes = " or ".join(repr(axis) for axis in differing)

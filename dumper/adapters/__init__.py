@@ -144,13 +144,17 @@ def _model_facts(batch: object) -> dict[str, str]:
 
 
 def _axes_of_meshes() -> Parallel:
-    if "torch.distributed.device_mesh" not in sys.modules:
+    """Those of device meshes, and the one over which ``DistributedDataParallel`` averages gradients."""
+    if "torch.distributed" not in sys.modules:
         return {}
     from dumper.adapters.device_mesh import existing_meshes, mesh_axes
-    from dumper.adapters.torch_distributed import group_rank
+    from dumper.adapters.torch_distributed import data_parallel_axis, group_rank
 
     try:
-        return mesh_axes(existing_meshes()) if group_rank() is not None else {}
+        if group_rank() is None:
+            return {}
+        found = mesh_axes(existing_meshes())
+        return found if "dp" in found else {**data_parallel_axis(), **found}
     except Exception as error:
         _warn_once(f"tensortap: the axes of a device mesh cannot be read: {type(error).__name__}: {error}")
         return {}

@@ -136,6 +136,11 @@ class RunBase:
         return ()
 
     @property
+    def outside_steps(self) -> int:
+        """Values that came outside any step and were counted alone."""
+        return 0
+
+    @property
     def losses(self) -> int:
         return 0
 

@@ -45,7 +45,8 @@ def counts(run: Run) -> str:
     """Ranks, steps, records and losses of a run, in one line."""
     steps = f"{len(run.steps)} steps ({ranges(run.steps)})" if run.steps else "no steps"
     ranks = f"{len(run.ranks)} of {run.world_size} ranks"
-    return f"{ranks}, {steps}, {len(run.records)} records, {run.losses} lost"
+    outside = f", {run.outside_steps} outside steps and left out" if run.outside_steps else ""
+    return f"{ranks}, {steps}, {len(run.records)} records, {run.losses} lost{outside}"
 
 
 def tables(run: Run, records: Sequence[Record] | None = None, progress: Progress = silent) -> list[TextTable]:

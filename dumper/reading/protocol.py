@@ -329,6 +329,10 @@ class Run(Protocol):
         """What was recorded of CUDA graphs, one entry for each rank that had some and came to an orderly end."""
 
     @property
+    def outside_steps(self) -> int:
+        """Values that came outside any step, where steps are explicit, and were counted alone."""
+
+    @property
     def losses(self) -> int:
         """Values that were to be recorded and are not in the run, as far as is known."""
 

@@ -150,6 +150,9 @@ class Recorder(CallsOfSglang):
         from dumper.recording.flatten import parameters
 
         settings = self.settings
+        if step is None and not self._steps.inside:
+            # Between the passes of a model whose passes are steps: weights are those of the one before.
+            step = self._steps.number
         named = f"{prefix}." if name_prefix is None else f"{name_prefix}__"
         try:
             for name, value, stream in parameters(

@@ -226,9 +226,13 @@ class RunDirectory(RunBase):
                 run_ids.setdefault(account.rank, set()).add(account.run_id)
         return mixed_runs(run_ids, sizes)
 
+    @property
+    def outside_steps(self) -> int:
+        return sum(account.counts["outside_steps"] for account in self._accounts)
+
     def _why_empty(self) -> str:
         held = sum(account.counts["held_back"] for account in self._accounts)
-        outside = sum(account.counts["outside_steps"] for account in self._accounts)
+        outside = self.outside_steps
         if held:
             return f": {held} values were held back, since on_nan waited for a NaN or infinity that did not come"
         if outside:

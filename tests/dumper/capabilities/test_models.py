@@ -344,3 +344,24 @@ def test_dims_of_modules_and_parameters(recorder: Recorder) -> None:
     assert {record.dims for record in run.select(name="layers.0.0")} == {"t h[tp]", "t h[tp:partial]"}
     assert {record.dims for record in run.select(name="layers.0.mlp")} == {None}, "as many dims as dimensions, or none"
     assert {record.dims for record in run.select(name="param.layers.0.mlp.weight")} == {"# dp:replicated"}
+
+
+def test_parameters_between_passes_belong_to_the_pass_before(recorder: Recorder) -> None:
+    """A trainer's callback has no pass under way: the passes of a patched model are steps, and end with it."""
+    model = Model()
+    tap, step = recorder.install_taps(
+        "m", ({"id": "t#1:out", "name": "out"}, {"id": "t#0:s", "name": "s", "kind": "step"}), {}
+    )
+    for _ in range(2):
+        step.step()
+        output = model(torch.ones(2, 4))
+        tap.record(output)
+        step.end_step()
+        output.sum().backward()
+        recorder.dump_model(model)
+        tap.record(output)
+    run = finished(recorder)
+    found = [(record.stream, record.step) for record in run.select(name="param.layers.0.mlp.weight")]
+    assert found == [("value", 0), ("grad", 0), ("value", 1), ("grad", 1)]
+    assert run.outside_steps == 2
+    assert "2 outside steps and left out" in repr(run)
