@@ -84,7 +84,7 @@ class Recorder(CallsOfSglang):
                 return
             if isinstance(save, str):  # dims in the place of those of a tap
                 dims = save
-        if Tracing.is_compiling():
+        if Tracing.by_dynamo() or Tracing.flags._is_compiling_flag:
             # Made here: what remembers sources would change under the guards of the graph.
             record_in_graph(self.number, Source(name, level, grad, None, "value"), value, dims, tags)
         else:
