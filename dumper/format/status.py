@@ -52,11 +52,8 @@ def _fresh() -> bytes:
     return head + struct.pack(">BH", 0xC5, padding) + bytes(padding)
 
 
-def _offset(name: str) -> int:
-    return _PREFIX.size + COUNTS.index(name) * _FIELD.size + 1
-
-
-SUBMITTED_AT = _offset("submitted")
+_OFFSETS = {name: _PREFIX.size + number * _FIELD.size + 1 for number, name in enumerate(COUNTS)}
+SUBMITTED_AT = _OFFSETS["submitted"]
 """Where the number of values that the model has handed over lies: big-endian, 8 bytes."""
 
 
@@ -108,7 +105,7 @@ class StatusBlock:
     def add(self, name: str, amount: int = 1) -> None:
         """Count. From any thread."""
         with self._lock:
-            self.set(name, self[name] + amount)
+            self.set(name, (self._submitted if name == "submitted" else self._values[name]) + amount)
 
     def submitted(self, number: int) -> None:
         """The model has handed over its ``number``-th value. On the hot path, hence on its own."""
@@ -125,7 +122,7 @@ class StatusBlock:
         self._values[name] = value
         mapped = self._map
         if mapped is not None:
-            _UINT64.pack_into(mapped, _offset(name), value)
+            _UINT64.pack_into(mapped, _OFFSETS[name], value)
 
     def counts(self) -> dict[str, int]:
         """A copy of all counts."""
@@ -163,7 +160,7 @@ def read_status(data: bytes) -> dict[str, int] | None:
     fields = min(struct.unpack_from(">H", data, 1)[0] - 3, len(COUNTS))
     counts = dict.fromkeys(COUNTS, 0)
     for name in COUNTS[: max(fields, 0)]:
-        if _offset(name) + 8 > len(data):
+        if _OFFSETS[name] + 8 > len(data):
             return None
-        counts[name] = struct.unpack_from(">Q", data, _offset(name))[0]
+        counts[name] = struct.unpack_from(">Q", data, _OFFSETS[name])[0]
     return counts

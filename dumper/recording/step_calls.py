@@ -31,7 +31,7 @@ class StepCalls(RecordingProcess):
         self, batch: Any, layout: TokenLayout | None, tags: Mapping[str, Any], tap: str | None = None
     ) -> None:
         """What ``step`` does; ``tap`` is the id of the tap that calls."""
-        if Tracing.is_compiling() and (
+        if (Tracing.by_dynamo() or Tracing.flags._is_compiling_flag) and (
             self._settings is None or step_in_graph(self.number, self._recording, batch, layout, tags, tap)
         ):
             return

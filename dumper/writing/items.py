@@ -238,6 +238,8 @@ _PLAIN = frozenset({str, float, bool, type(None)})
 
 def as_scalars(tags: Mapping[str, Any]) -> TagsKey:
     """Tags as scalars, in their order. Raises UnrecordableError for text that is too long."""
+    if not tags:
+        return ()
     scalars = tuple((str(key), value if type(value) in _PLAIN else _as_scalar(value)) for key, value in tags.items())
     for key, value in scalars:
         if type(value) is str:

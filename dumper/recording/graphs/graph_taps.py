@@ -93,7 +93,7 @@ class GraphTaps:
     @property
     def open(self) -> bool:
         """Whether a capture is under way."""
-        return any(capture.began for capture in list(self._open.values()))
+        return bool(self._open) and any(capture.began for capture in list(self._open.values()))
 
     @property
     def may_be_replayed(self) -> bool:
