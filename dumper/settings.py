@@ -62,6 +62,8 @@ class Settings:
     """How much is kept of them (``dumper/rules/levels.py``); None: ``full``."""
     steps: str | None = None
     """Which steps are recorded (``dumper/rules/step_rule.py``); None: all."""
+    first_step: int = 0
+    """The number of the first step: of a training that is resumed, the one that it had in the run from the start."""
     on_nan: int | None = None
     """Write nothing until a value holds NaN or infinity, then begin with this many steps before it."""
     enable_value: bool = True
@@ -334,6 +336,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "filter": _optional(_parsed(Expression)),
     "level": _optional(_parsed(LevelRules.parse)),
     "steps": _optional(_parsed(StepRule.parse)),
+    "first_step": _number,
     "on_nan": _optional(_number),
     "enable_value": _boolean,
     "enable_grad": _boolean,

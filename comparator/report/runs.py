@@ -275,7 +275,7 @@ class Tally(Struct):
 
     def as_far_as_it_matters(self, diagnosis: Diagnosis) -> Diagnosis:
         """Without how far it reaches, where all that was compared is the same."""
-        if diagnosis.trained is None or self.first_different is not None or self.exit_code:
+        if diagnosis.verdict == "undecided" or self.first_different is not None or self.exit_code:
             return diagnosis
         return replace(diagnosis, trained=None)
 

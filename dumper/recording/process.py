@@ -147,6 +147,8 @@ class RecordingProcess:
         if self.number is None:
             self.number = Tracing.number(self._recorder)
         settings = self._settings
+        if settings is not None and not (self._steps.begun or self._steps.announced):
+            self._steps.number = settings.first_step
         graphs = self._graph_taps() if settings is not None else None
         wanted = self._wanted = self._wants_step()
         if settings is not None:

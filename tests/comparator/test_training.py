@@ -81,6 +81,8 @@ def train(
     gradients: bool = True,
     own_optimizer: bool = False,
     steps: str | None = None,
+    save: Path | None = None,
+    resume: Path | None = None,
 ) -> Path:
     torch.manual_seed(0)
     model = Decoder().to(dtype)
@@ -88,10 +90,16 @@ def train(
         if isinstance(module, Summed):
             module.pieces = pieces
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, foreach=False)
-    recorder = Recorder()
-    recorder.configure(enable=True, dir=str(path.parent), run=path.name, control=False, steps=steps)
+    recorder, first = Recorder(), 0
+    if resume is not None:
+        first, weights, state = torch.load(resume)
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+    recorder.configure(enable=True, dir=str(path.parent), run=path.name, control=False, steps=steps, first_step=first)
     with recorder.attach(model, "**", grad=gradients):
-        for step in range(STEPS):
+        for step in range(first, STEPS):
+            if save is not None and step == 2:
+                torch.save((step, model.state_dict(), optimizer.state_dict()), save)
             ids = torch.randint(64, (4, 13), generator=torch.Generator().manual_seed(step))
             with recorder.step():
                 optimizer.zero_grad()
@@ -150,6 +158,21 @@ def test_without_gradients_steps_know_that_weights_were_updated(tmp_path: Path) 
 def test_an_optimizer_of_ones_own_is_known_by_gradients(tmp_path: Path) -> None:
     one, two = train(tmp_path / "one", own_optimizer=True), train(tmp_path / "two", 2, own_optimizer=True)
     assert comparator.compare(one, two).passed
+
+
+def test_a_training_that_is_resumed(tmp_path: Path) -> None:
+    saved = tmp_path / "checkpoint.pt"
+    whole = train(tmp_path / "whole", save=saved)
+    report = comparator.compare(whole, train(tmp_path / "resumed", resume=saved), start_step=2)
+    assert report.passed, report.describe()
+    assert report.summary.bits == "everything that was compared is bit-identical"
+    _, weights, state = torch.load(saved)
+    for one in state["state"].values():
+        one["exp_avg"].zero_()  # the optimizer's state is lost
+    torch.save((2, weights, state), saved)
+    report = comparator.compare(whole, train(tmp_path / "without", resume=saved), start_step=2)
+    assert not report.passed
+    assert first_failure(report).location.step == 3
 
 
 def test_what_is_all_behind_updates(tmp_path: Path) -> None:

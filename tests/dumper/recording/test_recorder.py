@@ -42,6 +42,22 @@ def test_steps_that_come_after_the_records_as_in_sglang(recording: Recording) ->
     assert _steps(recording) == [("a", 0), ("b", 1), ("c", 2)]
 
 
+def test_steps_of_a_training_that_is_resumed(recording: Recording) -> None:
+    recorder = recording.start(first_step=3, steps="4-")
+    for name in "abc":
+        recorder.step()
+        recorder.dump(name, 1)
+    assert _steps(recording) == [("b", 4), ("c", 5)]
+
+
+def test_records_before_the_first_step_of_such_a_training(recording: Recording) -> None:
+    recorder = recording.start(first_step=3)
+    recorder.dump("a", 1)
+    recorder.step()
+    recorder.dump("b", 1)
+    assert _steps(recording) == [("a", 3), ("b", 4)]
+
+
 def test_without_steps_everything_is_step_0(recording: Recording) -> None:
     recorder = recording.start()
     recorder.dump("a", 1)
