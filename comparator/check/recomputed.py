@@ -20,6 +20,8 @@ Array = npt.NDArray[Any]
 
 FEWEST_ROWS = 4
 """With fewer rows the fitted weights explain almost anything."""
+EPSILONS = (0.0, 1e-8, 1e-6, 1e-5)
+"""What norms add to the mean square of a row; beside values of an untrained model it matters."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,17 @@ def fit_norm(inputs: Array, output: Array) -> NormFit | None:
     x, y = inputs.astype(np.float64), output.astype(np.float64)
     if not (np.isfinite(x).all() and np.isfinite(y).all()) or not y.any() or not x.any(axis=1).all():
         return None
-    fits = [_fit(x, y, "rms", bias=False), _fit(x - x.mean(axis=1, keepdims=True), y, "layer", bias=True)]
+    centred = x - x.mean(axis=1, keepdims=True)
+    fits = [
+        fit
+        for epsilon in EPSILONS
+        for fit in (_fit(x, y, "rms", epsilon, bias=False), _fit(centred, y, "layer", epsilon, bias=True))
+    ]
     return min(fits, key=lambda fit: fit.residual)
 
 
-def _fit(centred: Array, y: Array, kind: str, *, bias: bool) -> NormFit:
-    scale = np.sqrt(np.mean(centred**2, axis=1, keepdims=True))
+def _fit(centred: Array, y: Array, kind: str, epsilon: float, *, bias: bool) -> NormFit:
+    scale = np.sqrt(np.mean(centred**2, axis=1, keepdims=True) + epsilon)
     unit = np.divide(centred, scale, out=np.zeros_like(centred), where=scale > 0)
     mean_unit = unit.mean(axis=0) if bias else np.zeros(unit.shape[1])
     mean_y = y.mean(axis=0) if bias else np.zeros(y.shape[1])

@@ -46,7 +46,7 @@ if other:
 
 
 def test_from_nothing_to_a_verdict(tmp_path: Path, torch_host: ForkHost) -> None:
-    (model,) = _blocks("python")
+    model = _blocks("python")[0]
     (tmp_path / "own_model.py").write_text(model)
     record, compare = _blocks("shell")
     for command in record.splitlines():

@@ -95,6 +95,36 @@ def test_a_norm_that_is_none() -> None:
     assert names(as_run(replace(recorded, values={**recorded.values, key: wrong}))) == ["norm-is-off"]
 
 
+def test_a_norm_whose_weights_are_trained() -> None:
+    class Trained(FakeRun):
+        def updates(self, step: int) -> int:
+            return step
+
+    once = as_run(Model().run())
+    weights = np.linspace(0.9, 1.1, once.records[0].data.shape[-1], dtype=np.float32)
+
+    def changed(record: FakeRecord) -> np.ndarray:
+        assert record.data is not None
+        value = record.data * weights if record.name == "final_norm_output" else record.data
+        return value.astype(record.data.dtype)
+
+    later = [replace(record, step=1, data=changed(record)) for record in once.records]
+    layouts = {**once.layouts, (1, 0): once.layouts[0, 0]}
+    assert names(Trained([*once.records, *later], layouts=layouts)) == []
+    assert names(FakeRun([*once.records, *later], layouts=layouts)) == ["norm-is-off"]
+
+
+@pytest.mark.parametrize("epsilon", [1e-8, 1e-6, 1e-5])
+def test_norms_of_small_values(epsilon: float) -> None:
+    """What is added to the mean square matters beside the values of a model that is not trained."""
+    random = np.random.default_rng(0)
+    values = random.standard_normal((20, 64)) * np.geomspace(1e-3, 1e-1, 20)[:, None]
+    output = values / np.sqrt((values**2).mean(1, keepdims=True) + epsilon) * random.standard_normal(64)
+    fit = fit_norm(values, output)
+    assert fit is not None
+    assert fit.residual < 1e-9
+
+
 def test_weights_that_are_nearly_tied() -> None:
     weight = np.random.default_rng(0).standard_normal((400, 8)).astype(np.float32)
     stale = weight.copy()
