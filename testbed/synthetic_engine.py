@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,10 @@ class Engine:
     """Whether a retracted request loses the token sampled last, as with overlapped scheduling."""
     drafts: int = 0
     """Tokens that speculative decoding verifies in a pass beside the sampled one."""
+    branches: int = 1
+    """Drafts of each position; with more than one they are a tree, of which the layout tells the branches."""
+    tells_branches: bool = True
+    """Whether it does."""
     idle_dummy_row: bool = True
     """Whether idle ranks bring a row of their own when nobody prefills."""
     idle_prefill_row: bool = False
@@ -109,6 +114,28 @@ class _Work:
     span: SequenceSpan
     tokens: tuple[int, ...]
     prefix: tuple[int, ...]
+    parents: tuple[int, ...] | None = None
+    """In a tree of drafts, per row the one that it follows, -1 for the first."""
+
+    @property
+    def depths(self) -> list[int]:
+        """Per row how far its position is behind the first one's."""
+        if self.parents is None:
+            return list(range(len(self.tokens)))
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(0 if parent < 0 else depths[parent] + 1)
+        return depths
+
+    @property
+    def prefixes(self) -> list[tuple[int, ...]]:
+        """Per row the tokens up to and with it."""
+        if self.parents is None:
+            return [self.prefix + self.tokens[: number + 1] for number in range(len(self.tokens))]
+        found: list[tuple[int, ...]] = []
+        for parent, token in zip(self.parents, self.tokens, strict=True):
+            found.append((*(self.prefix if parent < 0 else found[parent]), token))
+        return found
 
 
 def serve(requests: list[Request], engine: Engine) -> Schedule:
@@ -167,7 +194,8 @@ def _next_pass(rank: _Rank, engine: Engine, chance: random.Random) -> tuple[str,
             work.extend(_decoded(served) for served in decoding)
     elif engine.drafts and decoding:
         mode = "target_verify"
-        work.extend(_verified(served, engine.drafts, chance) for served in decoding)
+        verify = _verified if engine.branches == 1 else _verified_tree
+        work.extend(verify(served, engine, chance) for served in decoding)
     else:
         mode = "decode" if decoding else "idle"
         work.extend(_decoded(served) for served in decoding)
@@ -203,10 +231,36 @@ def _decoded(served: _Served) -> _Work:
     return work
 
 
-def _verified(served: _Served, drafts: int, chance: random.Random) -> _Work:
+def _verified_tree(served: _Served, engine: Engine, chance: random.Random) -> _Work:
+    """One true token and a tree behind it, in the order of depth; only siblings have different tokens."""
+    true, start = served.request.tokens, served.computed
+    accepted = min(chance.randint(0, engine.drafts), len(true) - start - 1)
+    tokens, parents, last, at = [true[start]], [-1], [0], 0
+    for depth in range(1, engine.drafts + 1):
+        right = true[start + depth] if start + depth < len(true) else 0
+        level = [(at, right)] if depth <= accepted else []
+        while len(level) < engine.branches:
+            parent = chance.choice(last)
+            # The true token behind a wrong one, too; behind the right one it would be accepted.
+            token = right if parent != at and chance.random() < 0.5 else 1000 + chance.randrange(4)
+            if (parent, token) not in level and (parent != at or token != right):
+                level.append((parent, token))
+        chance.shuffle(level)
+        begin = len(tokens)
+        parents += [parent for parent, _ in level]
+        tokens += [token for _, token in level]
+        at = begin + level.index((at, right)) if depth <= accepted else -1
+        last = list(range(begin, len(tokens)))
+    served.computed = start + 1 + accepted
+    served.sampled = served.computed + 1
+    return _Work(SequenceSpan(served.request.id, start, len(tokens)), tuple(tokens), true[:start], tuple(parents))
+
+
+def _verified(served: _Served, engine: Engine, chance: random.Random) -> _Work:
     """One true token and drafts after it: some are right, the first wrong one makes the rest useless."""
     true = served.request.tokens
     start = served.computed
+    drafts = engine.drafts
     accepted = min(chance.randint(0, drafts), len(true) - start - 1)
     tokens = list(true[start : start + 1 + accepted])
     while len(tokens) < drafts + 1:
@@ -240,7 +294,7 @@ def _padded(planned: list[tuple[str, list[_Work]]], engine: Engine) -> tuple[Ran
                 padding="max_len" if engine.padding == "max_len" else "sum_len",
             )
         tokens = [token for work in works for token in work.tokens]
-        prefixes = [work.prefix + work.tokens[: number + 1] for work in works for number in range(len(work.tokens))]
+        prefixes = [prefix for work in works for prefix in work.prefixes]
         padding = rows[index] - len(tokens)
         layout = TokenLayout(
             forward_mode=mode,
@@ -248,9 +302,25 @@ def _padded(planned: list[tuple[str, list[_Work]]], engine: Engine) -> tuple[Ran
             rows=rows[index],
             token_ids=np.array(tokens + [0] * padding, np.int64),
             data_parallel=share,
+            **(_branches(works, padding, engine) if mode == "target_verify" and engine.branches > 1 else {}),
         )
         found.append(RankPass(layout, (*prefixes, *[()] * padding)))
     return tuple(found)
+
+
+def _branches(works: list[_Work], padding: int, engine: Engine) -> dict[str, Any]:
+    """What the layout of a pass over trees of drafts says of each row."""
+    sequence = [index for index, work in enumerate(works) for _ in work.tokens]
+    position = [work.span.start + depth for work in works for depth in work.depths]
+    parents: list[int] = []
+    for work in works:
+        first = len(parents)
+        parents += [parent if parent < 0 else first + parent for parent in work.parents or ()]
+    return {
+        "row_sequence": np.array(sequence + [-1] * padding, np.int32),
+        "row_position": np.array(position + [0] * padding, np.int64),
+        "extra": {"parents": parents} if engine.tells_branches else {},
+    }
 
 
 def _rounded(count: int, multiple: int) -> int:

@@ -93,6 +93,10 @@ def _device_tensors(batch: Any) -> dict[str, Any]:
     if getattr(batch, "extend_seq_lens", None) is not None or _first(batch, "extend_seq_lens_cpu") is not None:
         tensors["extend_counts"] = _first(batch, "extend_seq_lens_cpu", "extend_seq_lens")
         tensors["extend_starts"] = _first(batch, "extend_prefix_lens_cpu", "extend_prefix_lens")
+    speculative = getattr(batch, "spec_info", None)
+    if speculative is not None and _mode(batch) == "target_verify":
+        tensors["first_children"] = _first(speculative, "retrieve_next_token", "retrive_next_token")
+        tensors["next_siblings"] = _first(speculative, "retrieve_next_sibling", "retrive_next_sibling")
     if getattr(batch, "rids", None) is None:
         tensors["slots"] = _first(batch, "req_pool_indices_cpu", "req_pool_indices")
     return tensors

@@ -43,6 +43,10 @@ class PassFacts:
     speculative: bool = False
     token_ids: Array | None = None
     positions: Array | None = None
+    first_children: Array | None = None
+    """In a tree of drafts, per sequence and draft: the first of those that follow it; negative for none."""
+    next_siblings: Array | None = None
+    """The next one that follows the same draft; negative for none."""
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -163,9 +167,29 @@ def _with_positions(layout: TokenLayout, facts: PassFacts, starts: Array, counts
             replace(span, start=int(row_position[sequence == index].min()) if span.count else span.start)
             for index, span in enumerate(layout.sequences)
         )
-        return replace(layout, sequences=spans, row_sequence=sequence, row_position=row_position)
+        parents = _parents(facts, len(counts), real_rows)
+        extra = layout.extra if parents is None else {**layout.extra, "parents": parents}
+        return replace(layout, sequences=spans, row_sequence=sequence, row_position=row_position, extra=extra)
     # The model's positions (of its rotary embedding) need not count tokens; the identity does.
     return replace(layout, extra={**layout.extra, "positions": positions[:real_rows].tolist()})
+
+
+def _parents(facts: PassFacts, sequences: int, rows: int) -> list[int] | None:
+    """Per row of a tree of drafts the row of the draft that it follows, -1 for the first of each sequence."""
+    children, siblings = facts.first_children, facts.next_siblings
+    if children is None or siblings is None or sequences == 0 or children.size < rows or siblings.size < rows:
+        return None
+    nodes = rows // sequences
+    children, siblings = (tree.reshape(-1)[:rows].reshape(sequences, nodes) for tree in (children, siblings))
+    parents = [-1] * rows
+    for sequence, (first, following) in enumerate(zip(children.tolist(), siblings.tolist(), strict=True)):
+        for node, child in enumerate(first):
+            next_child = child
+            while node < next_child < nodes:
+                parents[sequence * nodes + next_child] = sequence * nodes + node
+                # A later row, or none: whatever a buffer that was not filled holds, this ends.
+                next_child = following[next_child] if following[next_child] > next_child else -1
+    return parents
 
 
 def _data_parallel(gather: GatherFacts, real_rows: int) -> DataParallelRows:

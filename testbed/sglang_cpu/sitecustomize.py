@@ -29,11 +29,43 @@ def _complete_torch_native_backend(module: ModuleType) -> None:
     def forward_extend(
         self: Any, q: Any, k: Any, v: Any, layer: Any, batch: Any, save_kv_cache: bool = True, **others: Any
     ) -> Any:
+        if batch.forward_mode.is_target_verify():
+            return _verify_tree(self, q, k, v, layer, batch, save_kv_cache)
         if save_kv_cache or k is None or any(batch.extend_prefix_lens_cpu):
             return from_cache(self, q, k, v, layer, batch, save_kv_cache, **others)
         return _attention_without_cache(q, k, v, layer, batch.extend_seq_lens_cpu)
 
     backend.forward_extend = forward_extend
+
+
+def _verify_tree(self: Any, q: Any, k: Any, v: Any, layer: Any, batch: Any, save_kv_cache: bool) -> Any:
+    """Attention of drafts: each sees what was decoded before, itself and the drafts that it follows.
+
+    SGLang's torch-native backend has none. The lengths of the batch are those before the drafts, and its mask on a CPU
+    is that of the drafts alone.
+    """
+    import torch
+
+    if save_kv_cache:
+        location = sys.modules["sglang.srt.mem_cache.memory_pool"].KVWriteLoc  # type: ignore[attr-defined]
+        self.token_to_kv_pool.set_kv_buffer(layer, location(batch.out_cache_loc, None), k, v)
+    keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+    lengths = batch.seq_lens.tolist()
+    nodes = len(q) // len(lengths)
+    masks = batch.spec_info.custom_mask
+    masks = torch.ones(len(lengths), nodes, nodes).tril() if masks is None else masks
+    masks = masks.reshape(-1)[: len(lengths) * nodes * nodes].reshape(len(lengths), nodes, nodes).bool()
+    queries = q.reshape(len(lengths), nodes, layer.tp_q_head_num, layer.qk_head_dim)
+    outputs = []
+    for query, mask, length, request in zip(queries, masks, lengths, batch.req_pool_indices.tolist(), strict=True):
+        tokens = self.req_to_token_pool.req_to_token[request, : length + nodes].long()
+        seen = torch.cat([torch.ones(nodes, length, dtype=torch.bool), mask], dim=1)
+        key, value = (part[tokens].to(query.dtype).transpose(0, 1) for part in (keys, values))
+        output = torch.nn.functional.scaled_dot_product_attention(
+            query.transpose(0, 1), key, value, attn_mask=seen, scale=layer.scaling, enable_gqa=True
+        )
+        outputs.append(output.transpose(0, 1))
+    return torch.cat(outputs).reshape(len(q), layer.tp_q_head_num * layer.v_head_dim)
 
 
 def _attention_without_cache(q: Any, k: Any, v: Any, layer: Any, lengths: Sequence[int]) -> Any:
@@ -55,6 +87,22 @@ def _attention_without_cache(q: Any, k: Any, v: Any, layer: Any, lengths: Sequen
         for parts in zip(query, key, value, strict=True)
     ]
     return torch.cat(outputs).reshape(len(q), layer.tp_q_head_num * layer.v_head_dim)
+
+
+def _leave_out_experts_of_others(module: ModuleType) -> None:
+    """Under expert parallelism experts of other ranks have the index -1, which the native experts do not take."""
+    forward = module.moe_forward_native
+
+    def forward_own(layer: Any, x: Any, topk_output: Any, moe_runner_config: Any) -> Any:
+        weights, experts, logits = topk_output
+        if not (experts < 0).any():
+            return forward(layer, x, topk_output, moe_runner_config)
+        # One choice of each token at a time: two of one expert are counted as one there.
+        weights, experts = (weights * (experts >= 0)).split(1, dim=1), experts.clamp(min=0).split(1, dim=1)
+        chosen = (type(topk_output)(*one, logits) for one in zip(weights, experts, strict=True))
+        return sum(forward(layer, x, one, moe_runner_config) for one in chosen)
+
+    module.moe_forward_native = forward_own
 
 
 def _fork_ranks(module: ModuleType) -> None:
@@ -90,6 +138,7 @@ def _fork_detokenizer(module: ModuleType) -> None:
 
 _after: dict[str, Callable[[ModuleType], None]] = {
     "sglang.srt.layers.attention.torch_native_backend": _complete_torch_native_backend,
+    "sglang.srt.layers.moe.fused_moe_native": _leave_out_experts_of_others,
     "sglang.srt.entrypoints.engine": _fork_ranks if os.environ.get("TESTBED_FORK_RANKS") == "1" else _fork_detokenizer,
 }
 

@@ -85,6 +85,41 @@ def test_concurrent_chunked_and_cached(one_at_a_time: Served, warm: WarmLauncher
         assert sum(tokens["only_target"].values()) == 0
 
 
+def test_trees_of_drafts(one_at_a_time: Served, warm: WarmLauncher, tmp_path: Path) -> None:
+    """Several tokens are verified for a position; those of the branch that is accepted are compared, all of them."""
+    run = tmp_path / "drafts"
+    flags = (*FLOAT32, "--tp", "2", "--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "8")
+    with sglang_server(
+        "qwen3_moe", flags, log=run.with_suffix(".log"), recording=Recording(LAYOUTS["tp2"].configs, run), warm=warm
+    ) as server:
+        answers = server.generate_all((*FIRST, *CONCURRENT), new_tokens=NEW_TOKENS)
+    assert [answer.output_ids for answer in answers] == [answer.output_ids for answer in one_at_a_time.answers]
+    recorded = open_run(run)
+    layouts = [layout for step in recorded.steps if (layout := recorded.layout(step, 0)) is not None]
+    assert any("parents" in layout.extra for layout in layouts), "no trees"
+
+    outcome = compare(one_at_a_time.run, run, SMART)
+    assert outcome.all_passed, (outcome.summary, outcome.named("failed"), outcome.named("errored"), outcome.messages)
+    computed = sum(len(answer.token_ids) - 1 for answer in answers)
+    for record in [record for record in outcome.comparisons if record["name"] in TAPS]:
+        assert record["tokens"]["matched"] == computed
+        assert not record["tokens"]["only_baseline"]
+
+
+def test_experts_spread_over_ranks(one_at_a_time: Served, warm: WarmLauncher, tmp_path: Path) -> None:
+    """Expert parallelism: a rank adds up its own experts, and the sum over ranks is that of all."""
+    run = tmp_path / "experts"
+    flags = (*FLOAT32, "--tp", "2", "--ep-size", "2")
+    with sglang_server(
+        "qwen3_moe", flags, log=run.with_suffix(".log"), recording=Recording(LAYOUTS["tp2"].configs, run), warm=warm
+    ) as server:
+        server.generate_all((*FIRST, *CONCURRENT), new_tokens=NEW_TOKENS)
+    assert open_run(run).headers[1].parallel["moe_ep"] == (1, 2)
+    outcome = compare(one_at_a_time.run, run, SMART)
+    assert outcome.all_passed, (outcome.summary, outcome.named("failed"), outcome.named("errored"), outcome.messages)
+    assert {record["name"] for record in outcome.comparisons} >= TAPS
+
+
 def test_decoded_here_and_prefilled_there(one_at_a_time: Served, warm: WarmLauncher, tmp_path: Path) -> None:
     """What a server generated token by token is rescored in one pass, as trainers do."""
     run = tmp_path / "rescored"

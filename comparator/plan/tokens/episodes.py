@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from comparator.plan.tokens.drafts import VERIFY_MODE
 from dumper.layout import SequenceSpan
 
-VERIFY_MODE = "target_verify"
 TRAIN_MODE = "train"
 SPLIT_MODE = "split_prefill"
 _DECODE_MODES = frozenset({"decode", VERIFY_MODE})
@@ -134,7 +134,7 @@ def same_sequence(sequence: Sequence, episode: Episode, tokens: npt.NDArray[np.i
 
 
 def begins_again(sequence: Sequence, episode: Episode, tokens: npt.NDArray[np.int64]) -> bool:
-    """Whether ``episode``, which does not continue ``sequence``, is the same prompt from the start, under the same id.
+    """Whether ``episode``, which does not continue ``sequence``, computes all of it from the start, under the same id.
 
     So a request looks that was retracted before its first output was known, and a prompt that is scored twice.
     """
@@ -142,7 +142,7 @@ def begins_again(sequence: Sequence, episode: Episode, tokens: npt.NDArray[np.in
         not _another_request(episode)
         and not sequence.decodes
         and episode.start <= sequence.start
-        and episode.prefill_end == sequence.end
+        and episode.end >= sequence.end
         and _agree(sequence, episode, tokens)
     )
 

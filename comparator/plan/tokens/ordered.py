@@ -11,7 +11,7 @@ from msgspec import Struct
 from comparator.plan.tokens import one_sided
 from comparator.plan.tokens.interface import TokenPlan
 from comparator.plan.tokens.part_tokens import PartTokens, in_order_of_steps
-from comparator.plan.tokens.pass_rows import NO_TOKEN_ID, RowTokens, join_rows
+from comparator.plan.tokens.pass_rows import NO_TOKEN_ID, UNKNOWN_ROW, RowTokens, blank_rows, join_rows
 from dumper.layout import PADDING_ROW
 
 _SMART = "--token-aligner smart joins the runs on token identity, whatever their steps are"
@@ -113,9 +113,7 @@ def plan_ordered(baseline: list[PartTokens], target: list[PartTokens], *, one_st
 
 
 def _anonymous(rows: int) -> RowTokens:
-    return RowTokens(
-        np.zeros(rows, np.int32), np.full(rows, -2, np.int32), np.zeros(rows, np.int64), np.full(rows, -1, np.int64)
-    )
+    return blank_rows(rows, UNKNOWN_ROW)
 
 
 def _differing_ids(one: Line, other: Line, matched: int) -> int | None:

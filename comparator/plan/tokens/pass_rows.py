@@ -9,6 +9,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from comparator.plan.tokens import splits
+from comparator.plan.tokens.drafts import NO_PATH, paths
 from comparator.plan.tokens.places import Places
 from dumper.layout import PADDING_ROW, DataParallelRows, TokenLayout
 
@@ -31,12 +32,20 @@ class RowTokens(Struct, frozen=True, eq=False):
     position: npt.NDArray[np.int64]
     token: npt.NDArray[np.int64]
     """Token id, ``NO_TOKEN_ID`` where it is not known."""
+    path: npt.NDArray[np.int64]
+    """Of one of several drafts of a position: its branch (``drafts.paths``); ``NO_PATH`` for other rows."""
 
     def __len__(self) -> int:
         return len(self.sequence)
 
     def take(self, indices: npt.NDArray[np.int64] | slice) -> RowTokens:
-        return RowTokens(self.source[indices], self.sequence[indices], self.position[indices], self.token[indices])
+        return RowTokens(
+            self.source[indices],
+            self.sequence[indices],
+            self.position[indices],
+            self.token[indices],
+            self.path[indices],
+        )
 
     def same_as(self, other: RowTokens) -> bool:
         """Whether both are the same tokens in the same order, whatever padding rows say beside."""
@@ -55,6 +64,7 @@ def blank_rows(count: int, sequence: int = PADDING_ROW) -> RowTokens:
         np.full(count, sequence, np.int32),
         np.zeros(count, np.int64),
         np.full(count, NO_TOKEN_ID, np.int64),
+        np.full(count, NO_PATH, np.int64),
     )
 
 
@@ -66,6 +76,7 @@ def join_rows(pieces: Sequence[RowTokens]) -> RowTokens:
         np.concatenate([piece.sequence for piece in pieces]),
         np.concatenate([piece.position for piece in pieces]),
         np.concatenate([piece.token for piece in pieces]),
+        np.concatenate([piece.path for piece in pieces]),
     )
 
 
@@ -131,8 +142,10 @@ class PassRows:
         if layout.token_ids is not None:
             known = min(layout.rows, len(layout.token_ids))
             token[:known] = layout.token_ids[:known]
-        source = np.full(layout.rows, self._places.source_of(rank), np.int32)
-        return RowTokens(source, np.asarray(sequence, np.int32), np.asarray(position, np.int64), token)
+        place = self._places.source_of(rank)
+        sequence, position = np.asarray(sequence, np.int32), np.asarray(position, np.int64)
+        path = paths(layout, sequence, position, token, seed=step * len(self._places.coordinates) + place)
+        return RowTokens(np.full(layout.rows, place, np.int32), sequence, position, token, path)
 
     def _padded_count(self, step: int, rank: int) -> int | None:
         layout = self._places.layout(step, rank)

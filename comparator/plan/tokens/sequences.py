@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from comparator.plan.tokens.drafts import NO_PATH, Fork, forks
 from comparator.plan.tokens.episodes import Episode, Sequence, begins_again, same_sequence
-from comparator.plan.tokens.pass_rows import PassRows, RowTokens, join_rows
+from comparator.plan.tokens.pass_rows import NO_TOKEN_ID, PassRows, RowTokens, join_rows
 from comparator.plan.tokens.places import Places
 from dumper.layout import SequenceSpan, TokenLayout
 from tensortap.distinct import distinct
@@ -39,6 +40,10 @@ class SequenceTable(Struct, frozen=True, eq=False):
     """Per position whether only a step that is not compared computed it."""
     begun_again: npt.NDArray[np.bool_]
     """Per sequence whether its prompt was prefilled once more under its id before anything was decoded."""
+    forked: npt.NDArray[np.bool_]
+    """Per position whether several drafts were computed for it last, so that its token is not known."""
+    forks: tuple[tuple[int, Fork], ...]
+    """The number of a sequence and its drafts of one pass, where several compete."""
     numbers: Mapping[tuple[int, int], npt.NDArray[np.int32]]
     """``(step, source)`` to the sequence number of each entry of the layout's ``sequences``."""
 
@@ -74,6 +79,9 @@ class _Builder:
         self._episodes: list[Episode] = []
         self._keys: list[tuple[int, str, int]] = []
         self._latest: dict[tuple[int, str, int], int] = {}
+        self._forks: list[Fork] = []
+        self._open_forks: dict[tuple[int, str, int], Fork] = {}
+        self._row_forked: list[npt.NDArray[np.bool_]] = []
         self._episode_numbers: dict[tuple[int, int], npt.NDArray[np.int32]] = {}
         self._row_episode: list[npt.NDArray[np.int32]] = []
         self._row_position: list[npt.NDArray[np.int64]] = []
@@ -90,11 +98,15 @@ class _Builder:
                 pieces = [own for rank in ranks if (own := self._rows.own(step, rank)) is not None]
                 rows = pieces[0] if len(pieces) == 1 else join_rows(pieces)
                 spans = layout.sequences if layout.row_position is None else _spans_of_rows(layout, rows)
-                self._follow(step, source, spans, layout)
+                self._follow(
+                    step, source, spans, layout, forks(layout, rows.sequence, rows.position, rows.token, rows.path)
+                )
                 self._keep_rows(step, source, rows)
         return self._finish()
 
-    def _follow(self, step: int, source: int, spans: tuple[SequenceSpan, ...], layout: TokenLayout) -> None:
+    def _follow(
+        self, step: int, source: int, spans: tuple[SequenceSpan, ...], layout: TokenLayout, trees: dict[int, Fork]
+    ) -> None:
         mode, padded_batch = layout.forward_mode, layout.batch_shape is not None
         numbers = np.empty(len(spans), np.int32)
         repeated: dict[str, int] = {}
@@ -106,20 +118,29 @@ class _Builder:
                 repeated[span.id] = nth + 1
             key = (source, span.id, nth)
             number = self._latest.get(key)
+            fork = self._open_forks.pop(key, None)
             if number is not None and self._episodes[number].continues_with(span, mode):
                 self._episodes[number].add(span, mode)
+                if fork is not None:
+                    fork.accepted = span.start - fork.start - 1
             else:
                 number = self._latest[key] = len(self._episodes)
                 self._episodes.append(Episode.begin(span, mode, padded_batch=padded_batch))
                 self._keys.append(key)
             numbers[index] = number
+            if index in trees:
+                self._open_forks[key] = fork = trees[index]
+                fork.episode = number
+                self._forks.append(fork)
         self._episode_numbers[step, source] = numbers
 
     def _keep_rows(self, step: int, source: int, rows: RowTokens) -> None:
         real = rows.sequence >= 0
         self._row_episode.append(self._episode_numbers[step, source][rows.sequence[real]])
         self._row_position.append(rows.position[real])
-        self._row_token.append(rows.token[real])
+        forked = rows.path[real] != NO_PATH
+        self._row_token.append(np.where(forked, NO_TOKEN_ID, rows.token[real]))
+        self._row_forked.append(forked)
         self._row_compared.append(np.full(int(real.sum()), step in self._compared))
 
     def _finish(self) -> SequenceTable:
@@ -127,6 +148,7 @@ class _Builder:
         position = np.concatenate([np.zeros(0, np.int64), *self._row_position])
         token = np.concatenate([np.zeros(0, np.int64), *self._row_token])
         compared = np.concatenate([np.zeros(0, np.bool_), *self._row_compared])
+        forked_row = np.concatenate([np.zeros(0, np.bool_), *self._row_forked])
         sequences, sequence_of = self._join_episodes(episode, position, token)
 
         end = np.array([sequence.end for sequence in sequences], np.int64)
@@ -137,6 +159,8 @@ class _Builder:
         computed, computed_outside = np.zeros(offsets[-1], np.bool_), np.zeros(offsets[-1], np.bool_)
         computed[place[compared[inside]]] = True
         computed_outside[place[~compared[inside]]] = True
+        forked = np.zeros(offsets[-1], np.bool_)
+        forked[place] = forked_row[inside]
         return SequenceTable(
             ids=tuple(sequence.id for sequence in sequences),
             start=np.array([sequence.start for sequence in sequences], np.int64),
@@ -148,6 +172,8 @@ class _Builder:
             token=np.concatenate([np.zeros(0, np.int64), *(sequence.tokens for sequence in sequences)]),
             computed=computed,
             computed_outside=computed_outside & ~computed,
+            forked=forked,
+            forks=tuple((int(sequence_of[fork.episode]), fork) for fork in self._forks),
             begun_again=np.array([sequence.begun_again for sequence in sequences], np.bool_),
             numbers={key: sequence_of[numbers] for key, numbers in self._episode_numbers.items()},
         )

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from comparator.options import Side
 from comparator.plan.tokens import one_sided
+from comparator.plan.tokens.drafts import NO_PATH
 from comparator.plan.tokens.episodes import NEVER
 from comparator.plan.tokens.interface import TokenPlan
 from comparator.plan.tokens.pairing import SequencePairs
@@ -47,6 +48,12 @@ class SharedSpace(Struct, frozen=True, eq=False):
     offsets: _Integers
     pair_of: Mapping[Side, npt.NDArray[np.int32]]
     """Per sequence of a side the number of its pair, -1 without one."""
+    parted: _Integers
+    """Per pair the first position at which the token ids differ; ``NEVER`` where they agree."""
+    accepted: Mapping[Side, _Integers]
+    """The paths of drafts that competed with others and are on the branch of the other side's tokens."""
+    undecided: Mapping[Side, npt.NDArray[np.bool_]]
+    """Per position of a side's sequences whether it is not known which of several drafts counts."""
 
     @classmethod
     def of(cls, baseline: SequenceTable, target: SequenceTable, pairs: SequencePairs) -> SharedSpace:
@@ -60,10 +67,47 @@ class SharedSpace(Struct, frozen=True, eq=False):
             pair_of["target"][pair.target] = number
             lengths[number] = max(baseline.end[pair.baseline], target.end[pair.target])
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        return cls(baseline, target, pairs, offsets, pair_of)
+        parted = np.array([pair.parted for pair in pairs.pairs], np.int64)
+        accepted: dict[Side, _Integers] = {}
+        undecided: dict[Side, npt.NDArray[np.bool_]] = {}
+        sides: tuple[tuple[Side, SequenceTable, SequenceTable], ...] = (
+            ("baseline", baseline, target),
+            ("target", target, baseline),
+        )
+        for side, table, others in sides:
+            accepted[side], undecided[side] = _accepted(side, table, others, pairs, pair_of[side], parted)
+        return cls(baseline, target, pairs, offsets, pair_of, parted, accepted, undecided)
 
     def table(self, side: Side) -> SequenceTable:
         return self.baseline if side == "baseline" else self.target
+
+
+def _accepted(
+    side: Side,
+    table: SequenceTable,
+    others: SequenceTable,
+    pairs: SequencePairs,
+    pair_of: npt.NDArray[np.int32],
+    parted: _Integers,
+) -> tuple[_Integers, npt.NDArray[np.bool_]]:
+    """The paths of the drafts of a side that the other side's tokens choose, and the positions that stay undecided.
+
+    ``parted`` is lowered where a draft was accepted that is not the other side's token.
+    """
+    undecided, found = table.forked.copy(), list[int]()
+    for number, fork in table.forks:
+        pair = int(pair_of[number])
+        if pair < 0:
+            continue
+        pairing = pairs.pairs[pair]
+        tokens = others.tokens_of(pairing.target if side == "baseline" else pairing.baseline)
+        nodes, apart = fork.follow(tokens)
+        if apart is not None:
+            parted[pair] = min(parted[pair], apart)
+        found += [fork.path[node] for node in nodes]
+        last = table.offsets[number] + fork.start + len(nodes)
+        undecided[last - len(nodes) + 1 : last + 1] = False
+    return np.array(found, np.int64), undecided
 
 
 def plan_smart(space: SharedSpace, baseline: list[PartTokens], target: list[PartTokens]) -> TokenPlan:
@@ -75,8 +119,7 @@ def plan_smart(space: SharedSpace, baseline: list[PartTokens], target: list[Part
     here, there = one.index >= 0, other.index >= 0
     pair = np.repeat(np.arange(len(space.pairs.pairs)), np.diff(space.offsets))
     position = np.arange(space.offsets[-1]) - space.offsets[pair] if len(pair) else np.zeros(0, np.int64)
-    parted = np.array([found.parted for found in space.pairs.pairs], np.int64)
-    before = position < parted[pair] if len(pair) else np.zeros(0, np.bool_)
+    before = position < space.parted[pair] if len(pair) else np.zeros(0, np.bool_)
     joined = np.flatnonzero(here & there & before)
     counts: dict[Side, dict[str, int]] = {}
     sides: tuple[tuple[Side, _SideRows, _SideRows], ...] = (("baseline", one, other), ("target", other, one))
@@ -113,11 +156,17 @@ def _rows_in(space: SharedSpace, side: Side, parts: list[PartTokens]) -> _SideRo
         number = table.number_rows(found.part.step, tokens)
         real = np.flatnonzero(number >= 0)
         number, position, token = number[real], tokens.position[real], tokens.token[real]
+        drafted = tokens.path[real] != NO_PATH
         # What was computed for a token that a later pass replaced (a rejected draft) is not of this sequence.
         inside = position < table.end[number]
         final = np.full(len(real), NO_TOKEN_ID, np.int64)
         final[inside] = table.token[table.offsets[number[inside]] + position[inside]]
         current = inside & ((final == token) | (final < 0) | (token < 0))
+        if len(table.forks) or table.forked.any():
+            competing = np.zeros(len(real), np.bool_)
+            competing[inside] = table.forked[table.offsets[number[inside]] + position[inside]]
+            chosen = inside & np.isin(tokens.path[real], space.accepted[side])
+            current = np.where(competing | drafted, chosen, current)
         dropped += int(padding.sum()) + int((~current).sum())
         pair = pair_of[number]
         unpaired = current & (pair < 0) & ~table.begun_again[number]  # else a later sequence has these tokens
@@ -147,12 +196,15 @@ def _reasons(
         drafted = np.minimum(_drafts(space, "baseline")[pair], _drafts(space, "target")[pair])
         inside = position < table.end[numbers]
         place = np.where(inside, table.offsets[numbers] + np.minimum(position, table.end[numbers] - 1), 0)
+        undecided = inside & space.undecided[other][place]
         computed, outside = inside & table.computed[place], inside & table.computed_outside[place]
         names = (
             (~before & (position >= drafted), one_sided.DRAFTED),
             (~before, one_sided.PARTED),
             (position < table.start[numbers], one_sided.CACHED_PREFIX),
             (~inside, one_sided.ENDED_EARLIER),
+            (undecided & (position >= drafted), one_sided.DRAFTED),
+            (undecided, one_sided.UNDECIDED),
             (outside, one_sided.OTHER_STEPS),
             (computed, one_sided.LAST_ROWS if lacking.last_rows else one_sided.NOT_RECORDED),
         )

@@ -40,6 +40,8 @@ def table_of(sequences: list[KnownTokens]) -> SequenceTable:
         computed=np.ones(int(offsets[-1]), np.bool_),
         computed_outside=np.zeros(int(offsets[-1]), np.bool_),
         begun_again=np.zeros(len(known), np.bool_),
+        forked=np.zeros(int(offsets[-1]), np.bool_),
+        forks=(),
         numbers={},
     )
 

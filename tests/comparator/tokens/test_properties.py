@@ -44,6 +44,8 @@ def engines() -> st.SearchStrategy[Engine]:
         retract_at=st.frozensets(st.integers(1, 12), max_size=3),
         loses_sampled=st.booleans(),
         drafts=st.sampled_from([0, 0, 2]),
+        branches=st.sampled_from([1, 1, 2, 3]),
+        tells_branches=st.booleans(),
         idle_dummy_row=st.booleans(),
         pad_to=st.sampled_from([1, 1, 4]),
         seed=st.integers(0, 1000),

@@ -260,6 +260,57 @@ def test_drafts_that_nothing_confirmed_are_no_parting_of_the_outputs() -> None:
     assert "drafted and not confirmed" in joined.plan.only_target
 
 
+TREES = Engine(drafts=3, branches=3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_branch_that_was_accepted_is_compared(seed: int) -> None:
+    """Several drafts of a position, on branches of which one counts; the same token may be on several."""
+    verified = record(serve([THREE, ONE, TWO], dataclasses.replace(TREES, seed=seed)))
+    for joined in (
+        join(record(serve(ALL, Engine())), verified),
+        join(record(serve(ALL, Engine(max_running=1))), verified, target_form="partial"),
+        join(verified, record(serve(ALL, Engine()))),
+    ):
+        assert joined.plan.matched == tokens_of(ALL)
+        assert joined.unequal.size == 0
+        assert {*joined.plan.only_baseline, *joined.plan.only_target} <= {
+            "sequence ended earlier in baseline",
+            "sequence ended earlier in target",
+        }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_where_branches_are_not_told_drafts_that_compete_are_left_out(seed: int) -> None:
+    verified = record(serve([THREE, ONE, TWO], dataclasses.replace(TREES, seed=seed, tells_branches=False)))
+    joined = join(record(serve(ALL, Engine())), verified)
+    assert joined.unequal.size == 0
+    assert joined.plan.matched + sum(joined.plan.only_baseline.values()) == tokens_of(ALL)
+    assert {counts_against(reason) for reason in joined.plan.only_baseline} <= {False}
+
+
+def test_of_two_runs_with_trees_no_wrong_branch_is_compared() -> None:
+    verified = [record(serve(ALL, dataclasses.replace(TREES, seed=seed))) for seed in range(4)]
+    for one in verified:
+        for other in verified:
+            joined = join(one, other)
+            assert joined.unequal.size == 0
+            assert joined.plan.matched > tokens_of(ALL) / 2
+            assert {counts_against(reason) for reason in joined.plan.only_baseline} <= {False}
+
+
+def test_an_accepted_draft_that_is_another_token_parts_the_texts() -> None:
+    """The tokens behind it are the same again, and are not compared: they stand behind another text."""
+    text = (21, 22, 23, 24, 25, 26, 27, 28)
+    one = dataclasses.replace(ONE, output=text)
+    for at, seed in ((1, 0), (2, 1), (3, 2), (4, 3)):
+        other = dataclasses.replace(ONE, output=(*text[:at], 99, *text[at + 1 :]))
+        verified = record(serve([other], dataclasses.replace(TREES, seed=seed)))
+        joined = join(record(serve([one], Engine())), verified)
+        assert joined.plan.matched == len(ONE.prompt) + at
+        assert joined.unequal.size == 0
+
+
 def test_passes_of_a_draft_model_belong_to_no_sequence() -> None:
     """They see the same requests at the same positions, with token ids shifted by one, between the target's passes."""
     clean = record(serve([ONE], Engine()))

@@ -192,6 +192,34 @@ def test_target_verify_has_a_position_per_draft_token(adapter: SGLangAdapter, re
     assert layout.extra["speculative"] == "SimpleNamespace"
 
 
+@pytest.mark.parametrize("spelt", ["retrieve", "retrive"])
+def test_a_tree_of_drafts_says_which_follows_which(adapter: SGLangAdapter, spelt: str) -> None:
+    """First children and next siblings, as the engine has them, become the row that each row follows."""
+    children = torch.tensor([[1, 3, -1, -1], [1, 2, 3, -1]])
+    siblings = torch.tensor([[-1, 2, -1, -1], [-1, -1, -1, -1]])
+    tree = {f"{spelt}_next_token": children, f"{spelt}_next_sibling": siblings}
+    batch = forward_batch(
+        ForwardMode.TARGET_VERIFY,
+        [("a", 7, [1, 2, 3, 4]), ("b", 4, [4, 5, 6, 7])],
+        spec_info=SimpleNamespace(draft_token_num=4, **tree),
+    )
+    batch.seq_lens = batch.seq_lens_cpu = torch.tensor([7, 4])
+    batch.positions = torch.tensor([7, 8, 8, 9, 4, 5, 6, 7])
+    layout = read(adapter, batch)
+    assert layout.extra["parents"] == [-1, 0, 0, 1, -1, 4, 5, 6]
+    batch.positions = torch.tensor([7, 8, 9, 10, 4, 5, 6, 7])
+    assert "parents" not in read(adapter, batch).extra, "a chain needs no words"
+
+
+def test_links_of_a_tree_that_lead_nowhere_end(adapter: SGLangAdapter) -> None:
+    children, siblings = torch.tensor([[1, 9, 0]]), torch.tensor([[0, 1, -7]])
+    tree = SimpleNamespace(draft_token_num=3, retrieve_next_token=children, retrieve_next_sibling=siblings)
+    batch = forward_batch(ForwardMode.TARGET_VERIFY, [("a", 7, [1, 2, 3])], spec_info=tree)
+    batch.seq_lens = batch.seq_lens_cpu = torch.tensor([7])
+    batch.positions = torch.tensor([7, 8, 8])
+    assert read(adapter, batch).extra["parents"] == [-1, 0, -1]
+
+
 def test_draft_decode_has_a_row_per_branch(adapter: SGLangAdapter) -> None:
     batch = forward_batch(
         ForwardMode.DECODE, [("a", 7, [1, 2]), ("b", 3, [3, 4])], spec_info=SimpleNamespace(num_tokens_per_req=2)
