@@ -52,7 +52,7 @@ def release(request: pytest.FixtureRequest) -> str:
 
 
 def test_every_config_has_anchors() -> None:
-    assert {path.stem for path in SGLANG.glob("*.yaml")} == set(ANCHORS) | {"forward"}
+    assert {path.stem for path in SGLANG.glob("*.yaml")} == set(ANCHORS) | {"forward", "embedding"}
 
 
 def test_the_required_releases_are_among_them() -> None:
@@ -87,6 +87,17 @@ def test_a_pass_is_a_step(release: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_pass_without_logits_is_a_step(release: str) -> None:
+    """The config that takes the place of ``forward`` where a model is served for its embeddings."""
+    embedding = check(release, SGLANG / "embedding.yaml")
+    found = {(place.tap, place.function) for place in places(embedding)}
+    assert found == {("embeddings", FORWARD), ("pooler_input", "sglang.srt.layers.pooler.Pooler.forward")}
+    body = [CALLED.sub("TAP", one) for one in function_body(embedding, FORWARD)]
+    assert body[0] == BEGIN
+    assert body[-2:] == [END, "return __tensortap_return__"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda path: path.stem)
 def test_a_planted_fault_lands_beside_the_taps(fault: Path, release: str) -> None:
     taps = SGLANG / "qwen3_moe.yaml"
@@ -104,8 +115,8 @@ def check(release: str, *configs: Path) -> Checked:
 
 @functools.cache
 def all_checked(release: str) -> Checked:
-    """All configs at once: a server may be patched with any of them beside each other."""
-    return check(release, *sorted(SGLANG.glob("*.yaml")))
+    """All configs at once: a server may be patched with any of them beside each other, but with one of passes."""
+    return check(release, *sorted(path for path in SGLANG.glob("*.yaml") if path.stem != "embedding"))
 
 
 @functools.cache

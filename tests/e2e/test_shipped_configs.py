@@ -8,8 +8,10 @@ import pytest
 
 from dumper import Run, open_run
 from testbed.comparison import compare
-from testbed.layouts import FAMILIES, LAYOUTS, NEW_TOKENS, TAPS
+from testbed.layouts import FAMILIES, LAYOUTS, LONG_PROMPT, NEW_TOKENS, PROMPT, TAPS
 from testbed.paths import CONFIGS
+from testbed.servers import Recording, sglang_server
+from testbed.warm import WarmLauncher
 from tests.e2e.conftest import Recordings
 
 LAYERS = ("0", "1")
@@ -18,6 +20,13 @@ LAYERS_OF_EXPERTS = {"qwen3_moe": LAYERS, "mixtral": LAYERS, "deepseek_v2": ("1"
 """In DeepSeek the first layer is dense."""
 ONE_OF_SEVERAL = {"deepseek_v2": {"attn_pre_o_proj", "moe_correction_bias"}}
 """Taps that lie in several functions, of which a server calls some, and one of what only DeepSeek-V3 has."""
+FAULT_IN_POOLING = """
+patches:
+  - target: sglang.srt.layers.pooler.Pooler.forward
+    edits:
+      - match: pooled_data = pool_hidden_states(...)
+        after: "pooled_data[:, 3] *= 1.5"
+"""
 NOT_SERVED = {"gpt_oss"}
 """docs/shipped-configs.md says why."""
 
@@ -65,6 +74,30 @@ def test_two_pipeline_stages_against_one(recordings: Recordings) -> None:
     assert_each_is_compared_and_passes(recordings("tp1"), recordings("pp2"), "qwen3_moe")
 
 
+def test_served_for_embeddings(warm: WarmLauncher, tmp_path: Path) -> None:
+    """Where a model has no logits, what is pooled and what comes of it is recorded; a fault in between is found."""
+    fault = tmp_path / "fault.yaml"
+    fault.write_text(FAULT_IN_POOLING)
+    configs = (CONFIGS / "sglang" / "embedding.yaml", CONFIGS / "sglang" / "qwen3.yaml")
+    for name, flags, patched in (
+        ("one", (), configs),
+        ("two", ("--tp", "2"), configs),
+        ("wrong", (), (fault, *configs)),
+    ):
+        recording = Recording(patched, tmp_path / name)
+        log = tmp_path / f"{name}.log"
+        served = ("--is-embedding", "--dtype", "float32", *flags)
+        with sglang_server("qwen3", served, log=log, recording=recording, radix_cache=True, warm=warm) as server:
+            for prompt in (PROMPT, LONG_PROMPT):
+                server.post("/encode", {"input_ids": list(prompt)})
+    outcome = compare(tmp_path / "one", tmp_path / "two")
+    assert outcome.all_passed, (outcome.named("failed"), outcome.named("errored"), outcome.messages)
+    assert {"pooler_input step=0", "pooler_input step=1", "embeddings step=0", "embeddings step=1"} <= set(
+        outcome.named("passed")
+    )
+    assert compare(tmp_path / "one", tmp_path / "wrong").named("failed") == ["embeddings step=0", "embeddings step=1"]
+
+
 def test_every_config_is_met() -> None:
-    shipped = {path.stem for path in (CONFIGS / "sglang").glob("*.yaml")} - {"forward"}
+    shipped = {path.stem for path in (CONFIGS / "sglang").glob("*.yaml")} - {"forward", "embedding"}
     assert shipped - {layout.model for layout in LAYOUTS.values()} == NOT_SERVED
