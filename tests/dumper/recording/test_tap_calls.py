@@ -56,7 +56,7 @@ def test_values_as_before_run_no_python(recording: Recording, no_thread_tags: No
 
     def note(frame: Any, event: str, argument: object) -> None:
         if event == "call":
-            called[-1].append(frame.f_code.co_qualname)
+            called[-1].append(frame.f_code.co_name)
 
     recorder.step()
     for number in range(8):
