@@ -134,7 +134,8 @@ def _parents(layout: TokenLayout, rows: Integers) -> list[int] | None:
     if not isinstance(recorded, list) or len(recorded) <= int(rows[-1]):
         return None
     number_of = {row: number for number, row in enumerate(rows.tolist())}
-    parents = [number_of.get(recorded[row], -1) for row in number_of]
+    # What a file says of itself may be anything.
+    parents = [number_of.get(recorded[row], -1) if isinstance(recorded[row], int) else -1 for row in number_of]
     whole = parents[0] < 0 and all(0 <= parent < node for node, parent in enumerate(parents) if node)
     return parents if whole else None
 

@@ -289,6 +289,18 @@ def test_where_branches_are_not_told_drafts_that_compete_are_left_out(seed: int)
     assert {counts_against(reason) for reason in joined.plan.only_baseline} <= {False}
 
 
+@pytest.mark.parametrize("parents", ["none", [[]] * 99, [0] * 99, [-1] * 99, list(range(99)), [2.5] * 99, [1]])
+def test_branches_that_make_no_sense_are_not_told(parents: object) -> None:
+    verified = record(serve([THREE, ONE, TWO], dataclasses.replace(TREES, seed=1)))
+    layouts = {
+        at: dataclasses.replace(layout, extra={"parents": parents} if layout.extra else {})
+        for at, layout in verified.layouts.items()
+    }
+    joined = join(record(serve(ALL, Engine())), dataclasses.replace(verified, layouts=layouts))
+    assert joined.unequal.size == 0
+    assert joined.plan.only_baseline
+
+
 def test_of_two_runs_with_trees_no_wrong_branch_is_compared() -> None:
     verified = [record(serve(ALL, dataclasses.replace(TREES, seed=seed))) for seed in range(4)]
     for one in verified:
