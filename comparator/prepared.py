@@ -245,6 +245,7 @@ def prepare(
             found,
             by_rank="rank" not in options.grouping_skip_keys,
             sequence_lengths=_sequence_lengths(found, side, options, rules),
+            other=indexes["target" if side == "baseline" else "baseline"],
         )
         for side, found in indexes.items()
     }

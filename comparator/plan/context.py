@@ -53,7 +53,7 @@ class SideContext(Struct, frozen=True, dict=True):
     run: Run
     world: Mapping[int, Coordinates]
     axes: frozenset[str]
-    """Every axis that a rank of the run recorded."""
+    """Every axis that a rank of either run recorded: a run of one rank has none, and the dims of both."""
     companions: Companions
     by_rank: bool = False
     """Every bundle is of one rank: arrays are compared as the rank has them."""
@@ -100,10 +100,12 @@ class SideContext(Struct, frozen=True, dict=True):
         *,
         by_rank: bool = False,
         sequence_lengths: Mapping[int, Sequence[int]] | None = None,
+        other: RunIndex | None = None,
     ) -> SideContext:
-        """What planning needs to know about the run of ``index``."""
+        """What planning needs to know about the run of ``index``, which is compared with ``other``."""
         world = parallel_layout(index.run)
-        axes = frozenset(axis for coordinates in world.values() for axis in coordinates)
+        worlds = (world, {} if other is None else parallel_layout(other.run))
+        axes = frozenset(axis for one in worlds for coordinates in one.values() for axis in coordinates)
         return cls(side, index.run, world, axes, Companions(index.entries), by_rank, sequence_lengths or {})
 
     def has_layout(self, step: int | None, ranks: Iterable[int]) -> bool:

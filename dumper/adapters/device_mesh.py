@@ -91,6 +91,23 @@ def with_placements(dims: str | None, rank: int, placed: Iterable[tuple[str, Any
     return " ".join(parts) + (f" # {' '.join(declared)}" if declared else "") or dims
 
 
+def dims_of_parameter(parameter: Any, dims: str | None) -> str | None:
+    """Dims of a parameter that Megatron-core has marked as split over tensor parallelism, with what ``dims`` declare of
+    other axes; of any other ``dims`` as they are.
+
+    Not of one that is split in several strides, or of an expert, whose ranks have another axis.
+    """
+    at = getattr(parameter, "partition_dim", -1)
+    marked = (
+        getattr(parameter, "tensor_model_parallel", False) is True and getattr(parameter, "allreduce", True) is True
+    )
+    if not marked or getattr(parameter, "partition_stride", 1) != 1 or not 0 <= at < parameter.dim():
+        return dims
+    names = [f"d{index}[tp]" if index == at else f"d{index}" for index in range(parameter.dim())]
+    declared = [one for one in (dims or "").partition("#")[2].split() if not one.startswith("tp:")]
+    return " ".join(names) + (f" # {' '.join(declared)}" if declared else "")
+
+
 def _split(name: str, axes: list[str]) -> str:
     if not axes:
         return name

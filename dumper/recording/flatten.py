@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from dumper.adapters.device_mesh import dims_of_parameter
+
 MAXIMUM_DEPTH = 16
 """Deeper nesting is yielded as it is: a container that holds itself must not recurse without end."""
 
@@ -113,17 +115,20 @@ def parameters(
     with_gradients: bool = True,
     get_grad: Callable[[Any], Any] | None = None,
     as_it_is: bool = False,
-) -> Iterator[tuple[str, Any, str]]:
-    """Yield ``(name, tensor, stream)`` of each parameter of a ``torch.nn.Module``, and of its gradient if any.
+    dims: str | None = None,
+) -> Iterator[tuple[str, Any, str, str | None]]:
+    """Yield ``(name, tensor, stream, dims)`` of each parameter of a ``torch.nn.Module``, and of its gradient if any;
+    ``dims`` where the parameter does not say how it is split.
 
     Unless ``as_it_is``, what wraps modules is no part of the name.
     """
     held = model if as_it_is or not hasattr(model, "_modules") else unwrapped(model)
     for path, parameter in held.named_parameters():
         name = prefix + (path if as_it_is else ".".join(part for part in path.split(".") if part not in _WRAPPERS))
+        own = dims_of_parameter(parameter, dims)
         if with_values:
-            yield name, parameter, "value"
+            yield name, parameter, "value", own
         if with_gradients:
             gradient = parameter.grad if get_grad is None else get_grad(parameter)
             if gradient is not None:
-                yield name, gradient, "grad"
+                yield name, gradient, "grad", own

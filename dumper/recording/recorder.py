@@ -155,15 +155,16 @@ class Recorder(CallsOfSglang):
             step = self._steps.number
         named = f"{prefix}." if name_prefix is None else f"{name_prefix}__"
         try:
-            for name, value, stream in parameters(
+            for name, value, stream, own in parameters(
                 model,
                 named if prefix or name_prefix is not None else "",
                 with_values=settings.enable_model_value,
                 with_gradients=grad and settings.enable_model_grad,
                 get_grad=get_grad,
                 as_it_is=name_prefix is not None,
+                dims=dims,
             ):
-                self.submit(Source.of(name, stream=stream), value, dims, tags, step, of_model=True)
+                self.submit(Source.of(name, stream=stream), value, own, tags, step, of_model=True)
         except Exception as error:
             self._complain(f"the parameters of a model were not recorded: {error}", key=f"dump_model {type(error)}")
 

@@ -130,6 +130,17 @@ def test_axes_that_follow_from_others_need_no_declaration() -> None:
     np.testing.assert_array_equal(array, X)
 
 
+def test_an_axis_of_one_run_is_known_in_the_other() -> None:
+    """Dims are written once, for runs of one rank and of many."""
+    value = np.arange(12, dtype=np.float32).reshape(4, 3)
+    one = FakeRun([FakeRecord("x", value, dims="d0[shard] d1")])
+    parts = [FakeRecord("x", part, rank=rank, dims="d0[shard] d1") for rank, part in enumerate(np.split(value, 2))]
+    two = FakeRun(parts, parallel={rank: {"shard": (rank, 2)} for rank in range(2)})
+    assert comparator.compare(one, two).passed
+    assert comparator.compare(two, one).passed
+    assert not comparator.compare(one, one).passed, "nobody knows it"
+
+
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 def test_declarations_alone(shape: tuple[int, ...]) -> None:
     def run(ranks: int, apart: float = 0.0) -> FakeRun:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import get_ident
+from typing import Any
 
 import pytest
 import torch
@@ -365,3 +366,18 @@ def test_parameters_between_passes_belong_to_the_pass_before(recorder: Recorder)
     assert found == [("value", 0), ("grad", 0), ("value", 1), ("grad", 1)]
     assert run.outside_steps == 2
     assert "2 outside steps and left out" in repr(run)
+
+
+def test_parameters_of_megatron_say_how_they_are_split(recorder: Recorder) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    marks = {"tensor_model_parallel": True, "partition_dim": 0, "partition_stride": 1}
+    more: tuple[dict[str, Any], ...] = ({}, {"partition_stride": 2}, {"allreduce": False})
+    for module, others in zip(model, more, strict=True):
+        for name, value in {**marks, **others}.items():
+            setattr(module.weight, name, value)
+    model(torch.ones(1, 4)).sum().backward()
+    recorder.dump_model(model, dims="# tp:replicated dp:replicated")
+    run = finished(recorder)
+    assert [record.dims for record in run.select(name="param.0.weight")] == ["d0[tp] d1 # dp:replicated"] * 2
+    for name in ("param.0.bias", "param.1.weight", "param.2.weight"):
+        assert {record.dims for record in run.select(name=name)} == {"# tp:replicated dp:replicated"}
