@@ -165,7 +165,8 @@ def _norms(prepared: Prepared, taps: Taps) -> Iterator[Finding]:
         inputs = np.sum([_single(one) for one in operands], axis=0)
         value = _single(output)
         # In a training the weights are other ones behind each update.
-        updates = np.array([prepared.baseline.updates(int(step)) for step in output.step])
+        steps, place = np.unique(output.step, return_inverse=True)
+        updates = np.array([prepared.baseline.updates(step) for step in steps.tolist()], np.int64)[place]
         fits = [fit_norm(inputs[updates == count], value[updates == count]) for count in distinct(updates)]
         dtype = output.baseline.dtype.name
         limit = IDENTITY_FLOORS * floor_for("norm", dtype, dtype, ranks=taps.ranks).floor

@@ -53,7 +53,7 @@ class Analysis(Struct, frozen=True):
     """Names for which ``--diff-threshold`` has a criterion."""
     reference: ReferenceDiagnosis | None = None
     behind_update: str = ""
-    """The criterion for what is behind an update of the weights."""
+    """The criterion for what is behind an update of the weights; empty where there was none."""
 
     def of(self, pair: BundlePair) -> PairAnalysis | None:
         """What is said about a pair; None where its tap is not analysed, or has a criterion of its own."""
@@ -149,7 +149,7 @@ def analyse(
     dtypes = {
         dtype for one in profiles.values() for dtype in (one.profile.baseline_dtype, one.profile.target_dtype)
     }.union(taps.coarsest)
-    behind = limit(dtypes)
+    behind = "" if taps.trained is None else limit(dtypes)
     diagnosis = replace(
         diagnosis,
         notes=(*notes, *diagnosis.notes),

@@ -37,7 +37,8 @@ class Taps(Struct, frozen=True):
     problem: str | None = None
     """Why the declared inputs are not used."""
     coarsest: tuple[str, str] = ("float32", "float32")
-    """The least exact floating-point type that each side recorded, of those that models are trained in."""
+    """The least exact floating-point type that each side recorded, of those that models are trained in. Of runs without
+    gradients whose weights nobody updated it is not looked for."""
     trained: int | None = None
     """The step whose gradients may have changed the weights of what was computed behind it; None where nothing was."""
     partings: tuple[Parting, ...] = ()
@@ -70,7 +71,10 @@ def collect_taps(
     sizes = (_sizes(baseline), _sizes(target))
     facts, other_engine = model_facts(baseline, target), _engine(baseline) != _engine(target)
     trained = last_step_of_equal_weights(pairs, (baseline, target))
-    return Taps(keys, families, graph, ranks, sizes, facts, other_engine, problem, _coarsest(pairs), trained, partings)
+    found = Taps(keys, families, graph, ranks, sizes, facts, other_engine, problem, trained=trained, partings=partings)
+    if trained is None and not any(map(is_gradient, keys)):
+        return found
+    return replace(found, coarsest=_coarsest(pairs))
 
 
 def _coarsest(pairs: Sequence[BundlePair]) -> tuple[str, str]:

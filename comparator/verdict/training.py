@@ -52,15 +52,17 @@ def last_step_of_equal_weights(pairs: Sequence[BundlePair], runs: Sequence[Run])
     """The step behind which weights were updated, as the runs say. Where they know of no optimizer the first of which
     both sides have gradients: it may be one of the program's own. None where nothing is behind an update."""
     updated = [first for run in runs if (first := next(filter(run.updates, run.steps), None)) is not None]
-    found: int | None = min(updated) - 1 if updated else None
-    for pair in pairs:
-        if updated or not is_gradient(pair.family) or pair.baseline is None or pair.target is None:
-            continue
-        for step in (pair.step,) if pair.step is not None else pair.target.steps:
-            if step is not None and (found is None or step < found):
-                found = step
-    compared = (pair for pair in pairs if pair.baseline is not None and pair.target is not None)
-    return found if any(is_behind_update(pair, found) for pair in compared) else None
+    compared = [pair for pair in pairs if pair.baseline is not None and pair.target is not None]
+    if updated:
+        found: int | None = min(updated) - 1
+    else:
+        of_gradients = (step for pair in compared if is_gradient(pair.family) for step in _steps(pair))
+        found = min((step for step in of_gradients if step is not None), default=None)
+    return found if found is not None and any(is_behind_update(pair, found) for pair in compared) else None
+
+
+def _steps(pair: BundlePair) -> Sequence[int | None]:
+    return (pair.step,) if pair.step is not None or pair.target is None else pair.target.steps
 
 
 def is_behind_update(pair: BundlePair, first: int | None) -> bool:
@@ -69,8 +71,7 @@ def is_behind_update(pair: BundlePair, first: int | None) -> bool:
         return False
     if is_parameter(pair.family):
         return True
-    steps: Sequence[int | None] = (pair.step,) if pair.step is not None or pair.target is None else pair.target.steps
-    return any(step is not None and step > first for step in steps)
+    return any(step is not None and step > first for step in _steps(pair))
 
 
 class Drift(Struct, frozen=True):
