@@ -113,10 +113,11 @@ def run_inside(requests: ctypes.CDLL, folder: Path) -> None:
             requests.end()
             side.flush()
             side.end()
+            print(side.name)
 
 
-def counted(folder: Path) -> list[Counts]:
-    """Of each side. Raises SystemExit where something that is needed is missing or fails."""
+def counted(folder: Path) -> dict[str, Counts]:
+    """Of each side, by its name. Raises SystemExit where something that is needed is missing or fails."""
     for program in ("valgrind", "cc"):
         if shutil.which(program) is None:
             raise SystemExit(f"not measured: there is no {program} here")
@@ -132,7 +133,7 @@ def counted(folder: Path) -> list[Counts]:
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
     files = sorted(folder.glob("counts.*"), key=lambda file: int(file.suffix[1:]))
-    return [Counts.of_file(file) for file in files]
+    return dict(zip(done.stdout.splitlines(), map(Counts.of_file, files), strict=True))
 
 
 def main() -> int:
@@ -143,9 +144,8 @@ def main() -> int:
         run_inside(ctypes.CDLL(str(inside / "requests.so")), inside)
         return 0
     with tempfile.TemporaryDirectory(prefix="tensortap-footprint-") as folder:
-        first, *others = counted(Path(folder))
-        names = [side.name for side in sides(Path(folder))[1:]]
-    rows = [(name, *other.beside(first)) for name, other in zip(names, others, strict=True)]
+        (_, first), *others = counted(Path(folder)).items()
+    rows = [(name, *other.beside(first)) for name, other in others]
     print(table(("a tap", "lines of code", "lines of data"), rows))
     return 0
 

@@ -100,12 +100,12 @@ class StatusBlock:
                 self.set(name, value)
 
     def __getitem__(self, name: str) -> int:
-        return self.counts()[name]
+        return self._submitted if name == "submitted" else self._values[name]
 
     def add(self, name: str, amount: int = 1) -> None:
         """Count. From any thread."""
         with self._lock:
-            self.set(name, (self._submitted if name == "submitted" else self._values[name]) + amount)
+            self.set(name, self[name] + amount)
 
     def submitted(self, number: int) -> None:
         """The model has handed over its ``number``-th value. On the hot path, hence on its own."""

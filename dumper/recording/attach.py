@@ -143,17 +143,14 @@ def matching_modules(model: torch.nn.Module, pattern: str) -> dict[str, torch.nn
 
     A module that stands at several paths is there by each of them. Raises ValueError when there is none.
     """
-    modules = {path: module for path, _, module in _paths(model, "", "", ())}
-    expression = path_expression(pattern)
-    matching = {
-        path: module
-        for path, as_it_is, module in _paths(model, "", "", ())
-        if expression.fullmatch(path) or expression.fullmatch(as_it_is)
-    }
+    modules = list(_paths(model, "", "", ()))
+    matches = path_expression(pattern).fullmatch
+    matching = {path: module for path, as_it_is, module in modules if matches(path) or matches(as_it_is)}
     # Nobody calls a list of modules: it would be a tap that never fired. Named alone it is a mistake, and may be one.
     found = {path: module for path, module in matching.items() if can_be_called(module)} or matching
     if not found:
-        nearest = difflib.get_close_matches(pattern, list(modules), n=3, cutoff=0.3) or list(modules)[:3]
+        paths = list(dict.fromkeys(path for path, _, _ in modules))
+        nearest = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) or paths[:3]
         hint = f"; the nearest paths are {', '.join(nearest)}" if nearest else "; the model has no submodules"
         raise ValueError(f"attach: no module of {type(model).__name__} matches {pattern!r}{hint}")
     return found
@@ -173,9 +170,8 @@ def _paths(
     inner, way = unwrapped_with_way(module)
     prefix_as_it_is += way
     for name, child in inner._modules.items():
-        if child is not None and id(unwrapped(child)) not in within:
+        if child is not None and id(known := unwrapped(child)) not in within:
             path, as_it_is = f"{prefix}{name}", f"{prefix_as_it_is}{name}"
-            known = unwrapped(child)
             yield path, as_it_is, known
             yield from _paths(child, f"{path}.", f"{as_it_is}.", (*within, id(known)))
 
