@@ -104,6 +104,7 @@ MESSAGES: Mapping[str, Message] = {
     "equal-by-checksum": Message("info", "With --quick: the bytes are equal by their checksums and were not read."),
     "tokens-joined": Message("info", "How tokens were joined: which sequence parted, what was paired by arrival."),
     "shared-pieces-assumed": Message("warning", "Neighbouring ranks were taken to hold the same piece."),
+    "padded-vocabulary": Message("info", "One side's logits have more columns; they are taken for padding."),
     "non-finite": Message("warning", "A side holds NaN or infinite elements."),
     "scaled": Message("warning", "One factor explains most of the difference, which rounding would not."),
     "token-differs": Message("warning", "One token differs, which the others hide."),

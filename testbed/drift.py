@@ -14,8 +14,8 @@ from patcher.check import check_configs
 from testbed.paths import CONFIGS
 from testbed.wheels import WheelError, newest_wheel
 
-PACKAGES = ("sglang", "transformers", "vllm")
-"""Each has a folder of configs of its name."""
+PACKAGES = {"sglang": "sglang", "transformers": "transformers", "vllm": "vllm", "megatron-core": "megatron"}
+"""Which folder of configs is for a package."""
 
 
 def main() -> int:
@@ -33,8 +33,9 @@ def drift(package: str) -> Iterator[str]:
         yield str(error)
         return
     print(f"{package}: {wheel.name}", file=sys.stderr)
-    for config in sorted((CONFIGS / package).glob("*.yaml")):
-        yield from (f"{package}/{config.stem}: {line}" for line in misfits(config, wheel))
+    folder = CONFIGS / PACKAGES[package]
+    for config in sorted(folder.glob("*.yaml")):
+        yield from (f"{folder.name}/{config.stem}: {line}" for line in misfits(config, wheel))
 
 
 def misfits(config: Path, source: Path) -> Iterator[str]:

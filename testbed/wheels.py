@@ -27,6 +27,9 @@ PLATFORM = ("--python-version", "3.11", "--platform", "manylinux_2_34_x86_64", "
 
 TRANSFORMERS_RELEASES = ("5.20.0", "5.22.0", "5.24.0")
 """Of Transformers, beside the one that is installed: in 5.21 and 5.24 the models were changed."""
+MEGATRON_RELEASES = ("0.13.1", "0.14.0", "0.15.0", "0.16.1")
+"""Of Megatron-core: in 0.16 the layers and the MoE block were changed."""
+MEGATRON = ("--only-binary", ":all:")
 
 
 class WheelError(RuntimeError):
@@ -43,10 +46,21 @@ def transformers_wheel(release: str) -> Path:
     return _wheel("transformers", release, ())
 
 
+def megatron_wheel(release: str) -> Path:
+    """The wheel of a release of Megatron-core, downloaded if it is not in the cache. Raises WheelError."""
+    return _wheel("megatron-core", release, MEGATRON)
+
+
+def megatron_sources() -> Path:
+    """A folder for ``sys.path`` that holds the newest of ``MEGATRON_RELEASES``. Raises WheelError."""
+    wheel = megatron_wheel(MEGATRON_RELEASES[-1])
+    return _unpacked(wheel, WHEELS / wheel.stem, "")
+
+
 def newest_wheel(package: str) -> Path:
     """The wheel of the newest release that the package index serves. Raises WheelError."""
     with tempfile.TemporaryDirectory() as folder:
-        _download(package, PLATFORM, Path(folder))
+        _download(package, MEGATRON if package == "megatron-core" else PLATFORM, Path(folder))
         (wheel,) = Path(folder).glob("*.whl")
         WHEELS.mkdir(parents=True, exist_ok=True)
         return Path(shutil.move(wheel, WHEELS / wheel.name))

@@ -77,7 +77,8 @@ def align_axes(array: Array, side: SideAxes) -> Array:
     for count in side.merge:
         shape.append(prod(array.shape[at : at + count]))
         at += count
-    return array.reshape(shape)
+    array = array.reshape(shape)
+    return array if side.cut is None else slice_of(array, side.cut[0], 0, side.cut[1])
 
 
 def without_leading_ones(array: Array, shape: tuple[int, ...]) -> Array:

@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.errors import PairError
 from tensortap.dims import SEQUENCE, TOKEN, Dimension
+
+VOCABULARY = "vocab"
+"""The dimension of logits, as the shipped configs call it."""
 
 
 class SideAxes(Struct, frozen=True, dict=True):
@@ -26,10 +30,17 @@ class SideAxes(Struct, frozen=True, dict=True):
     """The permutation of what is left."""
     merge: tuple[int, ...]
     """How many neighbours, after the permutation, make each dimension of the result."""
+    cut: tuple[int, int] | None = None
+    """A dimension of the result, and how much of it is taken from its beginning."""
 
     @cached_property
     def identity(self) -> bool:
-        return not self.drop and self.order == tuple(range(len(self.order))) and all(count == 1 for count in self.merge)
+        return (
+            not self.drop
+            and self.cut is None
+            and self.order == tuple(range(len(self.order)))
+            and all(count == 1 for count in self.merge)
+        )
 
 
 class AxesPlan(Struct, frozen=True):
@@ -38,6 +49,27 @@ class AxesPlan(Struct, frozen=True):
     baseline: SideAxes
     target: SideAxes
     result: tuple[str, ...]
+    padded: tuple[int, int] | None = None
+    """Lengths of the vocabulary on both sides where one of them is padded."""
+
+
+def without_padding(plan: AxesPlan, baseline: Sequence[int], target: Sequence[int]) -> AxesPlan:
+    """The plan with the longer vocabulary cut to the shorter: trainers pad it, for ranks to have equal parts.
+
+    ``baseline`` and ``target`` are the shapes before the axes are aligned. What is twice as long is another vocabulary.
+    """
+    if VOCABULARY not in plan.result:
+        return plan
+    at = plan.result.index(VOCABULARY)
+    left, right = (
+        [length for index, length in enumerate(shape) if index not in side.drop][side.order[sum(side.merge[:at])]]
+        for side, shape in ((plan.baseline, baseline), (plan.target, target))
+    )
+    if left == right or 2 * min(left, right) <= max(left, right):
+        return plan
+    if left > right:
+        return replace(plan, baseline=replace(plan.baseline, cut=(at, right)), padded=(left, right))
+    return replace(plan, target=replace(plan.target, cut=(at, left)), padded=(left, right))
 
 
 def plan_axes(baseline: Sequence[Dimension], target: Sequence[Dimension]) -> AxesPlan:

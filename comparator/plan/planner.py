@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from comparator.errors import PairError
 from comparator.match.bundles import Bundle, BundlePair
 from comparator.options import Options, Side
-from comparator.plan.axes import AxesPlan, plan_axes
+from comparator.plan.axes import VOCABULARY, AxesPlan, plan_axes, without_padding
 from comparator.plan.by_rows import KEPT_BY_ROWS, plan_rows, rows_key
 from comparator.plan.context import SideContext, SideInputs
 from comparator.plan.facts import Remark, TokenNumbers
@@ -133,6 +133,17 @@ class PairPlan(Struct, frozen=True, dict=True):
             *(Remark("other-tokens", message) for message in self.other_tokens),
             *(Remark("tokens-joined", message) for message in self.notes),
             *(Remark("shared-pieces-assumed", message) for message in self.warnings),
+            *(Remark("padded-vocabulary", message) for message in self._padding),
+        )
+
+    @property
+    def _padding(self) -> tuple[str, ...]:
+        if self.axes is None or self.axes.padded is None:
+            return ()
+        left, right = self.axes.padded
+        return (
+            f"{VOCABULARY} has {left} columns in baseline and {right} in target: the first {min(left, right)} are "
+            "compared, the others are taken for padding",
         )
 
     @cached_property
@@ -305,7 +316,7 @@ def _join(left: SidePlan, right: SidePlan, aligner: TokenAligner) -> PairPlan:
     errors: tuple[str, ...] = ()
     if left.dimensions is not None and right.dimensions is not None:
         try:
-            axes = plan_axes(left.dimensions, right.dimensions)
+            axes = without_padding(plan_axes(left.dimensions, right.dimensions), _shape_of(left), _shape_of(right))
         except PairError as error:
             errors = (f"{error}; {error.hint}",)
     return PairPlan(

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
-from comparator.plan.axes import SideAxes
+from comparator.plan.axes import VOCABULARY, SideAxes
 from comparator.plan.operations import Coordinates, Shard
 from tensortap.dims import SEQUENCE, TOKEN, Dims
 
@@ -41,7 +41,7 @@ def find_sharing(
     lengths = [_aligned_shape(shape, side) for shape, side in zip(shapes, axes, strict=True)]
     found: tuple[dict[str, int], dict[str, int]] = ({}, {})
     for name, left, right in zip(result, *lengths, strict=True):
-        if left == right or name in (TOKEN, SEQUENCE) or min(left, right) == 0:
+        if left == right or name in (TOKEN, SEQUENCE, VOCABULARY) or min(left, right) == 0:
             continue
         longer = 0 if left > right else 1
         factor, rest = divmod(max(left, right), min(left, right))

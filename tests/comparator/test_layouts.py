@@ -127,3 +127,25 @@ def test_rank_by_rank_nothing_is_put_together() -> None:
     assert comparator.compare(first, first, grouping_skip_keys=keys).passed
     other = run_of(x[:, 4:], dims="t h[tp]", parallel=TP2)
     assert not comparator.compare(first, other, grouping_skip_keys=keys).passed
+
+
+@pytest.mark.parametrize("dims", ["t vocab[tp]", "s b vocab[tp]"])
+def test_a_vocabulary_that_is_padded_for_its_ranks_is_compared_without_the_padding(dims: str) -> None:
+    logits = values(3, 6)
+    padded = np.concatenate([logits, np.full((3, 4), 7, np.float32)], axis=1)
+    pieces = [padded[:, :5], padded[:, 5:]]
+    if dims.startswith("s"):
+        pieces = [piece[:, None] for piece in pieces]
+    baseline = run_of(logits, dims="t vocab")
+    for left, right in (
+        (baseline, run_of(*pieces, dims=dims, parallel=TP2)),
+        (run_of(*pieces, dims=dims, parallel=TP2), baseline),
+    ):
+        report = comparator.compare(left, right)
+        assert report.passed, report.describe()
+        assert any("the first 6 are compared" in note.message for note in only(report).infos)
+    pieces[1] = pieces[1] + np.float32(1)
+    assert not comparator.compare(baseline, run_of(*pieces, dims=dims, parallel=TP2)).passed
+    # Another name is no vocabulary, and half as many columns are no padding.
+    assert not comparator.compare(run_of(logits), run_of(padded)).passed
+    assert not comparator.compare(run_of(logits[:, :5], dims="t vocab"), run_of(padded, dims="t vocab")).passed
