@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from comparator.errors import ComparatorError
 from comparator.messages import MESSAGES
-from comparator.options import DimsOverride, Options
+from comparator.options import COARSE_DTYPES, DimsOverride, Options
 from comparator.patterns import compiled
 from tensortap.dims import DimsError, parse_dims
 
@@ -31,6 +31,9 @@ def check_options(options: Options) -> None:
     parse_names(sorted(options.error), "--error")
     if not 0 <= options.min_matched <= 1:
         raise ComparatorError(f"--min-matched must be between 0 and 1, not {options.min_matched}")
+    for flag, dtype in (("--activation-dtype", options.activation_dtype), ("--kv-cache-dtype", options.kv_cache_dtype)):
+        if dtype is not None and dtype not in COARSE_DTYPES:
+            raise ComparatorError(f"{flag}: {dtype!r} is none of {', '.join(COARSE_DTYPES)}")
 
 
 def parse_override(argument: str, side: Literal["both", "baseline", "target"]) -> DimsOverride:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comparator.arguments import load_override_config, parse_names, parse_override
-from comparator.options import Options
+from comparator.options import COARSE_DTYPES, Options
 from comparator.verdict.criteria import parse_rules
 from tensortap.command_line import SHELLS, PrintCompletion, PrintVersion
 
@@ -112,6 +112,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--reference", metavar="RUN", help="a run of the same model in higher precision: says which side is wrong")
     add("--noise", nargs="+", default=[], metavar="RUN",
         help="repeats or benign variants of the baseline: what they differ by is no fault")  # fmt: skip
+    add("--activation-dtype", choices=COARSE_DTYPES,
+        help="what quantised models round the inputs of matrix products to, which is no fault (default: what the runs "
+        "say of their models)")  # fmt: skip
+    add("--kv-cache-dtype", choices=COARSE_DTYPES, help="the same of cached keys and values")
     add("--calibration", metavar="FILE", help="floors that 'comparator calibrate' measured")
     add("--bitwise", action="store_true", help="tensors must be equal bit by bit")
     _add_pictures(parser)
@@ -178,6 +182,8 @@ def options_from(arguments: argparse.Namespace) -> Options:
         quick=arguments.quick,
         memory=arguments.memory,
         min_matched=arguments.min_matched,
+        activation_dtype=arguments.activation_dtype,
+        kv_cache_dtype=arguments.kv_cache_dtype,
         per_token=bool(arguments.visualize_per_token),
         detail_limit=arguments.pictures,
         map_config=Path(arguments.map) if arguments.map else None,

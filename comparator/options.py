@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from msgspec import Struct
 
@@ -12,6 +12,9 @@ from comparator.patterns import search
 Side = Literal["baseline", "target"]
 SIDES: tuple[Side, Side] = ("baseline", "target")
 TokenMode = Literal["per_step", "concat_steps", "smart"]
+CoarseDtype = Literal["none", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "int8"]
+"""What a quantised model may round values to on the way."""
+COARSE_DTYPES: tuple[CoarseDtype, ...] = get_args(CoarseDtype)
 
 
 class ThresholdRule(Struct, frozen=True):
@@ -56,6 +59,10 @@ class Options(Struct, frozen=True):
     """Tensors must be equal bit by bit; nothing else is asked for."""
     min_matched: float = 1.0
     """Smallest share of the tokens computed on both sides that must have been compared."""
+    activation_dtype: CoarseDtype | None = None
+    """What both runs round inputs of matrix products to; None: what their headers say."""
+    kv_cache_dtype: CoarseDtype | None = None
+    """The same of cached keys and values."""
     detail_limit: int = 50
     """Failures, the first ones, for which percentiles are computed and pictures drawn; any number below 0: all."""
     per_token: bool = False

@@ -215,7 +215,7 @@ def measure_noise(prepared: Prepared) -> Calibration:
     from comparator.verdict.taps import collect_taps
 
     others = prepared.others
-    taps = collect_taps(prepared.pairs, prepared.baseline, prepared.baseline)
+    taps = collect_taps(prepared.pairs, prepared.baseline, prepared.baseline, options=prepared.options)
     diagnoses = []
     for run in others.noise:
         profiles = prepared.against(run, "baseline", "noise run")

@@ -81,6 +81,52 @@ multiplies two factors that both have it, and weights of experts come on top."""
 _DEFAULT_LENGTH = 4096
 
 
+PRODUCTS: Mapping[Operation, int] = {
+    "attention": 3, "recurrence": 3, "linear": 1, "mlp": 3, "moe": 3, "combine": 3, "unknown": 3,
+}  # fmt: skip
+"""Matrix products on the way whose inputs a quantised model rounds: of q, k and v, of gate, up and down. Those of one
+input round it alike, but each hands it on in its own way. A router and the logits are left as they are, and ``combine``
+may add a shared expert."""
+_CACHED: frozenset[Operation] = frozenset({"attention", "unknown"})
+"""Read keys and values, which are two, from a cache."""
+_QUANTISED_ROUNDOFF: Mapping[str, float] = {"int8": 2.0**-4, "float4_e2m1fn": 2.0**-2}
+"""Of formats that no tap has. The steps of int8 are those of the largest value that shares a scale: with one ten times
+as large as the rms they are as coarse as those of ``float8_e4m3fn``."""
+QUANTISED = ("float8_e4m3fn", "float8_e5m2", *_QUANTISED_ROUNDOFF)
+"""What values may be rounded to on the way."""
+Sides = tuple[str | None, str | None]
+"""Of baseline and target; None where they are not rounded."""
+
+
+class Quantisation(Struct, frozen=True):
+    """What a model rounds values to, beside the dtype that it computes in; names of ``QUANTISED``."""
+
+    activations: Sides = (None, None)
+    """Inputs of matrix products."""
+    cache: Sides = (None, None)
+    """Keys and values."""
+
+    def roundings(self, operation: Operation) -> float:
+        """Their variance, relative to the output, of both sides.
+
+        An input that differs by rounding alone may land on the next number of the coarse format, so that two clean
+        runs differ by up to what two independent roundings do. Where one side alone has it, weights are rounded, too.
+        """
+        weights = 2 if self.activations[0] != self.activations[1] else 1
+        products = PRODUCTS.get(operation, 0) * weights * sum(map(_coarse, self.activations))
+        return products + (2 * sum(map(_coarse, self.cache)) if operation in _CACHED else 0.0)
+
+
+EXACT = Quantisation()
+"""Of models that are not quantised, or in their weights alone."""
+
+
+def _coarse(dtype: str | None) -> float:
+    if dtype is None:
+        return 0.0
+    return (RMS_ROUNDING * _QUANTISED_ROUNDOFF.get(dtype, UNIT_ROUNDOFF.get(dtype, 0.0))) ** 2
+
+
 class Floor(Struct, frozen=True):
     """What rounding explains: an output error of sqrt((gain · inherited)² + floor²)."""
 
@@ -108,7 +154,13 @@ def roundings_of_ranks(ranks: int) -> float:
 
 
 def floor_for(
-    operation: Operation, baseline_dtype: str, target_dtype: str, *, ranks: int = 1, length: int | None = None
+    operation: Operation,
+    baseline_dtype: str,
+    target_dtype: str,
+    *,
+    ranks: int = 1,
+    length: int | None = None,
+    quantisation: Quantisation = EXACT,
 ) -> Floor:
     """Floor and gain of an operation.
 
@@ -118,4 +170,4 @@ def floor_for(
     stored = rounding_error(baseline_dtype) ** 2 + rounding_error(target_dtype) ** 2
     count = ROUNDINGS[operation] + roundings_of_ranks(ranks)
     accumulated = 2 * rounding_error("float32") ** 2 * (length or _DEFAULT_LENGTH) / 2
-    return Floor(math.sqrt(count * stored + accumulated), GAIN[operation])
+    return Floor(math.sqrt(count * stored + accumulated + quantisation.roundings(operation)), GAIN[operation])

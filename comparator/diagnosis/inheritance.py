@@ -44,9 +44,10 @@ class Way(Struct, frozen=True):
     """A row may depend on rows before it."""
     steps: int = 0
 
-    def behind(self, operation: Operation, tap: TapProfile) -> Way:
+    def behind(self, node: TapNode, tap: TapProfile) -> Way:
         """The way to ``tap`` that begins one operation earlier. What is added to a sum may be nearly all of it."""
-        bound = floor_for(operation, tap.baseline_dtype, tap.target_dtype)
+        operation = node.operation
+        bound = floor_for(operation, tap.baseline_dtype, tap.target_dtype, quantisation=node.quantisation)
         return Way(
             self.gain * max(bound.gain, 1.0),
             float(np.hypot(self.gain * bound.floor, self.floor)),
@@ -98,6 +99,7 @@ class Inheritance:
             *self._precisions(profile),
             ranks=profile.ranks,
             length=profile.reduction_length,
+            quantisation=self._nodes[profile.key].quantisation,
         )
         own = bound.floor
         if self._calibration is not None:
@@ -202,7 +204,7 @@ class Inheritance:
             if source is not None:
                 yield source, way
             elif unmeasured is not None and way.steps < _MOST_UNMEASURED:
-                yield from self._sources(tap, unmeasured, way.behind(unmeasured.operation, tap))
+                yield from self._sources(tap, unmeasured, way.behind(unmeasured, tap))
 
     def _main_input(self, node: TapNode) -> TapProfile | None:
         found = [self._profiles[key] for key in node.inputs if key in self._profiles]

@@ -194,7 +194,7 @@ class _Measuring:
         value = replace(self.matrices, weights=weights)
         sums = self.sums if weights is None else row_sums(value)
         part = Operands(tap, self.node, value, sums).part()
-        floor = floor_for(part.operation, tap.baseline_dtype, tap.target_dtype, ranks=tap.ranks).floor
+        floor = self._floor(part.operation)
         added = part.sums.error if part.sizes is part.sums.sizes else relative(part.sums.added, part.sizes)
         kept = np.ones(len(added), np.bool_)
         if part.operation in ("moe", "combine"):
@@ -253,13 +253,17 @@ class _Measuring:
             zero=(not self.sums.baseline.any(), not self.sums.target.any()),
         )
 
+    def _floor(self, operation: Operation, length: int | None = None) -> float:
+        tap, quantisation = self.tap, self.node.quantisation
+        dtypes = tap.baseline_dtype, tap.target_dtype
+        return floor_for(operation, *dtypes, ranks=tap.ranks, length=length, quantisation=quantisation).floor
+
     def _irrelevant(self, operation: Operation, found: ChannelNumbers | None) -> Mapping[str, Irrelevance]:
         """Per kind of factor when its significance decides nothing, since a channel's error is a stronger test, or
         since nobody could doubt it."""
         limits, tap = LIMITS[operation], self.tap
         strength = 0.0 if found is None else found.ratio / limits.channel
-        length = tap.reduction_length
-        floor = floor_for(operation, tap.baseline_dtype, tap.target_dtype, ranks=tap.ranks, length=length).floor
+        floor = self._floor(operation, tap.reduction_length)
         least = least_scale(operation, tap.baseline_dtype, tap.target_dtype)
         shares = {
             "scale": limits.scale,

@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from msgspec import Struct
 from msgspec.structs import replace
 
-from comparator.diagnosis.floors import Operation
+from comparator.diagnosis.floors import EXACT, Operation, Quantisation
 from comparator.diagnosis.tap_rows import TapKey
 
 
@@ -42,6 +42,8 @@ class TapNode(Struct, frozen=True):
     """Inputs come from the order of execution alone."""
     code: str | None = None
     """Where the tap is in the program."""
+    quantisation: Quantisation = EXACT
+    """What the model rounds values to on the way from the inputs."""
 
 
 class TapGraph(Struct, frozen=True, dict=True):
@@ -62,6 +64,12 @@ class TapGraph(Struct, frozen=True, dict=True):
 
     def node(self, key: TapKey) -> TapNode | None:
         return self._by_key.get(key)
+
+    def quantised(self, quantisation: Quantisation) -> TapGraph:
+        """The graph of a model that is quantised so."""
+        if quantisation == EXACT:
+            return self
+        return TapGraph(tuple(replace(node, quantisation=quantisation) for node in self.nodes), self.notes)
 
 
 class GraphError(Struct, frozen=True):

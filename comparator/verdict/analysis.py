@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from comparator.diagnosis import (
     diagnose_reference,
 )
 from comparator.diagnosis import Options as AnalysisOptions
+from comparator.diagnosis.floors import Quantisation
 from comparator.match.bundles import BundlePair, Key
 from comparator.measure.measurement import Measurement, TensorMeasurement
 from comparator.options import Options
@@ -141,7 +142,7 @@ def analyse(
     """Diagnose from the profiles of all families."""
     chosen = _analysis_options(taps, options, calibration)
     diagnosis = diagnose([found.profile for found in profiles.values()], taps.graph, chosen)
-    notes = []
+    notes = list(_rounded(taps.facts.quantisation))
     if taps.problem is not None:
         notes.append(f"the declared inputs of the taps are not used: {taps.problem}")
     if calibration is not None and (unknown := calibration.unknown_taps(list(taps.families))):
@@ -156,6 +157,23 @@ def analyse(
         trained=None if taps.trained is None else (taps.trained, behind),
     )
     return Analysis(diagnosis, taps, profiles, chosen.ignored, behind_update=behind)
+
+
+def _rounded(quantisation: Quantisation) -> Iterator[str]:
+    """What quantised models round, which explains more than the dtypes of taps do."""
+    for what, (baseline, target) in (
+        ("inputs of matrix products", quantisation.activations),
+        ("cached keys and values", quantisation.cache),
+    ):
+        if baseline is not None and baseline == target:
+            yield f"Both models round {what} to {baseline}; floors allow for that"
+        elif baseline is not None or target is not None:
+            sides = f"the baseline {_to(baseline)}, the target {_to(target)}"
+            yield f"The models round {what} differently, {sides}; floors allow for that"
+
+
+def _to(dtype: str | None) -> str:
+    return "not at all" if dtype is None else f"to {dtype}"
 
 
 def _analysis_options(taps: Taps, options: Options, calibration: Calibration | None) -> AnalysisOptions:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from msgspec import Struct
 
 from comparator.diagnosis import Selection
+from comparator.diagnosis.floors import EXACT, QUANTISED, Quantisation, Sides
+from comparator.options import CoarseDtype, Options
 from dumper.reading.protocol import Run
 
 T = TypeVar("T")
@@ -25,10 +27,12 @@ class ModelFacts(Struct, frozen=True):
     """Channels per head of what the attention gives."""
     selection: Selection | None = None
     """Without its biases; None where the largest logits are chosen."""
+    quantisation: Quantisation = EXACT
 
 
-def model_facts(baseline: Run, target: Run) -> ModelFacts:
-    """What both headers say, or one of them where the other says nothing."""
+def model_facts(baseline: Run, target: Run, options: Options | None = None) -> ModelFacts:
+    """What both headers say, or one of them where the other says nothing; ``options`` may say more of quantisation."""
+    options = options or Options()
     sides = [_settings(baseline), _settings(target)]
 
     def common(name: str, read: Callable[[str], T]) -> T | None:
@@ -52,7 +56,17 @@ def model_facts(baseline: Run, target: Run) -> ModelFacts:
         biased=common("model.topk_method", str) in _BIASED,
     )
     plain = selection.groups == 1 and not selection.biased and scoring == "softmax"
-    return ModelFacts(common("model.num_experts_per_tok", _count), head, None if plain else selection)
+    quantisation = Quantisation(
+        _coarse(options.activation_dtype, sides, "model.activations"),
+        _coarse(options.kv_cache_dtype, sides, "model.kv_cache"),
+    )
+    return ModelFacts(common("model.num_experts_per_tok", _count), head, None if plain else selection, quantisation)
+
+
+def _coarse(given: CoarseDtype | None, sides: Sequence[Mapping[str, str]], name: str) -> Sides:
+    """What each side rounds values to; a header's word that is not known is taken for nothing."""
+    baseline, target = (given or side.get(name) for side in sides)
+    return baseline if baseline in QUANTISED else None, target if target in QUANTISED else None
 
 
 def _settings(run: Run) -> dict[str, str]:

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from comparator.diagnosis import GraphError, Parting, TapDeclaration, TapGraph, TapKey, build_graph
 from comparator.match.bundles import BundlePair, Key
 from comparator.match.indexing import parallel_layout
+from comparator.options import Options
 from comparator.plan.tokens.interface import PartedSequence
 from comparator.verdict.model_facts import ModelFacts, model_facts
 from comparator.verdict.training import is_gradient, last_step_of_equal_weights
@@ -46,7 +47,11 @@ class Taps(Struct, frozen=True):
 
 
 def collect_taps(
-    pairs: Sequence[BundlePair], baseline: Run, target: Run, parted: Sequence[PartedSequence] = ()
+    pairs: Sequence[BundlePair],
+    baseline: Run,
+    target: Run,
+    parted: Sequence[PartedSequence] = (),
+    options: Options | None = None,
 ) -> Taps:
     """The taps of the pairs that both sides have. Inputs come from the target's taps, else from the baseline's.
 
@@ -69,7 +74,8 @@ def collect_taps(
     partings = tuple(Parting(one.sequence, one.position, one.baseline, one.target) for one in parted)
     families = {key: family for family, key in keys.items()}
     sizes = (_sizes(baseline), _sizes(target))
-    facts, other_engine = model_facts(baseline, target), _engine(baseline) != _engine(target)
+    facts, other_engine = model_facts(baseline, target, options), _engine(baseline) != _engine(target)
+    graph = graph.quantised(facts.quantisation)
     trained = last_step_of_equal_weights(pairs, (baseline, target))
     found = Taps(keys, families, graph, ranks, sizes, facts, other_engine, problem, trained=trained, partings=partings)
     if trained is None and not any(map(is_gradient, keys)):

@@ -12,6 +12,8 @@ from typing import Any
 
 import xxhash
 
+from dumper.adapters.quantisation import quantisation_facts
+
 FLAGS = ("--model-path", "--model", "--model_path", "--tokenizer-model-path")
 FACTS = (
     "architectures", "dtype", "torch_dtype", "hidden_size", "num_attention_heads", "head_dim", "v_head_dim",
@@ -34,10 +36,14 @@ def model_facts(flags: Mapping[str, str]) -> dict[str, str]:
     """``model.head_dim`` and other numbers of config.json, and ``model.weights``; empty without a local folder."""
     folder = _folder(flags)
     if folder is None:
-        return {}
-    found = {f"model.{name}": value for name, value in _of_config(folder).items()}
+        return _prefixed(quantisation_facts(None, flags))
+    found = _prefixed(_of_config(folder, flags))
     digest = weights_digest(folder)
     return found if digest is None else {**found, "model.weights": digest}
+
+
+def _prefixed(found: Mapping[str, str]) -> dict[str, str]:
+    return {f"model.{name}": value for name, value in found.items()}
 
 
 def facts_of_model(model: Any) -> dict[str, str]:
@@ -45,11 +51,12 @@ def facts_of_model(model: Any) -> dict[str, str]:
 
     Only names, shapes and source are looked at, no values.
     """
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    whole: Any = getattr(model, "config", None)
+    config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole
     if config is None:
         return {}
     found = _named_facts(lambda name: getattr(config, name, None))
+    found |= quantisation_facts(getattr(whole, "quantization_config", None))
     if getattr(model, "dtype", None) is not None:
         found["dtype"] = str(model.dtype).removeprefix("torch.")
     implementation = getattr(config, "_attn_implementation", None)
@@ -60,7 +67,7 @@ def facts_of_model(model: Any) -> dict[str, str]:
         found.setdefault("topk_method", "noaux_tc")
         if scoring:
             found.setdefault("scoring_func", scoring)
-    return {f"model.{name}": value for name, value in found.items()}
+    return _prefixed(found)
 
 
 def _biased_scoring(model: Any) -> str | None:
@@ -90,21 +97,25 @@ def _folder(flags: Mapping[str, str]) -> Path | None:
     return None
 
 
-def _of_config(folder: Path) -> dict[str, str]:
-    path = folder / "config.json"
-    if not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
-        return {}
-    config: Any = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        return {}
+def _of_config(folder: Path, flags: Mapping[str, str]) -> dict[str, str]:
+    config = _read(folder / "config.json")
+    if config is None:
+        return quantisation_facts(None, flags)
     nested = config.get("text_config")  # of models that see as well
     for part in (nested, config.get("rope_parameters")):
         config = {**part, **config} if isinstance(part, dict) else config
-    found = _named_facts(config.get)
     quantisation = config.get("quantization_config")
-    if isinstance(quantisation, dict) and quantisation.get("quant_method"):
-        found["quantization"] = str(quantisation["quant_method"])
-    return found
+    if quantisation is None:  # a file of its own, as TensorRT-Model-Optimizer writes it
+        quantisation = (_read(folder / "hf_quant_config.json") or {}).get("quantization")
+    return _named_facts(config.get) | quantisation_facts(quantisation, flags)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A config; None for one that is not there, too large, or no object."""
+    if not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
+        return None
+    found: Any = json.loads(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else None
 
 
 def _named_facts(of: Callable[[str], Any]) -> dict[str, str]:

@@ -16,6 +16,8 @@ LONGEST_VALUE = 200
 """Characters of one value that are kept."""
 PREFIXES = ("SGLANG_", "SGL_", "VLLM_", "TORCH_", "TORCHDYNAMO_", "CUBLAS_", "NVTE_", "NCCL_", "FLASHINFER_", "TRITON_")
 NAMES = ("NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+OF_ONE_PROCESS = ("VLLM_DIST_IDENT", "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME")
+"""Made up anew at each start: they change no number, and differ in any two runs."""
 SECRETS = ("key", "token", "secret", "password", "credential", "auth")
 
 
@@ -51,7 +53,8 @@ def flags_of(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in variables.items() if name in NAMES or name.startswith(PREFIXES)}
+    names = (name for name in variables if name in NAMES or name.startswith(PREFIXES))
+    return {name: variables[name] for name in names if name not in OF_ONE_PROCESS}
 
 
 def _torch_switches() -> dict[str, str]:

@@ -12,6 +12,7 @@ from dumper import open_run
 from dumper.recording.recorder import Recorder
 from testbed.comparison import compare
 from testbed.generate import transformers_generate
+from testbed.int8_model import int8_model
 from testbed.layouts import NEW_TOKENS, PROMPT, TAPS
 from testbed.models import ModelName, tiny_model
 from testbed.paths import CONFIGS
@@ -114,3 +115,18 @@ def test_sglang_and_vllm(recordings: Recordings, tmp_path: Path) -> None:
     recorded = open_run(run)
     assert not recorded.problems
     assert_every_layer_and_step_passes(recordings("dense-tp2"), run, DENSE_TAPS)
+
+
+@needs_vllm
+def test_a_server_in_int8_and_the_model_that_it_was_made_from(recordings: Recordings, tmp_path: Path) -> None:
+    """Its header says what it rounds, and the verdict that it was allowed for."""
+    run = tmp_path / "int8"
+    configs = tuple(CONFIGS / "vllm" / name for name in ("forward.yaml", "qwen3.yaml"))
+    folder = int8_model("qwen3", tmp_path / "model")
+    with vllm_server(folder, log=run.with_suffix(".log"), recording=Recording(configs, run)) as server:
+        server.generate(PROMPT, new_tokens=NEW_TOKENS)
+    settings = open_run(run).headers[0].settings
+    assert settings["model.activations"] == "int8"
+    outcome = compare(recordings("dense-tp2"), run, ("--token-aligner", "smart"))
+    assert not outcome.named("failed"), outcome.named("failed")
+    assert any("round inputs of matrix products" in note for note in outcome.record("diagnosis")["notes"])

@@ -10,8 +10,9 @@ import torch
 
 import testbed.sglang_cpu.torchvision_operators  # noqa: F401  Transformers imports torchvision
 from benchmarks.faults.engines.huggingface.models import CLASSES, ModelShape, build_model
+from benchmarks.faults.engines.huggingface.quantised import Scheme, quantise
 from benchmarks.faults.engines.huggingface.variants import Variant, generate, numerics_of, prepare, variants_of
-from benchmarks.faults.engines.protocol import Job
+from benchmarks.faults.engines.protocol import REFERENCE, Job
 from benchmarks.faults.in_process import record_each, recorded
 from benchmarks.faults.prompts import make_prompts
 from testbed.paths import CONFIGS
@@ -24,6 +25,8 @@ class Family:
     name: str
     shape: ModelShape
     prompts: str = "mixed"
+    scheme: Scheme | None = None
+    """How the model is quantised."""
 
 
 def _shape(model_type: str, dtype: torch.dtype, outliers: bool = False, seed: int = 0, **changes: object) -> ModelShape:
@@ -59,6 +62,18 @@ FAMILIES = {
         Family("falcon_h1-bfloat16", _shape("falcon_h1", _B, seed=15)),
         Family("mamba2-bfloat16", _shape("mamba2", _B, seed=16)),
         Family("qwen3_next-bfloat16", _shape("qwen3_next", _B, seed=17)),
+        Family(
+            "qwen3-fp8-token-bfloat16", _shape("qwen3", _B, seed=18, hidden_size=256), scheme=Scheme("float8_e4m3fn")
+        ),
+        Family(
+            "qwen3_moe-fp8-group-bfloat16",
+            _shape("qwen3_moe", _B, seed=19, hidden_size=256),
+            scheme=Scheme("float8_e4m3fn", "group"),
+        ),
+        Family("llama-fp8-tensor-bfloat16", _shape("llama", _B, seed=20), "middle", Scheme("float8_e4m3fn", "tensor")),
+        Family("qwen3-int8-outliers-bfloat16", _shape("qwen3", _B, True, 21), scheme=Scheme("int8")),
+        Family("qwen3_moe-int8-bfloat16", _shape("qwen3_moe", _B, seed=22), scheme=Scheme("int8")),
+        Family("llama-fp8-cache-bfloat16", _shape("llama", _B, seed=23), scheme=Scheme("float8_e4m3fn", "cache")),
         Family("qwen3-wide-heads-bfloat16", _shape("qwen3", _B, seed=12, head_dim=128, num_attention_heads=4)),
     )
 }
@@ -90,6 +105,8 @@ def _record(job: Job) -> None:
     torch.manual_seed(0)
     model = build_model(family.shape, variant.attention, variant.dtype)
     prepare(model, variant)
+    if family.scheme is not None and variant.name != REFERENCE:
+        quantise(model, family.scheme, variant)
     faults = [text.replace("FAMILY", kind).replace("CLASS", CLASSES[kind]) for text in job.configs]
     shipped, own = CONFIGS / "transformers" / f"{kind}.yaml", Path(__file__).with_name("configs") / f"{kind}.yaml"
     with numerics_of(variant), recorded(job.run, (*faults, shipped if shipped.exists() else own)):
