@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from comparator.arguments import check_options
 from comparator.diagnosis.floors import (
     EXACT,
     QUANTISED,
@@ -12,7 +13,8 @@ from comparator.diagnosis.floors import (
     rounding_error,
     roundings_of_ranks,
 )
-from comparator.options import COARSE_DTYPES
+from comparator.errors import ComparatorError
+from comparator.options import COARSE_DTYPES, Options
 
 MEASURED_AT_BF16 = {
     "attention": 8e-3,
@@ -118,3 +120,9 @@ def test_what_a_quantised_model_does_not_round() -> None:
 
 def test_the_names_of_coarse_dtypes_are_those_of_the_flags() -> None:
     assert set(COARSE_DTYPES) == {"none", *QUANTISED}
+
+
+def test_a_dtype_that_nothing_is_rounded_to_is_refused_by_name():
+    check_options(Options(activation_dtype="int8", kv_cache_dtype="none"))
+    with pytest.raises(ComparatorError, match=r"--activation-dtype: 'fp8' is none of none, float8_e4m3fn"):
+        check_options(Options(activation_dtype="fp8"))  # type: ignore[arg-type]
