@@ -21,7 +21,8 @@ def execution_order(step: Integers, rank: Integers, place: Integers) -> Integers
     Takes a number per record: its step, its rank, and its place, which is equal for the records of several ranks that
     were made at the same place. A rank that has nothing to do in a step may leave taps out, so its places do not count.
     What only another rank recorded follows what came before it there; a rank with nothing in common (another pipeline
-    stage) comes before or after as its number says.
+    stage) comes before or after as its number says, and one that begins with more than is common (a stage that has
+    another copy of tied weights) does so before what is common.
     """
     if not len(step):
         return np.empty(0, np.int64)
@@ -59,7 +60,9 @@ def _order_of_step(rank: Integers, place: Integers) -> Integers:
 
 
 def _put_between(found: dict[int, tuple[int, int]], part: Sequence[int], *, before: bool, length: int) -> None:
-    common = any(at in found for at in part)
-    last = (-1, 0) if common or before else (length, 0)
+    common = next((number for number, at in enumerate(part) if at in found), len(part))
+    last = (-1, 0) if common < len(part) or before else (length, 0)
+    if not before and len(part) > common > len(part) // 2:
+        last = found[part[common]][0] - 1, length
     for at in part:
         last = found.setdefault(at, (last[0], last[1] + 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from comparator.match.occurrences import join_occurrences
 from comparator.options import Options
 from comparator.rules import Rules
 from dumper.reading.columns import OUTSIDE_STEPS
+from dumper.reading.protocol import Run
 
 
 class _Grouped(Struct, frozen=True):
@@ -32,8 +33,9 @@ class _Grouped(Struct, frozen=True):
 def match_bundles(baseline: RunIndex, target: RunIndex, options: Options, rules: Rules) -> list[BundlePair]:
     """Pair the bundles of both runs. No payload is read, and no record looked at by itself.
 
-    By tags, pairs come in the target's order of execution, and those that only the baseline has follow; by file names,
-    in the order in which their keys first appear in the target.
+    By tags, pairs come in the target's order of execution, or in the baseline's where pipeline stages of the target did
+    their parts at the same time and one of the baseline did all; those that only the baseline has follow. By file
+    names, they come in the order in which their keys first appear in the target.
     """
     by_tags = rules.grouping == "tags"
     left, right = keyed_entries(baseline, target, options, rules)
@@ -46,9 +48,26 @@ def match_bundles(baseline: RunIndex, target: RunIndex, options: Options, rules:
         _pair(one, lefts.get(one.key.shared) if one.key.shared else None, one)
         for one in _bundles(right, right.selected, rules)
     ]
+    if by_tags and _has_stages(target.run) and not _has_stages(baseline.run):
+        pairs = _in_order_of_baseline(pairs, [one.bundle for one in lefts.values()])
     if by_tags:
         pairs.extend(_pair(one, one, None) for one in lefts.values() if one.key.key not in wanted)
     return pairs
+
+
+def _has_stages(run: Run) -> bool:
+    """Whether ranks are stages of a pipeline. Nothing tells what one did before another."""
+    return any(header.parallel.get("pp", (0, 1))[1] > 1 for header in run.headers.values())
+
+
+def _in_order_of_baseline(pairs: Sequence[BundlePair], baseline: Sequence[Bundle]) -> list[BundlePair]:
+    """The pairs as the baseline's bundles come, each that it does not have behind the one that it was behind."""
+    places = {id(bundle): at for at, bundle in enumerate(baseline)}
+    at, keys = -1, []
+    for pair in pairs:
+        at = at if pair.baseline is None else places[id(pair.baseline)]
+        keys.append(at)
+    return [pairs[number] for number in sorted(range(len(pairs)), key=keys.__getitem__)]
 
 
 def _pair(some: _Grouped, baseline: _Grouped | None, target: _Grouped | None) -> BundlePair:

@@ -16,10 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dumper.adapters.megatron_modules import whole_model
 from dumper.recording.flatten import named_leaves, unwrapped, unwrapped_with_way
 
 if TYPE_CHECKING:
     import torch
+
+    from dumper.adapters.megatron_modules import WholeModel
 
 
 class Tap(Protocol):
@@ -73,18 +76,22 @@ def attach(
     ``dims_grad`` those of their gradients, where they differ.
     A module is recorded however it is called, ``module(x)`` or ``module.forward(x)``, and one that stands at several
     paths under each of them. What wraps a module (DDP, ``torch.compile``, activation checkpointing) is no part of its
-    path, so that a model has the same names with it and without.
+    path, so that a model has the same names with it and without. Layers and experts of Megatron-core have their numbers
+    in the whole model, and what its modules give has dims without being told, unless ``dims`` are given.
 
     Raises ValueError when no module matches (with the nearest paths) or when neither inputs nor outputs are wanted.
     """
     if not (inputs or outputs):
         raise ValueError("attach: neither inputs nor outputs are to be recorded; set one of them")
-    modules = matching_modules(model, pattern)
+    known = whole_model(model)
+    modules = matching_modules(model, pattern, known)
     attachment = Attachment(tuple(modules))
     taps = install_taps(type(unwrapped(model)).__name__, list(modules))
     for (path, module), tap in zip(modules.items(), taps, strict=True):
         before = functools.partial(_record_inputs, tap, path, grad) if inputs else None
         after = functools.partial(_record_output, tap, path, grad, dims, dims_grad) if outputs else None
+        if known is not None and outputs and dims is None:
+            after = functools.partial(_record_known_output, tap, path, grad, known)
         watch(module, before, after, attachment._undo)
     return attachment
 
@@ -138,14 +145,23 @@ def watch(
     undo.append(restore)
 
 
-def matching_modules(model: torch.nn.Module, pattern: str) -> dict[str, torch.nn.Module]:
+def matching_modules(
+    model: torch.nn.Module, pattern: str, known: WholeModel | None = None
+) -> dict[str, torch.nn.Module]:
     """The modules below ``model`` whose path matches ``pattern``, by path, in the order of the model.
 
-    A module that stands at several paths is there by each of them. Raises ValueError when there is none.
+    A module that stands at several paths is there by each of them. ``known``: what the model is a part of. Raises
+    ValueError when there is none.
     """
-    modules = list(_paths(model, "", "", ()))
+    modules = list(_paths(model, "", "", (), known))
     matches = path_expression(pattern).fullmatch
     matching = {path: module for path, as_it_is, module in modules if matches(path) or matches(as_it_is)}
+    if known is not None:
+        matching = {
+            path: module
+            for path, module in matching.items()
+            if known.is_wanted(path, pattern) and not known.is_part(module)
+        }
     # Nobody calls a list of modules: it would be a tap that never fired. Named alone it is a mistake, and may be one.
     found = {path: module for path, module in matching.items() if can_be_called(module)} or matching
     if not found:
@@ -163,17 +179,18 @@ def can_be_called(module: torch.nn.Module) -> bool:
 
 
 def _paths(
-    module: torch.nn.Module, prefix: str, prefix_as_it_is: str, within: tuple[int, ...]
+    module: torch.nn.Module, prefix: str, prefix_as_it_is: str, within: tuple[int, ...], known: WholeModel | None
 ) -> Iterator[tuple[str, str, torch.nn.Module]]:
     """Every path below a module, without what wraps modules and as it is, but none that comes back to a module that it
     leads through."""
     inner, way = unwrapped_with_way(module)
     prefix_as_it_is += way
     for name, child in inner._modules.items():
-        if child is not None and id(known := unwrapped(child)) not in within:
-            path, as_it_is = f"{prefix}{name}", f"{prefix_as_it_is}{name}"
-            yield path, as_it_is, known
-            yield from _paths(child, f"{path}.", f"{as_it_is}.", (*within, id(known)))
+        if child is not None and id(held := unwrapped(child)) not in within:
+            called = name if known is None else known.name_of(inner, name, held)
+            path, as_it_is = f"{prefix}{called}", f"{prefix_as_it_is}{called}"
+            yield path, as_it_is, held
+            yield from _paths(child, f"{path}.", f"{as_it_is}.", (*within, id(held)), known)
 
 
 def path_expression(pattern: str) -> re.Pattern[str]:
@@ -214,6 +231,20 @@ def _record_output(
     for name, value in named_leaves(path, output):
         if _is_tensor(value):
             tap.dump(name, value, dims=_of_rank(dims, value), dims_grad=_of_rank(dims_grad, value), grad=grad)
+
+
+def _record_known_output(
+    tap: Tap, path: str, grad: bool, known: WholeModel, module: torch.nn.Module, args: tuple[Any, ...], output: Any
+) -> None:
+    """The same for a module of Megatron-core, whose dims are known; biases that it hands on are none of its outputs."""
+    if not tap.on:
+        return
+    for name, value in named_leaves(path, output):
+        if _is_tensor(value) and not (value.is_leaf and value.requires_grad):
+            as_named = known.with_all_dimensions(path, module, args, value)
+            dims = known.dims_of_output(path, module, as_named.dim())
+            # What it is made of has the gradient.
+            tap.dump(name, as_named, dims=dims, dims_grad=None, grad=grad and as_named is value)
 
 
 def _of_rank(dims: str | None, value: torch.Tensor) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dumper.adapters.device_mesh import dims_of_parameter
+from dumper.adapters.megatron_modules import main_gradient, paths_in_whole, whole_model
 
 MAXIMUM_DEPTH = 16
 """Deeper nesting is yielded as it is: a container that holds itself must not recurse without end."""
@@ -87,8 +88,8 @@ def _is_plain(value: Any) -> bool:
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 """Under which ``torch.compile``, activation checkpointing and FSDP hold the module that they wrap."""
-_DATA_PARALLEL = ("DistributedDataParallel", "DataParallel")
-"""Classes that hold theirs as ``module``."""
+_AS_MODULE = ("DistributedDataParallel", "DataParallel", "Float16Module")
+"""Classes that hold theirs as ``module``: of torch and Megatron-core."""
 
 
 def unwrapped(module: Any) -> Any:
@@ -100,7 +101,7 @@ def unwrapped_with_way(module: Any) -> tuple[Any, str]:
     """The same with the path that leads there: ``module._orig_mod.``."""
     way = ""
     while True:
-        names = [*_WRAPPERS, *(("module",) if type(module).__name__ in _DATA_PARALLEL else ())]
+        names = [*_WRAPPERS, *(("module",) if type(module).__name__ in _AS_MODULE else ())]
         held = next((name for name in names if module._modules.get(name) is not None), None)
         if held is None:
             return module, way
@@ -120,15 +121,23 @@ def parameters(
     """Yield ``(name, tensor, stream, dims)`` of each parameter of a ``torch.nn.Module``, and of its gradient if any;
     ``dims`` where the parameter does not say how it is split.
 
-    Unless ``as_it_is``, what wraps modules is no part of the name.
+    Unless ``as_it_is``, what wraps modules is no part of the name, and those of Megatron-core have the name that they
+    have in the whole model.
     """
     held = model if as_it_is or not hasattr(model, "_modules") else unwrapped(model)
-    for path, parameter in held.named_parameters():
+    known = None if as_it_is else whole_model(held)
+    moved = {} if known is None else paths_in_whole(held, known)
+    for path_here, parameter in held.named_parameters():
+        path = path_here
+        own, shape = dims_of_parameter(parameter, dims), None
+        if known is not None:
+            owner, dot, last = path_here.rpartition(".")
+            path = known.name_of_parameter(f"{moved.get(owner, owner)}{dot}{last}", parameter)
+            own, shape = known.dims_of_parameter(path, parameter, dims)
         name = prefix + (path if as_it_is else ".".join(part for part in path.split(".") if part not in _WRAPPERS))
-        own = dims_of_parameter(parameter, dims)
         if with_values:
-            yield name, parameter, "value", own
+            yield name, parameter if shape is None else parameter.view(shape), "value", own
         if with_gradients:
-            gradient = parameter.grad if get_grad is None else get_grad(parameter)
+            gradient = main_gradient(parameter) if get_grad is None else get_grad(parameter)
             if gradient is not None:
-                yield name, gradient, "grad", own
+                yield name, gradient if shape is None else gradient.view(shape), "grad", own

@@ -360,6 +360,26 @@ def test_the_order_of_execution_is_that_of_the_rank_that_did_most() -> None:
         ]
 
 
+def test_a_stage_with_another_copy_of_tied_weights_comes_behind_the_first() -> None:
+    first, last = [0, 1, 2, 3, 9], [4, 5, 6, 9]
+    columns = np.array([(0, rank, place) for rank, places in enumerate((first, last)) for place in places]).T
+    found = columns[2][execution_order(*columns)]
+    assert list(dict.fromkeys(found.tolist())) == [0, 1, 2, 3, 4, 5, 6, 9]
+
+
+def test_of_pipeline_stages_the_order_is_that_of_a_run_without() -> None:
+    """The first stage has its gradients when the last one has done all, and records them before that one's values."""
+    names = ["first", "last", "last.grad", "first.grad"]
+    one = FakeRun([FakeRecord(name, values(2, 2), dims="t h") for name in names])
+    stages = [[names[0], names[3]], [names[1], names[2]]]
+    records = [
+        FakeRecord(name, values(2, 2), dims="t h", rank=rank) for rank, part in enumerate(stages) for name in part
+    ]
+    two = FakeRun(records, parallel={rank: {"pp": (rank, 2)} for rank in range(2)})
+    assert [one.name for one in comparator.compare(one, two)] == names
+    assert [one.name for one in comparator.compare(two, two)] == [*stages[0], *stages[1]]
+
+
 def test_steps_that_are_grouped_but_not_joined_are_compared_one_by_one() -> None:
     records = [FakeRecord("x", values(2, 2, seed=step), step=step, dims="t h") for step in range(3)]
     keys = frozenset({"rank", "step"})
