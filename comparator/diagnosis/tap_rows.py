@@ -300,11 +300,13 @@ def extent_of(labels: RowLabels, beyond: Mask, compared: Mask) -> Extent | None:
 def _group(labels: RowLabels, found: Mask, compared: Mask) -> str:
     if found.sum() >= ALL * compared.sum():
         return "all"
-    groups = {**groups_of(labels), "prefill": ~labels.decode}
+    groups = {**groups_of(labels), **({"prefill": ~labels.decode} if labels.decode.any() else {})}
     best, most = "", 0.0
     for name, mask in groups.items():
         inside = int((found & mask).sum())
         precise, complete = inside / int(found.sum()), inside / max(int((mask & compared).sum()), 1)
-        if precise >= PRECISE and complete >= COMPLETE and precise + complete > most:
+        outside = int((found & ~mask).sum()) / max(int((~mask & compared).sum()), 1)
+        # Of a group that has nearly all rows anyhow, most of what is beyond lies in it.
+        if precise >= PRECISE and complete >= COMPLETE and 2 * outside <= complete and precise + complete > most:
             best, most = name, precise + complete
     return best

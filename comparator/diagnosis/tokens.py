@@ -44,6 +44,8 @@ class TokenChoices(Struct, frozen=True, eq=False):
     """Of the baseline's choice, on the baseline."""
     target_log_probability: Float
     """Of the baseline's choice, on the target."""
+    divergence: Float
+    """KL divergence of the target's distribution from the baseline's, in nats."""
 
     @property
     def flipped(self) -> Mask:
@@ -64,13 +66,18 @@ def choose_tokens(baseline: Single, target: Single, dtype: str) -> TokenChoices:
     largest = np.maximum(np.abs(baseline[rows, first]), np.abs(target[rows, second]))
     difference = target - baseline
     error = np.sqrt(np.einsum("ij,ij->i", difference, difference, dtype=np.float64) / max(baseline.shape[1], 1))
+    weights, largest_baseline, normaliser = _softmax(baseline)
+    _, largest_target, other_normaliser = _softmax(target)
+    expected = np.einsum("ij,ij->i", weights, difference, dtype=np.float64) / np.exp(normaliser)
+    apart = (largest_target.astype(np.float64) + other_normaliser) - (largest_baseline + normaliser) - expected
     return TokenChoices(
         first.astype(np.int64),
         second.astype(np.int64),
         margin,
         np.maximum(error, unit_roundoff(dtype) * largest.astype(np.float64)),
-        _log_probability(baseline, first),
-        _log_probability(target, first),
+        np.asarray(baseline[rows, first] - largest_baseline - normaliser, np.float64),
+        np.asarray(target[rows, first] - largest_target - other_normaliser, np.float64),
+        np.maximum(apart, 0),
     )
 
 
@@ -80,11 +87,11 @@ def joined(parts: Sequence[TokenChoices]) -> TokenChoices:
     return TokenChoices(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def _log_probability(logits: Single, token: Integer) -> Float:
+def _softmax(logits: Single) -> tuple[Single, Single, Float]:
+    """Weights that are not normalised, the largest logit of each row, and the logarithm of the sum of its weights."""
     largest = logits.max(1)
-    normaliser = np.log(np.exp(logits - largest[:, None]).sum(1, dtype=np.float64))
-    chosen = logits[np.arange(len(logits)), token]
-    return np.asarray(chosen - largest - normaliser, np.float64)
+    weights = np.exp(logits - largest[:, None])
+    return weights, largest, np.log(weights.sum(1, dtype=np.float64))
 
 
 class ChosenTokens(Struct, frozen=True):
@@ -98,6 +105,8 @@ class ChosenTokens(Struct, frozen=True):
     largest_apart: float
     where: str
     """The row of the largest difference."""
+    divergence: float
+    """Mean KL divergence of the target from the baseline, in nats a token."""
 
 
 def summarise(found: TokenChoices, labels: RowLabels) -> ChosenTokens:
@@ -105,7 +114,12 @@ def summarise(found: TokenChoices, labels: RowLabels) -> ChosenTokens:
     apart = np.abs(found.target_log_probability - found.baseline_log_probability)
     worst = int(np.argmax(apart))
     return ChosenTokens(
-        len(apart), int(found.flipped.sum()), float(apart.mean()), float(apart[worst]), labels.describe(worst)
+        len(apart),
+        int(found.flipped.sum()),
+        float(apart.mean()),
+        float(apart[worst]),
+        labels.describe(worst),
+        float(found.divergence.mean()),
     )
 
 

@@ -103,6 +103,8 @@ class Diagnosis(Struct, frozen=True, dict=True):
     undecided: tuple[str, ...] = ()
     """What cannot be decided from this pair, and what would decide it."""
     notes: tuple[str, ...] = ()
+    other_engine: bool = False
+    """The sides are of different frameworks, such as a trainer and a server."""
 
     @property
     def nearest(self) -> float:
@@ -167,6 +169,7 @@ def diagnose(profiles: Sequence[TapProfile], graph: TapGraph, options: Options |
         extent=None if place is None else _extent(found[place.key], inheritance),
         undecided=(*_undecided(judgements, found, inheritance), *_undecided_texts(texts, recorded=logits is not None)),
         notes=(*graph.notes, *_notes(profiles)),
+        other_engine=options.other_engine,
     )
 
 

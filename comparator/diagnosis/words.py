@@ -83,11 +83,11 @@ def _texts(diagnosis: Diagnosis) -> Iterator[str]:
         more = f" and {len(ties) - 3} more" if len(ties) > 3 else ""
         yield f"Texts part at a tie of two tokens ({where}{more}); what follows is another text and is not compared."
     tokens = diagnosis.tokens
-    if tokens is not None and diagnosis.verdict == "differ" and tokens.largest_apart:
+    if tokens is not None and (diagnosis.verdict == "differ" or diagnosis.other_engine) and tokens.largest_apart:
         yield (
             f"Log probabilities of the chosen tokens differ by {tokens.log_probability_apart:.2g} on average and by "
-            f"{tokens.largest_apart:.2g} at most ({tokens.where}); {tokens.flipped} of {tokens.rows} choices are other "
-            "tokens."
+            f"{tokens.largest_apart:.2g} at most ({tokens.where}), distributions by a KL divergence of "
+            f"{tokens.divergence:.2g} on average; {tokens.flipped} of {tokens.rows} choices are other tokens."
         )
 
 

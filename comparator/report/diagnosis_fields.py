@@ -71,6 +71,8 @@ class ChosenTokensRecord(Model, frozen=True, kw_only=True):
     largest_apart: float
     where: str
     """The token with the largest difference."""
+    divergence: float = 0.0
+    """Mean KL divergence of the target from the baseline, in nats a token."""
 
 
 class PartedTextRecord(Model, frozen=True, kw_only=True):

@@ -61,14 +61,25 @@ def group_rank() -> tuple[int, int] | None:
 
 
 def data_parallel_axis() -> Parallel:
-    """The axis ``dp`` where a model is in ``DistributedDataParallel``: the place in its process group. Takes
-    milliseconds."""
-    kind = getattr(sys.modules.get("torch.nn.parallel.distributed"), "DistributedDataParallel", None)
-    if kind is None:
-        return {}
-    groups = [thing.process_group for thing in gc.get_objects() if type(thing) is kind]
-    group = max(groups, key=lambda one: int(one.size()), default=None)
-    return {} if group is None else {"dp": (int(group.rank()), int(group.size()))}
+    """The axis ``dp`` where a model is in ``DistributedDataParallel``, FSDP or ``fully_shard``: the place among ranks
+    that get other tokens. Takes milliseconds."""
+    wrappers = [
+        getattr(sys.modules.get(module), name, None)
+        for module, name in (
+            ("torch.nn.parallel.distributed", "DistributedDataParallel"),
+            ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel"),
+        )
+    ]
+    sharded = getattr(sys.modules.get("torch.distributed.fsdp._fully_shard._fsdp_common"), "FSDPMeshInfo", None)
+    places: list[tuple[int, int]] = []
+    for thing in gc.get_objects() if any((*wrappers, sharded)) else ():
+        if type(thing) in wrappers:
+            places.append((int(thing.process_group.rank()), int(thing.process_group.size())))
+        elif sharded is not None and issubclass(type(thing), sharded):
+            replica, replicas = getattr(thing, "replicate_mesh_rank", 0), getattr(thing, "replicate_mesh_size", 1)
+            size = int(thing.shard_mesh_size)
+            places.append((int(replica) * size + int(thing.shard_mesh_rank), int(replicas) * size))
+    return {"dp": max(places, key=lambda place: place[1])} if places else {}
 
 
 def _launcher_rank() -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as of_numpy
 
 from comparator.diagnosis import tap_rows
 from comparator.diagnosis.kernel import median
-from comparator.diagnosis.tap_rows import RowLabels, groups_of, has_whole_prefix, label_rows
+from comparator.diagnosis.tap_rows import RowLabels, extent_of, groups_of, has_whole_prefix, label_rows
 
 Rows = list[tuple[int, int, int]]
 ROWS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(-1, 2)), max_size=5)
@@ -100,3 +100,18 @@ def test_threads_that_compare_at_once_do_not_disturb_each_other() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert not failures
+
+
+def test_what_nearly_all_rows_are_is_no_group_of_those_that_are_beyond() -> None:
+    """Four of five rows are beyond, prefilled or not, or where nothing is known of decoding (a trainer)."""
+    rows = np.arange(100)
+    beyond = rows % 5 > 0
+    for decode in (rows >= 94, np.zeros(100, bool)):
+        labels = RowLabels(np.zeros(100, np.int64), rows, decode)
+        found = extent_of(labels, beyond, np.ones(100, bool))
+        assert found is not None
+        assert found.group == ""
+    labels = RowLabels(np.zeros(100, np.int64), rows, rows >= 94)
+    found = extent_of(labels, beyond & (rows < 94) | (rows % 4 == 1) & (rows < 94), np.ones(100, bool))
+    assert found is not None
+    assert found.group == "prefill"

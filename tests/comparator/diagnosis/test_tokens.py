@@ -45,3 +45,16 @@ def test_log_probabilities_are_those_of_the_baselines_choice() -> None:
     found = choose_tokens(baseline, target, "float32")
     assert found.baseline_log_probability == pytest.approx(np.log(1 / 2))
     assert found.target_log_probability == pytest.approx(np.log(1 / 6))
+
+
+def test_divergence_is_that_of_the_distributions() -> None:
+    baseline, target = logits(0.5)
+    found = choose_tokens(baseline, target, "float32")
+    first, second = (
+        each - np.log(np.exp(each).sum(1, keepdims=True))
+        for each in (side.astype(np.float64) for side in (baseline, target))
+    )
+    expected = (np.exp(first) * (first - second)).sum(1)
+    np.testing.assert_allclose(found.divergence, expected, rtol=1e-3, atol=1e-6)
+    assert summarise(found, LABELS).divergence == pytest.approx(expected.mean(), rel=1e-3)
+    assert not choose_tokens(baseline, baseline, "float32").divergence.any()
