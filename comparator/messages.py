@@ -59,6 +59,9 @@ MESSAGES: Mapping[str, Message] = {
     "changed-while-read": Message("error", "Somebody wrote to a file of a run while it was compared."),
     "map-rule-unused": Message("warning", "A rule of the map matches no record of a side."),
     "pattern-unused": Message("warning", "A pattern that was given matches no recorded name."),
+    "gradients-of-ranks": Message(
+        "warning", "Gradients of values differ by the number of ranks over which the batch is spread."
+    ),
     # A pair that is not compared
     "only-in-baseline": Message("info", "Only the baseline has this tensor."),
     "only-in-target": Message("info", "Only the target has this tensor."),

@@ -19,6 +19,7 @@ from comparator.match.keys import named_file
 from comparator.match.pairs import match_bundles
 from comparator.measure.measurement import Measurement
 from comparator.measure.measurer import Measurer
+from comparator.measure.of_ranks import factor_of_gradients
 from comparator.measure.units import (
     Families,
     MakeProfile,
@@ -75,7 +76,9 @@ class Prepared(Struct, frozen=True, dict=True):
     planner: Planner
     others: OtherRuns
     unused: Sequence[Said] = ()
-    """Rules of the map and patterns that match nothing."""
+    """Rules of the map and patterns that match nothing, and what else is to be said of the comparison."""
+    factor: float = 1
+    """By which gradients of values of the target are divided."""
     processes: int = 1
     """That share the memory which comparing may take."""
 
@@ -83,7 +86,9 @@ class Prepared(Struct, frozen=True, dict=True):
     def measurer(self) -> Measurer:
         memory = self.options.memory
         return Measurer(
-            self.planner, self.options if memory is None else replace(self.options, memory=memory // self.processes)
+            self.planner,
+            self.options if memory is None else replace(self.options, memory=memory // self.processes),
+            factor=self.factor,
         )
 
     @cached_property
@@ -253,16 +258,11 @@ def prepare(
         mode = options.token_aligner if joins_steps(options, rules) else "per_step"
         aligner = build_token_aligner(mode, _layouts(baseline, options), _layouts(target, options))
     pairs = match_bundles(indexes["baseline"], indexes["target"], options, rules)
+    planner = Planner(contexts, aligner, options, rules)
+    factor, remark = factor_of_gradients(pairs, planner, options, rules)
+    said = unused if remark is None else [*unused, say(remark.name, remark.message, options)]
     return Prepared(
-        baseline,
-        target,
-        options,
-        rules,
-        pairs,
-        contexts,
-        Planner(contexts, aligner, options, rules),
-        others or OtherRuns(),
-        unused,
+        baseline, target, options, rules, pairs, contexts, planner, others or OtherRuns(), said, factor=factor
     )
 
 

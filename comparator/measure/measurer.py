@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.align.aligned import Aligned, align
 from comparator.align.load import load_array
@@ -28,6 +29,7 @@ from comparator.measure.measurement import (
     TensorMeasurement,
 )
 from comparator.measure.memory import percentiles_fit, reads_lazily
+from comparator.measure.of_ranks import divided, is_of_value
 from comparator.measure.quoting import quoted_first
 from comparator.measure.reduced import measure_hashes, measure_statistics
 from comparator.measure.statistics import PERCENTILE_LIMIT, Statistics, summarize
@@ -63,6 +65,8 @@ class Measurer(Struct, frozen=True):
     options: Options
     threads: int = 1
     """That measure a large pair together."""
+    factor: float = 1
+    """By which gradients of values of the target are divided (``of_ranks``)."""
 
     def measure(
         self, selected: Selected, *, detailed: bool = False, see: SeeAligned | None = None, together: int = 0
@@ -92,7 +96,9 @@ class Measurer(Struct, frozen=True):
             if reduced_level(pair) is None:
                 plan = self.planner.plan(pair, selected.rules)
                 lazily = reads_lazily(plan, pair, self.options, selected.rules, together)
+                lazily = lazily and not self._divides(pair)
                 aligned = align(plan, pair, self.planner.contexts, selected.rules, lazily=lazily)
+                aligned = self._divided(pair, aligned)
                 if aligned.same_shape:
                     see(selected, aligned, None)
         except (PairError, DimsError, ValueError):
@@ -121,7 +127,10 @@ class Measurer(Struct, frozen=True):
             replicas.extend(measure_replicas(side, found, rules))
 
         lazily = reads_lazily(plan, pair, self.options, rules, together)
-        aligned = align(plan, pair, self.planner.contexts, rules, visit, lazily=lazily, may_wait=True)
+        as_it_is = not self._divides(pair)
+        lazily = lazily and as_it_is
+        aligned = align(plan, pair, self.planner.contexts, rules, visit, lazily=lazily, may_wait=as_it_is)
+        aligned = self._divided(pair, aligned)
         detailed = detailed and percentiles_fit(aligned.baseline.size, self.options)
         seen = see is not None and aligned.same_shape and level is None
         unchecked = aligned.unchecked
@@ -142,6 +151,14 @@ class Measurer(Struct, frozen=True):
         if see is not None and seen:
             see(selected, aligned, rows)
         return found
+
+    def _divides(self, pair: BundlePair) -> bool:
+        return self.factor != 1 and is_of_value(pair)
+
+    def _divided(self, pair: BundlePair, aligned: Aligned) -> Aligned:
+        if not self._divides(pair):
+            return aligned
+        return replace(aligned, target=divided(aligned.target, self.factor))
 
     def _skipped(self, selected: Selected) -> Skipped:
         pair = selected.pair
