@@ -169,7 +169,11 @@ class Prepared(Struct, frozen=True, dict=True):
 
         run = self.baseline if side == "baseline" else self.target
         prepared = prepare(other, run, self.options)
-        found = prepared.profiles(collect_taps(prepared.pairs, other, run, prepared.planner.parted, self.options))
+        planner = prepared.planner
+        taps = replace(
+            collect_taps(prepared.pairs, other, run, planner.parted, self.options), encoded=planner.encoded()
+        )
+        found = prepared.profiles(taps)
         if not found:
             raise ComparatorError(
                 f"the {what} {other.path} has no tap with tokens in common with the {side} {run.path}; it must be a "
@@ -182,7 +186,8 @@ class Prepared(Struct, frozen=True, dict=True):
         """What is known of the taps, for their profiles."""
         from comparator.verdict.taps import collect_taps
 
-        return collect_taps(self.pairs, self.baseline, self.target, self.planner.parted, self.options)
+        found = collect_taps(self.pairs, self.baseline, self.target, self.planner.parted, self.options)
+        return replace(found, encoded=self.planner.encoded())
 
     def profiling(self, threads: int = 1) -> Measure[FamilyProfile]:
         """What measures a unit, and makes the profile of its family where verdicts look at the whole table; a large

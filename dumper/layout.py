@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 PADDING_ROW = -1
 """The sequence index of a row that is padding: it has no token identity."""
+NO_TOKEN_ID = -1
+"""The token id of a row that is no token of the vocabulary, or whose id is not known."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class TokenLayout:
     data_parallel: DataParallelRows | None = None
     context_parallel: ContextParallelRows | None = None
     extra: dict[str, Any] = field(default_factory=dict)
-    """What an adapter knows beyond this; plain values only."""
+    """What an adapter knows beyond this; plain values only. ``encoded``: rows of images and sound, which come out of an
+    encoder and not of the table of embeddings, as ``[first row, rows, kind, hash of the content]``."""
 
     @property
     def real_rows(self) -> int:

@@ -12,8 +12,8 @@ from comparator.diagnosis.calibration import (
     read_calibration,
     write_calibration,
 )
+from comparator.diagnosis.encoded import profile
 from comparator.diagnosis.floors import Floor, Operation, floor_for
-from comparator.diagnosis.profiling import profile
 from comparator.diagnosis.reference_run import ReferenceDiagnosis, ReferenceTap, diagnose_reference
 from comparator.diagnosis.strengths import Test
 from comparator.diagnosis.tap_graph import GraphError, TapDeclaration, TapGraph, TapNode, build_graph

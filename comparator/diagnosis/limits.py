@@ -42,6 +42,7 @@ LIMITS: Mapping[Operation, Limits] = {
     "combine": Limits(1.4, 3, 6, 0.12, 3, 2, 1.0, 4),
     "source": Limits(1.4, 2.5, 8, 0.12, 1.6, 2, 0.7, 5),
     "embedding": Limits(1.4, 2.5, 8, 0.12, 1.6, 2, 0.7, 5),
+    "encoder": Limits(1.4, 5, 8, 0.12, 5, 3, 1.0, 9),
     "unknown": Limits(1.8, 6, 8, 0.30, 8, 3, 1.0, 9),
 }
 LEAST_SCALE: Mapping[Operation, float] = {
@@ -49,6 +50,7 @@ LEAST_SCALE: Mapping[Operation, float] = {
     "combine": 0.75,
     "attention": 1.0,
     "recurrence": 1.0,
+    "encoder": 1.0,
     "embedding": 0.2,
 }
 LEAST_SCALE_ELSEWHERE = 0.45
@@ -59,7 +61,8 @@ constant at most: two right ones have the same factor, since every engine rounds
 CUT_OFF = 0.72
 """Mean of what cutting a value off takes from it, in unit roundoffs, over significands."""
 STORED: Mapping[Operation, int] = {
-    "attention": 4, "recurrence": 5, "mlp": 5, "moe": 5, "unknown": 5, "norm": 2, "router": 2, "embedding": 0,
+    "attention": 4, "recurrence": 5, "mlp": 5, "moe": 5, "unknown": 5, "encoder": 5,
+    "norm": 2, "router": 2, "embedding": 0,
 }  # fmt: skip
 """Values stored on the way whose factors reach the output. Attention: norm, values, probabilities, heads. MLP: norm,
 gate, up, their product, output. An embedding: none. Elsewhere one."""

@@ -70,7 +70,7 @@ LARGEST_Z = 12.0
 """More significance than the test of any factor asks for, corrected for up to 10^9 taps (``strengths.critical``)."""
 
 
-def profile(tap: TapRows, node: TapNode) -> TapProfile:
+def measure(tap: TapRows, node: TapNode) -> TapProfile:
     """Measure one tap of a pair. ``node`` says what the tap computes and from what.
 
     Never raises for values: NaN, infinities, empty, constant or zero tensors have defined numbers. Raises ValueError

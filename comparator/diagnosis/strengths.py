@@ -70,6 +70,8 @@ class Test(Struct, frozen=True):
     threshold: float
     where: str = ""
     """The row, group, channel, head or expert that it is about."""
+    encoded: bool = False
+    """It is about the rows that an encoder of images or sound made."""
 
 
 class Context(Struct, frozen=True, eq=False):

@@ -97,6 +97,9 @@ class TapProfile(Struct, frozen=True, eq=False):
     """Of logits: the tokens that they choose."""
     nonfinite: Nonfinite = field(default_factory=Nonfinite)
     first_difference: FirstDifference | None = None
+    parts: tuple[TapProfile, ...] = ()
+    """Where an encoder of images or sound made some of the rows: the others and these, each measured by itself, or
+    these alone where there are no others. ``extra_floor`` of these is what the encoder explains."""
     zero: tuple[bool, bool] = (False, False)
     """Whether all of the baseline, of the target, is zero although the other is not."""
 

@@ -71,6 +71,11 @@ class RowLabels(Struct, frozen=True, eq=False):
     def __reduce__(self) -> tuple[Any, ...]:
         return _shared, (self.sequence, self.position, self.decode, self.known, self.border)
 
+    def taken(self, rows: Integer) -> RowLabels:
+        """Those of some rows, by their numbers."""
+        border = None if self.border is None else self.border[rows]
+        return RowLabels(self.sequence[rows], self.position[rows], self.decode[rows], self.known, border)
+
     @property
     def keys(self) -> Integer:
         """One number per row, equal for the same token in another tap."""
@@ -207,6 +212,8 @@ class TapRows(Struct, frozen=True, eq=False):
     """Terms of the longest sum behind one element; None when it is not known."""
     look: FirstLook | None = None
     """What a pass over the values has found already; None where there was none."""
+    encoded: Mask | None = None
+    """Rows that an encoder of images or sound made, and no table of embeddings. Shape ``(rows,)``; None for none."""
 
 
 def join_rows(first: RowLabels, second: RowLabels) -> tuple[Integer, Integer]:

@@ -184,7 +184,8 @@ def _judge(profile: TapProfile, inheritance: Inheritance, options: Options) -> J
     context = view.context
     tests: tuple[Test, ...] = ()
     if not profile.identical:
-        tests = (*run_tests(profile, context), *inheritance.routing_tests(profile), *_token_tests(profile))
+        found = _tests_of_parts(profile, inheritance) if profile.parts else run_tests(profile, context)
+        tests = (*found, *inheritance.routing_tests(profile), *_token_tests(profile))
     tests = tuple(sorted(tests, key=lambda test: -test.strength))
     compared = context.compared if context.compared.any() else np.ones(profile.rows, np.bool_)
     inherited_rows = view.inherited
@@ -209,6 +210,14 @@ def _judge(profile: TapProfile, inheritance: Inheritance, options: Options) -> J
         rows=profile.rows,
         left_out=int((~context.compared).sum()),
     )
+
+
+def _tests_of_parts(profile: TapProfile, inheritance: Inheritance) -> Iterator[Test]:
+    """Of a tap at which the rows of an encoder come in."""
+    encoded = profile.parts[-1]
+    for part in profile.parts:
+        for test in run_tests(part, inheritance.view(part).context):
+            yield replace(test, encoded=True) if part is encoded else test
 
 
 def _token_tests(profile: TapProfile) -> tuple[Test, ...]:

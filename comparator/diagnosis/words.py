@@ -174,7 +174,8 @@ def _telling(place: Judgement) -> list[Test]:
 
 def looks_like(test: Test, place: Judgement) -> str:
     """What a failed test says of the difference, as part of a sentence."""
-    return _LOOKS[test.name].format(value=test.value, where=test.where, factor=factor_of(test.value))
+    said = _LOOKS[test.name].format(value=test.value, where=test.where, factor=factor_of(test.value))
+    return f"{said}, of the rows of images or sound" if test.encoded else said
 
 
 def factor_of(value: float) -> float:

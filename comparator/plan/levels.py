@@ -70,6 +70,10 @@ class RowByRow:
         """All rows of both sides, as they are."""
         return TokenPlan(None, None, min(sum(part.rows for part in side) for side in (baseline, target)))
 
+    def encoded(self) -> Mapping[int, npt.NDArray[np.bool_]]:
+        """Nothing is known of their rows."""
+        return {}
+
     def token_ids(self) -> Sequence[npt.NDArray[np.int64]]:
         return ()
 

@@ -190,6 +190,10 @@ class Planner:
         """Sequences of which both sides sampled other tokens."""
         return self._aligner.parted()
 
+    def encoded(self) -> Mapping[int, npt.NDArray[np.bool_]]:
+        """Of sequences of the baseline the positions whose rows come out of an encoder of images or sound."""
+        return self._aligner.encoded()
+
     def token_ids(self) -> Sequence[npt.NDArray[np.int64]]:
         """Token ids of the baseline's sequences by position, negative where unknown."""
         return self._aligner.token_ids()

@@ -69,6 +69,7 @@ class Profiler(Struct, frozen=True):
             shards=shards_of(found, self.taps.sizes),
             ranks=self.taps.ranks,
             look=found.look,
+            encoded=self._encoded(found),
         )
         return FamilyProfile(profile(rows, node), found.step, axes_of_channels(found.target_dims), drifts)
 
@@ -121,6 +122,16 @@ class Profiler(Struct, frozen=True):
         if is_parameter(found.family):
             kept[:] = False
         return None if kept.all() else kept
+
+    def _encoded(self, found: FamilyRows) -> npt.NDArray[np.bool_] | None:
+        """Rows that come out of an encoder of images or sound; None for none."""
+        if not self.taps.encoded or found.sequence is None or found.position is None:
+            return None
+        rows = np.zeros(len(found), np.bool_)
+        for sequence, positions in self.taps.encoded.items():
+            mine = np.flatnonzero((found.sequence == sequence) & (found.position < len(positions)))
+            rows[mine] = positions[found.position[mine]]
+        return rows if rows.any() else None
 
     def _same_text(self, found: FamilyRows) -> npt.NDArray[np.bool_] | None:
         """Rows before the texts part; None for all."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import Struct, field
 from msgspec.structs import replace
 
@@ -42,6 +44,8 @@ class Taps(Struct, frozen=True):
     gradients whose weights nobody updated it is not looked for."""
     trained: int | None = None
     """The step whose gradients may have changed the weights of what was computed behind it; None where nothing was."""
+    encoded: Mapping[int, npt.NDArray[np.bool_]] = {}
+    """Per sequence with images or sound the positions whose rows come out of an encoder."""
     partings: tuple[Parting, ...] = ()
     """Where sampled tokens of a sequence part; what follows is another text and is not measured."""
 

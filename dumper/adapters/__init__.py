@@ -16,6 +16,7 @@ from dumper.adapters.protocol import (
     KnowsBackends,
     KnowsGraphs,
     KnowsModel,
+    NotesStarts,
     Parallel,
     PendingLayout,
     Process,
@@ -177,7 +178,16 @@ def describe_graph() -> GraphFacts | None:
 def complete_at_start(batch: object) -> bool:
     """Whether the batch should be read when the step begins, and not later: nothing will be padded any more, and
     what the pass does (fill a cache) would blur it."""
-    return any(adapter.complete_at_start for adapter in loaded_adapters() if adapter.accepts(batch))
+    complete = False
+    for adapter in loaded_adapters():
+        if adapter.accepts(batch):
+            complete |= adapter.complete_at_start
+            if isinstance(adapter, NotesStarts):
+                try:
+                    adapter.note_start(batch)
+                except Exception as error:
+                    _warn(adapter, f"a {type(batch).__name__}", error)
+    return complete
 
 
 def is_settled(process: Process) -> bool:

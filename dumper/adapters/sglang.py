@@ -9,13 +9,14 @@ of real sequences.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from dumper.adapters import sglang_graphs, sglang_parallel
 from dumper.adapters.framework_values import installed_versions, layout_of
 from dumper.adapters.protocol import GraphFacts, Parallel, PassSize, PendingLayout
-from dumper.adapters.sglang_rows import Array, GatherFacts, PassFacts, SlotNames, build_layout
+from dumper.adapters.sglang_rows import Array, Encoded, GatherFacts, PassFacts, SlotNames, build_layout
 from dumper.adapters.torch_distributed import group_rank
 from dumper.layout import ContextParallelRows, TokenLayout
 
@@ -34,6 +35,8 @@ class SGLangAdapter:
 
     def __init__(self) -> None:
         self._slot_names = SlotNames()
+        self._noted: tuple[weakref.ref[object], tuple[Encoded, ...]] | None = None
+        """The batch of the step under way, and what in it comes out of an encoder."""
 
     def rank(self) -> tuple[int, int] | None:
         place = group_rank() if sglang_parallel.initialised() else None
@@ -65,12 +68,19 @@ class SGLangAdapter:
     def accepts(self, batch: object) -> bool:
         return all(hasattr(batch, name) for name in ("forward_mode", "req_pool_indices", "positions", "seq_lens"))
 
+    def note_start(self, batch: object) -> None:
+        """Which rows images and sound fill: a pass forgets its inputs and overwrites their token ids."""
+        encoded = encoded_of(batch)
+        self._noted = (weakref.ref(batch), encoded) if encoded else None
+
     def read_batch(self, batch: object) -> TokenLayout | PendingLayout | None:
         """Raises ValueError when the batch contradicts itself."""
         slot_names = self._slot_names
         gather = _gather(batch)
         context_parallel = _context_parallel(batch)
-        known = _host_facts(batch)
+        noted = self._noted
+        encoded = noted[1] if noted is not None and noted[0]() is batch else encoded_of(batch)
+        known = {**_host_facts(batch), "encoded": encoded}
 
         def build(arrays: dict[str, Array]) -> TokenLayout:
             return build_layout(_facts(known, arrays), gather, context_parallel, slot_names)
@@ -81,6 +91,22 @@ class SGLangAdapter:
 
     def graph_facts(self) -> GraphFacts | None:
         return sglang_graphs.facts_of_callers(sys._getframe(1))
+
+
+def encoded_of(batch: Any) -> tuple[Encoded, ...]:
+    """What images, videos and sound fill in the sequences of a pass, by the offsets that the processor gave them."""
+    inputs = getattr(batch, "mm_inputs", None)
+    if not inputs or _mode(batch) == "decode":
+        return ()
+    found = []
+    for sequence, one in enumerate(inputs):
+        for item in getattr(one, "mm_items", ()):
+            kind = str(getattr(getattr(item, "modality", None), "name", "")).lower()
+            content = getattr(item, "hash", None)
+            for span in getattr(item, "offsets", None) or ():
+                if len(span) == 2:
+                    found.append(Encoded(sequence, int(span[0]), int(span[1]) + 1, kind, int(content or 0)))
+    return tuple(found)
 
 
 def _device_tensors(batch: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dumper.layout import (
+    NO_TOKEN_ID,
     ContextParallelRows,
     DataParallelRows,
     SequenceSpan,
@@ -19,6 +20,20 @@ Array = npt.NDArray[np.int64]
 
 _POSITIONS_OF_THEIR_OWN = frozenset({"target_verify", "draft_extend", "draft_extend_v2", "dllm_extend"})
 """Modes whose rows need not be consecutive positions: draft trees, blocks of a diffusion model."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Positions of a sequence whose rows come out of an encoder, and not of the table of embeddings."""
+
+    sequence: int
+    """Number in the pass."""
+    start: int
+    stop: int
+    kind: str
+    """``image``, ``video``, ``audio``."""
+    content: int
+    """A hash of what was encoded, 0 where there is none."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,7 @@ class PassFacts:
     next_siblings: Array | None = None
     """The next one that follows the same draft; negative for none."""
     extra: dict[str, Any] = field(default_factory=dict)
+    encoded: tuple[Encoded, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,14 +118,21 @@ def build_layout(
         SequenceSpan(name, start, count)
         for name, start, count in zip(names, starts.tolist(), counts.tolist(), strict=True)
     )
+    token_ids = None if facts.token_ids is None else _padded(facts.token_ids, facts.rows)
+    encoded = _encoded_rows(facts.encoded, starts, counts)
+    if encoded and token_ids is not None:
+        token_ids = token_ids.copy()
+        for first, rows, _, _ in encoded:
+            # Before the pass it is a hash of the image, behind it the last of the vocabulary, and a token at no time.
+            token_ids[first : first + rows] = NO_TOKEN_ID
     layout = TokenLayout(
         forward_mode=facts.mode,
         sequences=spans,
         rows=facts.rows,
-        token_ids=None if facts.token_ids is None else _padded(facts.token_ids, facts.rows),
+        token_ids=token_ids,
         data_parallel=None if gather is None else _data_parallel(gather, real_rows),
         context_parallel=context_parallel,
-        extra=dict(facts.extra),
+        extra={**facts.extra, **({"encoded": encoded} if encoded else {})},
     )
     return _with_positions(layout, facts, starts, counts)
 
@@ -137,6 +160,20 @@ def _spans(facts: PassFacts) -> tuple[Array, Array]:
     if len(counts) != n or len(starts) != n:
         raise ValueError(f"a {facts.mode} pass of {n} sequences has lengths for {len(counts)}")
     return starts, counts
+
+
+def _encoded_rows(encoded: tuple[Encoded, ...], starts: Array, counts: Array) -> list[list[Any]]:
+    """Of what an encoder fills the rows of this pass: the first one, how many, the kind, the hash in hexadecimal."""
+    found: list[list[Any]] = []
+    first_rows = np.cumsum(counts) - counts
+    for one in encoded:
+        if one.sequence >= len(counts):
+            continue
+        start, count, first = (int(array[one.sequence]) for array in (starts, counts, first_rows))
+        begin, end = max(one.start, start), min(one.stop, start + count)
+        if begin < end:
+            found.append([first + begin - start, end - begin, one.kind, f"{one.content:x}"])
+    return found
 
 
 def _names(facts: PassFacts, starts: Array, counts: Array, slot_names: SlotNames) -> list[str]:

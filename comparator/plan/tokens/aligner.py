@@ -24,7 +24,7 @@ from comparator.plan.tokens.interface import (
 )
 from comparator.plan.tokens.ordered import plan_ordered
 from comparator.plan.tokens.part_tokens import PartTokens, tokens_of_parts
-from comparator.plan.tokens.pass_rows import PassRows
+from comparator.plan.tokens.pass_rows import NOT_ENCODED, PassRows
 from comparator.plan.tokens.places import Places
 
 if TYPE_CHECKING:
@@ -120,6 +120,24 @@ class RunTokenAligner:
 
         space = self._space
         return outputs_that_part(space.baseline, space.target, space.pairs.pairs)
+
+    def encoded(self) -> Mapping[int, npt.NDArray[np.bool_]]:
+        one, other = self._sides["baseline"].sequences, self._sides["target"].sequences
+        found = {
+            number: one.encoded_of(number) != NOT_ENCODED
+            for number in (range(len(one)) if one.encoded.any() else ())
+            if one.encoded_of(number).any()
+        }
+        if self._mode == "smart" and other.encoded.any():
+            for pair in self._space.pairs.pairs:
+                theirs = other.encoded_of(pair.target) != NOT_ENCODED
+                if theirs.any():
+                    mine = found.get(pair.baseline, np.zeros(0, np.bool_))
+                    both = np.zeros(max(len(mine), len(theirs)), np.bool_)
+                    both[: len(mine)] |= mine
+                    both[: len(theirs)] |= theirs
+                    found[pair.baseline] = both
+        return found
 
     def token_ids(self) -> Sequence[npt.NDArray[np.int64]]:
         table = self._sides["baseline"].sequences

@@ -165,6 +165,11 @@ class TokenAligner(Protocol):
         """Sequences of which both sides sampled other tokens; none where token ids were not recorded."""
         ...
 
+    def encoded(self) -> Mapping[int, npt.NDArray[np.bool_]]:
+        """Of sequences that hold images or sound, by the number that ``TokenPlan.request`` gives them, whether the row
+        of each position comes out of an encoder on either side."""
+        ...
+
     def token_ids(self) -> Sequence[npt.NDArray[np.int64]]:
         """Token ids of the baseline's sequences by position, negative where unknown; the n-th are those of the sequence
         that ``TokenPlan.request`` calls n."""

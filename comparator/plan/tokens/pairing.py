@@ -12,6 +12,7 @@ from msgspec import Struct
 from comparator.plan.tokens.agreement import Columns, PromptAgreement
 from comparator.plan.tokens.episodes import NEVER
 from comparator.plan.tokens.interface import PartedSequence
+from comparator.plan.tokens.pass_rows import UNKNOWN_CONTENT
 from comparator.plan.tokens.sequences import SequenceTable
 
 _SHARED_PROMPT = 0.5
@@ -47,10 +48,14 @@ def pair_sequences(baseline: SequenceTable, target: SequenceTable) -> SequencePa
         return _pair_by_arrival(baseline, target)
     free_baseline, free_target = list(range(len(baseline))), list(range(len(target)))
     found: list[SequencePair] = []
-    for stage in (_equal_pairs, _same_prompt_pairs, _compatible_pairs, _shared_prompt_pairs):
+    stages = [(stage, baseline, target) for stage in _STAGES]
+    if baseline.encoded.any() and target.encoded.any():
+        # Of equal texts those with equal images; what is left may have images that were prepared otherwise.
+        stages = [(stage, baseline.with_contents, target.with_contents) for stage in _STAGES[:-1]] + stages
+    for stage, ones, others in stages:
         if not free_baseline or not free_target:
             break
-        new = stage(baseline, target, free_baseline, free_target)
+        new = stage(ones, others, free_baseline, free_target)
         found.extend(new)
         taken_baseline, taken_target = {pair.baseline for pair in new}, {pair.target for pair in new}
         free_baseline = [number for number in free_baseline if number not in taken_baseline]
@@ -122,6 +127,9 @@ def _shared_prompt_pairs(
     return _best(baseline, target, free_baseline, free_target, minimum=_SHARED_PROMPT)
 
 
+_STAGES = (_equal_pairs, _same_prompt_pairs, _compatible_pairs, _shared_prompt_pairs)
+
+
 def _best(
     baseline: SequenceTable, target: SequenceTable, ones: list[int], others: list[int], *, minimum: float | None
 ) -> list[SequencePair]:
@@ -176,6 +184,7 @@ def _notes(baseline: SequenceTable, target: SequenceTable, pairs: tuple[Sequence
         )
     if len(parted) > _MOST_NAMED:
         yield f"{len(parted) - _MOST_NAMED} further sequences part"
+    yield from _other_contents(baseline, target, pairs)
     same_prompts = _identical_prompts(baseline, pairs)
     if same_prompts:
         yield f"{same_prompts} sequences have the prompt of another one: paired by agreement, then order of arrival"
@@ -189,6 +198,25 @@ def _notes(baseline: SequenceTable, target: SequenceTable, pairs: tuple[Sequence
         if alone:
             shown = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
             yield f"{len(alone)} of {len(table)} sequences are only in the {name}: {shown}"
+
+
+def _other_contents(baseline: SequenceTable, target: SequenceTable, pairs: tuple[SequencePair, ...]) -> Iterable[str]:
+    """Of paired sequences those in whose place of an image the other has another one."""
+    found = []
+    for pair in pairs:
+        one, other = baseline.encoded_of(pair.baseline), target.encoded_of(pair.target)
+        both = min(len(one), len(other), pair.parted)
+        differs = one[:both] != other[:both]
+        differs &= np.minimum(one[:both], other[:both]) > UNKNOWN_CONTENT
+        if differs.any():
+            found.append((pair, int(differs.argmax())))
+    for pair, position in found[:_MOST_NAMED]:
+        yield (
+            f"sequence {pair.baseline} ({baseline.ids[pair.baseline]} / {target.ids[pair.target]}): the image or sound "
+            f"at position {position} is not the same in both runs, or was prepared otherwise"
+        )
+    if len(found) > _MOST_NAMED:
+        yield f"{len(found) - _MOST_NAMED} further sequences have other images or sound"
 
 
 def outputs_that_part(
@@ -213,5 +241,6 @@ def _first_draft(baseline: SequenceTable, target: SequenceTable, pair: SequenceP
 def _identical_prompts(table: SequenceTable, pairs: tuple[SequencePair, ...]) -> int:
     counts: dict[bytes, int] = defaultdict(int)
     for pair in pairs:
-        counts[table.tokens_of(pair.baseline)[: int(table.prompt_end[pair.baseline])].tobytes()] += 1
+        prompt = int(table.prompt_end[pair.baseline])
+        counts[table.with_contents.tokens_of(pair.baseline)[:prompt].tobytes()] += 1
     return sum(count for count in counts.values() if count > 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,10 @@ _KEPT_PASSES = 8192
 NO_TOKEN_ID = -1
 """The token id of a row whose id was not recorded."""
 
+NOT_ENCODED = 0
+UNKNOWN_CONTENT = 1
+"""Of a row that comes out of an encoder, where nobody says what was encoded."""
+
 
 class RowTokens(Struct, frozen=True, eq=False):
     """Which token each row is. All arrays have shape ``(rows,)``."""
@@ -34,6 +39,9 @@ class RowTokens(Struct, frozen=True, eq=False):
     """Token id, ``NO_TOKEN_ID`` where it is not known."""
     path: npt.NDArray[np.int64]
     """Of one of several drafts of a position: its branch (``drafts.paths``); ``NO_PATH`` for other rows."""
+    encoded: npt.NDArray[np.int64]
+    """Of a row that comes out of an encoder (of images, sound) a number of what was encoded; ``NOT_ENCODED`` for those
+    of the table of embeddings."""
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -45,6 +53,7 @@ class RowTokens(Struct, frozen=True, eq=False):
             self.position[indices],
             self.token[indices],
             self.path[indices],
+            self.encoded[indices],
         )
 
     def same_as(self, other: RowTokens) -> bool:
@@ -65,6 +74,7 @@ def blank_rows(count: int, sequence: int = PADDING_ROW) -> RowTokens:
         np.zeros(count, np.int64),
         np.full(count, NO_TOKEN_ID, np.int64),
         np.full(count, NO_PATH, np.int64),
+        np.full(count, NOT_ENCODED, np.int64),
     )
 
 
@@ -77,7 +87,24 @@ def join_rows(pieces: Sequence[RowTokens]) -> RowTokens:
         np.concatenate([piece.position for piece in pieces]),
         np.concatenate([piece.token for piece in pieces]),
         np.concatenate([piece.path for piece in pieces]),
+        np.concatenate([piece.encoded for piece in pieces]),
     )
+
+
+def encoded_rows(layout: TokenLayout) -> npt.NDArray[np.int64]:
+    """Per row of a layout a positive number of what an encoder made it of, ``NOT_ENCODED`` elsewhere. What a layout
+    says that makes no sense is no such row."""
+    found = np.full(layout.rows, NOT_ENCODED, np.int64)
+    told: Any = layout.extra.get("encoded")
+    for one in told if isinstance(told, list) else ():
+        match one:
+            case [int(first), int(rows), str(), str(content)] if first >= 0 and rows > 0:
+                try:
+                    number = int(content, 16)
+                except ValueError:
+                    number = 0
+                found[first : first + rows] = number % (1 << 62) or UNKNOWN_CONTENT
+    return found
 
 
 class RowMeaning(Struct, frozen=True):
@@ -142,10 +169,12 @@ class PassRows:
         if layout.token_ids is not None:
             known = min(layout.rows, len(layout.token_ids))
             token[:known] = layout.token_ids[:known]
+        encoded = encoded_rows(layout)
+        token[encoded != NOT_ENCODED] = NO_TOKEN_ID
         place = self._places.source_of(rank)
         sequence, position = np.asarray(sequence, np.int32), np.asarray(position, np.int64)
         path = paths(layout, sequence, position, token, seed=step * len(self._places.coordinates) + place)
-        return RowTokens(np.full(layout.rows, place, np.int32), sequence, position, token, path)
+        return RowTokens(np.full(layout.rows, place, np.int32), sequence, position, token, path, encoded)
 
     def _padded_count(self, step: int, rank: int) -> int | None:
         layout = self._places.layout(step, rank)

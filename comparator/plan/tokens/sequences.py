@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
+from msgspec.structs import replace
 
 from comparator.plan.tokens.drafts import NO_PATH, Fork, forks
 from comparator.plan.tokens.episodes import Episode, Sequence, begins_again, same_sequence
-from comparator.plan.tokens.pass_rows import NO_TOKEN_ID, PassRows, RowTokens, join_rows
+from comparator.plan.tokens.pass_rows import NO_TOKEN_ID, NOT_ENCODED, PassRows, RowTokens, join_rows
 from comparator.plan.tokens.places import Places
 from dumper.layout import SequenceSpan, TokenLayout
 from tensortap.distinct import distinct
@@ -18,7 +20,7 @@ from tensortap.distinct import distinct
 _DRAFT_PREFIX = "draft"
 
 
-class SequenceTable(Struct, frozen=True, eq=False):
+class SequenceTable(Struct, frozen=True, eq=False, dict=True):
     """All sequences of one side in order of arrival. Positions of sequence k lie at ``offsets[k] + position``."""
 
     ids: tuple[str, ...]
@@ -34,6 +36,9 @@ class SequenceTable(Struct, frozen=True, eq=False):
     """Shape ``(sequences + 1,)``."""
     token: npt.NDArray[np.int64]
     """Per position the token id, negative where it is not known."""
+    encoded: npt.NDArray[np.int64]
+    """Per position a number of what an encoder made its row of (an image), ``NOT_ENCODED`` elsewhere. Such rows have no
+    token id."""
     computed: npt.NDArray[np.bool_]
     """Per position whether a compared step computed it."""
     computed_outside: npt.NDArray[np.bool_]
@@ -53,6 +58,15 @@ class SequenceTable(Struct, frozen=True, eq=False):
     def tokens_of(self, sequence: int) -> npt.NDArray[np.int64]:
         """Token ids of a sequence by position, shape ``(end,)``."""
         return self.token[self.offsets[sequence] : self.offsets[sequence + 1]]
+
+    def encoded_of(self, sequence: int) -> npt.NDArray[np.int64]:
+        """The same of what encoders made of the rows."""
+        return self.encoded[self.offsets[sequence] : self.offsets[sequence + 1]]
+
+    @cached_property
+    def with_contents(self) -> SequenceTable:
+        """The same sequences with images told apart: what was encoded stands where a token would."""
+        return replace(self, token=np.where(self.encoded != NOT_ENCODED, self.encoded, self.token))
 
     def number_rows(self, step: int, rows: RowTokens) -> npt.NDArray[np.int32]:
         """Per row the number of its sequence, negative for padding and unknown rows."""
@@ -86,6 +100,7 @@ class _Builder:
         self._row_episode: list[npt.NDArray[np.int32]] = []
         self._row_position: list[npt.NDArray[np.int64]] = []
         self._row_token: list[npt.NDArray[np.int64]] = []
+        self._row_encoded: list[npt.NDArray[np.int64]] = []
         self._row_compared: list[npt.NDArray[np.bool_]] = []
 
     def build(self, all_steps: tuple[int, ...]) -> SequenceTable:
@@ -141,6 +156,7 @@ class _Builder:
         forked = rows.path[real] != NO_PATH
         self._row_token.append(np.where(forked, NO_TOKEN_ID, rows.token[real]))
         self._row_forked.append(forked)
+        self._row_encoded.append(rows.encoded[real])
         self._row_compared.append(np.full(int(real.sum()), step in self._compared))
 
     def _finish(self) -> SequenceTable:
@@ -161,6 +177,8 @@ class _Builder:
         computed_outside[place[~compared[inside]]] = True
         forked = np.zeros(offsets[-1], np.bool_)
         forked[place] = forked_row[inside]
+        encoded = np.full(offsets[-1], NOT_ENCODED, np.int64)
+        encoded[place] = np.concatenate([np.zeros(0, np.int64), *self._row_encoded])[inside]
         return SequenceTable(
             ids=tuple(sequence.id for sequence in sequences),
             start=np.array([sequence.start for sequence in sequences], np.int64),
@@ -170,6 +188,7 @@ class _Builder:
             unconfirmed=np.array([sequence.unconfirmed for sequence in sequences], np.int64),
             offsets=offsets,
             token=np.concatenate([np.zeros(0, np.int64), *(sequence.tokens for sequence in sequences)]),
+            encoded=encoded,
             computed=computed,
             computed_outside=computed_outside & ~computed,
             forked=forked,

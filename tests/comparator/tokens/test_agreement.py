@@ -37,6 +37,7 @@ def table_of(sequences: list[KnownTokens]) -> SequenceTable:
         unconfirmed=np.full(len(sequences), NEVER, np.int64),
         offsets=offsets,
         token=np.concatenate(known).astype(np.int64),
+        encoded=np.zeros(int(offsets[-1]), np.int64),
         computed=np.ones(int(offsets[-1]), np.bool_),
         computed_outside=np.zeros(int(offsets[-1]), np.bool_),
         begun_again=np.zeros(len(known), np.bool_),
