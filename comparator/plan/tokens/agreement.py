@@ -74,10 +74,9 @@ class PromptAgreement:
     def __init__(self, baseline: SequenceTable, target: SequenceTable, numbers: Integers, share: float) -> None:
         self._baseline, self._target, self._numbers, self._share = baseline, target, numbers, share
         longest = int(max(baseline.end.max(initial=0), target.end.max(initial=0)))
-        with np.errstate(over="ignore"):
-            weights = np.cumprod(np.full(longest, _BASE, np.uint64), dtype=np.uint64)
+        weights = weights_of(longest)
         self._baseline_gaps, self._target_gaps = _prompts_with_gaps(baseline), _prompts_with_gaps(target)
-        self._baseline_hashes, self._target_hashes = _prefix_hashes(baseline, weights), _prefix_hashes(target, weights)
+        self._baseline_hashes, self._target_hashes = prefix_hashes(baseline, weights), prefix_hashes(target, weights)
 
     def needed(self, one: int) -> Integers:
         """Per sequence of the target the first position at which it may part from sequence ``one``."""
@@ -87,7 +86,7 @@ class PromptAgreement:
     def suitable(self, one: int) -> Integers:
         """Indices into ``numbers`` of the sequences that may agree with sequence ``one`` as far as needed."""
         baseline, target, numbers = self._baseline, self._target, self._numbers
-        begin = np.maximum(int(baseline.start[one]), target.start[numbers])
+        begin = np.maximum(int(baseline.known_from[one]), target.known_from[numbers])
         needed = np.maximum(self.needed(one), begin)
         possible = (begin < target.end[numbers]) & (begin < int(baseline.end[one]))
         # Where a cached prefix hides tokens, prompts of known and different lengths are not the same. A difference
@@ -109,15 +108,27 @@ def _prompts_with_gaps(table: SequenceTable) -> npt.NDArray[np.bool_]:
     """Per sequence whether tokens of its prompt are missing between those that are known."""
     return np.array(
         [
-            bool((table.tokens_of(number)[int(table.start[number]) : int(table.prompt_end[number])] < 0).any())
+            bool((table.tokens_of(number)[int(table.known_from[number]) : int(table.prompt_end[number])] < 0).any())
             for number in range(len(table))
         ],
         np.bool_,
     )
 
 
-def _prefix_hashes(table: SequenceTable, weights: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Per sequence and prefix length, from 0 to all, a hash; sequences back to back."""
+def weights_of(longest: int) -> npt.NDArray[np.uint64]:
+    """The weight of each position up to ``longest``."""
+    with np.errstate(over="ignore"):
+        return np.cumprod(np.full(longest, _BASE, np.uint64), dtype=np.uint64)
+
+
+def prefix_hashes(
+    table: SequenceTable, weights: npt.NDArray[np.uint64], only: int | None = None
+) -> npt.NDArray[np.uint64]:
+    """Per sequence and prefix length, from 0 to all, a hash; sequences back to back, or ``only`` those of one."""
+    if only is not None:
+        with np.errstate(over="ignore"):
+            tokens = (table.tokens_of(only) + 1).astype(np.uint64)
+            return np.concatenate([np.zeros(1, np.uint64), np.cumsum(tokens * weights[: len(tokens)], dtype=np.uint64)])
     hashes = np.zeros(len(table.token) + len(table), np.uint64)
     for number in range(len(table)):
         begin, end = int(table.offsets[number]), int(table.offsets[number + 1])

@@ -26,6 +26,7 @@ UNDECIDED: Final = "several drafts in {side}, not known which was accepted"
 NO_SEQUENCE: Final = "no such sequence in {side}"
 NO_CONTINUATION: Final = "no such continuation in {side}"
 """Tokens of a sequence that begins behind a cached prefix: the text may have parted before it."""
+REPEATED: Final = "repeats of sequences that {side} has fewer times"
 CUT: Final = "cut to the shorter side ({side})"
 
 _COUNTED = (NOT_RECORDED, NO_LAYOUT, MISSING_ROWS)

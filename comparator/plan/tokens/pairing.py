@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from comparator.options import Side
 from comparator.plan.tokens.agreement import Columns, PromptAgreement
 from comparator.plan.tokens.episodes import NEVER
 from comparator.plan.tokens.interface import PartedSequence
 from comparator.plan.tokens.pass_rows import UNKNOWN_CONTENT
+from comparator.plan.tokens.repeats import repeated, repeated_here, with_prefixes
 from comparator.plan.tokens.sequences import SequenceTable
 
 _SHARED_PROMPT = 0.5
@@ -36,6 +38,8 @@ class SequencePairs(Struct, frozen=True):
     pairs: tuple[SequencePair, ...]
     """In order of arrival in the baseline."""
     notes: tuple[str, ...]
+    repeats: Mapping[Side, frozenset[int]] = {}
+    """Of each side the sequences without a counterpart whose prompt the other side has, fewer times."""
 
 
 def pair_sequences(baseline: SequenceTable, target: SequenceTable) -> SequencePairs:
@@ -48,20 +52,58 @@ def pair_sequences(baseline: SequenceTable, target: SequenceTable) -> SequencePa
         return _pair_by_arrival(baseline, target)
     free_baseline, free_target = list(range(len(baseline))), list(range(len(target)))
     found: list[SequencePair] = []
-    stages = [(stage, baseline, target) for stage in _STAGES]
-    if baseline.encoded.any() and target.encoded.any():
-        # Of equal texts those with equal images; what is left may have images that were prepared otherwise.
-        stages = [(stage, baseline.with_contents, target.with_contents) for stage in _STAGES[:-1]] + stages
-    for stage, ones, others in stages:
+    repeats: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+    for stage, ones, others in _stages(baseline, target):
+        if stage is None:
+            again = repeated(ones, others, free_baseline), repeated(others, ones, free_target)
+            repeats = frozenset(again[0]), frozenset(again[1])
+            free_baseline = [number for number in free_baseline if number not in repeats[0]]
+            free_target = [number for number in free_target if number not in repeats[1]]
+            continue
         if not free_baseline or not free_target:
-            break
+            continue
         new = stage(ones, others, free_baseline, free_target)
         found.extend(new)
         taken_baseline, taken_target = {pair.baseline for pair in new}, {pair.target for pair in new}
         free_baseline = [number for number in free_baseline if number not in taken_baseline]
         free_target = [number for number in free_target if number not in taken_target]
     pairs = tuple(sorted(found, key=lambda pair: pair.baseline))
-    return SequencePairs(pairs, tuple(_notes(baseline, target, pairs)))
+    whole = [pair for pair in pairs if pair.parted >= _shorter_prompt(baseline, target, pair)]
+    repeats = (
+        repeats[0].union(
+            repeated_here(with_prefixes(_told(baseline)), [pair.baseline for pair in whole], free_baseline)
+        ),
+        repeats[1].union(repeated_here(with_prefixes(_told(target)), [pair.target for pair in whole], free_target)),
+    )
+    notes = (*_notes(baseline, target, pairs, repeats), *_of_repeats(baseline, target, repeats))
+    return SequencePairs(pairs, notes, {"baseline": repeats[0], "target": repeats[1]})
+
+
+def _told(table: SequenceTable) -> SequenceTable:
+    """The sequences with images told apart."""
+    return table.with_contents if table.encoded.any() else table
+
+
+def _shorter_prompt(baseline: SequenceTable, target: SequenceTable, pair: SequencePair) -> int:
+    return int(min(baseline.prompt_end[pair.baseline], target.prompt_end[pair.target]))
+
+
+def _stages(
+    baseline: SequenceTable, target: SequenceTable
+) -> Iterator[tuple[_Stage | None, SequenceTable, SequenceTable]]:
+    """How sequences are paired, in this order; None: where those are set aside that are left over of what both sides
+    have."""
+    told = baseline, target
+    if baseline.encoded.any() and target.encoded.any():
+        told = baseline.with_contents, target.with_contents
+    known = with_prefixes(told[0]), with_prefixes(told[1])
+    for stage in _STAGES[:-1]:
+        yield stage, *known
+    yield None, *known
+    # What a cache hid, and images that were prepared otherwise, are left open.
+    for one, other in (told, (baseline, target)):
+        if (one, other) != known or one is baseline:
+            yield from ((stage, one, other) for stage in (_STAGES if one is baseline else _STAGES[:-1]))
 
 
 def _knows_tokens(table: SequenceTable) -> bool:
@@ -104,8 +146,9 @@ def _same_prompt_pairs(
     for side, (table, free) in enumerate(((baseline, free_baseline), (target, free_target))):
         for number in free:
             if table.decodes[number]:
-                start, end = int(table.start[number]), int(table.prompt_end[number])
-                groups[start, end, table.tokens_of(number)[start:end].tobytes()][side].append(number)
+                start, known = int(table.start[number]), int(table.known_from[number])
+                end = int(table.prompt_end[number])
+                groups[start, end, table.tokens_of(number)[known:end].tobytes()][side].append(number)
     pairs: list[SequencePair] = []
     for ones, others in groups.values():
         if ones and others:
@@ -127,7 +170,8 @@ def _shared_prompt_pairs(
     return _best(baseline, target, free_baseline, free_target, minimum=_SHARED_PROMPT)
 
 
-_STAGES = (_equal_pairs, _same_prompt_pairs, _compatible_pairs, _shared_prompt_pairs)
+_Stage = Callable[[SequenceTable, SequenceTable, list[int], list[int]], list[SequencePair]]
+_STAGES: tuple[_Stage, ...] = (_equal_pairs, _same_prompt_pairs, _compatible_pairs, _shared_prompt_pairs)
 
 
 def _best(
@@ -171,12 +215,33 @@ def _rows_as_ints(table: npt.NDArray[np.int64]) -> Iterable[tuple[int, int, int,
         yield int(row[0]), int(row[1]), int(row[2]), int(row[3])
 
 
-def _notes(baseline: SequenceTable, target: SequenceTable, pairs: tuple[SequencePair, ...]) -> Iterable[str]:
+def _of_repeats(
+    baseline: SequenceTable, target: SequenceTable, repeats: tuple[frozenset[int], frozenset[int]]
+) -> Iterable[str]:
+    """How many requests a side has more often than the other."""
+    for side, other, table, found in (
+        ("baseline", "target", baseline, repeats[0]),
+        ("target", "baseline", target, repeats[1]),
+    ):
+        if found:
+            shown = ", ".join(table.ids[number] for number in sorted(found)[:3]) + (", …" if len(found) > 3 else "")
+            yield (
+                f"{len(found)} of {len(table)} sequences of the {side} repeat a prompt that the {other} has fewer "
+                f"times: {shown}; one of each is compared for each that the {other} has"
+            )
+
+
+def _notes(
+    baseline: SequenceTable,
+    target: SequenceTable,
+    pairs: tuple[SequencePair, ...],
+    repeats: tuple[frozenset[int], frozenset[int]],
+) -> Iterable[str]:
     parted = [pair for pair in pairs if pair.parted < _first_draft(baseline, target, pair)]
     for pair in parted[:_MOST_NAMED]:
         one = int(baseline.tokens_of(pair.baseline)[pair.parted])
         other = int(target.tokens_of(pair.target)[pair.parted])
-        prompt = int(min(baseline.prompt_end[pair.baseline], target.prompt_end[pair.target]))
+        prompt = _shorter_prompt(baseline, target, pair)
         what = "outputs part" if pair.parted >= prompt else "prompts part"
         yield (
             f"sequence {pair.baseline} ({baseline.ids[pair.baseline]} / {target.ids[pair.target]}): {what} at position "
@@ -189,8 +254,8 @@ def _notes(baseline: SequenceTable, target: SequenceTable, pairs: tuple[Sequence
     if same_prompts:
         yield f"{same_prompts} sequences have the prompt of another one: paired by agreement, then order of arrival"
     for name, table, paired in (
-        ("baseline", baseline, {pair.baseline for pair in pairs}),
-        ("target", target, {pair.target for pair in pairs}),
+        ("baseline", baseline, {pair.baseline for pair in pairs} | repeats[0]),
+        ("target", target, {pair.target for pair in pairs} | repeats[1]),
     ):
         alone = [
             table.ids[number] for number in range(len(table)) if number not in paired and not table.begun_again[number]
@@ -225,7 +290,7 @@ def outputs_that_part(
     """Pairs whose prompts agree and whose sampled tokens do not."""
     found = []
     for pair in pairs:
-        prompt = int(min(baseline.prompt_end[pair.baseline], target.prompt_end[pair.target]))
+        prompt = _shorter_prompt(baseline, target, pair)
         if prompt <= pair.parted < _first_draft(baseline, target, pair):
             one = int(baseline.tokens_of(pair.baseline)[pair.parted])
             other = int(target.tokens_of(pair.target)[pair.parted])

@@ -26,6 +26,8 @@ class SequenceTable(Struct, frozen=True, eq=False, dict=True):
     ids: tuple[str, ...]
     start: npt.NDArray[np.int64]
     """First position that was computed; what lies before came from a cache."""
+    known_from: npt.NDArray[np.int64]
+    """Where the token ids begin that are known; ``start``, but where the run tells what was cached."""
     end: npt.NDArray[np.int64]
     """One past the last position that was computed."""
     prompt_end: npt.NDArray[np.int64]
@@ -182,6 +184,7 @@ class _Builder:
         return SequenceTable(
             ids=tuple(sequence.id for sequence in sequences),
             start=np.array([sequence.start for sequence in sequences], np.int64),
+            known_from=np.array([sequence.start for sequence in sequences], np.int64),
             end=end,
             prompt_end=np.array([sequence.prompt_end for sequence in sequences], np.int64),
             decodes=np.array([sequence.decodes for sequence in sequences], np.bool_),

@@ -30,6 +30,8 @@ class _SideRows(Struct, frozen=True, eq=False):
     """Shape ``(cells,)``: per cell of the shared space the row that computed it last, -1 for none."""
     alone: int
     """Tokens of sequences that the other side does not have."""
+    repeated: int
+    """Tokens of sequences that repeat one of the other side."""
     continuing: int
     """Such tokens of sequences that begin behind a cached prefix: continuations of a text that may have parted."""
     unknown: int
@@ -145,7 +147,9 @@ def plan_smart(space: SharedSpace, baseline: list[PartTokens], target: list[Part
 def _rows_in(space: SharedSpace, side: Side, parts: list[PartTokens]) -> _SideRows:
     table, pair_of = space.table(side), space.pair_of[side]
     index = np.full(int(space.offsets[-1]), -1, np.int64)
-    alone = continuing = unknown = dropped = 0
+    alone = continuing = repeated = unknown = dropped = 0
+    repeats = np.zeros(len(table) + 1, np.bool_)
+    repeats[list(space.pairs.repeats.get(side, ()))] = True
     for found in in_order_of_steps(parts):
         tokens = found.tokens
         if tokens is None or found.part.step is None:
@@ -170,12 +174,15 @@ def _rows_in(space: SharedSpace, side: Side, parts: list[PartTokens]) -> _SideRo
         dropped += int(padding.sum()) + int((~current).sum())
         pair = pair_of[number]
         unpaired = current & (pair < 0) & ~table.begun_again[number]  # else a later sequence has these tokens
+        again = unpaired & repeats[number]
+        repeated += int(again.sum())
+        unpaired &= ~again
         begins = table.start[number] == 0
         alone += int((unpaired & begins).sum())
         continuing += int((unpaired & ~begins).sum())
         used = current & (pair >= 0)
         index[space.offsets[pair[used]] + position[used]] = found.offset + real[used]
-    return _SideRows(index, alone, continuing, unknown, dropped, any(found.last_rows for found in parts))
+    return _SideRows(index, alone, repeated, continuing, unknown, dropped, any(found.last_rows for found in parts))
 
 
 def _reasons(
@@ -215,6 +222,8 @@ def _reasons(
                 found[words[number].format(side=other)] = int(count)
     if rows.alone:
         found[one_sided.NO_SEQUENCE.format(side=other)] = rows.alone
+    if rows.repeated:
+        found[one_sided.REPEATED.format(side=other)] = rows.repeated
     if rows.continuing:
         found[one_sided.NO_CONTINUATION.format(side=other)] = rows.continuing
     if rows.unknown:

@@ -31,6 +31,7 @@ def table_of(sequences: list[KnownTokens]) -> SequenceTable:
     return SequenceTable(
         ids=tuple(str(number) for number in range(len(sequences))),
         start=np.array([start for _, start, _, _ in sequences], np.int64),
+        known_from=np.array([start for _, start, _, _ in sequences], np.int64),
         end=end,
         prompt_end=np.array([prompt_end for _, _, prompt_end, _ in sequences], np.int64),
         decodes=np.array([decodes for _, _, _, decodes in sequences], np.bool_),

@@ -71,3 +71,12 @@ def test_marks_that_make_no_sense_do_no_harm(told: object) -> None:
     layout = TokenLayout("extend", (SequenceSpan("a", 0, 4),), 4, extra={"encoded": told})
     assert encoded_rows(layout).shape == (4,)
     assert (encoded_rows(layout) >= 0).all()
+
+
+def test_the_same_text_with_another_image_is_no_repeat() -> None:
+    joined = join(run_of(["a", "b", "b"]), run_of(["a", "c", "b"]))
+    assert joined.plan.matched == 3 * ROWS
+    assert set(np.asarray(joined.plan.sequence)[joined.unequal]) == {2}
+    again = join(run_of(["a"]), run_of(["a", "a", "c"]))
+    assert any("1 of 3 sequences of the target repeat" in note for note in again.plan.notes)
+    assert any("1 of 3 sequences are only in the target" in note for note in again.plan.notes)
