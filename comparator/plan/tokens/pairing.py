@@ -93,17 +93,21 @@ def _stages(
 ) -> Iterator[tuple[_Stage | None, SequenceTable, SequenceTable]]:
     """How sequences are paired, in this order; None: where those are set aside that are left over of what both sides
     have."""
-    told = baseline, target
+    told = known = with_prefixes(baseline), with_prefixes(target)
     if baseline.encoded.any() and target.encoded.any():
-        told = baseline.with_contents, target.with_contents
-    known = with_prefixes(told[0]), with_prefixes(told[1])
-    for stage in _STAGES[:-1]:
-        yield stage, *known
-    yield None, *known
-    # What a cache hid, and images that were prepared otherwise, are left open.
-    for one, other in (told, (baseline, target)):
-        if (one, other) != known or one is baseline:
-            yield from ((stage, one, other) for stage in (_STAGES if one is baseline else _STAGES[:-1]))
+        # Of equal texts those with equal images. What is left may have another one, or one that was prepared otherwise.
+        told = with_prefixes(baseline.with_contents), with_prefixes(target.with_contents)
+        yield from ((stage, *told) for stage in _STAGES[:-1])
+    yield from ((stage, *known) for stage in _STAGES[:-1])
+    yield None, *told
+    # What a cache hid is left open.
+    stages = _STAGES if known != (baseline, target) else _STAGES[-1:]
+    yield from ((stage, baseline, target) for stage in stages)
+
+
+def _told(table: SequenceTable) -> SequenceTable:
+    """The sequences with images told apart."""
+    return table.with_contents if table.encoded.any() else table
 
 
 def _knows_tokens(table: SequenceTable) -> bool:

@@ -74,7 +74,7 @@ def test_marks_that_make_no_sense_do_no_harm(told: object) -> None:
 
 
 def test_the_same_text_with_another_image_is_no_repeat() -> None:
-    joined = join(run_of(["a", "b", "b"]), run_of(["a", "c", "b"]))
+    joined = join(run_of(["a", "b", "b"]), run_of(["a", "b", "c"]))
     assert joined.plan.matched == 3 * ROWS
     assert set(np.asarray(joined.plan.sequence)[joined.unequal]) == {2}
     again = join(run_of(["a"]), run_of(["a", "a", "c"]))
