@@ -26,10 +26,12 @@ class Steps:
         "_layout",
         "announced",
         "begun",
+        "ends",
         "explicit",
         "inside",
         "is_unknown",
         "number",
+        "open",
         "size",
         "tags",
         "updates",
@@ -51,6 +53,10 @@ class Steps:
         self.inside = not self.explicit
         self.announced = False
         """Whether the file knows of the step under way."""
+        self.open = False
+        """Whether the step under way has not been ended."""
+        self.ends = False
+        """Whether the end of a step was ever told."""
         self.is_unknown = False
         """Whether the step under way began while nothing was recorded, and nobody knows its tokens."""
         self.tags: Mapping[str, Any] = {}
@@ -90,7 +96,7 @@ class Steps:
         if not self.watches_optimizers:
             self.watch_optimizers()
         self.updates_before = self.updates
-        self.begun = self.inside = True
+        self.begun = self.inside = self.open = True
         self.announced = self.is_unknown = False
         self.size = None
         self._batch: Any = batch
@@ -100,6 +106,7 @@ class Steps:
     def end(self) -> None:
         """The end of the step under way; the next begins at once where steps are not explicit."""
         self.forget_batch()
+        self.open, self.ends = False, True
         if self.explicit:
             self.inside = False
 

@@ -43,6 +43,8 @@ class RecordingProcess:
         """How the graphs of ``torch.compile`` name this recorder; None while the process has no torch."""
         self._settings: Settings | None = settings
         self._taps = TapTable()
+        self._broken_off: int | None = None
+        """The step in whose middle the recording ended, once it did."""
         self._open = Lifecycle(self, self.end, self._taps, self._coverage)
         self._thread_tags = ThreadTags()
         self._common_tags: Mapping[str, Any] = {}
@@ -227,7 +229,8 @@ class RecordingProcess:
     def _coverage(self) -> dict[str, Any]:
         """What taps did, for the end of the file."""
         graphs = self._graphs.account_so_far().fields() if self._graphs is not None else {}
-        return {**self._taps.coverage(), **({"graphs": graphs} if graphs else {})}
+        more = {} if self._broken_off is None else {"broken_off": self._broken_off}
+        return {**self._taps.coverage(), **({"graphs": graphs} if graphs else {}), **more}
 
     # CUDA graphs
 
@@ -296,6 +299,7 @@ class RecordingProcess:
         """Complete the files. What is dumped afterwards begins anew, with step 0, which needs another run name."""
         with self._lock:
             self._announce_step()
+            self._broken_off = self._step_broken_off()
             session, control = self._open.take()
             self._steps.reset()
             self._refresh()
@@ -311,6 +315,7 @@ class RecordingProcess:
                 if self._ended:
                     return
                 self._announce_step()
+                self._broken_off = self._step_broken_off()
                 self._ended = True
                 control = self._open.take_control()
                 session = self._open.session
@@ -320,6 +325,14 @@ class RecordingProcess:
             if session is not None:
                 session.end()
             self._report_graphs()
+
+    def _step_broken_off(self) -> int | None:
+        """The step under way, where the recording ends in the middle of it; None where it does not, or where nobody
+        tells when steps end."""
+        steps = self._steps
+        if not (steps.open and steps.announced):
+            return None
+        return steps.number if steps.ends or any(tap.id.endswith(":end_step") for tap in self._taps) else None
 
     def _report_graphs(self) -> None:
         """Say what was recorded of CUDA graphs, and what was silent."""

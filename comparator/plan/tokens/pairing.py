@@ -105,11 +105,6 @@ def _stages(
     yield from ((stage, baseline, target) for stage in stages)
 
 
-def _told(table: SequenceTable) -> SequenceTable:
-    """The sequences with images told apart."""
-    return table.with_contents if table.encoded.any() else table
-
-
 def _knows_tokens(table: SequenceTable) -> bool:
     return bool((table.token >= 0).any())
 

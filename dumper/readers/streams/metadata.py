@@ -84,6 +84,12 @@ def read_graph_coverage(rank: int, coverage: _Metas) -> GraphCoverage | None:
     )
 
 
+def read_broken_off(coverage: _Metas) -> int | None:
+    """The step in whose middle a rank ended in order; None where it did not."""
+    step = coverage[-1].get("broken_off") if coverage else None
+    return step if isinstance(step, int) else None
+
+
 _GRAPH_COUNTS = (
     "captured", "replays", "values", "silent_graphs", "silent_replays", "unknown_captures", "left_out_values",
 )  # fmt: skip

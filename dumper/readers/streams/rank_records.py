@@ -17,7 +17,7 @@ from msgspec import Struct, field
 from dumper.format import frames
 from dumper.format.frames import FormatError
 from dumper.format.index import NO_STEP
-from dumper.readers.streams.metadata import read_coverage, read_graph_coverage, read_header
+from dumper.readers.streams.metadata import read_broken_off, read_coverage, read_graph_coverage, read_header
 from dumper.readers.streams.record import StoredRecord
 from dumper.readers.streams.segments import Segment
 from dumper.reading.headers import RankHeader
@@ -97,6 +97,11 @@ class RankRecords(Struct, dict=True):
     def cuda_graphs(self) -> GraphCoverage | None:
         """What was recorded of CUDA graphs; None where there were none, or the rank did not come to an orderly end."""
         return read_graph_coverage(self.rank, self.of_kind("coverage"))
+
+    @property
+    def broken_off(self) -> int | None:
+        """The step in whose middle the rank ended in order; None where it did not."""
+        return read_broken_off(self.of_kind("coverage"))
 
     def distinct_steps(self) -> set[int]:
         """Numbers of the steps that were begun or hold a record."""

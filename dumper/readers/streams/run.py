@@ -202,6 +202,9 @@ class RunDirectory(RunBase):
             found += part.problems
             if part.segments and not part.segments[-1].complete:
                 found.append(Problem("unclosed", f"rank {rank} did not end in order; what reached the file is here"))
+            if part.segments and (step := part.broken_off) is not None:
+                message = f"rank {rank} ended in the middle of step {step}; what the pass had left to record is missing"
+                found.append(Problem("unclosed", message))
             found += repairs(f"the file of rank {rank}", part.of_kind("repaired"))
         for rank, (written, missing) in self._missing_records.items():
             message = f"rank {rank}: {written} records were written, and {missing} of them are not in its files"
