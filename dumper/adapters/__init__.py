@@ -16,7 +16,6 @@ from dumper.adapters.protocol import (
     KnowsBackends,
     KnowsGraphs,
     KnowsModel,
-    NotesStarts,
     Parallel,
     PendingLayout,
     Process,
@@ -177,14 +176,16 @@ def describe_graph() -> GraphFacts | None:
 
 def complete_at_start(batch: object) -> bool:
     """Whether the batch should be read when the step begins, and not later: nothing will be padded any more, and
-    what the pass does (fill a cache) would blur it."""
+    what the pass does (fill a cache) would blur it. An adapter with a method ``note_start`` sees the batch before that,
+    and may keep of it what the pass will throw away."""
     complete = False
     for adapter in loaded_adapters():
         if adapter.accepts(batch):
             complete |= adapter.complete_at_start
-            if isinstance(adapter, NotesStarts):
+            note = getattr(adapter, "note_start", None)
+            if note is not None:
                 try:
-                    adapter.note_start(batch)
+                    note(batch)
                 except Exception as error:
                     _warn(adapter, f"a {type(batch).__name__}", error)
     return complete

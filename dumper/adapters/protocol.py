@@ -116,14 +116,6 @@ class KnowsGraphs(Protocol):
         """Called while a CUDA graph is captured, below the function that does it; None where the engine does not."""
 
 
-@runtime_checkable
-class NotesStarts(Protocol):
-    """An adapter that has to look at a batch before its pass, which throws away what the layout is to say."""
-
-    def note_start(self, batch: object) -> None:
-        """Called when the step of a batch begins, of those that ``accepts`` takes. Waits for no accelerator."""
-
-
 class Adapter(Protocol):
     """One framework. Every method is called on the model's thread; what one raises, the registry contains."""
 
