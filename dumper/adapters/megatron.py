@@ -63,6 +63,10 @@ class MegatronAdapter:
     def versions(self) -> dict[str, str]:
         return installed_versions("megatron-core", "torch", "transformer-engine")
 
+    def model_facts(self, batch: object) -> dict[str, str]:
+        """Of the model itself, where ``self`` is among the arguments, as it is in a tap's ``$arguments``."""
+        return facts_of_model(batch.get("self")) if isinstance(batch, Mapping) else {}
+
     def accepts(self, batch: object) -> bool:
         return (
             isinstance(batch, Mapping)
@@ -136,6 +140,40 @@ def build_layout(given: ModelInput) -> TokenLayout:
         batch_shape=given.shape,
         context_parallel=context_parallel,
     )
+
+
+def facts_of_model(model: Any) -> dict[str, str]:
+    """What the config of a ``GPTModel`` says, under the names of Transformers' (``dumper.adapters.model_facts``), so
+    that the headers of a trainer and a server can be compared; empty for what has no such config."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "kv_channels", None) is None:
+        return {}
+
+    def told(name: str) -> Any:
+        return getattr(config, name, None)
+
+    theta = getattr(model, "rotary_base", None) if getattr(model, "position_embedding_type", None) == "rope" else None
+    facts = {
+        "dtype": str(told("params_dtype")).removeprefix("torch."),
+        "hidden_size": told("hidden_size"),
+        "num_attention_heads": told("num_attention_heads"),
+        "head_dim": told("kv_channels"),
+        "rms_norm_eps": told("layernorm_epsilon") if told("normalization") == "RMSNorm" else None,
+        "rope_theta": float(theta) if theta else None,
+        "tie_word_embeddings": getattr(model, "share_embeddings_and_output_weights", None),
+    }
+    if told("num_moe_experts"):
+        scoring = told("moe_router_score_function") or "softmax"
+        facts |= {
+            "num_experts_per_tok": told("moe_router_topk"),
+            "n_group": told("moe_router_num_groups"),
+            "topk_group": told("moe_router_group_topk"),
+            "routed_scaling_factor": told("moe_router_topk_scaling_factor"),
+            "norm_topk_prob": not told("moe_router_pre_softmax") if scoring == "softmax" else None,
+        }
+        if told("moe_router_enable_expert_bias"):
+            facts |= {"topk_method": "noaux_tc", "scoring_func": scoring}
+    return {f"model.{name}": str(value) for name, value in facts.items() if value is not None}
 
 
 def zigzag_positions(length: int, rank: int, size: int) -> Array:

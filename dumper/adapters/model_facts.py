@@ -55,7 +55,9 @@ def facts_of_model(model: Any) -> dict[str, str]:
     config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole
     if config is None:
         return {}
-    found = _named_facts(lambda name: getattr(config, name, None))
+    rotary = getattr(config, "rope_parameters", None)
+    rotary = rotary if isinstance(rotary, Mapping) else {}
+    found = _named_facts(lambda name: getattr(config, name, rotary.get(name)))
     found |= quantisation_facts(getattr(whole, "quantization_config", None))
     if getattr(model, "dtype", None) is not None:
         found["dtype"] = str(model.dtype).removeprefix("torch.")

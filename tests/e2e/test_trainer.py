@@ -96,3 +96,8 @@ def test_weights_of_experts_that_are_not_renormalised_are_placed(server: Path, t
     outcome = compare(server, trained(1, **NOT_RENORMALISED), SMART)
     assert outcome.exit_code == 1
     assert "error is introduced at moe_expert_output layer 0" in outcome.record("diagnosis")["words"]
+    told = [
+        open_run(path).headers[0].settings["model.norm_topk_prob"]
+        for path in (server, trained(1), trained(1, **NOT_RENORMALISED))
+    ]
+    assert told == ["True", "True", "False"]

@@ -140,3 +140,37 @@ def test_real_groups_and_real_slicing(tmp_path: Path) -> None:
         assert parallel["cp"] == (rank // 2, 2)
         assert parallel["dp"] == (0, 1)
         assert same
+
+
+def test_a_gpt_model_tells_its_config_under_the_names_of_transformers() -> None:
+    """So that headers of a trainer and a server can be compared; rope_theta is a number with a point in both."""
+    config = SimpleNamespace(
+        params_dtype="torch.bfloat16",
+        hidden_size=64,
+        num_attention_heads=8,
+        kv_channels=32,
+        layernorm_epsilon=1e-6,
+        normalization="RMSNorm",
+        num_moe_experts=None,
+    )
+    model = SimpleNamespace(
+        config=config, rotary_base=10000, position_embedding_type="rope", share_embeddings_and_output_weights=False
+    )
+    dense = {
+        "model.dtype": "bfloat16",
+        "model.hidden_size": "64",
+        "model.num_attention_heads": "8",
+        "model.head_dim": "32",
+        "model.rms_norm_eps": "1e-06",
+        "model.rope_theta": "10000.0",
+        "model.tie_word_embeddings": "False",
+    }
+    assert MegatronAdapter().model_facts({"self": model}) == dense
+    config.num_moe_experts, config.moe_router_topk, config.moe_router_pre_softmax = 4, 2, False
+    experts = {"model.num_experts_per_tok": "2", "model.norm_topk_prob": "True"}
+    assert MegatronAdapter().model_facts({"self": model}) == dense | experts
+    config.moe_router_score_function, config.moe_router_enable_expert_bias = "sigmoid", True
+    facts = MegatronAdapter().model_facts({"self": model})
+    assert (facts["model.scoring_func"], facts["model.topk_method"]) == ("sigmoid", "noaux_tc")
+    assert MegatronAdapter().model_facts({"self": SimpleNamespace()}) == {}
+    assert MegatronAdapter().model_facts({}) == {}

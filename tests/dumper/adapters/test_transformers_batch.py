@@ -277,13 +277,16 @@ def test_the_model_that_is_called_tells_its_config(
     monkeypatch.setitem(sys.modules, "transformers", ModuleType("transformers"))
     recorder = Recorder()
     recorder.configure(enable=True, dir=str(tmp_path), run="run", control=False)
-    model = Model(head_dim=32, rope_theta=None, _attn_implementation="eager", **names)
+    model = Model(
+        head_dim=32, v_head_dim=None, rope_parameters={"rope_theta": 1e4}, _attn_implementation="eager", **names
+    )
     with recorder.step({"self": model, "input_ids": torch.ones(1, 3, dtype=torch.int64)}):
         recorder.dump("x", torch.ones(1, 3))
     recorder.close()
     settings = open_run(tmp_path / "run").headers[0].settings
     assert {name: value for name, value in settings.items() if name.startswith("model.")} == {
         "model.head_dim": "32",
+        "model.rope_theta": "10000.0",
         "model.num_experts_per_tok": "2",
         "model.n_group": "4",
         "model.topk_method": "noaux_tc",
