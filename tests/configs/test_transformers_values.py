@@ -99,3 +99,31 @@ def test_experts(called: tuple[Any, Any, Recorded]) -> None:
         assert recorded("moe_router_logits", layer).shape == (BATCH * TOKENS, EXPERTS["num_experts"])
         rows = recorded("moe_expert_output", layer)
         assert np.array_equal(rows.reshape(recorded("mlp_output", layer).shape), recorded("mlp_output", layer))
+
+
+@pytest.mark.slow
+def test_logits_of_every_token_where_no_cache_is_filled(called: tuple[Any, Any, Recorded]) -> None:
+    """As a trainer calls a model; not where only the last columns are computed, and not with a cache."""
+    model = called[0]
+    ids = torch.arange(BATCH * TOKENS).reshape(BATCH, TOKENS)
+    config = CONFIGS / "transformers" / f"{model.config.model_type}.yaml"
+
+    def recorded(**arguments: Any) -> Any:
+        with torch.inference_mode(), patcher.patched(config), dumper.capture() as records:
+            output = model(ids, **arguments)
+        (record,) = [one for one in records if one.name == "next_token_logits"]
+        return np.asarray(record.value), record.dims, output.logits.numpy()
+
+    value, dims, logits = recorded(use_cache=False)
+    assert dims == "b s vocab # tp:replicated"
+    assert np.array_equal(value, logits)
+    for arguments in ({}, {"use_cache": True}, {"use_cache": False, "logits_to_keep": 2}):
+        value, dims, logits = recorded(**arguments)
+        assert dims == "t vocab # tp:replicated"
+        assert np.array_equal(value, logits[:, -1])
+    model.config.use_cache = False
+    try:
+        assert recorded()[0].shape == (BATCH, TOKENS, SHAPE["vocab_size"])
+        assert recorded(use_cache=True)[0].shape == (BATCH, SHAPE["vocab_size"])
+    finally:
+        model.config.use_cache = True
