@@ -133,6 +133,7 @@ class Analysis(Struct, frozen=True):
         return bool(beyond[own].any())
 
 
+SIDES = ("baseline", "target")
 FAULTY = ("introduced-here", "inherited-from")
 
 
@@ -147,6 +148,12 @@ def analyse(
         notes.append(f"the declared inputs of the taps are not used: {taps.problem}")
     if calibration is not None and (unknown := calibration.unknown_taps(list(taps.families))):
         notes.append(f"the calibration has floors for taps that are not recorded: {', '.join(unknown[:5])}")
+    if taps.of_gradients and taps.coarsest[0] != taps.coarsest[1]:
+        half, side = next((one, name) for one, name in zip(taps.coarsest, SIDES, strict=True) if one != "float32")
+        notes.append(
+            f"gradients of the {side} were computed in {half}, as float32 that they are stored in shows; those of the "
+            "other side in float32, or they are sums of several ranks or micro-batches"
+        )
     dtypes = {
         dtype for one in profiles.values() for dtype in (one.profile.baseline_dtype, one.profile.target_dtype)
     }.union(taps.coarsest)

@@ -9,15 +9,21 @@ import numpy.typing as npt
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from comparator.align.load import load_array
 from comparator.diagnosis import GraphError, Parting, TapDeclaration, TapGraph, TapKey, build_graph
+from comparator.diagnosis.precision import precision_of
+from comparator.errors import PairError
 from comparator.match.bundles import BundlePair, Key
 from comparator.match.indexing import parallel_layout
-from comparator.options import Options
+from comparator.options import Options, Side
 from comparator.plan.tokens.interface import PartedSequence
 from comparator.verdict.model_facts import ModelFacts, model_facts
-from comparator.verdict.training import is_gradient, last_step_of_equal_weights
+from comparator.verdict.training import is_gradient, is_parameter, last_step_of_equal_weights
 from dumper.reading.protocol import Run, TapCoverage
 
+_HALVES = ("bfloat16", "float16")
+_GRADIENTS = 4
+"""Gradients of parameters that are looked at."""
 LAYER_TAGS = ("layer_id", "layer", "layer_idx", "layer_number")
 """Tags that count layers; the first one that a tap has and that is a whole number is its layer."""
 
@@ -42,6 +48,8 @@ class Taps(Struct, frozen=True):
     coarsest: tuple[str, str] = ("float32", "float32")
     """The least exact floating-point type that each side recorded, of those that models are trained in. Of runs without
     gradients whose weights nobody updated it is not looked for."""
+    of_gradients: bool = False
+    """Gradients alone tell these: all that was recorded is float32."""
     trained: int | None = None
     """The step whose gradients may have changed the weights of what was computed behind it; None where nothing was."""
     encoded: Mapping[int, npt.NDArray[np.bool_]] = {}
@@ -84,17 +92,35 @@ def collect_taps(
     found = Taps(keys, families, graph, ranks, sizes, facts, other_engine, problem, trained=trained, partings=partings)
     if trained is None and not any(map(is_gradient, keys)):
         return found
-    return replace(found, coarsest=_coarsest(pairs))
+    coarsest, of_gradients = _coarsest(pairs)
+    return replace(found, coarsest=coarsest, of_gradients=of_gradients)
 
 
-def _coarsest(pairs: Sequence[BundlePair]) -> tuple[str, str]:
-    """A gradient that was computed in bfloat16, as of a loss under autocast, is handed on as float32."""
+def _coarsest(pairs: Sequence[BundlePair]) -> tuple[tuple[str, str], bool]:
+    """A gradient that was computed in bfloat16, as of a loss under autocast, is handed on as float32. Where nothing but
+    parameters was recorded, gradients of theirs tell, those that no rank or micro-batch added to."""
     found = [
         {like.record.dtype for pair in pairs if (bundle := getattr(pair, side)) is not None for like in bundle.likes}
         for side in ("baseline", "target")
     ]
-    first, second = (next((half for half in ("bfloat16", "float16") if half in one), "float32") for one in found)
-    return first, second
+    first, second = (next((half for half in _HALVES if half in one), "float32") for one in found)
+    if first != "float32" or second != "float32":
+        return (first, second), False
+    of_weights = [one for one in pairs if is_gradient(one.family) and is_parameter(one.family[:1])]
+    return (_of_gradients(of_weights, "baseline"), _of_gradients(of_weights, "target")), True
+
+
+def _of_gradients(pairs: Sequence[BundlePair], side: Side) -> str:
+    """The least exact type whose values all elements of one of the first gradients are."""
+    bundles = [bundle for pair in pairs if (bundle := getattr(pair, side)) is not None and bundle.all_tensors]
+    for bundle in [one for one in bundles if len(one.like.record.shape or ()) > 1][:_GRADIENTS]:
+        try:
+            found = precision_of(load_array(bundle.entries[0]))
+        except (PairError, ValueError):
+            continue  # its own measurement says why
+        if found in _HALVES:
+            return found
+    return "float32"
 
 
 def _engine(run: Run) -> str:

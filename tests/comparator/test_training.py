@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,7 @@ def train(
     autocast: bool = False,
     parts: int = 1,
     gradients: bool = True,
+    values: bool = True,
     own_optimizer: bool = False,
     steps: str | None = None,
     save: Path | None = None,
@@ -96,7 +98,7 @@ def train(
         model.load_state_dict(weights)
         optimizer.load_state_dict(state)
     recorder.configure(enable=True, dir=str(path.parent), run=path.name, control=False, steps=steps, first_step=first)
-    with recorder.attach(model, "**", grad=gradients):
+    with recorder.attach(model, "**", grad=gradients) if values else contextlib.nullcontext():
         for step in range(first, STEPS):
             if save is not None and step == 2:
                 torch.save((step, model.state_dict(), optimizer.state_dict()), save)
@@ -199,6 +201,22 @@ def test_gradients_of_autocast_are_as_exact_as_what_they_were_computed_in(tmp_pa
     report = comparator.compare(one, wrong)
     assert not report.passed
     assert first_failure(report).tags["stream"] == "grad"
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_weights_alone_tell_that_a_loss_was_under_autocast(tmp_path: Path, parts: int) -> None:
+    """All of them are float32; gradients that nothing was added to hold values of bfloat16."""
+    exact = train(tmp_path / "exact", rate=1e-3, values=False)
+    one = train(tmp_path / "one", autocast=True, rate=1e-3, values=False)
+    two = train(tmp_path / "two", 2, autocast=True, rate=1e-3, values=False, parts=parts)
+    report = comparator.compare(one, two)
+    assert report.passed, report.describe()
+    assert ("gradients of the baseline were computed in bfloat16" in report.words) == (parts > 1)
+    assert "gradients of the target were computed in bfloat16" in comparator.compare(exact, one).words
+    change = functools.partial(scaled, 1.05, 0)
+    wrong = train(tmp_path / "wrong", 2, autocast=True, rate=1e-3, values=False, parts=parts, change=change)
+    assert not comparator.compare(one, wrong).passed
+    assert not comparator.compare(exact, train(tmp_path / "off", values=False, rate=1.2e-3)).passed
 
 
 def test_gradient_accumulation_joins_rows_where_dims_name_them(baseline: Path, tmp_path: Path) -> None:
