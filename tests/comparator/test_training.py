@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -236,6 +237,25 @@ def test_equal_runs_are_equal_as_far_as_they_go(baseline: Path, tmp_path: Path) 
     report = comparator.compare(baseline, train(tmp_path / "again"))
     assert report.passed
     assert report.words == "The runs agree bit for bit."
+
+
+def test_a_disk_that_fills_up_while_a_run_trains(baseline: Path, tmp_path: Path) -> None:
+    """The training goes on to its end, and what is there is compared; that is no agreement of the runs."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        run = train(folder / "cut")
+        assert open_run(run).losses > 0
+        for one, other in ((baseline, run), (run, baseline), (run, run)):
+            report = comparator.compare(one, other)
+            assert report.summary.exit_code == 1
+            assert report.summary.failed == 0
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
 def scaled(factor: float, at: int, step: int, loss: torch.Tensor, model: Decoder) -> torch.Tensor:
