@@ -164,8 +164,12 @@ def floor_for(
     ranks: int = 1,
     length: int | None = None,
     quantisation: Quantisation = EXACT,
+    unseen: int = 0,
 ) -> Floor:
     """Floor and gain of an operation.
+
+    ``unseen``: layers before it that were not recorded, each of which may add to the stream what an unknown operation
+    does.
 
     ``ranks``: partial sums that were added in the dtype itself. ``length``: terms of the sums that were accumulated in
     float32, whose error grows with the root of the length.
@@ -173,4 +177,7 @@ def floor_for(
     stored = rounding_error(baseline_dtype) ** 2 + rounding_error(target_dtype) ** 2
     count = ROUNDINGS[operation] + roundings_of_ranks(ranks)
     accumulated = 2 * rounding_error("float32") ** 2 * (length or _DEFAULT_LENGTH) / 2
-    return Floor(math.sqrt(count * stored + accumulated + quantisation.roundings(operation)), GAIN[operation])
+    own = count * stored + accumulated + quantisation.roundings(operation)
+    layer = ROUNDINGS["unknown"] * stored + accumulated + quantisation.roundings("unknown")
+    before = max(GAIN[operation], 1.0) ** 2 * unseen * layer
+    return Floor(math.sqrt(own + before), GAIN[operation])

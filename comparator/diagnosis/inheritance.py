@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 
 from comparator.diagnosis.calibration import Calibration
-from comparator.diagnosis.floors import Operation, floor_for
+from comparator.diagnosis.floors import Floor, Operation, floor_for
 from comparator.diagnosis.kernel import TINY, median
 from comparator.diagnosis.measures import NOTHING, Estimate
 from comparator.diagnosis.precision import coarsest
@@ -47,7 +47,8 @@ class Way(Struct, frozen=True):
     def behind(self, node: TapNode, tap: TapProfile) -> Way:
         """The way to ``tap`` that begins one operation earlier. What is added to a sum may be nearly all of it."""
         operation = node.operation
-        bound = floor_for(operation, tap.baseline_dtype, tap.target_dtype, quantisation=node.quantisation)
+        dtypes = tap.baseline_dtype, tap.target_dtype
+        bound = floor_for(operation, *dtypes, quantisation=node.quantisation, unseen=node.unseen)
         return Way(
             self.gain * max(bound.gain, 1.0),
             float(np.hypot(self.gain * bound.floor, self.floor)),
@@ -79,6 +80,7 @@ class Inheritance:
     ) -> None:
         self._other_engine = other_engine
         self._profiles = profiles
+        self._model = graph.model
         self._nodes = {node.key: node for node in graph.nodes}
         self._order = {node.key: at for at, node in enumerate(graph.nodes)}
         self._calibration = calibration
@@ -93,14 +95,9 @@ class Inheritance:
         The second ratio is for single rows: an attention may look at one token alone, so that it may inherit the
         largest error before it.
         """
-        inherited, largest = self._inherited(profile, self._nodes[profile.key])
-        bound = floor_for(
-            profile.operation,
-            *self._precisions(profile),
-            ranks=profile.ranks,
-            length=profile.reduction_length,
-            quantisation=self._nodes[profile.key].quantisation,
-        )
+        node = self._nodes[profile.key]
+        inherited, largest = self._inherited(profile, node)
+        bound = self._bound(profile, node.unseen)
         own = bound.floor
         if self._calibration is not None:
             own = self._calibration.raised(profile.key, own)
@@ -109,11 +106,26 @@ class Inheritance:
         most = np.maximum(np.hypot(bound.gain * largest, floor), TINY)
         return bound.gain * inherited, floor, profile.added / explained, profile.added / most
 
+    def _bound(self, profile: TapProfile, unseen: int) -> Floor:
+        return floor_for(
+            profile.operation,
+            *self._precisions(profile),
+            ranks=profile.ranks,
+            length=profile.reduction_length,
+            quantisation=self._nodes[profile.key].quantisation,
+            unseen=unseen,
+        )
+
     def _precisions(self, profile: TapProfile) -> tuple[str, str]:
         """Of what the operation stores on its way, of baseline and target."""
         baseline, target = profile.baseline_dtype, profile.target_dtype
+        node = self._nodes[profile.key]
+        if node.operation != "embedding" and (node.assumed or not node.inputs or node.branch is not None):
+            # What comes before was not recorded, and need not be as exact as what comes of it.
+            first, second = self._model.dtypes
+            baseline, target = coarsest(baseline, first or baseline), coarsest(target, second or target)
         if profile.operation in _COMPOUND:
-            for key in self._nodes[profile.key].inputs:
+            for key in node.inputs:
                 source = self._profiles.get(key)
                 if source is not None:
                     baseline, target = coarsest(baseline, source.baseline_dtype), coarsest(target, source.target_dtype)
@@ -128,7 +140,7 @@ class Inheritance:
         if profile.operation in CAUSAL and profile.labels.known and self._is_behind_experts(profile):
             # A token that was not compared may have had other experts, and nothing tells.
             compared &= has_whole_prefix(profile.labels)
-        unknown = own_ties is None and profile.operation in _ROUTED
+        unknown = own_ties is None
         if unknown and (ratio > STANDS_OUT).any():
             self.without_routing.append(profile.key)
         main = self._main_input(node)
@@ -136,6 +148,7 @@ class Inheritance:
             ratio=ratio,
             row_ratio=row_ratio,
             floor=floor,
+            own_floor=self._bound(profile, 0).floor if node.unseen else median(floor),
             compared=compared,
             steady=~before,
             inherited_scale=self._inherited_scale(profile, main),
@@ -245,6 +258,8 @@ class Inheritance:
 
     def _own_ties(self, profile: TapProfile) -> Mask | None:
         """Rows whose experts may be others; None when nothing tells."""
+        if self._nodes[profile.key].routed_unseen:
+            return None
         if profile.operation not in _ROUTED:
             return np.zeros(profile.rows, np.bool_)
         if not profile.choices:

@@ -254,9 +254,15 @@ class _Measuring:
         )
 
     def _floor(self, operation: Operation, length: int | None = None) -> float:
-        tap, quantisation = self.tap, self.node.quantisation
-        dtypes = tap.baseline_dtype, tap.target_dtype
-        return floor_for(operation, *dtypes, ranks=tap.ranks, length=length, quantisation=quantisation).floor
+        tap, node = self.tap, self.node
+        return floor_for(
+            operation,
+            tap.baseline_dtype,
+            tap.target_dtype,
+            ranks=tap.ranks,
+            length=length,
+            quantisation=node.quantisation,
+        ).floor
 
     def _irrelevant(self, operation: Operation, found: ChannelNumbers | None) -> Mapping[str, Irrelevance]:
         """Per kind of factor when its significance decides nothing, since a channel's error is a stronger test, or

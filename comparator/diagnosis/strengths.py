@@ -32,6 +32,7 @@ from comparator.diagnosis.limits import (
 from comparator.diagnosis.measures import NOTHING, Estimate
 from comparator.diagnosis.profiling import CHANNEL_Z, FEWEST_ROWS
 from comparator.diagnosis.routing import Choices
+from comparator.diagnosis.tap_graph import BEHIND_EXPERTS
 from comparator.diagnosis.tap_profile import TapProfile
 from comparator.diagnosis.tap_rows import Float, Mask, groups_of
 from tensortap.distinct import distinct
@@ -52,6 +53,10 @@ SHARED_BY_EXPERTS = 3
 expert. Of 33 rows of a sequence inputs had 1.3 to 6.8 rows' worth, outputs 16 to 20."""
 LEAST_RATIO = 0.7
 """Rows whose ratio is below count as this much, so that nothing stands out over rows that agree bit for bit."""
+FLIPPED = 0.5
+"""Error of most of a few rows that no other choice of experts explains."""
+REPLACED = 1.3
+"""The same of one row of what experts are added to: that of a row which has nothing to do with the other is 1.4."""
 TESTS_OF_THE_TRIAL = 100
 """Taps up to which significances need no correction; they are far beyond chance for so many."""
 ROWS_OF_THE_TRIAL = 200
@@ -82,6 +87,8 @@ class Context(Struct, frozen=True, eq=False):
     row_ratio: Float
     """The same with the largest error that a row may inherit: for tests of single rows and groups."""
     floor: Float
+    own_floor: float
+    """Without what layers that were not seen may have added."""
     compared: Mask
     """Rows that are no ties."""
     steady: Mask
@@ -154,11 +161,13 @@ def _rows(found: TapProfile, context: Context) -> Iterator[Test]:
         return
     steady = context.steady & compared
     used = steady if steady.sum() >= min(10, compared.sum()) else compared
-    if not (context.without_routing and used.sum() < FEWEST_ROWS):
-        growth = median(ratio[used])
-        limit = growth_limit(limits, found.independent)
-        yield Test("growth", growth / limit, growth, limit)
+    growth, error = median(ratio[used]), median(found.added[used])
+    limit = growth_limit(limits, found.independent)
+    if context.without_routing and used.sum() < FEWEST_ROWS:
+        limit = max(limit, FLIPPED * growth / max(error, TINY))
+    yield Test("growth", growth / limit, growth, limit)
     if context.without_routing:
+        yield from _rows_beyond_flips(found, compared)
         return
     ratio = context.row_ratio
     rows = np.flatnonzero(compared)
@@ -179,10 +188,19 @@ def _rows(found: TapProfile, context: Context) -> Iterator[Test]:
             yield Test("group", value / limits.group, value, limits.group, name)
 
 
+def _rows_beyond_flips(found: TapProfile, compared: Mask) -> Iterator[Test]:
+    """Other experts change an output entirely, and only in part what it is added to."""
+    if found.operation not in ("moe", "combine") and found.key.name not in BEHIND_EXPERTS:
+        rows = np.flatnonzero(compared)
+        at = int(rows[np.argmax(found.added[rows])])
+        value = float(found.added[at])
+        yield Test("row replaced", value / REPLACED, value, REPLACED, found.labels.describe(at))
+
+
 def _usual_error(found: TapProfile, context: Context) -> float:
     """Median error of a row, at least half the floor: below it factors are those of single roundings."""
     rows = context.compared if context.compared.any() else np.ones(found.rows, np.bool_)
-    return max(median(found.added[rows]), median(context.floor) / 2, TINY)
+    return max(median(found.added[rows]), context.own_floor / 2, TINY)
 
 
 def _sized(name: str, estimate: Estimate, z: float, size: float, where: str = "") -> Test:

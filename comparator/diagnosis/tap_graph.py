@@ -6,14 +6,14 @@ order of execution.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from comparator.diagnosis.floors import EXACT, Operation, Quantisation
+from comparator.diagnosis.floors import EXACT, Operation, Quantisation, Sides
 from comparator.diagnosis.tap_rows import TapKey
 
 
@@ -44,6 +44,21 @@ class TapNode(Struct, frozen=True):
     """Where the tap is in the program."""
     quantisation: Quantisation = EXACT
     """What the model rounds values to on the way from the inputs."""
+    unseen: int = 0
+    """Whole layers between the inputs, or the embedding, and the tap's own layer, of which nothing was recorded."""
+    routed_unseen: bool = False
+    """Experts may be on the way whose choice was not recorded."""
+
+
+class ModelStructure(Struct, frozen=True):
+    """What is known of the model beside its taps."""
+
+    layers: int | None = None
+    mixture: bool = False
+    """Tokens choose experts."""
+    dtypes: Sides = (None, None)
+    """That the baseline and the target compute in, where that is known."""
+    quantisation: Quantisation = EXACT
 
 
 class TapGraph(Struct, frozen=True, dict=True):
@@ -51,6 +66,7 @@ class TapGraph(Struct, frozen=True, dict=True):
     """In the order of execution."""
     notes: tuple[str, ...] = ()
     """What was assumed."""
+    model: ModelStructure = ModelStructure()
 
     @cached_property
     def _by_key(self) -> Mapping[TapKey, TapNode]:
@@ -65,12 +81,6 @@ class TapGraph(Struct, frozen=True, dict=True):
     def node(self, key: TapKey) -> TapNode | None:
         return self._by_key.get(key)
 
-    def quantised(self, quantisation: Quantisation) -> TapGraph:
-        """The graph of a model that is quantised so."""
-        if quantisation == EXACT:
-            return self
-        return TapGraph(tuple(replace(node, quantisation=quantisation) for node in self.nodes), self.notes)
-
 
 class GraphError(Struct, frozen=True):
     """The declared inputs make no graph."""
@@ -82,8 +92,14 @@ _DECLARED: Mapping[str, Operation] = {
     name: name for name in ("attention", "recurrence", "linear", "sum", "norm", "mlp", "moe", "router", "logits")
 }
 LOGITS = "next_token_logits"
-_EXPERTS, _ROUTER = "moe_expert_output", "moe_router_logits"
+EXPERT_TAPS = _EXPERTS, _ROUTER = "moe_expert_output", "moe_router_logits"
 _STREAM = "layer_input"
+_OF_STREAM = frozenset({_STREAM, "final_norm_output", LOGITS})
+"""The residual stream, and what is one map behind it."""
+_BEFORE_EXPERTS = frozenset({_STREAM, "attn_pre_o_proj", "attn_output", "pre_mlp_residual", _ROUTER})
+BEHIND_EXPERTS = frozenset({_EXPERTS, "mlp_output"})
+USUAL_LAYERS = 32
+"""Of a model of which nothing tells how many it has, before a tap that is of none."""
 _WEIGHTS = frozenset({"moe_correction_bias"})
 """Nothing is computed there, so that nothing is inherited, there and from there."""
 _CONVENTIONS: Mapping[str, tuple[tuple[Operation, tuple[str, ...]], ...]] = {
@@ -101,7 +117,7 @@ _CONVENTIONS: Mapping[str, tuple[tuple[Operation, tuple[str, ...]], ...]] = {
 _BRANCH: Mapping[str, Operation] = {_STREAM: "mlp", "pre_mlp_residual": "attention", "final_norm_output": "mlp"}
 
 
-def build_graph(declared: Sequence[TapDeclaration]) -> TapGraph | GraphError:
+def build_graph(declared: Sequence[TapDeclaration], model: ModelStructure | None = None) -> TapGraph | GraphError:
     """The graph of the recorded taps; a GraphError when an input is unreadable or a tap depends on itself."""
     keys = {declaration.key for declaration in declared}
     nodes: list[TapNode] = []
@@ -126,7 +142,69 @@ def build_graph(declared: Sequence[TapDeclaration]) -> TapGraph | GraphError:
         return GraphError(
             "inputs go in a circle: " + " <- ".join(key.label for key in cycle) + "; a tap cannot depend on itself"
         )
-    return TapGraph(tuple(nodes), tuple(notes))
+    model = model or ModelStructure()
+    nodes = _of_model(nodes, model)
+    return TapGraph(tuple(nodes), (*notes, *_unseen_notes(nodes)), model)
+
+
+def _of_model(nodes: Sequence[TapNode], model: ModelStructure) -> list[TapNode]:
+    """The nodes with what the model does on the way to each, seen or not."""
+    places = _places(nodes, model)
+    mixture = model.mixture or any(node.key.name in EXPERT_TAPS for node in nodes)
+    routers = {node.key.layer for node in nodes if node.key.name == _ROUTER}
+    found = []
+    for node in nodes:
+        unseen = _unseen(node, places)
+        routed = mixture and (unseen > 0 or _may_have_experts(node, places, routers))
+        found.append(replace(node, quantisation=model.quantisation, unseen=unseen, routed_unseen=routed))
+    return found
+
+
+def _unseen(node: TapNode, places: Mapping[TapKey, int]) -> int:
+    """An unknown operation may be the rest of a layer; what is known to be less has that before it."""
+    if node.operation == "embedding" or node.key.name in _WEIGHTS:
+        return 0
+    if not node.inputs:
+        return places[node.key]
+    layers = places[node.key] - max(places.get(key, places[node.key]) for key in node.inputs)
+    return max(0, layers - (node.operation == "unknown" or not node.assumed))
+
+
+def _may_have_experts(node: TapNode, places: Mapping[TapKey, int], routers: Collection[int | None]) -> bool:
+    """Whether experts may be between a tap whose inputs are guessed and these, or in what it computes."""
+    if not (node.assumed or node.operation in ("unknown", "source")):
+        return False
+    last = node.inputs[0] if node.inputs else None
+    if last is not None and places.get(last, 0) < places[node.key] and last.name not in BEHIND_EXPERTS:
+        return last.layer not in routers or last.name in _BEFORE_EXPERTS
+    return node.key.layer not in routers and node.key.layer is not None
+
+
+def _places(nodes: Sequence[TapNode], model: ModelStructure) -> dict[TapKey, int]:
+    """Per tap how many layers come before its own; what has none is before the first one that was recorded or behind
+    all. Gradients have all of them before theirs."""
+    layered = [at for at, node in enumerate(nodes) if node.key.layer is not None]
+    last = max((nodes[at].key.layer or 0 for at in layered), default=-1)
+    every = max(model.layers or (0 if layered else USUAL_LAYERS), last + 1)
+    found = {}
+    for at, node in enumerate(nodes):
+        outside = 0 if layered and at < layered[0] else every
+        behind = node.key.layer is None or node.key.is_gradient
+        found[node.key] = outside if behind else node.key.layer or 0
+    return found
+
+
+def _unseen_notes(nodes: Sequence[TapNode]) -> list[str]:
+    """The first tap behind layers that were not seen."""
+    node = next((node for node in nodes if node.unseen), None)
+    if node is None:
+        return []
+    layers = "a layer" if node.unseen == 1 else f"{node.unseen} layers"
+    since = f"between {node.inputs[0].label} and it" if node.inputs else "before it"
+    return [
+        f"{node.key.label}: nothing was compared of {layers} {since}; its error is held against what rounding makes of "
+        "that much, and a fault there may hide in it"
+    ]
 
 
 def _offset(where: str) -> int | None:
@@ -156,12 +234,18 @@ def _resolve(
         return _source(key)
     # Behind the experts of its layer a tap may have them in it, whatever was recorded between.
     sources = tuple(dict.fromkeys((previous, *(() if experts is None else (experts,)))))
-    return TapNode(key, operation if operation not in (None, "sum") else "unknown", sources, assumed=True)
+    # What was declared is of the declared inputs, but for taps by which tokens and experts are chosen.
+    known = operation not in (None, "sum") and (not declaration.inputs or operation in ("logits", "router"))
+    return TapNode(key, operation if operation is not None and known else "unknown", sources, assumed=True)
 
 
 def _source(key: TapKey) -> TapNode:
-    """A tap that nothing recorded comes before. What goes into layer 0 is the embedding of the tokens."""
-    return TapNode(key, "embedding" if key.name == _STREAM and key.layer == 0 else "source")
+    """A tap that nothing recorded comes before. What goes into layer 0 is the embedding of the tokens; what is no part
+    of the stream was computed from it in ways that nobody knows."""
+    if key.name == _STREAM and key.layer == 0:
+        return TapNode(key, "embedding")
+    plain = key.layer is None or key.name in _OF_STREAM or key.name in _WEIGHTS
+    return TapNode(key, "source" if plain else "unknown")
 
 
 def _is_first(key: TapKey, keys: set[TapKey]) -> bool:

@@ -235,7 +235,8 @@ def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile
 
     Equal kernels give equal bits in every layer that the same code computes; a hybrid has layers of several kinds. A
     difference that is rare (few elements, few rows) may have been absent earlier by chance: one element that rounds
-    otherwise inside an MLP changes all of its row. And a mixture of experts gives each expert another number of rows.
+    otherwise inside an MLP changes all of its row. And a mixture of experts gives each expert another number of rows;
+    where those were not recorded nothing is said.
     An attention depends on all tokens before: only rows count whose earlier tokens were compared, since those of a
     cached prefix may have been computed in another batch; and one key that rounds otherwise changes all rows of its
     sequence after it, so that those are one event.
@@ -244,6 +245,9 @@ def _with_bits(judgements: list[Judgement], profiles: Mapping[TapKey, TapProfile
     if at is None:
         return judgements
     first = profiles[judgements[at].key]
+    node = graph.node(first.key)
+    if node is not None and node.routed_unseen:
+        return judgements
     earlier = [
         profile
         for one in judgements[:at]

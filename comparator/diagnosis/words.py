@@ -11,6 +11,7 @@ from comparator.diagnosis.verdict import NO_ROWS, Diagnosis, Judgement
 _LOOKS = {
     "growth": "its rows have {value:.3g} times the error that its inputs and rounding explain",
     "row": "{where} has {value:.3g} times the error that its inputs and rounding explain",
+    "row replaced": "{where} is off by {value:.3g} of its size, which no other choice of experts explains",
     "row scale": "{where} differs by a factor",
     "scale": "all its elements differ by a common factor of about {factor:.4g}",
     "offset": "a constant was added to all its elements",

@@ -143,7 +143,7 @@ def analyse(
     """Diagnose from the profiles of all families."""
     chosen = _analysis_options(taps, options, calibration)
     diagnosis = diagnose([found.profile for found in profiles.values()], taps.graph, chosen)
-    notes = list(_rounded(taps.facts.quantisation))
+    notes = list(_rounded(taps.facts.structure.quantisation))
     if taps.problem is not None:
         notes.append(f"the declared inputs of the taps are not used: {taps.problem}")
     if calibration is not None and (unknown := calibration.unknown_taps(list(taps.families))):

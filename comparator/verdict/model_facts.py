@@ -8,11 +8,13 @@ from typing import Literal, TypeVar
 from msgspec import Struct
 
 from comparator.diagnosis import Selection
-from comparator.diagnosis.floors import EXACT, QUANTISED, Quantisation, Sides
+from comparator.diagnosis.floors import QUANTISED, UNIT_ROUNDOFF, Quantisation, Sides
+from comparator.diagnosis.tap_graph import ModelStructure
 from comparator.options import CoarseDtype, Options
 from dumper.reading.protocol import Run
 
 T = TypeVar("T")
+_SHORT = {"half": "float16", "float": "float32"}
 BIAS = "moe_correction_bias"
 """Name of the tap that holds the bias which is added to the scores for the choice of experts."""
 _BIASED = ("noaux_tc",)
@@ -27,7 +29,7 @@ class ModelFacts(Struct, frozen=True):
     """Channels per head of what the attention gives."""
     selection: Selection | None = None
     """Without its biases; None where the largest logits are chosen."""
-    quantisation: Quantisation = EXACT
+    structure: ModelStructure = ModelStructure()
 
 
 def model_facts(baseline: Run, target: Run, options: Options | None = None) -> ModelFacts:
@@ -60,7 +62,18 @@ def model_facts(baseline: Run, target: Run, options: Options | None = None) -> M
         _coarse(options.activation_dtype, sides, "model.activations"),
         _coarse(options.kv_cache_dtype, sides, "model.kv_cache"),
     )
-    return ModelFacts(common("model.num_experts_per_tok", _count), head, None if plain else selection, quantisation)
+    top_k = common("model.num_experts_per_tok", _count)
+    dtypes = _dtype(sides[0]), _dtype(sides[1])
+    structure = ModelStructure(common("model.num_hidden_layers", _count), top_k is not None, dtypes, quantisation)
+    return ModelFacts(top_k, head, None if plain else selection, structure)
+
+
+def _dtype(side: Mapping[str, str]) -> str | None:
+    """What a model computes in: what its server was asked for, else what its config says."""
+    asked = side.get("--dtype", "auto")
+    told = side.get("model.dtype", side.get("model.torch_dtype", ""))
+    name = _SHORT.get(asked, asked) if asked not in ("auto", "") else told.removeprefix("torch.")
+    return name if name in UNIT_ROUNDOFF else None
 
 
 def _coarse(given: CoarseDtype | None, sides: Sequence[Mapping[str, str]], name: str) -> Sides:

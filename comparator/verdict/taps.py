@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from comparator.align.load import load_array
 from comparator.diagnosis import GraphError, Parting, TapDeclaration, TapGraph, TapKey, build_graph
 from comparator.diagnosis.precision import precision_of
+from comparator.diagnosis.tap_graph import EXPERT_TAPS
 from comparator.errors import PairError
 from comparator.match.bundles import BundlePair, Key
 from comparator.match.indexing import parallel_layout
@@ -24,6 +25,7 @@ from dumper.reading.protocol import Run, TapCoverage
 _HALVES = ("bfloat16", "float16")
 _GRADIENTS = 4
 """Gradients of parameters that are looked at."""
+_OF_EXPERTS = ("moe", "router")
 LAYER_TAGS = ("layer_id", "layer", "layer_idx", "layer_number")
 """Tags that count layers; the first one that a tap has and that is a whole number is its layer."""
 
@@ -75,19 +77,21 @@ def collect_taps(
         if pair.baseline is not None and pair.target is not None and pair.family not in declared:
             declared[pair.family] = _declare(pair, covered)
     keys = {family: declaration.key for family, declaration in declared.items()}
-    graph = build_graph(list(declared.values()))
+    facts, other_engine = model_facts(baseline, target, options), _engine(baseline) != _engine(target)
+    structure = facts.structure
+    if any(tap.fired and (tap.operation in _OF_EXPERTS or tap.name in EXPERT_TAPS) for tap in covered.values()):
+        structure = replace(structure, mixture=True)
+    graph = build_graph(list(declared.values()), structure)
     problem = None
     if isinstance(graph, GraphError):
         problem = graph.message
-        graph = build_graph([replace(declaration, inputs=()) for declaration in declared.values()])
+        graph = build_graph([replace(declaration, inputs=()) for declaration in declared.values()], structure)
     if isinstance(graph, GraphError):  # not without declared inputs: names and the order of execution have no circles
         raise AssertionError(graph.message)
     ranks = max(len(baseline.ranks), len(target.ranks), 1)
     partings = tuple(Parting(one.sequence, one.position, one.baseline, one.target) for one in parted)
     families = {key: family for family, key in keys.items()}
     sizes = (_sizes(baseline), _sizes(target))
-    facts, other_engine = model_facts(baseline, target, options), _engine(baseline) != _engine(target)
-    graph = graph.quantised(facts.quantisation)
     trained = last_step_of_equal_weights(pairs, (baseline, target))
     found = Taps(keys, families, graph, ranks, sizes, facts, other_engine, problem, trained=trained, partings=partings)
     if trained is None and not any(map(is_gradient, keys)):

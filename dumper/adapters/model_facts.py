@@ -16,8 +16,8 @@ from dumper.adapters.quantisation import quantisation_facts
 
 FLAGS = ("--model-path", "--model", "--model_path", "--tokenizer-model-path")
 FACTS = (
-    "architectures", "dtype", "torch_dtype", "hidden_size", "num_attention_heads", "head_dim", "v_head_dim",
-    "num_experts_per_tok", "n_group", "topk_group", "scoring_func", "topk_method", "norm_topk_prob",
+    "architectures", "dtype", "torch_dtype", "num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim",
+    "v_head_dim", "num_experts_per_tok", "n_group", "topk_group", "scoring_func", "topk_method", "norm_topk_prob",
     "routed_scaling_factor", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "sliding_window",
 )  # fmt: skip
 LARGEST_CONFIG = 1 << 20

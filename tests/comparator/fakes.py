@@ -85,6 +85,8 @@ class FakeTap:
     line: int = 1
     kind: str = "dump"
     installed: bool = True
+    name: str = "x"
+    operation: str | None = None
 
 
 @dataclass

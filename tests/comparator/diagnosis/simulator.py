@@ -25,6 +25,7 @@ from comparator.diagnosis import (
     label_rows,
     profile,
 )
+from comparator.diagnosis.tap_graph import ModelStructure
 
 Array = np.ndarray
 Fault = Callable[[str, "int | None", Array], Array]
@@ -175,10 +176,14 @@ class _Run:
 
 
 def profiles_of(
-    baseline: Recording, target: Recording, unmeasured: str | None = None, **changes: object
+    baseline: Recording,
+    target: Recording,
+    unmeasured: str | None = None,
+    model: ModelStructure | None = None,
+    **changes: object,
 ) -> tuple[list[TapProfile], TapGraph]:
     """Profiles of all taps but those called ``unmeasured``, which are in the graph alone."""
-    graph = build_graph([TapDeclaration(key) for key in baseline.values])
+    graph = build_graph([TapDeclaration(key) for key in baseline.values], model)
     assert not isinstance(graph, GraphError)
 
     def side(key: TapKey) -> SideRows:

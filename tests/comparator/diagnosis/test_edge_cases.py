@@ -259,7 +259,7 @@ def test_limits_of_rows_that_share_the_error_of_one_token() -> None:
 
     def threshold(name: str, profile: TapProfile, compared: Mask, steady: Mask) -> float:
         ones = np.ones(found.rows)
-        context = Context(ratio=ones, row_ratio=ones, floor=ones * 0.2, compared=compared, steady=steady)
+        context = Context(ratio=ones, row_ratio=ones, floor=ones * 0.2, own_floor=0.2, compared=compared, steady=steady)
         return next(test.threshold for test in run_tests(profile, context) if test.name == name)
 
     # One head may look at the token whose experts flipped.
