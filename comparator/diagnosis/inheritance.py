@@ -97,8 +97,7 @@ class Inheritance:
         """
         node = self._nodes[profile.key]
         inherited, largest = self._inherited(profile, node)
-        # Where experts may be others, rows behind them have errors of another layer on average.
-        bound = self._bound(profile, node.unseen + node.routed_unseen)
+        bound = self._bound(profile, node.unseen)
         own = bound.floor
         if self._calibration is not None:
             own = self._calibration.raised(profile.key, own)
@@ -130,9 +129,6 @@ class Inheritance:
                 source = self._profiles.get(key)
                 if source is not None:
                     baseline, target = coarsest(baseline, source.baseline_dtype), coarsest(target, source.target_dtype)
-        if node.routed_unseen and "float16" in (baseline, target):
-            # One other expert makes as much error in all rows behind it as in bfloat16, be there fewer of them.
-            return "bfloat16", "bfloat16"
         return baseline, target
 
     def view(self, profile: TapProfile) -> View:
@@ -152,13 +148,14 @@ class Inheritance:
             ratio=ratio,
             row_ratio=row_ratio,
             floor=floor,
-            own_floor=self._bound(profile, 0).floor if node.unseen or node.routed_unseen else median(floor),
+            own_floor=self._bound(profile, 0).floor if node.unseen else median(floor),
             compared=compared,
             steady=~before,
             inherited_scale=self._inherited_scale(profile, main),
             outlier_scale=self._outlier_scale(profile, main),
             taps=max(self._taps, 1),
             without_routing=unknown,
+            routed_unseen=node.routed_unseen and set(self._precisions(profile)) != {"float32"},
             other_engine=self._other_engine,
             choice=self._choice(profile) if profile.operation in _ROUTED else None,
         )
