@@ -33,8 +33,8 @@ def profile(tap: TapRows, node: TapNode) -> TapProfile:
     if rows is None or whole.identical or not rows.any():
         return whole
     text = None if rows.all() else _taken(tap, ~rows)
-    if node.operation in ("embedding", "source"):
-        encoded = measure(_taken(tap, rows), TapNode(node.key, "encoder"))
+    if node.operation in ("embedding", "source", "unseen"):
+        encoded = measure(_taken(tap, rows), TapNode(node.key, "encoder", quantisation=node.quantisation))
     elif node.operation == "sum" and node.branch is None and text is not None:
         # Some models add what an encoder made to the rows of its images behind their first layers as well.
         encoded = measure(_taken(tap, rows), node)
@@ -45,7 +45,7 @@ def profile(tap: TapRows, node: TapNode) -> TapProfile:
     of_text = None if text is None else measure(text, node)
     if node.operation == "sum" and (of_text is None or of_text.operation != "sum"):
         return whole  # it is no sum in any row: a norm lies between
-    floor = np.hypot(encoded.extra_floor, _floor(encoded))
+    floor = np.hypot(encoded.extra_floor, _floor(encoded, node))
     extra = whole.extra_floor.copy()
     extra[rows] = floor
     parts = (
@@ -54,7 +54,7 @@ def profile(tap: TapRows, node: TapNode) -> TapProfile:
     return replace(whole, extra_floor=extra, parts=parts)
 
 
-def _floor(encoded: TapProfile) -> float:
+def _floor(encoded: TapProfile, node: TapNode) -> float:
     """Relative error that the layers of the encoder explain: what most of its rows have, within what one operation may
     have and a deep encoder."""
     one = floor_for(
@@ -63,6 +63,7 @@ def _floor(encoded: TapProfile) -> float:
         encoded.target_dtype,
         ranks=encoded.ranks,
         length=encoded.reduction_length,
+        quantisation=node.quantisation,
     ).floor
     return min(max(OVER_MEDIAN * median(encoded.added), one), math.sqrt(BLOCKS) * one)
 

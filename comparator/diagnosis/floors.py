@@ -15,13 +15,13 @@ from msgspec import Struct
 
 Operation = Literal[
     "source", "embedding", "attention", "linear", "sum", "sum_without_identity", "mlp", "moe", "combine", "router",
-    "norm", "logits", "recurrence", "encoder", "unknown",
+    "norm", "logits", "recurrence", "encoder", "unseen", "unknown",
 ]  # fmt: skip
 """What a tap computes. ``source``: nothing recorded comes before it. ``embedding``: the first layer's input, a row of a
 table for each token, which nothing comes before either. ``combine``: what a mixture of experts does after its experts.
 ``recurrence``: a state space or linear attention. ``encoder``: rows of images or sound, whose layers were not
-recorded (``encoded``). ``unknown``: a tap of which nothing but the order of execution is
-known."""
+recorded (``encoded``). ``unseen``: the stream behind layers of which nothing was recorded, or one map behind it.
+``unknown``: a tap of which nothing but the order of execution is known."""
 
 UNIT_ROUNDOFF: Mapping[str, float] = {
     "float64": 2.0**-53,
@@ -55,6 +55,7 @@ ROUNDINGS: Mapping[Operation, float] = {
     "attention": 15,
     "recurrence": 15,
     "encoder": 1.5,
+    "unseen": 1.5,
     "unknown": 15,
 }
 """Values stored on the way from the recorded inputs to the recorded output, on one side. A sum has one, and half of
@@ -76,6 +77,7 @@ GAIN: Mapping[Operation, float] = {
     "moe": 2.1,
     "recurrence": 2.1,
     "encoder": 0.0,
+    "unseen": 0.0,
     "unknown": 2.1,
 }
 """How much an operation may magnify the relative error of its input. A linear map keeps it on average; a gated MLP

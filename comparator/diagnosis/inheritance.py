@@ -24,7 +24,7 @@ _LINEAR: frozenset[Operation] = frozenset({"linear", "combine", "logits"})
 """A factor of the input is one of the output."""
 _NORMALISED: frozenset[Operation] = frozenset({"attention", "recurrence", "mlp", "moe", "router", "norm"})
 """Behind a norm a factor of the input is gone, but for that of massive channels."""
-INHERITS_NOTHING: frozenset[Operation] = frozenset({"sum", "source", "embedding", "encoder"})
+INHERITS_NOTHING: frozenset[Operation] = frozenset({"sum", "source", "embedding", "encoder", "unseen"})
 """Inputs have no error (nothing comes before), or their difference is taken off (a sum)."""
 CAUSAL: frozenset[Operation] = frozenset({"attention", "recurrence", "unknown"})
 """A row may depend on all rows before it in its sequence."""

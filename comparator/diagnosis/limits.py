@@ -40,8 +40,9 @@ LIMITS: Mapping[Operation, Limits] = {
     "norm": Limits(1.4, 2.5, 6, 0.12, 1.6, 2, 0.6, 4),
     "logits": Limits(1.4, 2.5, 6, 0.15, 1.6, 2, 0.6, 5),
     "combine": Limits(1.4, 3, 6, 0.12, 3, 2, 1.0, 4),
-    "source": Limits(1.8, 6, 8, 0.12, 8, 3, 1.0, 5),
+    "source": Limits(1.4, 2.5, 8, 0.12, 1.6, 2, 0.7, 5),
     "embedding": Limits(1.4, 2.5, 8, 0.12, 1.6, 2, 0.7, 5),
+    "unseen": Limits(1.8, 6, 8, 0.12, 8, 3, 1.0, 5),
     "encoder": Limits(1.4, 5, 8, 0.12, 5, 3, 1.0, 9),
     "unknown": Limits(1.8, 6, 8, 0.30, 8, 3, 1.0, 9),
 }

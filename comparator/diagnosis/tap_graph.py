@@ -94,14 +94,17 @@ _DECLARED: Mapping[str, Operation] = {
 LOGITS = "next_token_logits"
 EXPERT_TAPS = _EXPERTS, _ROUTER = "moe_expert_output", "moe_router_logits"
 _STREAM = "layer_input"
-_OF_STREAM = frozenset({_STREAM, "final_norm_output", LOGITS})
+_BEHIND_ALL = frozenset({"final_norm_output", LOGITS})
+_OF_STREAM = frozenset({_STREAM, *_BEHIND_ALL})
 """The residual stream, and what is one map behind it."""
 _BEFORE_EXPERTS = frozenset({_STREAM, "attn_pre_o_proj", "attn_output", "pre_mlp_residual", _ROUTER})
 BEHIND_EXPERTS = frozenset({_EXPERTS, "mlp_output"})
 USUAL_LAYERS = 32
 """Of a model of which nothing tells how many it has, before a tap that is of none."""
 _WEIGHTS = frozenset({"moe_correction_bias"})
-"""Nothing is computed there, so that nothing is inherited, there and from there."""
+PARAMETERS = ("param.", "param__")
+"""What the names of weights that ``dumper.dump_model`` records begin with. Nothing is computed there, so that nothing
+is inherited, there and from there."""
 _CONVENTIONS: Mapping[str, tuple[tuple[Operation, tuple[str, ...]], ...]] = {
     _STREAM: (("sum", ("pre_mlp_residual@-1", "mlp_output@-1")),),
     "attn_pre_o_proj": (("attention", ("layer_input",)),),
@@ -136,7 +139,7 @@ def build_graph(declared: Sequence[TapDeclaration], model: ModelStructure | None
         if node.assumed and node.inputs:
             notes.append(f"{node.key.label}: its input is taken to be {node.inputs[0].label}, the tap before it")
         nodes.append(node if declaration.code is None else replace(node, code=declaration.code))
-        previous = previous if declaration.key.name in _WEIGHTS else declaration.key
+        previous = previous if _is_weight(declaration.key) else declaration.key
     cycle = _find_cycle(nodes)
     if cycle:
         return GraphError(
@@ -156,13 +159,16 @@ def _of_model(nodes: Sequence[TapNode], model: ModelStructure) -> list[TapNode]:
     for node in nodes:
         unseen = _unseen(node, places)
         routed = mixture and (unseen > 0 or _may_have_experts(node, places, routers))
-        found.append(replace(node, quantisation=model.quantisation, unseen=unseen, routed_unseen=routed))
+        operation: Operation = "unseen" if unseen and node.operation == "source" else node.operation
+        found.append(
+            replace(node, operation=operation, quantisation=model.quantisation, unseen=unseen, routed_unseen=routed)
+        )
     return found
 
 
 def _unseen(node: TapNode, places: Mapping[TapKey, int]) -> int:
     """An unknown operation may be the rest of a layer; what is known to be less has that before it."""
-    if node.operation == "embedding" or node.key.name in _WEIGHTS:
+    if node.operation == "embedding" or _is_weight(node.key):
         return 0
     if not node.inputs:
         return places[node.key]
@@ -172,7 +178,7 @@ def _unseen(node: TapNode, places: Mapping[TapKey, int]) -> int:
 
 def _may_have_experts(node: TapNode, places: Mapping[TapKey, int], routers: Collection[int | None]) -> bool:
     """Whether experts may be between a tap whose inputs are guessed and these, or in what it computes."""
-    if not (node.assumed or node.operation in ("unknown", "source")):
+    if not (node.assumed or node.operation in ("unknown", "source")) or _is_weight(node.key):
         return False
     last = node.inputs[0] if node.inputs else None
     if last is not None and places.get(last, 0) < places[node.key] and last.name not in BEHIND_EXPERTS:
@@ -184,13 +190,13 @@ def _places(nodes: Sequence[TapNode], model: ModelStructure) -> dict[TapKey, int
     """Per tap how many layers come before its own; what has none is before the first one that was recorded or behind
     all. Gradients have all of them before theirs."""
     layered = [at for at, node in enumerate(nodes) if node.key.layer is not None]
-    last = max((nodes[at].key.layer or 0 for at in layered), default=-1)
-    every = max(model.layers or (0 if layered else USUAL_LAYERS), last + 1)
+    every = max(model.layers or 0, *(1 + (nodes[at].key.layer or 0) for at in layered), 0)
     found = {}
     for at, node in enumerate(nodes):
-        outside = 0 if layered and at < layered[0] else every
-        behind = node.key.layer is None or node.key.is_gradient
-        found[node.key] = outside if behind else node.key.layer or 0
+        behind = every or (USUAL_LAYERS if node.key.name in _BEHIND_ALL else 0)
+        outside = 0 if layered and at < layered[0] else behind
+        is_outside = node.key.layer is None or node.key.is_gradient
+        found[node.key] = outside if is_outside else node.key.layer or 0
     return found
 
 
@@ -230,7 +236,7 @@ def _resolve(
         found = _recorded(inputs, key, keys)
         if found:
             return _node(key, operation or conventional, inputs, found, router, keys)
-    if previous is None or key.name in _WEIGHTS or (key.name == _STREAM and _is_first(key, keys)):
+    if previous is None or _is_weight(key) or (key.name == _STREAM and _is_first(key, keys)):
         return _source(key)
     # Behind the experts of its layer a tap may have them in it, whatever was recorded between.
     sources = tuple(dict.fromkeys((previous, *(() if experts is None else (experts,)))))
@@ -244,8 +250,12 @@ def _source(key: TapKey) -> TapNode:
     of the stream was computed from it in ways that nobody knows."""
     if key.name == _STREAM and key.layer == 0:
         return TapNode(key, "embedding")
-    plain = key.layer is None or key.name in _OF_STREAM or key.name in _WEIGHTS
+    plain = key.layer is None or key.name in _OF_STREAM or _is_weight(key)
     return TapNode(key, "source" if plain else "unknown")
+
+
+def _is_weight(key: TapKey) -> bool:
+    return key.name in _WEIGHTS or key.name.startswith(PARAMETERS)
 
 
 def _is_first(key: TapKey, keys: set[TapKey]) -> bool:

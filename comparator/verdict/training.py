@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from comparator.diagnosis.floors import rounding_error, unit_roundoff
 from comparator.diagnosis.kernel import to_single
+from comparator.diagnosis.tap_graph import PARAMETERS
 from comparator.match.bundles import BundlePair, Key
 from comparator.measure.family import FamilyRows
 from comparator.measure.kernel.sums import Array
@@ -25,8 +26,6 @@ from tensortap.distinct import distinct
 from tensortap.lazy_rows import is_lazy
 
 _GRADIENT = ("stream", "grad")
-PARAMETERS = ("param.", "param__")
-"""What the names of parameters begin with (``dumper.dump_model``)."""
 ROOTS = 4.0
 """The relative L2 error that is left to the weights, and to what is computed with them, in roots of a unit roundoff."""
 LARGEST = 0.06

@@ -30,7 +30,7 @@ def test_conventional_names_of_a_dense_model():
 
 def test_the_first_layer_that_was_recorded_need_not_be_behind_the_embedding():
     keys = [TapKey(name, layer) for layer in (3, 4) for name in (*LAYER, "mlp_output")]
-    assert build_graph([TapDeclaration(key) for key in keys]).node(TapKey("layer_input", 3)).operation == "source"
+    assert build_graph([TapDeclaration(key) for key in keys]).node(TapKey("layer_input", 3)).operation == "unseen"
 
 
 def test_a_weight_inherits_nothing_from_the_tap_before_it():

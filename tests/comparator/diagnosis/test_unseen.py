@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import ml_dtypes
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from comparator.diagnosis import Diagnosis, TapDeclaration, TapKey, TapNode, build_graph
+from comparator.diagnosis import Diagnosis, TapDeclaration, TapKey, TapNode, build_graph, label_rows
 from comparator.diagnosis.tap_graph import GraphError, ModelStructure, TapGraph
 from comparator.diagnosis.words import describe
 from tests.comparator.diagnosis.simulator import DENSE, LAYERS, Kernels, Model, Recording, at, compare
@@ -106,6 +107,8 @@ def test_layers_between_taps_are_counted() -> None:
     assert unseen("layer_input 3", "next_token_logits", model=ModelStructure(layers=24)) == [3, 20]
     assert unseen("next_token_logits", model=ModelStructure(layers=24)) == [24]
     assert unseen("next_token_logits") == [32], "as many as is usual"
+    assert unseen("kernel_output") == [0]
+    assert unseen("param.layers.5.weight 5", "param.layers.9.weight 9") == [0, 0]
     assert unseen("embeddings", "layer_input 0", "attn_output 0") == [0, 0, 0]
     assert unseen("mlp_output 0", "layer_input 1", "layer_input 2") == [0, 0, 0]
 
@@ -125,3 +128,16 @@ def test_experts_may_hide_where_their_router_was_not_recorded() -> None:
     names = ("layer_input 0", "moe_router_logits 0", "moe_router_logits 1")
     assert [node.routed_unseen for node in graph(*names).nodes] == [False, False, True]
     assert not any(node.routed_unseen for node in graph("mlp_output 0", "mlp_output 1").nodes)
+
+
+def test_weights_alone_are_judged_strictly() -> None:
+    """A weight of layer 5 that is one step of training old: off by a hundredth, in bfloat16."""
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((64, 128)).astype(ml_dtypes.bfloat16)
+    stale = (weight + 0.01 * generator.standard_normal(weight.shape)).astype(ml_dtypes.bfloat16)
+    key = TapKey("param.layers.weight", 5)
+    runs = [
+        Recording({key: one.astype(np.float32)}, label_rows(64, None, None, None), "bfloat16")
+        for one in (weight, stale)
+    ]
+    assert compare(*runs).place == key
