@@ -45,13 +45,10 @@ def profile(tap: TapRows, node: TapNode) -> TapProfile:
     of_text = None if text is None else measure(text, node)
     if node.operation == "sum" and (of_text is None or of_text.operation != "sum"):
         return whole  # it is no sum in any row: a norm lies between
-    floor = np.hypot(encoded.extra_floor, _floor(encoded, node))
+    encoded = replace(encoded, extra_floor=np.hypot(encoded.extra_floor, _floor(encoded, node)))
     extra = whole.extra_floor.copy()
-    extra[rows] = floor
-    parts = (
-        (replace(encoded, extra_floor=floor),) if of_text is None else (of_text, replace(encoded, extra_floor=floor))
-    )
-    return replace(whole, extra_floor=extra, parts=parts)
+    extra[rows] = encoded.extra_floor
+    return replace(whole, extra_floor=extra, parts=(encoded,) if of_text is None else (of_text, encoded))
 
 
 def _floor(encoded: TapProfile, node: TapNode) -> float:

@@ -6,6 +6,7 @@ both; squeezed dimensions (``1``) go; ``s`` and ``t`` are the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -53,6 +54,18 @@ class AxesPlan(Struct, frozen=True):
     """Lengths of the vocabulary on both sides where one of them is padded."""
 
 
+def aligned_shape(shape: Sequence[int], side: SideAxes) -> list[int]:
+    """The shape that a side of ``shape`` has once its axes are aligned, before anything is cut."""
+    kept = [length for at, length in enumerate(shape) if at not in side.drop]
+    ordered = [kept[at] for at in side.order]
+    lengths: list[int] = []
+    at = 0
+    for count in side.merge:
+        lengths.append(math.prod(ordered[at : at + count]))
+        at += count
+    return lengths
+
+
 def without_padding(plan: AxesPlan, baseline: Sequence[int], target: Sequence[int]) -> AxesPlan:
     """The plan with the longer vocabulary cut to the shorter: trainers pad it, for ranks to have equal parts.
 
@@ -61,10 +74,7 @@ def without_padding(plan: AxesPlan, baseline: Sequence[int], target: Sequence[in
     if VOCABULARY not in plan.result:
         return plan
     at = plan.result.index(VOCABULARY)
-    left, right = (
-        [length for index, length in enumerate(shape) if index not in side.drop][side.order[sum(side.merge[:at])]]
-        for side, shape in ((plan.baseline, baseline), (plan.target, target))
-    )
+    left, right = aligned_shape(baseline, plan.baseline)[at], aligned_shape(target, plan.target)[at]
     if left == right or 2 * min(left, right) <= max(left, right):
         return plan
     if left > right:

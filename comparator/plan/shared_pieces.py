@@ -8,12 +8,11 @@ checked to be) before the pieces are put together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
-from comparator.plan.axes import VOCABULARY, SideAxes
+from comparator.plan.axes import VOCABULARY, SideAxes, aligned_shape
 from comparator.plan.operations import Coordinates, Shard
 from tensortap.dims import SEQUENCE, TOKEN, Dims
 
@@ -38,7 +37,7 @@ def find_sharing(
     ``shapes`` are those before the axes are aligned, ``sizes`` those of the parallel axes, ``result`` the dimensions
     of the aligned tensors.
     """
-    lengths = [_aligned_shape(shape, side) for shape, side in zip(shapes, axes, strict=True)]
+    lengths = [aligned_shape(shape, side) for shape, side in zip(shapes, axes, strict=True)]
     found: tuple[dict[str, int], dict[str, int]] = ({}, {})
     for name, left, right in zip(result, *lengths, strict=True):
         if left == right or name in (TOKEN, SEQUENCE, VOCABULARY) or min(left, right) == 0:
@@ -74,14 +73,3 @@ def _split(coordinates: Coordinates, sharing: Sharing) -> dict[str, tuple[int, i
             found[axis] = (rank // factor, size // factor)
             found[neighbours_of(axis)] = (rank % factor, factor)
     return found
-
-
-def _aligned_shape(shape: Sequence[int], side: SideAxes) -> list[int]:
-    kept = [length for at, length in enumerate(shape) if at not in side.drop]
-    ordered = [kept[at] for at in side.order]
-    lengths: list[int] = []
-    at = 0
-    for count in side.merge:
-        lengths.append(math.prod(ordered[at : at + count]))
-        at += count
-    return lengths
